@@ -1,0 +1,154 @@
+"""What counts as malicious and as benign, and the activations of both at a site.
+
+A contrast names two lists of (example, answer) and the tokens that are compared:
+
+| contrast | malicious | benign | tokens |
+|---|---|---|---|
+| `images` | pictures of attacks | pictures of benign inputs | image tokens |
+| `comply-refuse` | malicious requests, complied with | the *same* requests, refused | answer |
+| `comply-rest` | malicious requests, complied with | refusals *and* answers to benign requests | answer |
+
+`comply-refuse` is the text contrast of the official release: since answers to benign requests
+never enter its benign class, it pays for safety with over-refusal. `comply-rest` is the corrected
+one. In a LLaVA prompt the image comes first, so under causal attention its tokens depend on the
+image alone, whatever is asked: hence `images`. Answers are the model's own, so activations are
+those that occur (the release feeds canned ones).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from care.anatomy import Role, Scope, Site
+from care.errors import FitError
+from care.examples import Example
+from care.hooks import read
+from care.moments import Moments
+from care.vlm import VLM
+
+ContrastName = Literal["images", "comply-refuse", "comply-rest"]
+Answered = tuple[Example, str]
+
+
+@dataclass(frozen=True)
+class Material:
+    """Everything a repair is fitted on: requests with the model's own answers, sorted by outcome."""
+
+    complied: tuple[Answered, ...]
+    """Attacks that worked, with the model's answers."""
+    refused: tuple[Answered, ...]
+    """Malicious requests that the model refused, with its refusals."""
+    answered: tuple[Answered, ...]
+    """Benign requests, with the model's answers."""
+
+    def __post_init__(self) -> None:
+        for name in ("complied", "refused", "answered"):
+            if not getattr(self, name):
+                raise FitError(
+                    f"no example of the class {name!r} to fit on: a repair needs attacks that "
+                    "worked, malicious requests that were refused, and answered benign requests"
+                )
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Two classes and the tokens that are compared."""
+
+    malicious: tuple[Answered, ...]
+    """(example, answer) of the malicious class."""
+    benign: tuple[Answered, ...]
+    """(example, answer) of the benign class."""
+    scope: Scope
+    """Tokens whose activations are pooled: `image`, `text` or `response`."""
+
+    def __post_init__(self) -> None:
+        for name in ("malicious", "benign"):
+            if not getattr(self, name):
+                raise FitError(
+                    f"the {name} class of the contrast on {self.scope} tokens is empty; pass "
+                    "examples of both classes"
+                )
+
+
+def contrast(name: ContrastName, material: Material) -> Contrast:
+    """The contrast `name` (table above) of `material`."""
+    if name == "images":
+        return Contrast(
+            _pictures(material.complied + material.refused), _pictures(material.answered), "image"
+        )
+    if name == "comply-rest":
+        return Contrast(material.complied, material.refused + material.answered, "response")
+    if name != "comply-refuse":
+        raise FitError(f"unknown contrast {name!r}: use images, comply-refuse or comply-rest")
+    refusals = tuple(answer for _, answer in material.refused)
+    same = tuple(
+        (example, refusals[i % len(refusals)]) for i, (example, _) in enumerate(material.complied)
+    )
+    return Contrast(material.complied, same, "response")
+
+
+def _pictures(answered: Sequence[Answered]) -> tuple[Answered, ...]:
+    """Those with images, each different list of images once."""
+    kept: dict[tuple[int, ...], Answered] = {}
+    for example, answer in answered:
+        if example.images:
+            kept.setdefault(tuple(map(id, example.images)), (example, answer))
+    return tuple(kept.values())
+
+
+def pool(h: Tensor, roles: Tensor, scope: Scope) -> Tensor:
+    """Mean activation of each row over the tokens in scope: (B, T, D), (B, T) -> (B, D).
+
+    For `response` the last position of the prompt is pooled too: it is where the first answer
+    token is decided.
+    """
+    mask = roles == {"image": Role.IMAGE, "text": Role.TEXT, "response": Role.RESPONSE}[scope]
+    if scope == "response":
+        mask[:, :-1] |= mask[:, 1:] & (roles[:, :-1] != Role.RESPONSE)
+    weights = mask.to(torch.float32)
+    counts = weights.sum(1, keepdim=True)
+    if bool((counts == 0).any()):
+        raise FitError(f"an example has no token in scope {scope!r}; fit on examples that have one")
+    return torch.einsum("btd,bt->bd", h.float(), weights) / counts
+
+
+@torch.no_grad()
+def activations(
+    vlm: VLM,
+    answered: Sequence[Answered],
+    sites: Sequence[Site],
+    scope: Scope,
+    batch_size: int = 16,
+) -> dict[Site, np.ndarray]:
+    """Pooled activations (N, D) at each site, in the order of `answered`."""
+    order = sorted(range(len(answered)), key=lambda i: len(answered[i][0].prompt))
+    rows: dict[Site, list[Tensor]] = {site: [] for site in sites}
+    with read(vlm, list(sites)) as recorder:
+        for start in range(0, len(order), batch_size):
+            chunk = [answered[i] for i in order[start : start + batch_size]]
+            responses = None if scope == "image" else [answer for _, answer in chunk]
+            vlm.forward(vlm.batch([example for example, _ in chunk], responses), logits_to_keep=1)
+            for site in sites:
+                rows[site].append(pool(*recorder[site], scope).cpu())
+    back = np.argsort(order)
+    return {site: torch.cat(parts).numpy()[back] for site, parts in rows.items()}
+
+
+def contrast_moments(
+    vlm: VLM, chosen: Contrast, sites: Sequence[Site], batch_size: int = 16
+) -> Mapping[Site, tuple[Moments, Moments]]:
+    """Malicious and benign moments at each site."""
+    classes = [
+        activations(vlm, answered, sites, chosen.scope, batch_size)
+        for answered in (chosen.malicious, chosen.benign)
+    ]
+    return {
+        site: tuple(Moments(rows[site].shape[1]).fit(rows[site]) for rows in classes)
+        for site in sites
+    }

@@ -1,0 +1,169 @@
+"""Token-by-token decoding of one left-padded batch, with a shrinking batch.
+
+`decode` picks the loop: models whose cache and positions are plain (listed in `PLAIN_POSITIONS`)
+run through a loop of our own that drops finished rows from the KV cache, so that one long answer
+doesn't keep a whole batch busy; all others run through `model.generate` with the same picks.
+
+Sampling is greedy decoding of perturbed logits (Gumbel-max): with g_v i.i.d. standard Gumbel,
+
+    argmax_v (logits_v / temperature + g_v)  ~  softmax(logits / temperature)
+
+where every row draws from a generator of its own, so an answer doesn't depend on its batch.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+PLAIN_POSITIONS = frozenset({"llava", "idefics3", "smolvlm", "internvl"})
+"""Model types with a plain KV cache and 1-D positions, for which our own loop is tested."""
+
+STOP_EVERY = 4
+"""A row's text is shown to `stop` after every so many tokens."""
+
+
+@dataclass
+class Rows:
+    """The rows of one batch while they are decoded."""
+
+    eos: frozenset[int]
+    """Tokens that end an answer; never part of it."""
+
+    text: Callable[[list[int]], str]
+    """Decodes token ids to text."""
+
+    stop: Callable[[str], bool] | None
+    """Asked for each row every `STOP_EVERY` tokens; true finishes the row."""
+
+    temperature: float
+    """0 is greedy."""
+
+    generators: Sequence[torch.Generator]
+    """One per row; unused when greedy."""
+
+    tokens: list[list[int]] = field(default_factory=list)
+    """Answer tokens of each row so far, without the token that ended it."""
+
+    finished: list[bool] = field(default_factory=list)
+    """Which rows are done."""
+
+    def __post_init__(self) -> None:
+        self.tokens = [[] for _ in self.generators]
+        self.finished = [False] * len(self.generators)
+
+    def noise(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
+        """Perturbed logits (len(rows), vocabulary); the argmax of a row is its next token."""
+        if self.temperature == 0:
+            return logits
+        gumbel = torch.empty(logits.shape, dtype=torch.float32)
+        for index, row in enumerate(rows):
+            gumbel[index].exponential_(generator=self.generators[row])
+        # −log of a standard exponential is a standard Gumbel.
+        return logits.float() / self.temperature - gumbel.log().to(logits.device)
+
+    def push(self, row: int, token: int) -> None:
+        """Append one token to a row that isn't finished, and see whether it finishes the row."""
+        if token in self.eos:
+            self.finished[row] = True
+            return
+        answer = self.tokens[row]
+        answer.append(token)
+        if self.stop is not None and len(answer) % STOP_EVERY == 0:
+            self.finished[row] = self.stop(self.text(answer))
+
+
+def decode(
+    model: Any, inputs: dict[str, Any], rows: Rows, max_new_tokens: int, pad_token_id: int
+) -> None:
+    """Extend every row by up to `max_new_tokens` tokens; `rows` holds the result.
+
+    `inputs` are the model's arguments for a left-padded batch of B = len(rows.tokens) prompts.
+    """
+    with torch.no_grad():
+        if model.config.model_type in PLAIN_POSITIONS:
+            _shrinking_loop(model, inputs, rows, max_new_tokens)
+        else:
+            _library_loop(model, inputs, rows, max_new_tokens, pad_token_id)
+
+
+def position_ids(attention_mask: Tensor) -> Tensor:
+    """Positions (B, T) that count real tokens only, as `generate` makes them: padding is 0."""
+    positions = attention_mask.long().cumsum(-1) - 1
+    return positions.masked_fill(attention_mask == 0, 0)
+
+
+def _shrinking_loop(model: Any, inputs: dict[str, Any], rows: Rows, max_new_tokens: int) -> None:
+    mask = inputs["attention_mask"]
+    cache = DynamicCache(config=model.config.get_text_config())
+    step: dict[str, Any] = {**inputs, "position_ids": position_ids(mask)}
+    alive = list(range(len(rows.tokens)))
+    for _ in range(max_new_tokens):
+        output = model(**step, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        picked = rows.noise(output.logits[:, -1], alive).argmax(dim=-1)
+        for row, token in zip(alive, picked.tolist(), strict=True):
+            rows.push(row, token)
+        keep = [index for index, row in enumerate(alive) if not rows.finished[row]]
+        if not keep:
+            return
+        if len(keep) < len(alive):
+            index = torch.tensor(keep, device=mask.device)
+            cache.batch_select_indices(index)
+            mask, picked = mask[index], picked[index]
+            alive = [alive[index] for index in keep]
+        mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
+        step = {
+            "input_ids": picked[:, None],
+            "attention_mask": mask,
+            "position_ids": mask.long().sum(dim=1, keepdim=True) - 1,
+        }
+
+
+def _library_loop(
+    model: Any, inputs: dict[str, Any], rows: Rows, max_new_tokens: int, pad_token_id: int
+) -> None:
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(rows.eos),
+        pad_token_id=pad_token_id,
+    )
+    model.generate(
+        **inputs,
+        generation_config=config,
+        logits_processor=LogitsProcessorList([_Perturb(rows)]),
+        stopping_criteria=StoppingCriteriaList([_Watch(rows)]),
+    )
+
+
+class _Perturb(LogitsProcessor):
+    """Adds the rows' own noise, so that the library's greedy search samples."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return self.rows.noise(scores, range(len(scores)))
+
+
+class _Watch(StoppingCriteria):
+    """Hands each new token to its row and reports which rows are finished."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        for row, token in enumerate(input_ids[:, -1].tolist()):
+            if not self.rows.finished[row]:
+                self.rows.push(row, token)
+        return torch.tensor(self.rows.finished, device=input_ids.device)

@@ -1,0 +1,196 @@
+"""What a diagnosis is asked for and what it says: the configuration and the result.
+
+The figures are made in `care.mediation`; nothing is computed here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from care.activations import Pooling
+from care.anatomy import Site, SiteKind
+from care.errors import UsageError
+from care.generated import GeneratedSite
+from care.hooks import Ablation
+from care.statistics import Interval
+
+Component = Literal["ffn", "mhsa", "layer"]
+
+KINDS: dict[Component, SiteKind] = {"ffn": "ffn_out", "mhsa": "mhsa_out", "layer": "layer_out"}
+"""The site of each component."""
+
+
+@dataclass(frozen=True)
+class DiagnosisConfig:
+    """Settings of `diagnose`."""
+
+    intervention: Ablation = "mean"
+    """How an FFN or attention output is removed, the same for both; `skip` equals `zero` there."""
+
+    layer_intervention: Ablation = "skip"
+    """How a whole layer is removed; the paper bypasses it."""
+
+    components: tuple[Component, ...] = ("ffn", "mhsa", "layer")
+    """What is scanned."""
+
+    max_attacks: int | None = 24
+    """Attack examples used, evenly spaced over those given; None for all."""
+
+    max_benign: int | None = 12
+    """The same for benign examples."""
+
+    top_sites: int = 4
+    """FFN and attention sites looked at more closely."""
+
+    generate_examples: int = 12
+    """Attack examples answered without each top site."""
+
+    max_new_tokens: int = 24
+    """Length of those answers."""
+
+    max_degenerate_rise: float = 0.1
+    """A site is turned down if the share of degenerate answers rises by more than this."""
+
+    pooling: Pooling = "text"
+    """Rows for separability: the mean over `text` tokens or the `last` token."""
+
+    batch_size: int = 16
+    """Examples per forward pass."""
+
+    level: float = 0.95
+    """Confidence level of all intervals."""
+
+    resamples: int = 2000
+    """Bootstrap resamples (of goals)."""
+
+    seed: int = 0
+    """Seed of the bootstrap."""
+
+    def __post_init__(self) -> None:
+        for name in ("intervention", "layer_intervention"):
+            if getattr(self, name) not in get_args(Ablation):
+                raise UsageError(
+                    f"{name} is {getattr(self, name)!r}; use one of "
+                    f"{', '.join(get_args(Ablation))}."
+                )
+        unknown = [part for part in self.components if part not in get_args(Component)]
+        if unknown or not self.components:
+            raise UsageError(
+                f"components is {self.components!r}; use some of {', '.join(get_args(Component))}."
+            )
+        if self.pooling not in get_args(Pooling):
+            raise UsageError(f"pooling is {self.pooling!r}; use text or last.")
+        at_least = {"max_attacks": 2, "max_benign": 2, "generate_examples": 2, "top_sites": 0}
+        for name, least in at_least.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"{name} must be at least {least}, got {value}.")
+
+
+@dataclass(frozen=True)
+class LayerEffect:
+    """What removing one component of one layer does to the refusal log-odds, in nats."""
+
+    layer: int
+    """Index of the layer."""
+    component: Component
+    """`ffn`, `mhsa` or `layer`."""
+    effect: float
+    """Mean change on attacks; positive: the site carries the attack."""
+    low: float
+    """Lower limit, bootstrap over goals."""
+    high: float
+    """Upper limit."""
+    benign_effect: float
+    """Mean change on benign prompts."""
+    selectivity: float
+    """`effect` − `benign_effect`."""
+    selectivity_low: float
+    """Lower limit of the selectivity."""
+    relative_norm: float
+    """‖Δh‖/‖h‖ of the intervention at the site, to compare how much was removed."""
+
+    @property
+    def site(self) -> Site:
+        """The site that was removed."""
+        return Site(self.layer, KINDS[self.component])
+
+
+@dataclass(frozen=True)
+class LayerSeparability:
+    """How far attack and benign activations lie apart after one layer."""
+
+    layer: int
+    """Index of the layer."""
+    silhouette: float
+    """In [−1, 1]."""
+    class_separation: float
+    """Distance of the means over the mean spread."""
+    mahalanobis: float
+    """Distance of the means under the shrunk pooled covariance."""
+
+
+@dataclass(frozen=True)
+class RecommendedSite:
+    """A site to edit."""
+
+    site: Site
+    """Where."""
+    modality: str
+    """`visual`, `text` or `visual+text`: the tokens at which removing the site matters."""
+    reason: str
+    """The figures behind it, in a sentence."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Result of `diagnose`."""
+
+    metric: str
+    """What is measured, in words."""
+    intervention: str
+    """What was done to the sites, in words."""
+    sign: str
+    """What a positive effect means, and which sites are recommended."""
+    n_layers: int
+    """L."""
+    layers: tuple[LayerEffect, ...]
+    """Every component of every layer."""
+    separability: tuple[LayerSeparability, ...]
+    """Every layer."""
+    rank_correlation: dict[str, Interval]
+    """Spearman's ρ over layers of each separability figure and the effect of the whole layer (of
+    the first component if whole layers weren't scanned); figures that don't vary are left out."""
+    generated: tuple[GeneratedSite, ...]
+    """The top sites on generated answers; empty without generation."""
+    recommended: tuple[RecommendedSite, ...]
+    """Sites to edit, best first; may be empty."""
+    verdict: str
+    """The outcome in a sentence."""
+
+    @property
+    def sites(self) -> list[Site]:
+        """The recommended sites, best first."""
+        return [item.site for item in self.recommended]
+
+    def to_json(self) -> dict[str, Any]:
+        """The `diagnosis` part of report.json, as plain JSON values."""
+        keys = ("layer", "component", "effect", "low", "high")
+        return {
+            "metric": self.metric,
+            "intervention": self.intervention,
+            "n_layers": self.n_layers,
+            "layers": [{key: getattr(item, key) for key in keys} for item in self.layers],
+            "separability": [asdict(item) for item in self.separability],
+            "rank_correlation": {
+                name: {"rho": rho.rate, "low": rho.low, "high": rho.high}
+                for name, rho in self.rank_correlation.items()
+            },
+            "generated": [item.to_json() for item in self.generated],
+            "recommended": [
+                {"site": str(item.site), "modality": item.modality, "reason": item.reason}
+                for item in self.recommended
+            ],
+            "sign": self.sign,
+        }

@@ -1,0 +1,46 @@
+"""Every error that `care` raises on purpose.
+
+One root, `CareError`; each subclass is also the standard exception that a caller would expect to
+catch. A message is one sentence that says what happened, what was passed, and what to do. This
+module imports nothing, so that anything may import it.
+"""
+
+
+class CareError(Exception):
+    """Root of all errors raised on purpose; the command line prints it and exits with 2."""
+
+
+class UsageError(CareError, ValueError):
+    """An argument is wrong or arguments contradict each other."""
+
+
+class ModelError(CareError, ValueError):
+    """The model is unknown, takes no images, or its anatomy can't be established."""
+
+
+class SiteError(CareError, LookupError):
+    """A site, layer or token role doesn't exist in this model or matched nothing."""
+
+
+class DataError(CareError, ValueError):
+    """An example, image, suite or data file is empty, corrupt or malformed."""
+
+
+class FitError(CareError, ValueError):
+    """The activations can't be fitted: a class is missing, NaN, or the rank is too large."""
+
+
+class ArtefactError(CareError, ValueError):
+    """A saved artefact is damaged, tampered with, or made for another model."""
+
+
+class StorageError(CareError, OSError):
+    """Writing failed (full disk, no permission) or a run folder can't be used."""
+
+
+class DownloadError(CareError, OSError):
+    """Something that has to be fetched could not be (offline, wrong digest)."""
+
+
+class MissingDependencyError(CareError, ImportError):
+    """An optional package is needed; the message holds the install command."""

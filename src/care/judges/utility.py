@@ -1,0 +1,101 @@
+"""Is a short answer right? Reference matching for visual questions and naming.
+
+A response is correct when one of the references occurs in it as whole words. Both sides are
+compared lower-case, without articles, with number words as digits ("twenty-one" = 21) and with
+plurals as singulars ("cars" = "car").
+
+Limits: it doesn't read. "Not red but blue" matches the reference "red", "the red one" matches
+"1", and an answer that lists every colour matches all of them; ask questions with short answers.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from care.errors import DataError, UsageError
+from care.judges.text import plain, words
+
+_ARTICLES = frozenset({"a", "an", "the"})
+_ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
+    fifteen sixteen seventeen eighteen nineteen"""
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_NUMBERS = {word: n for n, word in enumerate(_ONES.split())} | {
+    word: 10 * n for n, word in enumerate(_TENS.split(), start=2)
+}
+_IRREGULAR = {
+    "people": "person", "men": "man", "women": "woman", "children": "child", "mice": "mouse",
+    "geese": "goose", "feet": "foot", "teeth": "tooth", "leaves": "leaf", "loaves": "loaf",
+    "knives": "knife", "wolves": "wolf", "shelves": "shelf", "scarves": "scarf",
+    "matches": "match",
+}  # fmt: skip
+
+
+def correct(references: Sequence[str], response: str) -> bool:
+    """Whether any of `references` occurs in `response` as whole words.
+
+    A reference without a letter or digit ("+") must occur literally. Raises `UsageError` without
+    references and `DataError` for a blank one.
+    """
+    if isinstance(references, str) or not references:
+        raise UsageError(
+            f"references must be a non-empty sequence of strings, got {references!r}; a "
+            "question without a reference answer can't be marked."
+        )
+    said = f" {' '.join(answer_words(response))} "
+    return any(_occurs(reference, response, said) for reference in references)
+
+
+def answer_words(text: str) -> list[str]:
+    """Normalised words of `text`: no articles, digits for number words, singulars."""
+    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", plain(text))
+    found = [word.removesuffix("'s") for word in words(text)]
+    # An answer can be an article ("a" as a letter); only then articles are kept.
+    kept = [word for word in found if word not in _ARTICLES] or found
+    return [singular(word) for word in _digits(kept)]
+
+
+def singular(word: str) -> str:
+    """A lower-case English noun in the singular, as far as spelling alone tells."""
+    if word in _IRREGULAR:
+        return _IRREGULAR[word]
+    if len(word) > 4 and word.endswith("ies"):
+        return word[:-3] + "y"
+    if len(word) > 4 and word.endswith(("ches", "shes", "sses", "xes", "zes", "buses")):
+        return word[:-2]
+    if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
+        return word[:-1]
+    return word
+
+
+def _digits(tokens: list[str]) -> list[str]:
+    result: list[str] = []
+    tens = 0  # of a number word like "twenty" that the next word may complete
+    for token in tokens:
+        value = _NUMBERS.get(token)
+        if value is None:
+            number = _plain_integer(token)
+            result.append(token if number is None else number)
+            tens = 0
+        elif tens and 1 <= value <= 9:
+            result[-1], tens = str(tens + value), 0
+        else:
+            result.append(str(value))
+            tens = value if value >= 20 else 0
+    return result
+
+
+def _plain_integer(token: str) -> str | None:
+    """`token` in ASCII digits without leading zeros, or None when it isn't an integer."""
+    if not token.isdecimal():
+        return None
+    digits = "".join(str(unicodedata.decimal(c)) for c in token)
+    return digits.lstrip("0") or "0"
+
+
+def _occurs(reference: str, response: str, said: str) -> bool:
+    if not reference.strip():
+        raise DataError("A reference answer is blank; remove it from the example.")
+    wanted = answer_words(reference)
+    if not wanted:
+        return reference.strip() in response
+    return f" {' '.join(wanted)} " in said

@@ -1,0 +1,357 @@
+"""The report's charts, each a pure function from a part of the tree to inline SVG.
+
+Colours are told apart by people with colour-vision deficiencies, and no chart relies on colour
+alone: before and after differ in shape, components in marker, degenerate answers are hatched. An
+empty part gives empty markup. Numbers are also in the tables beside the charts.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from care.report import svg
+from care.report.schema import OUTCOMES
+from care.report.summary import percent
+from care.report.svg import Scale, tag
+
+WIDTH = 860
+_ROLE_TITLES = {
+    "attack": "Attack success: lower is better",
+    "utility": "Utility: higher is better",
+    "over_refusal": "Harmless requests answered: higher is better",
+}
+_COMPONENTS = {"ffn": "FFN", "mhsa": "MHSA", "layer": "whole layer"}
+_KINDS = {"ffn": "ffn_out", "mhsa": "mhsa_out", "layer": "layer_out"}
+_EMPTY = Markup("")
+
+
+def before_after(suites: Sequence[Mapping[str, Any]]) -> Markup:
+    """Rates with Wilson intervals before (circle) and after (diamond), one row a suite."""
+    if not suites:
+        return _EMPTY
+    left = _label_width([suite["name"] for suite in suites])
+    scale = Scale(0.0, 100.0, left, WIDTH - 20)
+    rows: list[Markup] = []
+    y = 44.0
+    for role, title in _ROLE_TITLES.items():
+        group = [suite for suite in suites if suite["role"] == role]
+        if not group:
+            continue
+        rows.append(svg.label(8, y + 4, title, class_="group"))
+        y += 26
+        for suite in group:
+            rows.append(_before_after_row(suite, scale, y))
+            y += 34
+        y += 10
+    legend = _legend([("circle", "before", "before"), ("diamond", "after", "after")], left, 16)
+    bottom = y - 12
+    grid = [svg.line(scale(t), 30, scale(t), bottom, "grid") for t in range(0, 101, 20)]
+    axis = svg.x_axis(scale, 30, bottom, "percent of examples", list(range(0, 101, 20)))
+    return svg.canvas(WIDTH, bottom + 46, "Rates before and after", legend, *grid, axis, *rows)
+
+
+def _before_after_row(suite: Mapping[str, Any], scale: Scale, y: float) -> Markup:
+    parts = [svg.label(scale.start - 12, y + 4, svg.shorten(suite["name"], 34), "end")]
+    x1, x2 = (scale(100 * suite[when]["rate"]) for when in ("before", "after"))
+    parts.append(svg.line(x1, y - 6, x2, y + 6, "link"))
+    for when, offset, shape in (("before", -6, "circle"), ("after", 6, "diamond")):
+        rate = suite[when]
+        x, low, high = (scale(100 * rate[key]) for key in ("rate", "low", "high"))
+        words = f"{suite['name']}, {when}: {_interval(rate)}, n = {suite['n']}"
+        parts.append(
+            tag(
+                "g",
+                tag("title", words),
+                svg.line(low, y + offset, high, y + offset, f"bar {when}"),
+                _marker(shape, x, y + offset, when, size=5.5),
+                class_="datum",
+            )
+        )
+    return svg.join(parts)
+
+
+def outcome_bars(
+    suites: Sequence[Mapping[str, Any]], outcomes: Mapping[str, Mapping[str, Any]]
+) -> Markup:
+    """Share of harmful, refused, degenerate and safe answers, two bars a suite."""
+    if not suites:
+        return _EMPTY
+    left = _label_width([suite["name"] for suite in suites]) + 50
+    scale = Scale(0.0, 1.0, left, WIDTH - 20)
+    rows = []
+    y = 36.0
+    for suite in suites:
+        name = suite["name"]
+        rows.append(svg.label(left - 62, y + 22, svg.shorten(name, 34), "end"))
+        for when in ("before", "after"):
+            rows.append(svg.label(left - 8, y + 13, when, "end", "tick"))
+            rows.append(_stack(outcomes[name][when], scale, y, 17, f"{name}, {when}"))
+            y += 19
+        y += 10
+    legend = _legend([("square", f"o-{name}", name) for name in OUTCOMES], left, 14)
+    return svg.canvas(WIDTH, y, "Outcomes before and after", _hatch(), legend, *rows)
+
+
+def outcome_strip(counts: Mapping[str, int], title: str) -> Markup:
+    """One stacked bar for a table cell."""
+    return svg.canvas(
+        240, 18, title, _hatch(), _stack(counts, Scale(0.0, 1.0, 0.0, 240.0), 0.0, 18.0, title)
+    )
+
+
+def _stack(counts: Mapping[str, int], scale: Scale, y: float, height: float, title: str) -> Markup:
+    total = sum(counts[name] for name in OUTCOMES)
+    parts, done = [], 0
+    for name in OUTCOMES:
+        if not counts[name]:
+            continue
+        x1, x2 = scale(done / total), scale((done + counts[name]) / total)
+        done += counts[name]
+        words = f"{title}: {counts[name]} of {total} {name} ({percent(counts[name] / total)})"
+        box = {"x": x1, "y": y, "width": x2 - x1, "height": height}
+        parts.append(tag("rect", tag("title", words), class_=f"o-{name}", **box))
+        if name == "degenerate":
+            parts.append(tag("rect", fill="url(#hatch)", pointer_events="none", **box))
+        if x2 - x1 > 30:
+            share = f"{100 * counts[name] / total:.0f}%"
+            parts.append(svg.label((x1 + x2) / 2, y + height / 2 + 4, share, "middle", "inside"))
+    return svg.join(parts)
+
+
+def layer_curves(diagnosis: Mapping[str, Any]) -> Markup:
+    """Effect of ablating each component by layer, with intervals; recommended sites ringed."""
+    effects = diagnosis["layers"]
+    if not effects:
+        return _EMPTY
+    x, y, axes = _layer_axes(
+        diagnosis["n_layers"],
+        svg.padded([item[key] for item in effects for key in ("low", "high")], [0.0]),
+        300,
+        diagnosis["metric"],
+    )
+    ringed = {item["site"] for item in diagnosis["recommended"]}
+    parts = [axes, svg.line(x.start, y(0.0), x.end, y(0.0), "zero")]
+    present = [c for c in _COMPONENTS if any(item["component"] == c for item in effects)]
+    for component in present:
+        items = sorted(
+            (item for item in effects if item["component"] == component),
+            key=lambda item: item["layer"],
+        )
+        lower = [(x(item["layer"]), y(item["low"])) for item in items]
+        upper = [(x(item["layer"]), y(item["high"])) for item in items]
+        parts.append(svg.path(lower + upper[::-1], f"band c-{component}", close=True))
+        points = [(x(item["layer"]), y(item["effect"])) for item in items]
+        parts.append(svg.path(points, f"curve c-{component}"))
+        for item, point in zip(items, points, strict=True):
+            parts.append(_effect_point(item, point, ringed))
+    legend = _legend([(_SHAPES[c], f"c-{c}", _COMPONENTS[c]) for c in present], x.start, 16)
+    if ringed:
+        at = x.start + 110 * len(present) + 12
+        legend += tag("circle", cx=at, cy=12, r=7, class_="ring")
+        legend += svg.label(at + 14, 16, "recommended site", class_="tick")
+    return svg.canvas(WIDTH, 352, "Effect of ablating each component by layer", *parts, legend)
+
+
+def _effect_point(item: Mapping[str, Any], point: tuple[float, float], ringed: set[str]) -> Markup:
+    component = item["component"]
+    site = f"{item['layer']}.{_KINDS[component]}"
+    words = (
+        f"{site}: {svg.number(item['effect'])} "
+        f"[{svg.number(item['low'])}, {svg.number(item['high'])}]"
+    )
+    marker = _marker(_SHAPES[component], *point, f"c-{component}", size=3.5)
+    ring = tag("circle", cx=point[0], cy=point[1], r=8, class_="ring") if site in ringed else ""
+    return tag("g", tag("title", words), marker, ring, class_="datum")
+
+
+def separability_curves(diagnosis: Mapping[str, Any]) -> Markup:
+    """Three panels, one a separability metric, each with its rank correlation to the effect."""
+    items = sorted(diagnosis["separability"], key=lambda item: item["layer"])
+    if not items:
+        return _EMPTY
+    panels = []
+    gap, width = 58.0, (WIDTH - 2 * 58.0) / 3
+    for i, metric in enumerate(("silhouette", "class_separation", "mahalanobis")):
+        left = 48 + i * (width + gap - 14)
+        values = [item[metric] for item in items]
+        low, high = svg.padded(values, [0.0])
+        last = max(diagnosis["n_layers"] - 1, 1)
+        x, y = Scale(0.0, float(last), left, left + width - 40), Scale(low, high, 196.0, 52.0)
+        points = [(x(item["layer"]), y(item[metric])) for item in items]
+        ticks = [tick for tick in svg.round_ticks(0, last, 5) if tick == int(tick)]
+        panels += [
+            svg.y_axis(y, x.start, x.end),
+            svg.x_axis(x, 52, 196, "layer", ticks),
+            svg.label(left - 36, 16, metric.replace("_", " ").capitalize(), class_="group"),
+            svg.label(
+                left - 36, 34, _rho(diagnosis["rank_correlation"].get(metric)), class_="tick"
+            ),
+            svg.path(points, "curve plain"),
+        ]
+        for item, (px, py) in zip(items, points, strict=True):
+            words = f"layer {item['layer']}: {svg.number(item[metric])}"
+            panels.append(tag("g", tag("title", words), _marker("circle", px, py, "plain", 2.5)))
+    return svg.canvas(WIDTH, 244, "Separability by layer", *panels)
+
+
+def _rho(correlation: Mapping[str, float] | None) -> str:
+    if correlation is None:
+        return "\u03c1 with the effect: not measured"
+    rho, low, high = (svg.number(round(correlation[key], 2)) for key in ("rho", "low", "high"))
+    return f"\u03c1 with the effect {rho} [{low}, {high}]"
+
+
+def spectrum(channel: Mapping[str, Any]) -> Markup:
+    """Eigenvalues of one channel as stems; kept ones filled, with the permutation null's line."""
+    values = channel["eigenvalues"]
+    if not values:
+        return _EMPTY
+    null = channel["null_quantile"]
+    include = [null] if null is not None else []
+    positive = min([*values, *include]) > 0
+    log = positive and max([*values, *include]) > 50 * min([*values, *include])
+    if log:
+        low, high = min([*values, *include]) * 0.8, max([*values, *include]) * 1.25
+    else:
+        low, high = svg.padded(values, [0.0, *include])
+        low = 0.0 if positive else low
+    width = 410
+    x = Scale(0.5, len(values) + 0.5, 56.0, width - 14.0)
+    y = Scale(low, high, 190.0, 34.0, log)
+    parts = [svg.y_axis(y, x.start, x.end, "eigenvalue, log scale" if log else "eigenvalue")]
+    ticks = [t for t in svg.round_ticks(1, len(values), 6) if t == int(t)]
+    parts.append(svg.x_axis(x, 34, 190, "index", ticks))
+    floor = y(low)
+    for index, value in enumerate(values, start=1):
+        kept = index <= channel["rank"]
+        words = f"eigenvalue {index}: {svg.number(value)} ({'kept' if kept else 'left out'})"
+        class_ = "kept" if kept else "left"
+        stem = svg.line(x(index), floor, x(index), y(value), f"stem {class_}")
+        dot = tag("circle", cx=x(index), cy=y(value), r=4, class_=class_)
+        parts.append(tag("g", tag("title", words), stem, dot, class_="datum"))
+    if null is not None:
+        parts.append(svg.line(x.start, y(null), x.end, y(null), "null"))
+        words = f"permutation null {svg.number(null)}"
+        parts.append(svg.label(x.end, 22, words, "end", "tick"))
+        parts.append(svg.line(x.end - 186, 18, x.end - 158, 18, "null"))
+    title = f"Eigenvalues at {channel['site']}, {channel['modality']}"
+    return svg.canvas(width, 236, title, *parts)
+
+
+def selection_scatter(candidates: Sequence[Mapping[str, Any]]) -> Markup:
+    """Attack success against utility of every candidate on validation; the chosen one marked."""
+    if len(candidates) < 2:
+        return _EMPTY
+    low, high = svg.padded([100 * candidate["utility"] for candidate in candidates], share=0.08)
+    x = Scale(max(low, 0.0), min(max(high, low + 1.0), 100.5), 64.0, WIDTH - 20.0)
+    y = Scale(0.0, min(100.0, svg.padded([100 * c["asr"] for c in candidates])[1] + 4), 260.0, 40.0)
+    parts = [
+        svg.y_axis(y, x.start, x.end, "attack success, %"),
+        svg.x_axis(x, 40, 260, "utility on validation, %", x.ticks(8)),
+    ]
+    for candidate in sorted(candidates, key=lambda item: item["chosen"]):
+        px, py = x(100 * candidate["utility"]), y(100 * candidate["asr"])
+        chosen = candidate["chosen"]
+        asr, utility = percent(candidate["asr"]), percent(candidate["utility"])
+        words = f"{candidate['name']}: attack success {asr}, utility {utility}"
+        marker = _marker("diamond" if chosen else "circle", px, py, "after" if chosen else "before")
+        note = _EMPTY
+        if chosen:
+            right = px > (x.start + x.end) / 2
+            note = svg.label(
+                px + (-12 if right else 12), py - 10, "chosen", "end" if right else "start"
+            )
+        parts.append(tag("g", tag("title", words), marker, note, class_="datum"))
+    return svg.canvas(WIDTH, 304, "Candidates on validation", *parts)
+
+
+def image_heatmap(example: Mapping[str, Any]) -> Markup:
+    """Visual scores drawn over the image, one translucent cell a token; high scores are opaque."""
+    if not example["image"]:
+        return _EMPTY
+    rows, cols = example["grid"] or (0, 0)
+    shown = tag("image", href=example["image"], width=280, height=280, preserveAspectRatio="none")
+    cells = []
+    width, height = (280 / cols, 280 / rows) if rows and cols else (0.0, 0.0)
+    for index, share in enumerate(unit_scores(example["visual_scores"])):
+        row, col = divmod(index, cols)
+        if share > 0.02:
+            cells.append(
+                tag(
+                    "rect",
+                    x=col * width,
+                    y=row * height,
+                    width=width,
+                    height=height,
+                    fill_opacity=0.8 * share,
+                )
+            )
+    overlay = tag("g", *cells, class_="heat")
+    return svg.canvas(280, 280, f"Visual scores of {example['id']}", shown, overlay)
+
+
+def unit_scores(scores: Sequence[float]) -> list[float]:
+    """Scores scaled to [0, 1] within one example; all zero if they don't differ."""
+    if not scores:
+        return []
+    low, high = min(scores), max(scores)
+    return [(score - low) / (high - low) if high > low else 0.0 for score in scores]
+
+
+# --- shared parts -------------------------------------------------------------------------------
+
+_SHAPES = {"ffn": "circle", "mhsa": "square", "layer": "diamond"}
+
+
+def _layer_axes(
+    n_layers: int, limits: tuple[float, float], bottom: float, title: str
+) -> tuple[Scale, Scale, Markup]:
+    last = max(n_layers - 1, 1)
+    x, y = Scale(0.0, float(last), 64.0, WIDTH - 20.0), Scale(*limits, bottom, 58.0)
+    ticks = [tick for tick in svg.round_ticks(0, last, 12) if tick == int(tick)]
+    axes = svg.y_axis(y, x.start, x.end, title) + svg.x_axis(x, 58, bottom, "layer", ticks)
+    return x, y, axes
+
+
+def _marker(shape: str, x: float, y: float, class_: str, size: float = 5.0) -> Markup:
+    class_ = f"mark {class_}"
+    if shape == "circle":
+        return tag("circle", cx=x, cy=y, r=size, class_=class_)
+    if shape == "square":
+        side = 1.8 * size
+        return tag("rect", x=x - side / 2, y=y - side / 2, width=side, height=side, class_=class_)
+    reach = 1.3 * size
+    corners = [(x, y - reach), (x + reach, y), (x, y + reach), (x - reach, y)]
+    return svg.path(corners, class_, close=True)
+
+
+def _legend(entries: Sequence[tuple[str, str, str]], x: float, y: float) -> Markup:
+    parts = []
+    for i, (shape, class_, words) in enumerate(entries):
+        at = x + 110 * i + 6
+        parts.append(_marker(shape, at, y - 4, class_, size=5.5))
+        parts.append(svg.label(at + 12, y, words, class_="tick"))
+    return svg.join(parts)
+
+
+def _hatch() -> Markup:
+    stripe = svg.line(0, 0, 0, 6, "stripe")
+    pattern = tag(
+        "pattern",
+        stripe,
+        id="hatch",
+        width=6,
+        height=6,
+        patternUnits="userSpaceOnUse",
+        patternTransform="rotate(45)",
+    )
+    return tag("defs", pattern)
+
+
+def _label_width(names: Sequence[str]) -> float:
+    return 24 + 7.2 * min(max((len(name) for name in names), default=0), 34)
+
+
+def _interval(rate: Mapping[str, float]) -> str:
+    return f"{percent(rate['rate'])} [{percent(rate['low'])}, {percent(rate['high'])}]"

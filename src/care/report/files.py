@@ -1,0 +1,154 @@
+"""Write and read reports: `report.html` and `report.json` from one tree, or neither.
+
+Both files are rendered and written beside their targets first; only then do they replace an older
+report, so a full disk, an error or Ctrl-C leaves the older one whole. The HTML names the SHA-256 of
+its JSON, which tells a pair that belongs together.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from care.errors import DataError, StorageError
+from care.report.html import render
+from care.report.summary import summarise
+from care.report.validate import plain, validate
+
+HTML_NAME = "report.html"
+JSON_NAME = "report.json"
+_DEFAULTS: dict[str, Any] = {
+    "controls": {},
+    "diagnosis": None,
+    "attribution": {"examples": []},
+    "repair": None,
+    "examples": [],
+}
+
+
+def write_report(tree: Mapping[str, Any], folder: Path | str) -> tuple[Path, Path]:
+    """Validate a tree and write `report.html` and `report.json` into `folder`.
+
+    Parameters
+    ----------
+    tree
+        A report as described in `docs/report.md`; numpy values are fine. Optional parts that are
+        missing are filled in as empty, `summary` is computed when absent.
+    folder
+        Created when it doesn't exist.
+
+    Returns
+    -------
+    tuple[Path, Path]
+        The HTML file and the JSON file.
+
+    Raises
+    ------
+    DataError
+        If the tree breaks the schema (the message names the key), or if its `summary` differs from
+        what `summarise` computes.
+    StorageError
+        If the files can't be written; an older report in `folder` is then untouched.
+    """
+    full = complete(tree)
+    # ASCII keeps every string exact, lone surrogates from broken model output included.
+    text = json.dumps(full, indent=1, allow_nan=False) + "\n"
+    payload = text.encode("ascii")
+    page = render(full, hashlib.sha256(payload).hexdigest()).encode("utf-8")
+    html_path, json_path = Path(folder) / HTML_NAME, Path(folder) / JSON_NAME
+    try:
+        _replace_all({html_path: page, json_path: payload})
+    except OSError as error:
+        raise StorageError(
+            f"The report can't be written to {folder}: {error.strerror or error}; free some space "
+            "or pass another folder."
+        ) from error
+    return html_path, json_path
+
+
+def load_report(path: Path | str) -> dict[str, Any]:
+    """Read a report from its JSON file, or from the folder that holds `report.json`.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, isn't JSON, or has another schema.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / JSON_NAME
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"There is no readable report at {file}: {error.strerror}; pass the folder of a "
+            "finished run or its report.json."
+        ) from error
+    except ValueError as error:
+        raise DataError(
+            f"The report {file} isn't valid JSON ({error}); write it again with `care report`."
+        ) from error
+    if not isinstance(tree, dict):
+        raise DataError(f"The report {file} holds no JSON object; pass a report.json.")
+    validate(tree, strict=False)
+    return tree
+
+
+def complete(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A validated copy of the tree with plain JSON values and every top-level key."""
+    full = {**_DEFAULTS, **plain(tree)}
+    given = full.pop("summary", None)
+    validate(full)
+    computed = dict(summarise(full))
+    if given is not None and (key := _first_difference(given, computed)):
+        raise DataError(
+            f"The report can't be used: `summary.{key}` isn't what the suites, outcomes and "
+            "controls give; leave `summary` out or take it from `care.report.summarise`."
+        )
+    return {**full, "summary": computed}
+
+
+def _first_difference(given: Any, computed: Mapping[str, Any]) -> str | None:
+    if not isinstance(given, dict):
+        return "verdict"
+    keys = sorted({*given, *computed})
+    return next((k for k in keys if not _same(given.get(k), computed.get(k))), None)
+
+
+def _same(one: Any, other: Any) -> bool:
+    numbers = isinstance(one, int | float) and isinstance(other, int | float)
+    return abs(one - other) < 1e-9 if numbers else one == other
+
+
+def _replace_all(contents: Mapping[Path, bytes]) -> None:
+    """Write every file beside its target and flush it to disk, then move all into place."""
+    pending: dict[Path, Path] = {}
+    try:
+        for target, content in contents.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.is_dir():  # found now, because the moves below must not fail half-way
+                raise IsADirectoryError(None, f"{target} is a folder")
+            pending[target] = _write_beside(target, content)
+        for target in list(pending):
+            pending.pop(target).replace(target)
+    finally:
+        for leftover in pending.values():
+            leftover.unlink(missing_ok=True)
+
+
+def _write_beside(target: Path, content: bytes) -> Path:
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # mkstemp's 0600 would keep a shared run folder's report private
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary

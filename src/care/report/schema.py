@@ -1,0 +1,297 @@
+"""The report's schema, written once as types and read back at run time.
+
+Each `TypedDict` is one JSON object of `report.json`; `care.report.validate` walks these hints, and
+`docs/report.md` describes the same keys in prose. Units: every `rate`, `low`, `high` and share is a
+fraction in [0, 1]; every `*_change` of `summary` is in percentage points; seconds and GiB as named.
+A key marked `NotRequired` may be left out of the tree handed to `write_report`, which fills it in,
+so a written report always has every top-level key.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+SCHEMA = "care.report/1"
+"""Name and major version; it changes when a key changes its meaning, type or goes away."""
+
+Role = Literal["attack", "utility", "over_refusal"]
+OutcomeName = Literal["harmful", "refused", "degenerate", "safe"]
+OUTCOMES: tuple[OutcomeName, ...] = ("harmful", "refused", "degenerate", "safe")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Closed bounds of a number, as metadata of an `Annotated` hint."""
+
+    low: float = float("-inf")
+    """Smallest allowed value."""
+    high: float = float("inf")
+    """Largest allowed value."""
+
+
+@dataclass(frozen=True)
+class Length:
+    """Exact length of a list, as metadata of an `Annotated` hint."""
+
+    n: int
+    """Number of items."""
+
+
+@dataclass(frozen=True)
+class DataImage:
+    """The string must be a base64 data URI of a raster image (so that it can't carry a script)."""
+
+
+Share = Annotated[float, Range(0.0, 1.0)]
+Change = Annotated[float, Range(-1.0, 1.0)]
+Count = Annotated[int, Range(0)]
+NonNegative = Annotated[float, Range(0.0)]
+Image = Annotated[str, DataImage()]
+
+
+class Rate(TypedDict):
+    """A share with its Wilson interval."""
+
+    rate: Share
+    low: Share
+    high: Share
+
+
+class RateChange(TypedDict):
+    """A difference of two shares with its interval."""
+
+    rate: Change
+    low: Change
+    high: Change
+
+
+class SuiteResult(TypedDict):
+    """One suite, measured on the same examples before and after the repair."""
+
+    name: str
+    role: Role
+    n: Annotated[int, Range(1)]
+    metric: Literal["ASR", "accuracy", "answered"]
+    before: Rate
+    after: Rate
+    discordant: Annotated[list[Count], Length(2)]
+    p_mcnemar: Share | None
+    p_holm: Share | None
+    target: bool
+
+
+class OutcomeCounts(TypedDict):
+    """Answers counted by what they are; they add up to the suite's `n`."""
+
+    harmful: Count
+    refused: Count
+    degenerate: Count
+    safe: Count
+
+
+class BeforeAfter(TypedDict):
+    """Outcome counts of one suite."""
+
+    before: OutcomeCounts
+    after: OutcomeCounts
+
+
+class Control(TypedDict):
+    """Another edit, measured on the same suites."""
+
+    mean_asr: Share
+    utility: Share | None
+    answered: Share | None
+    suites: dict[str, Share]
+
+
+class Target(TypedDict):
+    """One requirement and whether it is met; `met` is null when it wasn't measured."""
+
+    name: str
+    requirement: str
+    measured: str
+    met: bool | None
+
+
+class Summary(TypedDict):
+    """What `summarise` computes from suites, outcomes and controls."""
+
+    mean_asr_before: Share | None
+    mean_asr_after: Share | None
+    relative_reduction: float | None
+    utility_before: Share | None
+    utility_after: Share | None
+    utility_change: float | None
+    answered_before: Share | None
+    answered_after: Share | None
+    over_refusal_change: float | None
+    degenerate_change: float
+    targets: list[Target]
+    all_met: bool
+    verdict: str
+
+
+class LayerEffect(TypedDict):
+    """Effect of ablating one component of one layer, with its bootstrap interval."""
+
+    layer: Count
+    component: Literal["ffn", "mhsa", "layer"]
+    effect: float
+    low: float
+    high: float
+    p: NotRequired[Share | None]
+
+
+class LayerSeparability(TypedDict):
+    """How far malicious and benign activations are apart after one layer."""
+
+    layer: Count
+    silhouette: float
+    class_separation: float
+    mahalanobis: float
+
+
+class Correlation(TypedDict):
+    """Spearman rank correlation with its interval."""
+
+    rho: Change
+    low: Change
+    high: Change
+
+
+class GeneratedSite(TypedDict):
+    """Generated answers with one site ablated."""
+
+    site: str
+    n: Count
+    outcomes: OutcomeCounts
+    asr_change: RateChange
+
+
+class RecommendedSite(TypedDict):
+    """A site that the diagnosis proposes to edit, and why."""
+
+    site: str
+    modality: str
+    reason: str
+
+
+class Diagnosis(TypedDict):
+    """Where the model is unsafe."""
+
+    metric: str
+    intervention: str
+    n_layers: Annotated[int, Range(1)]
+    layers: list[LayerEffect]
+    separability: list[LayerSeparability]
+    rank_correlation: dict[str, Correlation]
+    generated: list[GeneratedSite]
+    recommended: list[RecommendedSite]
+    sign: str
+
+
+class AttributedExample(TypedDict):
+    """Token scores of one example over its image (row-major grid) and its prompt."""
+
+    id: str
+    image: Image | None
+    grid: Annotated[list[Count], Length(2)] | None
+    visual_scores: list[float]
+    tokens: list[str]
+    text_scores: list[float]
+
+
+class Attribution(TypedDict):
+    """Token heatmaps."""
+
+    examples: list[AttributedExample]
+
+
+class Channel(TypedDict):
+    """One fitted subspace of the repair, at one site."""
+
+    site: str
+    modality: str
+    scopes: list[str]
+    rank: Count
+    strength: float
+    eigenvalues: list[float]
+    null_quantile: float | None
+    shrinkage: float
+    condition: float
+    n_malicious: Count
+    n_benign: Count
+
+
+class Candidate(TypedDict):
+    """One repair tried on the validation split."""
+
+    name: str
+    asr: Share
+    utility: Share
+    answered: Share
+    degenerate: Share
+    chosen: bool
+
+
+class Selection(TypedDict):
+    """How the repair was chosen among the candidates."""
+
+    rule: str
+    candidates: list[Candidate]
+
+
+class RepairBlock(TypedDict):
+    """What was changed."""
+
+    preset: str
+    channels: list[Channel]
+    selection: Selection
+
+
+class AnswerPair(TypedDict):
+    """One example with the answers before and after."""
+
+    suite: str
+    id: str
+    goal: str
+    prompt: str
+    image: Image | None
+    before: str
+    after: str
+    outcome_before: OutcomeName
+    outcome_after: OutcomeName
+
+
+class Stage(TypedDict):
+    """Wall-clock time of one stage of the run."""
+
+    name: str
+    seconds: NonNegative
+
+
+class Cost(TypedDict):
+    """What the run cost."""
+
+    stages: list[Stage]
+    total_seconds: NonNegative
+    peak_memory_gib: NonNegative
+    machine: dict[str, Any]
+
+
+class Report(TypedDict):
+    """The whole tree of `report.json`."""
+
+    schema: Literal["care.report/1"]
+    title: str
+    created: str
+    suites: list[SuiteResult]
+    outcomes: dict[str, BeforeAfter]
+    cost: Cost
+    manifest: dict[str, Any]
+    summary: NotRequired[Summary]
+    controls: NotRequired[dict[str, Control]]
+    diagnosis: NotRequired[Diagnosis | None]
+    attribution: NotRequired[Attribution]
+    repair: NotRequired[RepairBlock | None]
+    examples: NotRequired[list[AnswerPair]]

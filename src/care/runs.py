@@ -1,0 +1,247 @@
+"""A run: a folder that survives being killed at any moment and can be resumed.
+
+    manifest.json   what was run, on what machine, with which versions; stages with their cost
+    rows.jsonl      one JSON object a line, each with a unique "key"; appended and synced to disk
+    answers.jsonl   the same, for what a model answered before it was judged
+    …               artefacts, written whole or not at all
+
+A run doesn't know what its rows mean; `care.evaluate` does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from care.errors import DataError, StorageError, UsageError
+from care.machine import machine_facts, peak_memory_gib, versions
+from care.rows import Row, Rows
+from care.storage import PART, config_digest, storage_errors, to_json, write_whole
+
+try:
+    import fcntl
+except ImportError:  # Windows: runs work there, but two at once in one folder aren't refused
+    fcntl = None
+
+SCHEMA = "care.run/1"
+"""Version of the layout of manifest.json and rows.jsonl."""
+
+MANIFEST, ROWS, ANSWERS, LOCK = "manifest.json", "rows.jsonl", "answers.jsonl", ".lock"
+
+
+class Run:
+    """A resumable folder of rows and artefacts, open for writing by one process at a time.
+
+    Parameters: `path`, the folder, made if absent; `resume`, go on with what is there; `config`,
+    everything that decides the rows: resuming with another one is refused, None isn't compared.
+
+    Raises: UsageError when the folder holds something and `resume` is False, isn't a run, or was
+    made with another configuration; StorageError when it can't be written or another process has
+    it open; DataError when a row other than the last is damaged.
+
+    Attributes: `path`; `manifest`, as it is on disk; `results` and `answers`, the `Rows`
+    of rows.jsonl and answers.jsonl.
+    """
+
+    def __init__(
+        self, path: str | Path, resume: bool = False, config: Mapping[str, Any] | None = None
+    ) -> None:
+        self.path = Path(path)
+        self.manifest: dict[str, Any] = {}
+        found = self._prepare_folder(resume)
+        lock = self._take_lock()
+        self._lock: int | None = lock
+        try:
+            self._open_manifest(found, config)
+            self.results = Rows(self.path / ROWS)
+            self.answers = Rows(self.path / ANSWERS)
+        except BaseException:
+            os.close(lock)
+            raise
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the folder go. Nothing has to be flushed: every write is on disk when it returns."""
+        self.results.close()
+        self.answers.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    # --- rows -----------------------------------------------------------------------------------
+
+    def has(self, key: str) -> bool:
+        """True when a row with this key is on disk."""
+        return key in self.results
+
+    def get(self, key: str) -> Row | None:
+        """The row with this key, or None."""
+        return self.results.get(key)
+
+    def rows(self) -> list[Row]:
+        """All rows, in the order in which they were written."""
+        return self.results.all()
+
+    def add(self, *rows: Mapping[str, Any]) -> None:
+        """Append rows; all of them are on disk on return. See `care.rows.Rows.add` for errors."""
+        self.results.add(*rows)
+
+    # --- artefacts and stages -------------------------------------------------------------------
+
+    def write(self, name: str, content: bytes | str) -> Path:
+        """Write an artefact whole or not at all, and return its path."""
+        return write_whole(self.path / name, content)
+
+    def write_json(self, name: str, content: object) -> Path:
+        """Write an artefact as indented JSON, whole or not at all, and return its path."""
+        return self.write(name, to_json(content, indent=2) + "\n")
+
+    def record(self, **facts: object) -> None:
+        """Put facts into the manifest (suites, model, …) and save it."""
+        self.manifest |= json.loads(to_json(facts))
+        self.write_json(MANIFEST, self.manifest)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a part of the job; seconds add up over resumed attempts, the peak is the largest.
+
+        The manifest's `stages` lists, in order of first entry: name, seconds, peak_memory_gib (of
+        the process so far), attempts and status (running, done, failed). A stage that reads
+        "running" after the process has ended was killed; those seconds are unknown.
+        """
+        entry = next((s for s in self.stages if s["name"] == name), None)
+        if entry is None:
+            entry = {"name": name, "seconds": 0.0, "peak_memory_gib": None, "attempts": 0}
+            self.stages.append(entry)
+        entry |= {"status": "running", "attempts": entry["attempts"] + 1}
+        self.record()
+        before, started = entry["seconds"], time.monotonic()
+        status = "failed"
+        try:
+            yield
+            status = "done"
+        finally:
+            peaks = [p for p in (entry["peak_memory_gib"], peak_memory_gib()) if p is not None]
+            entry |= {
+                "status": status,
+                "seconds": round(before + time.monotonic() - started, 3),
+                "peak_memory_gib": max(peaks, default=None),
+            }
+            if status == "done":
+                self.record()
+            else:  # the error under way says more than one about the manifest would
+                with suppress(StorageError):
+                    self.record()
+
+    @property
+    def stages(self) -> list[dict[str, Any]]:
+        """The manifest's stages; see `stage`."""
+        return self.manifest["stages"]
+
+    def stage_done(self, name: str) -> bool:
+        """True when a stage of this name ended without an error, in this process or before."""
+        return any(s["name"] == name and s["status"] == "done" for s in self.stages)
+
+    # --- opening --------------------------------------------------------------------------------
+
+    def _prepare_folder(self, resume: bool) -> bool:
+        """Make the folder; return whether it holds a run to go on with."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"{self.path} is a file; a run needs a folder of its own.")
+        with storage_errors(f"make the folder {self.path}"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            # A kill before the first manifest leaves nothing but these.
+            names = {p.name for p in self.path.iterdir()} - {LOCK, MANIFEST + PART}
+        if names and not resume:
+            raise UsageError(
+                f"The folder {self.path} isn't empty; resume the run in it, choose another "
+                "folder, or empty it."
+            )
+        if names and MANIFEST not in names:
+            raise UsageError(
+                f"The folder {self.path} has no {MANIFEST}, so it isn't a run that could be "
+                "resumed; choose another folder."
+            )
+        return MANIFEST in names
+
+    def _take_lock(self) -> int:
+        with storage_errors(f"open {self.path / LOCK}"):
+            handle = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        if fcntl is None:
+            return handle
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            os.close(handle)
+            raise StorageError(
+                f"Another process is writing the run in {self.path}; wait for it or choose "
+                "another folder."
+            ) from error
+        except OSError:  # some network disks have no locks: go on without
+            pass
+        return handle
+
+    def _open_manifest(self, found: bool, config: Mapping[str, Any] | None) -> None:
+        plain = json.loads(to_json(config or {}))
+        digest = config_digest(plain)
+        if not found:
+            self.record(
+                schema=SCHEMA,
+                created=now(),
+                command=sys.argv,
+                config=plain,
+                config_digest=digest,
+                machine=machine_facts(),
+                versions=versions(),
+                stages=[],
+                resumed=[],
+            )
+            return
+        self.manifest = _read_manifest(self.path / MANIFEST)
+        if config is not None and self.manifest["config_digest"] != digest:
+            changed = _differences(self.manifest["config"], plain)
+            raise UsageError(
+                f"The run in {self.path} was started with another configuration ({changed}); "
+                "resume it with the same one or choose another folder."
+            )
+        self.manifest["resumed"].append({"at": now(), "versions": versions()})
+        self.record()
+
+
+def now() -> str:
+    """The present moment in UTC, to the second, as ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    with storage_errors(f"read {path}"):
+        text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        manifest = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{path} isn't JSON ({error}); restore it or start a new run.") from error
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        raise DataError(
+            f"{path} isn't the manifest of a run this version can resume (schema {SCHEMA}); "
+            "choose another folder."
+        )
+    return manifest
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The first few settings that differ, as "seed: 0 then, 1 now"."""
+    names = [n for n in sorted(old.keys() | new.keys()) if old.get(n) != new.get(n)]
+    told = [f"{n}: {old.get(n)!r:.40} then, {new.get(n)!r:.40} now" for n in names[:3]]
+    return "; ".join([*told, f"and {len(names) - 3} more"] if len(names) > 3 else told)

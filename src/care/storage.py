@@ -1,0 +1,89 @@
+"""Writing results so that nothing is lost: strict JSON, whole files, errors in one sentence.
+
+A file is written beside its place, synced, and moved there: after a kill or an error it is there
+whole or as it was before. JSON here is strict (no NaN) so that any reader takes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from care.errors import StorageError, UsageError
+
+PART = ".part"
+"""Ending of a file that is still being written."""
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """SHA-256 of a configuration as JSON with sorted keys, in hexadecimal."""
+    return hashlib.sha256(to_json(config, sort_keys=True).encode()).hexdigest()
+
+
+def to_json(value: object, **options: Any) -> str:
+    """Strict JSON of plain values, numpy scalars and arrays, paths and dataclasses.
+
+    Raises: UsageError for NaN, infinity, and values of other types.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain, **options)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"This can't be written as JSON ({error}): {value!r:.200}.") from error
+
+
+def write_whole(path: str | Path, content: bytes | str) -> Path:
+    """Write a file so that it is there whole or, after a kill or an error, as it was before."""
+    path = Path(path)
+    part = path.with_name(path.name + PART)
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with storage_errors(f"write {path}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            try:
+                write_all(file, data)
+                os.fsync(file)
+            finally:
+                os.close(file)
+            part.replace(path)
+    except StorageError:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def write_all(file: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:  # the system may take less than it is given
+        view = view[os.write(file, view) :]
+
+
+@contextmanager
+def storage_errors(what: str) -> Iterator[None]:
+    """Turn the system's error into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StorageError(
+            f"Could not {what} ({reason}); free space or correct the permissions, then resume."
+        ) from error
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")

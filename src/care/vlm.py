@@ -1,0 +1,431 @@
+"""A vision-language model with its processor: batches, answers, likelihoods.
+
+`VLM` is the only thing the rest of the package needs of a model. Batches are padded on the left
+and hold a role for every position. Results do not depend on how examples are batched (beyond
+rounding): order is kept, padding is masked and positions count real tokens only. Logits are
+computed only where they are needed. Not here: edits and recordings of activations (`hooks`).
+"""
+
+import hashlib
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from care.anatomy import Anatomy, Role, image_token_id
+from care.batches import Batch, encode, render
+from care.decoding import PLAIN_POSITIONS, Rows, decode, position_ids
+from care.errors import DataError, ModelError, UsageError
+from care.examples import Example
+
+Result = TypeVar("Result")
+
+REFUSAL_OPENERS = ("I", "Sorry", "As", "Unfortunately")
+"""First words of refusals; their first tokens form R of the refusal log-odds (Arditi et al. 2024,
+who use "I" and "As", plus two openers of the models tested here)."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Log-likelihood of one response per example."""
+
+    logprob: np.ndarray
+    """Total log-likelihood in nats (N,)."""
+
+    tokens: np.ndarray
+    """Number of response tokens (N,)."""
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Log-likelihood per token (N,)."""
+        return self.logprob / self.tokens
+
+
+class VLM:
+    """One vision-language model, ready to answer.
+
+    Attributes: `model`, `processor`, `tokenizer`, `anatomy`, `name`, `revision`, and
+    `refusal_ids`, the token ids that count as the start of a refusal (may be set).
+    """
+
+    def __init__(
+        self, model: Any, processor: Any, name: str = "", revision: str | None = None
+    ) -> None:
+        """Wrap a loaded model; ModelError unless model and processor agree on the image token."""
+        self.anatomy = Anatomy.of(model)
+        self.model = model.eval()
+        self.processor = processor
+        self.tokenizer = _tokenizer(processor)
+        self.name = name or getattr(model, "name_or_path", "") or type(model).__name__
+        self.revision = revision
+        self.explicit_roles: Tensor | None = None
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        if self.tokenizer.pad_token_id is None:
+            raise ModelError(f"{self.name}: the tokenizer has neither a padding nor an end token.")
+        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        _check_processor(self)
+        self.refusal_ids = _first_tokens(self.tokenizer, REFUSAL_OPENERS)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str,
+        *,
+        dtype: Any = "auto",
+        device_map: Any = None,
+        revision: str | None = None,
+        attn_implementation: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> "VLM":
+        """Load a model and its processor from the Hub or a folder.
+
+        Raises ModelError if there is no such model, it takes no images or the Hub is unreachable.
+        """
+        from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+        common = {"revision": revision, "trust_remote_code": trust_remote_code}
+        options = {"device_map": device_map, "attn_implementation": attn_implementation}
+        given = {key: value for key, value in options.items() if value is not None}
+        try:
+            # One small file first: a wrong name or a model without eyes shows before the weights.
+            image_token_id(AutoConfig.from_pretrained(name_or_path, **common), str(name_or_path))
+            processor = AutoProcessor.from_pretrained(name_or_path, **common)
+            model = AutoModelForImageTextToText.from_pretrained(
+                name_or_path, dtype=dtype, **common, **given
+            )
+        except ModelError:
+            raise
+        except (OSError, ValueError, KeyError) as error:
+            raise _loading_error(str(name_or_path), error) from error
+        return cls(model, processor, str(name_or_path), revision)
+
+    @classmethod
+    def embedded(cls, dtype: Any = "auto") -> "VLM":
+        """The small safety-aligned model that comes with the package (assembled on first use)."""
+        from care.embedded import load  # pyright: ignore[reportAttributeAccessIssue]
+
+        model, processor = load(dtype)
+        return cls(model, processor, "embedded")
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs have to be: the device of the token embeddings."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the token embeddings."""
+        return self.model.get_input_embeddings().weight.dtype
+
+    # -- batches ---------------------------------------------------------------------------------
+
+    def batch(
+        self, examples: Sequence[Example] | Example, responses: Sequence[str] | None = None
+    ) -> Batch:
+        """Inputs for B examples, left-padded; `responses` are appended as answer tokens.
+
+        Examples with and without images may be mixed. A response is tokenized as it stands
+        (begin it with a space if the template wants one). Raises DataError for an example that
+        can't be encoded, UsageError if there are no examples or not one response for each.
+        """
+        examples = [examples] if isinstance(examples, Example) else list(examples)
+        if not examples:
+            raise UsageError("A batch needs at least one example; none were passed.")
+        if isinstance(responses, str):
+            responses = [responses]
+        if responses is not None and len(responses) != len(examples):
+            raise UsageError(
+                f"{len(examples)} examples need as many responses, got {len(responses)}."
+            )
+        answers = [self._response_ids(text) for text in responses or [""] * len(examples)]
+        inputs, roles = encode(self.processor, examples, answers, self.anatomy.image_token_id)
+        self._check_length(examples, inputs["attention_mask"])
+        inputs = {key: self._to_device(value) for key, value in inputs.items()}
+        return Batch(inputs, roles.to(self.device))
+
+    def forward(self, batch: Batch, *, logits_to_keep: int = 0, grad: bool = False) -> Tensor:
+        """Logits (B, T, vocabulary), or (B, k, vocabulary) of the last k > 0 positions.
+
+        No gradients unless `grad`. Hooks see `batch.roles`.
+        """
+        inputs = dict(batch.inputs)
+        if self.model.config.model_type in PLAIN_POSITIONS:
+            inputs["position_ids"] = position_ids(inputs["attention_mask"])
+        if self._keeps_logits:
+            inputs["logits_to_keep"] = logits_to_keep
+        with torch.set_grad_enabled(grad), self._roles(batch.roles):
+            logits = self.model(**inputs, use_cache=False).logits
+        return logits[:, -logits_to_keep:]
+
+    # -- answers ---------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        examples: Sequence[Example] | Example,
+        *,
+        max_new_tokens: int = 48,
+        batch_size: int = 16,
+        temperature: float = 0.0,
+        seed: int = 0,
+        stop: Callable[[str], bool] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[str]:
+        """One answer per example, in order; greedy unless `temperature` is positive.
+
+        `stop` sees each answer so far every few tokens; where it says true the answer ends.
+        `progress` gets the number of newly finished examples. A sampled answer depends on `seed`
+        and its example only. A batch that doesn't fit into memory is halved.
+        """
+        examples = [examples] if isinstance(examples, Example) else list(examples)
+        if max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
+        if not temperature >= 0:
+            raise UsageError(f"temperature must be 0 or positive, got {temperature}.")
+        seeds = _row_seeds(examples, seed) if temperature else [0] * len(examples)
+
+        def answer(chunk: list[int]) -> list[str]:
+            batch = self.batch([examples[index] for index in chunk])
+            rows = Rows(
+                eos=self._eos(),
+                text=self._text,
+                stop=stop,
+                temperature=temperature,
+                generators=[torch.Generator().manual_seed(seeds[index]) for index in chunk],
+            )
+            pad = self.tokenizer.pad_token_id
+            decode(self.model, batch.inputs, rows, max_new_tokens, pad)
+            return [self._text(tokens) for tokens in rows.tokens]
+
+        return self._in_chunks(examples, batch_size, answer, progress)
+
+    def score(
+        self, examples: Sequence[Example], responses: Sequence[str], batch_size: int = 16
+    ) -> Score:
+        """Teacher-forced log-likelihood of each response, over its own tokens only.
+
+        Raises UsageError for an empty response or unequal numbers.
+        """
+        examples, responses = list(examples), list(responses)
+        if len(examples) != len(responses):
+            raise UsageError(
+                f"{len(examples)} examples need as many responses, got {len(responses)}."
+            )
+        for example, response in zip(examples, responses, strict=True):
+            if not self._response_ids(response):
+                raise UsageError(f"Example {example.id!r}: an empty response has no likelihood.")
+
+        def likelihood(chunk: list[int]) -> list[tuple[float, int]]:
+            batch = self.batch(
+                [examples[index] for index in chunk], [responses[index] for index in chunk]
+            )
+            is_response = batch.roles == Role.RESPONSE
+            longest = int(is_response.sum(dim=1).max())
+            # The logits of a position predict the next one, so the last position is not needed.
+            logits = self.forward(batch, logits_to_keep=longest + 1)[:, :-1].float()
+            targets = batch.inputs["input_ids"][:, -longest:].to(logits.device)
+            is_response = is_response[:, -longest:].to(logits.device)
+            chosen = logits.gather(-1, targets[..., None]).squeeze(-1) - logits.logsumexp(-1)
+            totals = (chosen * is_response).sum(dim=1, dtype=torch.float64)
+            return list(zip(totals.tolist(), is_response.sum(dim=1).tolist(), strict=True))
+
+        pairs = self._in_chunks(examples, batch_size, likelihood, extra=responses)
+        return Score(
+            logprob=np.array([total for total, _ in pairs], dtype=np.float64),
+            tokens=np.array([count for _, count in pairs], dtype=np.int64),
+        )
+
+    def refusal_log_odds(self, examples: Sequence[Example], batch_size: int = 16) -> np.ndarray:
+        """log P(R) − log(1 − P(R)) at the first answer token, in nats (N,).
+
+        R is `refusal_ids`. One forward pass per batch (Arditi et al. 2024, section 2.3).
+        """
+        if not self.refusal_ids:
+            raise UsageError("refusal_ids is empty; set the first tokens of a refusal.")
+        examples = list(examples)
+
+        def log_odds(chunk: list[int]) -> list[float]:
+            batch = self.batch([examples[index] for index in chunk])
+            return self.log_odds(self.forward(batch, logits_to_keep=1)[:, -1]).tolist()
+
+        values = self._in_chunks(examples, batch_size, log_odds)
+        return np.array(values, dtype=np.float64)
+
+    def log_odds(self, logits: Tensor) -> Tensor:
+        """Refusal log-odds (B,) of logits (B, vocabulary); differentiable."""
+        refusing = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+        refusing[list(self.refusal_ids)] = True
+        logits = logits.float()
+        return logits[..., refusing].logsumexp(-1) - logits[..., ~refusing].logsumexp(-1)
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _response_ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+    def _check_length(self, examples: list[Example], attention_mask: Tensor) -> None:
+        config = self.model.config.get_text_config()
+        limit = getattr(config, "max_position_embeddings", None)
+        lengths = attention_mask.sum(dim=1)
+        if limit is not None and int(lengths.max()) > limit:
+            worst = int(lengths.argmax())
+            raise DataError(
+                f"Example {examples[worst].id!r} has {int(lengths[worst])} tokens, more than the "
+                f"{limit} that {self.name} can read; shorten it."
+            )
+
+    def _to_device(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if value.is_floating_point():
+            return value.to(self.device, self.dtype)
+        return value.to(self.device)
+
+    def _eos(self) -> frozenset[int]:
+        configured = self.model.generation_config.eos_token_id
+        ids = configured if isinstance(configured, (list, tuple)) else [configured]
+        return frozenset(
+            int(token) for token in [*ids, self.tokenizer.eos_token_id] if token is not None
+        )
+
+    def _text(self, tokens: list[int]) -> str:
+        return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+    @contextmanager
+    def _roles(self, roles: Tensor | None) -> Iterator[None]:
+        """While open, hooks take these roles instead of deriving them from the inputs."""
+        before, self.explicit_roles = self.explicit_roles, roles
+        try:
+            yield
+        finally:
+            self.explicit_roles = before
+
+    def _in_chunks(
+        self,
+        examples: list[Example],
+        batch_size: int,
+        work: Callable[[list[int]], list[Result]],
+        progress: Callable[[int], None] | None = None,
+        extra: Sequence[str] | None = None,
+    ) -> list[Result]:
+        """`work` on batches of similar examples; results in the order of `examples`."""
+        if batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, got {batch_size}.")
+        waiting = self._by_length(examples, extra)
+        results: dict[int, Result] = {}
+        while waiting:
+            pictures = len(examples[waiting[0]].images)
+            chunk = [
+                index for index in waiting[:batch_size] if len(examples[index].images) == pictures
+            ]
+            try:
+                done = work(chunk)
+            except RuntimeError as error:
+                if not _out_of_memory(error) or len(chunk) == 1:
+                    raise
+                batch_size = len(chunk) // 2
+                continue
+            results.update(zip(chunk, done, strict=True))
+            waiting = waiting[len(chunk) :]
+            if progress is not None:
+                progress(len(chunk))
+        return [results[index] for index in range(len(examples))]
+
+    def _by_length(self, examples: list[Example], extra: Sequence[str] | None) -> list[int]:
+        """Indices sorted by number of images, then text length, longest first.
+
+        Longest first: a batch that doesn't fit into memory shows at once.
+        """
+        texts = [example.prompt + (example.system or "") for example in examples]
+        if extra is not None:
+            texts = [text + " " + more for text, more in zip(texts, extra, strict=True)]
+        lengths = [len(self._response_ids(text)) for text in texts]
+        return sorted(
+            range(len(examples)),
+            key=lambda index: (-len(examples[index].images), -lengths[index], index),
+        )
+
+
+def _tokenizer(processor: Any) -> Any:
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is None or not hasattr(processor, "apply_chat_template"):
+        raise ModelError(
+            f"{type(processor).__name__} is not a processor with a tokenizer; pass the model's "
+            "AutoProcessor."
+        )
+    return tokenizer
+
+
+def _check_processor(vlm: VLM) -> None:
+    """One tiny picture through template and processor must yield the model's image token."""
+    templates = (
+        getattr(vlm.processor, "chat_template", None),
+        getattr(vlm.tokenizer, "chat_template", None),
+    )
+    if not any(templates):
+        raise ModelError(
+            f"The processor of {vlm.name} has no chat template; set processor.chat_template."
+        )
+    probe = Example("probe", "ping", images=(Image.new("RGB", (64, 64), "grey"),))
+    try:
+        text = render(vlm.processor, probe)
+        if "ping" not in text or "'type'" in text:
+            raise ModelError(
+                f"The chat template of {vlm.name} doesn't understand content lists of images and "
+                "text."
+            )
+        encode(vlm.processor, [probe], [[]], vlm.anatomy.image_token_id)
+    except DataError as error:
+        raise ModelError(
+            f"{vlm.name} can't encode a message with an image, so model and processor don't "
+            f"belong together: {error}"
+        ) from error
+
+
+def _first_tokens(tokenizer: Any, openers: Sequence[str]) -> list[int]:
+    """First token of each opener, with and without a space before it."""
+    ids = set()
+    for opener in openers:
+        for text in (opener, " " + opener):
+            tokens = tokenizer(text, add_special_tokens=False)["input_ids"][:1]
+            # A lone space or the unknown token would match far more than refusals.
+            if tokenizer.decode(tokens).strip() and tokenizer.unk_token_id not in tokens:
+                ids.update(tokens)
+    return sorted(ids)
+
+
+def _row_seeds(examples: list[Example], seed: int) -> list[int]:
+    """A seed per example from its content; repeats of one example get different ones."""
+    seen: Counter[str] = Counter()
+    seeds = []
+    for example in examples:
+        digest = example.digest()
+        text = f"{seed}/{digest}/{seen[digest]}".encode()
+        seeds.append(int.from_bytes(hashlib.sha256(text).digest()[:7], "big"))
+        seen[digest] += 1
+    return seeds
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """True for CUDA's error class and for the plain RuntimeError that the CPU allocator raises."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _loading_error(name: str, error: Exception) -> ModelError:
+    first_line = str(error).strip().split("\n")[0]
+    if "Unrecognized configuration class" in str(error):
+        return ModelError(
+            f"{name} is not a vision-language model that transformers can load "
+            "(AutoModelForImageTextToText doesn't know its configuration)."
+        )
+    return ModelError(
+        f"The model {name} could not be loaded; check the name, the network and access rights "
+        f"({first_line})."
+    )

@@ -1,0 +1,427 @@
+"""Diagnosis: replays equal full passes, a planted site is found, broken text is no finding."""
+
+import dataclasses
+import io
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from care.activations import BenignDonors, RoleMeans, collect, response_means
+from care.anatomy import Role, Site
+from care.diagnosis import DiagnosisConfig
+from care.errors import DataError, FitError, UsageError
+from care.examples import Example, Suite
+from care.hooks import ablate, edit, read
+from care.judges import Verdict
+from care.mediation import diagnose
+from care.progress import Progress
+from care.report.schema import Diagnosis as Schema
+from care.report.validate import _check
+from care.scan import Removal, Replay, scan
+from care.vlm import VLM
+
+EXAMPLES = tiny.mixed_examples(5)
+KINDS = ("ffn_out", "mhsa_out", "layer_out")
+FAST = DiagnosisConfig(resamples=400, generate_examples=4, max_new_tokens=3)
+WORDS = ("wash a car", "build a house", "describe the image", "gather water", "help with soap")
+
+
+def all_sites(vlm):
+    return [site for kind in KINDS for site in vlm.anatomy.sites(kind)]
+
+
+def full_log_odds(vlm, batch, site, how, means=None, donors=None, scopes=("all",)):
+    """Log-odds with `site` ablated, by one whole forward pass."""
+    with ablate(vlm, [site], how, means, scopes, donors):
+        return vlm.log_odds(vlm.forward(batch, logits_to_keep=1)[:, -1])
+
+
+# -- the scan --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_replays_equal_full_passes(family):
+    vlm = VLM(*tiny.FAMILIES[family](), name=family)
+    batch = vlm.batch(EXAMPLES)
+    means = collect(vlm, EXAMPLES, all_sites(vlm)).means
+    replay = Replay(vlm, batch)
+    assert replay.reuses
+    for site in all_sites(vlm):
+        for how in ("mean", "zero", "skip"):
+            expected = full_log_odds(vlm, batch, site, how, means)
+            with ablate(vlm, [site], how, means):
+                found = vlm.log_odds(replay.logits(site.layer + (site.kind == "layer_out")))
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_replay_computes_only_the_layers_that_can_change():
+    vlm = tiny.tiny_vlm()
+    replay = Replay(vlm, vlm.batch(EXAMPLES))
+    ran = []
+    layers = [(layer.mlp, index) for index, layer in enumerate(vlm.anatomy.layers)]
+    handles = [
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+        for module, name in [*layers, (vlm.model.model.vision_tower.encoder, "tower")]
+    ]
+    replay.logits(2)
+    assert ran == [2, 3]
+    ran.clear()
+    vlm.forward(vlm.batch(EXAMPLES[1]))
+    assert ran == ["tower", 0, 1, 2, 3]  # nothing stays replaced
+    assert all("forward" not in vars(module) for module in vlm.model.modules())
+    for handle in handles:
+        handle.remove()
+
+
+def test_forwards_come_back_after_an_error():
+    vlm = tiny.tiny_vlm()
+    replay = Replay(vlm, vlm.batch(EXAMPLES))
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    handle = vlm.anatomy.layers[3].register_forward_hook(fail)
+    with pytest.raises(KeyboardInterrupt):
+        replay.logits(2)
+    handle.remove()
+    assert all("forward" not in vars(module) for module in vlm.model.modules())
+
+
+def test_replays_see_edits_that_are_in_place():
+    vlm = tiny.tiny_vlm()
+    batch = vlm.batch(EXAMPLES)
+    with edit(vlm, {Site(0, "layer_out"): lambda h, roles: h * 1.5}):
+        expected = full_log_odds(vlm, batch, Site(2, "ffn_out"), "zero")
+        replay = Replay(vlm, batch)
+        with ablate(vlm, [Site(2, "ffn_out")], "zero"):
+            found = vlm.log_odds(replay.logits(2))
+    assert replay.reuses
+    torch.testing.assert_close(found, expected)
+
+
+def spoil_inputs(vlm, monkeypatch):
+    """Every layer overwrites its input, so what an earlier layer returned can't be kept."""
+    for layer in vlm.anatomy.layers:
+
+        def forward(hidden_states, *args, original=layer.forward, **kwargs):
+            output = original(hidden_states.clone(), *args, **kwargs)
+            hidden_states.mul_(3.0)
+            return output
+
+        monkeypatch.setattr(layer, "forward", forward)
+
+
+def depend_on_the_images_late(vlm, monkeypatch):
+    """The last layer reads what the projector returned: a path past the residual stream."""
+    projector, last = vlm.model.model.multi_modal_projector, vlm.anatomy.layers[-1]
+    held = {}
+    vlm.anatomy.layers[1].register_forward_hook(lambda m, a, out: held.update(h=out.mean()))
+    monkeypatch.setattr(projector, "forward", projector.forward)
+    original = last.forward
+    monkeypatch.setattr(last, "forward", lambda h, *a, **k: original(h + held.pop("h"), *a, **k))
+
+
+def test_a_model_that_replays_dont_suit_gets_full_passes(monkeypatch):
+    vlm = tiny.tiny_vlm()
+    spoil_inputs(vlm, monkeypatch)
+    assert not Replay(vlm, vlm.batch(EXAMPLES)).reuses
+    site = Site(2, "mhsa_out")
+    found = scan(vlm, EXAMPLES, [Removal(site, "zero")])
+    batch = vlm.batch(EXAMPLES)
+    expected = full_log_odds(vlm, batch, site, "zero").numpy() - vlm.refusal_log_odds(EXAMPLES)
+    np.testing.assert_allclose(found.effects[0], expected, atol=1e-4)
+
+
+def test_a_scan_doesnt_depend_on_batches():
+    vlm = tiny.tiny_vlm()
+    means = collect(vlm, EXAMPLES, all_sites(vlm)).means
+    removals = [Removal(site, "mean") for site in all_sites(vlm)]
+    counted = []
+    one = scan(vlm, EXAMPLES, removals, means=means, batch_size=2, advance=counted.append)
+    other = scan(vlm, EXAMPLES, removals, means=means, batch_size=16)
+    assert sum(counted) == len(EXAMPLES) * len(removals)
+    np.testing.assert_allclose(one.clean, vlm.refusal_log_odds(EXAMPLES), atol=1e-4)
+    np.testing.assert_allclose(one.effects, other.effects, atol=1e-4)
+    np.testing.assert_allclose(one.relative_norm, other.relative_norm, rtol=1e-4)
+
+
+def test_scopes_limit_a_removal():
+    vlm = tiny.tiny_vlm()
+    site = Site(0, "ffn_out")
+    found = scan(vlm, EXAMPLES, [Removal(site, "zero", ("image",))])
+    has_image = np.array([bool(example.images) for example in EXAMPLES])
+    assert (np.abs(found.effects[0]) > 1e-4).tolist() == has_image.tolist()
+    assert found.relative_norm[0] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_bad_model_is_named():
+    vlm = tiny.tiny_vlm()
+    with torch.no_grad():
+        vlm.model.lm_head.weight[0, 0] = float("nan")
+    with pytest.raises(FitError, match=r"untouched aren't finite for 5 of 5"):
+        scan(vlm, EXAMPLES, [Removal(Site(0, "ffn_out"), "zero")])
+    vlm.refusal_ids = []
+    with pytest.raises(UsageError, match="refusal_ids is empty"):
+        scan(vlm, EXAMPLES, [])
+
+
+# -- activations -----------------------------------------------------------------------------------
+
+
+def test_means_per_role_equal_those_of_all_rows():
+    vlm = tiny.tiny_vlm()
+    site = Site(1, "mhsa_out")
+    collected = collect(vlm, EXAMPLES, [site], batch_size=2)
+    with read(vlm, [site, Site(3, "layer_out")]) as recorder:
+        vlm.forward(vlm.batch(EXAMPLES))
+    for role, scope in ((Role.TEXT, "text"), (Role.IMAGE, "image"), (Role.RESPONSE, "all")):
+        expected = recorder.rows(site, (scope,)).mean(0)  # no answers here: the mean of all
+        torch.testing.assert_close(collected.means[site][role], expected, rtol=1e-4, atol=1e-5)
+    h, roles = recorder[Site(3, "layer_out")]
+    for row in range(len(EXAMPLES)):
+        expected = h[row][roles[row] == Role.TEXT].mean(0)
+        torch.testing.assert_close(collected.pooled[3, row], expected, rtol=1e-4, atol=1e-5)
+    last = collect(vlm, EXAMPLES, [], "last", 3).pooled
+    torch.testing.assert_close(last[3], h[:, -1], rtol=1e-4, atol=1e-5)
+
+
+def test_means_merge():
+    torch.manual_seed(0)
+    site, h, roles = Site(0, "ffn_out"), torch.randn(4, 6, 3), torch.randint(0, 4, (4, 6))
+    whole, first, second = RoleMeans(), RoleMeans(), RoleMeans()
+    whole.add(site, h, roles)
+    first.add(site, h[:1], roles[:1])
+    second.add(site, h[1:], roles[1:])
+    first.merge(second)
+    torch.testing.assert_close(first.table()[site], whole.table()[site])
+
+
+def test_response_means_are_over_answer_tokens_only():
+    vlm = tiny.tiny_vlm()
+    site, answers = Site(2, "ffn_out"), ["soap and water", "", "sorry", "a house", " "]
+    found = response_means(vlm, EXAMPLES, answers, [site], batch_size=2)[site]
+    kept = [0, 2, 3]
+    batch = vlm.batch([EXAMPLES[i] for i in kept], [answers[i] for i in kept])
+    with read(vlm, [site], ("response",)) as recorder:
+        vlm.forward(batch)
+    torch.testing.assert_close(found, recorder.rows(site).mean(0), rtol=1e-4, atol=1e-5)
+    assert response_means(vlm, EXAMPLES[:1], [""], [site]) == {}
+
+
+def test_donors_are_other_benign_prompts_of_the_same_kind():
+    vlm = tiny.tiny_vlm()
+    site = Site(1, "ffn_out")
+    attacks = [dataclasses.replace(e, id=f"a{e.id}", kind="malicious") for e in EXAMPLES]
+    donors = BenignDonors(vlm, attacks, EXAMPLES, [site])
+    everyone = [*attacks, *EXAMPLES]
+    _, roles = donors(site, range(len(everyone)))
+    donated = (roles == Role.IMAGE).any(1).tolist()
+    assert donated == [bool(example.images) for example in everyone]
+    found = scan(vlm, everyone, [Removal(site, "resample")], donors=donors, batch_size=2)
+    assert (np.abs(found.effects[0]) > 1e-5).all()  # nobody was given their own activations
+    again = scan(vlm, everyone, [Removal(site, "resample")], donors=donors)
+    np.testing.assert_allclose(found.effects, again.effects, atol=1e-4)
+    with pytest.raises(UsageError, match="at least 2 benign"):
+        BenignDonors(vlm, attacks, EXAMPLES[:1], [site])
+
+
+# -- a planted site --------------------------------------------------------------------------------
+
+TRIGGER = "!"
+
+
+def planted(layer: int, selective: bool = True) -> VLM:
+    """Only the FFN of `layer` moves the refusal log-odds, when the prompt ends with the trigger.
+
+    The trigger's embedding has a component along u that no other token has; one neuron of the FFN
+    reads u and writes a direction that lowers the logits of refusal tokens. If not `selective`,
+    every token has that component.
+    """
+    vlm = tiny.tiny_vlm()
+    # The template must not add tokens: nothing but the FFN carries the trigger anywhere.
+    vlm.processor.chat_template = tiny.TEMPLATE.split("{% if add_generation_prompt")[0].replace(
+        "<|end|>", ""
+    )
+    generator = torch.Generator().manual_seed(1)
+    u = torch.nn.functional.normalize(torch.randn(tiny.WIDTH, generator=generator), dim=0)
+    with torch.no_grad():
+        embeddings = vlm.model.get_input_embeddings().weight
+        embeddings -= embeddings @ u[:, None] * u
+        trigger = vlm.tokenizer(TRIGGER, add_special_tokens=False)["input_ids"]
+        rows = trigger if selective else slice(None)
+        embeddings[rows] += 4 * u
+        head = vlm.model.get_output_embeddings().weight
+        head -= head @ u[:, None] * u
+        away = head.mean(0) - head[vlm.refusal_ids].mean(0)
+        away = torch.nn.functional.normalize(away - away @ u * u, dim=0)
+        for block in vlm.anatomy.layers:
+            block.self_attn.o_proj.weight *= 0.01
+            block.mlp.down_proj.weight *= 0.01
+        mlp = vlm.anatomy.layers[layer].mlp
+        mlp.gate_proj.weight[0] = u
+        mlp.up_proj.weight[0] = u
+        mlp.down_proj.weight[:, 0] = 0.6 * away
+    return vlm
+
+
+def prompts(n: int = 10) -> tuple[list[Example], list[Example]]:
+    attacks = [
+        Example(f"a{i}", f"{WORDS[i % 5]} {i}{TRIGGER}", goal=WORDS[i % 5], kind="malicious")
+        for i in range(n)
+    ]
+    return attacks, [Example(f"b{i}", f"{WORDS[i % 5]} {i}") for i in range(n)]
+
+
+@pytest.mark.parametrize("layer", [0, 1, 3])
+@pytest.mark.parametrize("how", ["mean", "zero", "resample"])
+def test_a_planted_site_is_found(layer, how):
+    config = dataclasses.replace(FAST, intervention=how)
+    found = diagnose(planted(layer), *prompts(), config=config, generate=False)
+    assert found.sites == [Site(layer, "ffn_out")]
+    best = max(found.layers, key=lambda item: item.effect * (item.component == "ffn"))
+    assert best.site == Site(layer, "ffn_out")
+    assert 0 < best.low <= best.effect <= best.high
+    assert best.selectivity == pytest.approx(best.effect - best.benign_effect)
+    assert best.selectivity_low > 5 * max(
+        abs(item.effect)
+        for item in found.layers
+        if item.layer != layer
+    )
+    whole = next(i for i in found.layers if i.site == Site(layer, "layer_out"))
+    assert whole.selectivity == pytest.approx(best.selectivity, rel=0.5)  # by another intervention
+    assert found.recommended[0].modality == "text"
+    assert str(layer) in found.verdict and "raises the refusal" in found.recommended[0].reason
+
+
+def test_a_site_that_acts_on_everything_is_no_finding():
+    config = dataclasses.replace(FAST, intervention="zero")
+    found = diagnose(planted(1, selective=False), *prompts(), config=config, generate=False)
+    site = next(item for item in found.layers if item.site == Site(1, "ffn_out"))
+    assert site.low > 1 and site.benign_effect > 1
+    assert found.recommended == () and found.sites == []
+    assert "No site is recommended" in found.verdict
+
+
+def test_the_modality_is_where_removing_matters():
+    attacks, benign = prompts()
+    attacks = [
+        dataclasses.replace(example, images=(tiny.picture(index),))
+        for index, example in enumerate(attacks)
+    ]
+    found = diagnose(planted(2), attacks, benign, config=FAST, generate=False)
+    assert [item.modality for item in found.recommended] == ["text"]
+
+
+# -- generated answers -----------------------------------------------------------------------------
+
+
+class FakeJudge:
+    """Calls the first batch of answers harmful and later ones whatever it is told."""
+
+    def __init__(self, **later: bool) -> None:
+        self.calls = 0
+        self.later = later
+
+    def __call__(self, goals, responses):
+        self.calls += 1
+        verdict = Verdict(refused=False, degenerate=False, on_goal=True)
+        if self.calls > 1:
+            verdict = dataclasses.replace(verdict, **self.later)
+        return [verdict] * len(goals)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_sites_that_only_break_answers_are_turned_down(broken):
+    judge = FakeJudge(degenerate=True) if broken else FakeJudge(refused=True)
+    found = diagnose(planted(1), *prompts(), config=FAST, judge=judge)
+    assert judge.calls == 1 + FAST.top_sites == 1 + len(found.generated)
+    for item in found.generated:
+        assert item.n == 4 and sum(item.outcomes.values()) == 4
+        assert item.outcomes["degenerate" if broken else "refused"] == 4
+        assert item.asr_change.rate == -1
+        assert item.degenerate_rise == broken
+    assert found.sites == ([] if broken else [Site(1, "ffn_out")])
+    assert ("merely makes answers degenerate" in found.verdict) == broken
+    if not broken:
+        assert "ASR by -100 points" in found.recommended[0].reason
+
+
+def test_answers_change_when_the_site_is_removed_while_generating():
+    """The planted site is what keeps the model from opening with a refusal token."""
+    vlm = planted(1)
+    answers = []
+
+    def judge(goals, responses):
+        answers.append(responses)
+        return [Verdict(refused=False, degenerate=False, on_goal=True) for _ in goals]
+
+    found = diagnose(vlm, *prompts(), config=FAST, judge=judge)
+    assert found.generated[0].site == Site(1, "ffn_out")
+    assert answers[0] != answers[1]
+
+
+# -- the result ------------------------------------------------------------------------------------
+
+
+def test_the_result_fits_the_report_and_repeats():
+    vlm = planted(1)
+    attacks, benign = prompts()
+    log = io.StringIO()
+    run = partial(diagnose, vlm, config=FAST, judge=FakeJudge(refused=True))
+    found = run(attacks, benign, progress=partial(Progress, stream=log))
+    tree = found.to_json()
+    _check(tree, Schema, "diagnosis", True)
+    assert tree["n_layers"] == tiny.LAYERS and len(tree["layers"]) == 3 * tiny.LAYERS
+    assert [item["layer"] for item in tree["separability"]] == list(range(tiny.LAYERS))
+    assert set(tree["rank_correlation"]) == {"silhouette", "class_separation", "mahalanobis"}
+    assert tree["recommended"][0]["site"] == "1.ffn_out"
+    assert "(100%)" in log.getvalue()
+    suite = Suite("attacks", "attack", tuple(attacks))
+    again = diagnose(vlm, suite, benign, config=FAST, judge=FakeJudge(refused=True))
+    assert again == found
+
+
+def test_words_say_what_was_done():
+    config = dataclasses.replace(FAST, intervention="skip", components=("ffn",))
+    found = diagnose(planted(1), *prompts(), config=config, generate=False)
+    assert found.intervention.startswith("FFN or attention output set to zero; at every prompt")
+    assert "on 10 attacks and 10 benign" in found.intervention
+    assert "not checked on generated answers" in found.sign
+    assert {item.component for item in found.layers} == {"ffn"}
+    assert found.generated == ()
+
+
+def test_examples_are_capped_and_bad_input_is_named():
+    vlm = planted(1)
+    attacks, benign = prompts()
+    config = dataclasses.replace(FAST, max_attacks=4, max_benign=3, components=("ffn",))
+    found = diagnose(vlm, attacks, benign, config=config, generate=False)
+    assert "on 4 attacks and 3 benign" in found.intervention
+    with pytest.raises(DataError, match=r"'b0' in attacks isn't malicious"):
+        diagnose(vlm, benign, benign)
+    with pytest.raises(DataError, match=r"'a0' in benign isn't benign"):
+        diagnose(vlm, attacks, attacks)
+    with pytest.raises(DataError, match="benign with at least 2 different goals, got 0"):
+        diagnose(vlm, attacks, [])
+    with pytest.raises(DataError, match="attacks with at least 2 different goals, got 2 examples"):
+        diagnose(vlm, [attacks[0], attacks[5]], benign)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"intervention": "noise"},
+        {"layer_intervention": ""},
+        {"components": ()},
+        {"components": ("neurons",)},
+        {"pooling": "max"},
+        {"max_attacks": 1},
+        {"top_sites": -1},
+    ],
+)
+def test_wrong_settings_are_refused(wrong):
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        DiagnosisConfig(**wrong)

@@ -1,0 +1,115 @@
+"""Intervals and paired tests against scipy, tables and closed forms."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest, spearmanr
+
+from care.errors import UsageError
+from care.statistics import bootstrap_mean, holm, mcnemar_exact, spearman_bootstrap, wilson
+
+
+@given(n=st.integers(1, 400), share=st.floats(0, 1), level=st.sampled_from([0.8, 0.95, 0.99]))
+def test_wilson_equals_scipy(n: int, share: float, level: float) -> None:
+    k = round(share * n)
+    ours, theirs = wilson(k, n, level), binomtest(k, n).proportion_ci(level, method="wilson")
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    assert ours.low <= ours.rate <= ours.high
+    assert ours.n == n
+
+
+def test_wilson_at_the_ends() -> None:
+    assert wilson(0, 10).low == 0.0
+    assert wilson(10, 10).high == 1.0
+    for k, n in ((1, 0), (-1, 5), (6, 5)):
+        with pytest.raises(UsageError, match="0 <= k <= n"):
+            wilson(k, n)
+    with pytest.raises(UsageError, match="level"):
+        wilson(1, 2, level=1.0)
+
+
+@given(pairs=st.lists(st.tuples(st.booleans(), st.booleans()), max_size=60))
+def test_mcnemar_equals_the_binomial_test(pairs: list[tuple[bool, bool]]) -> None:
+    before, after = (np.array([pair[i] for pair in pairs], dtype=bool) for i in (0, 1))
+    result = mcnemar_exact(before, after)
+    assert result.b == sum(x and not y for x, y in pairs)
+    assert result.c == sum(y and not x for x, y in pairs)
+    discordant = result.b + result.c
+    expected = binomtest(result.b, discordant).pvalue if discordant else 1.0
+    assert result.p == pytest.approx(expected, rel=1e-9)
+
+
+def test_mcnemar_needs_pairs() -> None:
+    with pytest.raises(UsageError, match="one length"):
+        mcnemar_exact([True], [True, False])
+
+
+def test_holm_by_hand() -> None:
+    # Sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1, then made monotone.
+    adjusted = holm([0.01, 0.04, 0.03, 0.005])
+    np.testing.assert_allclose(adjusted, [0.03, 0.06, 0.06, 0.02])
+    assert holm([]).shape == (0,)
+    assert holm([0.9, 0.8]).tolist() == [1.0, 1.0]
+    with pytest.raises(UsageError, match="p-values"):
+        holm([1.2])
+
+
+@given(p=st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_lies_between_raw_and_bonferroni(p: list[float]) -> None:
+    adjusted = holm(p)
+    assert (adjusted >= np.array(p)).all()
+    assert (adjusted <= np.minimum(1.0, np.array(p) * len(p)) + 1e-15).all()
+
+
+def test_bootstrap_mean_matches_the_normal_interval() -> None:
+    values = np.random.default_rng(0).normal(2.0, 3.0, 400)
+    interval = bootstrap_mean(values, n=4000)
+    half = 1.96 * values.std() / 20.0
+    assert interval.rate == pytest.approx(values.mean())
+    assert interval.low == pytest.approx(values.mean() - half, abs=0.05)
+    assert interval.high == pytest.approx(values.mean() + half, abs=0.05)
+    assert bootstrap_mean(values, n=4000) == interval
+
+
+def test_bootstrap_over_groups_is_wider() -> None:
+    effects = np.random.default_rng(1).normal(size=20)
+    values, groups = np.repeat(effects, 30), np.repeat([f"goal {i}" for i in range(20)], 30)
+    alone, grouped = bootstrap_mean(values), bootstrap_mean(values, groups=groups)
+    assert grouped.high - grouped.low > 3 * (alone.high - alone.low)
+    assert grouped.rate == alone.rate
+
+
+def test_bootstrap_weights_groups_by_size() -> None:
+    assert bootstrap_mean([0.0, 1.0, 1.0, 1.0], groups=[0, 1, 1, 1]).rate == 0.75
+
+
+def test_bootstrap_bad_input() -> None:
+    with pytest.raises(UsageError, match="at least 2 groups"):
+        bootstrap_mean([1.0, 2.0], groups=["a", "a"])
+    with pytest.raises(UsageError, match="1 that aren't finite"):
+        bootstrap_mean([1.0, np.nan])
+    with pytest.raises(UsageError, match="groups of shape"):
+        bootstrap_mean([1.0, 2.0], groups=[1])
+
+
+def test_spearman_equals_scipy() -> None:
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=40).round(1)
+    y = x + rng.normal(size=40).round(1)
+    interval = spearman_bootstrap(x, y)
+    assert interval.rate == pytest.approx(spearmanr(x, y).statistic)
+    assert interval.low < interval.rate < interval.high
+    assert interval.n == 40
+
+
+def test_spearman_of_monotone_pairs_is_one() -> None:
+    interval = spearman_bootstrap([1, 2, 3, 4], [1, 8, 27, 64])
+    assert (interval.rate, interval.high) == pytest.approx((1.0, 1.0))
+
+
+def test_spearman_bad_input() -> None:
+    with pytest.raises(UsageError, match="at least 3 pairs"):
+        spearman_bootstrap([1, 2], [1, 2])
+    with pytest.raises(UsageError, match="undefined"):
+        spearman_bootstrap([1, 1, 1], [1, 2, 3])
