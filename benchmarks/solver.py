@@ -5,7 +5,8 @@ malicious directions, Ledoit–Wolf shrinkage. Both sides solve the same regular
 positive eigenvalues with their vectors. scipy starts from finished (D, D) matrices, whose forming
 isn't counted; ours starts from the centred rows and is timed as the median of `--repeats` calls.
 Both get the same number of BLAS threads, one by default, so that the ratio says nothing about
-cores. The error is over all 400 positive eigenvalues.
+cores. Ratios are of wall time; `ratio_cpu` is of CPU time, for a machine that isn't idle. The error
+is over all 400 positive eigenvalues.
 
     python benchmarks/solver.py            # a minute or two, about 1.5 GiB
 """
@@ -16,6 +17,8 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import eigh
@@ -36,53 +39,52 @@ def make_rows(width: int, n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray
     return malicious - centre, benign - centre
 
 
-def timed_low_rank(
-    malicious: np.ndarray,
-    benign: np.ndarray,
-    ridge: float,
-    weight: float,
-    repeats: int,
-    k: int | None = None,
-) -> tuple[float, np.ndarray]:
-    """(median seconds, eigenvalues); the first call, which warms caches up, is dropped."""
-    seconds: list[float] = []
-    values = np.empty(0)
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        values, _ = generalized_eigh(malicious, benign, ridge, weight=weight, k=k)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:]), values
+class Seconds(NamedTuple):
+    """What a call took."""
+
+    wall: float
+    cpu: float
 
 
-def timed_scipy(
-    malicious: np.ndarray, benign: np.ndarray, ridge: float, weight: float
-) -> tuple[float, np.ndarray]:
-    """(seconds of the call alone, eigenvalues, largest first)."""
-    c_malicious = malicious.T @ malicious / len(malicious)
-    c_benign = benign.T @ benign * (weight / len(benign))
-    c_benign[np.diag_indices(len(c_benign))] += ridge
-    start = time.perf_counter()
-    values, _ = eigh(c_malicious, c_benign)
-    return time.perf_counter() - start, values[::-1]
+def timed(call: Callable[[], np.ndarray]) -> tuple[Seconds, np.ndarray]:
+    """(seconds, result) of one call."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = call()
+    return Seconds(time.perf_counter() - wall, time.process_time() - cpu), result
+
+
+def median_timed(call: Callable[[], np.ndarray], repeats: int) -> tuple[Seconds, np.ndarray]:
+    """Medians over `repeats` calls after one that warms caches up, and the last result."""
+    result = call()
+    seconds: list[Seconds] = []
+    for _ in range(repeats):
+        took, result = timed(call)
+        seconds.append(took)
+    return Seconds(*(statistics.median(column) for column in zip(*seconds, strict=True))), result
 
 
 def measure(width: int, rows: int, repeats: int) -> dict[str, float | int]:
     """All figures for `rows` malicious and `rows` benign rows of width D."""
-    malicious, benign = make_rows(width, rows)
-    spread = Moments(width).fit(benign).spread()
+    a, b = make_rows(width, rows)
+    spread = Moments(width).fit(b).spread()
     rho = max(ledoit_wolf(spread), 1e-3)
     ridge, weight = rho * spread.trace / width, 1.0 - rho
-    fast, values = timed_low_rank(malicious, benign, ridge, weight, repeats)
-    fastest, _ = timed_low_rank(malicious, benign, ridge, weight, repeats, k=16)
-    print(f"low rank: {fast:.3f} s, 16 vectors {fastest:.3f} s; scipy ...", flush=True)
-    slow, reference = timed_scipy(malicious, benign, ridge, weight)
+    fast, values = median_timed(lambda: generalized_eigh(a, b, ridge, weight=weight)[0], repeats)
+    few, _ = median_timed(lambda: generalized_eigh(a, b, ridge, weight=weight, k=16)[0], repeats)
+    print(f"low rank: {fast.wall:.3f} s, 16 vectors {few.wall:.3f} s; scipy ...", flush=True)
+    c_malicious = a.T @ a / len(a)
+    c_benign = b.T @ b * (weight / len(b))
+    c_benign[np.diag_indices(width)] += ridge
+    slow, ascending = timed(lambda: eigh(c_malicious, c_benign)[0])
+    reference = ascending[::-1][: len(values)]
     return {
-        "ratio_vs_scipy": round(slow / fast, 1),
-        "ratio_vs_scipy_16_vectors": round(slow / fastest, 1),
-        "eigenvalue_rel_error": float(np.abs(values / reference[: len(values)] - 1.0).max()),
-        "seconds": fast,
-        "seconds_16_vectors": fastest,
-        "seconds_scipy": slow,
+        "ratio_vs_scipy": round(slow.wall / fast.wall, 1),
+        "eigenvalue_rel_error": float(np.abs(values / reference - 1.0).max()),
+        "ratio_cpu": round(slow.cpu / fast.cpu, 1),
+        "ratio_16_vectors": round(slow.wall / few.wall, 1),
+        "seconds": fast.wall,
+        "seconds_16_vectors": few.wall,
+        "seconds_scipy": slow.wall,
         "width": width,
         "n": 2 * rows,
         "eigenvalues_compared": len(values),

@@ -257,8 +257,7 @@ def test_tower_with_class_token_is_dinov2(tower_onnx) -> None:
 
 def test_refit_makes_up_for_the_class_token(tower_onnx) -> None:
     state, class_token = tower.convert(tower_onnx[0], grid=6)
-    class_token = 5 * class_token  # a token that attracts attention, as a trained one does
-    fitted = tower.refit(state, class_token, tower.synthetic_pictures(60, 84))
+    fitted = tower.refit(state, class_token, tower.synthetic_pictures(200, 84))
     changed = {name for name in state if not torch.equal(state[name], fitted[name])}
     assert {name.split(".")[-2] for name in changed} == {"out_proj", "fc2"}
     unseen = tower.synthetic_pictures(10, 84, seed=9)
@@ -267,7 +266,7 @@ def test_refit_makes_up_for_the_class_token(tower_onnx) -> None:
         dropped, refitted = (
             (tower.features(unseen, s) - wanted).pow(2).mean() for s in (state, fitted)
         )
-    assert refitted < 0.8 * dropped
+    assert refitted < 0.7 * dropped  # random weights: 0.5; the real ones gain far more
 
 
 def test_synthetic_pictures_are_seeded_and_normalised() -> None:

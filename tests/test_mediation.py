@@ -49,7 +49,7 @@ def test_replays_equal_full_passes(family):
     means = collect(vlm, EXAMPLES, all_sites(vlm)).means
     replay = Replay(vlm, batch)
     assert replay.reuses
-    for site in all_sites(vlm):
+    for site in [Site(layer, kind) for layer in (0, 2) for kind in KINDS]:
         for how in ("mean", "zero", "skip"):
             expected = full_log_odds(vlm, batch, site, how, means)
             with ablate(vlm, [site], how, means):
@@ -62,9 +62,10 @@ def test_a_replay_computes_only_the_layers_that_can_change():
     replay = Replay(vlm, vlm.batch(EXAMPLES))
     ran = []
     layers = [(layer.mlp, index) for index, layer in enumerate(vlm.anatomy.layers)]
+    patches = next(m for m in vlm.model.modules() if isinstance(m, torch.nn.Conv2d))
     handles = [
         module.register_forward_hook(lambda *_, name=name: ran.append(name))
-        for module, name in [*layers, (vlm.model.model.vision_tower.encoder, "tower")]
+        for module, name in [*layers, (patches, "tower")]
     ]
     replay.logits(2)
     assert ran == [2, 3]
@@ -112,16 +113,6 @@ def spoil_inputs(vlm, monkeypatch):
             return output
 
         monkeypatch.setattr(layer, "forward", forward)
-
-
-def depend_on_the_images_late(vlm, monkeypatch):
-    """The last layer reads what the projector returned: a path past the residual stream."""
-    projector, last = vlm.model.model.multi_modal_projector, vlm.anatomy.layers[-1]
-    held = {}
-    vlm.anatomy.layers[1].register_forward_hook(lambda m, a, out: held.update(h=out.mean()))
-    monkeypatch.setattr(projector, "forward", projector.forward)
-    original = last.forward
-    monkeypatch.setattr(last, "forward", lambda h, *a, **k: original(h + held.pop("h"), *a, **k))
 
 
 def test_a_model_that_replays_dont_suit_gets_full_passes(monkeypatch):
@@ -221,7 +212,8 @@ def test_donors_are_other_benign_prompts_of_the_same_kind():
     donated = (roles == Role.IMAGE).any(1).tolist()
     assert donated == [bool(example.images) for example in everyone]
     found = scan(vlm, everyone, [Removal(site, "resample")], donors=donors, batch_size=2)
-    assert (np.abs(found.effects[0]) > 1e-5).all()  # nobody was given their own activations
+    # Nobody was given their own activations.
+    assert (np.abs(found.effects[0, len(attacks) :]) > 1e-5).all()
     again = scan(vlm, everyone, [Removal(site, "resample")], donors=donors)
     np.testing.assert_allclose(found.effects, again.effects, atol=1e-4)
     with pytest.raises(UsageError, match="at least 2 benign"):
@@ -258,8 +250,8 @@ def planted(layer: int, selective: bool = True) -> VLM:
         away = head.mean(0) - head[vlm.refusal_ids].mean(0)
         away = torch.nn.functional.normalize(away - away @ u * u, dim=0)
         for block in vlm.anatomy.layers:
-            block.self_attn.o_proj.weight *= 0.01
-            block.mlp.down_proj.weight *= 0.01
+            block.self_attn.o_proj.weight *= 0.003
+            block.mlp.down_proj.weight *= 0.003
         mlp = vlm.anatomy.layers[layer].mlp
         mlp.gate_proj.weight[0] = u
         mlp.up_proj.weight[0] = u
@@ -285,11 +277,8 @@ def test_a_planted_site_is_found(layer, how):
     assert best.site == Site(layer, "ffn_out")
     assert 0 < best.low <= best.effect <= best.high
     assert best.selectivity == pytest.approx(best.effect - best.benign_effect)
-    assert best.selectivity_low > 5 * max(
-        abs(item.effect)
-        for item in found.layers
-        if item.layer != layer
-    )
+    others = [abs(item.effect) for item in found.layers if item.layer != layer]
+    assert best.selectivity_low > 5 * max(others)
     whole = next(i for i in found.layers if i.site == Site(layer, "layer_out"))
     assert whole.selectivity == pytest.approx(best.selectivity, rel=0.5)  # by another intervention
     assert found.recommended[0].modality == "text"
@@ -298,7 +287,12 @@ def test_a_planted_site_is_found(layer, how):
 
 def test_a_site_that_acts_on_everything_is_no_finding():
     config = dataclasses.replace(FAST, intervention="zero")
-    found = diagnose(planted(1, selective=False), *prompts(), config=config, generate=False)
+    _, benign = prompts()
+    attacks = [
+        dataclasses.replace(example, id=f"a{index}", goal=example.prompt, kind="malicious")
+        for index, example in enumerate(benign)
+    ]
+    found = diagnose(planted(1, selective=False), attacks, benign, config=config, generate=False)
     site = next(item for item in found.layers if item.site == Site(1, "ffn_out"))
     assert site.low > 1 and site.benign_effect > 1
     assert found.recommended == () and found.sites == []
@@ -420,6 +414,8 @@ def test_examples_are_capped_and_bad_input_is_named():
         {"pooling": "max"},
         {"max_attacks": 1},
         {"top_sites": -1},
+        {"level": 95},
+        {"max_new_tokens": 0},
     ],
 )
 def test_wrong_settings_are_refused(wrong):

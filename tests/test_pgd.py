@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import LAYERS, picture, tiny_llava, tiny_qwen2_5_vl, tiny_vlm
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 import care.attacks.pgd as pgd
@@ -20,6 +19,7 @@ from care.errors import ArtefactError, ModelError, StorageError, UsageError
 from care.examples import Example
 from care.hooks import edit
 from care.vlm import VLM
+from tiny import LAYERS, picture, tiny_llava, tiny_qwen2_5_vl, tiny_vlm
 
 GOALS = ["wash a car", "build a small house from wood", "do this", "picture soap and water", "help"]
 EXAMPLES = [Example(f"g{i}", f"How do you {goal}?") for i, goal in enumerate(GOALS)]
@@ -113,7 +113,7 @@ def test_gradient_equals_that_of_pixel_values_repeated_for_every_row(vlm):
     logits = vlm.forward(batch, logits_to_keep=5, grad=True)[:, :-1]
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(ids).flatten())
     (expected_gradient,) = torch.autograd.grad(expected, x)
-    assert loss == pytest.approx(float(expected), abs=1e-5)
+    assert loss == pytest.approx(float(expected.detach()), abs=1e-5)
     torch.testing.assert_close(gradient, expected_gradient, atol=1e-6, rtol=1e-4)
 
 
@@ -152,17 +152,14 @@ def test_short_targets_count_all_their_tokens(vlm):
 # -- the attack ------------------------------------------------------------------------------------
 
 
-def test_loss_falls_by_a_clear_margin(vlm):
+def test_loss_falls_by_a_clear_margin_and_stays_low_after_saving(vlm, tmp_path):
     result = attack(vlm, replace(CONFIG, steps=40, batch=5))
     assert len(result.losses) == 40
     assert result.losses[-1] < result.losses[0] - 1.0
     assert result.loss < result.losses[0] - 1.0
     assert abs(result.rounding) < 1e-3  # steps are whole 8-bit levels
     assert result.image.mode == "RGB" and result.image.size == (28, 28)
-
-
-def test_the_image_works_through_the_ordinary_path(vlm, tmp_path):
-    result = attack(vlm, replace(CONFIG, steps=40, batch=5))
+    # The saved file does the same through the model's ordinary path.
     result.image.save(tmp_path / "attack.png")
     ids = [vlm.tokenizer(text, add_special_tokens=False)["input_ids"][:4] for text in TARGETS]
     examples = [replace(example, images=(tmp_path / "attack.png",)) for example in EXAMPLES]
@@ -473,9 +470,7 @@ def test_a_model_that_uses_its_image_tokens_otherwise_is_refused(vlm, monkeypatc
         attack(vlm)
 
 
-def test_a_loss_that_is_not_finite_is_refused(vlm):
-    loss_of, _ = objective(vlm)
+def test_a_loss_that_is_not_finite_is_refused():
     state = pgd._State(torch.zeros(3, 2, 2), torch.zeros(3, 2, 2))
     with pytest.raises(ModelError, match="not finite at step 1"):
         pgd._advance(state, float("nan"), torch.ones(3, 2, 2), 0, 1, CONFIG)
-    assert len(loss_of) == len(GOALS)

@@ -6,7 +6,7 @@ A contrast names two lists of (example, answer) and the tokens that are compared
 |---|---|---|---|
 | `images` | pictures of attacks | pictures of benign inputs | image tokens |
 | `comply-refuse` | malicious requests, complied with | the *same* requests, refused | answer |
-| `comply-rest` | malicious requests, complied with | refusals *and* answers to benign requests | answer |
+| `comply-rest` | malicious requests, complied with | refusals, answers to benign requests | answer |
 
 `comply-refuse` is the text contrast of the official release: since answers to benign requests
 never enter its benign class, it pays for safety with over-refusal. `comply-rest` is the corrected
@@ -38,7 +38,7 @@ Answered = tuple[Example, str]
 
 @dataclass(frozen=True)
 class Material:
-    """Everything a repair is fitted on: requests with the model's own answers, sorted by outcome."""
+    """What a repair is fitted on: requests with the model's own answers, sorted by outcome."""
 
     complied: tuple[Answered, ...]
     """Attacks that worked, with the model's answers."""

@@ -20,6 +20,16 @@ Component = Literal["ffn", "mhsa", "layer"]
 KINDS: dict[Component, SiteKind] = {"ffn": "ffn_out", "mhsa": "mhsa_out", "layer": "layer_out"}
 """The site of each component."""
 
+_AT_LEAST = {
+    "max_attacks": 2,
+    "max_benign": 2,
+    "generate_examples": 2,
+    "top_sites": 0,
+    "max_new_tokens": 1,
+    "batch_size": 1,
+    "resamples": 1,
+}
+
 
 @dataclass(frozen=True)
 class DiagnosisConfig:
@@ -48,6 +58,10 @@ class DiagnosisConfig:
 
     max_new_tokens: int = 24
     """Length of those answers."""
+
+    min_selectivity: float = 0.1
+    """Lower limit of the selectivity, in nats, that a recommended site must exceed: with enough
+    examples even negligible effects differ from 0."""
 
     max_degenerate_rise: float = 0.1
     """A site is turned down if the share of degenerate answers rises by more than this."""
@@ -81,8 +95,9 @@ class DiagnosisConfig:
             )
         if self.pooling not in get_args(Pooling):
             raise UsageError(f"pooling is {self.pooling!r}; use text or last.")
-        at_least = {"max_attacks": 2, "max_benign": 2, "generate_examples": 2, "top_sites": 0}
-        for name, least in at_least.items():
+        if not 0 < self.level < 1:
+            raise UsageError(f"level must lie between 0 and 1, got {self.level}.")
+        for name, least in _AT_LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"{name} must be at least {least}, got {value}.")

@@ -90,9 +90,7 @@ def confirm(
         change = (after == "harmful").astype(float) - (before == "harmful")
         broken = float((after == "degenerate").mean() - (before == "degenerate").mean())
         counts = {name: int((after == name).sum()) for name in get_args(Outcome)}
-        found.append(
-            GeneratedSite(site, len(examples), counts, interval(change, examples), broken)
-        )
+        found.append(GeneratedSite(site, len(examples), counts, interval(change, examples), broken))
     return tuple(found)
 
 

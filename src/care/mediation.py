@@ -69,8 +69,8 @@ def diagnose(
     Every component of every layer is removed in turn (`config`), on attack and on benign prompts;
     the FFN and attention sites with the greatest lower limit of selectivity are then removed while
     answers are generated and judged (`judge`, by default `care.judges.Judge`), unless `generate`
-    is False. A site is recommended if the lower limits of its effect on attacks and of its
-    selectivity are above 0, and the share of degenerate answers rises by at most
+    is False. A site is recommended if the lower limit of its effect on attacks is above 0, that of
+    its selectivity above `min_selectivity`, and the share of degenerate answers rises by at most
     `max_degenerate_rise`.
 
     `progress` makes the bar: `care.progress.Progress`, or anything called the same way.
@@ -81,10 +81,7 @@ def diagnose(
     config = config or DiagnosisConfig()
     data = _Data.of(attacks, benign, config)
     job = _Job(vlm, data, config)
-    rows = len(data.examples)
-    total = rows * len(job.removals) + 2 * config.top_sites * rows
-    answers = min(config.generate_examples, len(data.attacks)) * (config.top_sites + 1)
-    with _bar(progress, total + generate * answers) as advance:
+    with _bar(progress, job.steps(generate)) as advance:
         effects = job.effects(advance)
         top = _top(effects, config.top_sites)
         modalities = job.modalities([item.site for item in top], advance)
@@ -131,7 +128,7 @@ class _Data(NamedTuple):
                     f"Example {wrong[0]!r} in {name} isn't {kind}; a diagnosis compares malicious "
                     "attacks with benign prompts."
                 )
-            examples = spread(examples, len(examples) if most is None else most)
+            examples = _chosen(examples, len(examples) if most is None else most)
             if len(set(_goals(examples))) < 2:
                 raise DataError(
                     f"A diagnosis needs {name} with at least 2 different goals, got "
@@ -150,6 +147,20 @@ def _goals(examples: Sequence[Example]) -> list[str]:
     return [example.goal or f"{example.suite}/{example.id}" for example in examples]
 
 
+def _chosen(examples: Sequence[Example], most: int) -> list[Example]:
+    """At most `most` examples, evenly spaced, with two goals among them if there are two."""
+    chosen = spread(examples, most)
+    goals = set(_goals(chosen))
+    others = [
+        example
+        for example, goal in zip(examples, _goals(examples), strict=True)
+        if goal not in goals
+    ]
+    if len(goals) == 1 and others:
+        chosen[-1] = others[0]
+    return chosen
+
+
 class _Job:
     """The runs of the model that a diagnosis consists of."""
 
@@ -164,6 +175,14 @@ class _Job:
         self.collected = collect(vlm, data.examples, sites, config.pooling, config.batch_size)
         resampled = [removal.site for removal in self.removals if removal.how == "resample"]
         self.donors = BenignDonors(vlm, *data, resampled) if resampled else None
+
+    def steps(self, generate: bool) -> int:
+        """Number of (example, removal) pairs and answers that the whole job takes."""
+        parts = sum(removal.site.kind != "layer_out" for removal in self.removals)
+        top = min(self.config.top_sites, parts)
+        answers = min(self.config.generate_examples, len(self.data.attacks))
+        scanned = len(self.removals) + (2 * top if self._with_images else 0)
+        return len(self.data.examples) * scanned + (answers * (top + 1) if generate and top else 0)
 
     def effects(self, advance: Callable[[int], None]) -> tuple[LayerEffect, ...]:
         """The scan over every component of every layer."""
@@ -181,10 +200,10 @@ class _Job:
     def modalities(self, sites: Sequence[Site], advance: Callable[[int], None]) -> dict[Site, str]:
         """At which tokens each site carries the attack, by removing it at those tokens only.
 
-        A modality is named if the lower limit of its effect is above 0; if none is, the one with
-        the greater effect.
+        A modality is named if its effect is at least a quarter of the greater one and its lower
+        limit above 0; if there is none, the one with the greater effect.
         """
-        if not any(example.images for example in self.data.attacks):
+        if not self._with_images:
             return dict.fromkeys(sites, "text")
         scopes: dict[str, Scope] = {"visual": "image", "text": "text"}
         removals = [
@@ -201,8 +220,10 @@ class _Job:
                 name: self.interval(effects, self.data.attacks)
                 for name, effects in zip(scopes, values, strict=True)
             }
-            sure = [name for name, interval in each.items() if interval.low > 0]
-            named[site] = "+".join(sure) or max(each, key=lambda name: each[name].rate)
+            main = max(each, key=lambda name, each=each: each[name].rate)
+            least = each[main].rate / 4
+            sure = [name for name, found in each.items() if found.low > 0 and found.rate >= least]
+            named[site] = "+".join(sure) or main
         return named
 
     def confirm(
@@ -210,7 +231,7 @@ class _Job:
     ) -> tuple[GeneratedSite, ...]:
         """Generated answers without each top site."""
         how = "mean" if self.config.intervention == "resample" else self.config.intervention
-        examples = spread(self.data.attacks, self.config.generate_examples)
+        examples = _chosen(self.data.attacks, self.config.generate_examples)
         return confirm(
             self.vlm,
             examples,
@@ -231,6 +252,10 @@ class _Job:
             values, _goals(examples), n=config.resamples, seed=config.seed, level=config.level
         )
 
+    @property
+    def _with_images(self) -> bool:
+        return any(example.images for example in self.data.attacks)
+
     def _removal(self, site: Site) -> Removal:
         config = self.config
         whole = site.kind == "layer_out"
@@ -249,9 +274,7 @@ class _Job:
 
 
 @contextmanager
-def _bar(
-    progress: Callable[..., Progress] | None, total: int
-) -> Iterator[Callable[[int], None]]:
+def _bar(progress: Callable[..., Progress] | None, total: int) -> Iterator[Callable[[int], None]]:
     """A function that counts finished steps."""
     if progress is None:
         yield lambda steps: None
@@ -296,7 +319,8 @@ def _recommend(
     config: DiagnosisConfig,
 ) -> tuple[tuple[RecommendedSite, ...], str]:
     """The sites that hold, and a sentence on the outcome; `generated` is None without answers."""
-    selective = [item for item in top if item.low > 0 and item.selectivity_low > 0]
+    least = config.min_selectivity
+    selective = [item for item in top if item.low > 0 and item.selectivity_low > least]
     answers = {item.site: item for item in generated or ()}
     chosen, broken = [], []
     for item in selective:
@@ -314,7 +338,7 @@ def _recommend(
         return (), f"No site is recommended.{turned_down}"
     return (), (
         "No site is recommended: none raises refusals of attacks selectively when it is removed "
-        "(lower limits of effect and selectivity above 0)."
+        f"(lower limit of the effect above 0, of the selectivity above {least:g} nats)."
     )
 
 
@@ -378,5 +402,6 @@ def _sign(config: DiagnosisConfig, generate: bool) -> str:
     return (
         "Positive on attacks: removing the site raises the refusal log-odds, so the site carries "
         "the attack. Recommended are FFN and attention sites with a positive effect that is "
-        f"greater than on benign prompts {checked}."
+        f"greater than on benign prompts by {config.min_selectivity:g} nats or more (lower limit) "
+        f"{checked}."
     )

@@ -22,7 +22,7 @@ from torch import Tensor
 from care.anatomy import Anatomy, Role, image_token_id
 from care.batches import Batch, encode, render
 from care.decoding import PLAIN_POSITIONS, Rows, decode, position_ids
-from care.errors import DataError, ModelError, UsageError
+from care.errors import DataError, MissingDependencyError, ModelError, UsageError
 from care.examples import Example
 
 Result = TypeVar("Result")
@@ -87,7 +87,8 @@ class VLM:
     ) -> "VLM":
         """Load a model and its processor from the Hub or a folder.
 
-        Raises ModelError if there is no such model, it takes no images or the Hub is unreachable.
+        Raises ModelError if there is no such model, it takes no images or the Hub is unreachable,
+        MissingDependencyError if a package is missing that the model or `device_map` needs.
         """
         from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
@@ -103,6 +104,9 @@ class VLM:
             )
         except ModelError:
             raise
+        except ImportError as error:
+            reason = " ".join(str(error).split())
+            raise MissingDependencyError(f"Loading {name_or_path} needs more: {reason}") from error
         except (OSError, ValueError, KeyError) as error:
             raise _loading_error(str(name_or_path), error) from error
         return cls(model, processor, str(name_or_path), revision)
@@ -425,7 +429,9 @@ def _loading_error(name: str, error: Exception) -> ModelError:
             f"{name} is not a vision-language model that transformers can load "
             "(AutoModelForImageTextToText doesn't know its configuration)."
         )
-    return ModelError(
-        f"The model {name} could not be loaded; check the name, the network and access rights "
-        f"({first_line})."
-    )
+    if isinstance(error, OSError):
+        return ModelError(
+            f"The model {name} could not be loaded; check the name, the network and access rights "
+            f"({first_line})."
+        )
+    return ModelError(f"The model {name} could not be loaded ({first_line}).")

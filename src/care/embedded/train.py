@@ -288,7 +288,9 @@ def teach(model, processor, answers: dict[str, str], config: TrainConfig, out: P
     teacher, running = Teacher(answers), {}
 
     def loss_at(step: int) -> tuple[Tensor, str]:
-        loss, kinds = _lesson_loss(model, processor, _batches(teacher, config, step), config.taught_tokens)
+        loss, kinds = _lesson_loss(
+            model, processor, _batches(teacher, config, step), config.taught_tokens
+        )
         for kind, value in kinds.items():
             running[kind] = 0.8 * running.get(kind, value) + 0.2 * value
         return loss, " ".join(f"{kind} {value:.2f}" for kind, value in sorted(running.items()))

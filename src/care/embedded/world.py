@@ -119,9 +119,7 @@ def _written() -> Iterator[Goal]:
         "lookalikes": "lookalike",
     }
     for family, kind in kinds.items():
-        for text, split in zip(
-            texts()[family], _splits(len(texts()[family]), family), strict=True
-        ):
+        for text, split in zip(texts()[family], _splits(len(texts()[family]), family), strict=True):
             yield Goal(text, kind, split)
 
 

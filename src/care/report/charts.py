@@ -234,7 +234,7 @@ def spectrum(channel: Mapping[str, Any]) -> Markup:
         parts.append(svg.line(x.start, y(null), x.end, y(null), "null"))
         words = f"permutation null {svg.number(null)}"
         parts.append(svg.label(x.end, 22, words, "end", "tick"))
-        parts.append(svg.line(x.end - 186, 18, x.end - 158, 18, "null"))
+        parts.append(svg.line(x.end - 164, 18, x.end - 136, 18, "null"))
     title = f"Eigenvalues at {channel['site']}, {channel['modality']}"
     return svg.canvas(width, 236, title, *parts)
 

@@ -1,8 +1,8 @@
-"""Write and read reports: `report.html` and `report.json` from one tree, or neither.
+"""Write and read reports: `report.html` and `report.json` from one tree.
 
 Both files are rendered and written beside their targets first; only then do they replace an older
-report, so a full disk, an error or Ctrl-C leaves the older one whole. The HTML names the SHA-256 of
-its JSON, which tells a pair that belongs together.
+report, so a full disk or an error leaves the older one whole. The HTML names the SHA-256 of its
+JSON, which reveals the one case left: a process killed between the two final renames.
 """
 
 import hashlib
@@ -133,7 +133,8 @@ def _replace_all(contents: Mapping[Path, bytes]) -> None:
                 raise IsADirectoryError(None, f"{target} is a folder")
             pending[target] = _write_beside(target, content)
         for target in list(pending):
-            pending.pop(target).replace(target)
+            pending[target].replace(target)
+            del pending[target]
     finally:
         for leftover in pending.values():
             leftover.unlink(missing_ok=True)

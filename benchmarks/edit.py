@@ -1,0 +1,144 @@
+"""What a repair costs while the model runs.
+
+`decode_overhead` is the relative time that a repair adds to one decode step of the embedded model:
+three `ffn_out` sites, an image and a text channel at each (K = 64 + 64), both on every token, so
+that both corrections and their adaptive fusion are computed for each of the B new tokens. Steps
+with and without the repair alternate from the same KV cache, which is cropped after each; the
+figure is the ratio of the medians. Hooks are on only in the steps that are repaired.
+
+`ratio_vs_rebuild` is how much longer an edit takes that builds U Uᵀ (D × D) at each call, as the
+released code does, than the factored one of `care.repair`, on one token at D = 3584, K = 256. Both
+take the same rows and are medians.
+
+    python benchmarks/edit.py              # two minutes, about 2 GiB
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from care.anatomy import Role, Site
+from care.decoding import position_ids
+from care.examples import Example
+from care.repair import Channel, Repair, _site_edit
+from care.subspace import random_subspace
+from care.vlm import VLM
+
+PROMPT = "Explain step by step how to repair the flat tyre of a bicycle."
+
+
+def channels(site: Site, width: int, rank: int) -> tuple[Channel, Channel]:
+    """An image and a text channel on every token, so weak that they change no answer's length."""
+    mean = np.zeros(width)
+    return tuple(
+        Channel(site, modality, ("all",), random_subspace(width, rank, mean, seed), 0.01)
+        for seed, modality in enumerate(("image", "text"))
+    )  # pyright: ignore[reportReturnType]  two of them
+
+
+def seconds_of(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def decode_step(vlm: VLM, batch: int) -> Callable[[], None]:
+    """One decode step of `batch` rows, always from the same cached prompt."""
+    inputs = vlm.batch([Example(id=str(i), prompt=PROMPT) for i in range(batch)]).inputs
+    mask = inputs["attention_mask"]
+    cache = DynamicCache(config=vlm.model.config.get_text_config())
+    common = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+    output = vlm.model(**inputs, position_ids=position_ids(mask), **common)
+    step = {
+        "input_ids": output.logits[:, -1:].argmax(-1),
+        "attention_mask": torch.cat([mask, mask.new_ones(batch, 1)], dim=1),
+        "position_ids": mask.sum(1, keepdim=True),
+    }
+
+    def run() -> None:
+        vlm.model(**step, **common)
+        cache.crop(-1)
+
+    return run
+
+
+@torch.inference_mode()
+def decode_overhead(vlm: VLM, batch: int, rank: int, repeats: int) -> dict[str, Any]:
+    """Medians of alternating plain and repaired steps."""
+    layers, width = vlm.anatomy.n_layers, vlm.anatomy.width
+    sites = [Site(layers * part // 4, "ffn_out") for part in (1, 2, 3)]
+    repair = Repair(tuple(c for site in sites for c in channels(site, width, rank)))
+    step = decode_step(vlm, batch)
+    taken: dict[bool, list[float]] = {False: [], True: []}
+    for repeat in range(2 * (repeats + 5)):
+        # A B B A: neither is always the one that finds the caches warm.
+        repaired = repeat % 4 in (1, 2)
+        with repair.applied(vlm) if repaired else nullcontext():
+            step()  # the first call in a context moves the tensors to the model
+            taken[repaired].append(seconds_of(step))
+    plain, edited = (statistics.median(taken[key][5:]) for key in (False, True))
+    return {
+        "decode_overhead": round(edited / plain - 1, 4),
+        "step_ms": round(1e3 * plain, 2),
+        "repaired_step_ms": round(1e3 * edited, 2),
+        "sites": [str(site) for site in sites],
+        "batch": batch,
+        "dtype": str(vlm.dtype).removeprefix("torch."),
+    }
+
+
+@torch.inference_mode()
+def ratio_vs_rebuild(width: int, rank: int, tokens: int, repeats: int) -> float:
+    """Time of an edit that builds U Uᵀ at each call over that of the factored one, float32."""
+    channel = channels(Site(0, "ffn_out"), width, rank)[0]
+    factored = _site_edit([channel], "adaptive")  # the product's edit, without a model around it
+    u, mean = (torch.from_numpy(part) for part in (channel.subspace.basis, channel.subspace.mean))
+    h = torch.randn(1, tokens, width, generator=torch.Generator().manual_seed(0))
+    roles = torch.full((1, tokens), int(Role.RESPONSE))
+
+    def rebuilt() -> Tensor:
+        return h - channel.strength * (h - mean) @ (u @ u.T)
+
+    torch.testing.assert_close(factored(h, roles), rebuilt(), atol=1e-4, rtol=1e-4)
+    taken = [(seconds_of(rebuilt), seconds_of(lambda: factored(h, roles))) for _ in range(repeats)]
+    slow, fast = (statistics.median(column) for column in zip(*taken, strict=True))
+    return slow / fast
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="cost of a repair at run time")
+    parser.add_argument("--batch", type=int, default=8, help="rows decoded together")
+    parser.add_argument("--rank", type=int, default=64, help="K of each of the two channels")
+    parser.add_argument("--repeats", type=int, default=200, help="timed decode steps of each kind")
+    parser.add_argument("--dtype", default="bfloat16", help="of the embedded model")
+    parser.add_argument("--threads", type=int, default=None, help="torch's own choice if not given")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    ratios = {tokens: ratio_vs_rebuild(3584, 256, tokens, repeats=9) for tokens in (1, 64, 512)}
+    print(f"U Uᵀ at each call over factored, by tokens: {ratios}", flush=True)
+    vlm = VLM.embedded(arguments.dtype)
+    result = decode_overhead(vlm, arguments.batch, arguments.rank, arguments.repeats)
+    result |= {
+        "ratio_vs_rebuild": round(ratios[1], 1),
+        "ratio_64_tokens": round(ratios[64], 1),
+        "ratio_512_tokens": round(ratios[512], 1),
+        "rank": arguments.rank,
+        "threads": torch.get_num_threads(),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Suites by name or from a file of the user's own.
+
+A file is JSON Lines, one example a line:
+
+    {"id": "a1", "prompt": "How do I…?", "images": ["a1.png"], "kind": "malicious",
+     "goal": "…", "category": "…", "references": ["two"], "system": "…"}
+
+Only `prompt` is needed, or `images`, paths relative to the file. Without an `id` an example is
+called by its line; `kind` may be left out where the role of the file says it. Everything is checked
+on reading, pictures too: an error names its line, before hours of work begin.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+from care.errors import CareError, DataError, UsageError
+from care.examples import Example, Suite, SuiteRole
+from care.storage import to_json, write_whole
+
+ENDING = ".jsonl"
+"""Ending of a file of examples."""
+
+_TEXTS = ("id", "prompt", "goal", "kind", "category", "system")
+_LISTS = ("images", "references")
+
+
+def load_suite(name: str | Path, split: str = "test", role: SuiteRole | None = None) -> Suite:
+    """A suite by name, or from a JSON Lines file (see the module's header).
+
+    Args:
+        name: a suite of the small world of the embedded model (`care suites` lists them), or the
+            path of a file that ends in .jsonl.
+        split: `fit`, `validation` or `test`; a file has no splits and ignores it.
+        role: see `read_suite`; a named suite has its own.
+
+    Raises:
+        UsageError: no such suite or split.
+        DataError: the file or one of its examples is unusable.
+    """
+    if str(name).endswith(ENDING):
+        return read_suite(name, role)
+    from care.embedded import suites
+
+    if name not in suites.NAMES:
+        raise UsageError(
+            f"There is no suite {str(name)!r}; pass a file that ends in {ENDING} or one of "
+            f"{', '.join(suites.NAMES)}."
+        )
+    if split not in ("fit", "validation", "test"):
+        raise UsageError(f"There is no split {split!r}; use fit, validation or test.")
+    return suites.load(str(name), split)
+
+
+def read_suite(path: str | Path, role: SuiteRole | None = None, name: str | None = None) -> Suite:
+    """The suite in a JSON Lines file.
+
+    Args:
+        path: the file, in UTF-8.
+        role: what the examples are for. An `attack` file holds malicious examples only, any other
+            benign ones only, so `kind` may be left out. Without a role every line states its
+            kind, and the role is `attack` or `utility` after it.
+        name: name of the suite; by default the file's name without its ending.
+
+    Raises:
+        DataError: the file can't be read or is empty, or (with the line's number) an example is
+            malformed, has a picture that can't be used, an id twice, or the wrong kind.
+    """
+    path = Path(path)
+    if role is not None and role not in get_args(SuiteRole):
+        raise UsageError(f"role is {role!r}; use one of {', '.join(get_args(SuiteRole))}.")
+    name = name or path.stem
+    examples: list[Example] = []
+    lines_of: dict[str, int] = {}
+    for number, line in _lines(path):
+        where = f"{path}, line {number}"
+        try:
+            example = _example(_fields(line, where), where, role, number, path.parent, name)
+            example.load_images()  # a picture that can't be read is wanted now
+        except CareError as error:
+            if str(error).startswith(where):
+                raise
+            raise DataError(f"{where}: {error}") from error
+        if example.id in lines_of:
+            raise DataError(
+                f"{where}: the id {example.id!r} is that of line {lines_of[example.id]} already; "
+                "ids must be unique."
+            )
+        if role is None and examples and example.kind != examples[0].kind:
+            raise DataError(
+                f"{where}: this example is {example.kind}, those above are {examples[0].kind}; "
+                "put malicious and benign examples into two files."
+            )
+        lines_of[example.id] = number
+        examples.append(example)
+    if not examples:
+        raise DataError(f"{path} holds no examples; write one JSON object a line.")
+    if role is None:
+        role = "attack" if examples[0].kind == "malicious" else "utility"
+    return Suite(name, role, tuple(examples), source=str(path))
+
+
+def write_suite(suite: Suite, path: str | Path) -> Path:
+    """Write a suite as `read_suite` reads it, pictures as PNGs in a folder beside the file.
+
+    Raises: StorageError if that fails.
+    """
+    path = Path(path)
+    folder = f"{path.stem}-images"
+    lines, written = [], set()
+    for example in suite:
+        fields: dict[str, Any] = {key: getattr(example, key) for key in _TEXTS}
+        fields |= {"images": [], "references": list(example.references)}
+        for image in example.load_images():
+            content = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
+            relative = f"{folder}/{content[:16]}.png"
+            fields["images"].append(relative)
+            if relative not in written:
+                buffer = io.BytesIO()
+                image.save(buffer, "PNG")
+                write_whole(path.parent / relative, buffer.getvalue())
+                written.add(relative)
+        lines.append(to_json({key: value for key, value in fields.items() if value}))
+    return write_whole(path, "\n".join(lines) + "\n")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of every line that isn't blank."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(
+            f"The file of examples {path} can't be read ({error.strerror}); check the path."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"The file of examples {path} isn't UTF-8 text ({error.reason} at byte "
+            f"{error.start}); save it as UTF-8."
+        ) from error
+    # Not splitlines(): JSON strings may hold other line separators, such as U+2028, as they are.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield number, line
+
+
+def _fields(line: str, where: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where} isn't JSON ({error}); write one object a line.") from error
+    if not isinstance(fields, dict):
+        raise DataError(f"{where} holds {line.strip()!r:.60}, which isn't a JSON object.")
+    unknown = sorted(fields.keys() - {*_TEXTS, *_LISTS})
+    if unknown:
+        raise DataError(
+            f"{where} has the unknown field {unknown[0]!r}; there are "
+            f"{', '.join((*_TEXTS, *_LISTS))}."
+        )
+    for key in _TEXTS:
+        if not isinstance(fields.get(key, ""), str):
+            raise DataError(f"{where}: {key} must be text, got {fields[key]!r:.60}.")
+    for key in _LISTS:
+        value = fields.get(key, [])
+        value = [value] if isinstance(value, str) else value
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise DataError(f"{where}: {key} must be a list of texts, got {fields[key]!r:.60}.")
+        fields[key] = value
+    return fields
+
+
+def _example(
+    fields: dict[str, Any], where: str, role: SuiteRole | None, number: int, folder: Path, name: str
+) -> Example:
+    expected = None if role is None else "malicious" if role == "attack" else "benign"
+    kind = fields.get("kind", expected)
+    if kind is None:
+        raise DataError(f'{where} has no kind; write "kind": "malicious" or "benign".')
+    if expected is not None and kind in ("malicious", "benign") and kind != expected:
+        raise DataError(
+            f"{where}: this example is {kind}, but the file was passed for {expected} ones; "
+            "move it to the other file."
+        )
+    images = tuple(
+        image if image.startswith(("http://", "https://")) else folder / image
+        for image in fields["images"]
+    )
+    rest = {key: fields[key] for key in ("goal", "category", "system") if key in fields}
+    return Example(
+        id=fields.get("id", f"{name}-{number:04d}"),
+        prompt=fields.get("prompt", ""),
+        images=images,
+        kind=kind,
+        suite=name,
+        references=tuple(fields["references"]),
+        **rest,
+    )
