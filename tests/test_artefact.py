@@ -45,7 +45,7 @@ def subspace(width=tiny.WIDTH, rank=3, seed=0, **facts):
 
 
 def made(width=tiny.WIDTH, manifest=None, strength=1.0):
-    """A repair with a projection and a clip."""
+    """A repair with an oblique projection and a clip."""
     facts = {"null_quantile": 1 / 3, "significant": 2, "shrinkage": 0.1, "condition": 1e9}
     projection = Channel(
         Site(1, "ffn_out"),
@@ -53,6 +53,7 @@ def made(width=tiny.WIDTH, manifest=None, strength=1.0):
         ("text", "response"),
         subspace(width, n_malicious=40, n_benign=50, **facts),
         strength,
+        pattern=np.random.default_rng(5).standard_normal((width, 3)).astype(np.float32),
     )
     bounds = (np.array([-1, -0.1], np.float32), np.array([0.3, 2.7], np.float32))
     clip = Channel(
@@ -75,7 +76,7 @@ def same(first, second):
     )
     for ours, theirs in zip(first.channels, second.channels, strict=True):
         a, b = vars(ours).copy(), vars(theirs).copy()
-        arrays = [(a.pop("bounds"), b.pop("bounds"))]
+        arrays = [(a.pop(key), b.pop(key)) for key in ("bounds", "pattern")]
         s, t = vars(a.pop("subspace")).copy(), vars(b.pop("subspace")).copy()
         arrays += [(s.pop(key), t.pop(key)) for key in ("basis", "mean", "eigenvalues")]
         assert a == b and s == t
@@ -228,7 +229,7 @@ def test_another_format_version_is_refused(folder, version):
         load(folder)
 
 
-@pytest.mark.parametrize("tensor", ["basis", "mean"])
+@pytest.mark.parametrize("tensor", ["basis", "mean", "pattern"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_numbers_that_are_not_finite_are_refused(folder, tensor, bad):
     def spoil(tensors):
@@ -247,7 +248,7 @@ def test_bounds_that_are_not_finite_are_refused(folder, bad):
         load(rewrite(folder, change_tensors=spoil))
 
 
-@pytest.mark.parametrize("tensor", ["basis", "mean", "eigenvalues"])
+@pytest.mark.parametrize("tensor", ["basis", "mean", "eigenvalues", "pattern"])
 def test_a_missing_tensor_is_refused(folder, tensor):
     rewrite(folder, change_tensors=lambda tensors: tensors.pop(f"channels.0.{tensor}"))
     with pytest.raises(ArtefactError, match=tensor):
@@ -256,7 +257,13 @@ def test_a_missing_tensor_is_refused(folder, tensor):
 
 @pytest.mark.parametrize(
     ("tensor", "shape"),
-    [("0.basis", (3, tiny.WIDTH)), ("0.mean", (1, tiny.WIDTH)), ("1.high", (3,)), ("1.low", ())],
+    [
+        ("0.basis", (3, tiny.WIDTH)),
+        ("0.mean", (1, tiny.WIDTH)),
+        ("0.pattern", (tiny.WIDTH, 2)),
+        ("1.high", (3,)),
+        ("1.low", ()),
+    ],
 )
 def test_a_tensor_of_another_shape_is_refused(folder, tensor, shape):
     def spoil(tensors):

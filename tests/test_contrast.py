@@ -91,13 +91,14 @@ def test_an_unknown_contrast_is_refused():
 
 def pooled_by_hand(h, roles, scope):
     """The oracle: one row and one position at a time."""
-    wanted = {"image": Role.IMAGE, "text": Role.TEXT, "response": Role.RESPONSE}[scope]
+    wanted = {"image": Role.IMAGE, "text": Role.TEXT, "response": Role.RESPONSE}
     rows = []
     for values, row in zip(h.tolist(), roles.tolist(), strict=True):
         taken = []
         for place, role in enumerate(row):
-            decides = place + 1 < len(row) and row[place + 1] == Role.RESPONSE
-            if role == wanted or (scope == "response" and decides):
+            prompt = role in (Role.TEXT, Role.IMAGE)
+            decides = prompt and (place + 1 == len(row) or row[place + 1] == Role.RESPONSE)
+            if decides if scope == "decision" else role == wanted[scope]:
                 taken.append(values[place])
         rows.append(np.mean(taken, axis=0))
     return torch.tensor(np.array(rows))
@@ -107,7 +108,7 @@ def pooled_by_hand(h, roles, scope):
     counts=st.lists(
         st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4)), min_size=1, max_size=4
     ),
-    scope=st.sampled_from(["image", "text", "response"]),
+    scope=st.sampled_from(["image", "text", "decision", "response"]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     seed=st.integers(0, 99),
 )
@@ -126,12 +127,14 @@ def test_pooling_is_the_mean_over_the_scope(counts, scope, dtype, seed):
     torch.testing.assert_close(pooled.double(), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_position_that_decides_the_first_answer_token_is_part_of_the_response():
-    roles = torch.tensor([[Role.PAD, Role.IMAGE, Role.TEXT, Role.TEXT, Role.RESPONSE]])
-    h = torch.arange(5.0)[None, :, None]
-    assert pool(h, roles, "response").item() == 3.5
-    assert pool(h, roles, "text").item() == 2.5
-    assert pool(h, roles, "image").item() == 1.0
+def test_the_decision_is_the_last_position_of_the_prompt_with_and_without_an_answer():
+    asked_, answered_ = [Role.IMAGE, Role.TEXT, Role.TEXT], [Role.RESPONSE, Role.RESPONSE]
+    roles = torch.tensor([[Role.PAD, *asked_, *answered_], [Role.PAD] * 3 + asked_])
+    h = torch.arange(6.0)[None, :, None].expand(2, -1, -1)
+    assert pool(h, roles, "decision").flatten().tolist() == [3.0, 5.0]
+    assert pool(h[:1], roles[:1], "response").item() == 4.5
+    assert pool(h, roles, "text").flatten().tolist() == [2.5, 4.5]
+    assert pool(h, roles, "image").flatten().tolist() == [1.0, 3.0]
 
 
 def test_an_example_without_a_token_in_scope_is_refused():
@@ -158,7 +161,7 @@ def by_bare_hook(vlm, answered, scope):
     return torch.stack(rows).numpy()
 
 
-@pytest.mark.parametrize("scope", ["image", "text", "response"])
+@pytest.mark.parametrize("scope", ["image", "text", "decision", "response"])
 @pytest.mark.parametrize("batch_size", [2, 16])
 def test_activations_come_in_order_and_do_not_depend_on_batches(vlm, scope, batch_size):
     examples = tiny.mixed_examples(7)

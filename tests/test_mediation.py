@@ -18,10 +18,10 @@ from care.hooks import ablate, edit, read
 from care.judges import Verdict
 from care.mediation import diagnose
 from care.progress import Progress
-from care.report.schema import Diagnosis as Schema
-from care.report.validate import _check
+from care.report import validate
 from care.scan import Removal, Replay, scan
 from care.vlm import VLM
+from fixtures_report import report_tree
 
 EXAMPLES = tiny.mixed_examples(5)
 KINDS = ("ffn_out", "mhsa_out", "layer_out")
@@ -367,7 +367,7 @@ def test_the_result_fits_the_report_and_repeats():
     run = partial(diagnose, vlm, config=FAST, judge=FakeJudge(refused=True))
     found = run(attacks, benign, progress=partial(Progress, stream=log))
     tree = found.to_json()
-    _check(tree, Schema, "diagnosis", True)
+    validate(report_tree() | {"diagnosis": tree})
     assert tree["n_layers"] == tiny.LAYERS and len(tree["layers"]) == 3 * tiny.LAYERS
     assert [item["layer"] for item in tree["separability"]] == list(range(tiny.LAYERS))
     assert set(tree["rank_correlation"]) == {"silhouette", "class_separation", "mahalanobis"}

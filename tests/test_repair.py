@@ -40,6 +40,12 @@ def made(site=SITE, scopes=("all",), rank=3, seed=0, width=tiny.WIDTH, modality=
     return Channel(site, modality, scopes, random_subspace(width, rank, mean, seed), **options)
 
 
+def oblique(rank=3, seed=0, **options):
+    """A channel that writes along other directions than it reads."""
+    pattern = np.random.default_rng(seed + 200).standard_normal((tiny.WIDTH, rank))
+    return made(rank=rank, seed=seed, pattern=pattern.astype(np.float32) / 6, **options)
+
+
 def clipping(rank=3, seed=0, low=-0.5, high=0.5, **options):
     bounds = (np.full(rank, low, np.float32), np.full(rank, high, np.float32))
     return made(rank=rank, seed=seed, operation="clip", bounds=bounds, **options)
@@ -63,12 +69,13 @@ def oracle(channel, h):
     """c(h) by D × D matrices in float64."""
     q = torch.tensor(channel.subspace.basis).double()
     centred = h.double() - torch.tensor(channel.subspace.mean).double()
+    write = q if channel.pattern is None else torch.tensor(channel.pattern).double()
     if channel.operation == "project":
-        return -channel.strength * centred @ (q @ q.T)
+        return -channel.strength * centred @ (q @ write.T)
     z = centred @ q
     low, high = (torch.tensor(bound).double() for bound in channel.bounds)
     outside = torch.where(z > high, z - high, torch.where(z < low, z - low, 0.0))
-    return -channel.strength * outside @ q.T
+    return -channel.strength * outside @ write.T
 
 
 def hooks_of(vlm):
@@ -99,14 +106,14 @@ def test_a_projection_has_its_closed_form_at_every_kind_of_site(vlm, batch, kind
     rank=st.integers(1, tiny.WIDTH),
     strength=st.floats(0, 6),
     scale=st.sampled_from([1e-3, 1.0, 50.0]),
-    clip=st.booleans(),
+    make=st.sampled_from([made, clipping, oblique]),
     seed=st.integers(0, 999),
 )
 @few
-def test_a_correction_equals_dense_algebra(vlm, batch, rank, strength, scale, clip, seed):
+def test_a_correction_equals_dense_algebra(vlm, batch, rank, strength, scale, make, seed):
     rng = torch.Generator().manual_seed(seed)
     h = scale * torch.randn(*batch.roles.shape, tiny.WIDTH, generator=rng)
-    channel = (clipping if clip else made)(rank=rank, seed=seed, strength=strength)
+    channel = make(rank=rank, seed=seed, strength=strength)
     after = repaired(vlm, Repair((channel,)), h, batch)
     here = (batch.roles != Role.PAD)[..., None]
     close(after / scale, (h.double() + oracle(channel, h) * here) / scale, 1e-4 / min(scale, 1))
@@ -170,6 +177,26 @@ def test_clip_leaves_the_benign_range_alone_bit_for_bit(vlm, batch):
     assert (z > 0.1).any() and (z < -0.25).any()
 
 
+def test_an_oblique_projection_brings_the_same_coordinates_to_the_mean(vlm, batch):
+    """With Qᵀ W = I the coordinates end at those of μ, and the edit lies in the span of W."""
+    channel = oblique(rank=4)
+    q = channel.subspace.basis
+    # W = W₀ (Qᵀ W₀)⁻¹
+    pattern = channel.pattern @ np.linalg.inv(q.T @ channel.pattern)
+    channel = replace(channel, pattern=pattern)
+    before, after = before_after(vlm, Repair((channel,)), batch)
+    real = batch.roles != Role.PAD
+    z = (after[real] - torch.tensor(channel.subspace.mean)) @ torch.tensor(q)
+    close(z, torch.zeros_like(z).double(), 1e-4)
+    step = (after - before)[real].double().T
+    solution = torch.linalg.lstsq(torch.tensor(pattern).double(), step).solution
+    close(torch.tensor(pattern).double() @ solution, step, 1e-4)
+    assert not torch.allclose(torch.tensor(q @ q.T).double() @ step, step, atol=0.1)
+    same = replace(channel, pattern=q)
+    _, orthogonal = before_after(vlm, Repair((replace(channel, pattern=None),)), batch)
+    assert torch.equal(before_after(vlm, Repair((same,)), batch)[1], orthogonal)
+
+
 def test_gradients_pass_through_a_repair(vlm, batch):
     channel = made(rank=4, strength=2.0)
     h = torch.randn(*batch.roles.shape, tiny.WIDTH, requires_grad=True)
@@ -188,7 +215,9 @@ def test_gradients_pass_through_a_repair(vlm, batch):
 
 
 @pytest.mark.parametrize(
-    "scopes", [("image",), ("text",), ("response",), ("text", "response"), ("all",)], ids=str
+    "scopes",
+    [("image",), ("text",), ("decision",), ("response",), ("decision", "response"), ("all",)],
+    ids=str,
 )
 def test_exactly_the_tokens_in_scope_are_edited(vlm, batch, scopes):
     repair = Repair((made(scopes=scopes),))
@@ -200,7 +229,9 @@ def test_exactly_the_tokens_in_scope_are_edited(vlm, batch, scopes):
     assert stats[SITE].tokens == int(changed.sum())
 
 
-@pytest.mark.parametrize("scopes", [("image",), ("text",), ("response",), ("all",)], ids=str)
+@pytest.mark.parametrize(
+    "scopes", [("image",), ("text",), ("decision",), ("response",), ("all",)], ids=str
+)
 def test_scopes_hold_in_prefill_and_in_every_decode_step(vlm, scopes):
     passes = []
     with (
@@ -217,6 +248,7 @@ def test_scopes_hold_in_prefill_and_in_every_decode_step(vlm, scopes):
     counts = [int(scope_mask(roles, scopes).sum()) for (roles, _), _ in pairs]
     assert stats.tokens == sum(counts)
     assert (counts[0] > 0) == (scopes != ("response",))
+    assert scopes != ("decision",) or counts[0] == len(EXAMPLES[1::2])
     assert (sum(counts[1:]) > 0) == (scopes in (("response",), ("all",)))
 
 
@@ -346,6 +378,8 @@ def test_contradictory_repairs_are_refused():
         made(operation="clip")
     with pytest.raises(UsageError, match="bounds"):
         made(bounds=bounds)
+    with pytest.raises(UsageError, match="pattern"):
+        made(pattern=np.zeros((tiny.WIDTH, 2), np.float32))
     with pytest.raises(UsageError, match="at least one channel"):
         Repair(())
     with pytest.raises(UsageError, match="fusion"):

@@ -98,7 +98,7 @@ def test_spearman_equals_scipy() -> None:
     x = rng.normal(size=40).round(1)
     y = x + rng.normal(size=40).round(1)
     interval = spearman_bootstrap(x, y)
-    assert interval.rate == pytest.approx(spearmanr(x, y).statistic)
+    assert interval.rate == pytest.approx(spearmanr(x, y)[0])
     assert interval.low < interval.rate < interval.high
     assert interval.n == 40
 

@@ -109,7 +109,7 @@ def test_fits_from_rows_and_from_sums_agree(target: Target, shrinkage: str | flo
     config = SubspaceConfig(target=target, shrinkage=shrinkage, rank=4)  # pyright: ignore[reportArgumentType]
     rows = fit_subspace(malicious, benign, config)
     folded = [Moments(60, max_rows=0).fit(m.rows_) for m in (malicious, benign)]
-    sums = fit_subspace(*folded, config)
+    sums = fit_subspace(folded[0], folded[1], config)
     np.testing.assert_allclose(rows.eigenvalues, sums.eigenvalues, rtol=1e-8)
     np.testing.assert_allclose(rows.basis, sums.basis, atol=1e-5)
     assert rows.condition == pytest.approx(sums.condition, rel=1e-6)
@@ -167,16 +167,17 @@ def test_only_targets_with_the_mean_see_a_shift() -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize(("n", "width"), [(20, 60), (50, 20)])
-def test_without_a_difference_nothing_is_significant(target: Target, n: int, width: int) -> None:
-    counts = []
-    for seed in range(4):
+@pytest.mark.parametrize(("n", "width"), [(12, 40), (30, 10)])
+def test_without_a_difference_the_null_holds_its_level(target: Target, n: int, width: int) -> None:
+    # With 39 relabellings the chance of a false find is exactly 2 in 40.
+    config = SubspaceConfig(target=target, permutations=39)
+    false_finds = 0
+    for seed in range(20):
         malicious, benign, _ = _classes(n, n, width, seed)
-        config = SubspaceConfig(target=target, permutations=30)
         subspace = fit_subspace(malicious, benign, config)
         assert subspace.rank >= 1
-        counts.append(subspace.significant)
-    assert sum(count == 0 for count in counts) >= 3
+        false_finds += bool(subspace.significant)
+    assert false_finds <= 4  # more has a probability of 0.3 % under 20 draws at 0.05
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -42,7 +42,6 @@ _HOMES = {
     "RepairConfig": "fitting",
     "Suite": "examples",
     "diagnose": "mediation",
-    "evaluate": "evaluate",
     "load_suite": "examples_file",
 }
 
@@ -71,12 +70,19 @@ def _version() -> str:
         return "0+unknown"
 
 
+class _CallableModule(ModuleType):
+    """A module that is called like the function of its name."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self.evaluate(*args, **options)
+
+
 class _Package(ModuleType):
-    """Keeps `care.evaluate` the function: importing the submodule would put itself in its place."""
+    """Makes `care.evaluate(...)` work: the submodule of that name can be called."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if name == "evaluate" and isinstance(value, ModuleType):
-            value = value.evaluate
+            value.__class__ = _CallableModule
         super().__setattr__(name, value)
 
 

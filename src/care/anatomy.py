@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from care.errors import ModelError, SiteError
 
 SiteKind = Literal["ffn_out", "mhsa_out", "layer_out", "ffn_neurons"]
-Scope = Literal["image", "text", "response", "all"]
+Scope = Literal["image", "text", "decision", "response", "all"]
 
 
 class Role(IntEnum):
@@ -72,7 +72,10 @@ class Site:
 
 
 def scope_mask(roles: Tensor, scopes: Sequence[Scope]) -> Tensor:
-    """Boolean mask (B, T) of the positions whose role is in `scopes`; "all" is all but padding.
+    """Boolean mask (B, T) of the positions in `scopes`.
+
+    "all" is all but padding; "decision" is the last position of a prompt, where the first answer
+    token is decided ("text" includes it).
 
     Raises SiteError for an empty list or an unknown scope.
     """
@@ -86,8 +89,19 @@ def scope_mask(roles: Tensor, scopes: Sequence[Scope]) -> Tensor:
         return roles != Role.PAD
     mask = torch.zeros_like(roles, dtype=torch.bool)
     for scope in scopes:
-        mask |= roles == _SCOPE_ROLES[scope]
+        mask |= _decisions(roles) if scope == "decision" else roles == _SCOPE_ROLES[scope]
     return mask
+
+
+def _decisions(roles: Tensor) -> Tensor:
+    """Mask (B, T) of each row's last position before its answer; none in a decode step."""
+    length = roles.shape[1]
+    if length == 1:
+        return torch.zeros_like(roles, dtype=torch.bool)
+    prompt = (roles == Role.TEXT) | (roles == Role.IMAGE)
+    last = length - 1 - prompt.flip(1).int().argmax(1)
+    places = torch.arange(length, device=roles.device)
+    return (places == last[:, None]) & prompt
 
 
 def roles_of_inputs(

@@ -71,6 +71,8 @@ def save(repair: Repair, folder: Path) -> Path:
         tensors[f"{stem}.eigenvalues"] = subspace.eigenvalues
         if channel.bounds is not None:
             tensors[f"{stem}.low"], tensors[f"{stem}.high"] = channel.bounds
+        if channel.pattern is not None:
+            tensors[f"{stem}.pattern"] = np.ascontiguousarray(channel.pattern)
         channels.append(
             {
                 "site": str(channel.site),
@@ -78,6 +80,7 @@ def save(repair: Repair, folder: Path) -> Path:
                 "scopes": list(channel.scopes),
                 "operation": channel.operation,
                 "strength": channel.strength,
+                "oblique": channel.pattern is not None,
                 "rank": subspace.rank,
                 "width": subspace.width,
             }
@@ -259,7 +262,10 @@ def _channel(facts: dict[str, Any], tensors: dict[str, np.ndarray], place: int) 
     bounds = None
     if facts["operation"] == "clip":
         bounds = (tensors[f"{stem}.low"], tensors[f"{stem}.high"])
+    pattern = tensors[f"{stem}.pattern"] if facts["oblique"] else None
     shapes = [(parts["basis"], (width, rank)), (parts["mean"], (width,))]
+    if pattern is not None:
+        shapes.append((pattern, (width, rank)))
     shapes += [(bound, (rank,)) for bound in bounds or ()]
     for tensor, shape in shapes:
         if tensor.shape != shape or not np.isfinite(tensor).all():
@@ -276,4 +282,5 @@ def _channel(facts: dict[str, Any], tensors: dict[str, np.ndarray], place: int) 
         strength=facts["strength"],
         operation=facts["operation"],
         bounds=bounds,
+        pattern=pattern,
     )

@@ -25,10 +25,10 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperCommand
 
-from care.errors import CareError, DataError, UsageError
+from care.errors import CareError, UsageError
 
 if TYPE_CHECKING:
-    from care.pipeline import Job
+    from care.jobs import Job
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -106,6 +106,7 @@ _JOB_OPTIONS: dict[str, tuple[Any, Any]] = {
     "device_map": (_option(str | None, "Where the model goes, such as auto or cuda:0."), None),
     "batch_size": (_option(int, "Examples at once.", min=1), 32),
     "max_new_tokens": (_option(int, "Length of an answer.", min=1), 24),
+    "test_length": (_option(int, "Test examples of each suite.", min=1), 60),
     "revision": (_option(str | None, "Revision of the model."), None),
     "trust_remote_code": (_option(bool, "Run the model's own code.", "--trust-remote-code"), False),
 }
@@ -131,7 +132,7 @@ def takes_job(out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         ]
 
         def run(**given: Any) -> None:
-            from care.pipeline import Job
+            from care.jobs import Job
 
             fields = {name: given.pop(name) for name in _JOB_OPTIONS}
             fields |= {name: str(fields[name]) for name in ("preset", "dtype")}
@@ -163,8 +164,10 @@ def repair(job: "Job", *, fail_above: FailAbove = None) -> None:
     from care.progress import Progress
 
     tree = pipeline.repair(job, progress=Progress)
-    _show_suites(tree, job.out)
-    _hold_to(fail_above, tree)
+    _show_suites([(s, {"before": s["before"], "after": s["after"]}) for s in tree["suites"]])
+    print(tree["summary"]["verdict"])
+    print(job.out / "report.html")
+    _hold_to(fail_above, tree["summary"]["mean_asr_after"])
 
 
 @command()
@@ -172,14 +175,14 @@ def repair(job: "Job", *, fail_above: FailAbove = None) -> None:
 def diagnose(job: "Job") -> None:
     """Find the layers and components that carry the attacks."""
     from care import pipeline
+    from care.progress import Progress
 
-    tree = pipeline.diagnose(job)
-    found = (tree.get("diagnosis") or tree).get("recommended", [])
+    found = pipeline.diagnose(job, progress=Progress)["recommended"]
     for item in found:
         print(f"{item['site']}  {item['modality']}  {item['reason']}")
     if not found:
         print("No site carries the attacks by itself.")
-    print(f"Written to {job.out}")
+    print(job.out / "diagnosis.json")
 
 
 @command()
@@ -187,8 +190,9 @@ def diagnose(job: "Job") -> None:
 def fit(job: "Job") -> None:
     """Fit a repair and save it as a folder, without the proof."""
     from care import pipeline
+    from care.progress import Progress
 
-    print(pipeline.fit(job))
+    print(pipeline.fit(job, progress=Progress))
 
 
 @command()
@@ -206,15 +210,17 @@ def evaluate(
 ) -> None:
     """Compare a model with and without repairs on suites."""
     from care import pipeline
+    from care.progress import Progress
 
     names = None
     if suite is not None:
         names = [name.strip() for name in suite.split(",") if name.strip()]
         if not names:
             raise UsageError(f"--suite {suite!r} names no suite; see `care suites`.")
-    tree = pipeline.evaluate(job, repair, names)
-    _show_suites(tree, job.out)
-    _hold_to(fail_above, tree)
+    suites = pipeline.evaluate(job, repair, names, progress=Progress)["suites"]
+    _show_suites([(s, s["defenses"]) for s in suites])
+    print(job.out / "table.json")
+    _hold_to(fail_above, _worst_asr(suites))
 
 
 @command()
@@ -245,9 +251,8 @@ def list_suites(
     """Every suite, its role and its number of examples."""
     from care.embedded import suites as world
 
-    roles = dict.fromkeys(world.UTILITY, "utility") | dict.fromkeys(
-        world.OVER_REFUSAL, "over_refusal"
-    )
+    roles: dict[str, str] = dict.fromkeys(world.UTILITY, "utility")
+    roles |= dict.fromkeys(world.OVER_REFUSAL, "over_refusal")
     rows = [
         {"name": name, "role": roles.get(name, "attack"), "examples": dict(world.LENGTHS)}
         for name in world.NAMES
@@ -405,11 +410,10 @@ def _check_folder(out: Path, resume: bool) -> None:
         )
 
 
-def _hold_to(threshold: float | None, tree: Mapping[str, Any]) -> None:
+def _hold_to(threshold: float | None, found: float | None) -> None:
     """Exit with 1 if the mean ASR after the repair exceeds the threshold."""
     if threshold is None:
         return
-    found = (tree.get("summary") or {}).get("mean_asr_after")
     if found is None:
         raise UsageError(
             "--fail-above needs at least one attack suite, but none was evaluated; add one with "
@@ -420,22 +424,34 @@ def _hold_to(threshold: float | None, tree: Mapping[str, Any]) -> None:
         raise typer.Exit(1)
 
 
-def _show_suites(tree: Mapping[str, Any], out: Path) -> None:
-    """The before/after table, the verdict, and where the report lies."""
-    suites = tree.get("suites")
-    if not suites:
-        raise DataError(f"The run in {out} evaluated no suite; pass at least one.")
-    cells = (
-        [s["name"], s["metric"], str(s["n"]), _interval(s["before"]), _interval(s["after"])]
-        for s in suites
+def _worst_asr(suites: Sequence[Mapping[str, Any]]) -> float | None:
+    """The greatest mean ASR of any repair; None if no attack suite has answers under one.
+
+    As in a report, the direct request is a baseline and doesn't count beside other attacks.
+    """
+    attacks = [s for s in suites if s["role"] == "attack"]
+    attacks = [s for s in attacks if s["name"] != "direct"] or attacks
+    rates: dict[str, list[float]] = {}
+    for suite in attacks:
+        for name, cell in suite["defenses"].items():
+            if name != "none" and cell["rate"] is not None:
+                rates.setdefault(name, []).append(cell["rate"])
+    return max((sum(found) / len(found) for found in rates.values()), default=None)
+
+
+def _show_suites(suites: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> None:
+    """A row for each suite, a column for each defense of it."""
+    defenses = list(dict.fromkeys(name for _, cells in suites for name in cells))
+    rows = (
+        [s["name"], s["metric"], *(_interval(cells[d]) if d in cells else "" for d in defenses)]
+        for s, cells in suites
     )
-    _print_table(["suite", "metric", "n", "before", "after"], cells)
-    if verdict := (tree.get("summary") or {}).get("verdict"):
-        print(verdict)
-    print(out / "report.html")
+    _print_table(["suite", "metric", *defenses], rows)
 
 
-def _interval(rate: Mapping[str, float]) -> str:
+def _interval(rate: Mapping[str, Any]) -> str:
+    if rate["rate"] is None:
+        return "no answers"
     return f"{rate['rate']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]"
 
 

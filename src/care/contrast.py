@@ -6,7 +6,7 @@ A contrast names two lists of (example, answer) and the tokens that are compared
 |---|---|---|---|
 | `images` | pictures of attacks | pictures of benign inputs | image tokens |
 | `comply-refuse` | malicious requests, complied with | the *same* requests, refused | answer |
-| `comply-rest` | malicious requests, complied with | refusals, answers to benign requests | answer |
+| `comply-rest` | malicious requests, complied with | refusals, answers to benign ones | answer |
 
 `comply-refuse` is the text contrast of the official release: since answers to benign requests
 never enter its benign class, it pays for safety with over-refusal. `comply-rest` is the corrected
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from care.anatomy import Role, Scope, Site
+from care.anatomy import Scope, Site, scope_mask
 from care.errors import FitError
 from care.examples import Example
 from care.hooks import read
@@ -103,15 +103,8 @@ def _pictures(answered: Sequence[Answered]) -> tuple[Answered, ...]:
 
 
 def pool(h: Tensor, roles: Tensor, scope: Scope) -> Tensor:
-    """Mean activation of each row over the tokens in scope: (B, T, D), (B, T) -> (B, D).
-
-    For `response` the last position of the prompt is pooled too: it is where the first answer
-    token is decided.
-    """
-    mask = roles == {"image": Role.IMAGE, "text": Role.TEXT, "response": Role.RESPONSE}[scope]
-    if scope == "response":
-        mask[:, :-1] |= mask[:, 1:] & (roles[:, :-1] != Role.RESPONSE)
-    weights = mask.to(torch.float32)
+    """Mean activation of each row over the tokens in scope: (B, T, D), (B, T) -> (B, D)."""
+    weights = scope_mask(roles, (scope,)).to(torch.float32)
     counts = weights.sum(1, keepdim=True)
     if bool((counts == 0).any()):
         raise FitError(f"an example has no token in scope {scope!r}; fit on examples that have one")

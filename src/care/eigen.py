@@ -14,12 +14,21 @@ are the caller's.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-from scipy.linalg import LinAlgError, blas, cholesky, eigh, solve, solve_triangular
+from scipy.linalg import (
+    LinAlgError,
+    cholesky,
+    eigh,
+    get_blas_funcs,
+    solve,
+    solve_triangular,
+)
 
 from care.errors import FitError
+
+_gemm, _syrk = cast(Any, get_blas_funcs(("gemm", "syrk"), dtype=np.float64))
 
 
 class Eigenpairs(NamedTuple):
@@ -94,28 +103,28 @@ def _dual(a: np.ndarray, b: np.ndarray, ridge: float, weight: float, k: int | No
     (n, D) array is a Fortran-ordered (D, n) one transposed, so nothing is copied.
     """
     n_m, n_b = len(a), len(b)
-    gram = blas.dsyrk(1.0, a.T, trans=1, lower=1)
+    gram = _syrk(1.0, a.T, trans=1, lower=1)
     scale = float(np.trace(gram)) / (n_m * ridge)
     factor, half = np.empty((0, 0)), np.empty((0, n_m))
     if weight > 0.0:
-        benign = blas.dsyrk(1.0, b.T, trans=1, lower=1)
+        benign = _syrk(1.0, b.T, trans=1, lower=1)
         benign[np.diag_indices(n_b)] += ridge * n_b / weight
         factor = cholesky(benign, lower=True, overwrite_a=True, check_finite=False)
-        half = blas.dgemm(1.0, b.T, a.T, trans_a=1)
+        half = _gemm(1.0, b.T, a.T, trans_a=1)
         half = solve_triangular(factor, half, lower=True, overwrite_b=True, check_finite=False)
-        gram = blas.dsyrk(-1.0, half, beta=1.0, c=gram, trans=1, lower=1, overwrite_c=1)
+        gram = _syrk(-1.0, half, beta=1.0, c=gram, trans=1, lower=1, overwrite_c=1)
     gram /= n_m * ridge
     values, v = eigh(gram, driver="evd", overwrite_a=True, check_finite=False)
     keep = _positive(values[::-1], scale, n_m)
     count = min(keep, k or keep)
     v = v[:, n_m - count :]
-    u = blas.dgemm(1.0, a.T, v)
+    u = _gemm(1.0, a.T, v)
     if weight > 0.0:
-        inner = blas.dgemm(1.0, half, v)
+        inner = _gemm(1.0, half, v)
         inner = solve_triangular(
-            factor, inner, lower=True, trans="T", overwrite_b=True, check_finite=False
+            factor, inner, lower=True, trans=1, overwrite_b=True, check_finite=False
         )
-        u = blas.dgemm(-1.0, b.T, inner, beta=1.0, c=u, overwrite_c=1)
+        u = _gemm(-1.0, b.T, inner, beta=1.0, c=u, overwrite_c=1)
     u /= ridge * np.sqrt(n_m * values[n_m - count :])
     return Eigenpairs(values[::-1][:keep], u[:, ::-1])
 

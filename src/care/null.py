@@ -10,9 +10,10 @@ independent: tokens of one example have to be pooled first.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
-from scipy.linalg import blas, cholesky, eigvalsh, solve_triangular
+from scipy.linalg import cholesky, eigvalsh, get_blas_funcs, solve_triangular
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from care.moments import Spread, spread_of_gram
@@ -21,7 +22,11 @@ Regularise = Callable[[Spread], tuple[float, float]]
 """From the benign spread to (weight, ridge) of C_b = weight S_b + ridge I."""
 
 _DENSE_TOP = 256
+"""Size up to which LAPACK beats Lanczos."""
 _TOLERANCE = 1e-5
+"""Relative, of the Lanczos eigenvalue; the null's own sampling error is far larger."""
+
+(_gemm,) = cast(Any, get_blas_funcs(("gemm",), dtype=np.float64))
 
 
 def permuted_maxima(
@@ -100,7 +105,7 @@ def _top_of_rows(
     factor = cholesky(c_benign, lower=True, overwrite_a=True, check_finite=False)
 
     def whitened(x: np.ndarray) -> np.ndarray:
-        outer = solve_triangular(factor, x, lower=True, trans="T", check_finite=False)
+        outer = solve_triangular(factor, x, lower=True, trans=1, check_finite=False)
         return solve_triangular(factor, a.T @ (a @ outer), lower=True, check_finite=False)
 
     shift = solve_triangular(factor, gap, lower=True, check_finite=False)
@@ -109,7 +114,7 @@ def _top_of_rows(
 
 def _squared(half: np.ndarray) -> np.ndarray:
     """halfᵀ half, by the BLAS of the calls around it (see `care.eigen`)."""
-    return blas.dgemm(1.0, half, half, trans_a=1)
+    return _gemm(1.0, half, half, trans_a=1)
 
 
 def _largest_eigenvalue(
@@ -121,6 +126,9 @@ def _largest_eigenvalue(
         return float(eigvalsh(matrix, subset_by_index=[n - 1, n - 1], check_finite=False)[0])
     # Lanczos from a fixed random start: a constant one can be orthogonal to the answer.
     start = np.random.default_rng(0).standard_normal(n)
-    operator = LinearOperator((n, n), matvec=matvec, dtype=np.float64)
-    found = eigsh(operator, k=1, which="LA", v0=start, tol=_TOLERANCE, return_eigenvectors=False)
-    return float(np.asarray(found)[0])
+    # scipy chooses the class in __new__ and infers integer defaults, which hides the signatures.
+    operator = cast(Any, LinearOperator)((n, n), matvec=matvec, dtype=np.float64)
+    found = cast(Any, eigsh)(
+        operator, k=1, which="LA", v0=start, tol=_TOLERANCE, return_eigenvectors=False
+    )
+    return float(found[0])

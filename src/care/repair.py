@@ -3,12 +3,15 @@
 At a site with benign mean μ, directions Q (D, K) and strength a, a token h in scope becomes
 h + c(h),
 
-    c(h) = −a Q Qᵀ (h − μ)                                                 operation `project`
-    c(h) = −a Q (z − clip(z, low, high)),   z = Qᵀ (h − μ)                 operation `clip`
+    c(h) = −a W z,                       z = Qᵀ (h − μ)                    operation `project`
+    c(h) = −a W (z − clip(z, low, high))                                   operation `clip`
 
-`project` with a = 1 is the paper's P_safe h + β (I − P_safe) h_benign at β = 1; `clip` takes away
-only what leaves the range of benign activations. Always factored, never a D × D matrix. Where two
-channels edit the same token, they are fused,
+W (D, K) are the write directions. W = Q is the orthogonal projection: with a = 1 the paper's
+P_safe h + β (I − P_safe) h_benign at β = 1. Any other W with Qᵀ W = I is an oblique projection,
+which brings the same coordinates to those of μ along other directions: Q are filters, which see
+the unsafe component, W is the pattern in which it is written (Haufe et al. 2014). `clip` takes
+away only what leaves the range of benign activations. Always factored, never a D × D matrix. Where
+two channels edit the same token, they are fused,
 
     h' = h + w c_vis(h) + (1 − w) c_txt(h),   w = ‖c_vis‖ / (‖c_vis‖ + ‖c_txt‖).
 
@@ -58,12 +61,18 @@ class Channel:
     """Take the whole component away, or only what leaves the benign range."""
     bounds: tuple[np.ndarray, np.ndarray] | None = None
     """For `clip`: the least and greatest benign coordinates (K,), (K,)."""
+    pattern: np.ndarray | None = None
+    """W (D, K), the write directions of an oblique projection; None for W = Q."""
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.strength) or self.strength < 0:
             raise UsageError(f"strength must be a number ≥ 0, got {self.strength}")
         if (self.operation == "clip") != (self.bounds is not None):
             raise UsageError("bounds are needed by, and only by, the operation 'clip'")
+        if self.pattern is not None and self.pattern.shape != self.subspace.basis.shape:
+            raise UsageError(
+                f"the pattern has shape {self.pattern.shape}, the basis {self.subspace.basis.shape}"
+            )
 
 
 class _Correction:
@@ -81,7 +90,9 @@ class _Correction:
             centre = torch.from_numpy(subspace.mean).to(h.device) @ basis
             low, high = self.channel.bounds or (np.zeros(0, np.float32),) * 2
             ranges = (torch.from_numpy(b).to(h.device, torch.float32) for b in (low, high))
-            back = (-self.channel.strength * basis).T.to(h.dtype).contiguous()
+            pattern = self.channel.pattern
+            write = basis if pattern is None else torch.from_numpy(pattern).to(h.device)
+            back = (-self.channel.strength * write).T.to(h.dtype).contiguous()
             self._kept[key] = (basis.to(h.dtype), centre.float(), back, *ranges)
         return self._kept[key]
 

@@ -75,6 +75,10 @@ class Table:
         """Names of the defenses, in order of first appearance."""
         return list(dict.fromkeys(defense for _, defense in self._groups))
 
+    def has(self, suite: str, defense: str) -> bool:
+        """Whether the suite was asked under this defense."""
+        return (suite, defense) in self._groups
+
     def role(self, suite: str) -> str:
         """attack, utility or over_refusal."""
         return self._of_suite(suite)[0]["role"]

@@ -28,8 +28,6 @@ COPIES: tuple[tuple[world.Split, int], ...] = (
     ("fit", 0),
     ("validation", 0),
     ("test", 0),
-    ("fit", 1),
-    ("test", 1),
 )
 """Which pictures are made of each attack, in this order."""
 

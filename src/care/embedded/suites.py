@@ -58,7 +58,11 @@ def phrases(family: str, split: Split) -> list[str]:
 def adversarial_images(name: str, split: Split) -> list[Image.Image]:
     """The shipped universal adversarial pictures of one PGD suite and split."""
     folder = resources.files(__package__).joinpath("adversarial")
-    found = sorted(f.name for f in folder.iterdir() if f.name.startswith(f"{name}-{split}-"))
+    found = sorted(
+        f.name
+        for f in folder.iterdir()
+        if f.name.startswith(f"{name}-{split}-") and f.name.endswith(".png")
+    )
     if not found:
         raise DataError(
             f"no adversarial picture for {name} in {split} is shipped: run `care embedded attack`"
@@ -89,7 +93,8 @@ class _Maker:
         self.rng = seeded("suite", name, split)
 
     def example(self, place: int, prompt: str, **fields) -> Example:
-        return Example(id=f"{self.name}-{self.split}-{place:03d}", prompt=prompt, **fields)
+        key = f"{self.name}-{self.split}-{place:03d}"
+        return Example(id=key, prompt=prompt, suite=self.name, **fields)
 
     def of_goals(
         self,

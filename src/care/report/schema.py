@@ -1,6 +1,6 @@
 """The report's schema, written once as types and read back at run time.
 
-Each `TypedDict` is one JSON object of `report.json`; `care.report.validate` walks these hints, and
+Each `TypedDict` is one JSON object of `report.json`; `care.report.validate` walks these hints and
 `docs/report.md` describes the same keys in prose. Units: every `rate`, `low`, `high` and share is a
 fraction in [0, 1]; every `*_change` of `summary` is in percentage points; seconds and GiB as named.
 A key marked `NotRequired` may be left out of the tree handed to `write_report`, which fills it in,

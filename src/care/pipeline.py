@@ -1,0 +1,283 @@
+"""The main job: attack, diagnose, fit, select, prove, report; and its parts on their own.
+
+Stages write what they found into the run's folder, so that a killed job goes on where it stopped
+and ends with the same numbers:
+
+    material.json   answers to the fit split, by outcome
+    diagnosis.json  which sites carry the attacks
+    selection/      answers of every candidate on the validation split
+    repair/         the chosen artefact
+    rows.jsonl      judged answers on the test split: bare, repaired, controls
+    report.html, report.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from care.defenses import random_control
+from care.diagnosis import DiagnosisConfig
+from care.embedded.suites import PGD
+from care.errors import DataError, UsageError
+from care.evaluate import UNDEFENDED
+from care.evaluate import evaluate as run_evaluation
+from care.examples import Example, Suite
+from care.fitting import PRESETS, Fitter, gather
+from care.jobs import Job, load_model, make_judge, mean_rates, split_examples, suites_of
+from care.judges import Judge, refused
+from care.machine import machine_facts, peak_memory_gib, versions
+from care.mediation import diagnose as run_diagnosis
+from care.progress import Progress
+from care.repair import Repair
+from care.report import write_report
+from care.runs import Run
+from care.selection import RULE, Candidate, candidates, choose, material_from, material_to
+from care.storage import write_whole
+from care.table import Table
+from care.tree import answer_pairs, attribution, report_tree
+from care.vlm import VLM
+
+__all__ = ["Job", "diagnose", "evaluate", "fit", "repair"]
+
+Bar = Callable[..., Progress] | None
+
+ABLATIONS = ("without text", "without visual")
+
+COMPARED = ("benign", "vqa", "naming", "lookalike")
+"""Suites besides the attacks that controls are measured on."""
+
+
+class _Workflow:
+    """One job under way: model, judge, splits, run folder."""
+
+    def __init__(self, job: Job, run: Run, progress: Bar) -> None:
+        self.job, self.run, self.progress = job, run, progress
+        self.vlm: VLM = load_model(job)
+        self.judge: Judge = make_judge(job)
+        self.splits: dict[str, list[Suite]] = {}
+
+    def suites(self, split: Any) -> list[Suite]:
+        """The suites of one split, made once."""
+        if split not in self.splits:
+            self.splits[split] = suites_of(self.job, split)
+        return self.splits[split]
+
+    def stage_json(self, name: str, make: Callable[[], Any]) -> Any:
+        """What a stage found, made now or read back."""
+        path = self.run.path / f"{name}.json"
+        if self.run.stage_done(name) and path.exists():
+            return json.loads(path.read_text(encoding="utf-8"))
+        with self.run.stage(name):
+            found = make()
+            self.run.write_json(path.name, found)
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def fitter(self) -> Fitter:
+        """Answers to the fit split, sorted; activations are taken when they are needed."""
+        suites = self.suites("fit")
+        attacks = split_examples(suites, lambda s: s.role == "attack")
+        benign = split_examples(suites, lambda s: s.role != "attack")
+
+        def make() -> dict[str, Any]:
+            return material_to(
+                gather(self.vlm, attacks, benign, judge=Judge(), batch_size=self.job.batch_size)
+            )
+
+        material = material_from(self.stage_json("material", make), [*attacks, *benign])
+        return Fitter(self.vlm, material, PRESETS[self.job.preset], self.job.batch_size)
+
+    def diagnosis(self, fitter: Fitter) -> dict[str, Any]:
+        """Which sites carry the attacks that worked; on the fit split."""
+
+        def make() -> dict[str, Any]:
+            complied = [e for e, _ in fitter.material.complied if e.suite not in PGD]
+            attacks = _spread(complied or [e for e, _ in fitter.material.complied])
+            benign = _spread([e for e, _ in fitter.material.answered])
+            config = DiagnosisConfig(seed=self.job.seed)
+            found = run_diagnosis(
+                self.vlm,
+                attacks,
+                benign,
+                config=config,
+                judge=self.judge,
+                progress=self.progress,
+            )
+            return found.to_json()
+
+        return self.stage_json("diagnosis", make)
+
+    def select(self, fitter: Fitter, diagnosis: dict[str, Any]) -> tuple[Candidate, Any]:
+        """Fit the candidates, judge them on validation, and take the best by the stated rule."""
+        tried = candidates(fitter, self.job.preset, diagnosis)
+        inner = Run(self.run.path / "selection", resume=True, config=self.job.config())
+        with self.run.stage("selection"), inner:
+            table = run_evaluation(
+                self.vlm,
+                self.suites("validation"),
+                [None, *((c.name, c.repair) for c in tried)],
+                judge=self.judge,
+                run=inner,
+                batch_size=self.job.batch_size,
+                max_new_tokens=self.job.max_new_tokens,
+                stop=refused,
+                progress=self.progress,
+            )
+        before = mean_rates(table, UNDEFENDED)
+        rates = {c.name: mean_rates(table, c.name) for c in tried}
+        best = choose(before, rates)
+        rows = [{"name": n, **r, "chosen": n == best} for n, r in rates.items()]
+        rows.insert(0, {"name": "none", **before, "chosen": False})
+        chosen = next(c for c in tried if c.name == best)
+        return chosen, {"rule": RULE, "candidates": rows}
+
+    def controls(self, chosen: Candidate) -> list[tuple[str, Repair]]:
+        """What the repair is compared with: other directions, and half of it."""
+        repair = chosen.repair
+        found = [
+            ("random subspace", random_control(repair, self.job.seed)),
+            ("difference of means", chosen.fitter.means_control(repair)),
+        ]
+        modalities = {channel.modality for channel in repair.channels}
+        if modalities == {"image", "text"}:
+            found.append((ABLATIONS[0], repair.only("image")))
+            found.append((ABLATIONS[1], repair.only("text")))
+        elif modalities == {"text"}:
+            found.append(("visual subspace alone", chosen.fitter.image_repair()))
+        return found
+
+    def prove(self, chosen: Candidate) -> tuple[Table, list[str]]:
+        """Everything on the test split: bare, repaired, controls."""
+        controls = self.controls(chosen)
+        self._ask(self.suites("test"), [None, ("care", chosen.repair)], "evaluation")
+        compared = [s for s in self.suites("test") if s.role == "attack" or s.name in COMPARED]
+        self._ask(compared, controls, "controls")
+        return Table(self.run.rows()), [name for name, _ in controls]
+
+    def _ask(self, suites: Sequence[Suite], defenses: Sequence[Any], stage: str) -> Table:
+        with self.run.stage(stage):
+            return run_evaluation(
+                self.vlm,
+                suites,
+                defenses,
+                judge=self.judge,
+                run=self.run,
+                seed=self.job.seed,
+                batch_size=self.job.batch_size,
+                max_new_tokens=self.job.max_new_tokens,
+                stop=refused,
+                progress=self.progress,
+            )
+
+
+def _spread(examples: Sequence[Example], most: int = 60) -> list[Example]:
+    """At most `most` examples, evenly over all."""
+    step = max(1, len(examples) // most)
+    return list(examples[::step][:most])
+
+
+def _open(job: Job) -> Run:
+    run = Run(job.out, resume=job.resume, config=job.config())
+    run.record(
+        command=[Path(sys.argv[0]).name, *sys.argv[1:]],
+        model=job.model or "embedded",
+        seed=job.seed,
+        versions=versions(),
+        machine=machine_facts(),
+    )
+    return run
+
+
+def repair(job: Job, progress: Bar = None) -> dict[str, Any]:
+    """The whole job; writes the report and the artefact, and returns the report's tree."""
+    with _open(job) as run:
+        with run.stage("model"):
+            work = _Workflow(job, run, progress)
+        fitter = work.fitter()
+        diagnosis = work.diagnosis(fitter)
+        chosen, selection = work.select(fitter, diagnosis)
+        table, controls = work.prove(chosen)
+        with run.stage("report"):
+            tests = {e.id: e for suite in work.suites("test") for e in suite}
+            tree = report_tree(
+                table, controls, chosen.repair, job.preset, selection, diagnosis, run.manifest
+            )
+            tree["examples"] = answer_pairs(table, tests)
+            tree["attribution"] = attribution(work.vlm, list(tests.values()), chosen.repair)
+            _record_suites(run, work)
+            chosen.repair.manifest["evaluation"] = {"suites": tree["suites"]}
+            chosen.repair.save_pretrained(job.out / "repair")
+        tree["manifest"] = dict(run.manifest)
+        tree["cost"] = {
+            "stages": [{"name": s["name"], "seconds": s["seconds"]} for s in run.stages],
+            "total_seconds": sum(s["seconds"] for s in run.stages),
+            "peak_memory_gib": peak_memory_gib() or 0.0,
+            "machine": run.manifest["machine"],
+        }
+        write_report(tree, job.out)
+    return json.loads((job.out / "report.json").read_text(encoding="utf-8"))
+
+
+def _record_suites(run: Run, work: _Workflow) -> None:
+    run.record(
+        suites={
+            f"{suite.name}/{split}": {
+                "n": len(suite),
+                "digest": suite.digest(),
+                "licence": suite.licence,
+                "source": suite.source,
+            }
+            for split, suites in work.splits.items()
+            for suite in suites
+        }
+    )
+
+
+def diagnose(job: Job, progress: Bar = None) -> dict[str, Any]:
+    """Only the diagnosis; written to diagnosis.json."""
+    with _open(job) as run:
+        work = _Workflow(job, run, progress)
+        return work.diagnosis(work.fitter())
+
+
+def fit(job: Job, progress: Bar = None) -> Path:
+    """Fit and select, without the proof; the folder of the artefact."""
+    with _open(job) as run:
+        work = _Workflow(job, run, progress)
+        fitter = work.fitter()
+        chosen, selection = work.select(fitter, work.diagnosis(fitter))
+        run.write_json("selection.json", selection)
+        return chosen.repair.save_pretrained(job.out / "repair")
+
+
+def evaluate(
+    job: Job,
+    repairs: Sequence[Path],
+    suites: Sequence[str] | None = None,
+    progress: Bar = None,
+) -> dict[str, Any]:
+    """Answer and judge the test split bare and under saved repairs; the table as plain values."""
+    with _open(job) as run:
+        work = _Workflow(job, run, progress)
+        wanted = [s for s in work.suites("test") if suites is None or s.name in suites]
+        missing = set(suites or ()) - {s.name for s in wanted}
+        if missing:
+            raise UsageError(f"this job has no suite named {', '.join(sorted(missing))}")
+        if not wanted:
+            raise DataError("there is nothing to evaluate: no suite was chosen")
+        defenses = [
+            (f"{path.name or path}{os.sep if i else ''}", Repair.from_pretrained(path, work.vlm))
+            for i, path in enumerate(repairs)
+        ]
+        table = work._ask(wanted, [None, *defenses], "evaluation")
+        tree = table.to_json()
+        for suite in tree["suites"]:
+            cells = suite["defenses"]
+            suite["before"], suite["after"] = cells["none"], cells[list(cells)[-1]]
+            suite["n"] = suite["before"]["n"]
+        write_whole(job.out / "table.json", json.dumps(tree, indent=1))
+        return tree

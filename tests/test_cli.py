@@ -1,0 +1,353 @@
+"""The command line: options reach the job, results reach the user, exit codes are right."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import care
+from care import cli, pipeline
+from care.errors import UsageError
+from care.jobs import Job
+from fixtures_report import report_tree
+
+JOB_DEFAULTS = {
+    "model": None,
+    "resume": False,
+    "seed": 0,
+    "preset": "corrected",
+    "attacks": None,
+    "benign": None,
+    "dtype": "auto",
+    "device_map": None,
+    "batch_size": 32,
+    "max_new_tokens": 24,
+    "test_length": 60,
+    "revision": None,
+    "trust_remote_code": False,
+}
+
+
+def rate(value):
+    return {"rate": value, "low": 0.0, "high": 1.0, "n": 60}
+
+
+def cells(**defenses):
+    return {name: rate(value) for name, value in defenses.items()}
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Stands in for the pipeline: what was called with what, and results as it gives them."""
+    made = SimpleNamespace(jobs=[], tree=report_tree(), table={"suites": []})
+    made.tree["summary"] = {"mean_asr_after": 0.2, "verdict": "Safer."}
+    made.table["suites"] = [
+        {"name": n, "role": r, "metric": "ASR", "defenses": cells(none=0.9, care=0.1, rival=v)}
+        for n, r, v in (("direct", "attack", 0.9), ("pgd", "attack", 0.2), ("vqa", "utility", 1.0))
+    ]
+    found = {"recommended": [{"site": "16.ffn_out", "modality": "text", "reason": "because"}]}
+    results = {
+        "repair": made.tree,
+        "evaluate": made.table,
+        "diagnose": found,
+        "fit": Path("runs/fit/repair"),
+    }
+
+    def stand_in(name):
+        def function(job, *rest, progress):
+            made.jobs.append((name, job, *rest))
+            return results[name]
+
+        return function
+
+    for name in results:
+        monkeypatch.setattr(pipeline, name, stand_in(name))
+    return made
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported():
+    code = (
+        "import sys; from care.cli import main; code = main(['--help']);"
+        "heavy = {'torch', 'transformers', 'scipy', 'sklearn', 'numpy', 'plotly'};"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in ("repair", "diagnose", "fit", "evaluate", "report", "suites", "embedded"):
+        assert name in done.stdout
+
+
+@pytest.mark.parametrize("name", ["repair", "diagnose", "fit", "evaluate", "report"])
+def test_every_command_explains_itself(name, capsys):
+    assert cli.main([name, "-h"]) == 0
+    assert f"care {name}" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"care {care.__version__}\n"
+
+
+def test_a_job_by_default(calls, capsys):
+    assert cli.main(["repair"]) == 0
+    assert vars(calls.jobs[0][1]) == {**JOB_DEFAULTS, "out": Path("runs/repair")}
+    out = capsys.readouterr().out
+    assert "Safer." in out
+    assert str(Path("runs/repair/report.html")) in out
+    assert all(suite["name"] in out for suite in calls.tree["suites"])
+
+
+@pytest.mark.parametrize("name", ["repair", "diagnose", "fit", "evaluate"])
+def test_every_option_reaches_the_job(calls, name, tmp_path):
+    file = tmp_path / "mine.jsonl"
+    file.touch()
+    given = {
+        "seed": 3,
+        "out": tmp_path / "out",
+        "dtype": "bfloat16",
+        "device_map": "cpu",
+        "batch_size": 8,
+        "max_new_tokens": 5,
+        "test_length": 7,
+        "preset": "paper",
+        "attacks": file,
+        "benign": file,
+        "revision": "abc",
+    }
+    options = [p for k, v in given.items() for p in ("--" + k.replace("_", "-"), str(v))]
+    more = ["--repair", "r"] if name == "evaluate" else []
+    flags = ["--resume", "--trust-remote-code"]
+    assert cli.main([name, "some/model", *options, *flags, *more]) == 0
+    wanted = {**given, "model": "some/model", "resume": True, "trust_remote_code": True}
+    assert calls.jobs[0][0] == name
+    assert vars(calls.jobs[0][1]) == wanted
+    assert type(calls.jobs[0][1].preset) is str  # jobs are written down as JSON and compared
+
+
+def test_evaluate_takes_repairs_and_suites(calls):
+    arguments = ["evaluate", "m", "--repair", "a", "--repair", "b", "--suite", "vqa, mine.jsonl"]
+    assert cli.main(arguments) == 0
+    assert calls.jobs[0][2:] == ([Path("a"), Path("b")], ["vqa", "mine.jsonl"])
+    assert cli.main(["evaluate", "--repair", "a"]) == 0
+    assert calls.jobs[1][2:] == ([Path("a")], None)
+    assert cli.main(["evaluate", "--repair", "a", "--suite", " , "]) == 2
+
+
+def test_evaluate_shows_every_repair(calls, capsys):
+    calls.table["suites"][1]["defenses"]["care"]["rate"] = None
+    assert cli.main(["evaluate", "--repair", "a", "--repair", "b"]) == 0
+    out = capsys.readouterr().out
+    assert "rival" in out
+    assert "no answers" in out
+    assert "table.json" in out
+
+
+def test_diagnose_and_fit_print_what_was_found(calls, capsys):
+    assert cli.main(["diagnose"]) == 0
+    assert "16.ffn_out  text  because" in capsys.readouterr().out
+    assert cli.main(["fit"]) == 0
+    assert capsys.readouterr().out.strip() == str(Path("runs/fit/repair"))
+
+
+@pytest.mark.parametrize("name", ["repair", "evaluate"])
+def test_a_threshold_that_is_missed_exits_with_1(calls, name, capsys):
+    arguments = [name, *(["--repair", "r"] if name == "evaluate" else []), "--fail-above"]
+    assert cli.main([*arguments, "0.2"]) == 0
+    assert cli.main([*arguments, "0.19"]) == 1
+    assert "above 0.19" in capsys.readouterr().err
+    assert cli.main([*arguments, "1.5"]) == 2
+    calls.tree["summary"]["mean_asr_after"] = None
+    calls.table["suites"] = calls.table["suites"][2:]
+    assert cli.main([*arguments, "0.2"]) == 2
+    assert "attack suite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nothing"],
+        ["repair", "--seed", "x"],
+        ["repair", "--seed", "-1"],
+        ["repair", "--preset", "best"],
+        ["repair", "--dtype", "int8"],
+        ["repair", "--batch-size", "0"],
+        ["repair", "--attacks", "nowhere.jsonl"],
+        ["evaluate"],
+        ["report"],
+        ["suites", "show", "direct", "--split", "train"],
+    ],
+)
+def test_wrong_use_exits_with_2(arguments, capsys):
+    assert cli.main(arguments) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_ctrl_c(calls, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "repair", interrupted)
+    assert cli.main(["repair"]) == 130
+    assert capsys.readouterr().err == ("interrupted; what is done is kept, go on with --resume\n")
+    monkeypatch.setattr("care.report.load_report", interrupted)
+    assert cli.main(["report", "x"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_mistake_of_ours_is_not_swallowed(calls, monkeypatch):
+    def broken(*_, **__):
+        raise FileNotFoundError(2, "No such file or directory", "templates")
+
+    monkeypatch.setattr(pipeline, "repair", broken)
+    with pytest.raises(FileNotFoundError):
+        cli.main(["repair"])
+
+
+def test_warnings_of_care_are_one_line_and_of_others_none(calls, monkeypatch, capsys):
+    def warn(*_, **__):
+        for module in ("care.artefact", "transformers.modeling"):
+            message = f"from {module}"
+            warnings.warn_explicit(message, UserWarning, "file.py", 1, module=module)
+        return Path("repair")
+
+    monkeypatch.setattr(pipeline, "fit", warn)
+    assert cli.main(["fit"]) == 0
+    assert capsys.readouterr().err == "Warning: from care.artefact\n"
+
+
+def test_report_is_written_anew(tmp_path, capsys):
+    from care.report import write_report
+
+    page, numbers = write_report(report_tree(), tmp_path)
+    before = numbers.read_bytes()
+    for path in (tmp_path, numbers):
+        page.write_text("old")
+        assert cli.main(["report", str(path)]) == 0
+        assert capsys.readouterr().out.strip() == str(page)
+        assert page.stat().st_size > 1000
+    assert numbers.read_bytes() == before
+
+
+def test_suites_are_listed(capsys):
+    assert cli.main(["suites"]) == 0
+    assert "beside-image" in capsys.readouterr().out
+    assert cli.main(["suites", "list", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["role"] for row in rows} == {"attack", "utility", "over_refusal"}
+    assert rows[0]["examples"].keys() == {"fit", "validation", "test"}
+
+
+def test_a_suite_is_shown_and_written(tmp_path, capsys):
+    assert cli.main(["suites", "show", "beside-image", "--split", "fit", "-n", "2"]) == 0
+    assert "2 of 60" in capsys.readouterr().out
+    file = tmp_path / "some" / "mine.jsonl"
+    assert cli.main(["suites", "show", "vqa", "--out", str(file)]) == 0
+    capsys.readouterr()
+    assert cli.main(["suites", "show", str(file)]) == 0
+    assert "10 of 60" in capsys.readouterr().out
+    assert cli.main(["suites", "show", "vqa", "--out", str(tmp_path / "mine.txt")]) == 2
+
+
+def test_the_folder_of_the_base_model(monkeypatch, tmp_path, capsys):
+    from care import embedded
+
+    monkeypatch.setenv("CARE_CACHE", str(tmp_path))
+    assert cli.main(["embedded", "base"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.strip().startswith(str(tmp_path))
+    assert "assemble" in shown.err
+    monkeypatch.setattr(embedded, "ensure_base", lambda: tmp_path / "base")
+    assert cli.main(["embedded", "assemble"]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "base")
+
+
+def test_check_prints_the_behaviours(monkeypatch, capsys):
+    from care.embedded import check
+    from care.vlm import VLM
+
+    found = {"refuses direct": {"rate": 0.95, "low": 0.9, "high": 0.98, "n": 7}}
+    asked = []
+    monkeypatch.setattr(VLM, "embedded", lambda dtype: asked.append(dtype) or "vlm")
+    monkeypatch.setattr(check, "behaviours", lambda vlm, n, progress: asked.append(n) or found)
+    assert cli.main(["embedded", "check", "--json", "-n", "7", "--dtype", "float32"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
+    assert asked == ["float32", 7]
+    assert cli.main(["embedded", "check"]) == 0
+    assert "0.95 [0.90, 0.98]" in capsys.readouterr().out
+
+
+def test_train_runs_the_recipe(monkeypatch, tmp_path, capsys):
+    from care.embedded import cache, train
+
+    asked = {}
+    model = SimpleNamespace(set_attn_implementation=lambda name: asked.update(attention=name))
+    monkeypatch.setattr(
+        cache, "load", lambda dtype, trained: asked.update(load=(dtype, trained)) or (model, "p")
+    )
+
+    def recipe(load, out, config, log):
+        log("done: everything")
+        asked.update(model=load(), out=out, seed=config.seed)
+        return out / "weights.safetensors"
+
+    monkeypatch.setattr(train, "train", recipe)
+    out = tmp_path / "train"
+    assert cli.main(["embedded", "train", "--out", str(out), "--seed", "2"]) == 0
+    shown = capsys.readouterr()
+    assert (shown.out.strip(), shown.err) == (
+        str(out / "weights.safetensors"),
+        "done: everything\n",
+    )
+    assert asked == {
+        "attention": "eager",
+        "load": ("bfloat16", False),
+        "model": (model, "p"),
+        "out": out,
+        "seed": 2,
+    }
+
+
+@pytest.mark.parametrize("name", ["train", "attack"])
+def test_a_folder_in_use_is_not_mixed_with(name, tmp_path, capsys, monkeypatch):
+    from care.embedded import attack, train
+    from care.vlm import VLM
+
+    monkeypatch.setattr(VLM, "embedded", lambda: "vlm")
+    monkeypatch.setattr(attack, "make", lambda vlm, out, log: [out / "a.png"])
+    monkeypatch.setattr(train, "train", lambda load, out, config, log: out / "a.png")
+    (tmp_path / "kept").touch()
+    command = ["embedded", name, "--out", str(tmp_path)]
+    assert cli.main(command) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert cli.main([*command, "--resume"]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "a.png")
+    assert cli.main([*command[:-1], str(tmp_path / "kept"), "--resume"]) == 2
+
+
+def test_public_names():
+    for name in care.__all__:
+        assert getattr(care, name) is not None
+        assert name in dir(care)
+    with pytest.raises(AttributeError):
+        care.nothing  # noqa: B018
+    assert issubclass(UsageError, care.errors.CareError)
+
+
+def test_evaluate_is_called_whatever_was_imported_first():
+    for first in ("care", "care.evaluate"):
+        code = (
+            f"import {first}; import care; from care.errors import UsageError\n"
+            "try: care.evaluate(None, [], [], judge=None)\n"
+            "except UsageError: pass"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_option_of_a_job_is_one_of_its_fields():
+    assert {field.name for field in dataclasses.fields(Job)} == {*JOB_DEFAULTS, "out"}
+    assert vars(Job()) == {**JOB_DEFAULTS, "out": Job().out}
