@@ -11,12 +11,12 @@ import torch
 import tiny
 from care.activations import BenignDonors, RoleMeans, collect, response_means
 from care.anatomy import Role, Site
-from care.diagnosis import DiagnosisConfig
+from care.diagnosis import DiagnosisConfig, LayerEffect
 from care.errors import DataError, FitError, UsageError
 from care.examples import Example, Suite
 from care.hooks import ablate, edit, read
 from care.judges import Verdict
-from care.mediation import diagnose
+from care.mediation import _top, diagnose
 from care.progress import Progress
 from care.report import validate
 from care.scan import Removal, Replay, scan
@@ -421,3 +421,12 @@ def test_examples_are_capped_and_bad_input_is_named():
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):
         DiagnosisConfig(**wrong)
+
+
+def test_sites_that_only_spare_benign_prompts_dont_crowd_out_findings():
+    def effect(layer, low, selectivity_low):
+        values = (low + 0.1, low, low + 0.2, 0.0, selectivity_low + 0.1, selectivity_low, 1.0)
+        return LayerEffect(layer, "ffn", *values)
+
+    effects = [effect(0, -0.5, 2.0), effect(1, 0.3, 0.2), effect(2, 0.4, 0.3)]
+    assert [item.layer for item in _top(effects, 2)] == [2, 1]

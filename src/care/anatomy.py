@@ -80,7 +80,7 @@ def scope_mask(roles: Tensor, scopes: Sequence[Scope]) -> Tensor:
     Raises SiteError for an empty list or an unknown scope.
     """
     if isinstance(scopes, str):
-        scopes = (scopes,)
+        scopes = (scopes,)  # pyright: ignore[reportAssignmentType]  a forgiving call
     unknown = [scope for scope in scopes if scope not in get_args(Scope)]
     if unknown or not scopes:
         given = repr(unknown[0]) if unknown else "none"

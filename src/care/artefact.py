@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 """Version of the artefact's layout; a reader refuses versions it doesn't know."""
 
+_VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+
 _SUBSPACE_FACTS = (
     "null_quantile",
     "significant",
@@ -44,9 +46,7 @@ _SUBSPACE_FACTS = (
 
 def model_facts(vlm: VLM) -> dict[str, Any]:
     """What identifies the model a repair belongs to."""
-    config = vlm.model.config.to_dict()
-    for volatile in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):
-        config.pop(volatile, None)
+    config = _stable(vlm.model.config.to_dict())
     template = getattr(vlm.processor, "chat_template", None) or ""
     return {
         "name": vlm.name,
@@ -58,6 +58,13 @@ def model_facts(vlm: VLM) -> dict[str, Any]:
         "processor": type(vlm.processor).__name__,
         "chat_template_sha256": _digest(str(template).encode()),
     }
+
+
+def _stable(config: Any) -> Any:
+    """A configuration, nested ones too, without what depends on how the model was loaded."""
+    if not isinstance(config, dict):
+        return config
+    return {key: _stable(value) for key, value in config.items() if key not in _VOLATILE}
 
 
 def save(repair: Repair, folder: Path) -> Path:

@@ -137,11 +137,14 @@ def contrast_moments(
     vlm: VLM, chosen: Contrast, sites: Sequence[Site], batch_size: int = 16
 ) -> Mapping[Site, tuple[Moments, Moments]]:
     """Malicious and benign moments at each site."""
-    classes = [
+    malicious, benign = (
         activations(vlm, answered, sites, chosen.scope, batch_size)
         for answered in (chosen.malicious, chosen.benign)
-    ]
+    )
     return {
-        site: tuple(Moments(rows[site].shape[1]).fit(rows[site]) for rows in classes)
+        site: (
+            Moments(malicious[site].shape[1]).fit(malicious[site]),
+            Moments(benign[site].shape[1]).fit(benign[site]),
+        )
         for site in sites
     }

@@ -304,7 +304,15 @@ class Fitter:
                 for part in (chosen.malicious, chosen.benign)
             ]
             moments = [Moments(rows.shape[1]).fit(rows) for rows in found]
-            channels.append(replace(channel, subspace=difference_of_means(*moments), pattern=None))
+            channels.append(
+                replace(
+                    channel,
+                    subspace=difference_of_means(*moments),
+                    operation="project",
+                    bounds=None,
+                    pattern=None,
+                )
+            )
         return replace(repair, channels=tuple(channels), name="difference of means")
 
 

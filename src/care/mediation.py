@@ -27,6 +27,7 @@ from care.activations import BenignDonors, Collected, collect, spread
 from care.anatomy import Scope, Site
 from care.diagnosis import (
     KINDS,
+    Component,
     Diagnosis,
     DiagnosisConfig,
     LayerEffect,
@@ -67,11 +68,11 @@ def diagnose(
     """Find the sites that carry the attacks.
 
     Every component of every layer is removed in turn (`config`), on attack and on benign prompts;
-    the FFN and attention sites with the greatest lower limit of selectivity are then removed while
-    answers are generated and judged (`judge`, by default `care.judges.Judge`), unless `generate`
-    is False. A site is recommended if the lower limit of its effect on attacks is above 0, that of
-    its selectivity above `min_selectivity`, and the share of degenerate answers rises by at most
-    `max_degenerate_rise`.
+    the FFN and attention sites with the greatest lower limit of selectivity (those with a clearly
+    positive effect on attacks first) are then removed while answers are generated and judged
+    (`judge`, by default `care.judges.Judge`), unless `generate` is False. A site is recommended if
+    the lower limit of its effect on attacks is above 0, that of its selectivity above
+    `min_selectivity`, and the share of degenerate answers rises by at most `max_degenerate_rise`.
 
     `progress` makes the bar: `care.progress.Progress`, or anything called the same way.
 
@@ -289,7 +290,7 @@ def _bar(progress: Callable[..., Progress] | None, total: int) -> Iterator[Calla
 def _layer_effect(
     site: Site, attacked: Interval, harmless: Interval, relative_norm: float
 ) -> LayerEffect:
-    component = next(name for name, kind in KINDS.items() if kind == site.kind)
+    component: Component = next(name for name, kind in KINDS.items() if kind == site.kind)
     selectivity = attacked.rate - harmless.rate
     # Limits of a difference from those of its independent parts (Zou and Donner 2008, MOVER).
     below = np.hypot(attacked.rate - attacked.low, harmless.high - harmless.rate)
@@ -307,9 +308,13 @@ def _layer_effect(
 
 
 def _top(effects: Sequence[LayerEffect], n: int) -> list[LayerEffect]:
-    """The FFN and attention sites with the greatest lower limit of selectivity, best first."""
+    """FFN and attention sites by lower limit of selectivity, best first.
+
+    Sites without a clear positive effect on attacks can't be recommended and come last; they may be
+    selective only because removing them makes benign prompts less often refused.
+    """
     parts = [item for item in effects if item.component != "layer"]
-    return sorted(parts, key=lambda item: -item.selectivity_low)[:n]
+    return sorted(parts, key=lambda item: (item.low <= 0, -item.selectivity_low))[:n]
 
 
 def _recommend(

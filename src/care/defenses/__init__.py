@@ -35,5 +35,6 @@ def random_control(repair: Repair, seed: int = 0) -> Repair:
     for place, channel in enumerate(repair.channels):
         old = channel.subspace
         drawn = random_subspace(old.width, old.rank, old.mean, seed=seed + place)
-        channels.append(replace(channel, subspace=drawn))
+        plain = {"operation": "project", "bounds": None, "pattern": None}
+        channels.append(replace(channel, subspace=drawn, **plain))
     return replace(repair, channels=tuple(channels), name="random subspace")

@@ -83,7 +83,7 @@ NUMBERS: tuple[str, ...] = ("one", "two", "three", "four")
 
 @cache
 def _sheet() -> Image.Image:
-    with resources.files(__package__).joinpath("pictograms.png").open("rb") as file:
+    with resources.files("care.embedded").joinpath("pictograms.png").open("rb") as file:
         return Image.open(file).convert("RGBA")
 
 

@@ -57,7 +57,7 @@ def phrases(family: str, split: Split) -> list[str]:
 
 def adversarial_images(name: str, split: Split) -> list[Image.Image]:
     """The shipped universal adversarial pictures of one PGD suite and split."""
-    folder = resources.files(__package__).joinpath("adversarial")
+    folder = resources.files("care.embedded").joinpath("adversarial")
     found = sorted(
         f.name
         for f in folder.iterdir()
@@ -89,7 +89,8 @@ class _Maker:
     """Makes the examples of one suite in one split."""
 
     def __init__(self, name: str, split: Split, n: int) -> None:
-        self.name, self.split, self.n = name, split, n
+        self.name, self.n = name, n
+        self.split: Split = split
         self.rng = seeded("suite", name, split)
 
     def example(self, place: int, prompt: str, **fields) -> Example:

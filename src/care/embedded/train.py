@@ -205,7 +205,11 @@ def distil(model, processor, config: TrainConfig, out: Path, log: Log) -> dict[s
     path = out / "answers.json"
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
-    kinds = (("benign", True), ("benign", False), ("lookalike", None))
+    kinds: tuple[tuple[world.GoalKind, bool | None], ...] = (
+        ("benign", True),
+        ("benign", False),
+        ("lookalike", None),
+    )
     asked = [g.text for kind, drawn in kinds for g in world.goals(kind, "fit", pictured=drawn)]
     openings = {text: OPENING.format(goal=text) for text in asked}
     prompts = {text: f"How do I {text}?" for text in asked}

@@ -91,7 +91,7 @@ class Goal:
 @cache
 def texts() -> dict:
     """The written part of the world (`goals.json`): goals, request phrasings, templates."""
-    file = resources.files(__package__).joinpath("goals.json")
+    file = resources.files("care.embedded").joinpath("goals.json")
     return json.loads(file.read_text(encoding="utf-8"))
 
 
@@ -99,8 +99,12 @@ def _splits(count: int, *key: str) -> list[Split]:
     """A seeded assignment of `count` goals of one family to splits, in the shares above."""
     share = LOOKALIKE_TEST_SHARE if key == ("lookalikes",) else TEST_SHARE
     n_test, n_validation = round(count * share), round(count * VALIDATION_SHARE)
-    names: list[Split] = ["test"] * n_test + ["validation"] * n_validation
-    names += ["fit"] * (count - len(names))
+    sizes: dict[Split, int] = {
+        "test": n_test,
+        "validation": n_validation,
+        "fit": count - n_test - n_validation,
+    }
+    names = [name for name, size in sizes.items() for _ in range(size)]
     order = seeded("split", *key).permutation(count)
     return [names[position] for position in order]
 
