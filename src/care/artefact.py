@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 """Version of the artefact's layout; a reader refuses versions it doesn't know."""
 
-_VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+_VOLATILE = ("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype")
 
 _SUBSPACE_FACTS = (
     "null_quantile",
