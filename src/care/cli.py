@@ -429,8 +429,10 @@ def _worst_asr(suites: Sequence[Mapping[str, Any]]) -> float | None:
 
     As in a report, the direct request is a baseline and doesn't count beside other attacks.
     """
+    from care.jobs import BASELINE
+
     attacks = [s for s in suites if s["role"] == "attack"]
-    attacks = [s for s in attacks if s["name"] != "direct"] or attacks
+    attacks = [s for s in attacks if s["name"] != BASELINE] or attacks
     rates: dict[str, list[float]] = {}
     for suite in attacks:
         for name, cell in suite["defenses"].items():

@@ -75,36 +75,27 @@ class RepairConfig:
     """How two corrections of one token are combined."""
 
 
-_RELEASED = SubspaceConfig(target="cov", ridge=1e-6, rank=64, orthonormalise=False)
+_PAPER = RepairConfig(
+    text_kind="ffn_out",
+    text_depth=(0.5, 0.53, 0.56),
+    text_contrast="comply-refuse",
+    text_pool="response",
+    text_scopes=("all",),
+    oblique=False,
+    clip=None,
+    image_kind="ffn_out",
+    image_depth=(0.5, 0.53, 0.56),
+    image_scopes=("all",),
+    subspace=SubspaceConfig(target="cov", rank="auto"),
+)
 
 PRESETS: Mapping[str, RepairConfig] = {
-    "paper": RepairConfig(
-        text_kind="ffn_out",
-        text_depth=(0.5, 0.53, 0.56),
-        text_contrast="comply-refuse",
-        text_pool="response",
-        text_scopes=("all",),
-        oblique=False,
-        clip=None,
-        image_kind="ffn_out",
-        image_depth=(0.5, 0.53, 0.56),
-        image_scopes=("all",),
-        subspace=SubspaceConfig(target="cov", rank="auto"),
-    ),
-    "official": RepairConfig(
-        text_kind="ffn_out",
+    "paper": _PAPER,
+    "official": replace(
+        _PAPER,
         text_fit_kind="layer_out",
-        text_depth=(0.5, 0.53, 0.56),
-        text_contrast="comply-refuse",
-        text_pool="response",
-        text_scopes=("all",),
-        oblique=False,
-        clip=None,
-        image_kind="ffn_out",
         image_fit_kind="layer_out",
-        image_depth=(0.5, 0.53, 0.56),
-        image_scopes=("all",),
-        subspace=_RELEASED,
+        subspace=SubspaceConfig(target="cov", ridge=1e-6, rank=64, orthonormalise=False),
         strength=4.0,
     ),
     "corrected": RepairConfig(),
@@ -258,23 +249,35 @@ class Fitter:
             "answered": self.material.answered,
         }
 
-    def text_channel(self, site: Site) -> Channel:
-        """The channel of one text site."""
+    def _text_classes(self, site: Site) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Complied, benign and refused activations for a text site; refused are among benign."""
         config, scope = self.config, self.config.text_pool
         source = Site(site.layer, config.text_fit_kind or site.kind)
         chosen = contrast(config.text_contrast, self.material)
         malicious = self.rows("complied", chosen.malicious, source, scope)
         if config.text_contrast == "comply-refuse":
             benign = self.rows("same requests, refused", chosen.benign, source, scope)
-            refusals = benign
-        else:
-            refusals = self.rows("refused", self.material.refused, source, scope)
-            answers = self.rows("answered", self.material.answered, source, scope)
-            benign = np.concatenate([refusals, answers])
-        families = _families(malicious, [example for example, _ in chosen.malicious])
-        balanced = _balanced(families)
-        name = f"{config.text_contrast} {scope}"
-        subspace = self._subspace(name, source, balanced, benign)
+            return malicious, benign, benign
+        refusals = self.rows("refused", self.material.refused, source, scope)
+        answers = self.rows("answered", self.material.answered, source, scope)
+        return malicious, np.concatenate([refusals, answers]), refusals
+
+    def _image_classes(self, site: Site) -> tuple[np.ndarray, np.ndarray]:
+        """Activations of attack pictures and of benign pictures for an image site."""
+        source = Site(site.layer, self.config.image_fit_kind or site.kind)
+        chosen = contrast("images", self.material)
+        return (
+            self.rows("attack pictures", chosen.malicious, source, "image"),
+            self.rows("benign pictures", chosen.benign, source, "image"),
+        )
+
+    def text_channel(self, site: Site) -> Channel:
+        """The channel of one text site."""
+        config = self.config
+        malicious, benign, refusals = self._text_classes(site)
+        families = _families(malicious, [example for example, _ in self.material.complied])
+        name = f"{config.text_contrast} {config.text_pool} {config.text_fit_kind}"
+        subspace = self._subspace(name, site, _balanced(families), benign)
         pattern = None
         if config.oblique:
             pattern = refusal_pattern(subspace, families, refusals, benign)
@@ -282,37 +285,21 @@ class Fitter:
 
     def image_channel(self, site: Site) -> Channel:
         """The channel of one image site: attack pictures against benign ones."""
-        config = self.config
-        source = Site(site.layer, config.image_fit_kind or site.kind)
-        chosen = contrast("images", self.material)
-        malicious = self.rows("attack pictures", chosen.malicious, source, "image")
-        benign = self.rows("benign pictures", chosen.benign, source, "image")
-        subspace = self._subspace("images", source, malicious, benign)
-        return _channel(site, "image", config, subspace, benign)
+        malicious, benign = self._image_classes(site)
+        name = f"images {self.config.image_fit_kind}"
+        subspace = self._subspace(name, site, malicious, benign)
+        return _channel(site, "image", self.config, subspace, benign)
 
     def means_control(self, repair: Repair) -> Repair:
         """The repair with the difference of means in place of every subspace (a control)."""
         channels = []
         for channel in repair.channels:
-            text = channel.modality == "text"
-            scope: Scope = self.config.text_pool if text else "image"
-            chosen = contrast(self.config.text_contrast if text else "images", self.material)
-            kinds = (self.config.text_fit_kind, self.config.image_fit_kind)
-            source = Site(channel.site.layer, kinds[not text] or channel.site.kind)
-            found = [
-                activations(self.vlm, part, [source], scope, self.batch_size)[source]
-                for part in (chosen.malicious, chosen.benign)
-            ]
-            moments = [Moments(rows.shape[1]).fit(rows) for rows in found]
-            channels.append(
-                replace(
-                    channel,
-                    subspace=difference_of_means(*moments),
-                    operation="project",
-                    bounds=None,
-                    pattern=None,
-                )
-            )
+            if channel.modality == "text":
+                malicious, benign, _ = self._text_classes(channel.site)
+            else:
+                malicious, benign = self._image_classes(channel.site)
+            moments = [Moments(rows.shape[1]).fit(rows) for rows in (malicious, benign)]
+            channels.append(channel.projecting(difference_of_means(*moments)))
         return replace(repair, channels=tuple(channels), name="difference of means")
 
 

@@ -26,7 +26,7 @@ from care.embedded.suites import PGD
 from care.errors import DataError, UsageError
 from care.evaluate import UNDEFENDED
 from care.evaluate import evaluate as run_evaluation
-from care.examples import Example, Suite
+from care.examples import Suite
 from care.fitting import PRESETS, Fitter, gather
 from care.jobs import Job, load_model, make_judge, mean_rates, split_examples, suites_of
 from care.judges import Judge, refused
@@ -45,8 +45,6 @@ from care.vlm import VLM
 __all__ = ["Job", "diagnose", "evaluate", "fit", "repair"]
 
 Bar = Callable[..., Progress] | None
-
-ABLATIONS = ("without text", "without visual")
 
 COMPARED = ("benign", "vqa", "naming", "lookalike")
 """Suites besides the attacks that controls are measured on."""
@@ -96,8 +94,8 @@ class _Workflow:
 
         def make() -> dict[str, Any]:
             complied = [e for e, _ in fitter.material.complied if e.suite not in PGD]
-            attacks = _spread(complied or [e for e, _ in fitter.material.complied])
-            benign = _spread([e for e, _ in fitter.material.answered])
+            attacks = complied or [e for e, _ in fitter.material.complied]
+            benign = [e for e, _ in fitter.material.answered]
             config = DiagnosisConfig(seed=self.job.seed)
             found = run_diagnosis(
                 self.vlm,
@@ -115,18 +113,9 @@ class _Workflow:
         """Fit the candidates, judge them on validation, and take the best by the stated rule."""
         tried = candidates(fitter, self.job.preset, diagnosis)
         inner = Run(self.run.path / "selection", resume=True, config=self.job.config())
-        with self.run.stage("selection"), inner:
-            table = run_evaluation(
-                self.vlm,
-                self.suites("validation"),
-                [None, *((c.name, c.repair) for c in tried)],
-                judge=self.judge,
-                run=inner,
-                batch_size=self.job.batch_size,
-                max_new_tokens=self.job.max_new_tokens,
-                stop=refused,
-                progress=self.progress,
-            )
+        defenses = [None, *((c.name, c.repair) for c in tried)]
+        with inner:
+            table = self.ask(self.suites("validation"), defenses, "selection", inner)
         before = mean_rates(table, UNDEFENDED)
         rates = {c.name: mean_rates(table, c.name) for c in tried}
         best = choose(before, rates)
@@ -144,8 +133,8 @@ class _Workflow:
         ]
         modalities = {channel.modality for channel in repair.channels}
         if modalities == {"image", "text"}:
-            found.append((ABLATIONS[0], repair.only("image")))
-            found.append((ABLATIONS[1], repair.only("text")))
+            found.append(("without text", repair.only("image")))
+            found.append(("without visual", repair.only("text")))
         elif modalities == {"text"}:
             found.append(("visual subspace alone", chosen.fitter.image_repair()))
         return found
@@ -153,31 +142,32 @@ class _Workflow:
     def prove(self, chosen: Candidate) -> tuple[Table, list[str]]:
         """Everything on the test split: bare, repaired, controls."""
         controls = self.controls(chosen)
-        self._ask(self.suites("test"), [None, ("care", chosen.repair)], "evaluation")
+        self.ask(self.suites("test"), [None, ("care", chosen.repair)], "evaluation")
         compared = [s for s in self.suites("test") if s.role == "attack" or s.name in COMPARED]
-        self._ask(compared, controls, "controls")
+        self.ask(compared, controls, "controls")
         return Table(self.run.rows()), [name for name, _ in controls]
 
-    def _ask(self, suites: Sequence[Suite], defenses: Sequence[Any], stage: str) -> Table:
+    def ask(
+        self,
+        suites: Sequence[Suite],
+        defenses: Sequence[Any],
+        stage: str,
+        rows: Run | None = None,
+    ) -> Table:
+        """Answer and judge as a stage of the run; rows go to `rows`, by default the run itself."""
         with self.run.stage(stage):
             return run_evaluation(
                 self.vlm,
                 suites,
                 defenses,
                 judge=self.judge,
-                run=self.run,
+                run=rows or self.run,
                 seed=self.job.seed,
                 batch_size=self.job.batch_size,
                 max_new_tokens=self.job.max_new_tokens,
                 stop=refused,
                 progress=self.progress,
             )
-
-
-def _spread(examples: Sequence[Example], most: int = 60) -> list[Example]:
-    """At most `most` examples, evenly over all."""
-    step = max(1, len(examples) // most)
-    return list(examples[::step][:most])
 
 
 def _open(job: Job) -> Run:
@@ -273,7 +263,7 @@ def evaluate(
             (f"{path.name or path}{os.sep if i else ''}", Repair.from_pretrained(path, work.vlm))
             for i, path in enumerate(repairs)
         ]
-        table = work._ask(wanted, [None, *defenses], "evaluation")
+        table = work.ask(wanted, [None, *defenses], "evaluation")
         tree = table.to_json()
         for suite in tree["suites"]:
             cells = suite["defenses"]

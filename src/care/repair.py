@@ -7,11 +7,11 @@ h + c(h),
     c(h) = −a W (z − clip(z, low, high))                                   operation `clip`
 
 W (D, K) are the write directions. W = Q is the orthogonal projection: with a = 1 the paper's
-P_safe h + β (I − P_safe) h_benign at β = 1. Any other W with Qᵀ W = I is an oblique projection,
-which brings the same coordinates to those of μ along other directions: Q are filters, which see
-the unsafe component, W is the pattern in which it is written (Haufe et al. 2014). `clip` takes
-away only what leaves the range of benign activations. Always factored, never a D × D matrix. Where
-two channels edit the same token, they are fused,
+P_safe h + β (I − P_safe) h_benign at β = 1. Any other W writes along other directions: Q are
+filters, which see the unsafe component, W is the pattern in which it is written (Haufe et al.
+2014); where Qᵀ W = I this is an oblique projection, which brings the same coordinates to those of
+μ. `clip` takes away only what leaves the range of benign activations. Always factored, never a
+D × D matrix. Where two channels edit the same token, they are fused,
 
     h' = h + w c_vis(h) + (1 − w) c_txt(h),   w = ‖c_vis‖ / (‖c_vis‖ + ‖c_txt‖).
 
@@ -73,6 +73,10 @@ class Channel:
             raise UsageError(
                 f"the pattern has shape {self.pattern.shape}, the basis {self.subspace.basis.shape}"
             )
+
+    def projecting(self, subspace: Subspace) -> Channel:
+        """The same place, tokens and strength, projecting another subspace orthogonally."""
+        return replace(self, subspace=subspace, operation="project", bounds=None, pattern=None)
 
 
 class _Correction:

@@ -18,14 +18,12 @@ from care.anatomy import Role, Site
 from care.attribution import sink_mask, text_scores, visual_scores
 from care.examples import Example
 from care.hooks import read
+from care.jobs import BASELINE
 from care.repair import Repair
 from care.report import SCHEMA
 from care.statistics import Interval
 from care.table import Table
 from care.vlm import VLM
-
-BASELINE = "direct"
-"""The attack suite that is shown but not counted: the model refuses it by itself."""
 
 
 def report_tree(

@@ -83,8 +83,8 @@ class PGDConfig:
 
 
 PRESETS: dict[str, PGDConfig] = {
-    "pgd-32": PGDConfig(epsilon=32 / 255, steps=300, step_size=2 / 255),
-    "pgd-unconstrained": PGDConfig(epsilon=None, steps=120, step_size=8 / 255),
+    "pgd-32": PGDConfig(epsilon=32 / 255, steps=40, step_size=2 / 255, momentum=0.5),
+    "pgd-unconstrained": PGDConfig(epsilon=None, steps=40, step_size=10 / 255, momentum=0.5),
 }
 """The two attacks that the embedded model is measured with."""
 

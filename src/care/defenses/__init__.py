@@ -35,6 +35,5 @@ def random_control(repair: Repair, seed: int = 0) -> Repair:
     for place, channel in enumerate(repair.channels):
         old = channel.subspace
         drawn = random_subspace(old.width, old.rank, old.mean, seed=seed + place)
-        plain = {"operation": "project", "bounds": None, "pattern": None}
-        channels.append(replace(channel, subspace=drawn, **plain))
+        channels.append(channel.projecting(drawn))
     return replace(repair, channels=tuple(channels), name="random subspace")

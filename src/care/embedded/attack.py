@@ -11,18 +11,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from care.attacks.pgd import PGDConfig, universal_image
+from care.attacks import PRESETS, universal_image
 from care.embedded import world
 from care.embedded.lessons import OPENING, unrelated
 from care.embedded.pictures import seeded
 from care.examples import Example
 from care.vlm import VLM
-
-ATTACKS: dict[str, PGDConfig] = {
-    "pgd-32": PGDConfig(epsilon=32 / 255, steps=40, step_size=2 / 255, momentum=0.5),
-    "pgd-unconstrained": PGDConfig(epsilon=None, steps=40, step_size=10 / 255, momentum=0.5),
-}
-"""The settings of each PGD suite."""
 
 COPIES: tuple[tuple[world.Split, int], ...] = (
     ("fit", 0),
@@ -47,7 +41,7 @@ def make(vlm: VLM, out: Path, log: Callable[[str], None] = print) -> list[Path]:
     targets = [OPENING.format(goal=goal.text) for goal in goals]
     made = []
     for split, copy in COPIES:
-        for name, config in ATTACKS.items():
+        for name, config in PRESETS.items():
             path = out / f"{name}-{split}-{copy}.png"
             made.append(path)
             if path.exists():

@@ -36,7 +36,7 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of the recipe; the defaults made the weights that are shipped."""
+    """Settings of the recipe; how the shipped weights came to be is in `docs/log.md`."""
 
     align_steps: int = 240
     """Steps of stage 1."""
