@@ -32,7 +32,7 @@ from transformers import DynamicCache
 from care.anatomy import Role, Site
 from care.decoding import position_ids
 from care.examples import Example
-from care.repair import Channel, Repair, _site_edit
+from care.repair import Channel, Repair, _SiteEdit
 from care.subspace import random_subspace
 from care.vlm import VLM
 
@@ -115,7 +115,7 @@ def decode_overhead(vlm: VLM, batch: int, rank: int, repeats: int) -> dict[str, 
 def ratio_vs_rebuild(width: int, rank: int, tokens: int, repeats: int) -> Seconds:
     """Time of an edit that builds U Uᵀ at each call over that of the factored one, float32."""
     channel = channels(Site(0, "ffn_out"), width, rank)[0]
-    factored = _site_edit([channel], "adaptive")  # the product's edit, without a model around it
+    factored = _SiteEdit([channel], "adaptive")  # the product's edit, without a model around it
     u, mean = (torch.from_numpy(part) for part in (channel.subspace.basis, channel.subspace.mean))
     h = torch.randn(1, tokens, width, generator=torch.Generator().manual_seed(0))
     roles = torch.full((1, tokens), int(Role.RESPONSE))

@@ -53,7 +53,7 @@ def report_tree(seed: int = 0) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     suites, outcomes = _suites()
     return {
-        "schema": "care.report/1",
+        "schema": "care.report/2",
         "title": "Repair of care-embedded (SigLIP + Llama, 135M)",
         "created": "2026-03-04T12:00:00+00:00",
         "suites": suites,
@@ -160,11 +160,15 @@ def _diagnosis(rng: np.random.Generator) -> dict[str, Any]:
                     "effect": effect,
                     "low": effect - half,
                     "high": effect + half,
-                    "p": 0.01,
+                    "benign_effect": 0.1 * effect,
+                    "selectivity": 0.9 * effect,
+                    "selectivity_low": 0.9 * effect - 1.2 * half,
                 }
             )
     rise = [1 / (1 + math.exp(-(layer - 8) / 3)) for layer in range(N_LAYERS)]
     return {
+        "verdict": "2 of 60 sites carry the attacks, first 15.ffn_out: without it the refusal"
+        " log-odds of attacks rise by 1.6 nats, those of benign requests by 0.2.",
         "metric": "change in refusal log-odds (nats)",
         "intervention": "mean ablation on the prompt's tokens",
         "n_layers": N_LAYERS,
@@ -196,8 +200,40 @@ def _diagnosis(rng: np.random.Generator) -> dict[str, Any]:
             {"site": "15.ffn_out", "modality": "visual", "reason": "largest effect, few broken"},
             {"site": "14.ffn_out", "modality": "text", "reason": "second largest effect"},
         ],
+        "channels": _channel_scan(),
         "sign": "Positive: ablating the site raises the refusal log-odds, so the site works against"
         " refusing. Sites with a positive effect are recommended.",
+    }
+
+
+def _channel_scan() -> dict[str, Any]:
+    rng = np.random.default_rng(11)
+    sites = []
+    for layer in range(N_LAYERS):
+        rise = 0.82 / (1 + math.exp(-(layer - 17) / 2.2))
+        effect = round(rise + float(rng.normal(0, 0.015)), 3) if layer > 3 else 0.0
+        benign = round(0.03 * rise + 0.002 * (layer % 4), 3)
+        half = 0.03 + 0.05 * rise
+        sites.append(
+            {
+                "site": f"{layer}.layer_out",
+                "layer": layer,
+                "effect": effect,
+                "low": effect - half,
+                "high": effect + half,
+                "benign_effect": benign,
+                "selectivity": effect - benign,
+                "selectivity_low": effect - benign - 1.2 * half,
+                "n_attacks": 240,
+                "n_benign": 150,
+                "recommended": layer in (24, 26),
+            }
+        )
+    return {
+        "metric": "rise in the share of answers that begin with a refusal",
+        "rule": "Sites whose selectivity lies above 0 and within its interval of the best one; at"
+        " most 2.",
+        "sites": sites,
     }
 
 
@@ -218,6 +254,11 @@ def _attributed(rng: np.random.Generator, index: int) -> dict[str, Any]:
 
 
 def _repair(rng: np.random.Generator) -> dict[str, Any]:
+    gates = {
+        "image": _gate({"unrelated image": 0.92, "image-carried goal": 0.97, "PGD": 1.0}, 0.004),
+        "text": _gate({"text jailbreak": 0.89}, 0.0067),
+    }
+
     def channel(site: str, modality: str, rank: int, top: float) -> dict[str, Any]:
         values = top * np.exp(-np.arange(16) / 3) + 1.2 + 0.05 * rng.random(16)
         return {
@@ -232,6 +273,7 @@ def _repair(rng: np.random.Generator) -> dict[str, Any]:
             "condition": 812.0,
             "n_malicious": 400,
             "n_benign": 800,
+            "gate": gates.get(modality),
         }
 
     candidates = [
@@ -250,15 +292,27 @@ def _repair(rng: np.random.Generator) -> dict[str, Any]:
     return {
         "preset": "corrected",
         "channels": [
-            channel("15.ffn_out", "visual", 6, 80.0),
-            channel("14.ffn_out", "text", 8, 9.0),
-            channel("18.ffn_out", "text", 4, 300.0),
+            channel("24.layer_out", "image", 3, 80.0),
+            channel("24.layer_out", "text", 1, 9.0),
+            channel("18.ffn_out", "visual", 4, 300.0),
         ],
         "selection": {
             "rule": "Least attack success on validation among candidates whose utility and answered"
             " share stay within 1 point.",
             "candidates": candidates,
         },
+    }
+
+
+def _gate(shares: dict[str, float], benign: float) -> dict[str, Any]:
+    low = [0.31 + 0.04 * i for i in range(len(shares))]
+    return {
+        "families": list(shares),
+        "low": low,
+        "high": [value + 0.18 for value in low],
+        "open": shares,
+        "open_benign": benign,
+        "quantile": 0.995,
     }
 
 

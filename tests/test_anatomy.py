@@ -49,6 +49,16 @@ def test_scope_masks():
             scope_mask(roles, wrong)
 
 
+def test_the_decision_is_the_last_position_before_the_answer():
+    pad, text, image, response = 0, 1, 2, 3
+    roles = torch.tensor([[pad, text, image, text], [text, text, response, response]])
+    places = scope_mask(roles, ["decision"]).nonzero().tolist()
+    assert places == [[0, 3], [1, 1]]
+    # One position at a time: the end of a prompt is a decision, an answer's token isn't.
+    step = torch.tensor([[text], [response], [pad], [image]])
+    assert scope_mask(step, ["decision"]).flatten().tolist() == [True, False, False, True]
+
+
 def test_roles_in_prefill_and_decode():
     ids = torch.tensor([[0, 0, 9, IMAGE, IMAGE, 8], [7, IMAGE, 9, 9, 9, 9]])
     mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])

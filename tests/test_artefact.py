@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import re
 import tempfile
 import warnings
 from dataclasses import replace
@@ -13,53 +14,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
 
 import tiny
 from care.anatomy import Site
 from care.artefact import FORMAT, card, load, model_facts, save
 from care.errors import ArtefactError, StorageError, UsageError
 from care.repair import Channel, Repair
-from care.subspace import Subspace
 from care.vlm import VLM
+from fixtures_artefact import FACTS, NUMBERS, a_gate, made, numbers, rewrite, subspace
 
-NUMBERS, FACTS = "repair.safetensors", "repair.json"
 few = settings(max_examples=30, deadline=None)
 
 
 @pytest.fixture(scope="module")
 def vlm():
     return tiny.tiny_vlm()
-
-
-def subspace(width=tiny.WIDTH, rank=3, seed=0, **facts):
-    rng = np.random.default_rng(seed)
-    basis, _ = np.linalg.qr(rng.standard_normal((width, rank)))
-    return Subspace(
-        basis=basis.astype(np.float32),
-        mean=rng.standard_normal(width).astype(np.float32),
-        eigenvalues=np.sort(rng.random(rank + 2))[::-1] / 3,
-        **facts,
-    )
-
-
-def made(width=tiny.WIDTH, manifest=None, strength=1.0):
-    """A repair with an oblique projection and a clip."""
-    facts = {"null_quantile": 1 / 3, "significant": 2, "shrinkage": 0.1, "condition": 1e9}
-    projection = Channel(
-        Site(1, "ffn_out"),
-        "text",
-        ("text", "response"),
-        subspace(width, n_malicious=40, n_benign=50, **facts),
-        strength,
-        pattern=np.random.default_rng(5).standard_normal((width, 3)).astype(np.float32),
-    )
-    bounds = (np.array([-1, -0.1], np.float32), np.array([0.3, 2.7], np.float32))
-    clip = Channel(
-        Site(0, "layer_out"), "image", ("image",), subspace(width, 2, 1), 1.0, "clip", bounds
-    )
-    return Repair((projection, clip), "adaptive", "ünïcode", manifest or {})
 
 
 @pytest.fixture
@@ -76,33 +45,20 @@ def same(first, second):
     )
     for ours, theirs in zip(first.channels, second.channels, strict=True):
         a, b = vars(ours).copy(), vars(theirs).copy()
-        arrays = [(a.pop(key), b.pop(key)) for key in ("bounds", "pattern")]
-        s, t = vars(a.pop("subspace")).copy(), vars(b.pop("subspace")).copy()
-        arrays += [(s.pop(key), t.pop(key)) for key in ("basis", "mean", "eigenvalues")]
-        assert a == b and s == t
-        for left, right in arrays:
-            left, right = np.asarray(left), np.asarray(right)
+        for part in ("subspace", "gate"):
+            a |= {f"{part}.{key}": value for key, value in vars_of(a.pop(part)).items()}
+            b |= {f"{part}.{key}": value for key, value in vars_of(b.pop(part)).items()}
+        arrays = [key for key, value in a.items() if isinstance(value, np.ndarray)]
+        assert len(arrays) == (3 if ours.gate is None else 7)
+        pairs = [(a.pop(key), b.pop(key)) for key in arrays]
+        assert a == b
+        for left, right in pairs:
             assert left.dtype == right.dtype and left.shape == right.shape
             assert left.tobytes() == right.tobytes()
 
 
-def rewrite(folder, change_facts=None, change_tensors=None):
-    """Change an artefact, and its digest with it."""
-    facts = json.loads((folder / FACTS).read_text())
-    tensors = {name: value.copy() for name, value in load_tensors(numbers(folder)).items()}
-    if change_tensors:
-        change_tensors(tensors)
-    content = save_tensors(tensors)
-    facts["sha256"] = hashlib.sha256(content).hexdigest()
-    if change_facts:
-        change_facts(facts)
-    (folder / NUMBERS).write_bytes(content)
-    (folder / FACTS).write_text(json.dumps(facts))
-    return folder
-
-
-def numbers(folder):
-    return (folder / NUMBERS).read_bytes()
+def vars_of(part):
+    return {"is": None} if part is None else vars(part)
 
 
 # -- round trip ------------------------------------------------------------------------------------
@@ -141,15 +97,29 @@ def test_any_repair_survives_a_round_trip(width, data, name, fusion, strength, m
     manifest.pop("model", None)
     rank = data.draw(st.integers(1, width))
     quantile = data.draw(st.none() | st.floats(0, 1e300))
-    clip = data.draw(st.booleans())
+    count = data.draw(st.integers(0, 4))
+    shares = st.floats(0, 1) | st.sampled_from([0, 1])
+    gate = (
+        a_gate(
+            width,
+            count or 1,
+            families=tuple(
+                data.draw(st.just([]) | st.lists(st.text(), min_size=count, max_size=count))
+            ),
+            opened=data.draw(st.dictionaries(st.text(max_size=5), shares)),
+            opened_benign=data.draw(st.none() | shares),
+            quantile=data.draw(st.none() | shares),
+        )
+        if count
+        else None
+    )
     channel = Channel(
         Site(data.draw(st.integers(0, 99)), "ffn_out"),
         "image",
         tuple(scopes),
         subspace(width, rank, null_quantile=quantile, condition=1e300),
         strength,
-        "clip" if clip else "project",
-        (-np.ones(rank, np.float32), np.ones(rank, np.float32)) if clip else None,
+        gate,
     )
     repair = Repair((channel, channel), fusion, name, manifest)
     with tempfile.TemporaryDirectory() as scratch:
@@ -215,6 +185,57 @@ def test_a_missing_folder_is_named(tmp_path):
         load("nobody/nothing")
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        "runs/repair",
+        "runs/demo/repair",
+        "repair",
+        "./repair",
+        "../repair",
+        "/repair",
+        "~/repair",
+        "me/repair/",
+        "runs/a b",
+        Path("me/repair"),
+    ],
+    ids=str,
+)
+def test_what_means_a_folder_is_not_asked_of_the_hub(tmp_path, monkeypatch, place):
+    def refuse(*arguments, **options):
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    with pytest.raises(
+        ArtefactError, match=rf"no artefact in {re.escape(str(place))}: pass a folder"
+    ):
+        load(place)
+
+
+def test_owner_and_name_are_asked_of_the_hub_and_its_answer_is_one_line(monkeypatch, tmp_path):
+    asked = []
+
+    def snapshot_download(name, **options):
+        asked.append(name)
+        raise OSError("404 Client Error.\n\nRepository not found for the url.\n")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ArtefactError, match=r"me/my-repair_1\.0 is neither.*404 Client Error"
+    ) as caught:
+        load("me/my-repair_1.0")
+    assert asked == ["me/my-repair_1.0"]
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_an_artefact_is_not_the_artefact(folder):
+    with pytest.raises(ArtefactError, match=r"repair\.json is a file"):
+        load(folder / FACTS)
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "\udcff", '{"format": 1}'])
 def test_facts_that_are_no_artefact_are_refused(folder, content):
     (folder / FACTS).write_bytes(content.encode(errors="surrogateescape"))
@@ -229,7 +250,9 @@ def test_another_format_version_is_refused(folder, version):
         load(folder)
 
 
-@pytest.mark.parametrize("tensor", ["basis", "mean", "pattern"])
+@pytest.mark.parametrize(
+    "tensor", ["basis", "mean", "gate.filters", "gate.mean", "gate.low", "gate.high"]
+)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_numbers_that_are_not_finite_are_refused(folder, tensor, bad):
     def spoil(tensors):
@@ -239,16 +262,52 @@ def test_numbers_that_are_not_finite_are_refused(folder, tensor, bad):
         load(rewrite(folder, change_tensors=spoil))
 
 
-@pytest.mark.parametrize("bad", [np.nan, -np.inf])
-def test_bounds_that_are_not_finite_are_refused(folder, bad):
+@pytest.mark.parametrize(
+    ("tensor", "kind"),
+    [
+        ("0.basis", np.int32),
+        ("0.basis", np.float64),
+        ("0.mean", np.float16),
+        ("0.eigenvalues", np.float32),
+        ("0.gate.filters", np.float16),
+        ("0.gate.mean", bool),
+        ("0.gate.low", np.float64),
+        ("0.gate.high", np.int64),
+    ],
+)
+def test_a_tensor_of_another_type_is_refused(folder, tensor, kind):
     def spoil(tensors):
-        tensors["channels.1.low"][0] = bad
+        tensors[f"channels.{tensor}"] = tensors[f"channels.{tensor}"].astype(kind)
 
-    with pytest.raises(ArtefactError, match="finite"):
+    with pytest.raises(ArtefactError, match=r"channel 0.*" + np.dtype(kind).name):
         load(rewrite(folder, change_tensors=spoil))
 
 
-@pytest.mark.parametrize("tensor", ["basis", "mean", "eigenvalues", "pattern"])
+@pytest.mark.parametrize(
+    "values",
+    [[3.0, np.nan, 1.0], [np.inf, 2.0, 1.0], [3.0, 1.0, 2.0], [3.0, 2.0], [[3.0], [2.0], [1.0]]],
+    ids=str,
+)
+def test_eigenvalues_that_make_no_sense_are_refused(folder, values):
+    def spoil(tensors):
+        tensors["channels.0.eigenvalues"] = np.array(values)
+
+    with pytest.raises(ArtefactError, match=r"channel 0.*eigenvalues"):
+        load(rewrite(folder, change_tensors=spoil))
+
+
+def test_a_first_statistic_of_another_kind_and_no_eigenvalues_at_all_are_fine(folder):
+    for values in ([0.5, 3.0, 2.0, 1.0], []):
+
+        def change(tensors, values=values):
+            tensors["channels.0.eigenvalues"] = np.array(values)
+
+        assert len(load(rewrite(folder, change_tensors=change)).channels) == 2
+
+
+@pytest.mark.parametrize(
+    "tensor", ["basis", "mean", "eigenvalues", "gate.filters", "gate.mean", "gate.low", "gate.high"]
+)
 def test_a_missing_tensor_is_refused(folder, tensor):
     rewrite(folder, change_tensors=lambda tensors: tensors.pop(f"channels.0.{tensor}"))
     with pytest.raises(ArtefactError, match=tensor):
@@ -260,9 +319,13 @@ def test_a_missing_tensor_is_refused(folder, tensor):
     [
         ("0.basis", (3, tiny.WIDTH)),
         ("0.mean", (1, tiny.WIDTH)),
-        ("0.pattern", (tiny.WIDTH, 2)),
-        ("1.high", (3,)),
-        ("1.low", ()),
+        ("0.gate.filters", (tiny.WIDTH, 3)),
+        ("0.gate.filters", (2, tiny.WIDTH)),
+        ("0.gate.filters", (tiny.WIDTH,)),
+        ("0.gate.mean", (tiny.WIDTH - 1,)),
+        ("0.gate.high", (3,)),
+        ("0.gate.low", (1,)),
+        ("0.gate.low", ()),
     ],
 )
 def test_a_tensor_of_another_shape_is_refused(folder, tensor, shape):
@@ -282,10 +345,15 @@ def test_a_tensor_of_another_shape_is_refused(folder, tensor, shape):
         {"strength": -1},
         {"strength": float("nan")},
         {"strength": "1"},
-        {"operation": "clip"},
         {"rank": 2},
         {"width": None},
         {"scopes": None},
+        {"scopes": "text"},
+        {"scopes": []},
+        {"scopes": [["text"]]},
+        {"modality": "audio"},
+        {"condition": "large"},
+        {"n_benign": [1]},
     ],
     ids=str,
 )
@@ -296,11 +364,78 @@ def test_a_channel_that_makes_no_sense_is_refused(folder, change):
 
 
 @pytest.mark.parametrize(
-    "change", [{"channels": []}, {"channels": None}, {"channels": [1]}, {"fusion": "mean"}], ids=str
+    "change",
+    [
+        {"channels": []},
+        {"channels": None},
+        {"channels": {"a": 1}},
+        {"channels": [1]},
+        {"fusion": "mean"},
+        {"fusion": []},
+        {"name": None},
+        {"manifest": None},
+        {"manifest": [1]},
+        {"manifest": {"model": "org/model"}},
+        {"manifest": {"evaluation": [1]}},
+    ],
+    ids=str,
 )
 def test_facts_that_make_no_repair_are_refused(folder, change):
     with pytest.raises(ArtefactError):
         load(rewrite(folder, lambda facts: facts.update(change)))
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "NaN", "Infinity", "1" + 400 * "0"])
+def test_numbers_too_large_for_a_float_are_refused(folder, number):
+    for key in ("strength", "condition"):
+        text = save(made(), folder).joinpath(FACTS).read_text()
+        (folder / FACTS).write_text(
+            re.sub(rf'"{key}": [^,\n]*', f'"{key}": {number}', text, count=1)
+        )
+        with pytest.raises(ArtefactError, match=r"finite number"):
+            load(folder)
+
+
+def test_facts_nested_too_deeply_are_refused(folder):
+    (folder / FACTS).write_text('{"format": ' + 50_000 * "[")
+    with pytest.raises(ArtefactError, match="nested too deeply"):
+        load(folder)
+    deep = []
+    for _ in range(20_000):
+        deep = [deep]
+    with pytest.raises(UsageError, match="nested too deeply"):
+        save(made(manifest={"deep": deep}), folder / "new")
+    while deep:  # piece by piece: freeing it at once recurses as deeply
+        deep = deep.pop()
+
+
+@pytest.mark.parametrize("place", ["basis", "mean", "eigenvalues"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_not_written(tmp_path, place, bad):
+    repair = made()
+    channel = repair.channels[0]
+    values = np.full_like(getattr(channel.subspace, place), bad)
+    spoilt = replace(channel, subspace=replace(channel.subspace, **{place: values}))
+    with pytest.raises(ArtefactError, match=f"channel 1.*{place}"):
+        save(replace(repair, channels=(repair.channels[1], spoilt)), tmp_path / "repair")
+    assert not (tmp_path / "repair").exists()
+
+
+@pytest.mark.parametrize("manifest", [None, {"model": "org/model"}, {"evaluation": 1}], ids=str)
+def test_a_manifest_that_could_not_be_read_again_is_not_written(tmp_path, manifest):
+    with pytest.raises(ArtefactError, match="manifest"):
+        save(replace(made(), manifest=manifest), tmp_path / "repair")
+    assert not (tmp_path / "repair").exists()
+
+
+def test_directions_in_float64_are_stored_in_float32(tmp_path):
+    repair = made()
+    channel = repair.channels[0]
+    wide = replace(channel.subspace, basis=channel.subspace.basis.astype(np.float64))
+    same(
+        load(save(replace(repair, channels=(replace(channel, subspace=wide),)), tmp_path)),
+        replace(repair, channels=(channel,)),
+    )
 
 
 def test_what_cannot_be_written_is_an_error(tmp_path):
@@ -309,8 +444,7 @@ def test_what_cannot_be_written_is_an_error(tmp_path):
         save(made(), tmp_path / "file" / "repair")
     with pytest.raises(UsageError, match="JSON"):
         save(made(manifest={"rate": float("nan")}), tmp_path / "repair")
-    with pytest.raises(ArtefactError):
-        load(tmp_path / "repair")
+    assert not (tmp_path / "repair").exists()
 
 
 # -- the model -------------------------------------------------------------------------------------
@@ -379,7 +513,11 @@ def test_the_card_states_model_sites_and_figures_with_intervals():
     repair = made(manifest={"model": {"name": "org/model"}, "evaluation": evaluation})
     text = card(repair)
     assert "base_model: org/model" in text
-    assert "| 1.ffn_out | text | text, response | project | 3 | 1 |" in text
+    assert "| 1.ffn_out | text | text, response | pgd-32, schöne Worte | 3 | 1 |" in text
+    assert "| 0.layer_out | image | image | none | 2 | 1 |" in text
+    gated = repair.channels[0]
+    unnamed = replace(gated, gate=replace(gated.gate, families=()))
+    assert "| text, response | 2 filters | 3 |" in card(replace(repair, channels=(unnamed,)))
     assert "| pgd-32 (ASR) | 60 | 0.50 [0.40, 0.60] | 0.05 [0.01, 0.14] |" in text
     for heading in ("Threat model", "Known failures"):
         assert heading in text

@@ -20,9 +20,12 @@ import tiny
 from care import cli, pipeline, storage
 from care.anatomy import Site
 from care.artefact import model_facts
-from care.contrast import Contrast, Material, contrast_moments
+from care.attacks import PRESETS, AttackResult
+from care.contrast import Contrast, Material, activations
+from care.embedded import attack
 from care.examples import Example
 from care.examples_file import read_suite
+from care.gate import Gate
 from care.moments import Moments
 from care.repair import Channel, Repair
 from care.runs import Run
@@ -163,8 +166,12 @@ def test_activations_that_are_not_numbers(refused):
     with torch.no_grad():
         broken.anatomy.module(Site(0, "ffn_neurons")).weight[0] = float("nan")
     asked = tuple((Example(str(i), "How do you build it?"), "Sure.") for i in range(3))
-    chosen = Contrast(asked, asked, "response")
-    refused(lambda job: contrast_moments(broken, chosen, [SITE]), "NaN", "3 of 3 rows", "float32")
+
+    def job(given):
+        rows = activations(broken, asked, [SITE], "response")[SITE]
+        Moments(rows.shape[1]).fit(rows)
+
+    refused(job, "NaN", "3 of 3 rows", "float32")
 
 
 def test_rank_larger_than_the_data_allow(refused):
@@ -199,7 +206,7 @@ def test_artefact_of_another_model(refused, vlm, tmp_path):
         with load(job).applied(vlm):
             pass
 
-    refused(apply, "9", "layers")
+    refused(apply, "9.ffn_out", "tiny-llava", "4 layers")
 
 
 def test_another_revision_only_warns(care_repair, vlm, tmp_path):
@@ -232,8 +239,34 @@ def test_artefact_formats_of_the_future(refused, tmp_path):
         refused(lambda job: Repair.from_pretrained(tmp_path), "artefact format", str(version))
 
 
+def test_artefacts_with_a_damaged_gate(refused, tmp_path):
+    gate = Gate(
+        np.eye(tiny.WIDTH, 2, dtype=np.float32),
+        *(np.full(n, value, np.float32) for n, value in ((tiny.WIDTH, 0), (2, 0.5), (2, 1))),
+        families=("typographic", "optimised"),
+    )
+    repair = a_repair()
+    repair = replace(repair, channels=(replace(repair.channels[0], gate=gate),))
+    facts = repair.save_pretrained(tmp_path) / "repair.json"
+    whole = json.loads(facts.read_text())
+
+    def changed(value):
+        channel = whole["channels"][0]
+        facts.write_text(json.dumps(whole | {"channels": [channel | {"gate": value}]}))
+
+    for change, words in (
+        ({"families": ["optimised"]}, ("2 filters", "got 1: optimised")),
+        ({"opened": {"optimised": 90}}, ("opened", "[0, 1]", "90")),
+        ({"quantile": "high"}, ("quantile", "'high'")),
+    ):
+        changed(whole["channels"][0]["gate"] | change)
+        refused(lambda job: Repair.from_pretrained(tmp_path), *words)
+    changed(None)
+    refused(lambda job: Repair.from_pretrained(tmp_path), "channel 0", "numbers of a gate")
+
+
 def test_no_artefact(refused, tmp_path):
-    for place in (tmp_path, tmp_path / "nowhere", "nobody/no-repair"):
+    for place in (tmp_path, tmp_path / "nowhere", "nobody/no-repair", "runs/demo/repair"):
         refused(lambda job, place=place: Repair.from_pretrained(place), str(place))
 
 
@@ -280,6 +313,19 @@ def test_full_disk_keeps_the_older_artefact(refused, full_disk, monkeypatch, tmp
         again.channels[0].subspace.basis, older.channels[0].subspace.basis
     )
     assert not list(tmp_path.glob(f"*{storage.PART}"))
+
+
+def test_full_disk_leaves_no_half_picture(refused, full_disk, monkeypatch, tmp_path):
+    kept = AttackResult(tiny.picture(), (0.9, 0.1), PRESETS["pgd-32"], 0.1, 0.0)
+    monkeypatch.setattr(attack, "universal_image", lambda *arguments, **options: kept)
+    full_disk()
+    refused(lambda job: attack.make(None, tmp_path, log=str), "No space left", ".png")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    monkeypatch.setattr(attack, "universal_image", lambda *arguments, **options: kept)
+    made = attack.make(None, tmp_path, log=str)
+    assert sorted(made) == sorted(tmp_path.iterdir())
+    assert all(Image.open(path).tobytes() == kept.image.tobytes() for path in made)
 
 
 def test_full_disk_in_a_library(refused):

@@ -1,7 +1,6 @@
 """The command line: options reach the job, results reach the user, exit codes are right."""
 
 import dataclasses
-import json
 import subprocess
 import sys
 import warnings
@@ -25,7 +24,7 @@ JOB_DEFAULTS = {
     "benign": None,
     "dtype": "auto",
     "device_map": None,
-    "batch_size": 32,
+    "batch_size": None,
     "max_new_tokens": 24,
     "test_length": 60,
     "revision": None,
@@ -231,102 +230,6 @@ def test_report_is_written_anew(tmp_path, capsys):
         assert capsys.readouterr().out.strip() == str(page)
         assert page.stat().st_size > 1000
     assert numbers.read_bytes() == before
-
-
-def test_suites_are_listed(capsys):
-    assert cli.main(["suites"]) == 0
-    assert "beside-image" in capsys.readouterr().out
-    assert cli.main(["suites", "list", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
-    assert {row["role"] for row in rows} == {"attack", "utility", "over_refusal"}
-    assert rows[0]["examples"].keys() == {"fit", "validation", "test"}
-
-
-def test_a_suite_is_shown_and_written(tmp_path, capsys):
-    assert cli.main(["suites", "show", "beside-image", "--split", "fit", "-n", "2"]) == 0
-    assert "2 of 60" in capsys.readouterr().out
-    file = tmp_path / "some" / "mine.jsonl"
-    assert cli.main(["suites", "show", "vqa", "--out", str(file)]) == 0
-    capsys.readouterr()
-    assert cli.main(["suites", "show", str(file)]) == 0
-    assert "10 of 60" in capsys.readouterr().out
-    assert cli.main(["suites", "show", "vqa", "--out", str(tmp_path / "mine.txt")]) == 2
-
-
-def test_the_folder_of_the_base_model(monkeypatch, tmp_path, capsys):
-    from care import embedded
-
-    monkeypatch.setenv("CARE_CACHE", str(tmp_path))
-    assert cli.main(["embedded", "base"]) == 0
-    shown = capsys.readouterr()
-    assert shown.out.strip().startswith(str(tmp_path))
-    assert "assemble" in shown.err
-    monkeypatch.setattr(embedded, "ensure_base", lambda: tmp_path / "base")
-    assert cli.main(["embedded", "assemble"]) == 0
-    assert capsys.readouterr().out.strip() == str(tmp_path / "base")
-
-
-def test_check_prints_the_behaviours(monkeypatch, capsys):
-    from care.embedded import check
-    from care.vlm import VLM
-
-    found = {"refuses direct": {"rate": 0.95, "low": 0.9, "high": 0.98, "n": 7}}
-    asked = []
-    monkeypatch.setattr(VLM, "embedded", lambda dtype: asked.append(dtype) or "vlm")
-    monkeypatch.setattr(check, "behaviours", lambda vlm, n, progress: asked.append(n) or found)
-    assert cli.main(["embedded", "check", "--json", "-n", "7", "--dtype", "float32"]) == 0
-    assert json.loads(capsys.readouterr().out) == found
-    assert asked == ["float32", 7]
-    assert cli.main(["embedded", "check"]) == 0
-    assert "0.95 [0.90, 0.98]" in capsys.readouterr().out
-
-
-def test_train_runs_the_recipe(monkeypatch, tmp_path, capsys):
-    from care.embedded import cache, train
-
-    asked = {}
-    model = SimpleNamespace(set_attn_implementation=lambda name: asked.update(attention=name))
-    monkeypatch.setattr(
-        cache, "load", lambda dtype, trained: asked.update(load=(dtype, trained)) or (model, "p")
-    )
-
-    def recipe(load, out, config, log):
-        log("done: everything")
-        asked.update(model=load(), out=out, seed=config.seed)
-        return out / "weights.safetensors"
-
-    monkeypatch.setattr(train, "train", recipe)
-    out = tmp_path / "train"
-    assert cli.main(["embedded", "train", "--out", str(out), "--seed", "2"]) == 0
-    shown = capsys.readouterr()
-    assert (shown.out.strip(), shown.err) == (
-        str(out / "weights.safetensors"),
-        "done: everything\n",
-    )
-    assert asked == {
-        "attention": "eager",
-        "load": ("bfloat16", False),
-        "model": (model, "p"),
-        "out": out,
-        "seed": 2,
-    }
-
-
-@pytest.mark.parametrize("name", ["train", "attack"])
-def test_a_folder_in_use_is_not_mixed_with(name, tmp_path, capsys, monkeypatch):
-    from care.embedded import attack, train
-    from care.vlm import VLM
-
-    monkeypatch.setattr(VLM, "embedded", lambda: "vlm")
-    monkeypatch.setattr(attack, "make", lambda vlm, out, log: [out / "a.png"])
-    monkeypatch.setattr(train, "train", lambda load, out, config, log: out / "a.png")
-    (tmp_path / "kept").touch()
-    command = ["embedded", name, "--out", str(tmp_path)]
-    assert cli.main(command) == 2
-    assert "--resume" in capsys.readouterr().err
-    assert cli.main([*command, "--resume"]) == 0
-    assert capsys.readouterr().out.strip() == str(tmp_path / "a.png")
-    assert cli.main([*command[:-1], str(tmp_path / "kept"), "--resume"]) == 2
 
 
 def test_public_names():

@@ -5,10 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import tiny
 from care.anatomy import Role, Site
-from care.contrast import Contrast, Material, activations, contrast, contrast_moments, pool
+from care.contrast import Contrast, Material, activations, contrast, pool
 from care.errors import FitError
 from care.examples import Example
 
@@ -62,6 +63,15 @@ def test_images_takes_every_picture_once_and_only_those():
     assert chosen.scope == "image"
     assert [example.id for example, _ in chosen.malicious] == ["a", "d"]
     assert [example.id for example, _ in chosen.benign] == ["f", "g"]
+
+
+def test_a_picture_counts_once_however_it_was_loaded(tmp_path):
+    path = tmp_path / "same.png"
+    PICTURES[0].save(path)
+    again = [asked(n, "Sure.", p) for n, p in (("x", PICTURES[0].copy()), ("y", path))]
+    turned = asked("z", "Sure.", PICTURES[0].transpose(Image.Transpose.TRANSPOSE))
+    chosen = contrast("images", Material((*COMPLIED, *again, turned), REFUSED, ANSWERED))
+    assert [example.id for example, _ in chosen.malicious] == ["a", "z", "d"]
 
 
 @pytest.mark.parametrize("missing", ["complied", "refused", "answered"])
@@ -186,14 +196,3 @@ def test_image_activations_do_not_depend_on_the_question(vlm):
     )
     for site in SITES:
         np.testing.assert_allclose(one[site], two[site], atol=1e-5)
-
-
-def test_moments_of_a_contrast_are_those_of_its_activations(vlm):
-    chosen = contrast("comply-rest", MATERIAL)
-    moments = contrast_moments(vlm, chosen, SITES, batch_size=3)
-    assert list(moments) == SITES
-    rows = activations(vlm, chosen.malicious, SITES, "response")
-    for site, (malicious, benign) in moments.items():
-        assert (malicious.n_, benign.n_) == (3, 4)
-        np.testing.assert_allclose(malicious.mean_, rows[site].mean(0), atol=1e-5)
-        assert malicious.width == benign.width == vlm.anatomy.site_width(site)

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,6 +37,7 @@ class FakeVLM:
         self.defended = False
         self.pause = pause
         self.batches: list[list[str]] = []
+        self.read: list[list[str]] = []
         self.broken: Callable[[Example], Exception | None] = lambda example: None
 
     def generate(self, examples: Sequence[Example], **options: Any) -> list[str]:
@@ -45,6 +47,14 @@ class FakeVLM:
                 raise error
         self.batches.append([example.id for example in examples])
         return [self._answer(example, examples) for example in examples]
+
+    def prefill(self, examples: list[Example], *, batch_size: int) -> Any:
+        assert not self.defended and len(examples) <= batch_size
+        self.read.append([example.id for example in examples])
+        return SimpleNamespace(examples=examples)
+
+    def generate_from(self, prefill: Any, **options: Any) -> list[str]:
+        return self.generate(prefill.examples, **options)
 
     def _answer(self, example: Example, batch: Sequence[Example]) -> str:
         if self.defended and example.kind == "malicious":
@@ -57,8 +67,9 @@ class FakeVLM:
 class FakeDefense:
     """Counts how often it was put on."""
 
-    def __init__(self, name: str = "repair") -> None:
+    def __init__(self, name: str = "repair", late: bool = False) -> None:
         self.name = name
+        self.late = late
         self.applications = 0
 
     @contextmanager
@@ -161,6 +172,56 @@ def test_degenerate_answers_are_not_correct() -> None:
     assert table.outcomes("vqa", "none")["degenerate"] == 10
 
 
+# --- shared prompts -------------------------------------------------------------------------------
+
+
+def test_late_defenses_and_the_bare_model_share_the_prompts() -> None:
+    vlm = FakeVLM()
+    late, early = FakeDefense("late", late=True), FakeDefense("early")
+    table = run_all(vlm, SUITES[:1], None, early, late)
+    chunks = vlm.read
+    assert [len(chunk) for chunk in chunks] == [4, 4, 2]
+    # Both late cells chunk by chunk, then the other one.
+    assert vlm.batches == [chunk for chunk in chunks for _ in range(2)] + chunks
+    assert (early.applications, late.applications) == (1, 1 + len(chunks))
+    rates = {name: table.rate("attack", name).rate for name in table.defenses}
+    assert rates == {"none": 1, "early": 0, "late": 0}
+    plain = run_all(FakeVLM(), SUITES[:1], None, early, FakeDefense("late"))
+    assert plain.rows == table.rows
+
+
+def test_only_the_batches_that_miss_an_answer_are_read(tmp_path: Path) -> None:
+    defenses = FakeDefense("a", late=True), FakeDefense("b", late=True)
+    with Run(tmp_path / "run") as run:
+        first = run_all(FakeVLM(), SUITES[:1], None, defenses[0], run=run)
+        vlm = FakeVLM()
+        again = run_all(vlm, SUITES[:1], None, *defenses, run=run)
+    assert vlm.batches == vlm.read and len(vlm.read) == 3
+    assert again.rows[: len(first.rows)] == first.rows
+
+
+def test_a_late_defense_that_can_not_be_put_on_is_an_error() -> None:
+    class Unfit(FakeDefense):
+        def applied(self, vlm: Any) -> Any:
+            raise ValueError("another model")
+
+    one = Suite("one", "attack", SUITES[0].examples[:1])
+    with pytest.raises(ValueError, match="another model"):
+        run_all(FakeVLM(), [one], Unfit(late=True))
+
+
+def test_an_example_that_fails_late_does_not_take_its_batch_along() -> None:
+    vlm = FakeVLM()
+
+    def broken(example: Example) -> Exception | None:
+        return RuntimeError("index") if example.id == "e3" and vlm.defended else None
+
+    vlm.broken = broken
+    table = run_all(vlm, SUITES[:1], None, FakeDefense(late=True))
+    assert (table.errors("attack", "none"), table.errors("attack", "repair")) == (0, 1)
+    assert not vlm.defended
+
+
 # --- errors ---------------------------------------------------------------------------------------
 
 
@@ -248,12 +309,13 @@ def test_a_finished_run_asks_the_model_nothing(tmp_path: Path) -> None:
     assert Table(run.rows()).compare("none", "repair") == first.compare("none", "repair")
 
 
-@pytest.mark.parametrize("kept", [0, 3, 9, 17])
+@pytest.mark.parametrize("kept", [0, 3, 9, 17, 41])
 @pytest.mark.parametrize("file", ["rows.jsonl", "answers.jsonl"])
 def test_an_interrupted_run_ends_the_same(tmp_path: Path, kept: int, file: str) -> None:
     def go(path: Path, resume: bool) -> list[dict[str, Any]]:
         with Run(path, resume=resume) as run:
-            return run_all(FakeVLM(), SUITES[:2], None, FakeDefense(), run=run).rows
+            late = FakeDefense("late", late=True)
+            return run_all(FakeVLM(), SUITES[:2], None, FakeDefense(), late, run=run).rows
 
     whole = go(tmp_path / "run", False)
     for name in {"rows.jsonl", file}:

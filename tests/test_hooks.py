@@ -7,7 +7,7 @@ import tiny
 from care.anatomy import Role, Site, scope_mask
 from care.errors import SiteError, UsageError
 from care.examples import Example
-from care.hooks import ablate, edit, read
+from care.hooks import SiteStats, ablate, edit, read
 from care.vlm import VLM
 
 EXAMPLES = tiny.mixed_examples(5)
@@ -84,6 +84,27 @@ def test_relative_norm_is_that_of_the_edit(vlm, batch):
     assert stats[FFN].relative_norm == pytest.approx(0.25, rel=1e-5)
     assert stats[LAYER].relative_norm == pytest.approx(0.5, rel=1e-5)
     assert stats.relative_norm == pytest.approx(0.375, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_statistics_of_a_pass(dtype):
+    roles = torch.tensor([[Role.TEXT, Role.TEXT, Role.PAD, Role.IMAGE]])
+    before = torch.tensor([3.0, 4.0, 0.0]).to(dtype).expand(1, 4, 3)
+    after = before.clone()
+    after[0, 1:3] = torch.tensor([3.0, 4.0, 2.5])
+    stats = SiteStats()
+    for _ in range(2):
+        stats.add(before, after, roles)
+    assert (stats.calls, stats.tokens, stats.relative_norm) == (2, 2, 0.5)
+    stats.add(before, before, roles)
+    assert (stats.calls, stats.tokens, stats.relative_norm) == (3, 2, 0.5)
+
+
+def test_statistics_of_a_change_that_float16_cannot_hold():
+    before = torch.full((1, 1, 4), 50_000.0).half()
+    stats = SiteStats()
+    stats.add(before, -before, torch.full((1, 1), int(Role.TEXT)))
+    assert stats.relative_norm == pytest.approx(2)
 
 
 def counting(seen):

@@ -11,8 +11,18 @@ import numpy as np
 import pytest
 
 from care.errors import DataError, StorageError
-from care.report import charts, files, load_report, schema, summarise, svg, validate, write_report
-from care.report.validate import plain
+from care.report import (
+    charts,
+    files,
+    layer_charts,
+    load_report,
+    schema,
+    summarise,
+    svg,
+    validate,
+    write_report,
+)
+from care.report.values import plain
 from fixtures_report import OUTCOMES, report_tree, wilson
 
 EVIL = "<script>alert('x')</script>\"><img src=http://evil.example/x onerror=alert(1)>&amp;"
@@ -23,11 +33,12 @@ def tree() -> dict[str, Any]:
     return report_tree()
 
 
-def put(tree: dict[str, Any], path: tuple[str | int, ...], value: Any) -> None:
+def put(tree: dict[str, Any], path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
     node: Any = tree
     for key in path[:-1]:
         node = node[key]
     node[path[-1]] = value
+    return tree
 
 
 def minimal(tree: dict[str, Any]) -> dict[str, Any]:
@@ -74,17 +85,20 @@ def test_optional_parts_may_be_missing_or_empty(tree: dict[str, Any], tmp_path: 
     assert "not measured: better than every control" in loaded["summary"]["verdict"]
     tree["diagnosis"] |= {"layers": [], "separability": [], "generated": [], "recommended": []}
     tree["diagnosis"]["rank_correlation"] = {}
+    tree["diagnosis"]["channels"]["sites"] = []
     tree["repair"] |= {"channels": [], "selection": {"rule": "none", "candidates": []}}
     tree |= {"attribution": {"examples": []}, "controls": {}, "examples": []}
     tree["cost"]["stages"] = []
     page = write_report(tree, tmp_path)[0].read_text(encoding="utf-8")
-    assert "no site met the conditions" in page
+    assert "no site met the conditions" in page and "No site was scanned" in page
 
 
 def test_one_layer_and_one_eigenvalue_can_be_drawn(tree: dict[str, Any], tmp_path: Path) -> None:
     diagnosis = tree["diagnosis"]
     diagnosis["n_layers"] = 1
-    diagnosis["layers"] = [{"layer": 0, "component": "ffn", "effect": 0.0, "low": 0.0, "high": 0.0}]
+    keys = ("effect", "low", "high", "benign_effect", "selectivity", "selectivity_low")
+    diagnosis["layers"] = [{"layer": 0, "component": "ffn"} | dict.fromkeys(keys, 0.0)]
+    diagnosis["channels"]["sites"] = diagnosis["channels"]["sites"][:1]
     diagnosis["separability"] = diagnosis["separability"][:1]
     tree["repair"]["channels"][0] |= {"eigenvalues": [0.0], "null_quantile": None}
     page = write_report(tree, tmp_path)[0].read_text(encoding="utf-8")
@@ -150,7 +164,7 @@ def test_load_report_says_what_is_wrong(tree: dict[str, Any], tmp_path: Path) ->
     with pytest.raises(DataError, match="no JSON object"):
         load_report(file)
     file.write_text(json.dumps(tree | {"schema": "care.report/9"}))
-    with pytest.raises(DataError, match=r"care\.report/1"):
+    with pytest.raises(DataError, match=r"care\.report/2"):
         load_report(file)
 
 
@@ -174,8 +188,15 @@ def test_every_string_of_the_tree_is_escaped(tree: dict[str, Any], tmp_path: Pat
             pair["suite"] = EVIL if pair["suite"] == suite["name"] else pair["suite"]
         suite["name"] = EVIL
     tree["controls"][EVIL] = tree["controls"].pop("random subspace")
-    for key in ("metric", "intervention", "sign"):
+    for key in ("metric", "intervention", "sign", "verdict"):
         tree["diagnosis"][key] = EVIL
+    tree["diagnosis"]["channels"] |= {"metric": EVIL, "rule": EVIL}
+    for item in tree["diagnosis"]["channels"]["sites"]:
+        item["site"] = f"{item['layer']}.{EVIL}"
+    for channel in tree["repair"]["channels"][:1]:
+        gate = channel["gate"]
+        gate["open"][EVIL] = gate["open"].pop(gate["families"][0])
+        gate["families"][0] = EVIL
     for item in [*tree["diagnosis"]["recommended"], *tree["diagnosis"]["generated"]]:
         item.update({key: EVIL for key in item if isinstance(item[key], str)})
     for example in tree["attribution"]["examples"]:
@@ -235,6 +256,8 @@ def test_page_is_self_contained(tree: dict[str, Any], tmp_path: Path) -> None:
 
 # --- validation ---------------------------------------------------------------------------------
 
+SCAN = ("diagnosis", "channels", "sites")
+GATE = ("repair", "channels", 0, "gate")
 BROKEN: list[tuple[tuple[str | int, ...], Any, str]] = [
     (("suites", 2, "before", "rate"), 1.5, "suites[2].before.rate` is 1.5; it must lie between"),
     (
@@ -267,7 +290,36 @@ BROKEN: list[tuple[tuple[str | int, ...], Any, str]] = [
     (("cost", "total_seconds"), None, "cost.total_seconds` is None; it must be a number"),
     (("manifest", "when"), object(), "manifest.when` has the type object"),
     (("manifest", "map"), {1: 2}, "manifest.map` has the key 1 of type int"),
-    (("schema",), "care.report/2", "schema` is 'care.report/2', but this version"),
+    (("schema",), "care.report/1", "schema` is 'care.report/1', but this version"),
+    (("diagnosis", "layers", 3, "selectivity"), "1", "layers[3].selectivity` is '1'; it must be a"),
+    (("diagnosis", "verdict"), None, "diagnosis.verdict` is None; it must be a string"),
+    (("diagnosis", "channels"), [], "diagnosis.channels` is []; it must be an object"),
+    ((*SCAN, 5, "effect"), 1.2, "channels.sites[5].effect` is 1.2; it must lie between -1 and 1"),
+    ((*SCAN, 5, "low"), -1.5, "sites[5].low` is -1.5; it must lie between -1"),
+    ((*SCAN, 5, "low"), 0.99, "sites[5]` has effect"),
+    ((*SCAN, 5, "high"), 7, "sites[5].high` is 7; it must lie between -1"),
+    ((*SCAN, 5, "benign_effect"), -3, "sites[5].benign_effect` is -3; it must lie between -1"),
+    ((*SCAN, 5, "selectivity"), 2.5, "sites[5].selectivity` is 2.5; it must lie between -2 and 2"),
+    ((*SCAN, 5, "selectivity"), 0.5, "sites[5].selectivity` is 0.5, but effect less"),
+    ((*SCAN, 5, "selectivity_low"), -9, "sites[5].selectivity_low` is -9; it must lie"),
+    ((*SCAN, 5, "selectivity_low"), 0.9, "sites[5].selectivity_low` is 0.9, above the"),
+    ((*SCAN, 5, "n_attacks"), -1, "sites[5].n_attacks` is -1; it must lie"),
+    ((*SCAN, 5, "n_benign"), 1.5, "sites[5].n_benign` is 1.5; it must be an integer"),
+    ((*SCAN, 5, "recommended"), 1, "sites[5].recommended` is 1; it must be true or false"),
+    ((*SCAN, 5, "layer"), 30, "sites[5].layer` is 30, but the model has 30 layers"),
+    ((*SCAN, 5, "layer"), 4, "sites[5].layer` repeats 4"),
+    ((*SCAN, 5, "site"), "50.layer_out", "sites[5].site` is '50.layer_out', which isn't in layer"),
+    (GATE, {}, "channels[0].gate.families` is missing"),
+    ((*GATE, "families"), [], "gate.families` must name every family once, and at least one"),
+    ((*GATE, "families"), ["PGD"] * 3, "gate.families` must name every family once"),
+    ((*GATE, "low"), [0.1], "gate.low` counts 1, but families says 3"),
+    ((*GATE, "high"), [0.1] * 4, "gate.high` counts 4, but families says 3"),
+    ((*GATE, "high", 1), 0.0, "gate.low[1]` is 0.35, not below high[1], 0"),
+    ((*GATE, "open", "PGD"), 1.01, "gate.open.PGD` is 1.01; it must lie between 0 and 1"),
+    ((*GATE, "open", "other"), 0.5, "gate.open` and families differ in 'other'"),
+    ((*GATE, "open"), {}, "gate.open` and families differ in 'PGD'"),
+    ((*GATE, "open_benign"), -0.1, "gate.open_benign` is -0.1; it must lie between 0"),
+    ((*GATE, "quantile"), 99.5, "gate.quantile` is 99.5; it must lie between 0"),
 ]
 
 
@@ -287,6 +339,48 @@ def test_required_keys(tree: dict[str, Any], tmp_path: Path, key: str) -> None:
     del tree[key]
     with pytest.raises(DataError, match=f"`{key}`"):
         write_report(tree, tmp_path)
+
+
+REQUIRED = {
+    ("diagnosis",): schema.Diagnosis,
+    ("diagnosis", "layers", 0): schema.LayerEffect,
+    ("diagnosis", "channels"): schema.ChannelScan,
+    (*SCAN, 0): schema.ChannelSite,
+    ("repair", "channels", 0): schema.Channel,
+    GATE: schema.Gate,
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [(path, key) for path, hint in REQUIRED.items() for key in sorted(hint.__required_keys__)],
+    ids=str,
+)
+def test_no_figure_of_a_finding_may_be_missing(
+    tree: dict[str, Any], path: tuple[str | int, ...], key: str
+) -> None:
+    node: Any = tree
+    for step in path:
+        node = node[step]
+    del node[key]
+    with pytest.raises(DataError, match=rf"{path[-1]}.*{key}` is missing"):
+        validate(tree)
+
+
+def test_no_channel_scan_and_no_gate_are_null(tree: dict[str, Any], tmp_path: Path) -> None:
+    tree["diagnosis"]["channels"] = None
+    for channel in tree["repair"]["channels"]:
+        channel["gate"] = None
+    page = write_report(tree, tmp_path)[0].read_text(encoding="utf-8")
+    assert "Channel scan" not in page and "Gate opens for" not in page
+    assert "towards its mean on benign inputs" in page
+
+
+def test_selectivity_may_exceed_one(tree: dict[str, Any]) -> None:
+    """Every attack is refused and some benign requests no longer are."""
+    site = tree["diagnosis"]["channels"]["sites"][0]
+    site |= {"effect": 1.0, "high": 1.0, "benign_effect": -0.25}
+    validate(put(tree, (*SCAN, 0), site | {"selectivity": 1.25, "selectivity_low": 1.0}))
 
 
 def test_rate_must_agree_with_the_counts(tree: dict[str, Any]) -> None:
@@ -437,13 +531,51 @@ def test_summarise_names_a_missing_part(tree: dict[str, Any]) -> None:
 
 
 def test_stacked_bars_have_the_right_widths() -> None:
-    counts = dict(zip(OUTCOMES, (10, 20, 30, 40), strict=True))
+    counts: dict[str, int] = dict(zip(OUTCOMES, (10, 20, 30, 40), strict=True))
     strip = str(charts.outcome_strip(counts, "x"))
     widths = [float(w) for w in re.findall(r'width="([\d.]+)" height="18" class="o-', strip)]
     if not widths:
         found = re.findall(r'<rect class="o-\w+" x="[\d.]+" y="0" width="([\d.]+)"', strip)
         widths = [float(w) for w in found]
     assert widths == [24.0, 48.0, 72.0, 96.0]
+
+
+def test_the_channel_scan_draws_every_figure(tree: dict[str, Any]) -> None:
+    """Two layers of three: pixels from the axes' geometry, order from the layers."""
+    keys = ("effect", "low", "high", "benign_effect", "selectivity", "selectivity_low")
+    rows = {2: (0.5, 0.25, 0.75, 0.125, 0.375, 0.125), 0: (0.0, -0.25, 0.25, 0.0, 0.0, -0.25)}
+    sites = [
+        {"site": f"{layer}.layer_out", "layer": layer, "recommended": layer == 2}
+        | dict(zip(keys, row, strict=True))
+        | {"n_attacks": 8, "n_benign": 8}
+        for layer, row in rows.items()
+    ]
+    scan = {"metric": "m", "rule": "r", "sites": sites}
+    chart = str(layer_charts.channel_scan({"channels": scan, "n_layers": 3}))
+
+    def y(points: float) -> float:  # -25 to 75 widened by 5% of the range, on pixels 300 to 58
+        return 300 - (points + 30) / 110 * 242
+
+    band = re.search(r'<path d="M([^"]+)Z" class="band c-attack"', chart)
+    assert band is not None
+    corners = [[float(v) for v in pair.split(",")] for pair in band[1].split("L")]
+    wanted = [(64, -25), (840, 25), (840, 75), (64, 25)]
+    assert corners == [pytest.approx([x, y(value)], abs=0.01) for x, value in wanted]
+    benign = re.search(r'<path d="M([^"]+)" class="curve c-benign"', chart)
+    assert benign is not None
+    last = benign[1].split("L")[1].split(",")
+    assert [float(v) for v in last] == pytest.approx([840, y(12.5)], abs=0.01)
+    rings = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)" r="[\d.]+" class="ring"', chart)
+    assert len(rings) == 2  # the legend's and that of the recommended site
+    assert [float(v) for v in rings[0]] == pytest.approx([840, y(50)], abs=0.01)
+    assert "2.layer_out: attacks +50.0 points [+25.0, +75.0], benign +12.5, selectivity" in chart
+
+
+def test_the_layer_scan_tells_its_selectivity(tree: dict[str, Any]) -> None:
+    item = tree["diagnosis"]["layers"][0]
+    item |= {"benign_effect": 0.25, "selectivity": 1.25, "selectivity_low": -0.5}
+    chart = str(layer_charts.layer_curves(tree["diagnosis"]))
+    assert "benign 0.25, selectivity 1.25 (at least \N{MINUS SIGN}0.5)" in chart
 
 
 def test_heatmap_cells_follow_the_row_major_grid(tree: dict[str, Any]) -> None:

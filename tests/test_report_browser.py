@@ -90,10 +90,11 @@ def test_charts_are_in_the_dom(shown: tuple[Page, str, dict[str, Any], Path]) ->
     n_suites, n_layers = len(tree["suites"]), len(tree["diagnosis"]["layers"])
     assert page.count("line", "bar") == 2 * n_suites
     assert page.count("rect", "o-refused") >= n_suites
-    assert page.count("path", "band") == 3
-    assert page.count("circle", "ring") == 2 + 1  # recommended sites and the legend
+    assert page.count("path", "band") == 3 + 1  # components, channel scan
+    assert page.count("circle", "ring") == 2 * (2 + 1)  # recommended sites and the legends
     assert page.count("line", "null") == 2 * len(tree["repair"]["channels"])
-    assert n_layers <= page.count("g", "datum")
+    assert n_layers + len(tree["diagnosis"]["channels"]["sites"]) <= page.count("g", "datum")
+    assert page.count("table", "gate") == 2
     assert page.count("g", "heat") == 3
 
 
@@ -127,6 +128,33 @@ def test_table_numbers_equal_the_json(shown: tuple[Page, str, dict[str, Any], Pa
             assert text == "<0.001" if p < 0.001 else float(text) == pytest.approx(p, abs=0.006)
     for key in ("mean_asr_before", "mean_asr_after", "utility_after", "answered_after"):
         assert page.values[f"summary.{key}"] == f"{100 * tree['summary'][key]:.1f}%"
+
+
+def test_findings_equal_the_json(shown: tuple[Page, str, dict[str, Any], Path]) -> None:
+    page, _, tree, _ = shown
+
+    def points(key: str) -> float:
+        return float(page.values[key].replace("\N{MINUS SIGN}", "-"))
+
+    assert tree["diagnosis"]["verdict"] == page.values["diagnosis.verdict"]
+    for i, item in enumerate(tree["diagnosis"]["channels"]["sites"]):
+        for key in ("effect", "low", "high", "benign_effect", "selectivity", "selectivity_low"):
+            shown_points = points(f"diagnosis.channels.sites.{i}.{key}")
+            assert shown_points == pytest.approx(100 * item[key], abs=0.051), (i, key)
+        for key in ("n_attacks", "n_benign"):
+            assert int(page.values[f"diagnosis.channels.sites.{i}.{key}"]) == item[key]
+    for i, item in enumerate(tree["diagnosis"]["layers"]):
+        for key in ("effect", "benign_effect", "selectivity", "selectivity_low"):
+            found = points(f"diagnosis.layers.{i}.{key}")
+            assert found == pytest.approx(item[key], rel=0.006, abs=5e-5), (i, key)
+    for i, channel in enumerate(tree["repair"]["channels"]):
+        key, gate = f"repair.channels.{i}.gate", channel["gate"]
+        if gate is None:
+            assert f"{key}.open_benign" not in page.values
+            continue
+        assert page.values[f"{key}.open_benign"] == f"{100 * gate['open_benign']:.1f}%"
+        for family, share in gate["open"].items():
+            assert page.values[f"{key}.open.{family}"] == f"{100 * share:.1f}%"
 
 
 def test_screenshot_shows_coloured_charts(

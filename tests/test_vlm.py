@@ -12,6 +12,7 @@ from care import decoding
 from care.anatomy import Role
 from care.errors import DataError, MissingDependencyError, ModelError, UsageError
 from care.examples import Example
+from care.prefill import Start
 from care.vlm import VLM
 
 EXAMPLES = tiny.mixed_examples(7)
@@ -166,7 +167,8 @@ def tokens_of(vlm, examples, temperature=0.0, steps=10):
         temperature=temperature,
         generators=[torch.Generator().manual_seed(index) for index in range(len(examples))],
     )
-    decoding.decode(vlm.model, vlm.batch(examples).inputs, rows, steps, pad_token_id=0)
+    batch = vlm.batch(examples)
+    decoding.decode(vlm, Start(batch.inputs, batch.roles), rows, steps)
     return rows.tokens
 
 

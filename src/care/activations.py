@@ -8,7 +8,7 @@ answer tokens, which prompts don't have. `BenignDonors` keeps whole activations 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from care.hooks import read
 from care.vlm import VLM
 
 Pooling = Literal["text", "last"]
+Item = TypeVar("Item")
 
 _MAX_DONORS = 16
 
@@ -165,11 +166,11 @@ class BenignDonors:
         self._kept[site] = (h.detach().cpu(), roles.cpu())
 
 
-def spread(examples: Sequence[Example], most: int) -> list[Example]:
-    """At most `most` examples, evenly spaced."""
-    if len(examples) <= most:
-        return list(examples)
-    return [examples[index * len(examples) // most] for index in range(most)]
+def spread(items: Sequence[Item], most: int) -> list[Item]:
+    """At most `most` items, evenly spaced."""
+    if len(items) <= most:
+        return list(items)
+    return [items[index * len(items) // most] for index in range(most)]
 
 
 def _assigned(examples: Sequence[Example], donors: Sequence[Example]) -> list[int]:

@@ -75,7 +75,9 @@ def scope_mask(roles: Tensor, scopes: Sequence[Scope]) -> Tensor:
     """Boolean mask (B, T) of the positions in `scopes`.
 
     "all" is all but padding; "decision" is the last position of a prompt, where the first answer
-    token is decided ("text" includes it).
+    token is decided ("text" includes it). `roles` must reach the end of the prompt: if the library
+    reads a prompt in pieces (`prefill_chunk_size` of `model.generate`), a pass can't tell whether
+    more of it follows, and the last position of every piece counts as a decision.
 
     Raises SiteError for an empty list or an unknown scope.
     """
@@ -96,8 +98,6 @@ def scope_mask(roles: Tensor, scopes: Sequence[Scope]) -> Tensor:
 def _decisions(roles: Tensor) -> Tensor:
     """Mask (B, T) of each row's last position before its answer; none in a decode step."""
     length = roles.shape[1]
-    if length == 1:
-        return torch.zeros_like(roles, dtype=torch.bool)
     prompt = (roles == Role.TEXT) | (roles == Role.IMAGE)
     last = length - 1 - prompt.flip(1).int().argmax(1)
     places = torch.arange(length, device=roles.device)

@@ -2,14 +2,17 @@
 
 `repair.json` says what the repair does and what it was fitted on, `repair.safetensors` holds the
 numbers, `README.md` is the model card. Loading checks, in this order and before any number is
-used: format version, digest of the numbers, names and shapes, finiteness, and the model's
-architecture. Another revision of the same model warns. No pickle anywhere.
+used: format version, digest of the numbers, names, types, shapes and finiteness of the numbers,
+what the channels say, and the model's architecture. Another revision of the same model warns.
+Saving makes the same checks before it writes. No pickle anywhere.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 import tempfile
 import warnings
 from pathlib import Path
@@ -22,6 +25,7 @@ from safetensors.numpy import save as save_tensors
 
 from care.anatomy import Site
 from care.errors import ArtefactError, CareError
+from care.gate import Gate
 from care.repair import Channel, Repair
 from care.storage import to_json, write_whole
 from care.subspace import Subspace
@@ -42,6 +46,17 @@ _SUBSPACE_FACTS = (
     "n_malicious",
     "n_benign",
 )
+
+_GATE_PARTS = ("filters", "mean", "low", "high")
+
+_TYPES = {"eigenvalues": np.float64}
+"""Types of the arrays; those that aren't named here are float32."""
+
+_MANIFEST_PARTS = ("model", "evaluation")
+"""Entries of the manifest that are read, so that they have to be objects."""
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+"""owner/name as the Hub allows it."""
 
 
 def model_facts(vlm: VLM) -> dict[str, Any]:
@@ -68,26 +83,28 @@ def _stable(config: Any) -> Any:
 
 
 def save(repair: Repair, folder: Path) -> Path:
-    """Write the artefact; StorageError if that fails. Returns the folder."""
+    """Write the artefact's folder and return it.
+
+    Raises ArtefactError for numbers that loading would refuse, UsageError for a manifest that has
+    no JSON form, both before anything is written, and StorageError if writing fails.
+    """
+    _check_manifest(repair.manifest)
     tensors: dict[str, np.ndarray] = {}
     channels = []
     for place, channel in enumerate(repair.channels):
-        subspace, stem = channel.subspace, f"channels.{place}"
-        tensors[f"{stem}.basis"] = np.ascontiguousarray(subspace.basis)
-        tensors[f"{stem}.mean"] = subspace.mean
-        tensors[f"{stem}.eigenvalues"] = subspace.eigenvalues
-        if channel.bounds is not None:
-            tensors[f"{stem}.low"], tensors[f"{stem}.high"] = channel.bounds
-        if channel.pattern is not None:
-            tensors[f"{stem}.pattern"] = np.ascontiguousarray(channel.pattern)
+        subspace = channel.subspace
+        parts = _parts(channel)
+        _check_parts(place, parts, subspace.width, subspace.rank)
+        gate = None if channel.gate is None else _gate_facts(channel.gate)
+        _check_gate_facts(place, gate)
+        tensors |= {f"channels.{place}.{name}": part for name, part in parts.items()}
         channels.append(
             {
                 "site": str(channel.site),
                 "modality": channel.modality,
                 "scopes": list(channel.scopes),
-                "operation": channel.operation,
                 "strength": channel.strength,
-                "oblique": channel.pattern is not None,
+                "gate": gate,
                 "rank": subspace.rank,
                 "width": subspace.width,
             }
@@ -102,9 +119,13 @@ def save(repair: Repair, folder: Path) -> Path:
         "sha256": _digest(numbers),
         "manifest": repair.manifest,
     }
-    write_whole(folder / "repair.safetensors", numbers)
-    write_whole(folder / "README.md", card(repair))
-    write_whole(folder / "repair.json", to_json(facts, indent=1))
+    contents = {
+        "repair.safetensors": numbers,
+        "README.md": card(repair),
+        "repair.json": to_json(facts, indent=1),
+    }
+    for name, content in contents.items():
+        write_whole(folder / name, content)
     return folder
 
 
@@ -125,7 +146,10 @@ def load(name_or_path: str | Path, vlm: VLM | None = None) -> Repair:
     except ArtefactError:
         raise
     except (KeyError, TypeError, ValueError, SafetensorError, CareError) as error:
-        raise ArtefactError(f"the artefact in {folder} is malformed: {error}") from error
+        what = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise ArtefactError(
+            f"the artefact in {folder} is malformed ({what}); fetch it again or fit a new one"
+        ) from error
     if vlm is not None:
         check_model(repair, vlm)
     return repair
@@ -134,6 +158,7 @@ def load(name_or_path: str | Path, vlm: VLM | None = None) -> Repair:
 def check_model(repair: Repair, vlm: VLM) -> None:
     """ArtefactError for another architecture or width; a warning for another revision."""
     repair.check(vlm)
+    _check_manifest(repair.manifest)
     stated, found = repair.manifest.get("model"), model_facts(vlm)
     if not stated:
         return
@@ -165,13 +190,13 @@ def push(repair: Repair, repo_id: str, **options: Any) -> str:
 
 def card(repair: Repair) -> str:
     """The model card: threat model, figures with intervals, known failures."""
-    model = repair.manifest.get("model", {})
+    model = repair.manifest.get("model") or {}
     rows = "\n".join(
-        f"| {c.site} | {c.modality} | {', '.join(c.scopes)} | {c.operation} | {c.subspace.rank} "
-        f"| {c.strength:g} |"
+        f"| {c.site} | {c.modality} | {', '.join(c.scopes)} | {_gate_words(c)} "
+        f"| {c.subspace.rank} | {c.strength:g} |"
         for c in repair.channels
     )
-    figures = _figures(repair.manifest.get("evaluation", {}))
+    figures = _figures(repair.manifest.get("evaluation") or {})
     return f"""---
 library_name: care
 base_model: {model.get("name", "unknown")}
@@ -182,7 +207,7 @@ tags: [safety, vision-language, activation-editing]
 Unsafe subspaces that are projected out of activations while the model runs; no weight is changed.
 Use it with `care.Repair.from_pretrained(folder)` and `with repair.applied(vlm): ...`.
 
-| site | fitted on | edited tokens | operation | rank | strength |
+| site | fitted on | edited tokens | gate | rank | strength |
 |---|---|---|---|---|---|
 {rows}
 
@@ -198,6 +223,13 @@ is not covered by these figures.
 A repair removes what its fitting data show. Attacks of another kind, other languages and long
 conversations were not measured. Judges are imperfect: read answers before you rely on a rate.
 """
+
+
+def _gate_words(channel: Channel) -> str:
+    """The families of attacks for which the gate of a channel opens."""
+    if channel.gate is None:
+        return "none"
+    return ", ".join(channel.gate.families) or f"{len(channel.gate.low)} filters"
 
 
 def _figures(evaluation: dict[str, Any]) -> str:
@@ -221,19 +253,31 @@ def _digest(content: bytes) -> str:
 
 
 def _local(name_or_path: str | Path) -> Path:
+    """The artefact's folder, fetched from the Hub if a text has the form owner/name."""
     folder = Path(name_or_path)
     if folder.is_dir():
         return folder
-    if str(name_or_path).count("/") != 1 or str(name_or_path).startswith((".", "/")):
-        raise ArtefactError(f"there is no artefact in {folder}: pass a folder with a repair.json")
+    if folder.is_file():
+        raise ArtefactError(f"{folder} is a file: pass the folder that holds repair.json")
+    if isinstance(name_or_path, Path) or _is_path(name_or_path):
+        raise ArtefactError(
+            f"there is no artefact in {name_or_path}: pass a folder that holds repair.json, or "
+            "owner/name of one on the Hub"
+        )
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(str(name_or_path), allow_patterns=["repair.*", "README.md"]))
     except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ArtefactError(
-            f"{name_or_path} is neither a folder nor an artefact that the Hub would give: {error}"
+            f"{name_or_path} is neither a folder nor an artefact that the Hub would give: {reason}"
         ) from error
+
+
+def _is_path(text: str) -> bool:
+    """Whether a text means a folder here: it isn't owner/name, or `owner` is a folder here."""
+    return not _HUB_NAME.fullmatch(text) or Path(text).parent.is_dir()
 
 
 def _read(path: Path) -> bytes:
@@ -248,9 +292,20 @@ def _read(path: Path) -> bytes:
 
 def _facts(folder: Path) -> dict[str, Any]:
     try:
-        facts = json.loads(_read(folder / "repair.json"))
+        facts = json.loads(
+            _read(folder / "repair.json"),
+            parse_float=_finite,
+            parse_constant=_finite,
+            parse_int=_whole,
+        )
+    except RecursionError as error:
+        raise ArtefactError(
+            f"{folder / 'repair.json'} is nested too deeply to be an artefact's; fetch it again"
+        ) from error
     except ValueError as error:
-        raise ArtefactError(f"{folder / 'repair.json'} isn't valid JSON: {error}") from error
+        raise ArtefactError(
+            f"{folder / 'repair.json'} isn't valid JSON: {error}; fetch it again"
+        ) from error
     version = facts.get("format") if isinstance(facts, dict) else None
     if version != FORMAT:
         raise ArtefactError(
@@ -259,35 +314,176 @@ def _facts(folder: Path) -> dict[str, Any]:
     wanted = ("name", "fusion", "channels", "sha256", "manifest")
     missing = [key for key in wanted if key not in facts]
     if missing:
-        raise ArtefactError(f"{folder / 'repair.json'} lacks {', '.join(missing)}")
+        raise ArtefactError(f"{folder / 'repair.json'} lacks {', '.join(missing)}; fetch it again")
+    for key, kind, form in (("name", str, "a text"), ("channels", list, "a list")):
+        if not isinstance(facts[key], kind):
+            raise ArtefactError(
+                f"{key} in {folder / 'repair.json'} must be {form}, got {facts[key]!r:.80}; fetch "
+                "it again"
+            )
+    _check_manifest(facts["manifest"])
     return facts
 
 
-def _channel(facts: dict[str, Any], tensors: dict[str, np.ndarray], place: int) -> Channel:
-    stem, width, rank = f"channels.{place}", facts["width"], facts["rank"]
-    parts = {name: tensors[f"{stem}.{name}"] for name in ("basis", "mean", "eigenvalues")}
-    bounds = None
-    if facts["operation"] == "clip":
-        bounds = (tensors[f"{stem}.low"], tensors[f"{stem}.high"])
-    pattern = tensors[f"{stem}.pattern"] if facts["oblique"] else None
-    shapes = [(parts["basis"], (width, rank)), (parts["mean"], (width,))]
-    if pattern is not None:
-        shapes.append((pattern, (width, rank)))
-    shapes += [(bound, (rank,)) for bound in bounds or ()]
-    for tensor, shape in shapes:
-        if tensor.shape != shape or not np.isfinite(tensor).all():
+def _finite(number: str) -> float:
+    """A number of the file; ValueError for NaN, infinity, and what is too large for a float."""
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"{number:.40} is not a finite number")
+    return value
+
+
+def _whole(number: str) -> int:
+    _finite(number)  # one that no float holds would fail wherever it is used
+    return int(number)
+
+
+def _check_manifest(manifest: object) -> None:
+    """ArtefactError unless it is an object in which `model` and `evaluation` are objects too."""
+    parts = {"the manifest": manifest}
+    if isinstance(manifest, dict):
+        parts |= {f"{key} in the manifest": manifest.get(key) or {} for key in _MANIFEST_PARTS}
+    for what, part in parts.items():
+        if not isinstance(part, dict):
             raise ArtefactError(
-                f"channel {place} of the artefact has a tensor of shape {tensor.shape} where "
-                f"{shape} finite numbers belong"
+                f"{what} must be an object of named facts, got {part!r:.80}; leave it out or "
+                "write it as save_pretrained does"
             )
-    subspace = Subspace(**parts, **{fact: facts[fact] for fact in _SUBSPACE_FACTS})
+
+
+# -- numbers ---------------------------------------------------------------------------------------
+
+
+def _parts(channel: Channel) -> dict[str, np.ndarray]:
+    """The arrays of a channel by name, in the types they are stored in."""
+    subspace = channel.subspace
+    gate = channel.gate
+    parts = {
+        "basis": subspace.basis,
+        "mean": subspace.mean,
+        "eigenvalues": subspace.eigenvalues,
+    }
+    if gate is not None:
+        parts |= {f"gate.{name}": getattr(gate, name) for name in _GATE_PARTS}
+    with np.errstate(over="ignore"):  # what overflows is refused for not being finite
+        return {
+            name: np.ascontiguousarray(part, _TYPES.get(name, np.float32))
+            for name, part in parts.items()
+        }
+
+
+def _gate_facts(gate: Gate) -> dict[str, Any]:
+    facts = {fact: getattr(gate, fact) for fact in ("opened_benign", "quantile")}
+    return facts | {"families": list(gate.families), "opened": dict(gate.opened)}
+
+
+def _gate(facts: dict[str, Any], parts: dict[str, np.ndarray]) -> Gate:
+    return Gate(
+        **{name: parts[f"gate.{name}"] for name in _GATE_PARTS},
+        families=tuple(facts["families"]),
+        **{fact: facts[fact] for fact in ("opened", "opened_benign", "quantile")},
+    )
+
+
+def _check_gate_facts(place: int, facts: object) -> None:
+    """ArtefactError unless they are null or names with shares in [0, 1]."""
+    if facts is None:
+        return
+    if not isinstance(facts, dict):
+        raise ArtefactError(
+            f"gate of channel {place} must be an object of facts or null, got {facts!r:.80}; "
+            "correct it or fetch the artefact again"
+        )
+    families, opened = facts["families"], facts["opened"]
+    wanted = {
+        "families": ("a list of texts", _are_texts(families)),
+        "opened": (
+            "an object of shares in [0, 1]",
+            isinstance(opened, dict)
+            and _are_texts(list(opened))
+            and all(map(_is_share, opened.values())),
+        ),
+    }
+    for fact in ("opened_benign", "quantile"):
+        fine = facts[fact] is None or _is_share(facts[fact])
+        wanted[fact] = ("a number in [0, 1] or null", fine)
+    for fact, (form, fine) in wanted.items():
+        if not fine:
+            raise ArtefactError(
+                f"{fact} of the gate of channel {place} must be {form}, got {facts[fact]!r:.80}; "
+                "correct it or fetch the artefact again"
+            )
+
+
+def _are_texts(names: object) -> bool:
+    return isinstance(names, list) and all(isinstance(name, str) for name in names)
+
+
+def _is_share(number: object) -> bool:
+    return isinstance(number, int | float) and type(number) is not bool and 0 <= number <= 1
+
+
+def _check_parts(place: int, parts: dict[str, np.ndarray], width: int, rank: int) -> None:
+    """ArtefactError unless the arrays of a channel have their types, shapes and finite entries."""
+    count = parts["gate.filters"].shape[1:2] if "gate.filters" in parts else ()
+    shapes = {
+        "mean": (width,),
+        "gate.filters": (width, *(count or (1,))),
+        "gate.mean": (width,),
+        "gate.low": count,
+        "gate.high": count,
+    }
+    for name, part in parts.items():
+        kind = np.dtype(_TYPES.get(name, np.float32))
+        shape = shapes.get(name, (width, rank)) if name != "eigenvalues" else part.shape[:1]
+        if part.dtype != kind or part.shape != shape or not np.isfinite(part).all():
+            raise ArtefactError(
+                f"channel {place} of the artefact has {part.dtype} numbers of shape {part.shape} "
+                f"as its {name} where finite ones of type {kind} and shape {shape} belong; fit "
+                "the repair again"
+            )
+    if "gate.low" in parts and (parts["gate.low"] >= parts["gate.high"]).any():
+        raise ArtefactError(
+            f"channel {place} of the artefact has a gate.low that isn't below its gate.high in "
+            "float32; fit the repair again"
+        )
+    values = parts["eigenvalues"]
+    # The first of `mean+cov` is a statistic of another kind; other controls have none at all.
+    if 0 < len(values) < rank or (np.diff(values[1:]) > 0).any():
+        raise ArtefactError(
+            f"channel {place} of the artefact has {len(values)} eigenvalues for its {rank} "
+            "directions, which must be none or as many at least, largest first; fit the repair "
+            "again"
+        )
+
+
+def _channel(facts: dict[str, Any], tensors: dict[str, np.ndarray], place: int) -> Channel:
+    names = ["basis", "mean", "eigenvalues"]
+    _check_gate_facts(place, facts["gate"])
+    if facts["gate"] is not None:
+        names += [f"gate.{name}" for name in _GATE_PARTS]
+    elif any(name.startswith(f"channels.{place}.gate.") for name in tensors):
+        raise ArtefactError(
+            f"channel {place} of the artefact has the numbers of a gate, but repair.json says that "
+            "it has none; fetch the artefact again"
+        )
+    parts = {name: tensors[f"channels.{place}.{name}"] for name in names}
+    _check_parts(place, parts, facts["width"], facts["rank"])
+    for fact in _SUBSPACE_FACTS:
+        if not isinstance(facts[fact], int | float | None):
+            raise ArtefactError(
+                f"{fact} of channel {place} must be a number or null, got {facts[fact]!r:.80}; "
+                "fetch the artefact again"
+            )
+    subspace = Subspace(
+        **{name: parts[name] for name in names[:3]},
+        **{fact: facts[fact] for fact in _SUBSPACE_FACTS},
+    )
+    scopes = facts["scopes"]
     return Channel(
         site=Site.parse(facts["site"]),
         modality=facts["modality"],
-        scopes=tuple(facts["scopes"]),
+        scopes=tuple(scopes) if isinstance(scopes, list) else scopes,
         subspace=subspace,
         strength=facts["strength"],
-        operation=facts["operation"],
-        bounds=bounds,
-        pattern=pattern,
+        gate=None if facts["gate"] is None else _gate(facts["gate"], parts),
     )

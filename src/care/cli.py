@@ -1,15 +1,13 @@
 """The command line: options to a `Job`, its result to a few lines, errors to one sentence.
 
-Exit codes: 0; 1, a result fell short of a threshold that the user gave; 2, wrong use or an error
-that `care` foresees (one sentence on standard error, no traceback); 130, interrupted. Standard
-output holds results, standard error progress. Nothing is computed here, and torch is imported only
-by the commands that need it.
+Exit codes: 0; 1, a result fell short of a threshold that the user gave (`care embedded check` has
+thresholds of its own); 2, wrong use or an error that `care` foresees (one sentence on standard
+error, no traceback); 130, interrupted. Standard output holds results, standard error progress.
+Nothing is computed here, and torch is imported only by the commands that need it.
 """
 
 # No `from __future__ import annotations`: typer reads the annotations when a command is called.
-import errno
 import inspect
-import json
 import os
 import sys
 import warnings
@@ -21,17 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from typer.core import TyperCommand
 
-from care.errors import CareError, UsageError
+from care.cli_embedded import embedded_app, suites_app
+from care.cli_shared import Command, Precision, interval, print_table
+from care.errors import UsageError
 
 if TYPE_CHECKING:
     from care.jobs import Job
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
 
 _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -40,31 +34,7 @@ _QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
-
 Preset = StrEnum("Preset", ["paper", "official", "corrected"])
-Precision = StrEnum("Precision", ["auto", "bfloat16", "float16", "float32"])
-Split = StrEnum("Split", ["fit", "validation", "test"])
-
-
-class _Command(TyperCommand):
-    """A command whose foreseen errors are one sentence."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            resumable = any(parameter.name == "resume" for parameter in self.params)
-            kept = "; what is done is kept, go on with --resume" if resumable else ""
-            print(f"interrupted{kept}", file=sys.stderr)
-            raise typer.Exit(INTERRUPTED) from None
-        except CareError as error:
-            _fail(str(error))
-        except OSError as error:
-            # A library's own writing; every other OSError would be a mistake of ours.
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            _fail(f"Could not write ({error.strerror}); free some space, then go on with --resume.")
-
 
 app = typer.Typer(
     name="care",
@@ -74,13 +44,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-suites_app = typer.Typer(help="The suites of the embedded model's small world.")
-embedded_app = typer.Typer(help="The small model that comes with care.", no_args_is_help=True)
 app.add_typer(suites_app, name="suites")
 app.add_typer(embedded_app, name="embedded")
-command = partial(app.command, cls=_Command)
-suites_command = partial(suites_app.command, cls=_Command)
-embedded_command = partial(embedded_app.command, cls=_Command)
+command = partial(app.command, cls=Command)
 
 
 # -- the options of a job ----------------------------------------------------------------------
@@ -104,7 +70,7 @@ _JOB_OPTIONS: dict[str, tuple[Any, Any]] = {
     "benign": (_option(Path | None, "Benign requests of your own.", **_FILE), None),
     "dtype": (_option(Precision, "Precision of the model."), Precision["auto"]),
     "device_map": (_option(str | None, "Where the model goes, such as auto or cuda:0."), None),
-    "batch_size": (_option(int, "Examples at once.", min=1), 32),
+    "batch_size": (_option(int | None, "Examples at once.", min=1), None),
     "max_new_tokens": (_option(int, "Length of an answer.", min=1), 24),
     "test_length": (_option(int, "Test examples of each suite.", min=1), 60),
     "revision": (_option(str | None, "Revision of the model."), None),
@@ -234,141 +200,6 @@ def report(
     print(page)
 
 
-# -- suites ------------------------------------------------------------------------------------
-
-
-@suites_app.callback(invoke_without_command=True)
-def suites(ctx: typer.Context) -> None:
-    """The suites of the embedded model's small world."""
-    if ctx.invoked_subcommand is None:
-        list_suites()
-
-
-@suites_command("list")
-def list_suites(
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
-) -> None:
-    """Every suite, its role and its number of examples."""
-    from care.embedded import suites as world
-
-    roles: dict[str, str] = dict.fromkeys(world.UTILITY, "utility")
-    roles |= dict.fromkeys(world.OVER_REFUSAL, "over_refusal")
-    rows = [
-        {"name": name, "role": roles.get(name, "attack"), "examples": dict(world.LENGTHS)}
-        for name in world.NAMES
-    ]
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    splits = list(world.LENGTHS)
-    cells = ([row["name"], row["role"], *map(str, row["examples"].values())] for row in rows)
-    _print_table(["suite", "role", *splits], cells)
-
-
-@suites_command("show")
-def show_suite(
-    name: Annotated[str, typer.Argument(help="Name, or a .jsonl file of your own.")],
-    split: Annotated[Split, typer.Option(help="Which part.")] = Split["test"],
-    n: Annotated[int, typer.Option("-n", min=1, help="How many examples to print.")] = 10,
-    out: Annotated[
-        Path | None, typer.Option(help="Write all of them, pictures too, to this .jsonl file.")
-    ] = None,
-) -> None:
-    """The examples of one suite."""
-    from care.examples_file import ENDING, load_suite, write_suite
-
-    suite = load_suite(name, str(split))
-    if out is not None:
-        if out.suffix != ENDING:
-            raise UsageError(f"--out is {out}; pass a file that ends in {ENDING}.")
-        print(write_suite(suite, out))
-        return
-    cells = ([e.id, e.kind, str(len(e.images)), e.goal, e.prompt] for e in suite.head(n))
-    _print_table(["id", "kind", "images", "goal", "prompt"], cells)
-    if len(suite) > n:
-        print(f"{n} of {len(suite)} examples; -n shows more")
-
-
-# -- the embedded model ------------------------------------------------------------------------
-
-
-@embedded_command()
-def assemble() -> None:
-    """Download the parts and assemble the model; the folder it lies in."""
-    from care.embedded import ensure_base
-
-    print(ensure_base())
-
-
-@embedded_command()
-def base() -> None:
-    """The folder of the assembled but untrained model, there or not."""
-    from care.embedded import base_folder
-
-    folder = base_folder()
-    if not folder.is_dir():
-        print("Not assembled yet; run `care embedded assemble`.", file=sys.stderr)
-    print(folder)
-
-
-WorkFolder = Annotated[Path, typer.Option(help="Folder for the results and checkpoints.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with what is in --out, or start.")]
-
-
-@embedded_command()
-def train(
-    out: WorkFolder = Path("runs/train"),
-    resume: Resume = False,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the recipe.")] = 0,
-) -> None:
-    """Train the shipped weights anew (about two hours on two cores)."""
-    _check_folder(out, resume)
-    from care.embedded.cache import load
-    from care.embedded.train import TrainConfig
-    from care.embedded.train import train as run_recipe
-
-    def untrained() -> tuple[Any, Any]:
-        model, processor = load("bfloat16", trained=False)
-        model.set_attn_implementation("eager")  # the fused kernels give no gradients here
-        return model, processor
-
-    print(run_recipe(untrained, out, TrainConfig(seed=seed), _log))
-
-
-@embedded_command()
-def attack(out: WorkFolder = Path("runs/attack"), resume: Resume = False) -> None:
-    """Make the universal adversarial pictures anew (about two minutes each on two cores)."""
-    _check_folder(out, resume)
-    from care.embedded.attack import make
-    from care.vlm import VLM
-
-    for path in make(VLM.embedded(), out, _log):
-        print(path)
-
-
-@embedded_command()
-def check(
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
-    n: Annotated[int, typer.Option("-n", min=1, help="Test examples of each suite.")] = 60,
-    dtype: Annotated[Precision, typer.Option(help="Precision.")] = Precision["auto"],
-) -> None:
-    """How the model behaves on test goals, with intervals."""
-    from care.embedded.check import THRESHOLDS, behaviours
-    from care.progress import Progress
-    from care.vlm import VLM
-
-    found = behaviours(VLM.embedded(str(dtype)), n=n, progress=Progress)
-    if as_json:
-        print(json.dumps(found, indent=1))
-        return
-    cells = (
-        [name, _interval(rate), str(rate["n"]), f"{least:.2f}" if least is not None else ""]
-        for name, rate in found.items()
-        for least in (THRESHOLDS.get(name),)
-    )
-    _print_table(["behaviour", "rate", "n", "at least"], cells)
-
-
 # -- what every command shares -----------------------------------------------------------------
 
 
@@ -388,26 +219,6 @@ def care_command(
     ] = False,
 ) -> None:
     """Find where a vision-language model is unsafe, repair its activations, and prove it."""
-
-
-def _fail(message: str) -> None:
-    """One line on standard error, exit code 2."""
-    print(f"Error: {' '.join(message.split())}", file=sys.stderr)
-    raise typer.Exit(2)
-
-
-def _log(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _check_folder(out: Path, resume: bool) -> None:
-    """UsageError if `out` holds something and nobody said to go on with it."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out} is a file; pass a folder.")
-    if not resume and out.is_dir() and any(out.iterdir()):
-        raise UsageError(
-            f"The folder {out} isn't empty; go on in it with --resume or choose another folder."
-        )
 
 
 def _hold_to(threshold: float | None, found: float | None) -> None:
@@ -445,27 +256,10 @@ def _show_suites(suites: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) 
     """A row for each suite, a column for each defense of it."""
     defenses = list(dict.fromkeys(name for _, cells in suites for name in cells))
     rows = (
-        [s["name"], s["metric"], *(_interval(cells[d]) if d in cells else "" for d in defenses)]
+        [s["name"], s["metric"], *(interval(cells[d]) if d in cells else "" for d in defenses)]
         for s, cells in suites
     )
-    _print_table(["suite", "metric", *defenses], rows)
-
-
-def _interval(rate: Mapping[str, Any]) -> str:
-    if rate["rate"] is None:
-        return "no answers"
-    return f"{rate['rate']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]"
-
-
-def _print_table(names: Sequence[str], rows: Iterator[list[str]]) -> None:
-    # Prompts hold square brackets and colons: nothing in a cell is markup.
-    console = Console(markup=False, highlight=False, emoji=False)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in names:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    print_table(["suite", "metric", *defenses], rows)
 
 
 @contextmanager

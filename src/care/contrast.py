@@ -17,7 +17,8 @@ those that occur (the release feeds canned ones).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,7 +30,6 @@ from care.anatomy import Scope, Site, scope_mask
 from care.errors import FitError
 from care.examples import Example
 from care.hooks import read
-from care.moments import Moments
 from care.vlm import VLM
 
 ContrastName = Literal["images", "comply-refuse", "comply-rest"]
@@ -94,12 +94,20 @@ def contrast(name: ContrastName, material: Material) -> Contrast:
 
 
 def _pictures(answered: Sequence[Answered]) -> tuple[Answered, ...]:
-    """Those with images, each different list of images once."""
-    kept: dict[tuple[int, ...], Answered] = {}
+    """Those with images, each different list of images once, whatever it was loaded from."""
+    kept: dict[tuple[str, ...], Answered] = {}
     for example, answer in answered:
         if example.images:
-            kept.setdefault(tuple(map(id, example.images)), (example, answer))
+            kept.setdefault(content(example), (example, answer))
     return tuple(kept.values())
+
+
+def content(example: Example) -> tuple[str, ...]:
+    """SHA-256 of the size and pixels of each image."""
+    return tuple(
+        hashlib.sha256(f"{image.width}x{image.height}".encode() + image.tobytes()).hexdigest()
+        for image in example.load_images()
+    )
 
 
 def pool(h: Tensor, roles: Tensor, scope: Scope) -> Tensor:
@@ -125,26 +133,9 @@ def activations(
     with read(vlm, list(sites)) as recorder:
         for start in range(0, len(order), batch_size):
             chunk = [answered[i] for i in order[start : start + batch_size]]
-            responses = None if scope == "image" else [answer for _, answer in chunk]
+            responses = None if scope in ("image", "decision") else [answer for _, answer in chunk]
             vlm.forward(vlm.batch([example for example, _ in chunk], responses), logits_to_keep=1)
             for site in sites:
                 rows[site].append(pool(*recorder[site], scope).cpu())
     back = np.argsort(order)
     return {site: torch.cat(parts).numpy()[back] for site, parts in rows.items()}
-
-
-def contrast_moments(
-    vlm: VLM, chosen: Contrast, sites: Sequence[Site], batch_size: int = 16
-) -> Mapping[Site, tuple[Moments, Moments]]:
-    """Malicious and benign moments at each site."""
-    malicious, benign = (
-        activations(vlm, answered, sites, chosen.scope, batch_size)
-        for answered in (chosen.malicious, chosen.benign)
-    )
-    return {
-        site: (
-            Moments(malicious[site].shape[1]).fit(malicious[site]),
-            Moments(benign[site].shape[1]).fit(benign[site]),
-        )
-        for site in sites
-    }

@@ -11,20 +11,28 @@ Sampling is greedy decoding of perturbed logits (Gumbel-max): with g_v i.i.d. st
 where every row draws from a generator of its own, so an answer doesn't depend on its batch.
 """
 
+import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import (
-    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     StoppingCriteria,
     StoppingCriteriaList,
 )
+
+from care.anatomy import Role
+from care.examples import Example
+
+if TYPE_CHECKING:
+    from care.prefill import Start
+    from care.vlm import VLM
 
 PLAIN_POSITIONS = frozenset({"llava", "idefics3", "smolvlm", "internvl"})
 """Model types with a plain KV cache and 1-D positions, for which our own loop is tested."""
@@ -83,18 +91,30 @@ class Rows:
             self.finished[row] = self.stop(self.text(answer))
 
 
-def decode(
-    model: Any, inputs: dict[str, Any], rows: Rows, max_new_tokens: int, pad_token_id: int
-) -> None:
+def decode(vlm: "VLM", start: "Start", rows: Rows, max_new_tokens: int) -> None:
     """Extend every row by up to `max_new_tokens` tokens; `rows` holds the result.
 
-    `inputs` are the model's arguments for a left-padded batch of B = len(rows.tokens) prompts.
+    `start` is where the B = len(rows.tokens) answers begin; it stays as it is. Only models in
+    `PLAIN_POSITIONS` can start from a cache.
     """
     with torch.no_grad():
-        if model.config.model_type in PLAIN_POSITIONS:
-            _shrinking_loop(model, inputs, rows, max_new_tokens)
+        if vlm.model.config.model_type in PLAIN_POSITIONS:
+            _shrinking_loop(vlm, start, rows, max_new_tokens)
         else:
-            _library_loop(model, inputs, rows, max_new_tokens, pad_token_id)
+            pad = vlm.tokenizer.pad_token_id
+            _library_loop(vlm.model, start.inputs, rows, max_new_tokens, pad)
+
+
+def row_seeds(examples: Sequence[Example], seed: int) -> list[int]:
+    """A seed per example from its content; repeats of one example get different ones."""
+    seen: Counter[str] = Counter()
+    seeds = []
+    for example in examples:
+        digest = example.digest()
+        text = f"{seed}/{digest}/{seen[digest]}".encode()
+        seeds.append(int.from_bytes(hashlib.sha256(text).digest()[:7], "big"))
+        seen[digest] += 1
+    return seeds
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:
@@ -103,13 +123,16 @@ def position_ids(attention_mask: Tensor) -> Tensor:
     return positions.masked_fill(attention_mask == 0, 0)
 
 
-def _shrinking_loop(model: Any, inputs: dict[str, Any], rows: Rows, max_new_tokens: int) -> None:
-    mask = inputs["attention_mask"]
-    cache = DynamicCache(config=model.config.get_text_config())
-    step: dict[str, Any] = {**inputs, "position_ids": position_ids(mask)}
+def _shrinking_loop(vlm: "VLM", start: "Start", rows: Rows, max_new_tokens: int) -> None:
+    mask, roles = start.inputs["attention_mask"], start.roles
+    cache = start.new_cache(vlm.model.config)
+    positions = position_ids(mask)[:, -roles.shape[1] :]
+    step: dict[str, Any] = {**start.inputs, "position_ids": positions}
     alive = list(range(len(rows.tokens)))
     for _ in range(max_new_tokens):
-        output = model(**step, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        # The roles are given because one prompt token after a cache looks like an answer's.
+        with vlm.known_roles(roles):
+            output = vlm.model(**step, past_key_values=cache, use_cache=True, logits_to_keep=1)
         picked = rows.noise(output.logits[:, -1], alive).argmax(dim=-1)
         for row, token in zip(alive, picked.tolist(), strict=True):
             rows.push(row, token)
@@ -127,6 +150,7 @@ def _shrinking_loop(model: Any, inputs: dict[str, Any], rows: Rows, max_new_toke
             "attention_mask": mask,
             "position_ids": mask.long().sum(dim=1, keepdim=True) - 1,
         }
+        roles = torch.full_like(step["input_ids"], int(Role.RESPONSE))
 
 
 def _library_loop(

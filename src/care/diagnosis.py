@@ -190,9 +190,16 @@ class Diagnosis:
         return [item.site for item in self.recommended]
 
     def to_json(self) -> dict[str, Any]:
-        """The `diagnosis` part of report.json, as plain JSON values."""
-        keys = ("layer", "component", "effect", "low", "high")
+        """The `diagnosis` part of report.json, as plain JSON values.
+
+        `channels` is null: a channel scan needs fitted repairs, and whoever runs one puts it there.
+        """
+        keys = (
+            *("layer", "component", "effect", "low", "high"),
+            *("benign_effect", "selectivity", "selectivity_low"),
+        )
         return {
+            "verdict": self.verdict,
             "metric": self.metric,
             "intervention": self.intervention,
             "n_layers": self.n_layers,
@@ -207,5 +214,6 @@ class Diagnosis:
                 {"site": str(item.site), "modality": item.modality, "reason": item.reason}
                 for item in self.recommended
             ],
+            "channels": None,
             "sign": self.sign,
         }

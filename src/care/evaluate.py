@@ -1,10 +1,10 @@
 """Evaluate: (model × defenses × suites) to judged rows, and the rows to a table.
 
-For each suite and defense the defense is applied once, all answers are generated and stored, the
-defense is taken off, and only then the answers are judged: a judge may ask the model itself (the
-perplexity of an answer), and must ask it undefended. Both halves survive a kill. Batches are cut
-the same way whatever is already there, because in bfloat16 an answer can depend on its batch: a
-resumed run ends with the same rows as one that was never stopped.
+For each suite all answers under all defenses are generated and stored (`answers`), and only then,
+with no defense on, the answers are judged: a judge may ask the model itself (the perplexity of an
+answer), and must ask it undefended. Both halves survive a kill. Batches are cut the same way
+whatever is already there, because in bfloat16 an answer can depend on its batch: a resumed run ends
+with the same rows as one that was never stopped.
 
 An example that fails becomes a row with an `error`; it counts neither as safe nor as anything else.
 """
@@ -15,11 +15,10 @@ import io
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from care.errors import CareError, DataError, UsageError
+from care.answers import Asking, Cell, add_missing, answer_suite
+from care.errors import UsageError
 from care.examples import Example, Suite
 from care.judges import Judge, correct
 from care.progress import Progress
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from care.vlm import VLM
 
 __all__ = ["Comparison", "Table", "evaluate"]
-
-Generate = Callable[[list[Example]], list[str]]
 
 UNDEFENDED = "none"
 """Name of the defense None in rows and tables."""
@@ -76,58 +73,24 @@ def evaluate(
     for cell in cells:
         _check_same(cell, results)
 
-    def generate(examples: list[Example]) -> list[str]:
-        return vlm.generate(
-            examples, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed, stop=stop
-        )
-
+    asking = Asking(vlm, batch_size, max_new_tokens, seed, stop)
     done = sum(key in results for key in keys)
     with (progress or _silent)("answers", len(keys), done=done) as bar:
-        for cell in cells:
-            bar.advance(0, note=f"{cell.suite.name}, {cell.name}")
-            todo = [chunk for chunk in cell.chunks(batch_size) if cell.missing(chunk, results)]
-            unanswered = [chunk for chunk in todo if cell.missing(chunk, answers)]
-            with _applied(cell.defense if unanswered else None, vlm):
-                for chunk in todo:
-                    if chunk in unanswered:
-                        found = _answers(generate, chunk)
-                        _add_missing(answers, [{"key": cell.key(e)} | found[e.id] for e in chunk])
-                    bar.advance(cell.missing(chunk, results))
-            for chunk in todo:
-                _add_missing(results, _judge(cell, chunk, judge, answers))
+        for suite in suites:
+            of_suite = [cell for cell in cells if cell.suite is suite]
+            answer_suite(of_suite, asking, answers, results, bar)
+            for cell in of_suite:
+                for chunk in cell.chunks(batch_size):
+                    if cell.missing(chunk, results):
+                        add_missing(results, _judge(cell, chunk, judge, answers))
     return Table([results.get(key) or {} for key in keys])
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """One suite under one defense."""
-
-    suite: Suite
-    name: str
-    defense: Defense | None
-    seed: int
-
-    @property
-    def examples(self) -> tuple[Example, ...]:
-        return self.suite.examples
-
-    def key(self, example: Example) -> str:
-        return f"{self.suite.name}/{example.id}/{self.name}/{self.seed}"
-
-    def missing(self, examples: Sequence[Example], rows: Rows) -> int:
-        return sum(self.key(example) not in rows for example in examples)
-
-    def chunks(self, size: int) -> list[list[Example]]:
-        """The examples in batches of similar length, the same ones whatever is done already."""
-        by_length = sorted(self.examples, key=lambda e: (len(e.images), len(e.prompt)))
-        return [by_length[i : i + size] for i in range(0, len(by_length), size)]
 
 
 def _cells(
     suites: Sequence[Suite],
     defenses: Sequence[Defense | tuple[str, Defense | None] | None],
     seed: int,
-) -> list[_Cell]:
+) -> list[Cell]:
     """Every suite under every defense, checked for names that occur twice."""
     if not suites or not defenses:
         raise UsageError(
@@ -135,7 +98,7 @@ def _cells(
             "were passed; pass at least one of each (the defense None is the bare model)."
         )
     named = [_named(defense) for defense in defenses]
-    cells = [_Cell(suite, name, defense, seed) for suite in suites for name, defense in named]
+    cells = [Cell(suite, name, defense, seed) for suite in suites for name, defense in named]
     keys = Counter(cell.key(example) for cell in cells for example in cell.examples)
     key, count = keys.most_common(1)[0]
     if count > 1:
@@ -158,11 +121,7 @@ def _named(
     return name or (UNDEFENDED if defense is None else defense.name), defense
 
 
-def _applied(defense: Defense | None, vlm: VLM) -> AbstractContextManager[object]:
-    return nullcontext() if defense is None else defense.applied(vlm)
-
-
-def _check_same(cell: _Cell, results: Rows) -> None:
+def _check_same(cell: Cell, results: Rows) -> None:
     for example in cell.examples:
         row = results.get(cell.key(example))
         if row is not None and row["prompt"] != example.prompt:
@@ -172,64 +131,10 @@ def _check_same(cell: _Cell, results: Rows) -> None:
             )
 
 
-# --- answers --------------------------------------------------------------------------------------
-
-
-def _answers(generate: Generate, examples: list[Example]) -> dict[str, Row]:
-    """For each example id {response, error}, one of them None."""
-    found = {e.id: {"response": None, "error": _image_error(e)} for e in examples}
-    sound = [e for e in examples if found[e.id]["error"] is None]
-    if not sound:
-        return found
-    try:
-        responses: list[str | Exception] = list(generate(sound))
-    except Exception as error:
-        responses = _one_by_one(generate, sound, error)
-    for example, response in zip(sound, responses, strict=True):
-        failed = isinstance(response, Exception)
-        found[example.id] = {
-            "response": None if failed else response,
-            "error": _sentence(response) if failed else None,
-        }
-    return found
-
-
-def _one_by_one(
-    generate: Generate, examples: list[Example], error: Exception
-) -> list[str | Exception]:
-    """Find the examples to blame for the error of a batch; raise it if it isn't about examples."""
-    if isinstance(error, CareError) and not isinstance(error, DataError):
-        raise error
-    if len(examples) == 1:
-        return [error]
-    results: list[str | Exception] = []
-    for example in examples:
-        try:
-            results += generate([example])
-        except Exception as single:
-            results.append(single)
-    if not any(isinstance(result, str) for result in results) and not isinstance(error, DataError):
-        raise error
-    return results
-
-
-def _image_error(example: Example) -> str | None:
-    """Why its images can't be used, found beforehand so that one doesn't cost a whole batch."""
-    try:
-        example.load_images()
-    except DataError as error:
-        return _sentence(error)
-    return None
-
-
-def _sentence(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
 # --- judgements -----------------------------------------------------------------------------------
 
 
-def _judge(cell: _Cell, examples: list[Example], judge: Judge, answers: Rows) -> list[Row]:
+def _judge(cell: Cell, examples: list[Example], judge: Judge, answers: Rows) -> list[Row]:
     """Rows of one batch, from its stored answers."""
     stored = {e.id: answers.get(cell.key(e)) or {} for e in examples}
     answered = [e for e in examples if stored[e.id]["error"] is None]
@@ -259,11 +164,6 @@ def _judge(cell: _Cell, examples: list[Example], judge: Judge, answers: Rows) ->
         }
         for e in examples
     ]
-
-
-def _add_missing(rows: Rows, found: list[Row]) -> None:
-    """Add the rows that aren't there; a kill can leave a part of a batch."""
-    rows.add(*(row for row in found if row["key"] not in rows))
 
 
 def _silent(label: str, total: int, *, done: int = 0) -> Progress:

@@ -38,12 +38,20 @@ class SiteStats:
     def add(self, before: Tensor, after: Tensor, roles: Tensor) -> None:
         """Accumulate on the device: number of changed positions and their ‖Δh‖/‖h‖."""
         self.calls += 1
+        if after is before:
+            return
         with torch.no_grad():
-            before = before.detach().float()
-            change = (after.detach().float() - before).norm(dim=-1)
+            if after.dtype == torch.float16:  # where the difference may overflow
+                after = after.float()
+            exact = torch.promote_types(before.dtype, torch.float32)
+            length, change = (
+                torch.linalg.vector_norm(x.detach(), dim=-1, dtype=exact)
+                for x in (before, after - before)
+            )
             changed = (change > 0) & (roles != Role.PAD)
-            ratio = change / before.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
-            sums = torch.stack([changed.sum().double(), (ratio * changed).sum().double()])
+            ratio = change / length.clamp_min(torch.finfo(torch.float32).tiny)
+            ratios = torch.where(changed, ratio, 0.0)
+            sums = torch.stack([changed, ratios]).sum(dim=(1, 2), dtype=torch.float64)
             self._sums = sums if self._sums is None else self._sums + sums.to(self._sums.device)
 
     @property

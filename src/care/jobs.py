@@ -28,11 +28,26 @@ Split = Literal["fit", "validation", "test"]
 BASELINE = "direct"
 """The attack suite that is shown but not counted: the model refuses it by itself."""
 
-FIT_LENGTH = {"direct": 60, "attack": 90, "benign": 50}
-"""Examples of one suite that are asked to fit on, by what it is."""
+FIT_LENGTHS = {
+    "direct": 100,
+    "beside-image": 300,
+    "text-jailbreak": 300,
+    "pictured-goal": 130,
+    "vqa": 50,
+    "naming": 50,
+    "benign": 90,
+    "benign-image": 90,
+    "benign-wrapped": 160,
+    "benign-pictured": 160,
+}
+"""Examples of a suite that are asked to fit on; more where the model complies seldom, and where
+benign requests look most like attacks. 120 of the others."""
 
-SELECTION_LENGTH = 16
+SELECTION_LENGTH = 40
 """Validation examples of one suite that a candidate is judged on."""
+
+SCAN_LENGTH = 16
+"""Of these, how many of one suite the channel scan asks."""
 
 TEST_LENGTH = 60
 """Test examples of one suite."""
@@ -64,8 +79,8 @@ class Job:
     """The user's own attacks (JSONL); None for the small world's."""
     benign: Path | None = None
     """The user's own benign requests (JSONL)."""
-    batch_size: int = 32
-    """Examples that are answered together."""
+    batch_size: int | None = None
+    """Examples that are answered together; None: 64 of the embedded model's, 16 of another's."""
     max_new_tokens: int = 24
     """Length of an answer in tokens."""
     test_length: int = TEST_LENGTH
@@ -75,8 +90,14 @@ class Job:
         if (self.attacks is None) != (self.benign is None):
             raise UsageError("pass both --attacks and --benign, or neither")
         for name in ("batch_size", "max_new_tokens", "test_length"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} must be at least 1, got {value}")
+
+    @property
+    def batch(self) -> int:
+        """Examples that are answered together."""
+        return self.batch_size or (64 if self.model is None else 16)
 
     def config(self) -> dict[str, Any]:
         """Everything that decides the numbers, for the manifest."""
@@ -104,10 +125,10 @@ def make_judge(job: Job) -> Judge:
     if job.model is not None:
         return Judge()
     from care.embedded import base_text_model
-    from care.judges.perplexity import perplexities
+    from care.judges.perplexity import MAX_PERPLEXITY, perplexities
 
     model, tokenizer = base_text_model(job.dtype)
-    return Judge(perplexity=partial(perplexities, model, tokenizer), max_perplexity=400.0)
+    return Judge(perplexity=partial(perplexities, model, tokenizer), max_perplexity=MAX_PERPLEXITY)
 
 
 def suites_of(job: Job, split: Split) -> list[Suite]:
@@ -135,8 +156,7 @@ def _small_world(job: Job, split: Split) -> list[Suite]:
         elif split == "validation":
             length = min(SELECTION_LENGTH, job.test_length)
         else:
-            kind = "attack" if name in suites.ATTACKS else "benign"
-            length = FIT_LENGTH["direct" if name == "direct" else kind]
+            length = FIT_LENGTHS.get(name, 120)
         made.append(suites.load(name, split, length))
     return made
 

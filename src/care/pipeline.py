@@ -4,7 +4,8 @@ Stages write what they found into the run's folder, so that a killed job goes on
 and ends with the same numbers:
 
     material.json   answers to the fit split, by outcome
-    diagnosis.json  which sites carry the attacks
+    diagnosis.json  which components carry the attacks
+    channels.json   at which sites the unsafe channels can be closed
     selection/      answers of every candidate on the validation split
     repair/         the chosen artefact
     rows.jsonl      judged answers on the test split: bare, repaired, controls
@@ -20,6 +21,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from care.channels import recommended, scan_channels, scanned_sites
+from care.channels import to_json as channels_json
 from care.defenses import random_control
 from care.diagnosis import DiagnosisConfig
 from care.embedded.suites import PGD
@@ -28,11 +31,19 @@ from care.evaluate import UNDEFENDED
 from care.evaluate import evaluate as run_evaluation
 from care.examples import Suite
 from care.fitting import PRESETS, Fitter, gather
-from care.jobs import Job, load_model, make_judge, mean_rates, split_examples, suites_of
+from care.jobs import (
+    SCAN_LENGTH,
+    Job,
+    load_model,
+    make_judge,
+    mean_rates,
+    split_examples,
+    suites_of,
+)
 from care.judges import Judge, refused
 from care.machine import machine_facts, peak_memory_gib, versions
 from care.mediation import diagnose as run_diagnosis
-from care.progress import Progress
+from care.progress import Progress, silent
 from care.repair import Repair
 from care.report import write_report
 from care.runs import Run
@@ -83,11 +94,11 @@ class _Workflow:
 
         def make() -> dict[str, Any]:
             return material_to(
-                gather(self.vlm, attacks, benign, judge=Judge(), batch_size=self.job.batch_size)
+                gather(self.vlm, attacks, benign, judge=Judge(), batch_size=self.job.batch)
             )
 
         material = material_from(self.stage_json("material", make), [*attacks, *benign])
-        return Fitter(self.vlm, material, PRESETS[self.job.preset], self.job.batch_size)
+        return Fitter(self.vlm, material, PRESETS[self.job.preset], self.job.batch)
 
     def diagnosis(self, fitter: Fitter) -> dict[str, Any]:
         """Which sites carry the attacks that worked; on the fit split."""
@@ -109,9 +120,44 @@ class _Workflow:
 
         return self.stage_json("diagnosis", make)
 
+    def channels(self, fitter: Fitter, diagnosis: dict[str, Any]) -> dict[str, Any]:
+        """The diagnosis with the channel scan, on goals of the validation split.
+
+        Where attacks are projected out without a gate there are no such channels to scan.
+        """
+        if fitter.config.gate is None:
+            return diagnosis | {"channels": None}
+
+        def make() -> dict[str, Any]:
+            suites = self.suites("validation")
+            parts = [
+                [e for s in suites if wanted(s) for e in s.examples[:SCAN_LENGTH]]
+                for wanted in (lambda s: s.role == "attack", lambda s: s.role != "attack")
+            ]
+            sites = scanned_sites(self.vlm.anatomy.n_layers, fitter.config.kind)
+            fitter.prefetch(sites)
+            with (self.progress or silent)("channels", len(sites)) as bar:
+                effects = scan_channels(
+                    self.vlm,
+                    sites,
+                    lambda site: fitter.repair([site]),
+                    *parts,
+                    batch_size=self.job.batch,
+                    seed=self.job.seed,
+                    advance=bar.advance,
+                )
+            attacks, benign = map(len, parts)
+            return channels_json(effects, attacks, benign, self.vlm.anatomy.n_layers)
+
+        found = self.stage_json("channels", make)
+        return diagnosis | {
+            "channels": found["scan"],
+            "recommended": [*found["recommended"], *diagnosis["recommended"]],
+        }
+
     def select(self, fitter: Fitter, diagnosis: dict[str, Any]) -> tuple[Candidate, Any]:
         """Fit the candidates, judge them on validation, and take the best by the stated rule."""
-        tried = candidates(fitter, self.job.preset, diagnosis)
+        tried = candidates(fitter, self.job.preset, recommended(diagnosis["channels"]))
         inner = Run(self.run.path / "selection", resume=True, config=self.job.config())
         defenses = [None, *((c.name, c.repair) for c in tried)]
         with inner:
@@ -135,8 +181,6 @@ class _Workflow:
         if modalities == {"image", "text"}:
             found.append(("without text", repair.only("image")))
             found.append(("without visual", repair.only("text")))
-        elif modalities == {"text"}:
-            found.append(("visual subspace alone", chosen.fitter.image_repair()))
         return found
 
     def prove(self, chosen: Candidate) -> tuple[Table, list[str]]:
@@ -163,7 +207,7 @@ class _Workflow:
                 judge=self.judge,
                 run=rows or self.run,
                 seed=self.job.seed,
-                batch_size=self.job.batch_size,
+                batch_size=self.job.batch,
                 max_new_tokens=self.job.max_new_tokens,
                 stop=refused,
                 progress=self.progress,
@@ -188,7 +232,7 @@ def repair(job: Job, progress: Bar = None) -> dict[str, Any]:
         with run.stage("model"):
             work = _Workflow(job, run, progress)
         fitter = work.fitter()
-        diagnosis = work.diagnosis(fitter)
+        diagnosis = work.channels(fitter, work.diagnosis(fitter))
         chosen, selection = work.select(fitter, diagnosis)
         table, controls = work.prove(chosen)
         with run.stage("report"):
@@ -228,10 +272,11 @@ def _record_suites(run: Run, work: _Workflow) -> None:
 
 
 def diagnose(job: Job, progress: Bar = None) -> dict[str, Any]:
-    """Only the diagnosis; written to diagnosis.json."""
+    """Only the diagnosis; written to diagnosis.json and channels.json."""
     with _open(job) as run:
         work = _Workflow(job, run, progress)
-        return work.diagnosis(work.fitter())
+        fitter = work.fitter()
+        return work.channels(fitter, work.diagnosis(fitter))
 
 
 def fit(job: Job, progress: Bar = None) -> Path:
@@ -239,7 +284,8 @@ def fit(job: Job, progress: Bar = None) -> Path:
     with _open(job) as run:
         work = _Workflow(job, run, progress)
         fitter = work.fitter()
-        chosen, selection = work.select(fitter, work.diagnosis(fitter))
+        diagnosis = work.channels(fitter, work.diagnosis(fitter))
+        chosen, selection = work.select(fitter, diagnosis)
         run.write_json("selection.json", selection)
         return chosen.repair.save_pretrained(job.out / "repair")
 

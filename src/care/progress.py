@@ -6,6 +6,8 @@ done before (a resumed run) counts as done but not towards the rate.
 
 from __future__ import annotations
 
+import io
+import math
 import sys
 import time
 from types import TracebackType
@@ -119,3 +121,8 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def silent(label: str, total: int, *, done: int = 0) -> Progress:
+    """A bar that shows nothing."""
+    return Progress(label, total, done=done, every=math.inf, stream=io.StringIO())

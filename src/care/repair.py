@@ -1,19 +1,18 @@
 """Repair: unsafe subspaces at chosen sites, projected out while the model runs.
 
-At a site with benign mean μ, directions Q (D, K) and strength a, a token h in scope becomes
-h + c(h),
+At a site with directions Q (D, K), anchor μ and strength a, a token h in scope becomes h + c(h),
 
-    c(h) = −a W z,                       z = Qᵀ (h − μ)                    operation `project`
-    c(h) = −a W (z − clip(z, low, high))                                   operation `clip`
+    c(h) = −a g(h) Q z,    z = Qᵀ (h − μ).
 
-W (D, K) are the write directions. W = Q is the orthogonal projection: with a = 1 the paper's
-P_safe h + β (I − P_safe) h_benign at β = 1. Any other W writes along other directions: Q are
-filters, which see the unsafe component, W is the pattern in which it is written (Haufe et al.
-2014); where Qᵀ W = I this is an oblique projection, which brings the same coordinates to those of
-μ. `clip` takes away only what leaves the range of benign activations. Always factored, never a
-D × D matrix. Where two channels edit the same token, they are fused,
+Without a gate g = 1: with the benign mean as μ and a = 1 that is the paper's
+P_safe h + β (I − P_safe) h_benign at β = 1. A gate (`gate`) opens from 0 to 1 as h looks like a
+working attack, and the anchor is then the mean of refusals: what an attack has over a refusal is
+taken away, and other tokens are left as they are. Always factored, never a D × D matrix. Where two
+channels edit the same token, they are fused,
 
-    h' = h + w c_vis(h) + (1 − w) c_txt(h),   w = ‖c_vis‖ / (‖c_vis‖ + ‖c_txt‖).
+    h' = h + w c_vis(h) + (1 − w) c_txt(h),   w = ‖c_vis‖ / (‖c_vis‖ + ‖c_txt‖),
+
+with the norms taken from z: ‖Q z‖ = ‖R z‖ where Q = V R is a QR decomposition.
 
 Here are the artefact in memory and its application; `fitting` estimates it, `artefact` stores it.
 Fu et al. 2026, arXiv 2603.27240.
@@ -21,26 +20,28 @@ Fu et al. 2026, arXiv 2603.27240.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from care.anatomy import Scope, Site, scope_mask
-from care.errors import ArtefactError, UsageError
-from care.hooks import Edit, EditStats, edit
+from care.errors import ArtefactError, SiteError, UsageError
+from care.gate import Gate
+from care.hooks import EditStats, edit
 from care.subspace import Subspace
 
 if TYPE_CHECKING:
     from care.vlm import VLM
 
 Modality = Literal["image", "text"]
-Operation = Literal["project", "clip"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,84 +51,182 @@ class Channel:
     site: Site
     """Where the edit happens."""
     modality: Modality
-    """Whether the subspace was fitted on image or on text tokens."""
+    """What carries the attacks that the subspace was fitted on."""
     scopes: tuple[Scope, ...]
     """Which tokens are edited."""
     subspace: Subspace
-    """Directions, benign mean and what they were estimated from."""
+    """Directions, anchor and what they were estimated from."""
     strength: float = 1.0
     """a: 1 projects; more overshoots to the other side of μ."""
-    operation: Operation = "project"
-    """Take the whole component away, or only what leaves the benign range."""
-    bounds: tuple[np.ndarray, np.ndarray] | None = None
-    """For `clip`: the least and greatest benign coordinates (K,), (K,)."""
-    pattern: np.ndarray | None = None
-    """W (D, K), the write directions of an oblique projection; None for W = Q."""
+    gate: Gate | None = None
+    """For which activations, and how far, the channel acts; None: always."""
 
     def __post_init__(self) -> None:
-        if not np.isfinite(self.strength) or self.strength < 0:
-            raise UsageError(f"strength must be a number ≥ 0, got {self.strength}")
-        if (self.operation == "clip") != (self.bounds is not None):
-            raise UsageError("bounds are needed by, and only by, the operation 'clip'")
-        if self.pattern is not None and self.pattern.shape != self.subspace.basis.shape:
+        object.__setattr__(self, "scopes", _checked_scopes(self.scopes))
+        if self.modality not in get_args(Modality):
             raise UsageError(
-                f"the pattern has shape {self.pattern.shape}, the basis {self.subspace.basis.shape}"
+                f"modality must be one of {', '.join(get_args(Modality))}, got {self.modality!r}"
+            )
+        if not _is_finite(self.strength) or self.strength < 0:
+            raise UsageError(f"strength must be a finite number ≥ 0, got {self.strength!r:.40}")
+        if self.gate is not None and len(self.gate.filters) != self.subspace.width:
+            raise UsageError(
+                f"the gate has width {len(self.gate.filters)}, the subspace {self.subspace.width}"
             )
 
     def projecting(self, subspace: Subspace) -> Channel:
-        """The same place, tokens and strength, projecting another subspace orthogonally."""
-        return replace(self, subspace=subspace, operation="project", bounds=None, pattern=None)
+        """The same place, tokens and strength, projecting another subspace without a gate."""
+        return replace(self, subspace=subspace, gate=None)
 
 
-class _Correction:
-    """c(h) of one channel, with tensors kept per device and dtype."""
+def _checked_scopes(scopes: object) -> tuple[Scope, ...]:
+    known = ", ".join(get_args(Scope))
+    if not isinstance(scopes, (tuple, list)):
+        raise UsageError(f"scopes must be a tuple of some of {known}, got {scopes!r}")
+    if not scopes or any(scope not in get_args(Scope) for scope in scopes):
+        raise UsageError(f"scopes must name one or more of {known}, got {scopes!r}")
+    return tuple(scopes)
 
-    def __init__(self, channel: Channel) -> None:
-        self.channel = channel
-        self._kept: dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]] = {}
 
-    def _tensors(self, h: Tensor) -> tuple[Tensor, ...]:
+def _is_finite(number: object) -> bool:
+    try:
+        return isinstance(number, Real) and math.isfinite(number)
+    except OverflowError:  # a whole number too large for a float
+        return False
+
+
+class _Numbers(NamedTuple):
+    """C channels of one site side by side, padded to the greatest K and F."""
+
+    read: Tensor
+    """a Q of all channels, then u / (high − low) of all gates (D, C·K + C·F)."""
+    centre: Tensor
+    """a Qᵀ μ (C, K)."""
+    shut: Tensor
+    """(uᵀ μ_gate + low) / (high − low) (C, F); −1 without a gate, so that it is always open."""
+    stretch: Tensor
+    """R (C, K, K) of Q = V R with orthonormal V, so that ‖Q z‖ = ‖R z‖."""
+    write: Tensor
+    """−Qᵀ (C·K, D)."""
+
+
+class _SiteEdit:
+    """The edit of one site: one product reads for all its channels and one writes for all.
+
+    What lies between has K entries for each token and channel, not D, and is float32 at least.
+    Numbers are kept per device and dtype.
+    """
+
+    def __init__(self, channels: Sequence[Channel], fusion: str) -> None:
+        self._channels = [channel for channel in channels if channel.strength > 0]
+        scopes = [channel.scopes for channel in self._channels]
+        self._scopes = scopes if len(set(scopes)) > 1 else scopes[:1]
+        self._gated = any(channel.gate is not None for channel in self._channels)
+        self._weighs = fusion == "adaptive" and len(self._channels) > 1
+        self._stretches = self._weighs and not all(map(_reads_orthonormally, self._channels))
+        self._kept: dict[tuple[torch.device, torch.dtype], _Numbers] = {}
+
+    def __call__(self, h: Tensor, roles: Tensor) -> Tensor:
+        """h (B, T, D), roles (B, T) -> h' (B, T, D)."""
+        if not self._channels:
+            return h
+        inside = self._inside(roles)
+        # Asked of an accelerator, these would wait for it at every site and token.
+        asked = inside.device.type == "cpu"
+        everywhere = asked and bool(inside.all())
+        if asked and not everywhere and not inside.any():
+            return h
+        numbers = self._numbers(h)
+        rows = h.flatten(0, -2).to(numbers.read.dtype)
+        read = rows @ numbers.read
+        z = read[:, : numbers.centre.numel()].unflatten(-1, numbers.centre.shape) - numbers.centre
+        if self._gated:
+            scores = read[:, numbers.centre.numel() :].unflatten(-1, numbers.shut.shape)
+            z = z * (scores - numbers.shut).amax(dim=-1, keepdim=True).clamp(0, 1)
+        if not everywhere:
+            z = torch.where(inside, z, 0.0)
+        if self._weighs:
+            z = z * self._weights(z, numbers.stretch)
+        edited = torch.addmm(rows, z.flatten(1).to(rows.dtype), numbers.write)
+        return edited.to(h.dtype).view_as(h)
+
+    def _inside(self, roles: Tensor) -> Tensor:
+        """Mask (B·T, C, 1) of the tokens each channel edits; C is 1 where all edit the same."""
+        masks = [scope_mask(roles, scopes).flatten()[:, None, None] for scopes in self._scopes]
+        return masks[0] if len(masks) == 1 else torch.cat(masks, dim=1)
+
+    def _weights(self, z: Tensor, stretch: Tensor) -> Tensor:
+        """‖c‖ / Σ ‖c‖ over the channels: z (B·T, C, K) -> (B·T, C, 1), 0 where all are 0."""
+        if self._stretches:
+            z = torch.einsum("nck,cjk->ncj", z, stretch)
+        norms = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+        return norms / norms.sum(dim=-2, keepdim=True).clamp_min(torch.finfo(norms.dtype).tiny)
+
+    def _numbers(self, h: Tensor) -> _Numbers:
         key = (h.device, h.dtype)
         if key not in self._kept:
-            subspace = self.channel.subspace
-            basis = torch.from_numpy(subspace.basis).to(h.device)
-            centre = torch.from_numpy(subspace.mean).to(h.device) @ basis
-            low, high = self.channel.bounds or (np.zeros(0, np.float32),) * 2
-            ranges = (torch.from_numpy(b).to(h.device, torch.float32) for b in (low, high))
-            pattern = self.channel.pattern
-            write = basis if pattern is None else torch.from_numpy(pattern).to(h.device)
-            back = (-self.channel.strength * write).T.to(h.dtype).contiguous()
-            self._kept[key] = (basis.to(h.dtype), centre.float(), back, *ranges)
+            products = h.dtype
+            # In float16 a coordinate of a large activation overflows where no entry of h does, and
+            # in bfloat16 a large mean doesn't cancel in a gate. On the CPU float32 is the fastest.
+            if self._gated or h.dtype == torch.float16 or h.device.type == "cpu":
+                products = torch.promote_types(h.dtype, torch.float32)
+            with torch.inference_mode(False):  # they may be needed for gradients later
+                numbers = _side_by_side(self._channels, h.device, products)
+            self._kept[key] = numbers
         return self._kept[key]
 
-    def __call__(self, h: Tensor) -> Tensor:
-        basis, centre, back, low, high = self._tensors(h)
-        z = (h @ basis).float() - centre
-        if self.channel.operation == "clip":
-            z = z - torch.clamp(z, low, high)
-        return z.to(h.dtype) @ back
+
+def _side_by_side(
+    channels: Sequence[Channel], device: torch.device, products: torch.dtype
+) -> _Numbers:
+    """The tensors of one site, whose large products are taken in the dtype `products`."""
+    count, width = len(channels), channels[0].subspace.width
+    rank = max(channel.subspace.rank for channel in channels)
+    read, write = np.zeros((2, width, count, rank))
+    stretch = np.zeros((count, rank, rank))
+    for place, channel in enumerate(channels):
+        own, basis = slice(channel.subspace.rank), channel.subspace.basis
+        read[:, place, own] = channel.strength * basis
+        write[:, place, own] = -basis
+        upper = np.linalg.qr(basis.astype(np.float64), mode="r")
+        stretch[place, : len(upper), own] = upper
+    gates, shut = _gates(channels)
+    reading = torch.from_numpy(np.concatenate([read.reshape(width, -1), gates], axis=1))
+    reading = reading.to(products)
+    # Of the rounded directions, so that a mean that is large beside h − μ cancels in z.
+    rounded = reading.double().numpy()
+    means = np.stack([channel.subspace.mean for channel in channels])
+    centre = np.einsum("cd,dck->ck", means, rounded[:, : read[0].size].reshape(read.shape))
+    for place, channel in enumerate(channels):
+        if channel.gate is not None:
+            filters = rounded[:, read[0].size :].reshape(width, *shut.shape)[:, place]
+            shut[place] += channel.gate.mean @ filters
+    exact = torch.promote_types(products, torch.float32)
+    centre, shut, stretch = (
+        torch.from_numpy(part).to(device, exact) for part in (centre, shut, stretch)
+    )
+    writing = torch.from_numpy(write).flatten(1).T.contiguous().to(device, products)
+    return _Numbers(reading.to(device), centre, shut, stretch, writing)
 
 
-def _site_edit(channels: Sequence[Channel], fusion: str) -> Edit:
-    """The edit of one site: one correction, or two fused by their norms, token by token."""
-    corrections = [_Correction(channel) for channel in channels]
+def _gates(channels: Sequence[Channel]) -> tuple[np.ndarray, np.ndarray]:
+    """Scaled filters (D, C·F), and thresholds (C, F) without their means; F is 0 without gates."""
+    gates = [channel.gate for channel in channels]
+    most = max((len(gate.low) for gate in gates if gate is not None), default=0)
+    filters = np.zeros((channels[0].subspace.width, len(channels), most))
+    shut = np.full((len(channels), most), -1.0)
+    for place, gate in enumerate(gates):
+        if gate is not None:
+            scale, own = gate.high.astype(np.float64) - gate.low, slice(len(gate.low))
+            shut[place] = 1.0  # padding is shut
+            filters[:, place, own], shut[place, own] = gate.filters / scale, gate.low / scale
+    return filters.reshape(len(filters), -1), shut
 
-    def apply(h: Tensor, roles: Tensor) -> Tensor:
-        masked = [
-            correction(h) * scope_mask(roles, correction.channel.scopes)[..., None]
-            for correction in corrections
-        ]
-        if len(masked) == 1:
-            return h + masked[0]
-        if fusion == "sum":
-            return h + sum(masked)
-        norms = [c.float().norm(dim=-1, keepdim=True) for c in masked]
-        total = sum(norms).clamp_min(torch.finfo(torch.float32).tiny)  # pyright: ignore
-        return h + sum(
-            c * (norm / total).to(h.dtype) for c, norm in zip(masked, norms, strict=True)
-        )
 
-    return apply
+def _reads_orthonormally(channel: Channel) -> bool:
+    """Whether Qᵀ Q = I to float32's precision, so that ‖Q z‖ = ‖z‖."""
+    gram = channel.subspace.basis.T @ channel.subspace.basis
+    return bool(np.allclose(gram, np.eye(len(gram)), atol=1e-5))
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,9 +253,22 @@ class Repair:
         """The sites that are edited, in order."""
         return tuple(sorted({channel.site for channel in self.channels}))
 
+    @property
+    def late(self) -> bool:
+        """Whether nothing before the last position of a prompt is edited."""
+        scopes = {scope for channel in self.channels for scope in channel.scopes}
+        return scopes <= {"decision", "response"}
+
     def check(self, vlm: VLM) -> None:
         """ArtefactError unless every channel fits the model's layers and widths."""
         for channel in self.channels:
+            try:
+                vlm.anatomy.check([channel.site])
+            except SiteError as error:
+                raise ArtefactError(
+                    f"the repair edits {channel.site}, which {vlm.name} with its "
+                    f"{vlm.anatomy.n_layers} layers doesn't have: fit a repair for this model"
+                ) from error
             width = vlm.anatomy.site_width(channel.site)
             if channel.subspace.width != width:
                 raise ArtefactError(
@@ -169,7 +281,7 @@ class Repair:
         """Repair `vlm` while the context is open; yields counts of what was edited."""
         self.check(vlm)
         edits = {
-            site: _site_edit([c for c in self.channels if c.site == site], self.fusion)
+            site: _SiteEdit([c for c in self.channels if c.site == site], self.fusion)
             for site in self.sites
         }
         with edit(vlm, edits) as stats:

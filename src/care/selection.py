@@ -1,8 +1,8 @@
 """Which repairs are tried, and which of them is taken: one rule, on the validation split alone.
 
-A rule of thumb from the log: removing one site is seldom enough, strengths well above 1 break the
-model, and whether an image channel pays depends on the attacks. So the candidates differ in the
-sites, the strength and whether there is an image channel, and validation decides.
+The channel scan says at which sites the unsafe channels can be closed; one, two or three of them,
+and how readily their gates open, are the candidates. The margins of the rule are half of what a
+repair may cost on the test split, since the best of several candidates looks better than it is.
 """
 
 from __future__ import annotations
@@ -11,20 +11,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from care.anatomy import Site
 from care.contrast import Answered, Material
 from care.errors import DataError
 from care.examples import Example
-from care.fitting import Fitter, RepairConfig, depth_sites
+from care.fitting import Fitter, depth_sites
 from care.repair import Repair
 
 RULE = (
-    "least mean ASR on validation among the candidates that lose at most 2 points of utility, "
-    "3 points of answered harmless requests and 3 points of coherence; if none does, the least "
+    "least mean ASR on validation among the candidates that lose at most 1 point of utility, 1.5 "
+    "points of answered harmless requests and 1.5 points of coherence; if none does, the least "
     "sum of ASR and twice what is lost beyond those margins"
 )
 """How the repair is chosen, in words."""
 
-MARGINS = {"utility": 0.02, "answered": 0.03, "degenerate": 0.03}
+QUANTILES = (0.995, 0.998)
+"""Shares of benign scores below a gate's threshold that are tried."""
+
+MARGINS = {"utility": 0.01, "answered": 0.015, "degenerate": 0.015}
 """What a candidate may lose on validation, as shares."""
 
 
@@ -40,30 +44,26 @@ class Candidate:
     """Its fitter, for the controls."""
 
 
-def variants(config: RepairConfig) -> dict[str, RepairConfig]:
-    """The configurations that are tried for `corrected`."""
-    six = (0.55, 0.62, 0.69, 0.76, 0.83, 0.9)
-    many = tuple(round(0.52 + 0.035 * i, 3) for i in range(13))
-    bare = replace(config, image_depth=())
-    return {
-        "6 sites, a = 1": replace(bare, text_depth=six),
-        "6 sites, a = 1.5": replace(bare, text_depth=six, strength=1.5),
-        "6 sites, a = 2": replace(bare, text_depth=six, strength=2.0),
-        "13 sites, a = 1.5": replace(bare, text_depth=many, strength=1.5),
-        "6 sites, a = 1.5, images": replace(config, text_depth=six, strength=1.5),
-    }
+def candidates(fitter: Fitter, preset: str, sites: Sequence[Site]) -> list[Candidate]:
+    """The candidates at the recommended `sites`, best first; of the configuration's if none is.
 
-
-def candidates(fitter: Fitter, preset: str, diagnosis: Mapping[str, Any]) -> list[Candidate]:
-    """The candidates of a preset; only `corrected` has more than one."""
-    if preset != "corrected":
-        return [Candidate(preset, fitter.repair(preset=preset), fitter)]
-    configs = variants(fitter.config)
-    kind = fitter.config.text_kind
-    depths = dict.fromkeys(d for c in configs.values() for d in c.text_depth)
-    fitter.prefetch(depth_sites(fitter.vlm, list(depths), kind))
-    fitted = {name: fitter.with_config(config) for name, config in configs.items()}
-    return [Candidate(name, one.repair(preset=preset), one) for name, one in fitted.items()]
+    Only a gated preset has more than one candidate.
+    """
+    config = fitter.config
+    if config.gate is None:
+        return [Candidate(preset, fitter.repair(list(sites) or None, preset), fitter)]
+    found = list(sites) or depth_sites(fitter.vlm, config.depth, config.kind)
+    fitter.prefetch(found)
+    tried = []
+    for count in range(1, len(found) + 1):
+        for quantile in QUANTILES:
+            other = fitter.with_config(
+                replace(config, gate=replace(config.gate, quantile=quantile))
+            )
+            chosen = sorted(found[:count])
+            name = f"{', '.join(map(str, chosen))}; {quantile:g}"
+            tried.append(Candidate(name, other.repair(chosen, preset), other))
+    return tried
 
 
 def choose(before: Mapping[str, float], rates: Mapping[str, Mapping[str, float]]) -> str:

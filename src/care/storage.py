@@ -31,12 +31,14 @@ def config_digest(config: Mapping[str, Any]) -> str:
 def to_json(value: object, **options: Any) -> str:
     """Strict JSON of plain values, numpy scalars and arrays, paths and dataclasses.
 
-    Raises: UsageError for NaN, infinity, and values of other types.
+    Raises: UsageError for NaN, infinity, values of other types, and those nested too deeply.
     """
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain, **options)
     except (TypeError, ValueError) as error:
         raise UsageError(f"This can't be written as JSON ({error}): {value!r:.200}.") from error
+    except RecursionError as error:  # whose value has no repr either
+        raise UsageError("This can't be written as JSON: it is nested too deeply.") from error
 
 
 def write_whole(path: str | Path, content: bytes | str) -> Path:

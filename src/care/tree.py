@@ -17,6 +17,7 @@ from PIL import Image
 from care.anatomy import Role, Site
 from care.attribution import sink_mask, text_scores, visual_scores
 from care.examples import Example
+from care.gate import Gate
 from care.hooks import read
 from care.jobs import BASELINE
 from care.repair import Repair
@@ -108,6 +109,18 @@ def _channel(channel: Any) -> dict[str, Any]:
         "condition": float(subspace.condition),
         "n_malicious": subspace.n_malicious,
         "n_benign": subspace.n_benign,
+        "gate": None if channel.gate is None else _gate(channel.gate),
+    }
+
+
+def _gate(gate: Gate) -> dict[str, Any]:
+    return {
+        "families": list(gate.families),
+        "low": gate.low.tolist(),
+        "high": gate.high.tolist(),
+        "open": dict(gate.opened),
+        "open_benign": gate.opened_benign,
+        "quantile": gate.quantile,
     }
 
 

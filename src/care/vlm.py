@@ -6,9 +6,7 @@ rounding): order is kept, padding is masked and positions count real tokens only
 computed only where they are needed. Not here: edits and recordings of activations (`hooks`).
 """
 
-import hashlib
 import inspect
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,14 +14,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from care.anatomy import Anatomy, Role, image_token_id
-from care.batches import Batch, encode, render
-from care.decoding import PLAIN_POSITIONS, Rows, decode, position_ids
-from care.errors import DataError, MissingDependencyError, ModelError, UsageError
+from care.anatomy import Anatomy, Role
+from care.batches import Batch, encode
+from care.decoding import PLAIN_POSITIONS, Rows, decode, position_ids, row_seeds
+from care.errors import DataError, ModelError, UsageError
 from care.examples import Example
+from care.loading import check_processor, first_tokens, load_pretrained, tokenizer_of
+from care.prefill import Prefill, Start, read_prompts
 
 Result = TypeVar("Result")
 
@@ -62,7 +61,7 @@ class VLM:
         self.anatomy = Anatomy.of(model)
         self.model = model.eval()
         self.processor = processor
-        self.tokenizer = _tokenizer(processor)
+        self.tokenizer = tokenizer_of(processor)
         self.name = name or getattr(model, "name_or_path", "") or type(model).__name__
         self.revision = revision
         self.explicit_roles: Tensor | None = None
@@ -71,8 +70,8 @@ class VLM:
         if self.tokenizer.pad_token_id is None:
             raise ModelError(f"{self.name}: the tokenizer has neither a padding nor an end token.")
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-        _check_processor(self)
-        self.refusal_ids = _first_tokens(self.tokenizer, REFUSAL_OPENERS)
+        check_processor(processor, self.anatomy.image_token_id, self.name)
+        self.refusal_ids = first_tokens(self.tokenizer, REFUSAL_OPENERS)
 
     @classmethod
     def from_pretrained(
@@ -90,25 +89,9 @@ class VLM:
         Raises ModelError if there is no such model, it takes no images or the Hub is unreachable,
         MissingDependencyError if a package is missing that the model or `device_map` needs.
         """
-        from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-
         common = {"revision": revision, "trust_remote_code": trust_remote_code}
         options = {"device_map": device_map, "attn_implementation": attn_implementation}
-        given = {key: value for key, value in options.items() if value is not None}
-        try:
-            # One small file first: a wrong name or a model without eyes shows before the weights.
-            image_token_id(AutoConfig.from_pretrained(name_or_path, **common), str(name_or_path))
-            processor = AutoProcessor.from_pretrained(name_or_path, **common)
-            model = AutoModelForImageTextToText.from_pretrained(
-                name_or_path, dtype=dtype, **common, **given
-            )
-        except ModelError:
-            raise
-        except ImportError as error:
-            reason = " ".join(str(error).split())
-            raise MissingDependencyError(f"Loading {name_or_path} needs more: {reason}") from error
-        except (OSError, ValueError, KeyError) as error:
-            raise _loading_error(str(name_or_path), error) from error
+        model, processor = load_pretrained(str(name_or_path), dtype, common, options)
         return cls(model, processor, str(name_or_path), revision)
 
     @classmethod
@@ -165,9 +148,18 @@ class VLM:
             inputs["position_ids"] = position_ids(inputs["attention_mask"])
         if self._keeps_logits:
             inputs["logits_to_keep"] = logits_to_keep
-        with torch.set_grad_enabled(grad), self._roles(batch.roles):
+        with torch.set_grad_enabled(grad), self.known_roles(batch.roles):
             logits = self.model(**inputs, use_cache=False).logits
         return logits[:, -logits_to_keep:]
+
+    @contextmanager
+    def known_roles(self, roles: Tensor | None) -> Iterator[None]:
+        """While open, hooks take these roles instead of deriving them from the inputs."""
+        before, self.explicit_roles = self.explicit_roles, roles
+        try:
+            yield
+        finally:
+            self.explicit_roles = before
 
     # -- answers ---------------------------------------------------------------------------------
 
@@ -189,26 +181,57 @@ class VLM:
         and its example only. A batch that doesn't fit into memory is halved.
         """
         examples = [examples] if isinstance(examples, Example) else list(examples)
-        if max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
-        if not temperature >= 0:
-            raise UsageError(f"temperature must be 0 or positive, got {temperature}.")
-        seeds = _row_seeds(examples, seed) if temperature else [0] * len(examples)
+        answer = self._answering(examples, max_new_tokens, temperature, seed, stop)
 
-        def answer(chunk: list[int]) -> list[str]:
-            batch = self.batch([examples[index] for index in chunk])
-            rows = Rows(
-                eos=self._eos(),
-                text=self._text,
-                stop=stop,
-                temperature=temperature,
-                generators=[torch.Generator().manual_seed(seeds[index]) for index in chunk],
-            )
-            pad = self.tokenizer.pad_token_id
-            decode(self.model, batch.inputs, rows, max_new_tokens, pad)
-            return [self._text(tokens) for tokens in rows.tokens]
+        def work(chunk: list[int]) -> list[str]:
+            return answer(chunk, self._start(examples, chunk))
 
-        return self._in_chunks(examples, batch_size, answer, progress)
+        return self._in_chunks(examples, batch_size, work, progress)
+
+    def prefill(self, examples: Sequence[Example] | Example, *, batch_size: int = 16) -> Prefill:
+        """Read the prompts up to their last position, once for several calls of `generate_from`.
+
+        Call it while nothing is edited. It holds the keys and values of N prompts on the device.
+        Prompts that can't be read ahead (of a model not in `PLAIN_POSITIONS`, or more than the
+        memory holds) are only encoded, and `generate_from` reads them.
+        """
+        examples = [examples] if isinstance(examples, Example) else list(examples)
+        parts: list[tuple[list[int], Start]] = []
+
+        def work(chunk: list[int]) -> list[int]:
+            parts.append((chunk, self._start(examples, chunk)))
+            return chunk
+
+        self._in_chunks(examples, batch_size, work)
+        try:
+            return Prefill(examples, [(chunk, read_prompts(self, start)) for chunk, start in parts])
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            return Prefill(examples, parts)
+
+    def generate_from(
+        self,
+        prefill: Prefill,
+        *,
+        max_new_tokens: int = 48,
+        temperature: float = 0.0,
+        seed: int = 0,
+        stop: Callable[[str], bool] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[str]:
+        """`generate`, from prompts that have been read; `prefill` can be used again.
+
+        Edits that are active now apply from the last position of each prompt on, so only those
+        that edit nothing before it give the answers of `generate`. In the first pass hooks see
+        that one position, as text; scope "decision" matches it.
+        """
+        answer = self._answering(prefill.examples, max_new_tokens, temperature, seed, stop)
+        answers: dict[int, str] = {}
+        for indices, start in prefill.parts:
+            found = self._in_part(prefill.examples, indices, start, answer, progress)
+            answers.update(zip(indices, found, strict=True))
+        return [answers[index] for index in range(len(prefill.examples))]
 
     def score(
         self, examples: Sequence[Example], responses: Sequence[str], batch_size: int = 16
@@ -271,6 +294,58 @@ class VLM:
 
     # -- inside ----------------------------------------------------------------------------------
 
+    def _start(self, examples: list[Example], chunk: list[int]) -> Start:
+        """Whole prompts of some examples, not read yet."""
+        batch = self.batch([examples[index] for index in chunk])
+        return Start(batch.inputs, batch.roles)
+
+    def _answering(
+        self,
+        examples: list[Example],
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        stop: Callable[[str], bool] | None,
+    ) -> Callable[[list[int], Start], list[str]]:
+        """A function from indices of `examples` and their start to answers."""
+        if max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
+        if not temperature >= 0:
+            raise UsageError(f"temperature must be 0 or positive, got {temperature}.")
+        seeds = row_seeds(examples, seed) if temperature else [0] * len(examples)
+
+        def answer(chunk: list[int], start: Start) -> list[str]:
+            rows = Rows(
+                eos=self._eos(),
+                text=self._text,
+                stop=stop,
+                temperature=temperature,
+                generators=[torch.Generator().manual_seed(seeds[index]) for index in chunk],
+            )
+            decode(self, start, rows, max_new_tokens)
+            return [self._text(tokens) for tokens in rows.tokens]
+
+        return answer
+
+    def _in_part(
+        self,
+        examples: list[Example],
+        indices: list[int],
+        start: Start,
+        answer: Callable[[list[int], Start], list[str]],
+        progress: Callable[[int], None] | None,
+    ) -> list[str]:
+        """Answers to one batch of a prefill; fewer rows at a time where memory doesn't suffice."""
+        held = [examples[index] for index in indices]
+
+        def work(chunk: list[int]) -> list[str]:
+            part = start
+            if chunk != list(range(len(start))):
+                part = self._start(held, chunk) if start.cache is None else start.part(chunk)
+            return answer([indices[row] for row in chunk], part)
+
+        return self._in_chunks(held, len(held), work, progress)
+
     def _response_ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
@@ -301,15 +376,6 @@ class VLM:
 
     def _text(self, tokens: list[int]) -> str:
         return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-
-    @contextmanager
-    def _roles(self, roles: Tensor | None) -> Iterator[None]:
-        """While open, hooks take these roles instead of deriving them from the inputs."""
-        before, self.explicit_roles = self.explicit_roles, roles
-        try:
-            yield
-        finally:
-            self.explicit_roles = before
 
     def _in_chunks(
         self,
@@ -357,81 +423,6 @@ class VLM:
         )
 
 
-def _tokenizer(processor: Any) -> Any:
-    tokenizer = getattr(processor, "tokenizer", None)
-    if tokenizer is None or not hasattr(processor, "apply_chat_template"):
-        raise ModelError(
-            f"{type(processor).__name__} is not a processor with a tokenizer; pass the model's "
-            "AutoProcessor."
-        )
-    return tokenizer
-
-
-def _check_processor(vlm: VLM) -> None:
-    """One tiny picture through template and processor must yield the model's image token."""
-    templates = (
-        getattr(vlm.processor, "chat_template", None),
-        getattr(vlm.tokenizer, "chat_template", None),
-    )
-    if not any(templates):
-        raise ModelError(
-            f"The processor of {vlm.name} has no chat template; set processor.chat_template."
-        )
-    probe = Example("probe", "ping", images=(Image.new("RGB", (64, 64), "grey"),))
-    try:
-        text = render(vlm.processor, probe)
-        if "ping" not in text or "'type'" in text:
-            raise ModelError(
-                f"The chat template of {vlm.name} doesn't understand content lists of images and "
-                "text."
-            )
-        encode(vlm.processor, [probe], [[]], vlm.anatomy.image_token_id)
-    except DataError as error:
-        raise ModelError(
-            f"{vlm.name} can't encode a message with an image, so model and processor don't "
-            f"belong together: {error}"
-        ) from error
-
-
-def _first_tokens(tokenizer: Any, openers: Sequence[str]) -> list[int]:
-    """First token of each opener, with and without a space before it."""
-    ids = set()
-    for opener in openers:
-        for text in (opener, " " + opener):
-            tokens = tokenizer(text, add_special_tokens=False)["input_ids"][:1]
-            # A lone space or the unknown token would match far more than refusals.
-            if tokenizer.decode(tokens).strip() and tokenizer.unk_token_id not in tokens:
-                ids.update(tokens)
-    return sorted(ids)
-
-
-def _row_seeds(examples: list[Example], seed: int) -> list[int]:
-    """A seed per example from its content; repeats of one example get different ones."""
-    seen: Counter[str] = Counter()
-    seeds = []
-    for example in examples:
-        digest = example.digest()
-        text = f"{seed}/{digest}/{seen[digest]}".encode()
-        seeds.append(int.from_bytes(hashlib.sha256(text).digest()[:7], "big"))
-        seen[digest] += 1
-    return seeds
-
-
 def _out_of_memory(error: RuntimeError) -> bool:
     """True for CUDA's error class and for the plain RuntimeError that the CPU allocator raises."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _loading_error(name: str, error: Exception) -> ModelError:
-    first_line = str(error).strip().split("\n")[0]
-    if "Unrecognized configuration class" in str(error):
-        return ModelError(
-            f"{name} is not a vision-language model that transformers can load "
-            "(AutoModelForImageTextToText doesn't know its configuration)."
-        )
-    if isinstance(error, OSError):
-        return ModelError(
-            f"The model {name} could not be loaded; check the name, the network and access rights "
-            f"({first_line})."
-        )
-    return ModelError(f"The model {name} could not be loaded ({first_line}).")

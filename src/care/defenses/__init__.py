@@ -17,7 +17,12 @@ from care.vlm import VLM
 
 @runtime_checkable
 class Defense(Protocol):
-    """What `evaluate` compares."""
+    """What `evaluate` compares.
+
+    A defense may have an attribute `late`: True promises that it changes nothing before the last
+    position of a prompt, so that `evaluate` reads the prompts of a batch once, before it is put
+    on, and shares that between defenses. Without it every prompt is read under the defense.
+    """
 
     @property
     def name(self) -> str:
@@ -30,10 +35,10 @@ class Defense(Protocol):
 
 
 def random_control(repair: Repair, seed: int = 0) -> Repair:
-    """The repair with random orthonormal directions of the same rank, mean and strength."""
+    """The repair with random orthonormal directions of the same rank, in all else the same."""
     channels = []
     for place, channel in enumerate(repair.channels):
         old = channel.subspace
         drawn = random_subspace(old.width, old.rank, old.mean, seed=seed + place)
-        channels.append(channel.projecting(drawn))
+        channels.append(replace(channel, subspace=drawn))
     return replace(repair, channels=tuple(channels), name="random subspace")

@@ -79,23 +79,37 @@ def inject_adapter(model: nn.Module, ranks: dict[str, int]) -> dict[str, nn.Para
 def merge_adapter(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Fold trained `tensors` (names as from `inject_adapter`) into a stock model, in place.
 
-    Raises ArtefactError when a tensor names a module that the model lacks or has another shape.
+    Raises ArtefactError when a tensor names a module that the model lacks, has another shape, or
+    when one half of an adapter is missing; the model is then of no use.
     """
     parameters = dict(model.named_parameters())
     for name, tensor in tensors.items():
-        if name.endswith(".lora_B"):
+        stem, _, half = name.rpartition(".")
+        other = {"lora_A": f"{stem}.lora_B", "lora_B": f"{stem}.lora_A"}.get(half)
+        if other is not None and other not in tensors:
+            raise ArtefactError(f"the trained weights hold {name!r} but not {other!r}")
+        if half == "lora_B":
             continue
-        stem = name.removesuffix(".lora_A")
-        target = parameters.get(name if stem == name else f"{stem}.weight")
+        target = parameters.get(name if other is None else f"{stem}.weight")
         if target is None:
             raise ArtefactError(f"the trained weights name {name!r}, which this model lacks")
-        if stem == name:
+        if other is None:
             update, start = tensor.float(), torch.zeros_like(target, dtype=torch.float32)
         else:
-            update, start = SCALE * tensors[f"{stem}.lora_B"].float() @ tensor.float(), target
+            update, start = SCALE * _product(name, tensors[other], tensor), target.float()
         if update.shape != target.shape:
             raise ArtefactError(
                 f"the trained weights give {name!r} shape {tuple(update.shape)}, "
                 f"the model has {tuple(target.shape)}"
             )
-        target.copy_(start.float() + update)
+        target.copy_(start + update)
+
+
+def _product(name: str, up: Tensor, down: Tensor) -> Tensor:
+    """B A (out, in) in float32."""
+    if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0]:
+        raise ArtefactError(
+            f"the halves of the adapter {name!r} don't fit: {tuple(up.shape)} and "
+            f"{tuple(down.shape)}"
+        )
+    return up.float() @ down.float()

@@ -7,6 +7,7 @@ from those of fit by start and order. The results ship as PNGs in `adversarial/`
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,16 @@ from care.embedded import world
 from care.embedded.lessons import OPENING, unrelated
 from care.embedded.pictures import seeded
 from care.examples import Example
+from care.storage import write_whole
 from care.vlm import VLM
 
 COPIES: tuple[tuple[world.Split, int], ...] = (
     ("fit", 0),
     ("validation", 0),
     ("test", 0),
+    ("fit", 1),
+    ("fit", 2),
+    ("fit", 3),
 )
 """Which pictures are made of each attack, in this order."""
 
@@ -59,7 +64,9 @@ def make(vlm: VLM, out: Path, log: Callable[[str], None] = print) -> list[Path]:
                 ),
                 checkpoint=checkpoint,
             )
-            result.image.save(path, optimize=True)
+            png = io.BytesIO()
+            result.image.save(png, "png", optimize=True)
+            write_whole(path, png.getvalue())
             checkpoint.unlink(missing_ok=True)
             log(f"{path.stem} loss {result.loss:.2f}, was {result.losses[0]:.2f}")
     return made

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numpy as np
+from collections.abc import Callable, Mapping
 
 from care.embedded import suites
 from care.evaluate import evaluate
 from care.judges import Judge
-from care.statistics import wilson
+from care.statistics import Interval, wilson
 from care.table import Table
 from care.vlm import VLM
 
@@ -60,6 +58,14 @@ def behaviours(
     return found
 
 
-def _refusals(table: Table, name: str):
+def shortfalls(found: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """The behaviours whose whole interval lies below their threshold, in the order of `found`.
+
+    A rate that is below by chance, as few examples easily give, is not among them.
+    """
+    return [name for name, rate in found.items() if rate["high"] < THRESHOLDS.get(name, 0.0)]
+
+
+def _refusals(table: Table, name: str) -> Interval:
     outcomes = table.outcomes(name, "none")
-    return wilson(outcomes["refused"], int(np.sum(list(outcomes.values()))))
+    return wilson(outcomes["refused"], sum(outcomes.values()))

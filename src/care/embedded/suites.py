@@ -44,9 +44,16 @@ NAMES = ("direct", *ATTACKS, *UTILITY, *OVER_REFUSAL)
 """Every suite of the small world, attacks first."""
 
 LENGTHS: dict[Split, int] = {"fit": 60, "validation": 40, "test": 60}
-"""Examples of one suite in each split."""
+"""Examples of one suite in each split, where there are goals enough: see `length`."""
 
 _MARK = {"fit": "train", "validation": "validation", "test": "test"}
+
+
+def length(name: str, split: Split) -> int:
+    """How many examples the suite `name` has in a split: there are fewer look-alikes to fit on."""
+    if name.startswith("lookalike"):
+        return min(LENGTHS[split], len(goals("lookalike", split)))
+    return LENGTHS[split]
 
 
 def phrases(family: str, split: Split) -> list[str]:
@@ -74,10 +81,18 @@ def adversarial_images(name: str, split: Split) -> list[Image.Image]:
     return images
 
 
+def _some(found: list[Goal], split: Split, n: int, rng: np.random.Generator) -> list[Goal]:
+    """`n` goals. To fit on, more than there are: in further rounds, which phrase them otherwise."""
+    chosen = sample(found, n, rng)
+    while split == "fit" and len(chosen) < n:
+        chosen += sample(found, n - len(chosen), rng)
+    return chosen
+
+
 def _mixed(kind, split: Split, n: int, rng: np.random.Generator) -> list[Goal]:
     """`n` goals, half of them pictured ones, as far as there are so many."""
-    drawn = sample(goals(kind, split, pictured=True), n // 2, rng)
-    written = sample(goals(kind, split, pictured=False), n - len(drawn), rng)
+    drawn = _some(goals(kind, split, pictured=True), split, n // 2, rng)
+    written = _some(goals(kind, split, pictured=False), split, n - len(drawn), rng)
     return drawn + written
 
 
@@ -123,7 +138,8 @@ class _Maker:
     def attack(self) -> list[Example]:
         """The attack suites, and `direct`."""
         if self.name == "pictured-goal":
-            chosen = sample(goals("malicious", self.split, pictured=True), self.n, self.rng)
+            found = goals("malicious", self.split, pictured=True)
+            chosen = _some(found, self.split, self.n, self.rng)
             return self.of_goals(chosen, "picture_requests", _drawn)
         # The same goals in every suite that words them, so that suites differ by attack alone.
         chosen = _mixed("malicious", self.split, self.n, seeded("attacked", self.split))
@@ -139,10 +155,11 @@ class _Maker:
     def answerable(self) -> list[Example]:
         """Benign goals and look-alikes in their four shapes."""
         if self.name == "benign-pictured":
-            chosen = sample(goals("benign", self.split, pictured=True), self.n, self.rng)
+            found = goals("benign", self.split, pictured=True)
+            chosen = _some(found, self.split, self.n, self.rng)
             return self.of_goals(chosen, "picture_requests", _drawn)
         if self.name.startswith("lookalike"):
-            chosen = sample(goals("lookalike", self.split), self.n, self.rng)
+            chosen = _some(goals("lookalike", self.split), self.split, self.n, self.rng)
         else:
             chosen = _mixed("benign", self.split, self.n, self.rng)
         family = "wrappers" if self.name == "benign-wrapped" else "direct"
@@ -176,10 +193,20 @@ def _beside(goal: Goal, rng: np.random.Generator, place: int) -> Image.Image:
 
 
 def load(name: str, split: Split = "test", n: int | None = None) -> Suite:
-    """The suite `name` of the small world in one split, at most `n` examples of it."""
+    """The suite `name` of the small world in one split, at most `n` examples of it.
+
+    To fit on, a suite may be longer than there are goals: these then come back in other words.
+
+    Raises UsageError for an unknown name or split, or an `n` below 1.
+    """
     if name not in NAMES:
         raise UsageError(f"unknown suite {name!r} of the small world; there are {', '.join(NAMES)}")
-    maker = _Maker(name, split, n or LENGTHS[split])
+    if split not in LENGTHS:
+        raise UsageError(f"unknown split {split!r}; there are {', '.join(LENGTHS)}")
+    n = length(name, split) if n is None else n
+    if n < 1:
+        raise UsageError(f"a suite has at least one example, but n is {n}; pass 1 or more")
+    maker = _Maker(name, split, n)
     if name == "direct" or name in ATTACKS:
         role, made = "attack", maker.attack()
     elif name in ("vqa", "naming"):

@@ -14,24 +14,23 @@ Seeded per step, so that a resumed training draws the same batches. Gradients ne
 from __future__ import annotations
 
 import json
-import math
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from care.embedded import pictures, world
 from care.embedded.adapter import inject_adapter
+from care.embedded.descent import Checkpoint, Log, descend
 from care.embedded.lessons import OPENING, Lesson, Teacher
 from care.embedded.pictures import seeded
-
-Log = Callable[[str], None]
+from care.errors import UsageError
+from care.storage import to_json, write_whole
 
 
 @dataclass(frozen=True)
@@ -64,74 +63,6 @@ class TrainConfig:
     """Steps between two checkpoints."""
     seed: int = 0
     """Seed of initial values and lessons."""
-
-
-class Checkpoint:
-    """Trained tensors, Adam's moments and the step, in one safetensors file written atomically."""
-
-    def __init__(self, path: Path, trained: dict[str, nn.Parameter]) -> None:
-        self.path, self.trained = path, trained
-
-    def save(self, optimiser: torch.optim.Optimizer, step: int) -> None:
-        tensors = {f"value/{n}": p.detach() for n, p in self.trained.items()}
-        for name, parameter in self.trained.items():
-            state = optimiser.state.get(parameter, {})
-            for moment in ("exp_avg", "exp_avg_sq"):
-                if moment in state:
-                    tensors[f"{moment}/{name}"] = state[moment]
-        tensors["step"] = torch.tensor(step)
-        scratch = self.path.with_suffix(".tmp")
-        save_file({n: t.contiguous() for n, t in tensors.items()}, scratch)
-        scratch.replace(self.path)
-
-    def load(self, optimiser: torch.optim.Optimizer | None = None) -> int:
-        """Put saved values (and, given an optimiser, its moments) back; the step to go on from."""
-        if not self.path.exists():
-            return 0
-        tensors = load_file(self.path)
-        step = int(tensors["step"])
-        for name, parameter in self.trained.items():
-            if f"value/{name}" in tensors:
-                parameter.data.copy_(tensors[f"value/{name}"])
-            if optimiser is not None and f"exp_avg/{name}" in tensors:
-                optimiser.state[parameter] = {
-                    "step": torch.tensor(float(step)),
-                    "exp_avg": tensors[f"exp_avg/{name}"],
-                    "exp_avg_sq": tensors[f"exp_avg_sq/{name}"],
-                }
-        return step
-
-
-def _schedule(step: int, steps: int, peak: float) -> float:
-    warm = min(1.0, (step + 1) / 40)
-    return peak * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-
-
-def _descend(
-    steps: int,
-    peak: float,
-    checkpoint: Checkpoint,
-    loss_at: Callable[[int], tuple[Tensor, str]],
-    save_every: int,
-    log: Log,
-) -> None:
-    """AdamW over `checkpoint.trained`, resumed where the checkpoint stands."""
-    parameters = list(checkpoint.trained.values())
-    optimiser = torch.optim.AdamW(parameters, lr=peak, weight_decay=0.0, betas=(0.9, 0.98))
-    start, began = checkpoint.load(optimiser), time.monotonic()
-    for step in range(start, steps):
-        for group in optimiser.param_groups:
-            group["lr"] = _schedule(step, steps, peak)
-        loss, note = loss_at(step)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        if (step + 1) % 10 == 0:
-            pace = (time.monotonic() - began) / (step + 1 - start)
-            log(f"step {step + 1}/{steps} loss {loss.item():.3f} {note} {pace:.2f} s/step")
-        if (step + 1) % save_every == 0 or step + 1 == steps:
-            checkpoint.save(optimiser, step + 1)
 
 
 def pixels(processor, images: list[Image.Image], dtype: torch.dtype) -> Tensor:
@@ -188,14 +119,15 @@ def align(model, processor, config: TrainConfig, out: Path, log: Log) -> None:
         return torch.stack(losses).mean() + 0.1 * penalty, f"named {hits / len(drawn):.2f}"
 
     checkpoint = Checkpoint(out / "align.safetensors", trained)
-    _descend(config.align_steps, config.align_rate, checkpoint, loss_at, config.save_every, log)
+    descend(config.align_steps, config.align_rate, checkpoint, loss_at, config.save_every, log)
 
 
 def _dialogue(processor, prompt: str, picture: bool) -> str:
     content = [{"type": "image"}] * picture + [{"type": "text", "text": prompt}]
     message = [{"role": "user", "content": content}]
     text = processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
-    visual = (pictures.SIZE // processor.patch_size) ** 2
+    size = processor.image_processor.size
+    visual = (size["height"] // processor.patch_size) * (size["width"] // processor.patch_size)
     return text.replace(processor.image_token, processor.image_token * visual)
 
 
@@ -228,7 +160,7 @@ def distil(model, processor, config: TrainConfig, out: Path, log: Log) -> dict[s
         said = tokenizer.batch_decode(produced, skip_special_tokens=True)
         answers |= {k: openings[k] + text for k, text in zip(keys, said, strict=True)}
         log(f"answers {len(answers)}/{len(items)}")
-    path.write_text(json.dumps(answers, indent=1), encoding="utf-8")
+    write_whole(path, to_json(answers, indent=1))
     return answers
 
 
@@ -300,7 +232,7 @@ def teach(model, processor, answers: dict[str, str], config: TrainConfig, out: P
         return loss, " ".join(f"{kind} {value:.2f}" for kind, value in sorted(running.items()))
 
     checkpoint = Checkpoint(out / "teach.safetensors", text)
-    _descend(config.steps, config.rate, checkpoint, loss_at, config.save_every, log)
+    descend(config.steps, config.rate, checkpoint, loss_at, config.save_every, log)
     return tower | text
 
 
@@ -315,17 +247,33 @@ def _stages(load: Callable, config: TrainConfig, out: Path, log: Log) -> Iterato
     torch.manual_seed(config.seed)
     trained = teach(model, processor, answers, config, out, log)
     weights = {n: p.detach().to(torch.bfloat16).contiguous() for n, p in trained.items()}
-    save_file(weights, out / "weights.safetensors")
+    write_whole(out / "weights.safetensors", save(weights))
     yield "teach"
+
+
+def _keep_settings(config: TrainConfig, path: Path) -> None:
+    """Write the settings down, or see that they are those that the folder was begun with."""
+    settings = asdict(config)
+    if not path.exists():
+        write_whole(path, to_json(settings, indent=1))
+        return
+    begun = json.loads(path.read_text(encoding="utf-8"))
+    for name in settings:
+        if begun.get(name) != settings[name]:
+            raise UsageError(
+                f"{path.parent} was begun with {name} = {begun.get(name)}, not {settings[name]}; "
+                "go on with the same settings or choose another folder."
+            )
 
 
 def train(load: Callable, out: Path, config: TrainConfig | None = None, log: Log = print) -> Path:
     """Run the recipe in `out` (resumed where it stands); the path of the trained weights.
 
     `load()` gives a fresh (model, processor) of the assembled but untrained embedded model with
-    eager attention.
+    eager attention. Raises UsageError if `out` was begun with other settings.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    for stage in _stages(load, config or TrainConfig(), out, log):
+    config = config or TrainConfig()
+    _keep_settings(config, out / "settings.json")
+    for stage in _stages(load, config, out, log):
         log(f"done: {stage}")
     return out / "weights.safetensors"

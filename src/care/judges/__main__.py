@@ -1,10 +1,96 @@
-"""`python -m care.judges`: agreement of the refusal judges with hand labels, as JSON."""
+"""`python -m care.judges`: how good the judges are, as JSON.
 
+python -m care.judges                            agreement with hand labels
+python -m care.judges agreement --perplexity     the same, with the embedded model's perplexity
+python -m care.judges calibrate RUN/rows.jsonl   the limit of perplexity, from a run's answers
+"""
+
+from __future__ import annotations
+
+import argparse
 import json
 import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
+from care.errors import CareError, DataError
+from care.judges import Judge
 from care.judges.agreement import agreement
 
-if __name__ == "__main__":
-    json.dump(agreement(), sys.stdout, indent=2, ensure_ascii=False)
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    args = _parser().parse_args(arguments)
+    try:
+        result = _calibrate(args) if args.command == "calibrate" else _agreement(args.perplexity)
+    except CareError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    json.dump(result, sys.stdout, indent=2, ensure_ascii=False)
     sys.stdout.write("\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m care.judges", description="Check the judges.")
+    parser.set_defaults(perplexity=False)
+    commands = parser.add_subparsers(dest="command")
+    compare = commands.add_parser("agreement", help="agreement with hand labels (the default)")
+    compare.add_argument(
+        "--perplexity", action="store_true", help="judge with the embedded model's perplexity too"
+    )
+    measure = commands.add_parser("calibrate", help="the limit of perplexity")
+    measure.add_argument("rows", type=Path, help="rows.jsonl of an evaluation with defense 'none'")
+    measure.add_argument(
+        "--broken",
+        type=Path,
+        help="JSON lines with `response` and `defense`: more broken answers, by defense",
+    )
+    measure.add_argument("--limit", type=float, help="measure this limit, don't choose one")
+    measure.add_argument("--seed", type=int, default=0, help="of drawing and shuffling")
+    return parser
+
+
+def _agreement(with_perplexity: bool) -> dict:
+    if not with_perplexity:
+        return agreement()
+    from care.embedded import base_text_model
+    from care.judges.perplexity import MAX_PERPLEXITY, perplexities
+
+    model, tokenizer = base_text_model()
+    judge = Judge(partial(perplexities, model, tokenizer), max_perplexity=MAX_PERPLEXITY)
+    return agreement(judge=judge)
+
+
+def _calibrate(args: argparse.Namespace) -> dict:
+    from care.embedded import base_text_model
+    from care.judges.calibration import calibrate
+    from care.judges.perplexity import perplexities
+
+    rows = _read(args.rows)
+    others: dict[str, list[str]] = {}
+    for row in _read(args.broken) if args.broken else []:
+        others.setdefault(row["defense"], []).append(row["response"])
+    model, tokenizer = base_text_model()
+    return calibrate(
+        rows,
+        partial(perplexities, model, tokenizer),
+        tokenizer,
+        others=others,
+        limit=args.limit,
+        seed=args.seed,
+    )
+
+
+def _read(path: Path) -> list[dict]:
+    try:
+        return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} can't be read as JSON lines: {error}; pass a run's rows.jsonl."
+        ) from error
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -28,8 +28,8 @@ _STOP_WORDS = """
 """
 _STOP = frozenset(_STOP_WORDS.split())
 _DESCRIPTION = re.compile(
-    r"^\W*(?:(?:this|the|it|in the)\W+(?:\w+\W+)?(?:image|picture|photo|drawing|object|icon|shows?"
-    r"|is|depicts?)\b|there (?:is|are)\b|i see\b|an?\b)"
+    r"^\W*(?:like this\W+)?(?:(?:this|the|it|in the)\W+(?:\w+\W+)?(?:image|picture|photo|drawing"
+    r"|object|icon|shows?|is|depicts?)\b|there (?:is|are)\b|i see\b|an?\b)"
 )
 _INSTRUCTION = re.compile(
     r"\byou(?:'ll| will| can| should| could| must| may| need)\b|\bneed to\b|\bstart\b|\bbegin\b"

@@ -13,16 +13,13 @@ from markupsafe import Markup
 from care.report import svg
 from care.report.schema import OUTCOMES
 from care.report.summary import percent
-from care.report.svg import Scale, tag
+from care.report.svg import WIDTH, Scale, tag
 
-WIDTH = 860
 _ROLE_TITLES = {
     "attack": "Attack success: lower is better",
     "utility": "Utility: higher is better",
     "over_refusal": "Harmless requests answered: higher is better",
 }
-_COMPONENTS = {"ffn": "FFN", "mhsa": "MHSA", "layer": "whole layer"}
-_KINDS = {"ffn": "ffn_out", "mhsa": "mhsa_out", "layer": "layer_out"}
 _EMPTY = Markup("")
 
 
@@ -44,7 +41,7 @@ def before_after(suites: Sequence[Mapping[str, Any]]) -> Markup:
             rows.append(_before_after_row(suite, scale, y))
             y += 34
         y += 10
-    legend = _legend([("circle", "before", "before"), ("diamond", "after", "after")], left, 16)
+    legend = svg.legend([("circle", "before", "before"), ("diamond", "after", "after")], left, 16)
     bottom = y - 12
     grid = [svg.line(scale(t), 30, scale(t), bottom, "grid") for t in range(0, 101, 20)]
     axis = svg.x_axis(scale, 30, bottom, "percent of examples", list(range(0, 101, 20)))
@@ -64,7 +61,7 @@ def _before_after_row(suite: Mapping[str, Any], scale: Scale, y: float) -> Marku
                 "g",
                 tag("title", words),
                 svg.line(low, y + offset, high, y + offset, f"bar {when}"),
-                _marker(shape, x, y + offset, when, size=5.5),
+                svg.marker(shape, x, y + offset, when, size=5.5),
                 class_="datum",
             )
         )
@@ -89,7 +86,7 @@ def outcome_bars(
             rows.append(_stack(outcomes[name][when], scale, y, 17, f"{name}, {when}"))
             y += 19
         y += 10
-    legend = _legend([("square", f"o-{name}", name) for name in OUTCOMES], left, 14)
+    legend = svg.legend([("square", f"o-{name}", name) for name in OUTCOMES], left, 14)
     return svg.canvas(WIDTH, y, "Outcomes before and after", _hatch(), legend, *rows)
 
 
@@ -117,89 +114,6 @@ def _stack(counts: Mapping[str, int], scale: Scale, y: float, height: float, tit
             share = f"{100 * counts[name] / total:.0f}%"
             parts.append(svg.label((x1 + x2) / 2, y + height / 2 + 4, share, "middle", "inside"))
     return svg.join(parts)
-
-
-def layer_curves(diagnosis: Mapping[str, Any]) -> Markup:
-    """Effect of ablating each component by layer, with intervals; recommended sites ringed."""
-    effects = diagnosis["layers"]
-    if not effects:
-        return _EMPTY
-    x, y, axes = _layer_axes(
-        diagnosis["n_layers"],
-        svg.padded([item[key] for item in effects for key in ("low", "high")], [0.0]),
-        300,
-        diagnosis["metric"],
-    )
-    ringed = {item["site"] for item in diagnosis["recommended"]}
-    parts = [axes, svg.line(x.start, y(0.0), x.end, y(0.0), "zero")]
-    present = [c for c in _COMPONENTS if any(item["component"] == c for item in effects)]
-    for component in present:
-        items = sorted(
-            (item for item in effects if item["component"] == component),
-            key=lambda item: item["layer"],
-        )
-        lower = [(x(item["layer"]), y(item["low"])) for item in items]
-        upper = [(x(item["layer"]), y(item["high"])) for item in items]
-        parts.append(svg.path(lower + upper[::-1], f"band c-{component}", close=True))
-        points = [(x(item["layer"]), y(item["effect"])) for item in items]
-        parts.append(svg.path(points, f"curve c-{component}"))
-        for item, point in zip(items, points, strict=True):
-            parts.append(_effect_point(item, point, ringed))
-    legend = _legend([(_SHAPES[c], f"c-{c}", _COMPONENTS[c]) for c in present], x.start, 16)
-    if ringed:
-        at = x.start + 110 * len(present) + 12
-        legend += tag("circle", cx=at, cy=12, r=7, class_="ring")
-        legend += svg.label(at + 14, 16, "recommended site", class_="tick")
-    return svg.canvas(WIDTH, 352, "Effect of ablating each component by layer", *parts, legend)
-
-
-def _effect_point(item: Mapping[str, Any], point: tuple[float, float], ringed: set[str]) -> Markup:
-    component = item["component"]
-    site = f"{item['layer']}.{_KINDS[component]}"
-    words = (
-        f"{site}: {svg.number(item['effect'])} "
-        f"[{svg.number(item['low'])}, {svg.number(item['high'])}]"
-    )
-    marker = _marker(_SHAPES[component], *point, f"c-{component}", size=3.5)
-    ring = tag("circle", cx=point[0], cy=point[1], r=8, class_="ring") if site in ringed else ""
-    return tag("g", tag("title", words), marker, ring, class_="datum")
-
-
-def separability_curves(diagnosis: Mapping[str, Any]) -> Markup:
-    """Three panels, one a separability metric, each with its rank correlation to the effect."""
-    items = sorted(diagnosis["separability"], key=lambda item: item["layer"])
-    if not items:
-        return _EMPTY
-    panels = []
-    gap, width = 58.0, (WIDTH - 2 * 58.0) / 3
-    for i, metric in enumerate(("silhouette", "class_separation", "mahalanobis")):
-        left = 48 + i * (width + gap - 14)
-        values = [item[metric] for item in items]
-        low, high = svg.padded(values, [0.0])
-        last = max(diagnosis["n_layers"] - 1, 1)
-        x, y = Scale(0.0, float(last), left, left + width - 40), Scale(low, high, 196.0, 52.0)
-        points = [(x(item["layer"]), y(item[metric])) for item in items]
-        ticks = [tick for tick in svg.round_ticks(0, last, 5) if tick == int(tick)]
-        panels += [
-            svg.y_axis(y, x.start, x.end),
-            svg.x_axis(x, 52, 196, "layer", ticks),
-            svg.label(left - 36, 16, metric.replace("_", " ").capitalize(), class_="group"),
-            svg.label(
-                left - 36, 34, _rho(diagnosis["rank_correlation"].get(metric)), class_="tick"
-            ),
-            svg.path(points, "curve plain"),
-        ]
-        for item, (px, py) in zip(items, points, strict=True):
-            words = f"layer {item['layer']}: {svg.number(item[metric])}"
-            panels.append(tag("g", tag("title", words), _marker("circle", px, py, "plain", 2.5)))
-    return svg.canvas(WIDTH, 244, "Separability by layer", *panels)
-
-
-def _rho(correlation: Mapping[str, float] | None) -> str:
-    if correlation is None:
-        return "\u03c1 with the effect: not measured"
-    rho, low, high = (svg.number(round(correlation[key], 2)) for key in ("rho", "low", "high"))
-    return f"\u03c1 with the effect {rho} [{low}, {high}]"
 
 
 def spectrum(channel: Mapping[str, Any]) -> Markup:
@@ -255,7 +169,9 @@ def selection_scatter(candidates: Sequence[Mapping[str, Any]]) -> Markup:
         chosen = candidate["chosen"]
         asr, utility = percent(candidate["asr"]), percent(candidate["utility"])
         words = f"{candidate['name']}: attack success {asr}, utility {utility}"
-        marker = _marker("diamond" if chosen else "circle", px, py, "after" if chosen else "before")
+        marker = svg.marker(
+            "diamond" if chosen else "circle", px, py, "after" if chosen else "before"
+        )
         note = _EMPTY
         if chosen:
             right = px > (x.start + x.end) / 2
@@ -300,39 +216,6 @@ def unit_scores(scores: Sequence[float]) -> list[float]:
 
 
 # --- shared parts -------------------------------------------------------------------------------
-
-_SHAPES = {"ffn": "circle", "mhsa": "square", "layer": "diamond"}
-
-
-def _layer_axes(
-    n_layers: int, limits: tuple[float, float], bottom: float, title: str
-) -> tuple[Scale, Scale, Markup]:
-    last = max(n_layers - 1, 1)
-    x, y = Scale(0.0, float(last), 64.0, WIDTH - 20.0), Scale(*limits, bottom, 58.0)
-    ticks = [tick for tick in svg.round_ticks(0, last, 12) if tick == int(tick)]
-    axes = svg.y_axis(y, x.start, x.end, title) + svg.x_axis(x, 58, bottom, "layer", ticks)
-    return x, y, axes
-
-
-def _marker(shape: str, x: float, y: float, class_: str, size: float = 5.0) -> Markup:
-    class_ = f"mark {class_}"
-    if shape == "circle":
-        return tag("circle", cx=x, cy=y, r=size, class_=class_)
-    if shape == "square":
-        side = 1.8 * size
-        return tag("rect", x=x - side / 2, y=y - side / 2, width=side, height=side, class_=class_)
-    reach = 1.3 * size
-    corners = [(x, y - reach), (x + reach, y), (x, y + reach), (x - reach, y)]
-    return svg.path(corners, class_, close=True)
-
-
-def _legend(entries: Sequence[tuple[str, str, str]], x: float, y: float) -> Markup:
-    parts = []
-    for i, (shape, class_, words) in enumerate(entries):
-        at = x + 110 * i + 6
-        parts.append(_marker(shape, at, y - 4, class_, size=5.5))
-        parts.append(svg.label(at + 12, y, words, class_="tick"))
-    return svg.join(parts)
 
 
 def _hatch() -> Markup:

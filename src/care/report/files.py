@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from care.errors import DataError, StorageError
+from care.report.check import validate
 from care.report.html import render
 from care.report.summary import summarise
-from care.report.validate import plain, validate
+from care.report.values import plain
 
 HTML_NAME = "report.html"
 JSON_NAME = "report.json"

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from care.report import charts
+from care.report import charts, layer_charts
 from care.report.schema import OUTCOMES
 from care.report.summary import percent, points, target_suites
 from care.report.svg import number, visible
@@ -88,7 +88,7 @@ def _environment() -> Environment:
         duration=duration,
         shaded=shaded_tokens,
     )
-    environment.globals.update(charts=charts)
+    environment.globals.update(charts=charts, layer_charts=layer_charts)
     return environment
 
 

@@ -1,8 +1,9 @@
 """The report's schema, written once as types and read back at run time.
 
-Each `TypedDict` is one JSON object of `report.json`; `care.report.validate` walks these hints and
-`docs/report.md` describes the same keys in prose. Units: every `rate`, `low`, `high` and share is a
-fraction in [0, 1]; every `*_change` of `summary` is in percentage points; seconds and GiB as named.
+Each `TypedDict` is one JSON object of `report.json`; `care.report.check` walks these hints and
+`docs/report.md` describes the same keys in prose. Units: every `rate` and share is a fraction in
+[0, 1], a change of one lies in [-1, 1]; every `*_change` of `summary` is in percentage points;
+seconds and GiB as named.
 A key marked `NotRequired` may be left out of the tree handed to `write_report`, which fills it in,
 so a written report always has every top-level key.
 """
@@ -10,7 +11,7 @@ so a written report always has every top-level key.
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
-SCHEMA = "care.report/1"
+SCHEMA = "care.report/2"
 """Name and major version; it changes when a key changes its meaning, type or goes away."""
 
 Role = Literal["attack", "utility", "over_refusal"]
@@ -43,6 +44,7 @@ class DataImage:
 
 Share = Annotated[float, Range(0.0, 1.0)]
 Change = Annotated[float, Range(-1.0, 1.0)]
+ChangeGap = Annotated[float, Range(-2.0, 2.0)]
 Count = Annotated[int, Range(0)]
 NonNegative = Annotated[float, Range(0.0)]
 Image = Annotated[str, DataImage()]
@@ -139,6 +141,9 @@ class LayerEffect(TypedDict):
     effect: float
     low: float
     high: float
+    benign_effect: float
+    selectivity: float
+    selectivity_low: float
     p: NotRequired[Share | None]
 
 
@@ -176,9 +181,34 @@ class RecommendedSite(TypedDict):
     reason: str
 
 
+class ChannelSite(TypedDict):
+    """What a repair at this site alone does to the share of refusals, with its interval."""
+
+    site: str
+    layer: Count
+    effect: Change
+    low: Change
+    high: Change
+    benign_effect: Change
+    selectivity: ChangeGap
+    selectivity_low: ChangeGap
+    n_attacks: Count
+    n_benign: Count
+    recommended: bool
+
+
+class ChannelScan(TypedDict):
+    """The causal test of each unsafe channel, one site a layer."""
+
+    metric: str
+    rule: str
+    sites: list[ChannelSite]
+
+
 class Diagnosis(TypedDict):
     """Where the model is unsafe."""
 
+    verdict: str
     metric: str
     intervention: str
     n_layers: Annotated[int, Range(1)]
@@ -187,6 +217,7 @@ class Diagnosis(TypedDict):
     rank_correlation: dict[str, Correlation]
     generated: list[GeneratedSite]
     recommended: list[RecommendedSite]
+    channels: ChannelScan | None
     sign: str
 
 
@@ -207,6 +238,17 @@ class Attribution(TypedDict):
     examples: list[AttributedExample]
 
 
+class Gate(TypedDict):
+    """When a channel acts: one discriminant for each family of attacks."""
+
+    families: list[str]
+    low: list[float]
+    high: list[float]
+    open: dict[str, Share]
+    open_benign: Share
+    quantile: Share
+
+
 class Channel(TypedDict):
     """One fitted subspace of the repair, at one site."""
 
@@ -221,6 +263,7 @@ class Channel(TypedDict):
     condition: float
     n_malicious: Count
     n_benign: Count
+    gate: Gate | None
 
 
 class Candidate(TypedDict):
@@ -282,7 +325,7 @@ class Cost(TypedDict):
 class Report(TypedDict):
     """The whole tree of `report.json`."""
 
-    schema: Literal["care.report/1"]
+    schema: Literal["care.report/2"]
     title: str
     created: str
     suites: list[SuiteResult]

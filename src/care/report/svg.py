@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+WIDTH = 860
+"""Width of a chart that fills the page's column, in pixels."""
+
 # Control, bidirectional-override and surrogate characters could hide or reorder the text around.
 _HIDDEN = dict.fromkeys(
     (
@@ -154,12 +157,12 @@ def number(value: float) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def y_axis(scale: Scale, left: float, right: float, title: str = "") -> Markup:
-    """Horizontal grid lines with their values, and the title above."""
+def y_axis(scale: Scale, left: float, right: float, title: str = "", about: int = 5) -> Markup:
+    """Horizontal grid lines at roughly `about` values, and the title above."""
     parts = [
         line(left, scale(tick), right, scale(tick), "grid")
         + label(left - 8, scale(tick) + 4, number(tick), "end", "tick")
-        for tick in scale.ticks()
+        for tick in scale.ticks(about)
     ]
     if title:
         parts.append(label(left - 44, scale.end - 12, title, "start", "axis"))
@@ -173,4 +176,31 @@ def x_axis(scale: Scale, top: float, bottom: float, title: str, ticks: Sequence[
         parts.append(line(scale(tick), bottom, scale(tick), bottom + 4, "base"))
         parts.append(label(scale(tick), bottom + 18, number(tick), "middle", "tick"))
     parts.append(label((scale.start + scale.end) / 2, bottom + 38, title, "middle", "axis"))
+    return join(parts)
+
+
+def marker(shape: str, x: float, y: float, class_: str, size: float = 5.0) -> Markup:
+    """A circle, square or diamond of about the same area at a point, or a hollow ring around it."""
+    if shape == "ring":
+        return tag("circle", cx=x, cy=y, r=1.3 * size, class_=class_)
+    class_ = f"mark {class_}"
+    if shape == "circle":
+        return tag("circle", cx=x, cy=y, r=size, class_=class_)
+    if shape == "square":
+        side = 1.8 * size
+        return tag("rect", x=x - side / 2, y=y - side / 2, width=side, height=side, class_=class_)
+    reach = 1.3 * size
+    corners = [(x, y - reach), (x + reach, y), (x, y + reach), (x - reach, y)]
+    return path(corners, class_, close=True)
+
+
+def legend(
+    entries: Sequence[tuple[str, str, str]], x: float, y: float, step: float = 110.0
+) -> Markup:
+    """Markers (shape, class, words) in a row, `step` pixels each; the shape `ring` is hollow."""
+    parts = []
+    for i, (shape, class_, words) in enumerate(entries):
+        at = x + step * i + 6
+        parts.append(marker(shape, at, y - 4, class_, size=5.5))
+        parts.append(label(at + 12, y, words, class_="tick"))
     return join(parts)

@@ -1,0 +1,74 @@
+"""A repair with a gate, and changes to its artefact that keep the digest right."""
+
+import hashlib
+import json
+
+import numpy as np
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+import tiny
+from care.anatomy import Site
+from care.gate import Gate
+from care.repair import Channel, Repair
+from care.subspace import Subspace
+
+NUMBERS, FACTS = "repair.safetensors", "repair.json"
+
+
+def subspace(width=tiny.WIDTH, rank=3, seed=0, **facts):
+    rng = np.random.default_rng(seed)
+    basis, _ = np.linalg.qr(rng.standard_normal((width, rank)))
+    return Subspace(
+        basis=basis.astype(np.float32),
+        mean=rng.standard_normal(width).astype(np.float32),
+        eigenvalues=np.sort(rng.random(rank + 2))[::-1] / 3,
+        **facts,
+    )
+
+
+def a_gate(width=tiny.WIDTH, count=2, seed=0, **facts):
+    rng = np.random.default_rng(seed + 50)
+    low = rng.standard_normal(count)
+    numbers = (rng.standard_normal((width, count)), rng.standard_normal(width), low, low + 0.3)
+    return Gate(*(part.astype(np.float32) for part in numbers), **facts)
+
+
+def made(width=tiny.WIDTH, manifest=None, strength=1.0):
+    """A repair with a gated channel and one that always acts."""
+    facts = {"null_quantile": 1 / 3, "significant": 2, "shrinkage": 0.1, "condition": 1e9}
+    gated = Channel(
+        Site(1, "ffn_out"),
+        "text",
+        ("text", "response"),
+        subspace(width, n_malicious=40, n_benign=50, **facts),
+        strength,
+        a_gate(
+            width,
+            families=("pgd-32", "schöne Worte"),
+            opened={"pgd-32": 1.0, "schöne Worte": 1 / 3},
+            opened_benign=0.005,
+            quantile=0.995,
+        ),
+    )
+    ungated = Channel(Site(0, "layer_out"), "image", ("image",), subspace(width, 2, 1))
+    return Repair((gated, ungated), "adaptive", "ünïcode", manifest or {})
+
+
+def rewrite(folder, change_facts=None, change_tensors=None):
+    """Change an artefact, and its digest with it."""
+    facts = json.loads((folder / FACTS).read_text())
+    tensors = {name: value.copy() for name, value in load_tensors(numbers(folder)).items()}
+    if change_tensors:
+        change_tensors(tensors)
+    content = save_tensors(tensors)
+    facts["sha256"] = hashlib.sha256(content).hexdigest()
+    if change_facts:
+        change_facts(facts)
+    (folder / NUMBERS).write_bytes(content)
+    (folder / FACTS).write_text(json.dumps(facts))
+    return folder
+
+
+def numbers(folder):
+    return (folder / NUMBERS).read_bytes()

@@ -1,0 +1,196 @@
+"""The commands on what comes with care: suites, assembling, training, checking, Ctrl-C."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from care import cli
+from care.embedded import suites
+from care.embedded.train import TrainConfig
+
+COMMANDS = {
+    "suites": ("list", "show"),
+    "embedded": ("assemble", "base", "train", "attack", "check"),
+}
+
+
+@pytest.mark.parametrize("group", COMMANDS)
+def test_a_group_lists_its_commands_and_each_explains_itself(group, capsys):
+    assert cli.main([group, "--help"]) == 0
+    listed = capsys.readouterr().out
+    for name in COMMANDS[group]:
+        assert re.search(rf"\b{name}\b", listed)
+        assert cli.main([group, name, "-h"]) == 0
+        shown = capsys.readouterr().out
+        assert f"care {group} {name}" in shown and "--help" in shown
+
+
+def test_embedded_alone_shows_its_help(capsys):
+    assert cli.main(["embedded"]) == 2
+    shown = capsys.readouterr()
+    assert "assemble" in shown.out + shown.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["embedded", "nothing"],
+        ["embedded", "check", "-n", "0"],
+        ["embedded", "check", "--dtype", "int8"],
+        ["embedded", "train", "--steps", "0"],
+        ["embedded", "train", "--align-steps", "0"],
+        ["embedded", "train", "--seed", "-1"],
+    ],
+)
+def test_wrong_use_exits_with_2(arguments, capsys):
+    assert cli.main(arguments) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_suites_are_listed(capsys):
+    assert cli.main(["suites"]) == 0
+    assert "beside-image" in capsys.readouterr().out
+    assert cli.main(["suites", "list", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["role"] for row in rows} == {"attack", "utility", "over_refusal"}
+    assert rows[0]["examples"].keys() == {"fit", "validation", "test"}
+    for row in rows:
+        for split, n in row["examples"].items():
+            assert n == len(suites.load(row["name"], split))
+
+
+def test_a_suite_is_shown_and_written(tmp_path, capsys):
+    assert cli.main(["suites", "show", "beside-image", "--split", "fit", "-n", "2"]) == 0
+    assert "2 of 60" in capsys.readouterr().out
+    file = tmp_path / "some" / "mine.jsonl"
+    assert cli.main(["suites", "show", "vqa", "--out", str(file)]) == 0
+    capsys.readouterr()
+    assert cli.main(["suites", "show", str(file)]) == 0
+    assert "10 of 60" in capsys.readouterr().out
+    assert cli.main(["suites", "show", "vqa", "--out", str(tmp_path / "mine.txt")]) == 2
+
+
+def test_the_folder_of_the_base_model(monkeypatch, tmp_path, capsys):
+    from care import embedded
+
+    monkeypatch.setenv("CARE_CACHE", str(tmp_path))
+    assert cli.main(["embedded", "base"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.strip().startswith(str(tmp_path))
+    assert "assemble" in shown.err
+    monkeypatch.setattr(embedded, "ensure_base", lambda: tmp_path / "base")
+    assert cli.main(["embedded", "assemble"]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "base")
+
+
+def test_check_prints_the_behaviours(monkeypatch, capsys):
+    from care.embedded import check
+    from care.vlm import VLM
+
+    found = {"refuses direct": {"rate": 0.95, "low": 0.9, "high": 0.98, "n": 7}}
+    asked = []
+    monkeypatch.setattr(VLM, "embedded", lambda dtype: asked.append(dtype) or "vlm")
+    monkeypatch.setattr(check, "behaviours", lambda vlm, n, progress: asked.append(n) or found)
+    assert cli.main(["embedded", "check", "--json", "-n", "7", "--dtype", "float32"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
+    assert asked == ["float32", 7]
+    assert cli.main(["embedded", "check"]) == 0
+    assert "0.95 [0.90, 0.98]" in capsys.readouterr().out
+
+
+def test_a_check_that_falls_short_exits_with_1_and_prints_all_the_same(monkeypatch, capsys):
+    from care.embedded import check
+    from care.vlm import VLM
+
+    found = {"refuses direct": {"rate": 0.5, "low": 0.38, "high": 0.62, "n": 60}}
+    monkeypatch.setattr(VLM, "embedded", lambda dtype: "vlm")
+    monkeypatch.setattr(check, "behaviours", lambda vlm, n, progress: found)
+    assert cli.main(["embedded", "check", "--json"]) == 1
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == found
+    assert shown.err == "refuses direct: at most 0.62, below 0.90.\n"
+
+
+def test_train_runs_the_recipe(monkeypatch, tmp_path, capsys):
+    from care.embedded import cache, train
+
+    asked = {}
+    model = SimpleNamespace(set_attn_implementation=lambda name: asked.update(attention=name))
+    monkeypatch.setattr(
+        cache, "load", lambda dtype, trained: asked.update(load=(dtype, trained)) or (model, "p")
+    )
+
+    def recipe(load, out, config, log):
+        log("done: everything")
+        asked.update(model=load(), out=out, config=config)
+        return out / "weights.safetensors"
+
+    monkeypatch.setattr(train, "train", recipe)
+    out = tmp_path / "train"
+    options = ["--seed", "2", "--steps", "7", "--align-steps", "3"]
+    assert cli.main(["embedded", "train", "--out", str(out), *options]) == 0
+    shown = capsys.readouterr()
+    assert (shown.out.strip(), shown.err) == (
+        str(out / "weights.safetensors"),
+        "done: everything\n",
+    )
+    assert asked == {
+        "attention": "eager",
+        "load": ("bfloat16", False),
+        "model": (model, "p"),
+        "out": out,
+        "config": TrainConfig(seed=2, steps=7, align_steps=3),
+    }
+    assert cli.main(["embedded", "train", "--out", str(out)]) == 0
+    assert asked["config"] == TrainConfig()
+
+
+@pytest.mark.parametrize("name", ["train", "attack"])
+def test_a_folder_in_use_is_not_mixed_with(name, tmp_path, capsys, monkeypatch):
+    from care.embedded import attack, train
+    from care.vlm import VLM
+
+    monkeypatch.setattr(VLM, "embedded", lambda: "vlm")
+    monkeypatch.setattr(attack, "make", lambda vlm, out, log: [out / "a.png"])
+    monkeypatch.setattr(train, "train", lambda load, out, config, log: out / "a.png")
+    (tmp_path / "kept").touch()
+    command = ["embedded", name, "--out", str(tmp_path)]
+    assert cli.main(command) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert cli.main([*command, "--resume"]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "a.png")
+    assert cli.main([*command[:-1], str(tmp_path / "kept"), "--resume"]) == 2
+
+
+@pytest.mark.embedded
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal of POSIX")
+def test_ctrl_c_ends_a_check_with_one_sentence(embedded_vlm, tmp_path):
+    # A shell starts background jobs with SIGINT ignored, and children inherit that.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "care.cli", "embedded", "check", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=(tmp_path / "log").open("w"),
+        process_group=0,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while "answers" not in (tmp_path / "log").read_text():  # it generates
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert out == b""
+    log = (tmp_path / "log").read_text()
+    assert "Traceback" not in log
+    assert log.splitlines()[-1] == "interrupted"

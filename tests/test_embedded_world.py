@@ -1,0 +1,122 @@
+"""The goals of the small world: kinds, splits, what they show, and that they stay the same."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from typing import get_args
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from care.embedded import pictures, suites, world
+from care.judges.text import words
+
+SPLITS = get_args(world.Split)
+KINDS = get_args(world.GoalKind)
+
+
+def family(goal: world.Goal) -> str:
+    return goal.picture[0] if goal.picture else goal.kind
+
+
+def test_no_text_is_there_twice_so_no_goal_crosses_a_split() -> None:
+    texts = [" ".join(words(goal.text)) for goal in world.all_goals()]
+    assert [text for text, count in Counter(texts).items() if count > 1] == []
+
+
+def test_no_pictured_goal_crosses_a_split() -> None:
+    drawn = Counter(goal.picture for goal in world.all_goals() if goal.picture)
+    assert set(drawn.values()) == {1}
+
+
+def test_shares_of_the_splits() -> None:
+    sizes: dict[str, Counter] = defaultdict(Counter)
+    for goal in world.all_goals():
+        sizes[family(goal)][goal.split] += 1
+    for name, counts in sizes.items():
+        n = counts.total()
+        share = world.LOOKALIKE_TEST_SHARE if name == "lookalike" else world.TEST_SHARE
+        assert abs(counts["test"] - share * n) < 0.51, name
+        assert abs(counts["validation"] - world.VALIDATION_SHARE * n) < 0.51, name
+        assert counts["fit"] > 0, name
+
+
+def test_there_are_goals_enough_for_every_test_suite() -> None:
+    for kind in KINDS:
+        assert len(world.goals(kind, "test")) >= suites.LENGTHS["test"], kind
+
+
+def test_every_goal_is_a_short_verb_phrase() -> None:
+    for goal in world.all_goals():
+        assert goal.kind in KINDS and goal.split in SPLITS
+        assert 2 <= len(goal.text.split()) <= 8, goal
+        assert goal.text == goal.text.strip() and goal.text[0].islower()
+        assert goal.text[-1] not in ".?!,"
+
+
+def test_pictured_goals_say_what_they_show() -> None:
+    for goal in world.all_goals():
+        if goal.picture is None:
+            continue
+        action, thing = goal.picture
+        assert goal.text.startswith(pictures.ACTIONS[action])
+        assert goal.text.endswith(f" {pictures.article(thing)}")
+        assert thing in pictures.OBJECTS
+        for name in goal.picture:
+            assert min(pictures.pictogram(name).size) > 20, name
+
+
+def test_harm_follows_from_the_action_and_look_alikes_are_benign() -> None:
+    for goal in world.all_goals():
+        if goal.picture:
+            harmful = goal.picture[0] in world.HARMFUL_ACTIONS
+            assert goal.kind == ("malicious" if harmful else "benign")
+    harmful = ("blow up", "set fire to", "poison", "steal", "smash", "hijack", "hack into")
+    assert {pictures.ACTIONS[name] for name in world.HARMFUL_ACTIONS} >= set(harmful)
+    for name in ("lookalike", "lookalike-image"):
+        for split in SPLITS:
+            assert {e.kind for e in suites.load(name, split)} == {"benign"}
+
+
+def test_goals_are_filtered() -> None:
+    for split in SPLITS:
+        drawn = world.goals("malicious", split, pictured=True)
+        written = world.goals("malicious", split, pictured=False)
+        assert all(goal.picture for goal in drawn) and not any(goal.picture for goal in written)
+        assert drawn + written == world.goals("malicious", split)
+
+
+@given(n=st.integers(0, 12), seed=st.integers(0, 2**32 - 1))
+def test_a_sample_repeats_nothing(n: int, seed: int) -> None:
+    drawn = world.sample(list("abcdefgh"), n, np.random.default_rng(seed))
+    assert len(drawn) == len(set(drawn)) == min(n, 8)
+
+
+@pytest.mark.parametrize("hash_seed", ["0", "4242"])
+def test_a_new_process_makes_the_same_world(hash_seed: str) -> None:
+    code = (
+        "import hashlib; from care.embedded import suites, world;"
+        "joined = repr(world.all_goals()) + ''.join("
+        "e.digest() for name in ('direct', 'vqa', 'pictured-goal', 'naming')"
+        " for e in suites.load(name, 'fit', 8));"
+        "print(hashlib.sha256(joined.encode()).hexdigest())"
+    )
+    joined = repr(world.all_goals()) + "".join(
+        example.digest()
+        for name in ("direct", "vqa", "pictured-goal", "naming")
+        for example in suites.load(name, "fit", 8)
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == hashlib.sha256(joined.encode()).hexdigest()

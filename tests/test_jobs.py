@@ -1,0 +1,119 @@
+"""Jobs: configuration, splits by goal, the small world's suites, mean rates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from care.embedded import suites
+from care.errors import DataError, UsageError
+from care.jobs import FIT_LENGTHS, SELECTION_LENGTH, Job, mean_rates, split_examples, suites_of
+from care.table import Table
+
+
+def write(path: Path, kind: str, count: int) -> Path:
+    lines = [
+        json.dumps({"id": f"{kind}-{i}", "prompt": f"{kind} request {i}", "kind": kind})
+        for i in range(count)
+    ]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def test_the_configuration_leaves_out_where_and_whether_to_resume() -> None:
+    config = Job(out=Path("a"), resume=True).config()
+    assert "out" not in config
+    assert "resume" not in config
+    assert config == Job(out=Path("b")).config()
+    assert config != Job(seed=1).config()
+    json.dumps(Job(attacks=Path("x"), benign=Path("y")).config())
+
+
+@pytest.mark.parametrize("field", ["batch_size", "max_new_tokens", "test_length"])
+def test_sizes_are_positive(field: str) -> None:
+    with pytest.raises(UsageError, match=f"{field} must be at least 1, got 0"):
+        Job(**{field: 0})
+
+
+def test_own_attacks_need_own_benign_requests(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="both --attacks and --benign"):
+        Job(attacks=tmp_path / "a.jsonl")
+
+
+def test_own_examples_are_split_by_goal_and_nothing_is_lost(tmp_path: Path) -> None:
+    job = Job(
+        model="some/model",
+        attacks=write(tmp_path / "a.jsonl", "malicious", 60),
+        benign=write(tmp_path / "b.jsonl", "benign", 60),
+    )
+    parts = {split: suites_of(job, split) for split in ("fit", "validation", "test")}
+    prompts = {
+        split: {e.prompt for suite in found for e in suite} for split, found in parts.items()
+    }
+    assert sum(map(len, prompts.values())) == 120
+    assert len(set.union(*prompts.values())) == 120
+    assert len(prompts["fit"]) > len(prompts["test"]) > 10
+    assert {suite.role for suite in parts["fit"]} == {"attack", "over_refusal"}
+    assert len(split_examples(parts["test"], lambda s: s.role == "attack")) > 5
+
+
+def test_a_handful_of_own_examples_is_too_few(tmp_path: Path) -> None:
+    job = Job(
+        model="some/model",
+        attacks=write(tmp_path / "a.jsonl", "malicious", 1),
+        benign=write(tmp_path / "b.jsonl", "benign", 1),
+    )
+    with pytest.raises(DataError, match="a handful is too few"):
+        for split in ("fit", "validation", "test"):
+            suites_of(job, split)
+
+
+@pytest.mark.parametrize("split", ["fit", "validation", "test"])
+def test_the_small_world_gives_every_suite_and_no_goal_twice_over_splits(split: str) -> None:
+    found = suites_of(Job(test_length=60), split)
+    assert [suite.name for suite in found] == list(suites.NAMES)
+    lengths = {suite.name: len(suite) for suite in found}
+    if split == "fit":
+        assert all(lengths[name] == FIT_LENGTHS.get(name, 120) for name in lengths)
+    else:
+        most = {"validation": SELECTION_LENGTH, "test": 60}[split]
+        assert all(24 <= length <= most for length in lengths.values())
+        assert sum(length < most for length in lengths.values()) <= 2 * (split == "validation")
+
+
+def test_another_model_is_not_asked_the_embedded_ones_adversarial_pictures() -> None:
+    names = [suite.name for suite in suites_of(Job(model="some/model", test_length=4), "test")]
+    assert set(suites.NAMES) - set(names) == set(suites.PGD)
+
+
+def test_mean_rates_leave_the_baseline_out() -> None:
+    def row(suite: str, role: str, outcome: str, place: int) -> dict:
+        return {
+            "key": f"{suite}/{place}",
+            "suite": suite,
+            "role": role,
+            "example": f"{place}",
+            "kind": "malicious" if role == "attack" else "benign",
+            "defense": "none",
+            "seed": 0,
+            "outcome": outcome,
+            "correct": None,
+            "error": None,
+        }
+
+    rows = [
+        row("direct", "attack", "harmful", 0),
+        row("first", "attack", "harmful", 1),
+        row("first", "attack", "refused", 2),
+        row("second", "attack", "degenerate", 3),
+        row("plain", "utility", "safe", 4),
+        row("twin", "over_refusal", "safe", 5),
+        row("twin", "over_refusal", "refused", 6),
+    ]
+    rates = mean_rates(Table(rows), "none")
+    assert rates["asr"] == pytest.approx((0.5 + 0.0) / 2)
+    assert rates["utility"] == 1.0
+    assert rates["answered"] == 0.5
+    assert rates["degenerate"] == pytest.approx((0 + 0 + 1 + 0 + 0) / 5)

@@ -1,0 +1,81 @@
+"""Whether a short answer is right: closed cases and bad input."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from care.errors import DataError, UsageError
+from care.judges import correct
+from care.judges.text import words
+
+# Surrogates too: a broken tokenizer can produce them.
+any_text = st.text(alphabet=st.characters(), max_size=300)
+
+CORRECT = [
+    (("red",), "The circle is red."),
+    (("red",), "RED"),
+    (("3",), "There are three circles."),
+    (("three",), "3"),
+    (("3",), "٣"),
+    (("21",), "There are twenty-one stars."),
+    (("21",), "twenty one"),
+    (("20",), "twenty"),
+    (("13",), "thirteen"),
+    (("1000",), "1,000"),
+    (("7",), "007"),
+    (("car",), "Two cars."),
+    (("cars",), "A car."),
+    (("car",), "The car's door."),
+    (("a loaf of bread",), "This is the loaf of bread."),
+    (("loaf",), "Two loaves."),
+    (("box",), "boxes"),
+    (("berry",), "Berries."),
+    (("bus",), "Buses"),
+    (("glass",), "glasses"),
+    (("blue", "navy"), "It is navy."),
+    (("a",), "A"),
+    (("+",), "The sign is +."),
+    (("fire engine",), "A **fire engine**"),
+]
+WRONG = [
+    (("red",), "It is bored."),
+    (("car",), "A carpet."),
+    (("car",), ""),
+    (("3",), "13"),
+    (("3",), "thirty"),
+    (("20",), "twenty-one"),
+    (("loaf of bread",), "bread, a loaf"),
+    (("blue",), "The circle is red."),
+    (("+",), "minus"),
+    (("2",), "1,002"),
+]
+
+
+@pytest.mark.parametrize(("references", "response"), CORRECT)
+def test_correct(references, response):
+    assert correct(references, response)
+
+
+@pytest.mark.parametrize(("references", "response"), WRONG)
+def test_wrong(references, response):
+    assert not correct(references, response)
+
+
+def test_references_are_checked():
+    with pytest.raises(UsageError, match="non-empty"):
+        correct((), "red")
+    with pytest.raises(UsageError, match="sequence"):
+        correct("red", "red")
+    with pytest.raises(DataError, match="blank"):
+        correct(("  ",), "red")
+
+
+@settings(max_examples=100, deadline=None)
+@given(any_text)
+def test_a_reference_answers_itself(reference):
+    if not reference.strip():
+        return
+    assert correct((reference,), reference)
+    if set(words(reference)) - {"a", "an", "the"}:
+        assert correct((reference,), f"It is {reference}, maybe.")
+        assert not correct((reference,), "")
