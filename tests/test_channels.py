@@ -55,6 +55,8 @@ def test_a_scan_survives_its_json_form():
     assert recommended(facts["scan"]) == recommend(found, 30)
     assert [item["site"] for item in facts["recommended"]] == ["28.layer_out", "24.layer_out"]
     assert facts["scan"]["sites"][0]["n_attacks"] == 40
+    assert "best at 28.layer_out, 24.layer_out" in facts["verdict"]
+    assert "no single site" in channels.to_json([effect(24, 0.0)], 40, 60, 30)["verdict"]
     assert recommended(None) == []
 
 

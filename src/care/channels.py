@@ -134,7 +134,7 @@ def scanned_sites(n_layers: int, kind: SiteKind) -> list[Site]:
 def to_json(
     effects: Sequence[ChannelEffect], n_attacks: int, n_benign: int, n_layers: int
 ) -> dict[str, Any]:
-    """`scan`, which is `diagnosis.channels` of report.json, and the `recommended` sites."""
+    """`scan`, which is `diagnosis.channels` of report.json, `recommended` sites and a `verdict`."""
     best = recommend(effects, n_layers)
     by_site = {item.site: item for item in effects}
     scan = {
@@ -146,7 +146,7 @@ def to_json(
         {"site": str(site), "modality": "visual+text", "reason": _reason(by_site[site])}
         for site in best
     ]
-    return {"scan": scan, "recommended": reasons}
+    return {"scan": scan, "recommended": reasons, "verdict": _verdict(best)}
 
 
 def recommended(scan: Mapping[str, Any] | None) -> list[Site]:
@@ -169,6 +169,18 @@ def _figures(item: ChannelEffect, n_attacks: int, n_benign: int, best: bool) -> 
         "n_benign": n_benign,
         "recommended": best,
     }
+
+
+def _verdict(best: Sequence[Site]) -> str:
+    if not best:
+        return (
+            "Closing the unsafe channels of no single site makes the model refuse attacks while it "
+            "still answers benign requests."
+        )
+    return (
+        f"Closing the unsafe channels of one site alone makes the model refuse attacks and leaves "
+        f"benign requests alone, best at {', '.join(map(str, best))}."
+    )
 
 
 def _reason(item: ChannelEffect) -> str:

@@ -153,6 +153,7 @@ class _Workflow:
         return diagnosis | {
             "channels": found["scan"],
             "recommended": [*found["recommended"], *diagnosis["recommended"]],
+            "verdict": f"{found['verdict']} Removing whole components: {diagnosis['verdict']}",
         }
 
     def select(self, fitter: Fitter, diagnosis: dict[str, Any]) -> tuple[Candidate, Any]:
