@@ -69,8 +69,8 @@ BENIGN = ("benign", "benign-image", "lookalike", "benign-wrapped", "benign-pictu
 
 DEPTHS = (0.83, 0.97)  # of the decoder: layers 24 and 28 of 30
 STRENGTH = 1.2  # a
-QUANTILE = 0.995  # of benign scores, makes low_f
-RAMP = 0.3  # where between low_f and the family's median high_f lies
+QUANTILE = 0.995  # share of benign requests for which a gate stays shut, makes low_f
+RAMP = 0.5  # where between low_f and the family's median high_f lies
 SHRINKAGE = 0.1  # weight of the diagonal in C
 WITHIN = 0.3  # weight of the scatter within the attack families in C
 FOLDS = 5
@@ -239,7 +239,8 @@ def fit_channel(attacks: Sequence[Rows], refused: Rows, benign: Sequence[Rows]) 
     u, mean = discriminants(parts, n_attacks)
     scores = unseen_scores(classes, n_attacks)
     medians = np.array([np.median(scores[f][:, f]) for f in range(n_attacks)])
-    low = np.quantile(np.concatenate(scores[n_attacks + 1 :]), QUANTILE, axis=0)
+    each = 1 - (1 - QUANTILE) / n_attacks
+    low = np.quantile(np.concatenate(scores[n_attacks + 1 :]), each, axis=0)
     high = low + np.maximum(RAMP * (medians - low), 0.01)
     q = unsafe_directions(parts, n_attacks)
     return Channel(q, refused.x.mean(0), u, mean, low, high)

@@ -9,9 +9,9 @@ refused malicious requests (mean μ, shrunk covariance C),
 z_f is 0 at the mean of the background and 1 at that of the family. The u_f span the solutions of
 C_m u = λ C u with C_m the scatter of the family means, and are Fisher's discriminants. low_f is a
 high quantile of benign scores, so a benign activation is left alone but for a share known
-beforehand; high_f lies a part of the way to the family's median. Both are taken from scores that
-are cross-fitted: by discriminants that haven't seen the goal (or, where a picture serves many
-goals, the picture). What is done where the gate is open is the repair's business.
+beforehand, split evenly between the families; high_f lies a part of the way to its median. Both are
+taken from scores that are cross-fitted: by discriminants that haven't seen the goal (or, where a
+picture serves many goals, the picture). What is done where it is open is the repair's business.
 Fisher 1936; gating of interventions as in Lee et al. 2024 (arXiv 2409.05907).
 """
 
@@ -34,8 +34,9 @@ class GateConfig:
     """How a gate is fitted."""
 
     quantile: float = 0.995
-    """Share of benign activations below low_f, for each family."""
-    ramp: float = 0.3
+    """Share of benign activations for which the gate stays shut, at least: each of the F families
+    gets a part (1 − quantile) / F of the rest."""
+    ramp: float = 0.5
     """Where between low_f (0) and the family's median (1) the gate is fully open."""
     shrinkage: float = 0.1
     """Weight of the diagonal in C."""
@@ -124,7 +125,8 @@ class Crossfit:
     def gate(self, config: GateConfig) -> Gate:
         """The gate with thresholds by `config.quantile` and `config.ramp`."""
         medians = np.array([np.median(z[:, place]) for place, z in enumerate(self.own)])
-        low = np.quantile(self.benign, config.quantile, axis=0)
+        each = 1 - (1 - config.quantile) / len(self.own)
+        low = np.quantile(self.benign, each, axis=0)
         high = low + np.maximum(config.ramp * (medians - low), _LEAST_RAMP)
         numbers = (part.astype(np.float32) for part in (self.filters, self.mean, low, high))
         opened = [float((z > low).any(axis=1).mean()) for z in (*self.own, self.benign)]

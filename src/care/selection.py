@@ -25,8 +25,8 @@ RULE = (
 )
 """How the repair is chosen, in words."""
 
-QUANTILES = (0.995, 0.998)
-"""Shares of benign scores below a gate's threshold that are tried."""
+QUANTILES = (0.99, 0.998)
+"""Shares of benign activations for which gates stay shut that are tried."""
 
 MARGINS = {"utility": 0.01, "answered": 0.015, "degenerate": 0.015}
 """What a candidate may lose on validation, as shares."""
