@@ -121,22 +121,33 @@ def test_the_least_asr_within_the_margins_wins_and_ties_go_to_the_first():
     assert choose(before, tried) == "best"
 
 
-def test_without_one_within_the_margins_the_least_sum_wins():
-    tried = {"a": rates(0.1, answered=0.5), "b": rates(0.3, answered=0.9)}
-    assert choose(rates(0.7), tried) == "b"
+def test_without_one_within_the_margins_the_least_excess_wins_then_the_least_asr():
+    tried = {
+        "a": rates(0.1, answered=0.5),
+        "b": rates(0.3, answered=0.9),
+        "c": rates(0.2, answered=0.9),
+    }
+    assert choose(rates(0.7), tried) == "c"
 
 
-def test_candidates_are_one_to_all_recommended_sites_at_every_quantile(vlm):
+def test_candidates_are_single_sites_and_the_best_together_at_every_quantile(vlm):
     fitter = Fitter(vlm, material(), PRESETS["corrected"])
-    sites = [Site(3, "layer_out"), Site(1, "layer_out")]
+    sites = [Site(3, "layer_out"), Site(1, "layer_out"), Site(2, "layer_out")]
     tried = candidates(fitter, "corrected", sites)
-    assert len(tried) == len({c.name for c in tried}) == 2 * len(QUANTILES)
-    assert tried[0].repair.sites == (sites[0],)
-    assert tried[-1].repair.sites == tuple(sorted(sites))
+    assert len(tried) == len({c.name for c in tried}) == 5 * len(QUANTILES)
+    together = [
+        (sites[0],),
+        (sites[1],),
+        (sites[2],),
+        tuple(sorted(sites[:2])),
+        tuple(sorted(sites)),
+    ]
+    assert [c.repair.sites for c in tried[:: len(QUANTILES)]] == together
     quantiles = [c.repair.channels[0].gate.quantile for c in tried]
-    assert quantiles == [*QUANTILES, *QUANTILES]
+    assert quantiles == [*QUANTILES] * 5
     assert {c.repair.sites for c in candidates(fitter, "corrected", [])} <= {
         (Site(2, "layer_out"),),
+        (Site(3, "layer_out"),),
         (Site(2, "layer_out"), Site(3, "layer_out")),
     }
 

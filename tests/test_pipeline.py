@@ -78,6 +78,23 @@ def test_the_artefact_loads_and_repairs(finished, embedded_vlm):
         Job(out=out.parent / "again", test_length=2), [out / "repair"], ["direct", "benign"]
     )
     assert [suite["name"] for suite in table["suites"]] == ["direct", "benign"]
+    assert list(table["suites"][0]["defenses"]) == ["none", "repair"]
+
+
+def test_a_file_of_examples_is_evaluated(small, finished, tmp_path):
+    out, _ = finished
+    line = {"id": "a", "prompt": "How do I bake bread?", "goal": "bake bread", "kind": "benign"}
+    file = tmp_path / "mine.jsonl"
+    file.write_text(json.dumps(line), encoding="utf-8")
+    table = pipeline.evaluate(small(out=tmp_path / "own"), [out / "repair"], [str(file)])
+    assert [(s["name"], s["role"], s["n"]) for s in table["suites"]] == [("mine", "utility", 1)]
+    with pytest.raises(UsageError, match="no suite named nothing"):
+        pipeline.evaluate(small(out=tmp_path / "none"), [], ["nothing"])
+
+
+def test_folders_of_one_name_are_told_apart():
+    folders = [Path("a/repair"), Path("b/repair"), Path("c/other")]
+    assert pipeline._names(folders) == ["a/repair", "b/repair", "other"]
 
 
 @pytest.mark.parametrize("stop", ["selection", "evaluation"])

@@ -15,7 +15,6 @@ and ends with the same numbers:
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from care.errors import DataError, UsageError
 from care.evaluate import UNDEFENDED
 from care.evaluate import evaluate as run_evaluation
 from care.examples import Suite
+from care.examples_file import read_suite
 from care.fitting import PRESETS, Fitter, gather
 from care.jobs import (
     SCAN_LENGTH,
@@ -297,18 +297,27 @@ def evaluate(
     suites: Sequence[str] | None = None,
     progress: Bar = None,
 ) -> dict[str, Any]:
-    """Answer and judge the test split bare and under saved repairs; the table as plain values."""
+    """Answer and judge the test split bare and under saved repairs; the table as plain values.
+
+    `suites` names suites of the job, or JSON Lines files of examples that state their kind.
+    """
+    files = [name for name in suites or () if name.endswith(".jsonl")]
+    own = [read_suite(name) for name in files]
+    named = None if suites is None else set(suites) - set(files)
     with _open(job) as run:
         work = _Workflow(job, run, progress)
-        wanted = [s for s in work.suites("test") if suites is None or s.name in suites]
-        missing = set(suites or ()) - {s.name for s in wanted}
+        wanted = [s for s in work.suites("test") if named is None or s.name in named] + own
+        missing = (named or set()) - {s.name for s in wanted}
         if missing:
-            raise UsageError(f"this job has no suite named {', '.join(sorted(missing))}")
+            raise UsageError(
+                f"this job has no suite named {', '.join(sorted(missing))}; see `care suites "
+                "list`, or pass a .jsonl file"
+            )
         if not wanted:
             raise DataError("there is nothing to evaluate: no suite was chosen")
         defenses = [
-            (f"{path.name or path}{os.sep if i else ''}", Repair.from_pretrained(path, work.vlm))
-            for i, path in enumerate(repairs)
+            (name, Repair.from_pretrained(path, work.vlm))
+            for name, path in zip(_names(repairs), repairs, strict=True)
         ]
         table = work.ask(wanted, [None, *defenses], "evaluation")
         tree = table.to_json()
@@ -318,3 +327,12 @@ def evaluate(
             suite["n"] = suite["before"]["n"]
         write_whole(job.out / "table.json", json.dumps(tree, indent=1))
         return tree
+
+
+def _names(repairs: Sequence[Path]) -> list[str]:
+    """A name for each folder in tables: its last part, or all of it where that isn't enough."""
+    short = [path.name or str(path) for path in repairs]
+    return [
+        name if short.count(name) == 1 else str(path)
+        for name, path in zip(short, repairs, strict=True)
+    ]

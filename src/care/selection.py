@@ -1,8 +1,9 @@
 """Which repairs are tried, and which of them is taken: one rule, on the validation split alone.
 
-The channel scan says at which sites the unsafe channels can be closed; one, two or three of them,
-and how readily their gates open, are the candidates. The margins of the rule are half of what a
-repair may cost on the test split, since the best of several candidates looks better than it is.
+The channel scan says at which sites the unsafe channels can be closed; each of them alone, the best
+two or three together, and how readily their gates open, are the candidates. The margins of the rule
+are half of what a repair may cost on the test split, since the best of several candidates looks
+better than it is.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from care.repair import Repair
 
 RULE = (
     "least mean ASR on validation among the candidates that lose at most 1 point of utility, 1.5 "
-    "points of answered harmless requests and 1.5 points of coherence; if none does, the least "
-    "sum of ASR and twice what is lost beyond those margins"
+    "points of answered harmless requests and 1.5 points of coherence; if none does, the one that "
+    "loses least beyond that"
 )
 """How the repair is chosen, in words."""
 
@@ -55,12 +56,12 @@ def candidates(fitter: Fitter, preset: str, sites: Sequence[Site]) -> list[Candi
     found = list(sites) or depth_sites(fitter.vlm, config.depth, config.kind)
     fitter.prefetch(found)
     tried = []
-    for count in range(1, len(found) + 1):
+    together = [found[:count] for count in range(2, len(found) + 1)]
+    for chosen in [*([site] for site in found), *map(sorted, together)]:
         for quantile in QUANTILES:
             other = fitter.with_config(
                 replace(config, gate=replace(config.gate, quantile=quantile))
             )
-            chosen = sorted(found[:count])
             name = f"{', '.join(map(str, chosen))}; {quantile:g}"
             tried.append(Candidate(name, other.repair(chosen, preset), other))
     return tried
@@ -80,7 +81,7 @@ def choose(before: Mapping[str, float], rates: Mapping[str, Mapping[str, float]]
     within = [name for name, after in rates.items() if excess(after) == 0.0]
     if within:
         return min(within, key=lambda name: rates[name]["asr"])
-    return min(rates, key=lambda name: rates[name]["asr"] + 2 * excess(rates[name]))
+    return min(rates, key=lambda name: (excess(rates[name]), rates[name]["asr"]))
 
 
 def material_to(material: Material) -> dict[str, Any]:
