@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, spearmanr
 
 from care.errors import UsageError
-from care.statistics import bootstrap_mean, holm, mcnemar_exact, spearman_bootstrap, wilson
+from care.statistics import (
+    Interval,
+    bootstrap_mean,
+    difference,
+    holm,
+    mcnemar_exact,
+    spearman_bootstrap,
+    wilson,
+)
 
 
 @given(n=st.integers(1, 400), share=st.floats(0, 1), level=st.sampled_from([0.8, 0.95, 0.99]))
@@ -113,3 +121,12 @@ def test_spearman_bad_input() -> None:
         spearman_bootstrap([1, 2], [1, 2])
     with pytest.raises(UsageError, match="undefined"):
         spearman_bootstrap([1, 1, 1], [1, 2, 3])
+
+
+def test_limits_of_a_difference_are_recovered_from_its_parts():
+    first, second = Interval(0.6, 0.5, 0.8, 20), Interval(0.1, 0.05, 0.3, 30)
+    found = difference(first, second)
+    assert found.rate == pytest.approx(0.5)
+    assert found.low == pytest.approx(0.5 - np.hypot(0.1, 0.2))
+    assert found.high == pytest.approx(0.5 + np.hypot(0.2, 0.05))
+    assert found.n == 20

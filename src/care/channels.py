@@ -24,7 +24,7 @@ from care.errors import DataError
 from care.examples import Example
 from care.judges import refused
 from care.repair import Repair
-from care.statistics import Interval, bootstrap_mean
+from care.statistics import Interval, bootstrap_mean, difference
 
 if TYPE_CHECKING:
     from care.vlm import VLM
@@ -57,14 +57,12 @@ class ChannelEffect:
     @property
     def selectivity(self) -> float:
         """`effect` − `benign`."""
-        return self.effect.rate - self.benign.rate
+        return difference(self.effect, self.benign).rate
 
     @property
     def selectivity_low(self) -> float:
         """Its lower limit."""
-        below = self.effect.rate - self.effect.low
-        above = self.benign.high - self.benign.rate
-        return self.selectivity - float(np.hypot(below, above))
+        return difference(self.effect, self.benign).low
 
 
 def scan_channels(

@@ -11,8 +11,6 @@ An example that fails becomes a row with an `error`; it counts neither as safe n
 
 from __future__ import annotations
 
-import io
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -21,7 +19,7 @@ from care.answers import Asking, Cell, add_missing, answer_suite
 from care.errors import UsageError
 from care.examples import Example, Suite
 from care.judges import Judge, correct
-from care.progress import Progress
+from care.progress import Progress, silent
 from care.rows import Row, Rows
 from care.runs import Run
 from care.table import Comparison, Table
@@ -75,7 +73,7 @@ def evaluate(
 
     asking = Asking(vlm, batch_size, max_new_tokens, seed, stop)
     done = sum(key in results for key in keys)
-    with (progress or _silent)("answers", len(keys), done=done) as bar:
+    with (progress or silent)("answers", len(keys), done=done) as bar:
         for suite in suites:
             of_suite = [cell for cell in cells if cell.suite is suite]
             answer_suite(of_suite, asking, answers, results, bar)
@@ -164,7 +162,3 @@ def _judge(cell: Cell, examples: list[Example], judge: Judge, answers: Rows) -> 
         }
         for e in examples
     ]
-
-
-def _silent(label: str, total: int, *, done: int = 0) -> Progress:
-    return Progress(label, total, done=done, every=math.inf, stream=io.StringIO())

@@ -16,8 +16,7 @@ Neurons are not looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,10 +36,10 @@ from care.diagnosis import (
 from care.errors import DataError
 from care.examples import Example, Suite
 from care.generated import GeneratedSite, confirm
-from care.progress import Progress
+from care.progress import Progress, silent
 from care.scan import Removal, Scan, scan
 from care.separability import separability
-from care.statistics import Interval, bootstrap_mean, spearman_bootstrap
+from care.statistics import Interval, bootstrap_mean, difference, spearman_bootstrap
 from care.vlm import VLM
 
 if TYPE_CHECKING:
@@ -82,7 +81,8 @@ def diagnose(
     config = config or DiagnosisConfig()
     data = _Data.of(attacks, benign, config)
     job = _Job(vlm, data, config)
-    with _bar(progress, job.steps(generate)) as advance:
+    with (progress or silent)("diagnosis", job.steps(generate)) as bar:
+        advance = bar.advance
         effects = job.effects(advance)
         top = _top(effects, config.top_sites)
         modalities = job.modalities([item.site for item in top], advance)
@@ -274,16 +274,6 @@ class _Job:
         )
 
 
-@contextmanager
-def _bar(progress: Callable[..., Progress] | None, total: int) -> Iterator[Callable[[int], None]]:
-    """A function that counts finished steps."""
-    if progress is None:
-        yield lambda steps: None
-    else:
-        with progress("diagnosis", total) as bar:
-            yield bar.advance
-
-
 # -- from effects to sites -------------------------------------------------------------------------
 
 
@@ -291,9 +281,7 @@ def _layer_effect(
     site: Site, attacked: Interval, harmless: Interval, relative_norm: float
 ) -> LayerEffect:
     component: Component = next(name for name, kind in KINDS.items() if kind == site.kind)
-    selectivity = attacked.rate - harmless.rate
-    # Limits of a difference from those of its independent parts (Zou and Donner 2008, MOVER).
-    below = np.hypot(attacked.rate - attacked.low, harmless.high - harmless.rate)
+    selectivity = difference(attacked, harmless)
     return LayerEffect(
         layer=site.layer,
         component=component,
@@ -301,8 +289,8 @@ def _layer_effect(
         low=attacked.low,
         high=attacked.high,
         benign_effect=harmless.rate,
-        selectivity=selectivity,
-        selectivity_low=selectivity - float(below),
+        selectivity=selectivity.rate,
+        selectivity_low=selectivity.low,
         relative_norm=relative_norm,
     )
 

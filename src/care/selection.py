@@ -78,9 +78,6 @@ def choose(before: Mapping[str, float], rates: Mapping[str, Mapping[str, float]]
         }
         return sum(max(0.0, lost[name] - margin - 1e-9) for name, margin in MARGINS.items())
 
-    within = [name for name, after in rates.items() if excess(after) == 0.0]
-    if within:
-        return min(within, key=lambda name: rates[name]["asr"])
     return min(rates, key=lambda name: (excess(rates[name]), rates[name]["asr"]))
 
 

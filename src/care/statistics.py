@@ -120,6 +120,17 @@ def bootstrap_mean(
     return Interval(float(data.mean()), low, high, len(data))
 
 
+def difference(first: Interval, second: Interval) -> Interval:
+    """`first` − `second` of two independent estimates; its n is the smaller one.
+
+    Its limits are recovered from theirs (MOVER). Source: Zou and Donner (2008).
+    """
+    rate = first.rate - second.rate
+    below = float(np.hypot(first.rate - first.low, second.high - second.rate))
+    above = float(np.hypot(first.high - first.rate, second.rate - second.low))
+    return Interval(rate, rate - below, rate + above, min(first.n, second.n))
+
+
 def spearman_bootstrap(
     x: Any, y: Any, n: int = 2000, seed: int = 0, level: float = 0.95
 ) -> Interval:
