@@ -11,7 +11,7 @@ From the package come only the small model and its suites. What is done, in orde
    f = 1 … F have means m_f, the refusals r; μ and C are the mean and the shrunk covariance of the
    background, which is refused and benign.
 
-       C_m u = λ C u,  C_m = 1/F Σ_f (m_f − r)(m_f − r)ᵀ     the unsafe directions u, as filters
+       C_m u = λ C u,  C_m = Σ_f n_f/n (m_f − r)(m_f − r)ᵀ   the unsafe directions u, as filters
        Q = qr(C u₁ … C u_K)                                  their patterns: what is taken away
        u_f = C⁻¹ (m_f − μ) / (m_f − μ)ᵀ C⁻¹ (m_f − μ)        Fisher's discriminant of a family
        z_f = u_fᵀ (h − μ)                                    0 at the background, 1 at the family
@@ -67,9 +67,9 @@ ATTACKS = (
 SELDOM = {"text-jailbreak": 3, "beside-image": 3}  # asked so many times as much, to have enough
 BENIGN = ("benign", "benign-image", "lookalike", "benign-wrapped", "benign-pictured")
 
-DEPTHS = (0.83, 0.97)  # of the decoder: layers 24 and 28 of 30
+IMAGE_DEPTH, TEXT_DEPTH = 0.8, 0.95  # of the decoder: layers 23 and 28 of 30
 STRENGTH = 1.2  # a
-QUANTILE = 0.995  # share of benign requests for which a gate stays shut, makes low_f
+QUANTILE = 0.97  # share of benign requests for which a gate stays shut, makes low_f
 RAMP = 0.5  # where between low_f and the family's median high_f lies
 SHRINKAGE = 0.1  # weight of the diagonal in C
 WITHIN = 0.3  # weight of the scatter within the attack families in C
@@ -190,16 +190,20 @@ def discriminants(parts: Sequence[np.ndarray], n_attacks: int) -> tuple[np.ndarr
     return u / (gaps * u).sum(0), mean
 
 
-def folds_of(groups: Sequence[str]) -> np.ndarray:
-    """Fold of each row (N,): whole groups, or single rows where there is only one group."""
-    names = list(dict.fromkeys(groups))
-    places = range(len(groups)) if len(names) == 1 else [names.index(group) for group in groups]
-    return np.array(places) % FOLDS
+def folds_of(classes: Sequence[Rows]) -> list[np.ndarray]:
+    """Fold (N,) of each row of each class: a group has the same fold in all of them.
+
+    A class whose rows would all be in one fold is cut by rows.
+    """
+    names = list(dict.fromkeys(group for rows in classes for group in rows.groups))
+    place = {name: index % FOLDS for index, name in enumerate(names)}
+    found = [np.array([place[group] for group in rows.groups]) for rows in classes]
+    return [own if len(set(own)) > 1 else np.arange(len(own)) % FOLDS for own in found]
 
 
 def unseen_scores(classes: Sequence[Rows], n_attacks: int) -> list[np.ndarray]:
     """z (N, F) of the rows of every class, each without its group."""
-    folds = [folds_of(rows.groups) for rows in classes]
+    folds = folds_of(classes)
     scores = [np.zeros((len(rows.x), n_attacks)) for rows in classes]
     for fold in range(FOLDS):
         kept = [rows.x[own != fold] for rows, own in zip(classes, folds, strict=True)]
@@ -215,18 +219,19 @@ def unsafe_directions(parts: Sequence[np.ndarray], n_attacks: int) -> np.ndarray
     factor = cho_factor(covariance)
     refused = parts[n_attacks]
     x = np.concatenate([*parts[:n_attacks], refused]) - refused.mean(0)
-    contrast = np.zeros((len(x), n_attacks))  # makes m_f − r of the rows
+    contrast = np.zeros((len(x), n_attacks))  # makes √(n_f/n) (m_f − r) of the rows
     start = 0
     for f, rows in enumerate(parts[:n_attacks]):
         contrast[start : start + len(rows), f] = 1 / len(rows)
         start += len(rows)
     contrast[start:] = -1 / len(refused)
+    contrast *= np.sqrt([len(rows) / start for rows in parts[:n_attacks]])
     gram = x @ cho_solve(factor, x.T)
-    values, v = eigh(contrast.T @ gram @ contrast / n_attacks)
+    values, v = eigh(contrast.T @ gram @ contrast)
     rng, largest = np.random.default_rng(0), []
     for _ in range(PERMUTATIONS):
         mixed = contrast[rng.permutation(len(x))]
-        largest.append(np.linalg.eigvalsh(mixed.T @ gram @ mixed)[-1] / n_attacks)
+        largest.append(np.linalg.eigvalsh(mixed.T @ gram @ mixed)[-1])
     rank = max(1, int((values > np.quantile(largest, 0.95, method="higher")).sum()))
     patterns = (x.T @ contrast) @ v[:, -rank:]  # C u
     return np.linalg.qr(patterns / np.linalg.norm(patterns, axis=0))[0]
@@ -304,7 +309,8 @@ def at_random(repair: Repair) -> Repair:
 def fit_on_suites(model: Any, processor: Any, n: int) -> Repair:
     """Steps 1 to 3 on the fit split."""
     last = len(model.get_decoder().layers) - 1
-    layers = [round(depth * last) for depth in DEPTHS]
+    places = {True: round(IMAGE_DEPTH * last), False: round(TEXT_DEPTH * last)}  # by: pictures?
+    layers = sorted(set(places.values()))
     attacks: dict[int, dict[bool, list[Rows]]] = {i: {True: [], False: []} for i in layers}
     refused: dict[int, list[Rows]] = {i: [] for i in layers}
     benign: dict[int, list[Rows]] = {i: [] for i in layers}
@@ -323,14 +329,15 @@ def fit_on_suites(model: Any, processor: Any, n: int) -> Repair:
             refused[layer].append(turned_down)
             if len(answered.x) >= LEAST_FAMILY:
                 attacks[layer][bool(examples[0].images)].append(answered)
-    repair = {}
-    for layer in layers:
+    repair: Repair = {}
+    for pictured, layer in places.items():
         refusals = Rows(
             np.concatenate([rows.x for rows in refused[layer]]),
             [group for rows in refused[layer] for group in rows.groups],
         )
-        by_modality = [families for families in attacks[layer].values() if families]
-        repair[layer] = [fit_channel(each, refusals, benign[layer]) for each in by_modality]
+        if families := attacks[layer][pictured]:
+            channel = fit_channel(families, refusals, benign[layer])
+            repair.setdefault(layer, []).append(channel)
     return repair
 
 

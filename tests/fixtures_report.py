@@ -53,7 +53,7 @@ def report_tree(seed: int = 0) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     suites, outcomes = _suites()
     return {
-        "schema": "care.report/2",
+        "schema": "care.report/3",
         "title": "Repair of care-embedded (SigLIP + Llama, 135M)",
         "created": "2026-03-04T12:00:00+00:00",
         "suites": suites,
@@ -209,30 +209,32 @@ def _diagnosis(rng: np.random.Generator) -> dict[str, Any]:
 def _channel_scan() -> dict[str, Any]:
     rng = np.random.default_rng(11)
     sites = []
-    for layer in range(N_LAYERS):
-        rise = 0.82 / (1 + math.exp(-(layer - 17) / 2.2))
-        effect = round(rise + float(rng.normal(0, 0.015)), 3) if layer > 3 else 0.0
-        benign = round(0.03 * rise + 0.002 * (layer % 4), 3)
-        half = 0.03 + 0.05 * rise
-        sites.append(
-            {
-                "site": f"{layer}.layer_out",
-                "layer": layer,
-                "effect": effect,
-                "low": effect - half,
-                "high": effect + half,
-                "benign_effect": benign,
-                "selectivity": effect - benign,
-                "selectivity_low": effect - benign - 1.2 * half,
-                "n_attacks": 240,
-                "n_benign": 150,
-                "recommended": layer in (24, 26),
-            }
-        )
+    for modality, middle, best in (("image", 17, (20,)), ("text", 22, (24, 27))):
+        for layer in range(N_LAYERS):
+            rise = 0.82 / (1 + math.exp(-(layer - middle) / 2.2))
+            effect = round(rise + float(rng.normal(0, 0.015)), 3) if layer > 3 else 0.0
+            benign = round(0.03 * rise + 0.002 * (layer % 4), 3)
+            half = 0.03 + 0.05 * rise
+            sites.append(
+                {
+                    "site": f"{layer}.layer_out",
+                    "layer": layer,
+                    "modality": modality,
+                    "effect": effect,
+                    "low": effect - half,
+                    "high": effect + half,
+                    "benign_effect": benign,
+                    "selectivity": effect - benign,
+                    "selectivity_low": effect - benign - 1.2 * half,
+                    "n_attacks": 160 if modality == "image" else 40,
+                    "n_benign": 150,
+                    "recommended": layer in best,
+                }
+            )
     return {
-        "metric": "rise in the share of answers that begin with a refusal",
+        "metric": "share of requests, not refused without it, whose answer begins with a refusal",
         "rule": "Sites whose selectivity lies above 0 and within its interval of the best one; at"
-        " most 2.",
+        " most 2 of a modality.",
         "sites": sites,
     }
 

@@ -21,11 +21,12 @@ from care import cli, pipeline, storage
 from care.anatomy import Site
 from care.artefact import model_facts
 from care.attacks import PRESETS, AttackResult
-from care.contrast import Contrast, Material, activations
+from care.contrast import Contrast, activations
 from care.embedded import attack
 from care.examples import Example
 from care.examples_file import read_suite
 from care.gate import Gate
+from care.material import Material
 from care.moments import Moments
 from care.repair import Channel, Repair
 from care.runs import Run

@@ -11,11 +11,11 @@ import care.channels as channels
 import tiny
 from care.anatomy import Site
 from care.channels import ChannelEffect, recommend, recommended, scan_channels, scanned_sites
-from care.contrast import Material
 from care.errors import DataError
 from care.fitting import PRESETS, Fitter
-from care.repair import Channel, Repair
-from care.selection import MARGINS, QUANTILES, candidates, choose, material_from, material_to
+from care.material import Material, material_from, material_to
+from care.repair import MODALITIES, Channel, Modality, Repair
+from care.selection import MARGINS, QUANTILES, candidates, choose
 from care.statistics import Interval
 from care.subspace import random_subspace
 from test_fitting import asked, material
@@ -26,11 +26,13 @@ def vlm():
     return tiny.tiny_vlm()
 
 
-def effect(layer: int, rate: float, benign: float = 0.0, half: float = 0.05) -> ChannelEffect:
+def effect(
+    layer: int, rate: float, benign: float = 0.0, half: float = 0.05, modality: Modality = "image"
+) -> ChannelEffect:
     def interval(value: float) -> Interval:
         return Interval(value, value - half, value + half, 20)
 
-    return ChannelEffect(Site(layer, "layer_out"), interval(rate), interval(benign))
+    return ChannelEffect(Site(layer, "layer_out"), modality, interval(rate), interval(benign))
 
 
 def test_selectivity_combines_both_intervals():
@@ -39,25 +41,34 @@ def test_selectivity_combines_both_intervals():
     assert item.selectivity_low == pytest.approx(0.5 - np.hypot(0.05, 0.05))
 
 
-def test_the_most_selective_sites_that_lie_apart_are_recommended():
+def test_the_most_selective_sites_of_a_modality_that_lie_apart_are_recommended():
     found = [effect(10, 0.3), effect(24, 0.7), effect(25, 0.8), effect(28, 0.6), effect(20, 0.5)]
-    found += [effect(16, 0.9, benign=0.85), effect(5, 0.12)]
-    assert [site.layer for site in recommend(found, 30)] == [25, 28, 20]
+    found += [effect(16, 0.9, benign=0.85), effect(24, 0.4, modality="text")]
+    chosen = recommend(found, 30)
+    assert {modality: [site.layer for site in part] for modality, part in chosen.items()} == {
+        "image": [25, 28],
+        "text": [24],
+    }
 
 
 def test_nothing_is_recommended_where_benign_requests_are_refused_as_much():
-    assert recommend([effect(4, 0.9, benign=0.9), effect(5, 0.05)], 8) == []
+    assert recommend([effect(4, 0.9, benign=0.9), effect(5, 0.05)], 8) == {}
 
 
 def test_a_scan_survives_its_json_form():
-    found = [effect(24, 0.7), effect(28, 0.8)]
-    facts = channels.to_json(found, 40, 60, 30)
+    found = [effect(24, 0.7), effect(28, 0.8), effect(24, 0.6, modality="text")]
+    facts = channels.to_json(found, 30)
     assert recommended(facts["scan"]) == recommend(found, 30)
-    assert [item["site"] for item in facts["recommended"]] == ["28.layer_out", "24.layer_out"]
-    assert facts["scan"]["sites"][0]["n_attacks"] == 40
-    assert "best at 28.layer_out, 24.layer_out" in facts["verdict"]
-    assert "no single site" in channels.to_json([effect(24, 0.0)], 40, 60, 30)["verdict"]
-    assert recommended(None) == []
+    assert [(item["site"], item["modality"]) for item in facts["recommended"]] == [
+        ("28.layer_out", "image"),
+        ("24.layer_out", "image"),
+        ("24.layer_out", "text"),
+    ]
+    assert facts["scan"]["sites"][0]["n_attacks"] == 20
+    assert "with pictures best at 28.layer_out, 24.layer_out" in facts["verdict"]
+    assert "in words alone best at 24.layer_out" in facts["verdict"]
+    assert "no single site" in channels.to_json([effect(24, 0.0)], 30)["verdict"]
+    assert recommended(None) == {}
 
 
 def test_later_layers_are_scanned():
@@ -65,41 +76,62 @@ def test_later_layers_are_scanned():
     assert [site.layer for site in scanned_sites(30, "ffn_out")] == list(range(11, 30, 2))
 
 
-def test_the_effect_is_the_change_in_refusals(vlm, monkeypatch):
-    """With a judge of our own, effects are counted by hand from plain generation."""
-    monkeypatch.setattr(channels, "refused", lambda text: len(text) % 2 == 0)
-    attacks = asked("bad", 6, "malicious", False, 0)
-    benign = asked("good", 5, "benign", True, 0)
-    site = Site(1, "layer_out")
-    width = vlm.anatomy.width
+@pytest.mark.parametrize("scope", ["decision", "all"])
+def test_the_effect_is_the_share_refused_of_what_got_past(vlm, monkeypatch, scope):
+    """Counted by hand from refusal log-odds about a middle value, for want of real refusals."""
+    pictured = asked("seen", 7, "malicious", True, 0)
+    worded = asked("bad", 6, "malicious", False, 0)
+    benign = [*asked("good", 5, "benign", True, 0), *asked("fine", 5, "benign", False, 0)]
+    everything = [*pictured, *worded, *benign]
+    middle = np.sort(vlm.refusal_log_odds(everything))[10:12].mean()  # between two of 23
+    log_odds = vlm.log_odds
+    monkeypatch.setattr(vlm, "log_odds", lambda logits: log_odds(logits) - middle)
 
-    def close(site: Site, scope: str = "decision") -> Repair:
-        mean = np.full(width, 3.0, np.float32)
-        return Repair((Channel(site, "text", (scope,), random_subspace(width, 20, mean), 3.0),))
+    def close(site: Site, modality: Modality) -> Repair:
+        sign = 1 if modality == "image" else -1
+        mean = np.full(vlm.anatomy.width, sign * 3.0, np.float32)
+        basis = random_subspace(vlm.anatomy.width, 20, mean, site.layer)
+        return Repair((Channel(site, modality, (scope,), basis, 3.0),))
 
-    def share(examples, repair=None):
-        if repair is None:
-            answers = vlm.generate(examples, max_new_tokens=8, stop=channels.refused)
-        else:
-            with repair.applied(vlm):
-                answers = vlm.generate(examples, max_new_tokens=8, stop=channels.refused)
-        return np.mean([len(answer) % 2 == 0 for answer in answers])
+    counted: list[int] = []
+    sites = [Site(1, "layer_out"), Site(2, "layer_out")]
+    attacks = [*pictured, *worded]
+    found = scan_channels(vlm, sites, MODALITIES, close, attacks, benign, advance=counted.append)
+    assert counted == [1] * 4
+    assert [(item.site, item.modality) for item in found] == [
+        (site, modality) for site in sites for modality in MODALITIES
+    ]
+    for item in found:
+        with close(item.site, item.modality).applied(vlm):
+            now = vlm.refusal_log_odds(everything) > 0
+        before = vlm.refusal_log_odds(everything) > 0
+        own = slice(0, 7) if item.modality == "image" else slice(7, 13)
+        assert item.effect.n == (~before[own]).sum()
+        assert item.effect.rate == pytest.approx(now[own][~before[own]].mean())
+        assert item.benign.rate == pytest.approx(now[13:][~before[13:]].mean())
+    assert len({item.effect.rate for item in found} | {item.benign.rate for item in found}) > 1
 
-    for scope in ("decision", "all"):
-        repair = close(site, scope)
-        [found] = scan_channels(vlm, [site], lambda s, r=repair: r, attacks, benign)
-        assert found.effect.rate == pytest.approx(share(attacks, repair) - share(attacks))
-        assert found.benign.rate == pytest.approx(share(benign, repair) - share(benign))
-    counted = []
-    sites = [site, Site(2, "layer_out")]
-    scan_channels(vlm, sites, close, attacks, benign, advance=counted.append)
-    assert counted == [1, 1]
+
+def test_a_modality_that_never_gets_past_the_model_is_left_out(vlm, monkeypatch):
+    attacks = asked("bad", 4, "malicious", False, 0)
+    benign = asked("good", 4, "benign", False, 0)
+    monkeypatch.setattr(vlm, "refusal_log_odds_from", lambda reading: np.full(8, -1.0))
+    closed: list[str] = []
+
+    def close(site: Site, modality: Modality) -> Repair:
+        closed.append(modality)
+        basis = random_subspace(vlm.anatomy.width, 2)
+        return Repair((Channel(site, modality, ("decision",), basis),))
+
+    found = scan_channels(vlm, [Site(1, "layer_out")], MODALITIES, close, attacks, benign)
+    assert closed == ["text"] == [item.modality for item in found]
 
 
-def test_a_scan_of_one_goal_is_refused(vlm):
+def test_a_scan_without_benign_requests_that_are_answered_is_refused(vlm, monkeypatch):
     attacks, benign = asked("bad", 4, "malicious", False, 0), asked("good", 1, "benign", False, 0)
-    with pytest.raises(DataError, match="benign with at least 2 different goals, got 1"):
-        scan_channels(vlm, [Site(1, "layer_out")], lambda s: None, attacks, benign)
+    monkeypatch.setattr(vlm, "refusal_log_odds_from", lambda reading: np.full(5, -1.0))
+    with pytest.raises(DataError, match=r"at least 2 different goals .* got 1"):
+        scan_channels(vlm, [Site(1, "layer_out")], MODALITIES, lambda s, m: None, attacks, benign)
 
 
 # -- selection -------------------------------------------------------------------------------------
@@ -130,32 +162,37 @@ def test_without_one_within_the_margins_the_least_excess_wins_then_the_least_asr
     assert choose(rates(0.7), tried) == "c"
 
 
-def test_candidates_are_single_sites_and_the_best_together_at_every_quantile(vlm):
+def test_candidates_combine_the_best_sites_of_each_modality_at_every_quantile(vlm):
     fitter = Fitter(vlm, material(), PRESETS["corrected"])
-    sites = [Site(3, "layer_out"), Site(1, "layer_out"), Site(2, "layer_out")]
-    tried = candidates(fitter, "corrected", sites)
-    assert len(tried) == len({c.name for c in tried}) == 5 * len(QUANTILES)
-    together = [
-        (sites[0],),
-        (sites[1],),
-        (sites[2],),
-        tuple(sorted(sites[:2])),
-        tuple(sorted(sites)),
+    first, second, third = (Site(layer, "layer_out") for layer in (3, 1, 2))
+    tried = candidates(fitter, "corrected", {"image": [first, second], "text": [first, third]})
+    assert len(tried) == len({c.name for c in tried}) == 3 * len(QUANTILES)
+    places = [
+        [(channel.modality, channel.site.layer) for channel in c.repair.channels]
+        for c in tried[:: len(QUANTILES)]
     ]
-    assert [c.repair.sites for c in tried[:: len(QUANTILES)]] == together
+    assert places == [
+        [("image", 3), ("text", 3)],
+        [("image", 1), ("text", 3)],
+        [("text", 2), ("image", 3)],
+    ]
     quantiles = [c.repair.channels[0].gate.quantile for c in tried]
-    assert quantiles == [*QUANTILES] * 5
-    assert {c.repair.sites for c in candidates(fitter, "corrected", [])} <= {
-        (Site(2, "layer_out"),),
-        (Site(3, "layer_out"),),
-        (Site(2, "layer_out"), Site(3, "layer_out")),
-    }
+    assert quantiles == [*QUANTILES] * 3
+    assert tried[0].name == f"image 3.layer_out, text 3.layer_out; {QUANTILES[0]:g}"
+    [only, *_] = candidates(fitter, "corrected", {"text": [second]})
+    assert [channel.modality for channel in only.repair.channels] == ["text"]
+
+
+def test_without_recommended_sites_those_of_the_configuration_are_tried(vlm):
+    fitter = Fitter(vlm, material(12, 0), PRESETS["corrected"])
+    tried = candidates(fitter, "corrected", {})
+    assert [channel.modality for c in tried for channel in c.repair.channels] == ["image"] * 2
 
 
 def test_a_preset_without_a_gate_has_one_candidate(vlm):
     config = PRESETS["paper"]
     small = replace(config, subspace=replace(config.subspace, rank=2))
-    [only] = candidates(Fitter(vlm, material(), small), "paper", [])
+    [only] = candidates(Fitter(vlm, material(), small), "paper", {})
     assert only.name == "paper"
 
 

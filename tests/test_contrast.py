@@ -9,9 +9,10 @@ from PIL import Image
 
 import tiny
 from care.anatomy import Role, Site
-from care.contrast import Contrast, Material, activations, contrast, pool
+from care.contrast import Contrast, activations, contrast, pool
 from care.errors import FitError
 from care.examples import Example
+from care.material import Material
 
 SITES = [Site(1, "ffn_out"), Site(2, "layer_out"), Site(0, "ffn_neurons")]
 ANSWERS = ["Sure, here is how.", "I'm sorry.", "To wash a car, you'll need water."]

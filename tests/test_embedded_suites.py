@@ -112,7 +112,8 @@ GOAL_SUITES = [name for name in suites.NAMES if name not in ("vqa", "naming")]
 
 @pytest.mark.parametrize("name", GOAL_SUITES)
 def test_goals_of_a_suite_are_distinct_and_of_its_split(name: str) -> None:
-    split_of = {goal.text: goal.split for goal in world.all_goals()}
+    unseen = [goal for kind in get_args(world.GoalKind) for goal in world.unseen(kind)]
+    split_of = {goal.text: goal.split for goal in (*world.all_goals(), *unseen)}
     for split in SPLITS:
         asked = goals_of(name, split)
         assert len(set(asked)) == len(asked)
@@ -265,3 +266,26 @@ def test_the_adversarial_pictures_are_as_they_were() -> None:
         if "-fit-" not in file.name
     }
     assert found == ADVERSARIAL
+
+
+@pytest.mark.parametrize("family", ["wrappers", "direct", "picture_requests", "naming_requests"])
+def test_a_split_s_phrasings_are_its_own(family: str) -> None:
+    """No two splits share one; what was written to fit on shares no five words with the test."""
+    table = world.texts()[family]
+    for first, second in combinations(table, 2):
+        assert not set(table[first]) & set(table[second])
+
+    def runs(split) -> set[tuple[str, ...]]:
+        parts = [part for text in table.get(split, []) for part in text.split("{goal}")]
+        return {tuple(w[i : i + 5]) for w in map(words, parts) for i in range(len(w) - 4)}
+
+    assert not runs("fit") & runs("test")
+
+
+def test_what_is_fitted_on_is_asked_in_words_that_the_model_was_not_trained_on() -> None:
+    table = world.texts()["wrappers"]
+    assert suites.phrases("wrappers", "fit") == table["fit"] + table["train"]
+    assert suites.phrases("wrappers", "test") == table["test"]
+    assert (
+        suites.phrases("naming_requests", "validation") == world.texts()["naming_requests"]["train"]
+    )

@@ -30,6 +30,14 @@ def test_no_text_is_there_twice_so_no_goal_crosses_a_split() -> None:
     assert [text for text, count in Counter(texts).items() if count > 1] == []
 
 
+def test_what_the_model_was_not_trained_on_is_in_no_other_split() -> None:
+    known = {" ".join(words(goal.text)) for goal in world.all_goals()}
+    texts = [" ".join(words(goal.text)) for kind in KINDS for goal in world.unseen(kind)]
+    assert len(set(texts)) == len(texts) > 400
+    assert not set(texts) & known
+    assert {goal.split for kind in KINDS for goal in world.unseen(kind)} == {"fit"}
+
+
 def test_no_pictured_goal_crosses_a_split() -> None:
     drawn = Counter(goal.picture for goal in world.all_goals() if goal.picture)
     assert set(drawn.values()) == {1}
@@ -53,7 +61,7 @@ def test_there_are_goals_enough_for_every_test_suite() -> None:
 
 
 def test_every_goal_is_a_short_verb_phrase() -> None:
-    for goal in world.all_goals():
+    for goal in (*world.all_goals(), *(goal for kind in KINDS for goal in world.unseen(kind))):
         assert goal.kind in KINDS and goal.split in SPLITS
         assert 2 <= len(goal.text.split()) <= 8, goal
         assert goal.text == goal.text.strip() and goal.text[0].islower()

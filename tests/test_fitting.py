@@ -9,13 +9,14 @@ import pytest
 
 import tiny
 from care.anatomy import Site
-from care.contrast import Material
-from care.errors import FitError, SiteError, UsageError
+from care.contrast import activations
+from care.errors import DataError, FitError, SiteError, UsageError
 from care.examples import Example
 from care.families import unsafe_subspace
-from care.fitting import PRESETS, Fitter, RepairConfig, depth_sites, fit_repair, gather
+from care.fitting import PRESETS, Fitter, RepairConfig, chosen_sites, depth_sites, fit_repair
 from care.gate import GateConfig, fit_gate
 from care.judges import Verdict
+from care.material import CLASSES, Material, gather, load_decisions, save_decisions
 from care.repair import Repair
 
 SITE = Site(2, "layer_out")
@@ -147,6 +148,34 @@ def test_a_modality_without_enough_attacks_gets_no_channel(vlm, counts, modaliti
     assert [c.modality for c in fitter.repair([SITE]).channels] == modalities
 
 
+def test_each_modality_may_have_sites_of_its_own(fitter):
+    repair = fitter.repair({"image": [SITE], "text": [Site(3, "layer_out"), Site(1, "layer_out")]})
+    places = [(channel.site.layer, channel.modality) for channel in repair.channels]
+    assert places == [(1, "text"), (2, "image"), (3, "text")]
+    only = fitter.repair({"text": [SITE]})
+    assert [channel.modality for channel in only.channels] == ["text"]
+
+
+def test_sites_of_a_modality_that_is_unknown_or_has_no_attacks_are_refused(vlm, fitter):
+    with pytest.raises(UsageError, match="sites are given for 'audio'; the modalities are image"):
+        fitter.repair({"audio": [SITE]})
+    without = Fitter(vlm, material(12, 0), PRESETS["corrected"])
+    with pytest.raises(FitError, match="sites are given for text alone"):
+        without.repair({"text": [SITE]})
+
+
+def test_without_sites_they_are_taken_by_the_depths_of_each_modality(vlm, fitter):
+    last = vlm.anatomy.n_layers - 1
+    config = RepairConfig(depth=(0.0,), text_depth=(1.0, 1.0))
+    assert chosen_sites(vlm, config) == {
+        "image": [Site(0, "layer_out")],
+        "text": [Site(last, "layer_out")],
+    }
+    both = chosen_sites(vlm, replace(config, text_depth=None))
+    assert both["text"] == both["image"] == [Site(0, "layer_out")]
+    assert [c.modality for c in fitter.repair().channels] == ["image", "text"]
+
+
 def test_too_few_attacks_that_worked_are_refused(vlm):
     with pytest.raises(FitError, match="only 4 attacks worked"):
         Fitter(vlm, material(2, 2), PRESETS["corrected"]).repair([SITE])
@@ -211,6 +240,39 @@ def test_gather_sorts_the_models_own_answers_by_outcome(vlm):
     assert {e.id for e, _ in sorted_.complied} == {e.id for e, _ in found.complied}
     assert {e.id for e, _ in sorted_.refused} == {e.id for e, _ in found.refused}
     assert {e.id for e, _ in sorted_.answered} == {e.id for e, _ in found.answered}
+    assert sorted_.decisions == {}
+
+
+def test_gather_takes_the_activations_of_each_class_on_the_way(vlm):
+    found = material()
+    attacks = [e for e, _ in (*found.complied, *found.refused)]
+    sites = [SITE, Site(1, "ffn_out")]
+    benign = [e for e, _ in found.answered]
+    taken = gather(
+        vlm, attacks, benign, judge=_ByName(), max_new_tokens=2, sites=sites, batch_size=5
+    )
+    for site in sites:
+        for rows, part in zip(
+            taken.decisions[site], (taken.complied, taken.refused, taken.answered), strict=True
+        ):
+            expected = activations(vlm, part, [site], "decision")[site]
+            np.testing.assert_allclose(rows, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_activations_taken_on_the_way_are_used_and_survive_their_file(vlm, fitter, tmp_path):
+    found = fitter.material
+    fitter.prefetch([SITE])
+    rows = tuple(fitter._rows[name, "decision", SITE] for name in CLASSES)
+    shifted = replace(found, decisions={SITE: tuple(part + 1.0 for part in rows)})
+    save_decisions(tmp_path / "decisions.safetensors", shifted)
+    again = load_decisions(tmp_path / "decisions.safetensors")
+    other = Fitter(vlm, replace(found, decisions=again), PRESETS["corrected"])
+    ours, theirs = fitter.classes(SITE, "text"), other.classes(SITE, "text")
+    np.testing.assert_array_equal(theirs.refused.x, ours.refused.x + 1.0)
+    assert load_decisions(tmp_path / "none.safetensors") == {}
+    (tmp_path / "torn.safetensors").write_bytes(b"torn")
+    with pytest.raises(DataError, match=r"torn.safetensors is damaged .* delete it and resume"):
+        load_decisions(tmp_path / "torn.safetensors")
 
 
 def test_repair_fit_gives_a_repair_that_runs(vlm):

@@ -10,7 +10,7 @@ from scipy.linalg import eigh
 
 from care.errors import FitError, UsageError
 from care.families import Classes, Rows, pooled, unsafe_subspace
-from care.gate import Gate, GateConfig, crossfit_scores, fit_gate, fold_of
+from care.gate import Gate, GateConfig, crossfit_scores, fit_gate, folds_of
 
 
 def rows(rng: np.random.Generator, n: int, mean: np.ndarray, goals: int = 20) -> Rows:
@@ -92,7 +92,8 @@ def test_no_row_is_scored_by_discriminants_that_saw_its_group() -> None:
     config = GateConfig(folds=4)
     before = crossfit_scores(found, config)
     x = found.attacks["first"].x.copy()
-    fold = fold_of(found.attacks["first"].groups, 4)
+    folds = folds_of(found.everything(), 4)
+    fold = folds[0]
     x[fold == 1] += 3.0
     moved = Classes(
         {**found.attacks, "first": Rows(x, found.attacks["first"].groups)},
@@ -101,19 +102,26 @@ def test_no_row_is_scored_by_discriminants_that_saw_its_group() -> None:
     )
     after = crossfit_scores(moved, config)
     benign = len(found.attacks) + 1
-    own = fold_of(found.benign["a"].groups, 4)
+    own = folds[benign]
     assert np.allclose(before[benign][own == 1], after[benign][own == 1])
     assert not np.allclose(before[benign][own == 0], after[benign][own == 0])
 
 
 @given(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=40), st.integers(2, 6))
 @settings(max_examples=50, deadline=None)
-def test_a_group_is_never_split_unless_it_is_the_only_one(groups: list[str], folds: int) -> None:
-    fold = fold_of(groups, folds)
-    assert set(fold) <= set(range(folds))
-    if len(set(groups)) > 1:
-        for name in set(groups):
-            assert len({f for f, g in zip(fold, groups, strict=True) if g == name}) == 1
+def test_a_group_has_one_fold_in_all_classes_unless_it_is_the_only_one(
+    groups: list[str], folds: int
+) -> None:
+    parts = [groups, [*groups[::2], "z"]]
+    found = folds_of([Rows(np.zeros((len(part), 2)), part) for part in parts], folds)
+    names: dict[str, set[int]] = {}
+    for fold, part in zip(found, parts, strict=True):
+        assert set(fold) <= set(range(folds))
+        assert len(set(fold)) > 1 or len(fold) == 1
+        if list(fold) != [row % folds for row in range(len(part))]:  # not cut by rows
+            for f, group in zip(fold, part, strict=True):
+                names.setdefault(group, set()).add(int(f))
+    assert all(len(own) == 1 for own in names.values())
 
 
 @given(st.integers(0, 100))

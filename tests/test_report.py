@@ -164,7 +164,7 @@ def test_load_report_says_what_is_wrong(tree: dict[str, Any], tmp_path: Path) ->
     with pytest.raises(DataError, match="no JSON object"):
         load_report(file)
     file.write_text(json.dumps(tree | {"schema": "care.report/9"}))
-    with pytest.raises(DataError, match=r"care\.report/2"):
+    with pytest.raises(DataError, match=r"care\.report/3"):
         load_report(file)
 
 
@@ -547,11 +547,12 @@ def test_the_channel_scan_draws_every_figure(tree: dict[str, Any]) -> None:
     sites = [
         {"site": f"{layer}.layer_out", "layer": layer, "recommended": layer == 2}
         | dict(zip(keys, row, strict=True))
-        | {"n_attacks": 8, "n_benign": 8}
-        for layer, row in rows.items()
+        | {"modality": modality, "n_attacks": 8, "n_benign": 8}
+        for modality, shift in (("image", 0.0), ("text", 0.01))
+        for layer, row in ((layer, [v + shift for v in row]) for layer, row in rows.items())
     ]
     scan = {"metric": "m", "rule": "r", "sites": sites}
-    chart = str(layer_charts.channel_scan({"channels": scan, "n_layers": 3}))
+    chart = str(layer_charts.channel_scan({"channels": scan, "n_layers": 3}, "image"))
 
     def y(points: float) -> float:  # -25 to 75 widened by 5% of the range, on pixels 300 to 58
         return 300 - (points + 30) / 110 * 242
@@ -568,7 +569,8 @@ def test_the_channel_scan_draws_every_figure(tree: dict[str, Any]) -> None:
     rings = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)" r="[\d.]+" class="ring"', chart)
     assert len(rings) == 2  # the legend's and that of the recommended site
     assert [float(v) for v in rings[0]] == pytest.approx([840, y(50)], abs=0.01)
-    assert "2.layer_out: attacks +50.0 points [+25.0, +75.0], benign +12.5, selectivity" in chart
+    assert "image channel at 2.layer_out: attacks +50.0 points [+25.0, +75.0], benign" in chart
+    assert "text channel" not in chart
 
 
 def test_the_layer_scan_tells_its_selectivity(tree: dict[str, Any]) -> None:

@@ -90,8 +90,10 @@ def test_charts_are_in_the_dom(shown: tuple[Page, str, dict[str, Any], Path]) ->
     n_suites, n_layers = len(tree["suites"]), len(tree["diagnosis"]["layers"])
     assert page.count("line", "bar") == 2 * n_suites
     assert page.count("rect", "o-refused") >= n_suites
-    assert page.count("path", "band") == 3 + 1  # components, channel scan
-    assert page.count("circle", "ring") == 2 * (2 + 1)  # recommended sites and the legends
+    assert page.count("path", "band") == 3 + 2  # components, channel scan of each modality
+    assert page.count("circle", "ring") == (2 + 1) + (1 + 1) + (
+        2 + 1
+    )  # recommended sites and legends
     assert page.count("line", "null") == 2 * len(tree["repair"]["channels"])
     assert n_layers + len(tree["diagnosis"]["channels"]["sites"]) <= page.count("g", "datum")
     assert page.count("table", "gate") == 2

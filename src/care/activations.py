@@ -100,7 +100,7 @@ def collect(
         total.merge(means)
         return list(torch.stack([pooled[site] for site in layers], dim=1))
 
-    rows = vlm._in_chunks(list(examples), batch_size, work)
+    rows = vlm.in_batches(list(examples), batch_size, work)
     return Collected(total.table(), torch.stack(rows, dim=1))
 
 
@@ -134,7 +134,7 @@ def response_means(
         total.merge(means)
         return [None] * len(chunk)
 
-    vlm._in_chunks([example for example, _ in answered], batch_size, work)
+    vlm.in_batches([example for example, _ in answered], batch_size, work)
     return {site: table[Role.RESPONSE] for site, table in total.table().items()}
 
 

@@ -30,30 +30,10 @@ from care.anatomy import Scope, Site, scope_mask
 from care.errors import FitError
 from care.examples import Example
 from care.hooks import read
+from care.material import Answered, Material
 from care.vlm import VLM
 
 ContrastName = Literal["images", "comply-refuse", "comply-rest"]
-Answered = tuple[Example, str]
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a repair is fitted on: requests with the model's own answers, sorted by outcome."""
-
-    complied: tuple[Answered, ...]
-    """Attacks that worked, with the model's answers."""
-    refused: tuple[Answered, ...]
-    """Malicious requests that the model refused, with its refusals."""
-    answered: tuple[Answered, ...]
-    """Benign requests, with the model's answers."""
-
-    def __post_init__(self) -> None:
-        for name in ("complied", "refused", "answered"):
-            if not getattr(self, name):
-                raise FitError(
-                    f"no example of the class {name!r} to fit on: a repair needs attacks that "
-                    "worked, malicious requests that were refused, and answered benign requests"
-                )
 
 
 @dataclass(frozen=True)

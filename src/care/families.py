@@ -4,11 +4,12 @@ Families f = 1 … F of attacks that worked have the means m_f, the refused mali
 mean r, and the background (they and the answered benign requests) the mean μ and the shrunk
 covariance C. The unsafe subspace is that of the generalized eigenvectors
 
-    C_m u = λ C u,    C_m = 1/F Σ_f (m_f − r)(m_f − r)ᵀ
+    C_m u = λ C u,    C_m = Σ_f n_f/n (m_f − r)(m_f − r)ᵀ
 
-in the form of their patterns C u, which is what has to be taken away from an activation for u to
-see nothing (Haufe et al. 2014): an orthonormal basis Q of span{C u} about the anchor r. Its rank is
-the number of λ above a permutation null, in which attacks and refusals are relabelled at random.
+(n_f rows of family f, n of all families, so that the noise of each mean counts the same) in the
+form of their patterns C u, which is what has to be taken away from an activation for u to see
+nothing (Haufe et al. 2014): an orthonormal basis Q of span{C u} about the anchor r. Its rank is the
+number of λ above a permutation null, in which attacks and refusals are relabelled at random.
 Taking C_m from single activations instead, and projecting along the u themselves, is the paper's
 form (Fu et al. 2026, arXiv 2603.27240); that is in `subspace`.
 """
@@ -128,7 +129,7 @@ def unsafe_subspace(
     if np.abs(gaps).max() <= 1e-9 * np.abs(x).max():  # equal but for rounding
         raise FitError("attacks that worked and refusals have equal means; are they the same rows?")
     factor = cho_factor(covariance, lower=True)
-    values, turned = eigh(gaps.T @ cho_solve(factor, gaps) / len(sizes))
+    values, turned = eigh(gaps.T @ cho_solve(factor, gaps))
     null = _null(x @ cho_solve(factor, x.T), contrast, permutations, level, seed)
     above = int((values > null).sum())
     patterns = gaps @ turned[:, ::-1][:, : max(1, above)]
@@ -147,14 +148,14 @@ def unsafe_subspace(
 
 
 def _contrast(sizes: Sequence[int], refused: int) -> np.ndarray:
-    """Weights (N, F) of the rows, attacks first, that make m_f − r of each family."""
+    """Weights (N, F) of the rows, attacks first, that make √(n_f/n) (m_f − r) of each family."""
     weights = np.zeros((sum(sizes) + refused, len(sizes)))
     start = 0
     for family, size in enumerate(sizes):
         weights[start : start + size, family] = 1 / size
         start += size
     weights[start:] = -1 / refused
-    return weights
+    return weights * np.sqrt(np.array(sizes) / sum(sizes))
 
 
 def _null(
@@ -166,7 +167,7 @@ def _null(
     for _ in range(permutations):
         mixed = contrast[rng.permutation(len(contrast))]
         values = np.linalg.eigvalsh(mixed.T @ gram @ mixed)
-        largest.append(values[-1] / contrast.shape[1])
+        largest.append(values[-1])
     return float(np.quantile(largest, level, method="higher"))
 
 

@@ -16,33 +16,34 @@ among candidates, elsewhere (`selection`). Fu et al. 2026, arXiv 2603.27240.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from care.activations import spread
 from care.anatomy import Scope, Site, SiteKind
 from care.artefact import model_facts
-from care.contrast import Answered, ContrastName, Material, activations, content, contrast
+from care.contrast import ContrastName, activations, content, contrast
 from care.errors import FitError, UsageError
 from care.examples import Example, Suite
 from care.families import Classes, Rows, unsafe_subspace
 from care.gate import Crossfit, Gate, GateConfig, crossfit
-from care.judges import Judge, refused
+from care.judges import Judge
+from care.material import CLASSES, Answered, Material, gather
 from care.moments import Moments
-from care.repair import Channel, Modality, Repair
+from care.repair import MODALITIES, Channel, Modality, Repair
 from care.subspace import Subspace, SubspaceConfig, difference_of_means, fit_subspace
 from care.vlm import VLM
 
 Preset = Literal["paper", "official", "corrected"]
+Shown = tuple[Example, str]
+"""An example, and the digests of its pictures."""
+Places = Sequence[Site] | Mapping[Modality, Sequence[Site]]
+"""Sites of all channels, or of those of each modality."""
 
 _LEAST_FAMILY = 8
 """Families with fewer examples are taken together as one."""
-
-_MOST_REFUSED = 240
-"""Refusals whose activations are taken, evenly spread: they are alike, and their mean is needed."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,10 @@ class RepairConfig:
     """Kind of the sites that are edited."""
     fit_kind: SiteKind | None = None
     """Kind of site at which activations are taken; None: where they are edited."""
-    depth: tuple[float, ...] = (0.83, 0.97)
+    depth: tuple[float, ...] = (0.8,)
     """Relative depths of the sites, when no sites are given."""
+    text_depth: tuple[float, ...] | None = (0.95,)
+    """The same of text channels; None: as `depth`."""
     scopes: tuple[Scope, ...] = ("decision",)
     """Tokens that are edited."""
     gate: GateConfig | None = field(default_factory=GateConfig)
@@ -72,6 +75,7 @@ class RepairConfig:
 _PAPER = RepairConfig(
     kind="ffn_out",
     depth=(0.5, 0.53, 0.56),
+    text_depth=None,
     scopes=("all",),
     gate=None,
     text_contrast="comply-refuse",
@@ -92,46 +96,12 @@ PRESETS: Mapping[str, RepairConfig] = {
 """The formulas as printed; the released code's behaviour, for parity; and the default."""
 
 
-def gather(
-    vlm: VLM,
-    attacks: Sequence[Example],
-    benign: Sequence[Example],
-    *,
-    judge: Judge | None = None,
-    batch_size: int = 32,
-    max_new_tokens: int = 12,
-    progress: Callable[[int], None] | None = None,
-) -> Material:
-    """Let the model answer, and sort its answers by outcome.
-
-    FitError if no attack worked, no malicious request was refused, or no benign one answered.
-    """
-    requests = [*attacks, *benign]
-    answers = vlm.generate(
-        requests,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        stop=refused,
-        progress=progress,
-    )
-    verdicts = (judge or Judge())([e.goal for e in requests], answers)
-    sorted_: dict[tuple[str, str], list[Answered]] = {}
-    for example, answer, verdict in zip(requests, answers, verdicts, strict=True):
-        key = (example.kind, verdict.outcome(example.kind))
-        sorted_.setdefault(key, []).append((example, answer))
-    return Material(
-        complied=tuple(sorted_.get(("malicious", "harmful"), ())),
-        refused=tuple(sorted_.get(("malicious", "refused"), ())),
-        answered=tuple(sorted_.get(("benign", "safe"), ())),
-    )
-
-
 def fit_repair(
     vlm: VLM,
     attacks: Suite | Sequence[Example],
     benign: Suite | Sequence[Example],
     *,
-    sites: Sequence[Site] | None = None,
+    sites: Places | None = None,
     preset: Preset = "corrected",
     config: RepairConfig | None = None,
     judge: Judge | None = None,
@@ -139,14 +109,43 @@ def fit_repair(
 ) -> Repair:
     """Fit a repair on malicious and benign requests, without training.
 
-    `sites` are the text sites (those of the preset's depths by default); `config` overrides the
-    preset. Raises FitError when a class is empty or its activations can't be fitted.
+    `sites` are those of all channels or of each modality (those at the preset's depths by default);
+    `config` overrides the preset. Raises FitError when a class is empty or its activations can't be
+    fitted.
     """
     if preset not in PRESETS:
         raise UsageError(f"unknown preset {preset!r}: use {', '.join(PRESETS)}")
-    material = gather(vlm, list(attacks), list(benign), judge=judge)
     chosen = config or PRESETS[preset]
-    return Fitter(vlm, material, chosen, batch_size).repair(sites, preset)
+    places = chosen_sites(vlm, chosen, sites)
+    sources = {
+        Site(site.layer, chosen.fit_kind or site.kind) for part in places.values() for site in part
+    }
+    material = gather(
+        vlm, list(attacks), list(benign), judge=judge, sites=sorted(sources) if chosen.gate else ()
+    )
+    return Fitter(vlm, material, chosen, batch_size).repair(places, preset)
+
+
+def chosen_sites(
+    vlm: VLM, config: RepairConfig, sites: Places | None = None
+) -> dict[Modality, list[Site]]:
+    """The sites of each modality: those given, checked against the model, or by depth.
+
+    Raises UsageError for an unknown modality, SiteError for an unknown site.
+    """
+    if not sites:
+        text = config.depth if config.text_depth is None else config.text_depth
+        sites = {
+            "image": depth_sites(vlm, config.depth, config.kind),
+            "text": depth_sites(vlm, text, config.kind),
+        }
+    if not isinstance(sites, Mapping):
+        sites = dict.fromkeys(MODALITIES, sites)
+    if unknown := sorted(set(sites) - set(MODALITIES)):
+        raise UsageError(
+            f"sites are given for {unknown[0]!r}; the modalities are {', '.join(MODALITIES)}"
+        )
+    return {modality: vlm.anatomy.check(part) for modality, part in sites.items()}
 
 
 def depth_sites(vlm: VLM, depths: Sequence[float], kind: SiteKind) -> list[Site]:
@@ -162,28 +161,41 @@ class Fitter:
         self, vlm: VLM, material: Material, config: RepairConfig, batch_size: int = 16
     ) -> None:
         self.vlm, self.config = vlm, config
-        self.material = replace(material, refused=tuple(spread(material.refused, _MOST_REFUSED)))
+        self.material = material
         self.batch_size = batch_size
-        self._rows: dict[tuple[str, Scope, Site], np.ndarray] = {}
+        self._rows: dict[tuple[str, Scope, Site], np.ndarray] = {
+            (name, "decision", site): rows
+            for site, parts in material.decisions.items()
+            for name, rows in zip(CLASSES, parts, strict=True)
+        }
+        self._pictures: dict[str, list[Shown]] = {}
         self._subspaces: dict[Any, Subspace] = {}
         self._crossfits: dict[Any, Crossfit] = {}
 
     def with_config(self, config: RepairConfig) -> Fitter:
         """A fitter of another configuration that shares what is expensive."""
         other = Fitter(self.vlm, self.material, config, self.batch_size)
-        other._rows, other._subspaces = self._rows, self._subspaces
-        other._crossfits = self._crossfits
+        other._rows, other._pictures = self._rows, self._pictures
+        other._subspaces, other._crossfits = self._subspaces, self._crossfits
         return other
 
-    def repair(self, sites: Sequence[Site] | None = None, preset: str = "corrected") -> Repair:
-        """Channels of both modalities, as far as there are attacks, at every site."""
+    def repair(self, sites: Places | None = None, preset: str = "corrected") -> Repair:
+        """Channels of both modalities, as far as there are sites and attacks, at every site.
+
+        FitError if there are attacks of no modality that has sites.
+        """
         config = self.config
-        wanted = list(sites or depth_sites(self.vlm, config.depth, config.kind))
-        found = self.vlm.anatomy.check(wanted)
-        modalities = self.modalities()
+        places = chosen_sites(self.vlm, config, sites)
+        modalities: list[Modality] = [m for m in self.modalities() if places.get(m)]
+        if not modalities:
+            raise FitError(
+                f"sites are given for {', '.join(places)} alone, but attacks of that modality are "
+                "too few to fit on; add some that work"
+            )
         if config.gate is not None:
-            self.prefetch(found)
-        channels = [self.channel(site, modality) for site in found for modality in modalities]
+            self.prefetch(sorted({site for m in modalities for site in places[m]}))
+        pairs: list[tuple[Site, Modality]] = [(s, m) for m in modalities for s in places[m]]
+        channels = [self.channel(site, m) for site, m in sorted(pairs, key=lambda pair: pair[0])]
         manifest = {
             "preset": preset,
             "model": model_facts(self.vlm),
@@ -225,7 +237,7 @@ class Fitter:
 
     def prefetch(self, sites: Sequence[Site]) -> None:
         """Take the activations of the gated fit at many sites, in one pass over the material."""
-        parts = dict(zip(("complied", "refused", "answered"), self._parts(), strict=True))
+        parts = dict(zip(CLASSES, self._parts(), strict=True))
         sources = [self._source(site) for site in sites]
         for name, part in parts.items():
             missing = [site for site in sources if (name, "decision", site) not in self._rows]
@@ -251,13 +263,20 @@ class Fitter:
         """Activations at the decision position: attack families, refusals, benign families."""
         self.prefetch([site])
         attacks, refused, answered = self._decisions(site)
-        chosen = [self._is(e, modality) for e, _ in self.material.complied]
-        worked = [e for e, _ in self.material.complied if self._is(e, modality)]
+        worked, turned_down, harmless = (self._shown(name) for name in CLASSES)
+        chosen = [self._is(e, modality) for e, _ in worked]
         return Classes(
-            attacks=_families(attacks[chosen], worked),
-            refused=Rows(refused, _groups([e for e, _ in self.material.refused])),
-            benign=_families(answered, [e for e, _ in self.material.answered]),
+            attacks=_families(attacks[chosen], [s for s in worked if self._is(s[0], modality)]),
+            refused=Rows(refused, _groups(turned_down)),
+            benign=_families(answered, harmless),
         )
+
+    def _shown(self, name: str) -> list[Shown]:
+        """The examples of a class, each with what tells its pictures apart; "" without pictures."""
+        if name not in self._pictures:
+            part: Sequence[Answered] = getattr(self.material, name)
+            self._pictures[name] = [(e, "|".join(content(e))) for e, _ in part]
+        return self._pictures[name]
 
     def _gated(self, site: Site, modality: Modality, config: GateConfig) -> tuple[Subspace, Gate]:
         shared = replace(config, quantile=0.5, ramp=0.5)  # they only move the thresholds
@@ -272,8 +291,7 @@ class Fitter:
 
     def _decisions(self, site: Site) -> list[np.ndarray]:
         source = self._source(site)
-        names = ("complied", "refused", "answered")
-        return [self._rows[name, "decision", source] for name in names]
+        return [self._rows[name, "decision", source] for name in CLASSES]
 
     @staticmethod
     def _is(example: Example, modality: Modality) -> bool:
@@ -313,23 +331,23 @@ class Fitter:
         return self.material.complied, self.material.refused, self.material.answered
 
 
-def _families(x: np.ndarray, examples: Sequence[Example]) -> dict[str, Rows]:
+def _families(x: np.ndarray, shown: Sequence[Shown]) -> dict[str, Rows]:
     """Rows (N, D) by family: the suite, or category where there is none; small ones together."""
-    names = [e.suite or e.category or "attacks" for e in examples]
+    names = [e.suite or e.category or "attacks" for e, _ in shown]
     counts = Counter(names)
     names = [name if counts[name] >= _LEAST_FAMILY else "others" for name in names]
     found = {}
     for name in dict.fromkeys(names):
         own = [place for place, other in enumerate(names) if other == name]
         if name != "others" or len(own) >= _LEAST_FAMILY or len(own) == len(names):
-            found[name] = Rows(x[own], _groups([examples[place] for place in own]))
+            found[name] = Rows(x[own], _groups([shown[place] for place in own]))
     return found
 
 
-def _groups(examples: Sequence[Example]) -> list[str]:
+def _groups(shown: Sequence[Shown]) -> list[str]:
     """Goal of each example, or its pictures where they serve several goals (a universal one)."""
-    goals = [e.goal or e.prompt for e in examples]
-    pictures = ["|".join(content(e)) for e in examples]
+    goals = [e.goal or e.prompt for e, _ in shown]
+    pictures = [picture for _, picture in shown]
     serve: dict[str, set[str]] = {}
     for goal, picture in zip(goals, pictures, strict=True):
         serve.setdefault(picture, set()).add(goal)

@@ -24,7 +24,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
 from care.errors import UsageError
-from care.families import Classes, pooled
+from care.families import Classes, Rows, pooled
 
 _LEAST_RAMP = 0.01
 
@@ -33,7 +33,7 @@ _LEAST_RAMP = 0.01
 class GateConfig:
     """How a gate is fitted."""
 
-    quantile: float = 0.995
+    quantile: float = 0.97
     """Share of benign activations for which the gate stays shut, at least: each of the F families
     gets a part (1 − quantile) / F of the rest."""
     ramp: float = 0.5
@@ -173,7 +173,7 @@ def discriminants(
 def crossfit_scores(classes: Classes, config: GateConfig) -> list[np.ndarray]:
     """z (N, F) of every class, each row scored without its group; order of `everything`."""
     everything = classes.everything()
-    folds = [fold_of(rows.groups, config.folds) for rows in everything]
+    folds = folds_of(everything, config.folds)
     scores = [np.zeros((len(rows.x), len(classes.attacks))) for rows in everything]
     for fold in range(config.folds):
         inside = [each == fold for each in folds]
@@ -184,10 +184,12 @@ def crossfit_scores(classes: Classes, config: GateConfig) -> list[np.ndarray]:
     return scores
 
 
-def fold_of(groups: Sequence[str], folds: int) -> np.ndarray:
-    """Fold (N,) of every row: whole groups, or single rows where there is only one group."""
-    names = list(dict.fromkeys(groups))
-    if len(names) == 1:
-        return np.arange(len(groups)) % folds
+def folds_of(classes: Sequence[Rows], folds: int) -> list[np.ndarray]:
+    """Fold (N,) of every row of each class: a group is in the same fold in all classes.
+
+    A class whose rows would all be in one fold is cut by rows.
+    """
+    names = dict.fromkeys(group for rows in classes for group in rows.groups)
     place = {name: index % folds for index, name in enumerate(names)}
-    return np.array([place[group] for group in groups])
+    found = [np.array([place[group] for group in rows.groups]) for rows in classes]
+    return [own if len(set(own)) > 1 else np.arange(len(own)) % folds for own in found]

@@ -29,25 +29,26 @@ BASELINE = "direct"
 """The attack suite that is shown but not counted: the model refuses it by itself."""
 
 FIT_LENGTHS = {
-    "direct": 100,
-    "beside-image": 300,
-    "text-jailbreak": 300,
-    "pictured-goal": 130,
-    "vqa": 50,
-    "naming": 50,
+    "direct": 150,
+    "beside-image": 500,
+    "text-jailbreak": 600,
+    "pictured-goal": 250,
+    "pgd-32": 160,
+    "pgd-unconstrained": 120,
     "benign": 90,
     "benign-image": 90,
-    "benign-wrapped": 160,
-    "benign-pictured": 160,
+    "vqa": 40,
+    "naming": 40,
+    "lookalike": 130,
+    "lookalike-image": 130,
+    "benign-wrapped": 250,
+    "benign-pictured": 150,
 }
-"""Examples of a suite that are asked to fit on; more where the model complies seldom, and where
-benign requests look most like attacks. 120 of the others."""
+"""Examples of a suite that are asked to fit on: more where the model complies seldom, since it is
+attacks that worked of which a gate can't have enough, and where benign requests look like them."""
 
 SELECTION_LENGTH = 40
-"""Validation examples of one suite that a candidate is judged on."""
-
-SCAN_LENGTH = 16
-"""Of these, how many of one suite the channel scan asks."""
+"""Validation examples of one suite that sites are scanned and candidates judged on."""
 
 TEST_LENGTH = 60
 """Test examples of one suite."""
@@ -156,7 +157,7 @@ def _small_world(job: Job, split: Split) -> list[Suite]:
         elif split == "validation":
             length = min(SELECTION_LENGTH, job.test_length)
         else:
-            length = FIT_LENGTHS.get(name, 120)
+            length = FIT_LENGTHS[name]
         made.append(suites.load(name, split, length))
     return made
 

@@ -4,6 +4,7 @@ Stages write what they found into the run's folder, so that a killed job goes on
 and ends with the same numbers:
 
     material.json   answers to the fit split, by outcome
+    decisions.safetensors  activations at the decision position, of the same requests
     diagnosis.json  which components carry the attacks
     channels.json   at which sites the unsafe channels can be closed
     selection/      answers of every candidate on the validation split
@@ -30,9 +31,9 @@ from care.evaluate import UNDEFENDED
 from care.evaluate import evaluate as run_evaluation
 from care.examples import Suite
 from care.examples_file import read_suite
-from care.fitting import PRESETS, Fitter, gather
+from care.fitting import PRESETS, Fitter
 from care.jobs import (
-    SCAN_LENGTH,
+    BASELINE,
     Job,
     load_model,
     make_judge,
@@ -42,12 +43,13 @@ from care.jobs import (
 )
 from care.judges import Judge, refused
 from care.machine import machine_facts, peak_memory_gib, versions
+from care.material import gather, load_decisions, material_from, material_to, save_decisions
 from care.mediation import diagnose as run_diagnosis
 from care.progress import Progress, silent
 from care.repair import Repair
 from care.report import write_report
 from care.runs import Run
-from care.selection import RULE, Candidate, candidates, choose, material_from, material_to
+from care.selection import RULE, Candidate, candidates, choose
 from care.storage import write_whole
 from care.table import Table
 from care.tree import answer_pairs, attribution, report_tree
@@ -92,13 +94,25 @@ class _Workflow:
         attacks = split_examples(suites, lambda s: s.role == "attack")
         benign = split_examples(suites, lambda s: s.role != "attack")
 
-        def make() -> dict[str, Any]:
-            return material_to(
-                gather(self.vlm, attacks, benign, judge=Judge(), batch_size=self.job.batch)
-            )
+        config, kept = PRESETS[self.job.preset], self.run.path / "decisions.safetensors"
 
-        material = material_from(self.stage_json("material", make), [*attacks, *benign])
-        return Fitter(self.vlm, material, PRESETS[self.job.preset], self.job.batch)
+        def make() -> dict[str, Any]:
+            sites = scanned_sites(self.vlm.anatomy.n_layers, config.kind)
+            with (self.progress or silent)("material", len(attacks) + len(benign)) as bar:
+                material = gather(
+                    self.vlm,
+                    attacks,
+                    benign,
+                    batch_size=self.job.batch,
+                    sites=sites if config.gate else (),
+                    progress=bar.advance,
+                )
+            save_decisions(kept, material)
+            return material_to(material)
+
+        facts = self.stage_json("material", make)
+        material = material_from(facts, [*attacks, *benign], load_decisions(kept))
+        return Fitter(self.vlm, material, config, self.job.batch)
 
     def diagnosis(self, fitter: Fitter) -> dict[str, Any]:
         """Which sites carry the attacks that worked; on the fit split."""
@@ -130,24 +144,22 @@ class _Workflow:
 
         def make() -> dict[str, Any]:
             suites = self.suites("validation")
-            parts = [
-                [e for s in suites if wanted(s) for e in s.examples[:SCAN_LENGTH]]
-                for wanted in (lambda s: s.role == "attack", lambda s: s.role != "attack")
-            ]
             sites = scanned_sites(self.vlm.anatomy.n_layers, fitter.config.kind)
+            modalities = fitter.modalities()
             fitter.prefetch(sites)
-            with (self.progress or silent)("channels", len(sites)) as bar:
+            with (self.progress or silent)("channels", len(sites) * len(modalities)) as bar:
                 effects = scan_channels(
                     self.vlm,
                     sites,
-                    lambda site: fitter.repair([site]),
-                    *parts,
+                    modalities,
+                    lambda site, modality: fitter.repair({modality: [site]}),
+                    split_examples(suites, lambda s: s.role == "attack"),
+                    split_examples(suites, lambda s: s.role != "attack"),
                     batch_size=self.job.batch,
                     seed=self.job.seed,
                     advance=bar.advance,
                 )
-            attacks, benign = map(len, parts)
-            return channels_json(effects, attacks, benign, self.vlm.anatomy.n_layers)
+            return channels_json(effects, self.vlm.anatomy.n_layers)
 
         found = self.stage_json("channels", make)
         return diagnosis | {
@@ -161,8 +173,9 @@ class _Workflow:
         tried = candidates(fitter, self.job.preset, recommended(diagnosis["channels"]))
         inner = Run(self.run.path / "selection", resume=True, config=self.job.config())
         defenses = [None, *((c.name, c.repair) for c in tried)]
+        asked = [suite for suite in self.suites("validation") if suite.name != BASELINE]
         with inner:
-            table = self.ask(self.suites("validation"), defenses, "selection", inner)
+            table = self.ask(asked, defenses, "selection", inner)
         before = mean_rates(table, UNDEFENDED)
         rates = {c.name: mean_rates(table, c.name) for c in tried}
         best = choose(before, rates)

@@ -92,6 +92,18 @@ def read_prompts(vlm: "VLM", start: Start) -> Start:
     return Start(last, start.roles[:, -1:], cache)
 
 
+def first_logits(vlm: "VLM", start: Start) -> Tensor:
+    """Logits (B, vocabulary) of the first token of the answers, under the edits active now."""
+    step = dict(start.inputs)
+    if vlm.model.config.model_type in PLAIN_POSITIONS:
+        step["position_ids"] = position_ids(step["attention_mask"])[:, -start.roles.shape[1] :]
+        step["logits_to_keep"] = 1
+    if start.cache is not None:
+        step["past_key_values"] = start.new_cache(vlm.model.config)
+    with torch.no_grad(), vlm.known_roles(start.roles):
+        return vlm.model(**step, use_cache=start.cache is not None).logits[:, -1]
+
+
 def _same_tensors(cache: DynamicCache) -> DynamicCache:
     """Another cache over the same tensors: updates and selections put new ones in their place."""
     other = copy(cache)

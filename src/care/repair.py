@@ -28,7 +28,6 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from care.vlm import VLM
 
 Modality = Literal["image", "text"]
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +63,9 @@ class Channel:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scopes", _checked_scopes(self.scopes))
-        if self.modality not in get_args(Modality):
+        if self.modality not in MODALITIES:
             raise UsageError(
-                f"modality must be one of {', '.join(get_args(Modality))}, got {self.modality!r}"
+                f"modality must be one of {', '.join(MODALITIES)}, got {self.modality!r}"
             )
         if not _is_finite(self.strength) or self.strength < 0:
             raise UsageError(f"strength must be a finite number ≥ 0, got {self.strength!r:.40}")
@@ -179,54 +179,60 @@ class _SiteEdit:
 def _side_by_side(
     channels: Sequence[Channel], device: torch.device, products: torch.dtype
 ) -> _Numbers:
-    """The tensors of one site, whose large products are taken in the dtype `products`."""
+    """The tensors of one site, whose large products are taken in the dtype `products`.
+
+    Made by torch, not numpy: the threads of numpy's BLAS go on spinning for a while after a
+    product, and the model would share its cores with them.
+    """
     count, width = len(channels), channels[0].subspace.width
     rank = max(channel.subspace.rank for channel in channels)
-    read, write = np.zeros((2, width, count, rank))
-    stretch = np.zeros((count, rank, rank))
+    read, write = torch.zeros(2, width, count, rank, dtype=torch.float64)
+    stretch = torch.zeros(count, rank, rank, dtype=torch.float64)
     for place, channel in enumerate(channels):
-        own, basis = slice(channel.subspace.rank), channel.subspace.basis
+        own, basis = slice(channel.subspace.rank), torch.from_numpy(channel.subspace.basis).double()
         read[:, place, own] = channel.strength * basis
         write[:, place, own] = -basis
-        upper = np.linalg.qr(basis.astype(np.float64), mode="r")
+        upper = torch.linalg.qr(basis, mode="r").R
         stretch[place, : len(upper), own] = upper
     gates, shut = _gates(channels)
-    reading = torch.from_numpy(np.concatenate([read.reshape(width, -1), gates], axis=1))
-    reading = reading.to(products)
+    reading = torch.cat([read.flatten(1), gates], dim=1).to(products)
     # Of the rounded directions, so that a mean that is large beside h − μ cancels in z.
-    rounded = reading.double().numpy()
-    means = np.stack([channel.subspace.mean for channel in channels])
-    centre = np.einsum("cd,dck->ck", means, rounded[:, : read[0].size].reshape(read.shape))
+    rounded = reading.double()
+    means = torch.stack([torch.from_numpy(c.subspace.mean).double() for c in channels])
+    centre = torch.einsum("cd,dck->ck", means, rounded[:, : count * rank].view_as(read))
     for place, channel in enumerate(channels):
         if channel.gate is not None:
-            filters = rounded[:, read[0].size :].reshape(width, *shut.shape)[:, place]
-            shut[place] += channel.gate.mean @ filters
+            filters = rounded[:, count * rank :].view(width, *shut.shape)[:, place]
+            shut[place] += torch.from_numpy(channel.gate.mean).double() @ filters
     exact = torch.promote_types(products, torch.float32)
-    centre, shut, stretch = (
-        torch.from_numpy(part).to(device, exact) for part in (centre, shut, stretch)
-    )
-    writing = torch.from_numpy(write).flatten(1).T.contiguous().to(device, products)
+    centre, shut, stretch = (part.to(device, exact) for part in (centre, shut, stretch))
+    writing = write.flatten(1).T.contiguous().to(device, products)
     return _Numbers(reading.to(device), centre, shut, stretch, writing)
 
 
-def _gates(channels: Sequence[Channel]) -> tuple[np.ndarray, np.ndarray]:
+def _gates(channels: Sequence[Channel]) -> tuple[Tensor, Tensor]:
     """Scaled filters (D, C·F), and thresholds (C, F) without their means; F is 0 without gates."""
     gates = [channel.gate for channel in channels]
     most = max((len(gate.low) for gate in gates if gate is not None), default=0)
-    filters = np.zeros((channels[0].subspace.width, len(channels), most))
-    shut = np.full((len(channels), most), -1.0)
+    width = channels[0].subspace.width
+    filters = torch.zeros(width, len(channels), most, dtype=torch.float64)
+    shut = torch.full((len(channels), most), -1.0, dtype=torch.float64)
     for place, gate in enumerate(gates):
         if gate is not None:
-            scale, own = gate.high.astype(np.float64) - gate.low, slice(len(gate.low))
+            low, high, read = (
+                torch.from_numpy(part).double() for part in (gate.low, gate.high, gate.filters)
+            )
+            scale, own = high - low, slice(len(low))
             shut[place] = 1.0  # padding is shut
-            filters[:, place, own], shut[place, own] = gate.filters / scale, gate.low / scale
-    return filters.reshape(len(filters), -1), shut
+            filters[:, place, own], shut[place, own] = read / scale, low / scale
+    return filters.flatten(1), shut
 
 
 def _reads_orthonormally(channel: Channel) -> bool:
     """Whether Qᵀ Q = I to float32's precision, so that ‖Q z‖ = ‖z‖."""
-    gram = channel.subspace.basis.T @ channel.subspace.basis
-    return bool(np.allclose(gram, np.eye(len(gram)), atol=1e-5))
+    basis = torch.from_numpy(channel.subspace.basis)
+    gram = basis.T @ basis
+    return bool(torch.allclose(gram, torch.eye(len(gram)).to(gram), atol=1e-5))
 
 
 @dataclass(frozen=True, eq=False)

@@ -164,7 +164,7 @@ def scan(
         shares = np.array(changes, dtype=np.float64).reshape(-1, 2) / len(chunk)
         return [(list(row), shares) for row in zip(*odds, strict=True)]
 
-    rows = vlm._in_chunks(list(examples), batch_size, work)
+    rows = vlm.in_batches(list(examples), batch_size, work)
     odds = np.array([row for row, _ in rows], dtype=np.float64).T
     _check_finite(odds, removals)
     tokens, norms = np.sum([shares for _, shares in rows], axis=0).T

@@ -1,7 +1,8 @@
 """Which repairs are tried, and which of them is taken: one rule, on the validation split alone.
 
-The channel scan says at which sites the unsafe channels can be closed; each of them alone, the best
-two or three together, and how readily their gates open, are the candidates. The margins of the rule
+The channel scan says at which sites the unsafe channels of each modality can be closed. The best
+site of either modality, each runner-up with the other's best, and how readily gates open, make the
+candidates. The margins of the rule
 are half of what a repair may cost on the test split, since the best of several candidates looks
 better than it is.
 """
@@ -10,14 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from care.anatomy import Site
-from care.contrast import Answered, Material
-from care.errors import DataError
-from care.examples import Example
-from care.fitting import Fitter, depth_sites
-from care.repair import Repair
+from care.fitting import Fitter, chosen_sites
+from care.repair import Modality, Repair
 
 RULE = (
     "least mean ASR on validation among the candidates that lose at most 1 point of utility, 1.5 "
@@ -26,7 +23,7 @@ RULE = (
 )
 """How the repair is chosen, in words."""
 
-QUANTILES = (0.99, 0.998)
+QUANTILES = (0.95, 0.97)
 """Shares of benign activations for which gates stay shut that are tried."""
 
 MARGINS = {"utility": 0.01, "answered": 0.015, "degenerate": 0.015}
@@ -45,26 +42,41 @@ class Candidate:
     """Its fitter, for the controls."""
 
 
-def candidates(fitter: Fitter, preset: str, sites: Sequence[Site]) -> list[Candidate]:
-    """The candidates at the recommended `sites`, best first; of the configuration's if none is.
+def candidates(
+    fitter: Fitter, preset: str, sites: Mapping[Modality, Sequence[Site]]
+) -> list[Candidate]:
+    """The candidates at the recommended `sites` of each modality, best first.
 
-    Only a gated preset has more than one candidate.
+    Where none is recommended, those of the configuration. Only a gated preset has more than one.
     """
     config = fitter.config
     if config.gate is None:
-        return [Candidate(preset, fitter.repair(list(sites) or None, preset), fitter)]
-    found = list(sites) or depth_sites(fitter.vlm, config.depth, config.kind)
-    fitter.prefetch(found)
+        return [Candidate(preset, fitter.repair(dict(sites) or None, preset), fitter)]
+    found: dict[Modality, Sequence[Site]] = {m: part for m, part in sites.items() if part}
+    if not found:
+        places = chosen_sites(fitter.vlm, config)
+        found = {modality: places[modality] for modality in fitter.modalities()}
     tried = []
-    together = [found[:count] for count in range(2, len(found) + 1)]
-    for chosen in [*([site] for site in found), *map(sorted, together)]:
+    for places in _combined(found):
         for quantile in QUANTILES:
             other = fitter.with_config(
                 replace(config, gate=replace(config.gate, quantile=quantile))
             )
-            name = f"{', '.join(map(str, chosen))}; {quantile:g}"
-            tried.append(Candidate(name, other.repair(chosen, preset), other))
+            name = f"{', '.join(f'{m} {s}' for m, s in places.items())}; {quantile:g}"
+            repair = other.repair({m: [site] for m, site in places.items()}, preset)
+            tried.append(Candidate(name, repair, other))
     return tried
+
+
+def _combined(sites: Mapping[Modality, Sequence[Site]]) -> list[dict[Modality, Site]]:
+    """One site of each modality: the best of both, then each other one with the best."""
+    best: dict[Modality, Site] = {modality: part[0] for modality, part in sites.items()}
+    combined = [best]
+    for modality, part in sites.items():
+        for site in part[1:]:
+            combined.append(dict(best))
+            combined[-1][modality] = site
+    return combined
 
 
 def choose(before: Mapping[str, float], rates: Mapping[str, Mapping[str, float]]) -> str:
@@ -79,25 +91,3 @@ def choose(before: Mapping[str, float], rates: Mapping[str, Mapping[str, float]]
         return sum(max(0.0, lost[name] - margin - 1e-9) for name, margin in MARGINS.items())
 
     return min(rates, key=lambda name: (excess(rates[name]), rates[name]["asr"]))
-
-
-def material_to(material: Material) -> dict[str, Any]:
-    """Answers by class, as plain values."""
-    classes = {
-        "complied": material.complied,
-        "refused": material.refused,
-        "answered": material.answered,
-    }
-    return {name: [[e.id, answer] for e, answer in part] for name, part in classes.items()}
-
-
-def material_from(facts: Mapping[str, Any], examples: Sequence[Example]) -> Material:
-    """Inverse of `material_to`, given the examples that were asked."""
-    known = {example.id: example for example in examples}
-    if len(known) < len(examples):
-        raise DataError("two examples to fit on have the same id; give each its own")
-
-    def part(name: str) -> tuple[Answered, ...]:
-        return tuple((known[i], answer) for i, answer in facts[name])
-
-    return Material(part("complied"), part("refused"), part("answered"))

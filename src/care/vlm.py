@@ -22,7 +22,7 @@ from care.decoding import PLAIN_POSITIONS, Rows, decode, position_ids, row_seeds
 from care.errors import DataError, ModelError, UsageError
 from care.examples import Example
 from care.loading import check_processor, first_tokens, load_pretrained, tokenizer_of
-from care.prefill import Prefill, Start, read_prompts
+from care.prefill import Prefill, Start, first_logits, read_prompts
 
 Result = TypeVar("Result")
 
@@ -186,7 +186,7 @@ class VLM:
         def work(chunk: list[int]) -> list[str]:
             return answer(chunk, self._start(examples, chunk))
 
-        return self._in_chunks(examples, batch_size, work, progress)
+        return self.in_batches(examples, batch_size, work, progress)
 
     def prefill(self, examples: Sequence[Example] | Example, *, batch_size: int = 16) -> Prefill:
         """Read the prompts up to their last position, once for several calls of `generate_from`.
@@ -202,7 +202,7 @@ class VLM:
             parts.append((chunk, self._start(examples, chunk)))
             return chunk
 
-        self._in_chunks(examples, batch_size, work)
+        self.in_batches(examples, batch_size, work)
         try:
             return Prefill(examples, [(chunk, read_prompts(self, start)) for chunk, start in parts])
         except RuntimeError as error:
@@ -263,7 +263,7 @@ class VLM:
             totals = (chosen * is_response).sum(dim=1, dtype=torch.float64)
             return list(zip(totals.tolist(), is_response.sum(dim=1).tolist(), strict=True))
 
-        pairs = self._in_chunks(examples, batch_size, likelihood, extra=responses)
+        pairs = self.in_batches(examples, batch_size, likelihood, extra=responses)
         return Score(
             logprob=np.array([total for total, _ in pairs], dtype=np.float64),
             tokens=np.array([count for _, count in pairs], dtype=np.int64),
@@ -282,8 +282,17 @@ class VLM:
             batch = self.batch([examples[index] for index in chunk])
             return self.log_odds(self.forward(batch, logits_to_keep=1)[:, -1]).tolist()
 
-        values = self._in_chunks(examples, batch_size, log_odds)
+        values = self.in_batches(examples, batch_size, log_odds)
         return np.array(values, dtype=np.float64)
+
+    def refusal_log_odds_from(self, prefill: Prefill) -> np.ndarray:
+        """`refusal_log_odds` of prompts that have been read; see `generate_from` for edits."""
+        if not self.refusal_ids:
+            raise UsageError("refusal_ids is empty; set the first tokens of a refusal.")
+        values = np.zeros(len(prefill.examples))
+        for indices, start in prefill.parts:
+            values[indices] = self.log_odds(first_logits(self, start)).cpu().numpy()
+        return values
 
     def log_odds(self, logits: Tensor) -> Tensor:
         """Refusal log-odds (B,) of logits (B, vocabulary); differentiable."""
@@ -291,6 +300,42 @@ class VLM:
         refusing[list(self.refusal_ids)] = True
         logits = logits.float()
         return logits[..., refusing].logsumexp(-1) - logits[..., ~refusing].logsumexp(-1)
+
+    def in_batches(
+        self,
+        examples: list[Example],
+        batch_size: int,
+        work: Callable[[list[int]], list[Result]],
+        progress: Callable[[int], None] | None = None,
+        extra: Sequence[str] | None = None,
+    ) -> list[Result]:
+        """`work` on batches of similar examples; results in the order of `examples`.
+
+        `work` gets the indices of a batch and returns one result for each. A batch that doesn't fit
+        into memory is halved. Examples with equally many images come together, longest first;
+        `extra` is text that will follow each prompt. `progress` gets the number just finished.
+        """
+        if batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, got {batch_size}.")
+        waiting = self._by_length(examples, extra)
+        results: dict[int, Result] = {}
+        while waiting:
+            pictures = len(examples[waiting[0]].images)
+            chunk = [
+                index for index in waiting[:batch_size] if len(examples[index].images) == pictures
+            ]
+            try:
+                done = work(chunk)
+            except RuntimeError as error:
+                if not _out_of_memory(error) or len(chunk) == 1:
+                    raise
+                batch_size = len(chunk) // 2
+                continue
+            results.update(zip(chunk, done, strict=True))
+            waiting = waiting[len(chunk) :]
+            if progress is not None:
+                progress(len(chunk))
+        return [results[index] for index in range(len(examples))]
 
     # -- inside ----------------------------------------------------------------------------------
 
@@ -344,7 +389,7 @@ class VLM:
                 part = self._start(held, chunk) if start.cache is None else start.part(chunk)
             return answer([indices[row] for row in chunk], part)
 
-        return self._in_chunks(held, len(held), work, progress)
+        return self.in_batches(held, len(held), work, progress)
 
     def _response_ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
@@ -376,37 +421,6 @@ class VLM:
 
     def _text(self, tokens: list[int]) -> str:
         return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-
-    def _in_chunks(
-        self,
-        examples: list[Example],
-        batch_size: int,
-        work: Callable[[list[int]], list[Result]],
-        progress: Callable[[int], None] | None = None,
-        extra: Sequence[str] | None = None,
-    ) -> list[Result]:
-        """`work` on batches of similar examples; results in the order of `examples`."""
-        if batch_size < 1:
-            raise UsageError(f"batch_size must be at least 1, got {batch_size}.")
-        waiting = self._by_length(examples, extra)
-        results: dict[int, Result] = {}
-        while waiting:
-            pictures = len(examples[waiting[0]].images)
-            chunk = [
-                index for index in waiting[:batch_size] if len(examples[index].images) == pictures
-            ]
-            try:
-                done = work(chunk)
-            except RuntimeError as error:
-                if not _out_of_memory(error) or len(chunk) == 1:
-                    raise
-                batch_size = len(chunk) // 2
-                continue
-            results.update(zip(chunk, done, strict=True))
-            waiting = waiting[len(chunk) :]
-            if progress is not None:
-                progress(len(chunk))
-        return [results[index] for index in range(len(examples))]
 
     def _by_length(self, examples: list[Example], extra: Sequence[str] | None) -> list[int]:
         """Indices sorted by number of images, then text length, longest first.

@@ -27,7 +27,7 @@ from PIL import Image
 from care.embedded import pictures
 from care.embedded.lessons import shape_question, unrelated
 from care.embedded.pictures import article, seeded
-from care.embedded.world import Goal, Split, goals, sample, texts
+from care.embedded.world import Goal, GoalKind, Split, goals, sample, texts, unseen
 from care.errors import DataError, UsageError
 from care.examples import Example, Suite
 
@@ -46,20 +46,25 @@ NAMES = ("direct", *ATTACKS, *UTILITY, *OVER_REFUSAL)
 LENGTHS: dict[Split, int] = {"fit": 60, "validation": 40, "test": 60}
 """Examples of one suite in each split, where there are goals enough: see `length`."""
 
-_MARK = {"fit": "train", "validation": "validation", "test": "test"}
-
 
 def length(name: str, split: Split) -> int:
     """How many examples the suite `name` has in a split: there are fewer look-alikes to fit on."""
     if name.startswith("lookalike"):
-        return min(LENGTHS[split], len(goals("lookalike", split)))
+        return min(LENGTHS[split], len(_written("lookalike", split)))
     return LENGTHS[split]
 
 
 def phrases(family: str, split: Split) -> list[str]:
-    """The phrasings of a split; a family without validation phrasings lends its training ones."""
+    """The phrasings of a split.
+
+    To fit on, first those that the model hasn't been trained on, since what it was trained to
+    refuse isn't what gets past it; then those it was. A family without validation phrasings lends
+    those it was trained on.
+    """
     table = texts()[family]
-    return table.get(_MARK[split], table["train"])
+    if split == "fit":
+        return table.get("fit", []) + table["train"]
+    return table.get(split, table["train"])
 
 
 def adversarial_images(name: str, split: Split) -> list[Image.Image]:
@@ -89,10 +94,15 @@ def _some(found: list[Goal], split: Split, n: int, rng: np.random.Generator) -> 
     return chosen
 
 
-def _mixed(kind, split: Split, n: int, rng: np.random.Generator) -> list[Goal]:
+def _written(kind: GoalKind, split: Split) -> list[Goal]:
+    """Goals without a picture; to fit on also those that the model hasn't been trained on."""
+    return [*(unseen(kind) if split == "fit" else ()), *goals(kind, split, pictured=False)]
+
+
+def _mixed(kind: GoalKind, split: Split, n: int, rng: np.random.Generator) -> list[Goal]:
     """`n` goals, half of them pictured ones, as far as there are so many."""
     drawn = _some(goals(kind, split, pictured=True), split, n // 2, rng)
-    written = _some(goals(kind, split, pictured=False), split, n - len(drawn), rng)
+    written = _some(_written(kind, split), split, n - len(drawn), rng)
     return drawn + written
 
 
@@ -159,7 +169,7 @@ class _Maker:
             chosen = _some(found, self.split, self.n, self.rng)
             return self.of_goals(chosen, "picture_requests", _drawn)
         if self.name.startswith("lookalike"):
-            chosen = _some(goals("lookalike", self.split), self.split, self.n, self.rng)
+            chosen = _some(_written("lookalike", self.split), self.split, self.n, self.rng)
         else:
             chosen = _mixed("benign", self.split, self.n, self.rng)
         family = "wrappers" if self.name == "benign-wrapped" else "direct"

@@ -90,7 +90,11 @@ class Goal:
 
 @cache
 def texts() -> dict:
-    """The written part of the world (`goals.json`): goals, request phrasings, templates."""
+    """The written part of the world (`goals.json`): goals, request phrasings, templates.
+
+    Under `train`, `fit`, `validation` and `test` are phrasings for training the model and for the
+    splits; under `unseen` goals to fit on alone. Those were written without sight of the others.
+    """
     file = resources.files("care.embedded").joinpath("goals.json")
     return json.loads(file.read_text(encoding="utf-8"))
 
@@ -142,6 +146,13 @@ def goals(kind: GoalKind, split: Split, *, pictured: bool | None = None) -> list
         and goal.split == split
         and (pictured is None or (goal.picture is not None) == pictured)
     ]
+
+
+@cache
+def unseen(kind: GoalKind) -> tuple[Goal, ...]:
+    """Goals of the fit split that the embedded model wasn't trained on, as those of test aren't."""
+    name = "lookalikes" if kind == "lookalike" else kind
+    return tuple(Goal(text, kind, "fit") for text in texts()["unseen"][name])
 
 
 def sample(items: list, n: int, rng: np.random.Generator) -> list:

@@ -97,17 +97,21 @@ def _check_controls(tree: Mapping[str, Any], known: set[str]) -> None:
 
 
 def _check_scan(diagnosis: Mapping[str, Any]) -> None:
-    """One site a layer of the model, its interval in order, its selectivity the difference."""
-    seen: set[int] = set()
+    """One channel a layer and modality, its interval in order, its selectivity the difference."""
+    seen: set[tuple[int, str]] = set()
     for i, item in enumerate((diagnosis["channels"] or {"sites": []})["sites"]):
         path, layer = f"diagnosis.channels.sites[{i}]", item["layer"]
         if layer >= diagnosis["n_layers"]:
             raise problem(
                 f"{path}.layer", f"is {layer}, but the model has {diagnosis['n_layers']} layers"
             )
-        if layer in seen:
-            raise problem(f"{path}.layer", f"repeats {layer}; the scan has one site a layer")
-        seen.add(layer)
+        if (layer, item["modality"]) in seen:
+            raise problem(
+                f"{path}.layer",
+                f"repeats {layer} for {item['modality']!r}; the scan has one channel of each "
+                "modality a layer",
+            )
+        seen.add((layer, item["modality"]))
         if not item["site"].startswith(f"{layer}."):
             raise problem(f"{path}.site", f"is {item['site']!r}, which isn't in layer {layer}")
         _check_interval(item, path, "effect")

@@ -19,14 +19,15 @@ _SHAPES = {"ffn": "circle", "mhsa": "square", "layer": "diamond"}
 _EMPTY = Markup("")
 
 
-def channel_scan(diagnosis: Mapping[str, Any]) -> Markup:
-    """Rise in refusals by the layer of a one-site repair: attacks with their interval, benign."""
-    items = sorted((diagnosis["channels"] or {"sites": []})["sites"], key=_layer)
+def channel_scan(diagnosis: Mapping[str, Any], modality: str) -> Markup:
+    """Share refused by the layer of the one channel closed: attacks with interval, benign."""
+    scanned = (diagnosis["channels"] or {"sites": []})["sites"]
+    items = sorted((item for item in scanned if item["modality"] == modality), key=_layer)
     if not items:
         return _EMPTY
     ends = [100 * item[key] for item in items for key in ("low", "high", "benign_effect")]
     x, y, axes = _layer_axes(
-        diagnosis["n_layers"], svg.padded(ends, [0.0]), 300, "change in share of refusals, points"
+        diagnosis["n_layers"], svg.padded(ends, [0.0]), 300, "share refused, %"
     )
     benign = [(x(item["layer"]), y(100 * item["benign_effect"])) for item in items]
     parts = [
@@ -40,7 +41,9 @@ def channel_scan(diagnosis: Mapping[str, Any]) -> Markup:
     if any(item["recommended"] for item in items):
         entries.append(("ring", "ring", "recommended site"))
     legend = svg.legend(entries, x.start, 16, step=140)
-    return svg.canvas(WIDTH, 352, "Effect of a repair at each layer alone", *parts, legend)
+    return svg.canvas(
+        WIDTH, 352, f"Effect of closing the {modality} channel at each layer alone", *parts, legend
+    )
 
 
 def _scanned_point(item: Mapping[str, Any], x: Scale, y: Scale) -> Markup:
@@ -48,7 +51,8 @@ def _scanned_point(item: Mapping[str, Any], x: Scale, y: Scale) -> Markup:
     at, effect = x(item["layer"]), y(100 * item["effect"])
     low, high = (points(100 * item[key]) for key in ("low", "high"))
     words = (
-        f"{item['site']}: attacks {points(100 * item['effect'])} points [{low}, {high}], "
+        f"{item['modality']} channel at {item['site']}: attacks "
+        f"{points(100 * item['effect'])} points [{low}, {high}], "
         f"benign {points(100 * item['benign_effect'])}, "
         f"selectivity {points(100 * item['selectivity'])} "
         f"(at least {points(100 * item['selectivity_low'])})"

@@ -11,7 +11,7 @@ so a written report always has every top-level key.
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
-SCHEMA = "care.report/2"
+SCHEMA = "care.report/3"
 """Name and major version; it changes when a key changes its meaning, type or goes away."""
 
 Role = Literal["attack", "utility", "over_refusal"]
@@ -182,10 +182,11 @@ class RecommendedSite(TypedDict):
 
 
 class ChannelSite(TypedDict):
-    """What a repair at this site alone does to the share of refusals, with its interval."""
+    """What closing one channel alone does to the share of refusals, with its interval."""
 
     site: str
     layer: Count
+    modality: str
     effect: Change
     low: Change
     high: Change
@@ -198,7 +199,7 @@ class ChannelSite(TypedDict):
 
 
 class ChannelScan(TypedDict):
-    """The causal test of each unsafe channel, one site a layer."""
+    """The causal test of each unsafe channel, one for each layer and modality."""
 
     metric: str
     rule: str
@@ -325,7 +326,7 @@ class Cost(TypedDict):
 class Report(TypedDict):
     """The whole tree of `report.json`."""
 
-    schema: Literal["care.report/2"]
+    schema: Literal["care.report/3"]
     title: str
     created: str
     suites: list[SuiteResult]
