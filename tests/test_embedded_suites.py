@@ -112,7 +112,8 @@ GOAL_SUITES = [name for name in suites.NAMES if name not in ("vqa", "naming")]
 
 @pytest.mark.parametrize("name", GOAL_SUITES)
 def test_goals_of_a_suite_are_distinct_and_of_its_split(name: str) -> None:
-    unseen = [goal for kind in get_args(world.GoalKind) for goal in world.unseen(kind)]
+    kinds, splits = get_args(world.GoalKind), get_args(world.Split)
+    unseen = [goal for kind in kinds for split in splits for goal in world.unseen(kind, split)]
     split_of = {goal.text: goal.split for goal in (*world.all_goals(), *unseen)}
     for split in SPLITS:
         asked = goals_of(name, split)

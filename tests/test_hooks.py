@@ -390,6 +390,25 @@ def test_resampling_follows_the_answer_while_decoding(vlm):
     assert answers == vlm.generate(example, max_new_tokens=4) and stats.tokens == 0
 
 
+def test_resampling_counts_answer_tokens_of_prompts_that_were_read_before(vlm):
+    """Batch after batch, the last position of a prompt counts for nothing."""
+    reading = vlm.prefill([EXAMPLES[1], EXAMPLES[1]], batch_size=1)
+    with read(vlm, [FFN]) as recorder:
+        vlm.forward(vlm.batch([EXAMPLES[1]], ["To wash a car"]))
+    donors, roles = recorder[FFN]
+    expected = donors[0][roles[0] == Role.RESPONSE]
+    seen = []
+    with (
+        ablate(vlm, [FFN], "resample", donors=recorder, scopes=["response"]),
+        read(vlm, [FFN], sink=lambda site, h, roles: seen.append(h)),
+    ):
+        vlm.generate_from(reading, max_new_tokens=4)
+    assert len(seen) == 8  # 2 prompts, 4 passes each, of which the first reads the prompt's end
+    for start in (0, 4):
+        for step, h in enumerate(seen[start + 1 : start + 4]):
+            assert torch.equal(h[0, 0], expected[step % len(expected)])
+
+
 def test_bad_ablations_are_refused(vlm, batch):
     for arguments, message in [
         ({"how": "remove"}, "unknown"),

@@ -191,9 +191,9 @@ class _Pass:
         self.completed = 0
         self.decoding = False
         """Whether the pass continues from a cache."""
-        self.offset = 0
-        """Positions decoded before this pass since the last prefill."""
-        self._next_offset = 0
+        self.offset: Tensor | int = 0
+        """Answer tokens before this pass, since the last one that held a part of the prompts."""
+        self._next_offset: Tensor | int = 0
         self.layer_input: dict[int, Tensor] = {}
         self._roles: Tensor | None = None
 
@@ -224,10 +224,11 @@ class _Pass:
             )
         else:
             self._roles = None
-        length = self._roles.shape[1] if self._roles is not None else 0
         self.decoding = past > 0
-        self.offset = self._next_offset if self.decoding else 0
-        self._next_offset = self.offset + length if self.decoding else 0
+        if self._roles is not None:  # tensors all along: to ask an accelerator is to wait for it
+            asks = ((self._roles == Role.TEXT) | (self._roles == Role.IMAGE)).any()
+            self.offset = ~asks * self._next_offset
+            self._next_offset = self.offset + (self._roles == Role.RESPONSE).any(dim=0).sum()
 
     def end(self, module: nn.Module, args: Any, output: Any) -> None:
         """Post-hook of the whole model."""
@@ -395,7 +396,9 @@ def _resample(
     return new
 
 
-def _aligned(here: Tensor, there: Tensor, backwards: bool, offset: int) -> tuple[Tensor, Tensor]:
+def _aligned(
+    here: Tensor, there: Tensor, backwards: bool, offset: Tensor | int
+) -> tuple[Tensor, Tensor]:
     """Match the i-th true of each row of `here` (B, T) with the i-th true of `there` (B, S).
 
     Counts from the end if `backwards`, adds `offset` to i, and wraps around if `there` has fewer.

@@ -29,20 +29,20 @@ BASELINE = "direct"
 """The attack suite that is shown but not counted: the model refuses it by itself."""
 
 FIT_LENGTHS = {
-    "direct": 150,
-    "beside-image": 500,
-    "text-jailbreak": 600,
-    "pictured-goal": 250,
-    "pgd-32": 160,
-    "pgd-unconstrained": 120,
-    "benign": 90,
-    "benign-image": 90,
+    "direct": 250,
+    "beside-image": 420,
+    "text-jailbreak": 1100,
+    "pictured-goal": 220,
+    "pgd-32": 150,
+    "pgd-unconstrained": 110,
+    "benign": 120,
+    "benign-image": 80,
     "vqa": 40,
     "naming": 40,
-    "lookalike": 130,
+    "lookalike": 260,
     "lookalike-image": 130,
-    "benign-wrapped": 250,
-    "benign-pictured": 150,
+    "benign-wrapped": 500,
+    "benign-pictured": 140,
 }
 """Examples of a suite that are asked to fit on: more where the model complies seldom, since it is
 attacks that worked of which a gate can't have enough, and where benign requests look like them."""

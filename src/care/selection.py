@@ -23,8 +23,9 @@ RULE = (
 )
 """How the repair is chosen, in words."""
 
-QUANTILES = (0.95, 0.97)
-"""Shares of benign activations for which gates stay shut that are tried."""
+QUANTILES = (0.97, 0.95, 0.98)
+"""Shares of benign activations for which gates stay shut that are tried at the best sites; the
+first of them is tried at the runners-up."""
 
 MARGINS = {"utility": 0.01, "answered": 0.015, "degenerate": 0.015}
 """What a candidate may lose on validation, as shares."""
@@ -57,8 +58,8 @@ def candidates(
         places = chosen_sites(fitter.vlm, config)
         found = {modality: places[modality] for modality in fitter.modalities()}
     tried = []
-    for places in _combined(found):
-        for quantile in QUANTILES:
+    for place, places in enumerate(_combined(found)):
+        for quantile in QUANTILES if place == 0 else QUANTILES[:1]:
             other = fitter.with_config(
                 replace(config, gate=replace(config.gate, quantile=quantile))
             )

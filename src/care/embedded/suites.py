@@ -95,8 +95,8 @@ def _some(found: list[Goal], split: Split, n: int, rng: np.random.Generator) -> 
 
 
 def _written(kind: GoalKind, split: Split) -> list[Goal]:
-    """Goals without a picture; to fit on also those that the model hasn't been trained on."""
-    return [*(unseen(kind) if split == "fit" else ()), *goals(kind, split, pictured=False)]
+    """Goals without a picture, first those that were written for this split alone."""
+    return [*unseen(kind, split), *goals(kind, split, pictured=False)]
 
 
 def _mixed(kind: GoalKind, split: Split, n: int, rng: np.random.Generator) -> list[Goal]:

@@ -93,7 +93,7 @@ def texts() -> dict:
     """The written part of the world (`goals.json`): goals, request phrasings, templates.
 
     Under `train`, `fit`, `validation` and `test` are phrasings for training the model and for the
-    splits; under `unseen` goals to fit on alone. Those were written without sight of the others.
+    splits; under `unseen` goals for fit and validation, written without sight of the others.
     """
     file = resources.files("care.embedded").joinpath("goals.json")
     return json.loads(file.read_text(encoding="utf-8"))
@@ -149,10 +149,15 @@ def goals(kind: GoalKind, split: Split, *, pictured: bool | None = None) -> list
 
 
 @cache
-def unseen(kind: GoalKind) -> tuple[Goal, ...]:
-    """Goals of the fit split that the embedded model wasn't trained on, as those of test aren't."""
-    name = "lookalikes" if kind == "lookalike" else kind
-    return tuple(Goal(text, kind, "fit") for text in texts()["unseen"][name])
+def unseen(kind: GoalKind, split: Split = "fit") -> tuple[Goal, ...]:
+    """Goals to fit on or validate with that the model wasn't trained on, as those of test aren't.
+
+    Every third look-alike is for validation, which has few of them otherwise.
+    """
+    found = texts()["unseen"]["lookalikes" if kind == "lookalike" else kind]
+    held = found[::3] if kind == "lookalike" else []
+    chosen = {"fit": [t for t in found if t not in held], "validation": held}.get(split, [])
+    return tuple(Goal(text, kind, split) for text in chosen)
 
 
 def sample(items: list, n: int, rng: np.random.Generator) -> list:
