@@ -499,6 +499,15 @@ def test_a_control_wins_unless_it_breaks_the_limits(tree: dict[str, Any]) -> Non
     assert "not beaten: strength 1.5" in summarise(tree)["targets"][5]["measured"]
 
 
+def test_a_control_is_compared_on_the_suites_it_was_measured_on(tree: dict[str, Any]) -> None:
+    """Look-alikes are answered less than benign requests before any repair."""
+    control = tree["controls"]["strength 1.5"]
+    control |= {"utility": 0.94, "answered": 0.9}
+    assert met(tree)[5] is True  # 0.9 is 4 points below the mean of both suites
+    control["suites"]["benign look-alikes"] = 0.9
+    assert met(tree)[5] is False  # and what look-alikes were at, 54 of 60
+
+
 def test_missing_roles_are_not_measured(tree: dict[str, Any]) -> None:
     keep = [suite for suite in tree["suites"] if suite["role"] == "attack"][:1]  # the baseline
     parts = {"suites": keep, "outcomes": {keep[0]["name"]: tree["outcomes"][keep[0]["name"]]}}
