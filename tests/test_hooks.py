@@ -367,14 +367,18 @@ def test_resampling_itself_changes_nothing(vlm, batch):
     assert stats.tokens == 0
 
 
+def answering_donors(vlm):
+    """A recorder of one answered prompt, and what it holds at the answer's tokens (t, D)."""
+    with read(vlm, [FFN]) as recorder:
+        vlm.forward(vlm.batch([EXAMPLES[1]], ["To wash a car"]))
+    donors, roles = recorder[FFN]
+    return recorder, donors[0][roles[0] == Role.RESPONSE]
+
+
 def test_resampling_follows_the_answer_while_decoding(vlm):
     """Donor answers are taken position by position; a donor without an answer changes nothing."""
     example = EXAMPLES[1]
-    answer = vlm.batch([example], ["To wash a car"])
-    with read(vlm, [FFN]) as recorder:
-        vlm.forward(answer)
-    donors, roles = recorder[FFN]
-    expected = donors[0][roles[0] == Role.RESPONSE]
+    recorder, expected = answering_donors(vlm)
     seen = []
     with (
         ablate(vlm, [FFN], "resample", donors=recorder, scopes=["response"]),
@@ -393,10 +397,7 @@ def test_resampling_follows_the_answer_while_decoding(vlm):
 def test_resampling_counts_answer_tokens_of_prompts_that_were_read_before(vlm):
     """Batch after batch, the last position of a prompt counts for nothing."""
     reading = vlm.prefill([EXAMPLES[1], EXAMPLES[1]], batch_size=1)
-    with read(vlm, [FFN]) as recorder:
-        vlm.forward(vlm.batch([EXAMPLES[1]], ["To wash a car"]))
-    donors, roles = recorder[FFN]
-    expected = donors[0][roles[0] == Role.RESPONSE]
+    recorder, expected = answering_donors(vlm)
     seen = []
     with (
         ablate(vlm, [FFN], "resample", donors=recorder, scopes=["response"]),

@@ -2,9 +2,8 @@
 
 The channel scan says at which sites the unsafe channels of each modality can be closed. The best
 site of either modality, each runner-up with the other's best, and how readily gates open, make the
-candidates. The margins of the rule
-are half of what a repair may cost on the test split, since the best of several candidates looks
-better than it is.
+candidates. The margins of the rule are half of what a repair may cost on the test split, since the
+best of several candidates looks better than it is.
 """
 
 from __future__ import annotations
@@ -55,11 +54,11 @@ def candidates(
         return [Candidate(preset, fitter.repair(dict(sites) or None, preset), fitter)]
     found: dict[Modality, Sequence[Site]] = {m: part for m, part in sites.items() if part}
     if not found:
-        places = chosen_sites(fitter.vlm, config)
-        found = {modality: places[modality] for modality in fitter.modalities()}
+        by_depth = chosen_sites(fitter.vlm, config)
+        found = {modality: by_depth[modality] for modality in fitter.modalities()}
     tried = []
-    for place, places in enumerate(_combined(found)):
-        for quantile in QUANTILES if place == 0 else QUANTILES[:1]:
+    for rank, places in enumerate(_combined(found)):
+        for quantile in QUANTILES if rank == 0 else QUANTILES[:1]:
             other = fitter.with_config(
                 replace(config, gate=replace(config.gate, quantile=quantile))
             )
@@ -72,12 +71,7 @@ def candidates(
 def _combined(sites: Mapping[Modality, Sequence[Site]]) -> list[dict[Modality, Site]]:
     """One site of each modality: the best of both, then each other one with the best."""
     best: dict[Modality, Site] = {modality: part[0] for modality, part in sites.items()}
-    combined = [best]
-    for modality, part in sites.items():
-        for site in part[1:]:
-            combined.append(dict(best))
-            combined[-1][modality] = site
-    return combined
+    return [best, *({**best, m: site} for m, part in sites.items() for site in part[1:])]
 
 
 def choose(before: Mapping[str, float], rates: Mapping[str, Mapping[str, float]]) -> str:

@@ -274,8 +274,7 @@ class VLM:
 
         R is `refusal_ids`. One forward pass per batch (Arditi et al. 2024, section 2.3).
         """
-        if not self.refusal_ids:
-            raise UsageError("refusal_ids is empty; set the first tokens of a refusal.")
+        self._check_refusal_ids()
         examples = list(examples)
 
         def log_odds(chunk: list[int]) -> list[float]:
@@ -287,8 +286,7 @@ class VLM:
 
     def refusal_log_odds_from(self, prefill: Prefill) -> np.ndarray:
         """`refusal_log_odds` of prompts that have been read; see `generate_from` for edits."""
-        if not self.refusal_ids:
-            raise UsageError("refusal_ids is empty; set the first tokens of a refusal.")
+        self._check_refusal_ids()
         values = np.zeros(len(prefill.examples))
         for indices, start in prefill.parts:
             values[indices] = self.log_odds(first_logits(self, start)).cpu().numpy()
@@ -338,6 +336,10 @@ class VLM:
         return [results[index] for index in range(len(examples))]
 
     # -- inside ----------------------------------------------------------------------------------
+
+    def _check_refusal_ids(self) -> None:
+        if not self.refusal_ids:
+            raise UsageError("refusal_ids is empty; set the first tokens of a refusal.")
 
     def _start(self, examples: list[Example], chunk: list[int]) -> Start:
         """Whole prompts of some examples, not read yet."""

@@ -48,7 +48,7 @@ LENGTHS: dict[Split, int] = {"fit": 60, "validation": 40, "test": 60}
 
 
 def length(name: str, split: Split) -> int:
-    """How many examples the suite `name` has in a split: there are fewer look-alikes to fit on."""
+    """How many examples the suite `name` has in a split: no more than there are look-alikes."""
     if name.startswith("lookalike"):
         return min(LENGTHS[split], len(_written("lookalike", split)))
     return LENGTHS[split]
