@@ -9,7 +9,7 @@ From the package come only the small model and its suites. What is done, in orde
    first token of the answer is decided.
 3. Fit, at each layer, once from the attacks with pictures and once from those without. Families
    f = 1 … F have means m_f, the refusals r; μ and C are the mean and the shrunk covariance of the
-   background, which is refused and benign.
+   background, which is benign and a little refused.
 
        C_m u = λ C u,  C_m = Σ_f n_f/n (m_f − r)(m_f − r)ᵀ   the unsafe directions u, as filters
        Q = qr(C u₁ … C u_K)                                  their patterns: what is taken away
@@ -18,9 +18,10 @@ From the package come only the small model and its suites. What is done, in orde
        g(h) = max_f clamp((z_f − low_f) / (high_f − low_f), 0, 1)
 
    K is the number of λ above those of relabelled rows. low_f is a high quantile of the scores of
-   benign requests, so that it is known how many of them the gate g lets through. It is
-   cross-fitted: each row is scored by discriminants that haven't seen its goal, or its picture
-   where one picture serves many goals. Scored in sample, the rows would flatter the gate.
+   benign requests, of that family of them where it is greatest, so that it is known how many of
+   each the gate g opens for. It is cross-fitted: each row is scored by discriminants that haven't
+   seen its goal, or its picture where one picture serves many goals. Scored in sample, the rows
+   would flatter the gate.
 4. Edit while the model runs, at that position alone; no weight is changed:
 
        c(h) = −a g(h) Q Qᵀ (h − r)
@@ -69,10 +70,11 @@ BENIGN = ("benign", "benign-image", "lookalike", "benign-wrapped", "benign-pictu
 
 IMAGE_DEPTH, TEXT_DEPTH = 0.8, 0.95  # of the decoder: layers 23 and 28 of 30
 STRENGTH = 1.2  # a
-QUANTILE = 0.97  # share of benign requests for which a gate stays shut, makes low_f
+QUANTILE = 0.96  # share of benign requests of any family for which a gate stays shut, makes low_f
 RAMP = 0.5  # where between low_f and the family's median high_f lies
 SHRINKAGE = 0.1  # weight of the diagonal in C
 WITHIN = 0.3  # weight of the scatter within the attack families in C
+REFUSALS = 0.05  # weight of the refusals in the background
 FOLDS = 5
 LEAST_FAMILY = 8  # a family with fewer attacks that worked is left out
 PERMUTATIONS = 200
@@ -171,10 +173,10 @@ def scatter(x: np.ndarray, centre: np.ndarray) -> np.ndarray:
 
 
 def background(parts: Sequence[np.ndarray], n_attacks: int) -> tuple[np.ndarray, np.ndarray]:
-    """μ (D,) and C (D, D); refusals weigh as much as all benign families together."""
+    """μ (D,) and C (D, D); the benign families share what weight the refusals leave."""
     attacks, others = parts[:n_attacks], parts[n_attacks:]
     n_benign = len(others) - 1
-    weights = np.array([n_benign, *[1] * n_benign]) / (2 * n_benign)
+    weights = np.array([REFUSALS, *[(1 - REFUSALS) / n_benign] * n_benign])
     mean = weights @ np.stack([x.mean(0) for x in others])
     around = sum(w * scatter(x, mean) for w, x in zip(weights, others, strict=True))
     within = sum(scatter(x, x.mean(0)) for x in attacks) / n_attacks
@@ -245,7 +247,7 @@ def fit_channel(attacks: Sequence[Rows], refused: Rows, benign: Sequence[Rows]) 
     scores = unseen_scores(classes, n_attacks)
     medians = np.array([np.median(scores[f][:, f]) for f in range(n_attacks)])
     each = 1 - (1 - QUANTILE) / n_attacks
-    low = np.quantile(np.concatenate(scores[n_attacks + 1 :]), each, axis=0)
+    low = np.max([np.quantile(z, each, axis=0) for z in scores[n_attacks + 1 :]], axis=0)
     high = low + np.maximum(RAMP * (medians - low), 0.01)
     q = unsafe_directions(parts, n_attacks)
     return Channel(q, refused.x.mean(0), u, mean, low, high)

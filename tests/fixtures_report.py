@@ -53,7 +53,7 @@ def report_tree(seed: int = 0) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     suites, outcomes = _suites()
     return {
-        "schema": "care.report/3",
+        "schema": "care.report/4",
         "title": "Repair of care-embedded (SigLIP + Llama, 135M)",
         "created": "2026-03-04T12:00:00+00:00",
         "suites": suites,
@@ -301,6 +301,11 @@ def _repair(rng: np.random.Generator) -> dict[str, Any]:
         "selection": {
             "rule": "Least attack success on validation among candidates whose utility and answered"
             " share stay within 1 point.",
+            "screened": [
+                candidates[0],
+                *({**item, "chosen": True} for item in candidates[1:]),
+                {**candidates[1], "name": "screened out", "chosen": False},
+            ],
             "candidates": candidates,
         },
     }

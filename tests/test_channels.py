@@ -1,8 +1,6 @@
-"""The channel scan: effects by hand, intervals, recommendations, selection among candidates."""
+"""The channel scan: effects by hand, intervals, recommendations; material that is read back."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +10,8 @@ import tiny
 from care.anatomy import Site
 from care.channels import ChannelEffect, recommend, recommended, scan_channels, scanned_sites
 from care.errors import DataError
-from care.fitting import PRESETS, Fitter
 from care.material import Material, material_from, material_to
 from care.repair import MODALITIES, Channel, Modality, Repair
-from care.selection import MARGINS, QUANTILES, candidates, choose
 from care.statistics import Interval
 from care.subspace import random_subspace
 from test_fitting import asked, material
@@ -97,7 +93,7 @@ def test_the_effect_is_the_share_refused_of_what_got_past(vlm, monkeypatch, scop
     sites = [Site(1, "layer_out"), Site(2, "layer_out")]
     attacks = [*pictured, *worded]
     found = scan_channels(vlm, sites, MODALITIES, close, attacks, benign, advance=counted.append)
-    assert counted == [1] * 4
+    assert sum(counted) == len(everything)
     assert [(item.site, item.modality) for item in found] == [
         (site, modality) for site in sites for modality in MODALITIES
     ]
@@ -132,66 +128,6 @@ def test_a_scan_without_benign_requests_that_are_answered_is_refused(vlm, monkey
     monkeypatch.setattr(vlm, "refusal_log_odds_from", lambda reading: np.full(5, -1.0))
     with pytest.raises(DataError, match=r"at least 2 different goals .* got 1"):
         scan_channels(vlm, [Site(1, "layer_out")], MODALITIES, lambda s, m: None, attacks, benign)
-
-
-# -- selection -------------------------------------------------------------------------------------
-
-
-def rates(asr: float, utility: float = 1.0, answered: float = 1.0, degenerate: float = 0.0):
-    return {"asr": asr, "utility": utility, "answered": answered, "degenerate": degenerate}
-
-
-def test_the_least_asr_within_the_margins_wins_and_ties_go_to_the_first():
-    before = rates(0.7)
-    tried = {
-        "mild": rates(0.3),
-        "best": rates(0.2, utility=1.0 - MARGINS["utility"]),
-        "again": rates(0.2),
-        "costly": rates(0.05, answered=1.0 - MARGINS["answered"] - 0.01),
-        "broken": rates(0.0, degenerate=MARGINS["degenerate"] + 0.01),
-    }
-    assert choose(before, tried) == "best"
-
-
-def test_without_one_within_the_margins_the_least_excess_wins_then_the_least_asr():
-    tried = {
-        "a": rates(0.1, answered=0.5),
-        "b": rates(0.3, answered=0.9),
-        "c": rates(0.2, answered=0.9),
-    }
-    assert choose(rates(0.7), tried) == "c"
-
-
-def test_candidates_are_the_best_sites_at_every_quantile_and_the_runners_up_at_one(vlm):
-    fitter = Fitter(vlm, material(), PRESETS["corrected"])
-    first, second, third = (Site(layer, "layer_out") for layer in (3, 1, 2))
-    tried = candidates(fitter, "corrected", {"image": [first, second], "text": [first, third]})
-    assert len(tried) == len({c.name for c in tried}) == len(QUANTILES) + 2
-    places = [[(ch.modality, ch.site.layer) for ch in c.repair.channels] for c in tried]
-    assert places == [
-        *[[("image", 3), ("text", 3)]] * len(QUANTILES),
-        [("image", 1), ("text", 3)],
-        [("text", 2), ("image", 3)],
-    ]
-    quantiles = [c.repair.channels[0].gate.quantile for c in tried]
-    assert quantiles == [*QUANTILES, QUANTILES[0], QUANTILES[0]]
-    assert tried[0].name == f"image 3.layer_out, text 3.layer_out; {QUANTILES[0]:g}"
-    [only, *_] = candidates(fitter, "corrected", {"text": [second]})
-    assert [channel.modality for channel in only.repair.channels] == ["text"]
-
-
-def test_without_recommended_sites_those_of_the_configuration_are_tried(vlm):
-    fitter = Fitter(vlm, material(12, 0), PRESETS["corrected"])
-    tried = candidates(fitter, "corrected", {})
-    assert {channel.modality for c in tried for channel in c.repair.channels} == {"image"}
-    assert len(tried) == len(QUANTILES)
-
-
-def test_a_preset_without_a_gate_has_one_candidate(vlm):
-    config = PRESETS["paper"]
-    small = replace(config, subspace=replace(config.subspace, rank=2))
-    [only] = candidates(Fitter(vlm, material(), small), "paper", {})
-    assert only.name == "paper"
 
 
 def test_material_survives_its_json_form():

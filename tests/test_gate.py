@@ -38,7 +38,7 @@ def test_a_familys_mean_scores_one_and_the_backgrounds_mean_zero() -> None:
     scores = (np.stack(means) - gate.mean) @ gate.filters
     assert np.allclose(np.diagonal(scores), 1.0, atol=1e-5)
     benign = np.mean([r.mean for r in found.benign.values()], axis=0)
-    assert np.allclose(gate.mean, (benign + found.refused.mean) / 2, atol=1e-5)
+    assert np.allclose(gate.mean, 0.95 * benign + 0.05 * found.refused.mean, atol=1e-5)
 
 
 def test_the_discriminant_is_fishers_where_the_covariance_is_known() -> None:
@@ -167,8 +167,8 @@ def test_the_unsafe_subspace_is_spanned_by_family_means_minus_refusals() -> None
 
 def test_its_eigenvalues_are_those_of_the_generalized_problem() -> None:
     found = classes(5)
-    subspace = unsafe_subspace(found, shrinkage=0.2, within=0.3)
-    _, c = pooled([r.x for r in found.everything()], found, 0.2, 0.3)
+    subspace = unsafe_subspace(found, shrinkage=0.2, within=0.3, refusals=0.5)
+    _, c = pooled([r.x for r in found.everything()], found, 0.2, 0.3, 0.5)
     gaps = np.stack([r.mean - found.refused.mean for r in found.attacks.values()], axis=1)
     expected = eigh(gaps @ gaps.T / 2, c, eigvals_only=True)[::-1][:2]
     assert np.allclose(subspace.eigenvalues, expected, rtol=1e-6)

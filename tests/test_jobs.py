@@ -9,7 +9,7 @@ import pytest
 
 from care.embedded import suites
 from care.errors import DataError, UsageError
-from care.jobs import FIT_LENGTHS, SELECTION_LENGTH, Job, mean_rates, split_examples, suites_of
+from care.jobs import FIT_LENGTHS, SELECTION_LENGTHS, Job, mean_rates, split_examples, suites_of
 from care.table import Table
 
 
@@ -77,10 +77,10 @@ def test_the_small_world_gives_every_suite_and_no_goal_twice_over_splits(split: 
     lengths = {suite.name: len(suite) for suite in found}
     if split == "fit":
         assert all(lengths[name] == FIT_LENGTHS.get(name, 120) for name in lengths)
+    elif split == "validation":
+        assert lengths == {suite.name: SELECTION_LENGTHS[suite.role] for suite in found}
     else:
-        most = {"validation": SELECTION_LENGTH, "test": 60}[split]
-        assert all(24 <= length <= most for length in lengths.values())
-        assert sum(length < most for length in lengths.values()) <= 2 * (split == "validation")
+        assert set(lengths.values()) == {60}
 
 
 def test_another_model_is_not_asked_the_embedded_ones_adversarial_pictures() -> None:

@@ -145,14 +145,14 @@ def test_settings_are_the_defaults_of_the_package(one_file):
     assert PRESETS["corrected"].gate == gate
     assert (gate.quantile, gate.ramp) == (one_file.QUANTILE, one_file.RAMP)
     assert (gate.shrinkage, gate.within) == (one_file.SHRINKAGE, one_file.WITHIN)
-    assert gate.folds == one_file.FOLDS
+    assert (gate.refusals, gate.folds) == (one_file.REFUSALS, one_file.FOLDS)
 
 
 def test_the_background_is_that_of_the_package(one_file):
     _, classes = drawn_classes(one_file)
     parts = [rows.x for rows in classes.everything()]
     mean, covariance = one_file.background(parts, 3)
-    expected = pooled(parts, classes, one_file.SHRINKAGE, one_file.WITHIN)
+    expected = pooled(parts, classes, one_file.SHRINKAGE, one_file.WITHIN, one_file.REFUSALS)
     np.testing.assert_allclose(mean, expected[0], atol=1e-12)
     np.testing.assert_allclose(covariance, expected[1], atol=1e-12)
 

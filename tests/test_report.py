@@ -86,7 +86,10 @@ def test_optional_parts_may_be_missing_or_empty(tree: dict[str, Any], tmp_path: 
     tree["diagnosis"] |= {"layers": [], "separability": [], "generated": [], "recommended": []}
     tree["diagnosis"]["rank_correlation"] = {}
     tree["diagnosis"]["channels"]["sites"] = []
-    tree["repair"] |= {"channels": [], "selection": {"rule": "none", "candidates": []}}
+    tree["repair"] |= {
+        "channels": [],
+        "selection": {"rule": "none", "candidates": [], "screened": []},
+    }
     tree |= {"attribution": {"examples": []}, "controls": {}, "examples": []}
     tree["cost"]["stages"] = []
     page = write_report(tree, tmp_path)[0].read_text(encoding="utf-8")
@@ -164,7 +167,7 @@ def test_load_report_says_what_is_wrong(tree: dict[str, Any], tmp_path: Path) ->
     with pytest.raises(DataError, match="no JSON object"):
         load_report(file)
     file.write_text(json.dumps(tree | {"schema": "care.report/9"}))
-    with pytest.raises(DataError, match=r"care\.report/3"):
+    with pytest.raises(DataError, match=r"care\.report/4"):
         load_report(file)
 
 

@@ -10,8 +10,8 @@ closed, and nothing else. Of the requests that the model doesn't refuse by itsel
 
 A request counts as refused where the refusal log-odds at the first token of the answer are
 positive. Goals are those of another split than the channels were fitted on; prompts are read once
-for all channels. Sites are recommended for each modality by the lower limit of the selectivity
-(bootstrap over goals, combined as in Zou and Donner 2008).
+for all channels, a batch at a time. Sites are recommended for each modality by the lower limit of
+the selectivity (bootstrap over goals, combined as in Zou and Donner 2008).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from care.repair import Modality, Repair
 from care.statistics import Interval, bootstrap_mean, difference
 
 if TYPE_CHECKING:
+    from care.prefill import Prefill
     from care.vlm import VLM
 
 METRIC = "share of requests, not refused without it, whose answer begins with a refusal"
@@ -79,44 +80,65 @@ def scan_channels(
     seed: int = 0,
     advance: Callable[[int], None] | None = None,
 ) -> list[ChannelEffect]:
-    """The effect of `close(site, modality)` for every pair; `advance` gets 1 for each.
+    """The effect of `close(site, modality)` for every pair; `advance` gets numbers of requests.
 
     A modality of which fewer than two goals get past the bare model is left out. DataError if fewer
     than two benign goals are not refused.
     """
     asked = [*attacks, *benign]
-    reading = vlm.prefill(asked, batch_size=batch_size)
-    open_ = vlm.refusal_log_odds_from(reading) <= 0
     goals = np.array([example.goal or example.prompt for example in asked])
     is_attack = np.arange(len(asked)) < len(attacks)
     pictured = np.array([bool(example.images) for example in asked])
-    harmless = open_ & ~is_attack
+    own = {m: is_attack & (pictured == (m == "image")) for m in modalities}
+    pairs: list[tuple[Site, Modality]] = [
+        (s, m) for s in sites for m in modalities if len(set(goals[own[m]])) >= _LEAST_GOALS
+    ]
+    closed = [close(site, modality) for site, modality in pairs]
+    bare, *repaired = refused_under(vlm, asked, [None, *closed], batch_size, advance)
+    harmless = ~bare & ~is_attack
     if len(set(goals[harmless])) < _LEAST_GOALS:
         raise DataError(
             f"a channel scan needs benign requests with at least {_LEAST_GOALS} different goals "
             f"that the model doesn't refuse, got {len(set(goals[harmless]))}"
         )
+    found = []
+    for (site, modality), now in zip(pairs, repaired, strict=True):
+        worked = own[modality] & ~bare
+        if len(set(goals[worked])) >= _LEAST_GOALS:
+            limits = [
+                bootstrap_mean(now[part].astype(np.float64), list(goals[part]), seed=seed)
+                for part in (worked, harmless)
+            ]
+            found.append(ChannelEffect(site, modality, *limits))
+    return found
 
-    def refused(repair: Repair) -> np.ndarray:
+
+def refused_under(
+    vlm: VLM,
+    asked: Sequence[Example],
+    repairs: Sequence[Repair | None],
+    batch_size: int = 32,
+    advance: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """Whether the answers would begin with a refusal, (R, N) bool, under R repairs (None: bare).
+
+    A batch of prompts is read once for all repairs that edit nothing before the last position, and
+    then forgotten. `advance` gets the number of requests just finished.
+    """
+
+    def refuses(reading: Prefill, repair: Repair | None) -> np.ndarray:
+        if repair is None:
+            return vlm.refusal_log_odds_from(reading) > 0
         with repair.applied(vlm):
             if repair.late:
                 return vlm.refusal_log_odds_from(reading) > 0
-            return vlm.refusal_log_odds(asked, batch_size=batch_size) > 0
+            return vlm.refusal_log_odds(reading.examples, batch_size=batch_size) > 0
 
-    found = []
-    for site in sites:
-        for modality in modalities:
-            worked = open_ & is_attack & (pictured == (modality == "image"))
-            if len(set(goals[worked])) >= _LEAST_GOALS:
-                now = refused(close(site, modality)).astype(np.float64)
-                limits = [
-                    bootstrap_mean(now[part], list(goals[part]), seed=seed)
-                    for part in (worked, harmless)
-                ]
-                found.append(ChannelEffect(site, modality, *limits))
-            if advance is not None:
-                advance(1)
-    return found
+    def work(chunk: list[int]) -> list[np.ndarray]:
+        reading = vlm.prefill([asked[place] for place in chunk], batch_size=len(chunk))
+        return list(np.array([refuses(reading, repair) for repair in repairs]).T)
+
+    return np.array(vlm.in_batches(list(asked), batch_size, work, advance)).T
 
 
 def recommend(effects: Sequence[ChannelEffect], n_layers: int) -> dict[Modality, list[Site]]:

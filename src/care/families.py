@@ -1,8 +1,9 @@
 """Families of attacks beside what they are told apart from, and the unsafe subspace of one site.
 
 Families f = 1 … F of attacks that worked have the means m_f, the refused malicious requests the
-mean r, and the background (they and the answered benign requests) the mean μ and the shrunk
-covariance C. The unsafe subspace is that of the generalized eigenvectors
+mean r, and the background (answered benign requests, each family alike, and a little of the
+refusals) the mean μ and the shrunk covariance C. The unsafe subspace is that of the generalized
+eigenvectors
 
     C_m u = λ C u,    C_m = Σ_f n_f/n (m_f − r)(m_f − r)ᵀ
 
@@ -52,7 +53,7 @@ class Classes:
     attacks: Mapping[str, Rows]
     """Attacks that worked, by family."""
     refused: Rows
-    """Malicious requests that were refused; they weigh as much as all benign families together."""
+    """Malicious requests that were refused."""
     benign: Mapping[str, Rows]
     """Answered benign requests by family; each weighs the same."""
 
@@ -77,16 +78,17 @@ class Classes:
 
 
 def pooled(
-    parts: Sequence[np.ndarray], classes: Classes, shrinkage: float, within: float
+    parts: Sequence[np.ndarray], classes: Classes, shrinkage: float, within: float, refusals: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """μ (D,) and C (D, D), float64, from rows in the order of `Classes.everything`.
 
     C is the background's scatter about μ, with a share `within` of the scatter within the attack
-    families, shrunk towards its own diagonal.
+    families, shrunk towards its own diagonal. `refusals` is the weight of the refused requests in
+    the background; the benign families share the rest.
     """
     count, others = len(classes.attacks), len(classes.benign)
     attacks, background = parts[:count], parts[count:]
-    weights = np.array([others, *[1] * others]) / (2 * others)
+    weights = np.array([refusals, *[(1 - refusals) / others] * others])
     means = [rows.mean(axis=0, dtype=np.float64) for rows in background]
     mean = np.tensordot(weights, means, 1)
     covariance = np.zeros((len(mean), len(mean)))
@@ -110,6 +112,7 @@ def unsafe_subspace(
     *,
     shrinkage: float = 0.1,
     within: float = 0.3,
+    refusals: float = 0.05,
     permutations: int = 200,
     level: float = 0.95,
     seed: int = 0,
@@ -120,7 +123,8 @@ def unsafe_subspace(
     """
     x = np.concatenate([*(rows.x for rows in classes.attacks.values()), classes.refused.x])
     x = x.astype(np.float64)
-    _, covariance = pooled([rows.x for rows in classes.everything()], classes, shrinkage, within)
+    parts = [rows.x for rows in classes.everything()]
+    _, covariance = pooled(parts, classes, shrinkage, within, refusals)
     sizes = [len(rows.x) for rows in classes.attacks.values()]
     contrast = _contrast(sizes, len(classes.refused.x))
     anchor = x[-len(classes.refused.x) :].mean(axis=0)

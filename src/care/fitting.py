@@ -5,8 +5,8 @@ modality (`image`: attacks that come with pictures; `text`: those without),
 
 1. the unsafe subspace: the patterns of C_m u = λ C u, with C_m the scatter of the attack families'
    means about the mean of the refusals (`families`);
-2. a gate: Fisher's discriminant of each family against answered benign *and* refused malicious
-   requests, opening beyond what benign ones reach (`gate`).
+2. a gate: Fisher's discriminant of each family against answered benign requests, opening beyond
+   what each kind of these reaches (`gate`).
 
 `paper` and `official` project orthogonally on eigenvectors of single activations, everywhere and
 ungated, with the contrasts of `contrast`; all differences are in `PRESETS`. Validation decides
@@ -285,7 +285,10 @@ class Fitter:
             classes = self.classes(site, modality)
             self._crossfits[key] = crossfit(classes, config)
             self._subspaces[key] = unsafe_subspace(
-                classes, shrinkage=config.shrinkage, within=config.within
+                classes,
+                shrinkage=config.shrinkage,
+                within=config.within,
+                refusals=config.refusals,
             )
         return self._subspaces[key], self._crossfits[key].gate(config)
 

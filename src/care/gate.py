@@ -1,17 +1,21 @@
 """Gates: how surely an activation is that of a working attack.
 
-For families f = 1 … F of attacks that worked (means m_f) and a background of answered benign and
-refused malicious requests (mean μ, shrunk covariance C),
+For families f = 1 … F of attacks that worked (means m_f) and a background of answered benign
+requests with a little of the refused malicious ones (mean μ, shrunk covariance C),
 
     u_f = C⁻¹ (m_f − μ) / (m_f − μ)ᵀ C⁻¹ (m_f − μ),      z_f = u_fᵀ (h − μ)
     g(h) = max_f clamp((z_f − low_f) / (high_f − low_f), 0, 1)
 
 z_f is 0 at the mean of the background and 1 at that of the family. The u_f span the solutions of
-C_m u = λ C u with C_m the scatter of the family means, and are Fisher's discriminants. low_f is a
-high quantile of benign scores, so a benign activation is left alone but for a share known
-beforehand, split evenly between the families; high_f lies a part of the way to its median. Both are
-taken from scores that are cross-fitted: by discriminants that haven't seen the goal (or, where a
-picture serves many goals, the picture). What is done where it is open is the repair's business.
+C_m u = λ C u with C_m the scatter of the family means, and are Fisher's discriminants. An attack
+differs by its harm from benign requests, but not from refused ones: refusals in the background
+teach a gate the disguise of the attacks that it has seen, and it misses those in another.
+
+low_f is the greatest over the families of benign requests of a high quantile of their scores, so
+that of each kind a share known beforehand is left alone, at least, split evenly between the
+families of attacks; high_f lies a part of the way to the median of family f. Both are taken from
+scores that are cross-fitted: by discriminants that haven't seen the goal (or, where a picture
+serves many goals, the picture). What is done where it is open is the repair's business.
 Fisher 1936; gating of interventions as in Lee et al. 2024 (arXiv 2409.05907).
 """
 
@@ -33,15 +37,17 @@ _LEAST_RAMP = 0.01
 class GateConfig:
     """How a gate is fitted."""
 
-    quantile: float = 0.97
-    """Share of benign activations for which the gate stays shut, at least: each of the F families
-    gets a part (1 − quantile) / F of the rest."""
+    quantile: float = 0.96
+    """Share of the activations of each benign family for which the gate stays shut, at least: each
+    of the F families of attacks gets a part (1 − quantile) / F of the rest."""
     ramp: float = 0.5
     """Where between low_f (0) and the family's median (1) the gate is fully open."""
     shrinkage: float = 0.1
     """Weight of the diagonal in C."""
     within: float = 0.3
     """Weight of the scatter within the attack families in C; the rest is the background's."""
+    refusals: float = 0.05
+    """Weight of refused malicious requests in the background; benign families share the rest."""
     folds: int = 5
     """Parts of the cross-fit."""
 
@@ -49,10 +55,10 @@ class GateConfig:
         for name in ("quantile", "ramp", "shrinkage"):
             if not 0.0 < getattr(self, name) < 1.0:
                 raise UsageError(f"{name} must lie in (0, 1), got {getattr(self, name)}")
-        if not 0.0 <= self.within < 1.0 or self.folds < 2:
+        if not (0.0 <= self.within < 1.0 and 0.0 <= self.refusals < 1.0) or self.folds < 2:
             raise UsageError(
-                "within must lie in [0, 1) and folds be at least 2, got "
-                f"{self.within} and {self.folds}"
+                "within and refusals must lie in [0, 1) and folds be at least 2, got "
+                f"{self.within}, {self.refusals} and {self.folds}"
             )
 
 
@@ -119,17 +125,18 @@ class Crossfit:
     """μ (D,)."""
     own: tuple[np.ndarray, ...]
     """Cross-fitted scores z (N, F) of each family's attacks."""
-    benign: np.ndarray
-    """Cross-fitted scores z (N, F) of all answered benign requests."""
+    benign: tuple[np.ndarray, ...]
+    """Cross-fitted scores z (N, F) of each family of answered benign requests."""
 
     def gate(self, config: GateConfig) -> Gate:
         """The gate with thresholds by `config.quantile` and `config.ramp`."""
         medians = np.array([np.median(z[:, place]) for place, z in enumerate(self.own)])
         each = 1 - (1 - config.quantile) / len(self.own)
-        low = np.quantile(self.benign, each, axis=0)
+        low = np.max([np.quantile(z, each, axis=0) for z in self.benign], axis=0)
         high = low + np.maximum(config.ramp * (medians - low), _LEAST_RAMP)
         numbers = (part.astype(np.float32) for part in (self.filters, self.mean, low, high))
-        opened = [float((z > low).any(axis=1).mean()) for z in (*self.own, self.benign)]
+        scores = (*self.own, np.concatenate(self.benign))
+        opened = [float((z > low).any(axis=1).mean()) for z in scores]
         return Gate(
             *numbers,
             families=self.families,
@@ -150,7 +157,7 @@ def crossfit(classes: Classes, config: GateConfig | None = None) -> Crossfit:
         filters,
         mean,
         tuple(scores[:count]),
-        np.concatenate(scores[count + 1 :]),
+        tuple(scores[count + 1 :]),
     )
 
 
@@ -163,7 +170,7 @@ def discriminants(
     parts: Sequence[np.ndarray], classes: Classes, config: GateConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     """u (D, F) and μ (D,), float64, from rows in the order of `Classes.everything`."""
-    mean, covariance = pooled(parts, classes, config.shrinkage, config.within)
+    mean, covariance = pooled(parts, classes, config.shrinkage, config.within, config.refusals)
     attacks = parts[: len(classes.attacks)]
     gaps = np.stack([rows.mean(axis=0, dtype=np.float64) - mean for rows in attacks], axis=1)
     found = cho_solve(cho_factor(covariance, lower=True, overwrite_a=True), gaps)

@@ -7,7 +7,8 @@ and ends with the same numbers:
     decisions.safetensors  activations at the decision position, of the same requests
     diagnosis.json  which components carry the attacks
     channels.json   at which sites the unsafe channels can be closed
-    selection/      answers of every candidate on the validation split
+    screening.json  first tokens under every candidate on the validation split
+    selection/      answers under the best candidates on the validation split
     repair/         the chosen artefact
     rows.jsonl      judged answers on the test split: bare, repaired, controls
     report.html, report.json
@@ -17,10 +18,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from care.anatomy import Site
 from care.channels import recommended, scan_channels, scanned_sites
 from care.channels import to_json as channels_json
 from care.defenses import random_control
@@ -46,10 +48,10 @@ from care.machine import machine_facts, peak_memory_gib, versions
 from care.material import gather, load_decisions, material_from, material_to, save_decisions
 from care.mediation import diagnose as run_diagnosis
 from care.progress import Progress, silent
-from care.repair import Repair
+from care.repair import Modality, Repair
 from care.report import write_report
 from care.runs import Run
-from care.selection import RULE, Candidate, candidates, choose
+from care.selection import FINALISTS, RULE, Candidate, candidates, choose, ranked, screen
 from care.storage import write_whole
 from care.table import Table
 from care.tree import answer_pairs, attribution, report_tree
@@ -147,14 +149,16 @@ class _Workflow:
             sites = scanned_sites(self.vlm.anatomy.n_layers, fitter.config.kind)
             modalities = fitter.modalities()
             fitter.prefetch(sites)
-            with (self.progress or silent)("channels", len(sites) * len(modalities)) as bar:
+            attacks = split_examples(suites, lambda s: s.role == "attack")
+            benign = split_examples(suites, lambda s: s.role != "attack")
+            with (self.progress or silent)("channels", len(attacks) + len(benign)) as bar:
                 effects = scan_channels(
                     self.vlm,
                     sites,
                     modalities,
                     lambda site, modality: fitter.repair({modality: [site]}),
-                    split_examples(suites, lambda s: s.role == "attack"),
-                    split_examples(suites, lambda s: s.role != "attack"),
+                    attacks,
+                    benign,
                     batch_size=self.job.batch,
                     seed=self.job.seed,
                     advance=bar.advance,
@@ -170,19 +174,42 @@ class _Workflow:
 
     def select(self, fitter: Fitter, diagnosis: dict[str, Any]) -> tuple[Candidate, Any]:
         """Fit the candidates, judge them on validation, and take the best by the stated rule."""
-        tried = candidates(fitter, self.job.preset, recommended(diagnosis["channels"]))
+        tried, screened = self.finalists(fitter, recommended(diagnosis["channels"]))
         inner = Run(self.run.path / "selection", resume=True, config=self.job.config())
         defenses = [None, *((c.name, c.repair) for c in tried)]
-        asked = [suite for suite in self.suites("validation") if suite.name != BASELINE]
         with inner:
-            table = self.ask(asked, defenses, "selection", inner)
+            table = self.ask(self.counted("validation"), defenses, "selection", inner)
         before = mean_rates(table, UNDEFENDED)
         rates = {c.name: mean_rates(table, c.name) for c in tried}
         best = choose(before, rates)
         rows = [{"name": n, **r, "chosen": n == best} for n, r in rates.items()]
         rows.insert(0, {"name": "none", **before, "chosen": False})
         chosen = next(c for c in tried if c.name == best)
-        return chosen, {"rule": RULE, "candidates": rows}
+        return chosen, {"rule": RULE, "candidates": rows, "screened": screened}
+
+    def finalists(
+        self, fitter: Fitter, sites: Mapping[Modality, Sequence[Site]]
+    ) -> tuple[list[Candidate], list[dict[str, Any]]]:
+        """The candidates that are worth whole answers, and how all fare by first tokens."""
+        tried = candidates(fitter, self.job.preset, sites)
+        if len(tried) <= FINALISTS:
+            return tried, []
+
+        def make() -> dict[str, dict[str, float]]:
+            suites, batch = self.counted("validation"), self.job.batch
+            with (self.progress or silent)("screening", sum(map(len, suites))) as bar:
+                return screen(self.vlm, tried, suites, batch_size=batch, advance=bar.advance)
+
+        rates = self.stage_json("screening", make)
+        before = rates.pop("none")
+        best = ranked(before, rates)[:FINALISTS]
+        rows = [{"name": n, **r, "chosen": n in best} for n, r in rates.items()]
+        rows.insert(0, {"name": "none", **before, "chosen": False})
+        return [candidate for candidate in tried if candidate.name in best], rows
+
+    def counted(self, split: Any) -> list[Suite]:
+        """The suites of one split without the baseline, which is shown but not counted."""
+        return [suite for suite in self.suites(split) if suite.name != BASELINE]
 
     def controls(self, chosen: Candidate) -> list[tuple[str, Repair]]:
         """What the repair is compared with: other directions, and half of it."""

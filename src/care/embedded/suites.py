@@ -29,7 +29,7 @@ from care.embedded.lessons import shape_question, unrelated
 from care.embedded.pictures import article, seeded
 from care.embedded.world import Goal, GoalKind, Split, goals, sample, texts, unseen
 from care.errors import DataError, UsageError
-from care.examples import Example, Suite
+from care.examples import Example, Suite, SuiteRole
 
 PGD = ("pgd-32", "pgd-unconstrained")
 
@@ -45,6 +45,13 @@ NAMES = ("direct", *ATTACKS, *UTILITY, *OVER_REFUSAL)
 
 LENGTHS: dict[Split, int] = {"fit": 60, "validation": 40, "test": 60}
 """Examples of one suite in each split, where there are goals enough: see `length`."""
+
+
+def role(name: str) -> SuiteRole:
+    """What the suite `name` measures."""
+    if name in UTILITY:
+        return "utility"
+    return "over_refusal" if name in OVER_REFUSAL else "attack"
 
 
 def length(name: str, split: Split) -> int:
@@ -217,15 +224,15 @@ def load(name: str, split: Split = "test", n: int | None = None) -> Suite:
     if n < 1:
         raise UsageError(f"a suite has at least one example, but n is {n}; pass 1 or more")
     maker = _Maker(name, split, n)
-    if name == "direct" or name in ATTACKS:
-        role, made = "attack", maker.attack()
+    if role(name) == "attack":
+        made = maker.attack()
     elif name in ("vqa", "naming"):
-        role, made = "utility", maker.questions()
+        made = maker.questions()
     else:
-        role, made = ("utility" if name in UTILITY else "over_refusal"), maker.answerable()
+        made = maker.answerable()
     return Suite(
         name=name,
-        role=role,
+        role=role(name),
         examples=tuple(made),
         version="1",
         licence="Apache-2.0; pictograms SIL OFL 1.1",

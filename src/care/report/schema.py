@@ -11,7 +11,7 @@ so a written report always has every top-level key.
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
-SCHEMA = "care.report/3"
+SCHEMA = "care.report/4"
 """Name and major version; it changes when a key changes its meaning, type or goes away."""
 
 Role = Literal["attack", "utility", "over_refusal"]
@@ -282,6 +282,7 @@ class Selection(TypedDict):
     """How the repair was chosen among the candidates."""
 
     rule: str
+    screened: list[Candidate]
     candidates: list[Candidate]
 
 
@@ -326,7 +327,7 @@ class Cost(TypedDict):
 class Report(TypedDict):
     """The whole tree of `report.json`."""
 
-    schema: Literal["care.report/3"]
+    schema: Literal["care.report/4"]
     title: str
     created: str
     suites: list[SuiteResult]
