@@ -2,9 +2,11 @@
 
 `decode_overhead` is the relative time that a repair adds to one decode step of the embedded model:
 three `ffn_out` sites, an image and a text channel at each (K = 64 + 64), both on every token, so
-that both corrections and their adaptive fusion are computed for each of the B new tokens. Steps
-with and without the repair alternate from the same KV cache, which is cropped after each; the
-figure is the ratio of the medians less one. Hooks are on only in the steps that are repaired.
+that both corrections and their adaptive fusion are computed for each of the B new tokens. Four
+steps from the same KV cache, which is cropped after each, make a round: without the repair, with
+it, with it, without it, so that a machine whose speed drifts slows both alike. The figure is the
+median over the rounds of with over without, less one, and `decode_overhead_interval` the bootstrap
+95 % interval of that median. Hooks are on only in the steps that are repaired.
 `decode_overhead_cpu` is the same of CPU time, for a machine that isn't idle.
 
 `ratio_vs_rebuild` is how much longer an edit takes that builds U Uᵀ (D × D) at each call, as the
@@ -87,24 +89,28 @@ def decode_step(vlm: VLM, batch: int) -> Callable[[], None]:
 
 @torch.inference_mode()
 def decode_overhead(vlm: VLM, batch: int, rank: int, repeats: int) -> dict[str, Any]:
-    """Medians of alternating plain and repaired steps."""
+    """Median over rounds of the time of repaired steps over that of plain ones beside them."""
     layers, width = vlm.anatomy.n_layers, vlm.anatomy.width
     sites = [Site(layers * part // 4, "ffn_out") for part in (1, 2, 3)]
     repair = Repair(tuple(c for site in sites for c in channels(site, width, rank)))
     step = decode_step(vlm, batch)
     taken: dict[bool, list[Seconds]] = {False: [], True: []}
-    for repeat in range(2 * (repeats + 5)):
-        # A B B A: neither is always the one that finds the caches warm.
-        repaired = repeat % 4 in (1, 2)
-        with repair.applied(vlm) if repaired else nullcontext():
-            step()  # the first call in a context moves the tensors to the model
-            taken[repaired].append(seconds_of(step))
-    plain, edited = (medians(taken[key][5:]) for key in (False, True))
+    for _ in range(repeats + 5):
+        for repaired in (False, True, True, False):
+            with repair.applied(vlm) if repaired else nullcontext():
+                step()  # the first call in a context moves the tensors to the model
+                taken[repaired].append(seconds_of(step))
+    plain, edited = (np.array(taken[key]).reshape(-1, 2, 2)[5:] for key in (False, True))
+    ratios = edited.sum(axis=1) / plain.sum(axis=1) - 1  # (rounds, wall and cpu)
+    drawn = np.random.default_rng(0).integers(len(ratios), size=(2000, len(ratios)))
+    limits = np.quantile(np.median(ratios[drawn, 0], axis=1), [0.025, 0.975])
     return {
-        "decode_overhead": round(edited.wall / plain.wall - 1, 4),
-        "decode_overhead_cpu": round(edited.cpu / plain.cpu - 1, 4),
-        "step_ms": round(1e3 * plain.wall, 2),
-        "repaired_step_ms": round(1e3 * edited.wall, 2),
+        "decode_overhead": round(float(np.median(ratios[:, 0])), 4),
+        "decode_overhead_interval": [round(float(limit), 4) for limit in limits],
+        "decode_overhead_cpu": round(float(np.median(ratios[:, 1])), 4),
+        "rounds": len(ratios),
+        "step_ms": round(1e3 * float(np.median(plain[..., 0])), 2),
+        "repaired_step_ms": round(1e3 * float(np.median(edited[..., 0])), 2),
         "sites": [str(site) for site in sites],
         "batch": batch,
         "dtype": str(vlm.dtype).removeprefix("torch."),
@@ -133,7 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="cost of a repair at run time")
     parser.add_argument("--batch", type=int, default=8, help="rows decoded together")
     parser.add_argument("--rank", type=int, default=64, help="K of each of the two channels")
-    parser.add_argument("--repeats", type=int, default=200, help="timed decode steps of each kind")
+    parser.add_argument("--repeats", type=int, default=200, help="timed rounds of four steps")
     parser.add_argument("--dtype", default="bfloat16", help="of the embedded model")
     parser.add_argument("--threads", type=int, default=None, help="torch's own choice if not given")
     arguments = parser.parse_args()

@@ -68,9 +68,9 @@ ATTACKS = (
 SELDOM = {"text-jailbreak": 3, "beside-image": 3}  # asked so many times as much, to have enough
 BENIGN = ("benign", "benign-image", "lookalike", "benign-wrapped", "benign-pictured")
 
-IMAGE_DEPTH, TEXT_DEPTH = 0.8, 0.95  # of the decoder: layers 23 and 28 of 30
+IMAGE_DEPTHS, TEXT_DEPTHS = (0.65, 0.8), (0.8,)  # of the decoder: layers 19 and 23 of 30
 STRENGTH = 1.2  # a
-QUANTILE = 0.96  # share of benign requests of any family for which a gate stays shut, makes low_f
+QUANTILE = 0.97  # share of benign requests of any family for which a gate stays shut, makes low_f
 RAMP = 0.5  # where between low_f and the family's median high_f lies
 SHRINKAGE = 0.1  # weight of the diagonal in C
 WITHIN = 0.3  # weight of the scatter within the attack families in C
@@ -311,8 +311,9 @@ def at_random(repair: Repair) -> Repair:
 def fit_on_suites(model: Any, processor: Any, n: int) -> Repair:
     """Steps 1 to 3 on the fit split."""
     last = len(model.get_decoder().layers) - 1
-    places = {True: round(IMAGE_DEPTH * last), False: round(TEXT_DEPTH * last)}  # by: pictures?
-    layers = sorted(set(places.values()))
+    depths = {True: IMAGE_DEPTHS, False: TEXT_DEPTHS}  # by: pictures?
+    places = [(pictured, round(d * last)) for pictured, own in depths.items() for d in own]
+    layers = sorted({layer for _, layer in places})
     attacks: dict[int, dict[bool, list[Rows]]] = {i: {True: [], False: []} for i in layers}
     refused: dict[int, list[Rows]] = {i: [] for i in layers}
     benign: dict[int, list[Rows]] = {i: [] for i in layers}
@@ -332,7 +333,7 @@ def fit_on_suites(model: Any, processor: Any, n: int) -> Repair:
             if len(answered.x) >= LEAST_FAMILY:
                 attacks[layer][bool(examples[0].images)].append(answered)
     repair: Repair = {}
-    for pictured, layer in places.items():
+    for pictured, layer in places:
         refusals = Rows(
             np.concatenate([rows.x for rows in refused[layer]]),
             [group for rows in refused[layer] for group in rows.groups],

@@ -140,7 +140,7 @@ def test_one_group_is_cut_by_rows(one_file):
 
 def test_settings_are_the_defaults_of_the_package(one_file):
     gate = GateConfig()
-    depths = {"depth": (one_file.IMAGE_DEPTH,), "text_depth": (one_file.TEXT_DEPTH,)}
+    depths = {"depth": one_file.IMAGE_DEPTHS, "text_depth": one_file.TEXT_DEPTHS}
     assert PRESETS["corrected"] == RepairConfig(**depths, strength=one_file.STRENGTH)
     assert PRESETS["corrected"].gate == gate
     assert (gate.quantile, gate.ramp) == (one_file.QUANTILE, one_file.RAMP)

@@ -54,9 +54,9 @@ class RepairConfig:
     """Kind of the sites that are edited."""
     fit_kind: SiteKind | None = None
     """Kind of site at which activations are taken; None: where they are edited."""
-    depth: tuple[float, ...] = (0.8,)
+    depth: tuple[float, ...] = (0.65, 0.8)
     """Relative depths of the sites, when no sites are given."""
-    text_depth: tuple[float, ...] | None = (0.95,)
+    text_depth: tuple[float, ...] | None = (0.8,)
     """The same of text channels; None: as `depth`."""
     scopes: tuple[Scope, ...] = ("decision",)
     """Tokens that are edited."""

@@ -37,7 +37,7 @@ _LEAST_RAMP = 0.01
 class GateConfig:
     """How a gate is fitted."""
 
-    quantile: float = 0.96
+    quantile: float = 0.97
     """Share of the activations of each benign family for which the gate stays shut, at least: each
     of the F families of attacks gets a part (1 − quantile) / F of the rest."""
     ramp: float = 0.5

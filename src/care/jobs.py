@@ -30,7 +30,7 @@ BASELINE = "direct"
 
 FIT_LENGTHS = {
     "direct": 250,
-    "beside-image": 560,
+    "beside-image": 600,
     "text-jailbreak": 1100,
     "pictured-goal": 220,
     "pgd-32": 150,
@@ -40,15 +40,16 @@ FIT_LENGTHS = {
     "vqa": 40,
     "naming": 40,
     "lookalike": 260,
-    "lookalike-image": 220,
+    "lookalike-image": 280,
     "benign-wrapped": 500,
     "benign-pictured": 140,
 }
 """Examples of a suite that are asked to fit on: more where the model complies seldom, since it is
 attacks that worked of which a gate can't have enough, and where benign requests look like them."""
 
-SELECTION_LENGTHS = {"attack": 40, "utility": 40, "over_refusal": 60}
-"""Validation examples of one suite that sites are scanned and candidates judged on, by its role."""
+SELECTION_LENGTHS = {"attack": 40, "utility": 40, "over_refusal": 120}
+"""Validation examples of one suite that sites are scanned and candidates judged on, by its role:
+most where a point or two decides between candidates."""
 
 TEST_LENGTH = 60
 """Test examples of one suite."""
@@ -155,7 +156,8 @@ def _small_world(job: Job, split: Split) -> list[Suite]:
         if split == "test":
             length = job.test_length
         elif split == "validation":
-            length = min(SELECTION_LENGTHS[suites.role(name)], job.test_length)
+            length = SELECTION_LENGTHS[suites.role(name)]
+            length = min(length, length * job.test_length // TEST_LENGTH) or 1
         else:
             length = FIT_LENGTHS[name]
         made.append(suites.load(name, split, length))

@@ -32,10 +32,10 @@ RULE = (
 )
 """How the repair is chosen, in words."""
 
-QUANTILES = (0.96, 0.92, 0.98)
+QUANTILES = (0.97, 0.95, 0.98)
 """Shares of the activations of each benign family for which gates stay shut that are tried."""
 
-FINALISTS = 3
+FINALISTS = 2
 """Candidates that are judged by whole answers; the others are screened out by the same rule, with
 a first token that isn't a refusal in place of an answer."""
 

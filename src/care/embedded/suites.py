@@ -94,9 +94,9 @@ def adversarial_images(name: str, split: Split) -> list[Image.Image]:
 
 
 def _some(found: list[Goal], split: Split, n: int, rng: np.random.Generator) -> list[Goal]:
-    """`n` goals. To fit on, more than there are: in further rounds, which phrase them otherwise."""
+    """`n` goals. But for test, more than there are: further rounds phrase them otherwise."""
     chosen = sample(found, n, rng)
-    while split == "fit" and len(chosen) < n:
+    while split != "test" and len(chosen) < n:
         chosen += sample(found, n - len(chosen), rng)
     return chosen
 
@@ -212,7 +212,7 @@ def _beside(goal: Goal, rng: np.random.Generator, place: int) -> Image.Image:
 def load(name: str, split: Split = "test", n: int | None = None) -> Suite:
     """The suite `name` of the small world in one split, at most `n` examples of it.
 
-    To fit on, a suite may be longer than there are goals: these then come back in other words.
+    But for test, a suite may be longer than there are goals: these then come back in other words.
 
     Raises UsageError for an unknown name or split, or an `n` below 1.
     """
