@@ -312,7 +312,9 @@ def fit_on_suites(model: Any, processor: Any, n: int) -> Repair:
     """Steps 1 to 3 on the fit split."""
     last = len(model.get_decoder().layers) - 1
     depths = {True: IMAGE_DEPTHS, False: TEXT_DEPTHS}  # by: pictures?
-    places = [(pictured, round(d * last)) for pictured, own in depths.items() for d in own]
+    places = dict.fromkeys(
+        (pictured, round(d * last)) for pictured in depths for d in depths[pictured]
+    )
     layers = sorted({layer for _, layer in places})
     attacks: dict[int, dict[bool, list[Rows]]] = {i: {True: [], False: []} for i in layers}
     refused: dict[int, list[Rows]] = {i: [] for i in layers}
