@@ -1,15 +1,17 @@
 """A realistic synthetic report tree: the shapes and magnitudes of a real run, made-up numbers."""
 
 import base64
+import copy
 import io
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-N_LAYERS = 30
-OUTCOMES = ("harmful", "refused", "degenerate", "safe")
+from fixtures_diagnosis import OUTCOMES, diagnosis_tree
+
 # name, role, metric, target, n, event share before, after, degenerate before, after
 _SUITES: tuple[tuple[str, str, str, bool, int, int, int, int, int], ...] = (
     ("direct request", "attack", "ASR", False, 80, 3, 1, 0, 0),
@@ -50,6 +52,11 @@ def picture(seed: int = 0) -> str:
 
 def report_tree(seed: int = 0) -> dict[str, Any]:
     """A whole tree without its `summary`, which the report computes."""
+    return copy.deepcopy(_tree(seed))
+
+
+@cache
+def _tree(seed: int) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     suites, outcomes = _suites()
     return {
@@ -59,7 +66,7 @@ def report_tree(seed: int = 0) -> dict[str, Any]:
         "suites": suites,
         "outcomes": outcomes,
         "controls": _controls(),
-        "diagnosis": _diagnosis(rng),
+        "diagnosis": diagnosis_tree(rng),
         "attribution": {"examples": [_attributed(rng, i) for i in range(4)]},
         "repair": _repair(rng),
         "examples": _examples(),
@@ -144,98 +151,6 @@ def _controls() -> dict[str, Any]:
             "suites": dict(zip(names, values, strict=True)),
         }
         for name, (values, utility, answered) in rates.items()
-    }
-
-
-def _diagnosis(rng: np.random.Generator) -> dict[str, Any]:
-    layers = []
-    for component, height in (("ffn", 1.6), ("mhsa", 0.6), ("layer", 2.1)):
-        for layer in range(N_LAYERS):
-            effect = height * math.exp(-(((layer - 15) / 5) ** 2)) + float(rng.normal(0, 0.08))
-            half = 0.15 + 0.1 * float(rng.random())
-            layers.append(
-                {
-                    "layer": layer,
-                    "component": component,
-                    "effect": effect,
-                    "low": effect - half,
-                    "high": effect + half,
-                    "benign_effect": 0.1 * effect,
-                    "selectivity": 0.9 * effect,
-                    "selectivity_low": 0.9 * effect - 1.2 * half,
-                }
-            )
-    rise = [1 / (1 + math.exp(-(layer - 8) / 3)) for layer in range(N_LAYERS)]
-    return {
-        "verdict": "2 of 60 sites carry the attacks, first 15.ffn_out: without it the refusal"
-        " log-odds of attacks rise by 1.6 nats, those of benign requests by 0.2.",
-        "metric": "change in refusal log-odds (nats)",
-        "intervention": "mean ablation on the prompt's tokens",
-        "n_layers": N_LAYERS,
-        "layers": layers,
-        "separability": [
-            {
-                "layer": layer,
-                "silhouette": 0.32 * r + float(rng.normal(0, 0.01)),
-                "class_separation": 2.4 * r,
-                "mahalanobis": 14 * r + float(rng.normal(0, 0.3)),
-            }
-            for layer, r in enumerate(rise)
-        ],
-        "rank_correlation": {
-            "silhouette": {"rho": 0.31, "low": -0.06, "high": 0.6},
-            "class_separation": {"rho": 0.28, "low": -0.1, "high": 0.58},
-            "mahalanobis": {"rho": 0.22, "low": -0.15, "high": 0.54},
-        },
-        "generated": [
-            {
-                "site": f"{layer}.ffn_out",
-                "n": 80,
-                "outcomes": dict(zip(OUTCOMES, counts, strict=True)),
-                "asr_change": {"rate": counts[0] / 80 - 0.6, "low": -0.5, "high": 0.1},
-            }
-            for layer, counts in ((14, (22, 51, 3, 4)), (15, (18, 54, 4, 4)), (16, (9, 20, 49, 2)))
-        ],
-        "recommended": [
-            {"site": "15.ffn_out", "modality": "visual", "reason": "largest effect, few broken"},
-            {"site": "14.ffn_out", "modality": "text", "reason": "second largest effect"},
-        ],
-        "channels": _channel_scan(),
-        "sign": "Positive: ablating the site raises the refusal log-odds, so the site works against"
-        " refusing. Sites with a positive effect are recommended.",
-    }
-
-
-def _channel_scan() -> dict[str, Any]:
-    rng = np.random.default_rng(11)
-    sites = []
-    for modality, middle, best in (("image", 17, (20,)), ("text", 22, (24, 27))):
-        for layer in range(N_LAYERS):
-            rise = 0.82 / (1 + math.exp(-(layer - middle) / 2.2))
-            effect = round(rise + float(rng.normal(0, 0.015)), 3) if layer > 3 else 0.0
-            benign = round(0.03 * rise + 0.002 * (layer % 4), 3)
-            half = 0.03 + 0.05 * rise
-            sites.append(
-                {
-                    "site": f"{layer}.layer_out",
-                    "layer": layer,
-                    "modality": modality,
-                    "effect": effect,
-                    "low": effect - half,
-                    "high": effect + half,
-                    "benign_effect": benign,
-                    "selectivity": effect - benign,
-                    "selectivity_low": effect - benign - 1.2 * half,
-                    "n_attacks": 160 if modality == "image" else 40,
-                    "n_benign": 150,
-                    "recommended": layer in best,
-                }
-            )
-    return {
-        "metric": "share of requests, not refused without it, whose answer begins with a refusal",
-        "rule": "Sites whose selectivity lies above 0 and within its interval of the best one; at"
-        " most 2 of a modality.",
-        "sites": sites,
     }
 
 
@@ -354,3 +269,12 @@ def _examples() -> list[dict[str, Any]]:
         for suite, goal, prompt, before, after in rows
         for i in range(2 if suite != "unrelated image" else 5)
     ]
+
+
+def put(tree: dict[str, Any], path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
+    """The same tree, changed at one path."""
+    node: Any = tree
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    return tree

@@ -49,7 +49,8 @@ def calls(monkeypatch):
         {"name": n, "role": r, "metric": "ASR", "defenses": cells(none=0.9, care=0.1, rival=v)}
         for n, r, v in (("direct", "attack", 0.9), ("pgd", "attack", 0.2), ("vqa", "utility", 1.0))
     ]
-    found = {"recommended": [{"site": "16.ffn_out", "modality": "text", "reason": "because"}]}
+    because = {"site": "16.ffn_out", "modality": "text", "reason": "because"}
+    found = {"recommended": [because], "supported": ["It holds."], "unsupported": []}
     results = {
         "repair": made.tree,
         "evaluate": made.table,

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 import tiny
+from care.ablation import ablate
 from care.anatomy import Role, Site, scope_mask
 from care.errors import SiteError, UsageError
 from care.examples import Example
-from care.hooks import SiteStats, ablate, edit, read
+from care.hooks import SiteStats, edit, read
 from care.vlm import VLM
 
 EXAMPLES = tiny.mixed_examples(5)

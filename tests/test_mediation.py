@@ -9,17 +9,18 @@ import pytest
 import torch
 
 import tiny
+from care.ablation import DECISION
 from care.activations import BenignDonors, RoleMeans, collect, response_means
-from care.anatomy import Role, Site
+from care.anatomy import Role, Site, scope_mask
 from care.diagnosis import DiagnosisConfig, LayerEffect
-from care.errors import DataError, FitError, UsageError
+from care.errors import DataError, UsageError
 from care.examples import Example, Suite
-from care.hooks import ablate, edit, read
+from care.hooks import read
 from care.judges import Verdict
 from care.mediation import _top, diagnose
 from care.progress import Progress
 from care.report import validate
-from care.scan import Removal, Replay, scan
+from care.scan import Removal, scan
 from care.vlm import VLM
 from fixtures_report import report_tree
 
@@ -33,132 +34,6 @@ def all_sites(vlm):
     return [site for kind in KINDS for site in vlm.anatomy.sites(kind)]
 
 
-def full_log_odds(vlm, batch, site, how, means=None, donors=None, scopes=("all",)):
-    """Log-odds with `site` ablated, by one whole forward pass."""
-    with ablate(vlm, [site], how, means, scopes, donors):
-        return vlm.log_odds(vlm.forward(batch, logits_to_keep=1)[:, -1])
-
-
-# -- the scan --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_replays_equal_full_passes(family):
-    vlm = VLM(*tiny.FAMILIES[family](), name=family)
-    batch = vlm.batch(EXAMPLES)
-    means = collect(vlm, EXAMPLES, all_sites(vlm)).means
-    replay = Replay(vlm, batch)
-    assert replay.reuses
-    for site in [Site(layer, kind) for layer in (0, 2) for kind in KINDS]:
-        for how in ("mean", "zero", "skip"):
-            expected = full_log_odds(vlm, batch, site, how, means)
-            with ablate(vlm, [site], how, means):
-                found = vlm.log_odds(replay.logits(site.layer + (site.kind == "layer_out")))
-            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_a_replay_computes_only_the_layers_that_can_change():
-    vlm = tiny.tiny_vlm()
-    replay = Replay(vlm, vlm.batch(EXAMPLES))
-    ran = []
-    layers = [(layer.mlp, index) for index, layer in enumerate(vlm.anatomy.layers)]
-    patches = next(m for m in vlm.model.modules() if isinstance(m, torch.nn.Conv2d))
-    handles = [
-        module.register_forward_hook(lambda *_, name=name: ran.append(name))
-        for module, name in [*layers, (patches, "tower")]
-    ]
-    replay.logits(2)
-    assert ran == [2, 3]
-    ran.clear()
-    vlm.forward(vlm.batch(EXAMPLES[1]))
-    assert ran == ["tower", 0, 1, 2, 3]  # nothing stays replaced
-    assert all("forward" not in vars(module) for module in vlm.model.modules())
-    for handle in handles:
-        handle.remove()
-
-
-def test_forwards_come_back_after_an_error():
-    vlm = tiny.tiny_vlm()
-    replay = Replay(vlm, vlm.batch(EXAMPLES))
-
-    def fail(*_):
-        raise KeyboardInterrupt
-
-    handle = vlm.anatomy.layers[3].register_forward_hook(fail)
-    with pytest.raises(KeyboardInterrupt):
-        replay.logits(2)
-    handle.remove()
-    assert all("forward" not in vars(module) for module in vlm.model.modules())
-
-
-def test_replays_see_edits_that_are_in_place():
-    vlm = tiny.tiny_vlm()
-    batch = vlm.batch(EXAMPLES)
-    with edit(vlm, {Site(0, "layer_out"): lambda h, roles: h * 1.5}):
-        expected = full_log_odds(vlm, batch, Site(2, "ffn_out"), "zero")
-        replay = Replay(vlm, batch)
-        with ablate(vlm, [Site(2, "ffn_out")], "zero"):
-            found = vlm.log_odds(replay.logits(2))
-    assert replay.reuses
-    torch.testing.assert_close(found, expected)
-
-
-def spoil_inputs(vlm, monkeypatch):
-    """Every layer overwrites its input, so what an earlier layer returned can't be kept."""
-    for layer in vlm.anatomy.layers:
-
-        def forward(hidden_states, *args, original=layer.forward, **kwargs):
-            output = original(hidden_states.clone(), *args, **kwargs)
-            hidden_states.mul_(3.0)
-            return output
-
-        monkeypatch.setattr(layer, "forward", forward)
-
-
-def test_a_model_that_replays_dont_suit_gets_full_passes(monkeypatch):
-    vlm = tiny.tiny_vlm()
-    spoil_inputs(vlm, monkeypatch)
-    assert not Replay(vlm, vlm.batch(EXAMPLES)).reuses
-    site = Site(2, "mhsa_out")
-    found = scan(vlm, EXAMPLES, [Removal(site, "zero")])
-    batch = vlm.batch(EXAMPLES)
-    expected = full_log_odds(vlm, batch, site, "zero").numpy() - vlm.refusal_log_odds(EXAMPLES)
-    np.testing.assert_allclose(found.effects[0], expected, atol=1e-4)
-
-
-def test_a_scan_doesnt_depend_on_batches():
-    vlm = tiny.tiny_vlm()
-    means = collect(vlm, EXAMPLES, all_sites(vlm)).means
-    removals = [Removal(site, "mean") for site in all_sites(vlm)]
-    counted = []
-    one = scan(vlm, EXAMPLES, removals, means=means, batch_size=2, advance=counted.append)
-    other = scan(vlm, EXAMPLES, removals, means=means, batch_size=16)
-    assert sum(counted) == len(EXAMPLES) * len(removals)
-    np.testing.assert_allclose(one.clean, vlm.refusal_log_odds(EXAMPLES), atol=1e-4)
-    np.testing.assert_allclose(one.effects, other.effects, atol=1e-4)
-    np.testing.assert_allclose(one.relative_norm, other.relative_norm, rtol=1e-4)
-
-
-def test_scopes_limit_a_removal():
-    vlm = tiny.tiny_vlm()
-    site = Site(0, "ffn_out")
-    found = scan(vlm, EXAMPLES, [Removal(site, "zero", ("image",))])
-    has_image = np.array([bool(example.images) for example in EXAMPLES])
-    assert (np.abs(found.effects[0]) > 1e-4).tolist() == has_image.tolist()
-    assert found.relative_norm[0] == pytest.approx(1.0, abs=1e-5)
-
-
-def test_a_bad_model_is_named():
-    vlm = tiny.tiny_vlm()
-    with torch.no_grad():
-        vlm.model.lm_head.weight[0, 0] = float("nan")
-    with pytest.raises(FitError, match=r"untouched aren't finite for 5 of 5"):
-        scan(vlm, EXAMPLES, [Removal(Site(0, "ffn_out"), "zero")])
-    vlm.refusal_ids = []
-    with pytest.raises(UsageError, match="refusal_ids is empty"):
-        scan(vlm, EXAMPLES, [])
-
-
 # -- activations -----------------------------------------------------------------------------------
 
 
@@ -168,9 +43,14 @@ def test_means_per_role_equal_those_of_all_rows():
     collected = collect(vlm, EXAMPLES, [site], batch_size=2)
     with read(vlm, [site, Site(3, "layer_out")]) as recorder:
         vlm.forward(vlm.batch(EXAMPLES))
-    for role, scope in ((Role.TEXT, "text"), (Role.IMAGE, "image"), (Role.RESPONSE, "all")):
-        expected = recorder.rows(site, (scope,)).mean(0)  # no answers here: the mean of all
-        torch.testing.assert_close(collected.means[site][role], expected, rtol=1e-4, atol=1e-5)
+    scopes = {Role.IMAGE: "image", Role.RESPONSE: "all", DECISION: "decision"}
+    for row, scope in scopes.items():  # no answers here: the mean of all
+        expected = recorder.rows(site, (scope,)).mean(0)
+        torch.testing.assert_close(collected.means[site][row], expected, rtol=1e-4, atol=1e-5)
+    h, roles = recorder[site]
+    other = (roles == Role.TEXT) & ~scope_mask(roles, ("decision",))
+    expected = h[other].mean(0)
+    torch.testing.assert_close(collected.means[site][Role.TEXT], expected, rtol=1e-4, atol=1e-5)
     h, roles = recorder[Site(3, "layer_out")]
     for row in range(len(EXAMPLES)):
         expected = h[row][roles[row] == Role.TEXT].mean(0)
@@ -268,10 +148,11 @@ def prompts(n: int = 10) -> tuple[list[Example], list[Example]]:
 
 
 @pytest.mark.parametrize("layer", [0, 1, 3])
-@pytest.mark.parametrize("how", ["mean", "zero", "resample"])
+@pytest.mark.parametrize("how", ["mean", "zero", "resample", "constant"])
 def test_a_planted_site_is_found(layer, how):
-    config = dataclasses.replace(FAST, intervention=how)
-    found = diagnose(planted(layer), *prompts(), config=config, generate=False)
+    config = dataclasses.replace(FAST, intervention=how, max_attacks=10, max_benign=10)
+    attacks, benign = prompts(16)  # six benign prompts are left to fit constants on
+    found = diagnose(planted(layer), attacks, benign, config=config, generate=False)
     assert found.sites == [Site(layer, "ffn_out")]
     best = max(found.layers, key=lambda item: item.effect * (item.component == "ffn"))
     assert best.site == Site(layer, "ffn_out")
@@ -283,6 +164,78 @@ def test_a_planted_site_is_found(layer, how):
     assert whole.selectivity == pytest.approx(best.selectivity, rel=0.5)  # by another intervention
     assert found.recommended[0].modality == "text"
     assert str(layer) in found.verdict and "raises the refusal" in found.recommended[0].reason
+
+
+def test_windows_around_a_planted_site_show_it():
+    found = diagnose(planted(2), *prompts(), config=FAST, generate=False)
+    assert len(found.windows) == 3 * (tiny.LAYERS - 2)
+    assert {item.window for item in found.layers} == {1}
+    assert {item.window for item in found.windows} == {3}
+    single = next(item for item in found.layers if item.site == Site(2, "ffn_out"))
+    for item in found.windows:
+        if item.component == "ffn":  # both windows of three hold layer 2
+            assert item.effect == pytest.approx(single.effect, rel=0.2)
+        if item.component == "mhsa":
+            assert abs(item.effect) < 0.1 * single.effect
+    outside = diagnose(planted(0), *prompts(), config=FAST, generate=False)
+    inside, beyond = [item for item in outside.windows if item.component == "ffn"]
+    assert inside.layer == 1 and inside.low > 0 and beyond.layer == 2
+    assert abs(beyond.effect) < 0.1 * inside.effect
+
+
+def test_a_planted_ffn_matters_more_than_attention_however_it_is_matched():
+    found = diagnose(planted(1), *prompts(), config=FAST, generate=False)
+    assert [item.matched_by for item in found.comparisons] == ["kind", "norm"]
+    for item in found.comparisons:
+        assert item.intervention == "mean" and item.survives and item.difference.low > 0
+    by_norm = found.comparisons[1]
+    assert by_norm.ffn_norm == pytest.approx(by_norm.mhsa_norm, rel=1e-3)
+    config = dataclasses.replace(FAST, components=("mhsa", "layer"))
+    assert diagnose(planted(1), *prompts(), config=config, generate=False).comparisons == ()
+
+
+def test_the_released_operator_starts_where_it_can():
+    config = dataclasses.replace(FAST, intervention="previous-layer", components=("ffn", "mhsa"))
+    found = diagnose(planted(1), *prompts(), config=config, generate=False)
+    assert [item.layer for item in found.layers if item.component == "ffn"] == [1, 2, 3]
+    assert [item.layer for item in found.windows if item.component == "ffn"] == [2]
+    assert "as in the released code" in found.intervention
+    assert {item.intervention for item in found.layers} == {"previous-layer"}
+    effects = {item.site: item.effect for item in found.layers if item.component == "ffn"}
+    # Removing it shows, and so does copying it into the layer after it.
+    assert effects[Site(1, "ffn_out")] > 5 * abs(effects[Site(3, "ffn_out")])
+    assert effects[Site(2, "ffn_out")] < -5 * abs(effects[Site(3, "ffn_out")])
+
+
+def test_constants_need_examples_that_arent_scored():
+    config = dataclasses.replace(FAST, intervention="constant", max_benign=9)
+    with pytest.raises(DataError, match="aren't scored, and there are 1 of those"):
+        diagnose(planted(1), *prompts(), config=config, generate=False)
+
+
+def test_a_window_that_doesnt_fit_is_refused():
+    config = dataclasses.replace(FAST, windows=(1, 5))
+    with pytest.raises(UsageError, match="at most 4 of them, got 5"):
+        diagnose(planted(1), *prompts(), config=config, generate=False)
+
+
+def test_a_diagnosis_can_be_resumed():
+    rows, again = [], []
+    whole = diagnose(planted(1), *prompts(), config=FAST, generate=False, keep=rows.append)
+    resumed = diagnose(
+        *(planted(1), *prompts()),
+        config=FAST,
+        generate=False,
+        done=rows[: len(rows) // 2],
+        keep=again.append,
+    )
+    assert resumed == whole and len(again) == len(rows) - len(rows) // 2
+    assert whole.changes is not None and resumed.changes is not None
+    np.testing.assert_array_equal(whole.changes.values, resumed.changes.values)
+    effects = [item.effect for item in whole.changes.effects]
+    attacked = whole.changes.values[:, : whole.changes.n_attacks].mean(axis=1)
+    np.testing.assert_allclose(effects, attacked)
+    assert whole.changes.goals[:2] == WORDS[:2] and len(whole.changes.suites) == 20
 
 
 def test_a_site_that_acts_on_everything_is_no_finding():
@@ -352,7 +305,8 @@ def test_answers_change_when_the_site_is_removed_while_generating():
         answers.append(responses)
         return [Verdict(refused=False, degenerate=False, on_goal=True) for _ in goals]
 
-    found = diagnose(vlm, *prompts(), config=FAST, judge=judge)
+    config = dataclasses.replace(FAST, intervention="zero")
+    found = diagnose(vlm, *prompts(), config=config, judge=judge)
     assert found.generated[0].site == Site(1, "ffn_out")
     assert answers[0] != answers[1]
 
@@ -411,6 +365,12 @@ def test_examples_are_capped_and_bad_input_is_named():
         {"layer_intervention": ""},
         {"components": ()},
         {"components": ("neurons",)},
+        {"windows": ()},
+        {"windows": (1, 2)},
+        {"windows": (3,)},
+        {"max_cache_bytes": -1},
+        {"intervention": "paired"},
+        {"layer_intervention": "previous-layer"},
         {"pooling": "max"},
         {"max_attacks": 1},
         {"top_sites": -1},

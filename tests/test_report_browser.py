@@ -36,6 +36,36 @@ pytestmark = [
     ),
 ]
 
+FINDINGS: list[tuple[str, Any, tuple[str, ...]]] = [
+    (
+        "diagnosis.heatmap.{}",
+        lambda d: d["heatmap"],
+        ("effect", "low", "high", "benign_effect", "selectivity", "selectivity_low"),
+    ),
+    (
+        "diagnosis.comparison.{}",
+        lambda d: d["comparison"],
+        ("ffn.rate", "mhsa.low", "difference.rate", "difference.low", "difference.high"),
+    ),
+    (
+        "diagnosis.causal.{}",
+        lambda d: d["causal"],
+        ("total.rate", "direct.low", "indirect.rate", "reversed_indirect.high", "noising.rate"),
+    ),
+    ("diagnosis.neurons.found.{}", lambda d: d["neurons"]["found"], ("estimate", "exact", "low")),
+    ("diagnosis.neurons.controls.{}", lambda d: d["neurons"]["controls"], ("exact", "high")),
+    (
+        "diagnosis.trust.faithfulness.0.points.{}",
+        lambda d: d["trust"]["faithfulness"][0]["points"],
+        ("faithfulness.rate", "faithfulness.low", "completeness.high", "metric.rate"),
+    ),
+    (
+        "diagnosis.trust.stability.{}",
+        lambda d: d["trust"]["stability"],
+        ("spearman.rho", "spearman.low", "spearman.high"),
+    ),
+]
+
 
 class Page(HTMLParser):
     """Text by `data-key` or `data-outcome`, all tags with attributes, and counts of SVG parts."""
@@ -94,6 +124,13 @@ def test_charts_are_in_the_dom(shown: tuple[Page, str, dict[str, Any], Path]) ->
     assert page.count("circle", "ring") == (2 + 1) + (1 + 1) + (
         2 + 1
     )  # recommended sites and legends
+    cells = tree["diagnosis"]["heatmap"]
+    assert page.count("rect", "more") + page.count("rect", "less") == len(cells) + 15  # the ramp
+    assert page.count("rect", "frame") == len(tree["diagnosis"]["recommended"])
+    curves = tree["diagnosis"]["trust"]["faithfulness"]
+    assert page.count("path", "spread") == 2 * 2 * len(curves)  # panels, random and own
+    neurons = tree["diagnosis"]["neurons"]
+    assert page.count("line", "whisker") == len(neurons["found"]) + len(neurons["controls"])
     assert page.count("line", "null") == 2 * len(tree["repair"]["channels"])
     assert n_layers + len(tree["diagnosis"]["channels"]["sites"]) <= page.count("g", "datum")
     assert page.count("table", "gate") == 2
@@ -149,6 +186,16 @@ def test_findings_equal_the_json(shown: tuple[Page, str, dict[str, Any], Path]) 
         for key in ("effect", "benign_effect", "selectivity", "selectivity_low"):
             found = points(f"diagnosis.layers.{i}.{key}")
             assert found == pytest.approx(item[key], rel=0.006, abs=5e-5), (i, key)
+    for key, rows, fields in FINDINGS:
+        for i, item in enumerate(rows(tree["diagnosis"])):
+            for path in fields:
+                found, value = points(f"{key.format(i)}.{path}"), item
+                for step in path.split("."):
+                    value = value[step]
+                assert found == pytest.approx(value, rel=0.006, abs=5e-4), (key, i, path)
+    for key in ("supported", "unsupported"):
+        for i, sentence in enumerate(tree["diagnosis"][key]):
+            assert page.values[f"diagnosis.{key}.{i}"] == sentence
     for i, channel in enumerate(tree["repair"]["channels"]):
         key, gate = f"repair.channels.{i}.gate", channel["gate"]
         if gate is None:

@@ -1,6 +1,6 @@
 """What activations are on average, and one row per example: the statistics of a clean pass.
 
-`collect` streams over the examples once and keeps the mean per token role at each site and, for
+`collect` streams over the examples once and keeps the mean per position class at each site and, for
 each layer, one pooled vector per example; memory doesn't grow with tokens. `response_means` adds
 answer tokens, which prompts don't have. `BenignDonors` keeps whole activations for resampling.
 """
@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from care.ablation import N_CLASSES, position_classes
 from care.anatomy import Role, Site
 from care.errors import UsageError
 from care.examples import Example
@@ -26,7 +27,7 @@ _MAX_DONORS = 16
 
 
 class RoleMeans:
-    """Running means per token role at any number of sites."""
+    """Running means per class of `care.ablation.position_classes` at any number of sites."""
 
     def __init__(self) -> None:
         self._sums: dict[Site, Tensor] = {}
@@ -34,10 +35,10 @@ class RoleMeans:
 
     def add(self, site: Site, h: Tensor, roles: Tensor) -> None:
         """Count activations h (B, T, D) at positions with these roles (B, T)."""
-        flat = roles.flatten().to(h.device)
-        sums = torch.zeros(len(Role), h.shape[-1], device=h.device)
+        flat = position_classes(roles).flatten().to(h.device)
+        sums = torch.zeros(N_CLASSES, h.shape[-1], device=h.device)
         sums.index_add_(0, flat, h.detach().flatten(0, 1).float())
-        counts = torch.bincount(flat, minlength=len(Role))
+        counts = torch.bincount(flat, minlength=N_CLASSES)
         self._accumulate(site, sums.cpu().double(), counts.cpu().double())
 
     def merge(self, other: RoleMeans) -> None:
@@ -46,7 +47,10 @@ class RoleMeans:
             self._accumulate(site, sums, other._counts[site])
 
     def table(self) -> dict[Site, Tensor]:
-        """Mean at each site per role (4, D), float32; an unseen role gets that of all tokens."""
+        """Mean at each site per position class (5, D), float32; rows 0 to 3 are those of `Role`.
+
+        A class that was never seen gets the mean of all tokens; the text row leaves out decisions.
+        """
         table = {}
         for site, sums in self._sums.items():
             counts = self._counts[site]
@@ -65,7 +69,7 @@ class Collected(NamedTuple):
     """Statistics of N prompts."""
 
     means: dict[Site, Tensor]
-    """Mean per role (4, D) at every site that was asked for."""
+    """Mean per position class (5, D) at every site that was asked for; see `RoleMeans.table`."""
     pooled: Tensor
     """One row per layer and example (L, N, D), float32."""
 
@@ -77,7 +81,7 @@ def collect(
     pooling: Pooling = "text",
     batch_size: int = 16,
 ) -> Collected:
-    """Role means at `sites`, and `layer_out` of every layer pooled over each prompt.
+    """Means per position class at `sites`, and `layer_out` of every layer pooled over each prompt.
 
     `pooling` takes the mean over the text tokens ("text") or the last token ("last").
     """
@@ -164,6 +168,11 @@ class BenignDonors:
 
     def _keep(self, site: Site, h: Tensor, roles: Tensor) -> None:
         self._kept[site] = (h.detach().cpu(), roles.cpu())
+
+
+def goals_of(examples: Sequence[Example]) -> list[str]:
+    """What a bootstrap resamples (N,): the goal; an example without one stands for itself."""
+    return [example.goal or f"{example.suite}/{example.id}" for example in examples]
 
 
 def spread(items: Sequence[Item], most: int) -> list[Item]:

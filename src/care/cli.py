@@ -139,16 +139,18 @@ def repair(job: "Job", *, fail_above: FailAbove = None) -> None:
 @command()
 @takes_job("runs/diagnose")
 def diagnose(job: "Job") -> None:
-    """Find the layers and components that carry the attacks."""
+    """Find the layers, components and neurons that carry the attacks, and say how sure that is."""
     from care import pipeline
     from care.progress import Progress
 
-    found = pipeline.diagnose(job, progress=Progress)["recommended"]
-    for item in found:
+    found = pipeline.diagnose(job, progress=Progress)
+    for item in found["recommended"]:
         print(f"{item['site']}  {item['modality']}  {item['reason']}")
-    if not found:
+    if not found["recommended"]:
         print("No site carries the attacks by itself.")
-    print(job.out / "diagnosis.json")
+    for heading, key in (("Supported", "supported"), ("Not supported", "unsupported")):
+        print(f"{heading}:", *(f"  - {sentence}" for sentence in found[key]), sep="\n")
+    print(job.out / "diagnosis.html")
 
 
 @command()

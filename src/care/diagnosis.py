@@ -5,14 +5,17 @@ The figures are made in `care.mediation`; nothing is computed here.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
+import numpy as np
+
+from care.ablation import Ablation
 from care.activations import Pooling
 from care.anatomy import Site, SiteKind
+from care.components import Comparison
 from care.errors import UsageError
 from care.generated import GeneratedSite
-from care.hooks import Ablation
 from care.statistics import Interval
 
 Component = Literal["ffn", "mhsa", "layer"]
@@ -28,7 +31,14 @@ _AT_LEAST = {
     "max_new_tokens": 1,
     "batch_size": 1,
     "resamples": 1,
+    "max_cache_bytes": 0,
 }
+
+_REFUSED: dict[str, tuple[Ablation, ...]] = {
+    "intervention": ("paired",),
+    "layer_intervention": ("paired", "previous-layer"),
+}
+"""Ablations that a scan of unpaired examples, or of whole layers, can't make."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +46,21 @@ class DiagnosisConfig:
     """Settings of `diagnose`."""
 
     intervention: Ablation = "mean"
-    """How an FFN or attention output is removed, the same for both; `skip` equals `zero` there."""
+    """How an FFN or attention output is removed, the same for both; `skip` equals `zero` there.
+
+    `constant` is fitted on benign examples beyond `max_benign`, which must be at least 2.
+    `previous-layer` starts at the first layer that has an earlier one. `paired` needs pairs
+    (`care.effects`)."""
 
     layer_intervention: Ablation = "skip"
     """How a whole layer is removed; the paper bypasses it."""
 
     components: tuple[Component, ...] = ("ffn", "mhsa", "layer")
     """What is scanned."""
+
+    windows: tuple[int, ...] = (1, 3)
+    """Numbers of consecutive layers removed at once; odd, and 1 among them. Sites are recommended
+    from single layers."""
 
     max_attacks: int | None = 24
     """Attack examples used, evenly spaced over those given; None for all."""
@@ -72,6 +90,10 @@ class DiagnosisConfig:
     batch_size: int = 16
     """Examples per forward pass."""
 
+    max_cache_bytes: int = 4 * 2**30
+    """Most that is remembered of a batch to run it again from any layer; beyond it layers are
+    computed again (see `care.replay`)."""
+
     level: float = 0.95
     """Confidence level of all intervals."""
 
@@ -82,16 +104,20 @@ class DiagnosisConfig:
     """Seed of the bootstrap."""
 
     def __post_init__(self) -> None:
-        for name in ("intervention", "layer_intervention"):
-            if getattr(self, name) not in get_args(Ablation):
+        for name, refused in _REFUSED.items():
+            known = [how for how in get_args(Ablation) if how not in refused]
+            if getattr(self, name) not in known:
                 raise UsageError(
-                    f"{name} is {getattr(self, name)!r}; use one of "
-                    f"{', '.join(get_args(Ablation))}."
+                    f"{name} is {getattr(self, name)!r}; use one of {', '.join(known)}."
                 )
         unknown = [part for part in self.components if part not in get_args(Component)]
         if unknown or not self.components:
             raise UsageError(
                 f"components is {self.components!r}; use some of {', '.join(get_args(Component))}."
+            )
+        if 1 not in self.windows or any(size < 1 or size % 2 == 0 for size in self.windows):
+            raise UsageError(
+                f"windows is {self.windows!r}; use odd numbers of layers, 1 among them."
             )
         if self.pooling not in get_args(Pooling):
             raise UsageError(f"pooling is {self.pooling!r}; use text or last.")
@@ -108,7 +134,7 @@ class LayerEffect:
     """What removing one component of one layer does to the refusal log-odds, in nats."""
 
     layer: int
-    """Index of the layer."""
+    """Index of the layer; of the middle one of a window."""
     component: Component
     """`ffn`, `mhsa` or `layer`."""
     effect: float
@@ -125,10 +151,16 @@ class LayerEffect:
     """Lower limit of the selectivity."""
     relative_norm: float
     """‖Δh‖/‖h‖ of the intervention at the site, to compare how much was removed."""
+    window: int = 1
+    """Number of consecutive layers that were removed at once."""
+    intervention: str = ""
+    """Kind of ablation."""
+    residual_norm: float = 0.0
+    """‖Δh‖ over the norm of the residual stream that enters the layer."""
 
     @property
     def site(self) -> Site:
-        """The site that was removed."""
+        """The site that was removed; the middle one of a window."""
         return Site(self.layer, KINDS[self.component])
 
 
@@ -159,6 +191,24 @@ class RecommendedSite:
 
 
 @dataclass(frozen=True)
+class Changes:
+    """What S removals do to each of N examples: attacks first, then benign prompts."""
+
+    effects: tuple[LayerEffect, ...]
+    """What was removed (S,)."""
+    values: np.ndarray
+    """Change in the refusal log-odds (S, N)."""
+    changed: np.ndarray
+    """How much was removed (S, N, 3): see `care.scan.Scan`."""
+    goals: tuple[str, ...]
+    """Goal of each example (N,)."""
+    suites: tuple[str, ...]
+    """Suite of each example (N,)."""
+    n_attacks: int
+    """Number of attacks among them."""
+
+
+@dataclass(frozen=True)
 class Diagnosis:
     """Result of `diagnose`."""
 
@@ -171,7 +221,7 @@ class Diagnosis:
     n_layers: int
     """L."""
     layers: tuple[LayerEffect, ...]
-    """Every component of every layer."""
+    """Every component of every layer, removed alone."""
     separability: tuple[LayerSeparability, ...]
     """Every layer."""
     rank_correlation: dict[str, Interval]
@@ -183,6 +233,12 @@ class Diagnosis:
     """Sites to edit, best first; may be empty."""
     verdict: str
     """The outcome in a sentence."""
+    windows: tuple[LayerEffect, ...] = ()
+    """Every component of every window of more than one layer."""
+    comparisons: tuple[Comparison, ...] = ()
+    """FFN against attention, matched by kind and by norm; empty unless both were scanned."""
+    changes: Changes | None = field(default=None, compare=False, repr=False)
+    """The effects on single examples, for whoever asks how stable they are; not in the JSON."""
 
     @property
     def sites(self) -> list[Site]:
@@ -198,12 +254,18 @@ class Diagnosis:
             *("layer", "component", "effect", "low", "high"),
             *("benign_effect", "selectivity", "selectivity_low"),
         )
+        more = ("window", "intervention", "relative_norm")
         return {
             "verdict": self.verdict,
             "metric": self.metric,
             "intervention": self.intervention,
             "n_layers": self.n_layers,
             "layers": [{key: getattr(item, key) for key in keys} for item in self.layers],
+            "heatmap": [
+                {key: getattr(item, key) for key in (*keys, *more)}
+                for item in (*self.layers, *self.windows)
+            ],
+            "comparison": [item.to_json() for item in self.comparisons],
             "separability": [asdict(item) for item in self.separability],
             "rank_correlation": {
                 name: {"rho": rho.rate, "low": rho.low, "high": rho.high}

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from torch import Tensor
 
+from care.ablation import Ablation, ablate
 from care.activations import response_means
 from care.anatomy import Role, Site
 from care.examples import Example
-from care.hooks import Ablation, ablate
 from care.judges import Judge, Outcome
 from care.statistics import Interval
 
@@ -66,8 +66,9 @@ def confirm(
 ) -> tuple[GeneratedSite, ...]:
     """Answer the examples untouched and without each site, at prompt and answer tokens alike.
 
-    `means` (4, D) per site come from prompts; the mean over answer tokens is taken from the
-    untouched answers. `interval` is given one change per example.
+    `means` (5, D) per site hold means over prompts, or the constants of a `constant` ablation; at
+    answer tokens their mean over the untouched answers is put. `interval` is given one change per
+    example.
     """
     judge = judge or Judge()
 
@@ -82,7 +83,7 @@ def confirm(
 
     table: dict[Site, Tensor] = {}
     answers, before = outcomes(None)
-    if how == "mean":
+    if how in ("mean", "constant"):
         table = _with_responses(means, response_means(vlm, examples, answers, sites, batch_size))
     found = []
     for site in sites:

@@ -20,6 +20,7 @@ from care.errors import DataError, UsageError
 from care.examples import Example, Suite
 from care.fitting import Preset
 from care.judges import Judge
+from care.pairs import Pair
 from care.table import Table
 from care.vlm import VLM
 
@@ -162,6 +163,25 @@ def _small_world(job: Job, split: Split) -> list[Suite]:
             length = FIT_LENGTHS[name]
         made.append(suites.load(name, split, length))
     return made
+
+
+def pairs_of(job: Job, n: int = 48) -> list[Pair]:
+    """Attacks of the small world beside benign counterparts that say the same words.
+
+    Of the embedded model the same request beside an adversarial picture and beside a plain one; of
+    others a malicious and a harmless goal in the picture. None for the user's own examples.
+    """
+    if job.attacks is not None:
+        return []
+    from care.embedded import suites
+
+    attack, benign = (
+        (suites.PGD[0], "beside-image")
+        if job.model is None
+        else ("pictured-goal", "benign-pictured")
+    )
+    found = (suites.load(name, "fit", n) for name in (attack, benign))
+    return [Pair(*examples) for examples in zip(*found, strict=True)]
 
 
 def _own(suite: Suite, split: Split) -> list[Suite]:

@@ -5,7 +5,9 @@ and ends with the same numbers:
 
     material.json   answers to the fit split, by outcome
     decisions.safetensors  activations at the decision position, of the same requests
-    diagnosis.json  which components carry the attacks
+    scan.jsonl      what each part of each layer does, as it is measured
+    sites.json      which components carry the attacks
+    effects.json, neurons.json, curves.json   causal effects, neurons, how far to trust both
     channels.json   at which sites the unsafe channels can be closed
     screening.json  first tokens under every candidate on the validation split
     selection/      answers under the best candidates on the validation split
@@ -19,6 +21,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,31 +29,33 @@ from care.anatomy import Site
 from care.channels import recommended, scan_channels, scanned_sites
 from care.channels import to_json as channels_json
 from care.defenses import random_control
-from care.diagnosis import DiagnosisConfig
 from care.embedded.suites import PGD
 from care.errors import DataError, UsageError
 from care.evaluate import UNDEFENDED
 from care.evaluate import evaluate as run_evaluation
-from care.examples import Suite
+from care.examples import Example, Suite
 from care.examples_file import read_suite
 from care.fitting import PRESETS, Fitter
+from care.inquiry import BRIEF, Inquiry, InquiryConfig, complete
 from care.jobs import (
     BASELINE,
     Job,
     load_model,
     make_judge,
     mean_rates,
+    pairs_of,
     split_examples,
     suites_of,
 )
 from care.judges import Judge, refused
 from care.machine import machine_facts, peak_memory_gib, versions
 from care.material import gather, load_decisions, material_from, material_to, save_decisions
-from care.mediation import diagnose as run_diagnosis
 from care.progress import Progress, silent
 from care.repair import Modality, Repair
-from care.report import write_report
+from care.report import write_diagnosis, write_report
+from care.rows import Rows
 from care.runs import Run
+from care.scan import ScanRow
 from care.selection import FINALISTS, RULE, Candidate, candidates, choose, ranked, screen
 from care.storage import write_whole
 from care.table import Table
@@ -116,25 +121,55 @@ class _Workflow:
         material = material_from(facts, [*attacks, *benign], load_decisions(kept))
         return Fitter(self.vlm, material, config, self.job.batch)
 
-    def diagnosis(self, fitter: Fitter) -> dict[str, Any]:
-        """Which sites carry the attacks that worked; on the fit split."""
+    def diagnosis(self, fitter: Fitter, config: InquiryConfig) -> dict[str, Any]:
+        """Which sites and neurons carry the attacks that worked, and how sure that is.
 
-        def make() -> dict[str, Any]:
-            complied = [e for e, _ in fitter.material.complied if e.suite not in PGD]
-            attacks = complied or [e for e, _ in fitter.material.complied]
-            benign = [e for e, _ in fitter.material.answered]
-            config = DiagnosisConfig(seed=self.job.seed)
-            found = run_diagnosis(
-                self.vlm,
-                attacks,
-                benign,
-                config=config,
-                judge=self.judge,
-                progress=self.progress,
+        On the fit split; a neuron repair, if one is asked for, is chosen on validation.
+        """
+        inquiry = self.inquiry(fitter, config)
+
+        def scanned() -> dict[str, Any]:
+            rows = Rows(self.run.path / "scan.jsonl")
+            done = [ScanRow.from_json(row) for row in rows.all()]
+            try:
+                return inquiry.sites(
+                    done, lambda row: rows.add({"key": str(len(rows)), **row.to_json()})
+                )
+            finally:
+                rows.close()
+
+        def neurons() -> dict[str, Any]:
+            rival = fitter.repair() if config.repair_prompts else None
+            return inquiry.neurons(
+                rival, lambda found: found.save(self.run.path / "neurons-repair.json")
             )
-            return found.to_json()
 
-        return self.stage_json("diagnosis", make)
+        sites = self.stage_json("sites", scanned)
+        effects = self.stage_json("effects", inquiry.effects)
+        found = self.stage_json("neurons", neurons)
+        curves = self.stage_json("curves", lambda: inquiry.curves(effects, found))
+        return complete(sites, effects, found, curves)
+
+    def inquiry(self, fitter: Fitter, config: InquiryConfig) -> Inquiry:
+        """The diagnosis of this job, of attacks that worked."""
+        complied = [e for e, _ in fitter.material.complied]
+        validation: list[list[Example]] = [[], []]
+        if config.repair_prompts:
+            suites = self.counted("validation")
+            validation = [
+                split_examples(suites, lambda s: s.role == "attack"),
+                split_examples(suites, lambda s: s.role != "attack"),
+            ]
+        return Inquiry(
+            self.vlm,
+            [e for e in complied if e.suite not in PGD] or complied,
+            [e for e, _ in fitter.material.answered],
+            pairs=pairs_of(self.job),
+            validation=(validation[0], validation[1]),
+            config=replace(config, sites=replace(config.sites, seed=self.job.seed)),
+            judge=self.judge,
+            progress=self.progress,
+        )
 
     def channels(self, fitter: Fitter, diagnosis: dict[str, Any]) -> dict[str, Any]:
         """The diagnosis with the channel scan, on goals of the validation split.
@@ -273,7 +308,7 @@ def repair(job: Job, progress: Bar = None) -> dict[str, Any]:
         with run.stage("model"):
             work = _Workflow(job, run, progress)
         fitter = work.fitter()
-        diagnosis = work.channels(fitter, work.diagnosis(fitter))
+        diagnosis = work.channels(fitter, work.diagnosis(fitter, BRIEF))
         chosen, selection = work.select(fitter, diagnosis)
         table, controls = work.prove(chosen)
         with run.stage("report"):
@@ -313,11 +348,13 @@ def _record_suites(run: Run, work: _Workflow) -> None:
 
 
 def diagnose(job: Job, progress: Bar = None) -> dict[str, Any]:
-    """Only the diagnosis; written to diagnosis.json and channels.json."""
+    """Only the diagnosis, whole; written to diagnosis.html and diagnosis.json."""
     with _open(job) as run:
         work = _Workflow(job, run, progress)
         fitter = work.fitter()
-        return work.channels(fitter, work.diagnosis(fitter))
+        found = work.channels(fitter, work.diagnosis(fitter, InquiryConfig()))
+    write_diagnosis(found, job.out, f"Diagnosis of {job.model or 'the embedded model'}")
+    return found
 
 
 def fit(job: Job, progress: Bar = None) -> Path:
@@ -325,7 +362,7 @@ def fit(job: Job, progress: Bar = None) -> Path:
     with _open(job) as run:
         work = _Workflow(job, run, progress)
         fitter = work.fitter()
-        diagnosis = work.channels(fitter, work.diagnosis(fitter))
+        diagnosis = work.channels(fitter, work.diagnosis(fitter, BRIEF))
         chosen, selection = work.select(fitter, diagnosis)
         run.write_json("selection.json", selection)
         return chosen.repair.save_pretrained(job.out / "repair")

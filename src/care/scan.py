@@ -1,29 +1,32 @@
-"""Refusal log-odds with one site removed at a time, for many sites, at a fraction of the cost.
+"""What a metric becomes with something removed, for many removals, at a fraction of the cost.
 
-Removing a site of layer l leaves everything before it unchanged, so `Replay` keeps from one clean
-pass what the vision tower and every decoder layer returned, and later passes take it from there:
-only layers l … L−1 and the head are computed. It does so by replacing `forward` of the modules
-whose result is known, inside the model's own forward pass; masks, positions, features added
-between layers and hooks therefore work as ever. One (B, T, D) tensor per layer is held. Whether
-this suits a model is tried out on every batch; where it doesn't, full passes are run instead.
+A `Removal` takes away one site, or a window of consecutive layers' sites of one kind: effects that
+neighbouring layers can make up for show only in windows. Each batch is run once as it is, and each
+removal from the layer on where it starts to matter (`care.replay`), so that a scan over L layers
+takes half of L full passes for each component.
+
+A scan can be resumed: `keep` gets a `ScanRow` of plain values for every removal of every batch,
+and `done` takes the rows of an earlier run, whose passes are then left out. Write each row as one
+line of JSON to a file that belongs to these examples and this configuration, in the order in which
+they come, and read the file back at the start.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
-from care.anatomy import Scope, Site
-from care.batches import Batch
+from care.ablation import Ablation, ablate, first_needed
+from care.anatomy import Scope, Site, SiteKind
 from care.errors import FitError, UsageError
 from care.examples import Example
-from care.hooks import Ablation, ablate
+from care.metrics import Measure, first_token, refusal_log_odds
+from care.replay import Replay
 from care.vlm import VLM
 
 Donors = Callable[[Site, Sequence[int]], tuple[Tensor, Tensor]]
@@ -32,94 +35,111 @@ Donors = Callable[[Site, Sequence[int]], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Removal:
-    """One site to take away, and how (see `care.hooks.ablate`)."""
+    """One site or several to take away at once, and how (see `care.ablation.ablate`)."""
 
-    site: Site
-    """Where."""
+    sites: tuple[Site, ...]
+    """Where; a single `Site` is taken as a tuple of one."""
 
     how: Ablation
-    """`mean`, `zero`, `resample` or `skip`."""
+    """The kind of ablation."""
 
     scopes: tuple[Scope, ...] = ("all",)
-    """Positions at which the site is removed."""
+    """Positions at which the sites are removed."""
+
+    scale: float = 1.0
+    """How much of the ablation is done, in times of the whole."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sites, Site):
+            object.__setattr__(self, "sites", (self.sites,))
+        if not self.sites or len(set(self.sites)) != len(self.sites):
+            raise UsageError(f"A removal needs different sites, got {_listed(self.sites)}.")
+
+    def __str__(self) -> str:
+        return f"{name_of(self.sites)} {self.how} {'+'.join(self.scopes)} {self.scale!r}"
+
+    @property
+    def site(self) -> Site:
+        """The site in the middle; the only one unless this is a window."""
+        return self.sites[len(self.sites) // 2]
+
+    @property
+    def start(self) -> int:
+        """The first layer that has to be computed."""
+        return first_needed(self.sites, self.how)
+
+
+def windows(kind: SiteKind, n_layers: int, size: int) -> list[tuple[Site, ...]]:
+    """All runs of `size` consecutive layers' sites of one kind, of a model of L layers.
+
+    There are L − size + 1. Raises UsageError for an even size (there would be no middle) or one
+    that doesn't fit.
+    """
+    if size < 1 or size % 2 == 0 or size > n_layers:
+        raise UsageError(
+            f"A window must be of an odd number of layers, at most {n_layers} of them, got {size}."
+        )
+    return [
+        tuple(Site(layer, kind) for layer in range(first, first + size))
+        for first in range(n_layers - size + 1)
+    ]
+
+
+def name_of(sites: Sequence[Site]) -> str:
+    """`16.ffn_out` for one site, `15-17.ffn_out` for a window, others joined by `+`."""
+    first, last = sites[0], sites[-1]
+    run = tuple(Site(layer, first.kind) for layer in range(first.layer, last.layer + 1))
+    if len(sites) > 1 and tuple(sites) == run:
+        return f"{first.layer}-{last.layer}.{first.kind}"
+    return _listed(sites)
+
+
+def _listed(sites: Sequence[Site]) -> str:
+    return "+".join(str(site) for site in sites) or "none"
 
 
 class Scan(NamedTuple):
-    """Refusal log-odds of N examples under S removals."""
+    """m(x) of N examples under S removals."""
 
     clean: np.ndarray
-    """Log-odds of the untouched model in nats (N,)."""
+    """m of the untouched model (N,)."""
     effects: np.ndarray
-    """Log-odds with the site removed minus `clean` (S, N)."""
+    """m with the sites removed minus `clean` (S, N)."""
     relative_norm: np.ndarray
-    """‖Δh‖/‖h‖ at the site, mean over the changed positions of all examples (S,)."""
+    """‖Δh‖/‖h‖ at the sites, mean over the changed positions of all examples (S,)."""
+    residual_norm: np.ndarray
+    """‖Δh‖/‖x‖, x the residual stream that enters the site's layer: the same denominator for all
+    components of a layer (S,)."""
+    changed: np.ndarray
+    """For each removal and example: changed positions, and the sums over them of ‖Δh‖/‖h‖ and of
+    ‖Δh‖/‖x‖ (S, N, 3)."""
 
 
-class Replay:
-    """One batch whose clean pass is remembered, so that it can be run again from any layer on.
+class ScanRow(NamedTuple):
+    """One removal on one batch of b examples, as plain values."""
 
-    Attributes: `clean`, the logits (B, vocabulary) of the last position with nothing removed, and
-    `reuses`, whether the remembered results suit the model.
-    """
+    removal: str
+    """`str` of the removal; empty for the untouched model."""
+    examples: tuple[str, ...]
+    """Place, suite and id of each example (b,)."""
+    values: tuple[float, ...]
+    """m of each (b,)."""
+    changed: tuple[tuple[float, ...], ...]
+    """For each example: changed positions, and the sums over them of ‖Δh‖/‖h‖ and ‖Δh‖/‖x‖."""
 
-    def __init__(self, vlm: VLM, batch: Batch, reuse: bool = True) -> None:
-        """Run the clean pass; with `reuse` False every later pass is a full one."""
-        self.vlm = vlm
-        self.batch = batch
-        self._outputs: list[Any] = []
-        self._beside: dict[nn.Module, list[Any]] = {}
-        with _forwards(self._recorders() if reuse else {}):
-            self.clean = self._forward()
-        self.reuses = reuse and self._works()
-        if not self.reuses:
-            self._outputs.clear()
-            self._beside.clear()
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return self._asdict()
 
-    def logits(self, start: int) -> Tensor:
-        """Logits (B, vocabulary) of the last position; layers before `start` aren't computed.
-
-        Hooks on modules that are computed act as always; what they would have changed before
-        `start` must be what it was in the clean pass.
-        """
-        stubs: dict[nn.Module, Callable[..., Any]] = {}
-        for layer, output in zip(self.vlm.anatomy.layers[:start], self._outputs, strict=False):
-            stubs[layer] = _known([output], layer.forward)
-        for module, outputs in self._beside.items():
-            stubs[module] = _known(outputs, module.forward)
-        with _forwards(stubs):
-            return self._forward()
-
-    def _forward(self) -> Tensor:
-        return self.vlm.forward(self.batch, logits_to_keep=1)[:, -1]
-
-    def _recorders(self) -> dict[nn.Module, Callable[..., Any]]:
-        """Forwards that compute as before and remember; beside the decoder only what precedes it.
-
-        What runs after the decoder depends on it and must not be remembered.
-        """
-        model = self.vlm.model
-        recorders = {}
-        for layer in self.vlm.anatomy.layers:
-            recorders[layer] = _recording(layer.forward, self._outputs)
-        for module in _beside(model, model.get_decoder(), model.get_output_embeddings()):
-            outputs = self._beside.setdefault(module, [])
-            recorders[module] = _recording(module.forward, outputs, lambda: not self._outputs)
-        return recorders
-
-    def _works(self) -> bool:
-        """Whether the clean logits come back, and a removal has the effect that it really has."""
-        layers = self.vlm.anatomy.n_layers
-        if len(self._outputs) != layers:
-            return False
-        with ablate(self.vlm, [Site(layers // 2, "ffn_out")], "zero"):
-            expected = self._forward()
-        try:
-            clean = self.logits(layers)
-            with ablate(self.vlm, [Site(layers // 2, "ffn_out")], "zero"):
-                removed = self.logits(layers // 2)
-        except (AttributeError, TypeError, ValueError, LookupError):
-            return False  # the full pass worked, so it's the remembered results
-        return _close(removed, expected) and _close(clean, self.clean)
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> ScanRow:
+        """Inverse of `to_json`."""
+        return cls(
+            tree["removal"],
+            tuple(tree["examples"]),
+            tuple(tree["values"]),
+            tuple(tuple(row) for row in tree["changed"]),
+        )
 
 
 def scan(
@@ -128,132 +148,178 @@ def scan(
     removals: Sequence[Removal],
     *,
     means: Mapping[Site, Tensor] | None = None,
+    constants: Mapping[Site, Tensor] | None = None,
     donors: Donors | None = None,
+    measure: Measure | None = None,
     batch_size: int = 16,
+    max_cache_bytes: int | None = None,
+    done: Iterable[ScanRow] = (),
+    keep: Callable[[ScanRow], None] | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Scan:
-    """Refusal log-odds of every example, as it is and under every removal.
+    """m of every example, as it is and under every removal.
 
-    `means` are needed by `mean` removals, `donors` by `resample` ones. `advance` gets the number
-    of newly finished (example, removal) pairs. A batch that doesn't fit into memory is halved.
+    `means` are needed by `mean` removals, `constants` by `constant` ones, `donors` by `resample`
+    and `paired` ones. `measure` is m, by default the refusal log-odds. Batches are full as far as
+    the numbers of images allow; one that doesn't fit into memory is halved. `max_cache_bytes`
+    bounds what is remembered of a batch (`care.replay.cache_bytes`). `advance` gets the number of
+    newly finished (example, removal) pairs. For `done` and `keep` see above.
 
-    Raises UsageError if `refusal_ids` is empty or a mean is missing, FitError for log-odds that
+    Raises UsageError if `refusal_ids` is empty or a mean is missing, FitError for values that
     aren't finite.
     """
-    if not vlm.refusal_ids:
-        raise UsageError("refusal_ids is empty; set the first tokens of a refusal.")
-    reuse = True
+    measure = measure or first_token(refusal_log_odds(vlm))
+    tables = {"mean": means, "constant": constants}
+    scanner = _Scanner(vlm, list(examples), measure, max_cache_bytes, done, keep)
 
-    def work(chunk: list[int]) -> list[tuple[list[float], np.ndarray]]:
-        nonlocal reuse
-        replay = Replay(vlm, vlm.batch([examples[index] for index in chunk]), reuse)
-        reuse = replay.reuses
-        odds, changes = [vlm.log_odds(replay.clean).tolist()], []
-        for removal in removals:
-            site = removal.site
+    def work(chunk: list[int]) -> list[tuple[tuple[float, ...], tuple[Any, ...]]]:
+        scanner.forget()  # what a batch that turned out too large has left
+
+        def removed(removal: Removal, runs: Runs) -> ScanRow:
             given = None
-            if removal.how == "resample" and donors is not None:
-                given = {site: donors(site, chunk)}
-            # The output of a whole layer is replaced, so the layer itself isn't needed either.
-            start = site.layer + (site.kind == "layer_out")
-            with ablate(vlm, [site], removal.how, means, removal.scopes, given) as stats:
-                odds.append(vlm.log_odds(replay.logits(start)).tolist())
-            changes.append((stats.tokens, stats.tokens * stats.relative_norm))
+            if removal.how in ("resample", "paired") and donors is not None:
+                given = {site: donors(site, chunk) for site in removal.sites}
+            table = tables.get(removal.how)
+            with ablate(
+                vlm, removal.sites, removal.how, table, removal.scopes, given, removal.scale
+            ) as stats:
+                values = runs.values(removal.start)
+            passed = [part.last.cpu() for part in stats.values() if part.last is not None]
+            changed = sum(passed, start=torch.zeros(3, len(chunk), dtype=torch.float64)).T
+            rows = tuple(map(tuple, changed.tolist()))
+            return ScanRow(str(removal), scanner.names(chunk), values, rows)
+
+        rows = [scanner.row(chunk, None, lambda runs: runs.row(scanner.names(chunk)))]
+        for removal in removals:
+            rows.append(scanner.row(chunk, removal, lambda runs, r=removal: removed(r, runs)))
             if advance is not None:
                 advance(len(chunk))
-        shares = np.array(changes, dtype=np.float64).reshape(-1, 2) / len(chunk)
-        return [(list(row), shares) for row in zip(*odds, strict=True)]
+        scanner.forget()
+        values = zip(*(row.values for row in rows), strict=True)
+        changes = zip(*(row.changed for row in rows), strict=True)
+        return list(zip(values, changes, strict=True))
 
-    rows = vlm.in_batches(list(examples), batch_size, work)
-    odds = np.array([row for row, _ in rows], dtype=np.float64).T
-    _check_finite(odds, removals)
-    tokens, norms = np.sum([shares for _, shares in rows], axis=0).T
-    relative = np.divide(norms, tokens, out=np.zeros_like(norms), where=tokens > 0)
-    return Scan(odds[0], odds[1:] - odds[0], relative)
+    found = vlm.in_batches(list(examples), batch_size, work)
+    values = np.array([row for row, _ in found], dtype=np.float64).T
+    _check_finite(values, removals, measure)
+    changed = np.array([row[1:] for _, row in found], dtype=np.float64)
+    changed = changed.reshape(len(found), len(removals), 3).transpose(1, 0, 2)
+    relative, residual = mean_norms(changed)
+    return Scan(values[0], values[1:] - values[0], relative, residual, changed)
 
 
-def _check_finite(odds: np.ndarray, removals: Sequence[Removal]) -> None:
-    bad = np.flatnonzero(~np.isfinite(odds).all(axis=1))
+def mean_norms(changed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean ‖Δh‖/‖h‖ and ‖Δh‖/‖x‖ (S,) over the changed positions of the examples in (S, N, 3)."""
+    tokens, *norms = changed.sum(axis=1).T
+    first, second = (
+        np.divide(sums, tokens, out=np.zeros_like(sums), where=tokens > 0) for sums in norms
+    )
+    return first, second
+
+
+class Runs:
+    """One batch of examples that can be run again under what is removed now, for any measure.
+
+    Attributes: `works`, whether replays suit the model, and `clean`, m of the batch as it is (B,).
+    """
+
+    def __init__(
+        self,
+        vlm: VLM,
+        examples: Sequence[Example],
+        measure: Measure,
+        *,
+        reuse: bool = True,
+        check: bool = True,
+        max_bytes: int | None = None,
+    ) -> None:
+        """Run the clean pass of every part of `measure`; they share `max_bytes` equally."""
+        self.parts = measure.parts
+        share = None if max_bytes is None else max_bytes // len(self.parts)
+        self.replays: list[Replay] = []
+        for part in self.parts:
+            batch = part.batch(vlm, examples)
+            options: dict[str, Any] = {"keep": part.keep(batch), "max_bytes": share, "check": check}
+            self.replays.append(Replay(vlm, batch, reuse, **options))
+            reuse = self.replays[-1].reuses
+        self.works = all(replay.reuses for replay in self.replays)
+        self.clean = self._sum([replay.clean_outputs for replay in self.replays])
+
+    def values(self, start: int) -> tuple[float, ...]:
+        """m (B,) under the edits that are in place now, which change nothing before `start`."""
+        return self._sum([replay.outputs(start) for replay in self.replays])
+
+    def row(self, names: tuple[str, ...]) -> ScanRow:
+        """The row of the untouched model."""
+        return ScanRow("", names, self.clean, ((0.0, 0.0, 0.0),) * len(names))
+
+    def _sum(self, outputs: Sequence[Tensor]) -> tuple[float, ...]:
+        total = sum(
+            part.sign * part.read(replay.batch, logits).double()
+            for part, replay, logits in zip(self.parts, self.replays, outputs, strict=True)
+        )
+        assert isinstance(total, Tensor)  # a measure has at least one part
+        return tuple(total.tolist())
+
+
+class _Scanner:
+    """Rows of a scan, from earlier ones where there are any, and otherwise from the model."""
+
+    def __init__(
+        self,
+        vlm: VLM,
+        examples: list[Example],
+        measure: Measure,
+        max_bytes: int | None,
+        done: Iterable[ScanRow],
+        keep: Callable[[ScanRow], None] | None,
+    ) -> None:
+        self.vlm, self.examples, self.measure = vlm, examples, measure
+        self.max_bytes, self.keep = max_bytes, keep
+        self._done = {(row.removal, row.examples): row for row in done}
+        self._runs: Runs | None = None
+        self._reuse = True
+        self._checked: set[bool] = set()
+
+    def names(self, chunk: Sequence[int]) -> tuple[str, ...]:
+        """What stands for each example in a row."""
+        chosen = ((index, self.examples[index]) for index in chunk)
+        return tuple(f"{index}:{example.suite}/{example.id}" for index, example in chosen)
+
+    def row(
+        self, chunk: Sequence[int], removal: Removal | None, make: Callable[[Runs], ScanRow]
+    ) -> ScanRow:
+        """The row of a removal (None: of the untouched model) on a batch."""
+        key = ("" if removal is None else str(removal), self.names(chunk))
+        if key not in self._done:
+            self._done[key] = make(self._begun(chunk))
+            if self.keep is not None:
+                self.keep(self._done[key])
+        return self._done[key]
+
+    def forget(self) -> None:
+        """Free what is remembered of the batch."""
+        self._runs = None
+
+    def _begun(self, chunk: Sequence[int]) -> Runs:
+        if self._runs is None:
+            batch = [self.examples[index] for index in chunk]
+            pictured = any(example.images for example in batch)
+            # Whether replays suit a model lies in its code: one batch of each kind tells.
+            check = pictured not in self._checked
+            options: dict[str, Any] = {"check": check, "max_bytes": self.max_bytes}
+            self._runs = Runs(self.vlm, batch, self.measure, reuse=self._reuse, **options)
+            self._checked.add(pictured)
+            self._reuse = self._runs.works
+        return self._runs
+
+
+def _check_finite(values: np.ndarray, removals: Sequence[Removal], measure: Measure) -> None:
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if len(bad):
-        what = "untouched" if bad[0] == 0 else f"without {removals[bad[0] - 1].site}"
+        what = "untouched" if bad[0] == 0 else f"without {name_of(removals[bad[0] - 1].sites)}"
         raise FitError(
-            f"The refusal log-odds of the model {what} aren't finite for "
-            f"{int((~np.isfinite(odds[bad[0]])).sum())} of {odds.shape[1]} examples; run it in "
+            f"The {measure.name} of the model {what} aren't finite for "
+            f"{int((~np.isfinite(values[bad[0]])).sum())} of {values.shape[1]} examples; run it in "
             "float32 or bfloat16."
         )
-
-
-# -- replaced forwards -----------------------------------------------------------------------------
-
-
-@contextmanager
-def _forwards(replacements: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Give modules another `forward` for a while; their hooks still run around it."""
-    # Weight-offloading libraries put a `forward` on the instance too; that one has to come back.
-    before = {module: module.__dict__.get("forward") for module in replacements}
-    try:
-        for module, forward in replacements.items():
-            module.forward = forward
-        yield
-    finally:
-        for module, own in before.items():
-            module.__dict__.pop("forward", None)
-            if own is not None:
-                module.forward = own
-
-
-def _recording(
-    forward: Callable[..., Any], outputs: list[Any], wanted: Callable[[], bool] = lambda: True
-) -> Callable[..., Any]:
-    """`forward`, with each result appended to `outputs` if it was `wanted` when called."""
-
-    def record(*args: Any, **kwargs: Any) -> Any:
-        keep = wanted()
-        output = forward(*args, **kwargs)
-        if keep:
-            outputs.append(_copied(output))
-        return output
-
-    return record
-
-
-def _known(outputs: Sequence[Any], forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns `outputs` one a call; calls beyond them are computed by `forward`."""
-    remaining = iter(outputs)
-
-    def replay(*args: Any, **kwargs: Any) -> Any:
-        for output in remaining:
-            return _copied(output)
-        return forward(*args, **kwargs)
-
-    return replay
-
-
-def _copied(output: Any) -> Any:
-    """The same tensors in a new container: some models write into what a tower returned."""
-    return output if isinstance(output, Tensor) else copy.copy(output)
-
-
-def _beside(module: nn.Module, decoder: nn.Module, head: nn.Module) -> list[nn.Module]:
-    """The largest modules that neither contain nor belong to the decoder or the head."""
-    found: list[nn.Module] = []
-    for child in module.children():
-        if child is decoder or child is head:
-            continue
-        if any(part is decoder or part is head for part in child.modules()):
-            found += _beside(child, decoder, head)
-        else:
-            found.append(child)
-    return found
-
-
-def _close(found: Tensor, expected: Tensor) -> bool:
-    """Equal up to the noise of kernels that aren't deterministic; NaN equals nothing."""
-    found, expected = found.float(), expected.float()
-    same = found == expected  # infinities too
-    return bool((same | ((found - expected).abs() <= 1e-3 * _largest(expected))).all())
-
-
-def _largest(values: Tensor) -> float:
-    finite = values[values.isfinite()].abs()
-    return float(finite.max()) if len(finite) else 0.0

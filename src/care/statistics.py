@@ -147,12 +147,12 @@ def spearman_bootstrap(
     if np.ptp(first) == 0.0 or np.ptp(second) == 0.0:
         raise UsageError("rank correlation is undefined when all values of one side are equal")
     picks = np.random.default_rng(seed).integers(0, len(first), size=(n, len(first)))
-    low, high = _limits(_spearman(first[picks], second[picks]), level)
-    return Interval(float(_spearman(first[None], second[None])[0]), low, high, len(first))
+    low, high = _limits(rank_correlations(first[picks], second[picks]), level)
+    return Interval(float(rank_correlations(first[None], second[None])[0]), low, high, len(first))
 
 
-def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Row-wise ρ of (R, N) and (R, N), NaN where a row is constant."""
+def rank_correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Spearman's ρ of each row of (R, N) and (R, N); NaN where one of them is constant."""
     left, right = rankdata(x, axis=1), rankdata(y, axis=1)
     left -= left.mean(axis=1, keepdims=True)
     right -= right.mean(axis=1, keepdims=True)

@@ -19,9 +19,12 @@ from typing import (
     is_typeddict,
 )
 
-from care.report.consistency import TOLERANCE, check_parts, check_suites
-from care.report.schema import SCHEMA, DataImage, Length, Range, Report
-from care.report.values import join, problem, show
+from care.report.consistency import check_parts, check_suites
+from care.report.consistency_diagnosis import check_diagnosis
+from care.report.findings import Diagnosis
+from care.report.parts import DataImage, Length, Range
+from care.report.schema import SCHEMA, Report
+from care.report.values import TOLERANCE, join, problem, show
 
 _IMAGE = re.compile(r"data:image/(?:png|jpeg|webp|gif);base64,[A-Za-z0-9+/]+={0,2}")
 _NAMES = {str: "a string", bool: "true or false", int: "an integer", float: "a number"}
@@ -58,6 +61,12 @@ def validate_parts(tree: Mapping[str, Any], keys: tuple[str, ...]) -> None:
         hint = hints[key]
         _check(tree[key], hint, key, True)
     check_suites(tree)
+
+
+def validate_diagnosis(diagnosis: Mapping[str, Any], strict: bool = True) -> None:
+    """The same for the `diagnosis` part alone."""
+    _check(diagnosis, Diagnosis, "diagnosis", strict)
+    check_diagnosis(diagnosis)
 
 
 # --- the walk over type hints -------------------------------------------------------------------

@@ -1,17 +1,16 @@
 """How the parts of a report tree fit together, checked once every part fits the schema.
 
 Outcome counts add up to `n`, rates equal the counts they come from, every control covers the same
-suites, the channel scan stays inside the model, a gate has one entry for each family.
+suites, a gate has one entry for each family. The diagnosis has its own module,
+`care.report.consistency_diagnosis`.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from care.report.schema import OUTCOMES
-from care.report.values import join, problem
-
-TOLERANCE = 1e-6
-"""Largest difference of two figures that count as equal."""
+from care.report.consistency_diagnosis import check_diagnosis
+from care.report.parts import OUTCOMES
+from care.report.values import TOLERANCE, check_equal, check_interval, join, problem
 
 
 def check_parts(tree: Mapping[str, Any]) -> None:
@@ -20,8 +19,8 @@ def check_parts(tree: Mapping[str, Any]) -> None:
     for i, example in enumerate((tree.get("attribution") or {"examples": []})["examples"]):
         path = f"attribution.examples[{i}]"
         rows, cols = example["grid"] or (0, 0)
-        _check_equal(len(example["visual_scores"]), rows * cols, f"{path}.visual_scores", "grid")
-        _check_equal(
+        check_equal(len(example["visual_scores"]), rows * cols, f"{path}.visual_scores", "grid")
+        check_equal(
             len(example["text_scores"]), len(example["tokens"]), f"{path}.text_scores", "tokens"
         )
     known = {suite["name"] for suite in tree["suites"]}
@@ -29,7 +28,7 @@ def check_parts(tree: Mapping[str, Any]) -> None:
         if pair["suite"] not in known:
             raise problem(f"examples[{i}].suite", f"is {pair['suite']!r}, which isn't in suites")
     if diagnosis := tree.get("diagnosis"):
-        _check_scan(diagnosis)
+        check_diagnosis(diagnosis)
     if repair := tree.get("repair"):
         _check_repair(repair)
 
@@ -47,17 +46,11 @@ def check_suites(tree: Mapping[str, Any]) -> None:
         if suite["name"] not in tree["outcomes"]:
             raise problem(join("outcomes", suite["name"]), "is missing, but suites lists it")
         for when in ("before", "after"):
-            _check_interval(suite[when], f"{path}.{when}")
+            check_interval(suite[when], f"{path}.{when}")
             _check_counts(suite, when, tree["outcomes"][suite["name"]][when], path)
     if extra := sorted(set(tree["outcomes"]) - seen):
         raise problem(join("outcomes", extra[0]), "isn't the name of a suite in suites")
     _check_controls(tree, seen)
-
-
-def _check_interval(interval: Mapping[str, Any], path: str, key: str = "rate") -> None:
-    low, middle, high = interval["low"], interval[key], interval["high"]
-    if not low - TOLERANCE <= middle <= high + TOLERANCE:
-        raise problem(path, f"has {key} {middle:g} outside its interval [{low:g}, {high:g}]")
 
 
 def _check_counts(
@@ -66,7 +59,7 @@ def _check_counts(
     """Counts add up to n, and an ASR or an answered share is the share of its outcome."""
     where = f"{join('outcomes', suite['name'])}.{when}"
     total = sum(counts[name] for name in OUTCOMES)
-    _check_equal(total, suite["n"], where, f"{path}.n")
+    check_equal(total, suite["n"], where, f"{path}.n")
     outcome = {"ASR": "harmful", "answered": "safe"}.get(suite["metric"])
     if outcome is None:
         return
@@ -96,38 +89,6 @@ def _check_controls(tree: Mapping[str, Any], known: set[str]) -> None:
             )
 
 
-def _check_scan(diagnosis: Mapping[str, Any]) -> None:
-    """One channel a layer and modality, its interval in order, its selectivity the difference."""
-    seen: set[tuple[int, str]] = set()
-    for i, item in enumerate((diagnosis["channels"] or {"sites": []})["sites"]):
-        path, layer = f"diagnosis.channels.sites[{i}]", item["layer"]
-        if layer >= diagnosis["n_layers"]:
-            raise problem(
-                f"{path}.layer", f"is {layer}, but the model has {diagnosis['n_layers']} layers"
-            )
-        if (layer, item["modality"]) in seen:
-            raise problem(
-                f"{path}.layer",
-                f"repeats {layer} for {item['modality']!r}; the scan has one channel of each "
-                "modality a layer",
-            )
-        seen.add((layer, item["modality"]))
-        if not item["site"].startswith(f"{layer}."):
-            raise problem(f"{path}.site", f"is {item['site']!r}, which isn't in layer {layer}")
-        _check_interval(item, path, "effect")
-        gap = item["effect"] - item["benign_effect"]
-        if abs(gap - item["selectivity"]) > TOLERANCE:
-            raise problem(
-                f"{path}.selectivity",
-                f"is {item['selectivity']:g}, but effect less benign_effect is {gap:g}",
-            )
-        if item["selectivity_low"] > item["selectivity"] + TOLERANCE:
-            raise problem(
-                f"{path}.selectivity_low",
-                f"is {item['selectivity_low']:g}, above the selectivity {item['selectivity']:g}",
-            )
-
-
 def _check_repair(repair: Mapping[str, Any]) -> None:
     for i, channel in enumerate(repair["channels"]):
         if channel["gate"] is not None:
@@ -145,7 +106,7 @@ def _check_gate(gate: Mapping[str, Any], path: str) -> None:
     if not families or len(set(families)) != len(families):
         raise problem(f"{path}.families", "must name every family once, and at least one")
     for key in ("low", "high"):
-        _check_equal(len(gate[key]), len(families), f"{path}.{key}", "families")
+        check_equal(len(gate[key]), len(families), f"{path}.{key}", "families")
     for k, (low, high) in enumerate(zip(gate["low"], gate["high"], strict=True)):
         if low >= high:
             raise problem(f"{path}.low[{k}]", f"is {low:g}, not below high[{k}], {high:g}")
@@ -154,8 +115,3 @@ def _check_gate(gate: Mapping[str, Any], path: str) -> None:
             f"{path}.open",
             f"and families differ in {odd[0]!r}; give every family the share of its attacks",
         )
-
-
-def _check_equal(found: int, expected: int, path: str, source: str) -> None:
-    if found != expected:
-        raise problem(path, f"counts {found}, but {source} says {expected}")

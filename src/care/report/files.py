@@ -10,14 +10,17 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from care.errors import DataError, StorageError
-from care.report.check import validate
-from care.report.html import render
+from care.report.check import validate, validate_diagnosis
+from care.report.html import render, render_diagnosis
+from care.report.schema import SCHEMA
 from care.report.summary import summarise
 from care.report.values import plain
+from care.verdict import verdict
 
 HTML_NAME = "report.html"
 JSON_NAME = "report.json"
@@ -28,6 +31,13 @@ _DEFAULTS: dict[str, Any] = {
     "repair": None,
     "examples": [],
 }
+_NO_FINDINGS: dict[str, Any] = {
+    "heatmap": [],
+    "comparison": [],
+    "causal": [],
+    "neurons": None,
+    "trust": None,
+}
 
 
 def write_report(tree: Mapping[str, Any], folder: Path | str) -> tuple[Path, Path]:
@@ -37,7 +47,8 @@ def write_report(tree: Mapping[str, Any], folder: Path | str) -> tuple[Path, Pat
     ----------
     tree
         A report as described in `docs/report.md`; numpy values are fine. Optional parts that are
-        missing are filled in as empty, `summary` is computed when absent.
+        missing are filled in as empty, `summary` is computed when absent, and the sentences of the
+        diagnosis (`supported`, `unsupported`) are always written anew from its figures.
     folder
         Created when it doesn't exist.
 
@@ -68,6 +79,28 @@ def write_report(tree: Mapping[str, Any], folder: Path | str) -> tuple[Path, Pat
             "or pass another folder."
         ) from error
     return html_path, json_path
+
+
+def write_diagnosis(diagnosis: Mapping[str, Any], folder: Path | str, title: str) -> Path:
+    """Write `diagnosis.html` and `diagnosis.json` of a diagnosis alone; the page's path.
+
+    Raises DataError and StorageError as `write_report`.
+    """
+    validate_diagnosis(found := plain(diagnosis))
+    full = _with_verdict(found)
+    payload = (json.dumps(full, indent=1, allow_nan=False) + "\n").encode("ascii")
+    tree = {"schema": SCHEMA, "title": title, "diagnosis": full}
+    digest = hashlib.sha256(payload).hexdigest()
+    page, data = Path(folder) / "diagnosis.html", Path(folder) / "diagnosis.json"
+    html = render_diagnosis(tree, digest, data.name).encode("utf-8")
+    try:
+        _replace_all({page: html, data: payload})
+    except OSError as error:
+        raise StorageError(
+            f"The diagnosis can't be written to {folder}: {error.strerror or error}; free some "
+            "space or pass another folder."
+        ) from error
+    return page
 
 
 def load_report(path: Path | str) -> dict[str, Any]:
@@ -103,6 +136,8 @@ def complete(tree: Mapping[str, Any]) -> dict[str, Any]:
     full = {**_DEFAULTS, **plain(tree)}
     given = full.pop("summary", None)
     validate(full)
+    if full["diagnosis"] is not None:
+        full["diagnosis"] = _with_verdict(full["diagnosis"])
     computed = dict(summarise(full))
     if given is not None and (key := _first_difference(given, computed)):
         raise DataError(
@@ -110,6 +145,14 @@ def complete(tree: Mapping[str, Any]) -> dict[str, Any]:
             "controls give; leave `summary` out or take it from `care.report.summarise`."
         )
     return {**full, "summary": computed}
+
+
+def _with_verdict(diagnosis: Mapping[str, Any]) -> dict[str, Any]:
+    """Every key of a valid diagnosis; the verdict is always written anew from the figures."""
+    full = {**_NO_FINDINGS, **diagnosis}
+    if full["neurons"] is not None:
+        full["neurons"] = {"repair": None, **full["neurons"]}
+    return full | {key: list(lines) for key, lines in asdict(verdict(full)).items()}
 
 
 def _first_difference(given: Any, computed: Mapping[str, Any]) -> str | None:

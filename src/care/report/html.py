@@ -5,19 +5,25 @@ policy forbids everything else. Templates autoescape; every string from the tree
 control and text-reordering characters on the way out. Nothing here computes a figure.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from care.report import charts, layer_charts
-from care.report.schema import OUTCOMES
+from care.finding import capital
+from care.report import charts, heatmap_chart, layer_charts, trust_charts
+from care.report.parts import OUTCOMES
 from care.report.summary import percent, points, target_suites
 from care.report.svg import number, visible
 
 _ROLES = {"attack": "attack", "utility": "utility", "over_refusal": "over-refusal"}
+_METHODS = {
+    "atp": "attribution patching",
+    "ig": "integrated gradients",
+    "graddrop": "attribution patching with GradDrop",
+}
 _SPACES = str.maketrans({"\u2581": " ", "\u0120": " ", "\u010a": "\u23ce", "\n": "\u23ce"})
 
 
@@ -32,11 +38,28 @@ def render(tree: Mapping[str, Any], digest: str) -> str:
         .render(
             report=tree,
             digest=digest,
+            json_name="report.json",
             attacks=target_suites(tree["suites"]),
             sections=_sections(tree),
             answers=_answers_by_suite(tree),
             outcome_names=OUTCOMES,
             role_names=_ROLES,
+        )
+    )
+    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def render_diagnosis(tree: Mapping[str, Any], digest: str, json_name: str) -> str:
+    """The HTML page of a diagnosis alone: `schema`, `title` and a complete `diagnosis`."""
+    page = (
+        _environment()
+        .get_template("diagnosis_page.html.j2")
+        .render(
+            report=tree,
+            digest=digest,
+            json_name=json_name,
+            sections=[("diagnosis", "Diagnosis")],
+            outcome_names=OUTCOMES,
         )
     )
     return page.encode("utf-8", "replace").decode("utf-8")
@@ -87,8 +110,17 @@ def _environment() -> Environment:
         p_value=p_value,
         duration=duration,
         shaded=shaded_tokens,
+        readable=readable,
+        capital=capital,
+        by_metric=by_metric,
     )
-    environment.globals.update(charts=charts, layer_charts=layer_charts)
+    environment.globals.update(
+        charts=charts,
+        methods=_METHODS,
+        heatmap_chart=heatmap_chart,
+        layer_charts=layer_charts,
+        trust_charts=trust_charts,
+    )
     return environment
 
 
@@ -113,11 +145,29 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def readable(token: str) -> str:
+    """A token with its marks of spaces and line ends made readable."""
+    return token.translate(_SPACES)
+
+
+def by_metric(
+    rows: Sequence[Mapping[str, Any]],
+) -> list[tuple[str, list[tuple[int, Mapping[str, Any]]]]]:
+    """Causal effects by metric, each with its index in `rows`, greatest indirect effect first."""
+    groups: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault(row["metric"], []).append((index, row))
+    return [
+        (metric, sorted(items, key=lambda item: -abs(item[1]["indirect"]["rate"])))
+        for metric, items in groups.items()
+    ]
+
+
 def shaded_tokens(example: Mapping[str, Any]) -> list[tuple[str, float, float]]:
     """Per token: readable text, raw score, opacity (0 to 0.75) of its shade."""
     shares = charts.unit_scores(example["text_scores"])
     return [
-        (token.translate(_SPACES), score, 0.75 * share)
+        (readable(token), score, 0.75 * share)
         for token, score, share in zip(
             example["tokens"], example["text_scores"], shares, strict=True
         )

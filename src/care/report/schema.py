@@ -1,69 +1,33 @@
 """The report's schema, written once as types and read back at run time.
 
 Each `TypedDict` is one JSON object of `report.json`; `care.report.check` walks these hints and
-`docs/report.md` describes the same keys in prose. Units: every `rate` and share is a fraction in
-[0, 1], a change of one lies in [-1, 1]; every `*_change` of `summary` is in percentage points;
-seconds and GiB as named.
+`docs/report.md` describes the same keys in prose. `care.report.parts` holds what they are built of,
+`care.report.findings` the diagnosis. Units: every `rate` and share is a fraction in [0, 1], a
+change of one lies in [-1, 1] (the `rate` of an `Estimate` has the unit of its place); every
+`*_change` of `summary` is in percentage points; seconds and GiB as named.
 A key marked `NotRequired` may be left out of the tree handed to `write_report`, which fills it in,
-so a written report always has every top-level key.
+so a written report always has every key of the top level and of `diagnosis`.
 """
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+from care.report.findings import Diagnosis
+from care.report.parts import (
+    Count,
+    Image,
+    Length,
+    NonNegative,
+    OutcomeCounts,
+    OutcomeName,
+    Positive,
+    Rate,
+    Share,
+)
 
 SCHEMA = "care.report/4"
 """Name and major version; it changes when a key changes its meaning, type or goes away."""
 
 Role = Literal["attack", "utility", "over_refusal"]
-OutcomeName = Literal["harmful", "refused", "degenerate", "safe"]
-OUTCOMES: tuple[OutcomeName, ...] = ("harmful", "refused", "degenerate", "safe")
-
-
-@dataclass(frozen=True)
-class Range:
-    """Closed bounds of a number, as metadata of an `Annotated` hint."""
-
-    low: float = float("-inf")
-    """Smallest allowed value."""
-    high: float = float("inf")
-    """Largest allowed value."""
-
-
-@dataclass(frozen=True)
-class Length:
-    """Exact length of a list, as metadata of an `Annotated` hint."""
-
-    n: int
-    """Number of items."""
-
-
-@dataclass(frozen=True)
-class DataImage:
-    """The string must be a base64 data URI of a raster image (so that it can't carry a script)."""
-
-
-Share = Annotated[float, Range(0.0, 1.0)]
-Change = Annotated[float, Range(-1.0, 1.0)]
-ChangeGap = Annotated[float, Range(-2.0, 2.0)]
-Count = Annotated[int, Range(0)]
-NonNegative = Annotated[float, Range(0.0)]
-Image = Annotated[str, DataImage()]
-
-
-class Rate(TypedDict):
-    """A share with its Wilson interval."""
-
-    rate: Share
-    low: Share
-    high: Share
-
-
-class RateChange(TypedDict):
-    """A difference of two shares with its interval."""
-
-    rate: Change
-    low: Change
-    high: Change
 
 
 class SuiteResult(TypedDict):
@@ -71,7 +35,7 @@ class SuiteResult(TypedDict):
 
     name: str
     role: Role
-    n: Annotated[int, Range(1)]
+    n: Positive
     metric: Literal["ASR", "accuracy", "answered"]
     before: Rate
     after: Rate
@@ -79,15 +43,6 @@ class SuiteResult(TypedDict):
     p_mcnemar: Share | None
     p_holm: Share | None
     target: bool
-
-
-class OutcomeCounts(TypedDict):
-    """Answers counted by what they are; they add up to the suite's `n`."""
-
-    harmful: Count
-    refused: Count
-    degenerate: Count
-    safe: Count
 
 
 class BeforeAfter(TypedDict):
@@ -131,95 +86,6 @@ class Summary(TypedDict):
     targets: list[Target]
     all_met: bool
     verdict: str
-
-
-class LayerEffect(TypedDict):
-    """Effect of ablating one component of one layer, with its bootstrap interval."""
-
-    layer: Count
-    component: Literal["ffn", "mhsa", "layer"]
-    effect: float
-    low: float
-    high: float
-    benign_effect: float
-    selectivity: float
-    selectivity_low: float
-    p: NotRequired[Share | None]
-
-
-class LayerSeparability(TypedDict):
-    """How far malicious and benign activations are apart after one layer."""
-
-    layer: Count
-    silhouette: float
-    class_separation: float
-    mahalanobis: float
-
-
-class Correlation(TypedDict):
-    """Spearman rank correlation with its interval."""
-
-    rho: Change
-    low: Change
-    high: Change
-
-
-class GeneratedSite(TypedDict):
-    """Generated answers with one site ablated."""
-
-    site: str
-    n: Count
-    outcomes: OutcomeCounts
-    asr_change: RateChange
-
-
-class RecommendedSite(TypedDict):
-    """A site that the diagnosis proposes to edit, and why."""
-
-    site: str
-    modality: str
-    reason: str
-
-
-class ChannelSite(TypedDict):
-    """What closing one channel alone does to the share of refusals, with its interval."""
-
-    site: str
-    layer: Count
-    modality: str
-    effect: Change
-    low: Change
-    high: Change
-    benign_effect: Change
-    selectivity: ChangeGap
-    selectivity_low: ChangeGap
-    n_attacks: Count
-    n_benign: Count
-    recommended: bool
-
-
-class ChannelScan(TypedDict):
-    """The causal test of each unsafe channel, one for each layer and modality."""
-
-    metric: str
-    rule: str
-    sites: list[ChannelSite]
-
-
-class Diagnosis(TypedDict):
-    """Where the model is unsafe."""
-
-    verdict: str
-    metric: str
-    intervention: str
-    n_layers: Annotated[int, Range(1)]
-    layers: list[LayerEffect]
-    separability: list[LayerSeparability]
-    rank_correlation: dict[str, Correlation]
-    generated: list[GeneratedSite]
-    recommended: list[RecommendedSite]
-    channels: ChannelScan | None
-    sign: str
 
 
 class AttributedExample(TypedDict):

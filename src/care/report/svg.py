@@ -149,6 +149,7 @@ def padded(values: Sequence[float], include: Sequence[float] = (), share: float 
 
 def number(value: float) -> str:
     """Three significant digits with a real minus sign; huge and tiny values in powers of ten."""
+    value += 0.0  # so that −0 is 0
     size = abs(value)
     if size and not 1e-3 <= size < 1e5:
         text = f"{value:.1e}"

@@ -13,6 +13,9 @@ import numpy as np
 
 from care.errors import DataError
 
+TOLERANCE = 1e-6
+"""Largest difference of two figures that count as equal."""
+
 
 def plain(value: Any, path: str = "") -> Any:
     """Copy `value` with numpy scalars and arrays, tuples and mappings as plain JSON values.
@@ -51,3 +54,16 @@ def show(value: Any) -> str:
 def problem(path: str, what: str) -> DataError:
     """The error to raise about the key at `path`."""
     return DataError(f"The report can't be used: `{path or 'the tree'}` {what}.")
+
+
+def check_interval(interval: Mapping[str, Any], path: str, key: str = "rate") -> None:
+    """Raise unless the figure lies between `low` and `high`."""
+    low, middle, high = interval["low"], interval[key], interval["high"]
+    if not low - TOLERANCE <= middle <= high + TOLERANCE:
+        raise problem(path, f"has {key} {middle:g} outside its interval [{low:g}, {high:g}]")
+
+
+def check_equal(found: int, expected: int, path: str, source: str) -> None:
+    """Raise unless two counts agree."""
+    if found != expected:
+        raise problem(path, f"counts {found}, but {source} says {expected}")

@@ -1,0 +1,91 @@
+"""What sets attacks apart from their counterparts, with sites or neurons removed.
+
+The behaviour that a ranking has to explain (`care.faithfulness`) is a difference of two runs,
+
+    d_n(R) = m(x'_n | R removed) − m(x_n | R removed)
+
+with m the refusal log-odds and x_n the benign counterpart of attack x'_n; without pairs the mean
+over benign prompts stands for m(x_n). Sites and neurons are removed by mean ablation, with means
+per position over the same prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from care.activations import collect, goals_of
+from care.anatomy import Site
+from care.examples import Example
+from care.neuron_repair import NeuronRepair
+from care.neuron_runs import Neuron, neuron_means
+from care.pairs import Pair
+from care.scan import Removal, scan
+from care.vlm import VLM
+
+Removed = Callable[[Sequence], np.ndarray]
+"""Units that are removed -> d (N,)."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """N attacks and what they are compared with."""
+
+    attacks: tuple[Example, ...]
+    """x'."""
+    benign: tuple[Example, ...]
+    """x: one for each attack if `paired`, else any number."""
+    paired: bool
+    """Whether they belong together one by one."""
+
+    @classmethod
+    def of_pairs(cls, pairs: Sequence[Pair]) -> Compared:
+        """Both sides of each pair."""
+        return cls(tuple(p.attack for p in pairs), tuple(p.benign for p in pairs), True)
+
+    @property
+    def goals(self) -> list[str]:
+        """What the bootstrap resamples (N,)."""
+        return goals_of(self.attacks)
+
+    @property
+    def metric(self) -> str:
+        """d in words."""
+        other = "its benign counterpart" if self.paired else "the mean of benign prompts"
+        return f"refusal log-odds of an attack less that of {other} (nats)"
+
+    @property
+    def examples(self) -> list[Example]:
+        """Everything that is run."""
+        return [*self.attacks, *self.benign]
+
+    def difference(self, values: np.ndarray) -> np.ndarray:
+        """d (N,) from m of `examples`."""
+        own, other = np.split(values, [len(self.attacks)])
+        return own - (other if self.paired else other.mean())
+
+    def without_sites(self, vlm: VLM, sites: Sequence[Site], batch_size: int = 16) -> Removed:
+        """d with some of `sites` removed; runs start at the first layer that is touched."""
+        means = collect(vlm, self.examples, sites, batch_size=batch_size).means
+
+        def metric_with(removed: Sequence[Site]) -> np.ndarray:
+            asked = [Removal(tuple(sorted(removed)), "mean")] if removed else []
+            found = scan(vlm, self.examples, asked, means=means, batch_size=batch_size)
+            return self.difference(found.clean + (found.effects[0] if asked else 0.0))
+
+        return metric_with
+
+    def without_neurons(self, vlm: VLM, batch_size: int = 16) -> Removed:
+        """d with some neurons removed at every token."""
+        means = neuron_means(vlm, self.examples, batch_size)
+
+        def metric_with(removed: Sequence[Neuron]) -> np.ndarray:
+            if not removed:
+                return self.difference(vlm.refusal_log_odds(self.examples, batch_size=batch_size))
+            with NeuronRepair.of(vlm, list(removed), "mean", means).applied(vlm):
+                found = vlm.refusal_log_odds(self.examples, batch_size=batch_size)
+            return self.difference(found)
+
+        return metric_with
