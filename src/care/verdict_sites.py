@@ -42,8 +42,8 @@ def best_site_is_selective(diagnosis: Tree) -> list[Finding]:
     if best["selectivity_low"] <= MIN_SELECTIVITY:
         text = (
             f"The site with the greatest effect, {name}, is not shown to carry attacks in "
-            f"particular: removing it raises their refusal log-odds by {effect} nats; the difference "
-            f"from benign prompts is {gap}."
+            f"particular: removing it raises their refusal log-odds by {effect} nats; the "
+            f"difference from benign prompts is {gap}."
         )
         return [Finding(False, text)]
     text = (
