@@ -56,9 +56,10 @@ class SiteStats:
             tiny = torch.finfo(torch.float32).tiny
             ratios = [
                 torch.where(changed, change / _lengths(base, exact).to(change).clamp_min(tiny), 0.0)
-                for base in (before, before if stream is None else stream)
+                for base in (before, stream)
+                if base is not None
             ]
-            self.last = torch.stack([changed, *ratios]).sum(dim=2, dtype=torch.float64)
+            self.last = torch.stack([changed, *ratios, *ratios][:3]).sum(dim=2, dtype=torch.float64)
             sums = self.last.sum(dim=1)
             self._sums = sums if self._sums is None else self._sums + sums.to(self._sums.device)
 

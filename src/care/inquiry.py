@@ -88,8 +88,9 @@ class InquiryConfig:
 
 BRIEF = InquiryConfig(
     sites=DiagnosisConfig(windows=(1,), max_attacks=12, max_benign=8),
+    effects=EffectsConfig(check_pairs=2),
     curves=None,
-    pairs=6,
+    pairs=4,
     neuron_prompts=16,
     neuron_scopes=_DECISION,
     contrast=False,
