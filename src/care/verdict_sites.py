@@ -6,6 +6,8 @@ Each takes the `diagnosis` tree and returns findings; see `care.verdict`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -85,14 +87,7 @@ def interventions_agree(diagnosis: Tree) -> list[Finding]:
     for row in diagnosis.get("heatmap") or []:
         if row["window"] == 1 and row["component"] in ("ffn", "mhsa"):
             by.setdefault(row["intervention"], {})[row["component"], row["layer"]] = row["effect"]
-    names = list(by)
-    found = []
-    for at, one in enumerate(names):
-        for other in names[at + 1 :]:
-            shared = [site for site in by[one] if site in by[other]]
-            effects = ([by[name][site] for site in shared] for name in (one, other))
-            found += agreement(f"the interventions {one} and {other}", *effects)
-    return found
+    return _all_agree("interventions", by)
 
 
 def windows_agree(diagnosis: Tree) -> list[Finding]:
@@ -192,13 +187,16 @@ def metrics_agree(diagnosis: Tree) -> list[Finding]:
     by: dict[str, dict[str, float]] = {}
     for row in diagnosis.get("causal") or []:
         by.setdefault(row["metric"], {})[row["site"]] = row["indirect"]["rate"]
-    names = list(by)
+    return _all_agree("metrics", by)
+
+
+def _all_agree(what: str, by: Mapping[str, Mapping[Any, float]]) -> list[Finding]:
+    """Agreement of every two looks, each with its effects by site, on the sites both have."""
     found = []
-    for at, one in enumerate(names):
-        for other in names[at + 1 :]:
-            shared = [site for site in by[one] if site in by[other]]
-            effects = ([by[name][site] for site in shared] for name in (one, other))
-            found += agreement(f"the metrics {one} and {other}", *effects)
+    for (one, first), (other, second) in combinations(by.items(), 2):
+        shared = [site for site in first if site in second]
+        effects = ([look[site] for site in shared] for look in (first, second))
+        found += agreement(f"the {what} {one} and {other}", *effects)
     return found
 
 

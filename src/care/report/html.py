@@ -32,36 +32,32 @@ def render(tree: Mapping[str, Any], digest: str) -> str:
 
     `digest` is the SHA-256 of the JSON written beside it.
     """
-    page = (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            report=tree,
-            digest=digest,
-            json_name="report.json",
-            attacks=target_suites(tree["suites"]),
-            sections=_sections(tree),
-            answers=_answers_by_suite(tree),
-            outcome_names=OUTCOMES,
-            role_names=_ROLES,
-        )
+    return _page(
+        "report.html.j2",
+        report=tree,
+        digest=digest,
+        json_name="report.json",
+        attacks=target_suites(tree["suites"]),
+        sections=_sections(tree),
+        answers=_answers_by_suite(tree),
+        role_names=_ROLES,
     )
-    return page.encode("utf-8", "replace").decode("utf-8")
 
 
 def render_diagnosis(tree: Mapping[str, Any], digest: str, json_name: str) -> str:
     """The HTML page of a diagnosis alone: `schema`, `title` and a complete `diagnosis`."""
-    page = (
-        _environment()
-        .get_template("diagnosis_page.html.j2")
-        .render(
-            report=tree,
-            digest=digest,
-            json_name=json_name,
-            sections=[("diagnosis", "Diagnosis")],
-            outcome_names=OUTCOMES,
-        )
+    return _page(
+        "diagnosis_page.html.j2",
+        report=tree,
+        digest=digest,
+        json_name=json_name,
+        sections=[("diagnosis", "Diagnosis")],
     )
+
+
+def _page(template: str, **values: Any) -> str:
+    """A template filled in; what UTF-8 can't hold is replaced."""
+    page = _environment().get_template(template).render(outcome_names=OUTCOMES, **values)
     return page.encode("utf-8", "replace").decode("utf-8")
 
 
