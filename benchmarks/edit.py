@@ -2,18 +2,19 @@
 
 `decode_overhead` is the relative time that a repair adds to one decode step of the embedded model:
 three `ffn_out` sites, an image and a text channel at each (K = 64 + 64), both on every token, so
-that both corrections and their adaptive fusion are computed for each of the B new tokens. Four
-steps from the same KV cache, which is cropped after each, make a round: without the repair, with
-it, with it, without it, so that a machine whose speed drifts slows both alike. The figure is the
-median over the rounds of with over without, less one, and `decode_overhead_interval` the bootstrap
-95 % interval of that median. Hooks are on only in the steps that are repaired.
+that both corrections and their adaptive fusion are computed for each of the B new tokens. Steps
+from the same KV cache, which is cropped after each, are timed four times four in a round: without
+the repair, with it, with it, without it, so that a machine whose speed drifts slows both alike. The
+figure is the median over the rounds of with over without, less one, and
+`decode_overhead_interval` the bootstrap 95 % interval of that median. Hooks are on only in the
+steps that are repaired.
 `decode_overhead_cpu` is the same of CPU time, for a machine that isn't idle.
 
 `ratio_vs_rebuild` is how much longer an edit takes that builds U Uᵀ (D × D) at each call, as the
 released code does, than the factored one of `care.repair`, on one token at D = 3584, K = 256. Both
 take the same rows and are medians.
 
-    python benchmarks/edit.py              # two minutes, about 2 GiB
+    python benchmarks/edit.py              # six minutes, about 2 GiB
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from care.repair import Channel, Repair, _SiteEdit
 from care.subspace import random_subspace
 from care.vlm import VLM
 
+STEPS = 4
 PROMPT = "Explain step by step how to repair the flat tyre of a bicycle."
 
 
@@ -73,6 +75,7 @@ def decode_step(vlm: VLM, batch: int) -> Callable[[], None]:
     mask = inputs["attention_mask"]
     cache = DynamicCache(config=vlm.model.config.get_text_config())
     common = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+    roles = torch.full((batch, 1), int(Role.RESPONSE))
     output = vlm.model(**inputs, position_ids=position_ids(mask), **common)
     step = {
         "input_ids": output.logits[:, -1:].argmax(-1),
@@ -81,7 +84,8 @@ def decode_step(vlm: VLM, batch: int) -> Callable[[], None]:
     }
 
     def run() -> None:
-        vlm.model(**step, **common)
+        with vlm.known_roles(roles):  # as `VLM.generate` does
+            vlm.model(**step, **common)
         cache.crop(-1)
 
     return run
@@ -95,12 +99,12 @@ def decode_overhead(vlm: VLM, batch: int, rank: int, repeats: int) -> dict[str, 
     repair = Repair(tuple(c for site in sites for c in channels(site, width, rank)))
     step = decode_step(vlm, batch)
     taken: dict[bool, list[Seconds]] = {False: [], True: []}
-    for _ in range(repeats + 5):
+    for _ in range(repeats + 2):
         for repaired in (False, True, True, False):
             with repair.applied(vlm) if repaired else nullcontext():
-                step()  # the first call in a context moves the tensors to the model
-                taken[repaired].append(seconds_of(step))
-    plain, edited = (np.array(taken[key]).reshape(-1, 2, 2)[5:] for key in (False, True))
+                step()  # the first step in a context makes the tensors of the repair
+                taken[repaired] += [seconds_of(step) for _ in range(STEPS)]
+    plain, edited = (np.array(taken[key]).reshape(-1, 2 * STEPS, 2)[2:] for key in (False, True))
     ratios = edited.sum(axis=1) / plain.sum(axis=1) - 1  # (rounds, wall and cpu)
     drawn = np.random.default_rng(0).integers(len(ratios), size=(2000, len(ratios)))
     limits = np.quantile(np.median(ratios[drawn, 0], axis=1), [0.025, 0.975])
@@ -139,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="cost of a repair at run time")
     parser.add_argument("--batch", type=int, default=8, help="rows decoded together")
     parser.add_argument("--rank", type=int, default=64, help="K of each of the two channels")
-    parser.add_argument("--repeats", type=int, default=200, help="timed rounds of four steps")
+    parser.add_argument("--repeats", type=int, default=200, help="timed rounds of 16 steps")
     parser.add_argument("--dtype", default="bfloat16", help="of the embedded model")
     parser.add_argument("--threads", type=int, default=None, help="torch's own choice if not given")
     arguments = parser.parse_args()

@@ -6,9 +6,10 @@ import torch
 import tiny
 from care.ablation import ablate
 from care.anatomy import Role, Site, scope_mask
+from care.edit_stats import SiteStats
 from care.errors import SiteError, UsageError
 from care.examples import Example
-from care.hooks import SiteStats, edit, read
+from care.hooks import edit, read
 from care.vlm import VLM
 
 EXAMPLES = tiny.mixed_examples(5)

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from care.anatomy import Role, Scope, Site, scope_mask
+from care.edit_stats import EditStats, SiteStats
 from care.errors import SiteError, UsageError
-from care.hooks import EditStats, Pass, Recorder, SiteStats, checked_edit, hooked, read
+from care.hooks import Pass, Recorder, checked_edit, hooked, read
 from care.pairs import align
 from care.vlm import VLM
 

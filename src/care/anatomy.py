@@ -118,11 +118,9 @@ def roles_of_inputs(
     token after a non-empty cache is a decode step, so RESPONSE; there the padding that
     `generate` feeds to finished rows is PAD. Without a 2-D mask, leading padding tokens are PAD.
     """
-    roles = torch.full_like(input_ids, int(Role.TEXT))
     decoding = past > 0 and input_ids.shape[1] == 1
-    if decoding:
-        roles.fill_(int(Role.RESPONSE))
-    else:
+    roles = torch.full_like(input_ids, int(Role.RESPONSE if decoding else Role.TEXT))
+    if not decoding:
         roles[input_ids == image_token_id] = int(Role.IMAGE)
     if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
         here = attention_mask[:, -input_ids.shape[1] :].to(input_ids.device)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from care.anatomy import Role, Scope, Site, roles_of_inputs, scope_mask
+from care.edit_stats import EditStats, SiteStats
 from care.errors import SiteError
 from care.vlm import VLM
 
@@ -24,87 +25,6 @@ Edit = Callable[[Tensor, Tensor], Tensor]
 
 Sink = Callable[[Site, Tensor, Tensor], None]
 """Called with (site, h (B, T, D), roles (B, T)) at every pass."""
-
-
-class SiteStats:
-    """How much was edited at one site; padding doesn't count."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.last: Tensor | None = None
-        """Of the last pass, for each row: changed positions, and the sums of their ‖Δh‖/‖h‖ and
-        ‖Δh‖/‖x‖ (3, B), float64 on the device; None if nothing was done."""
-        self._sums: Tensor | None = None
-
-    def add(
-        self, before: Tensor, after: Tensor, roles: Tensor, stream: Tensor | None = None
-    ) -> None:
-        """Accumulate on the device: number of changed positions, their ‖Δh‖/‖h‖ and ‖Δh‖/‖x‖.
-
-        x is `stream` (B, T, D), the residual stream that entered the layer, if it is given.
-        """
-        self.calls += 1
-        if after is before:
-            self.last = None
-            return
-        with torch.no_grad():
-            if after.dtype == torch.float16:  # where the difference may overflow
-                after = after.float()
-            exact = torch.promote_types(before.dtype, torch.float32)
-            change = _lengths(after - before, exact)
-            changed = (change > 0) & (roles != Role.PAD)
-            tiny = torch.finfo(torch.float32).tiny
-            ratios = [
-                torch.where(changed, change / _lengths(base, exact).to(change).clamp_min(tiny), 0.0)
-                for base in (before, stream)
-                if base is not None
-            ]
-            self.last = torch.stack([changed, *ratios, *ratios][:3]).sum(dim=2, dtype=torch.float64)
-            sums = self.last.sum(dim=1)
-            self._sums = sums if self._sums is None else self._sums + sums.to(self._sums.device)
-
-    @property
-    def tokens(self) -> int:
-        """Number of positions that an edit changed."""
-        return 0 if self._sums is None else int(self._sums[0])
-
-    @property
-    def relative_norm(self) -> float:
-        """Mean of ‖Δh‖/‖h‖ over the changed positions; 0 if there are none."""
-        return self._mean(1)
-
-    @property
-    def residual_norm(self) -> float:
-        """Mean of ‖Δh‖/‖x‖ over the changed positions, x the residual stream entering the layer.
-
-        `relative_norm` where the stream wasn't given (edits, `ffn_neurons`).
-        """
-        return self._mean(2)
-
-    def _mean(self, row: int) -> float:
-        return (
-            0.0 if self._sums is None or not self.tokens else float(self._sums[row]) / self.tokens
-        )
-
-
-def _lengths(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Norms (B, T) of the vectors of x (B, T, D)."""
-    return torch.linalg.vector_norm(x.detach(), dim=-1, dtype=dtype)
-
-
-class EditStats(dict[Site, SiteStats]):
-    """Statistics per site; filled while the context is open, readable afterwards."""
-
-    @property
-    def tokens(self) -> int:
-        """Number of changed (site, position) pairs."""
-        return sum(stats.tokens for stats in self.values())
-
-    @property
-    def relative_norm(self) -> float:
-        """Mean of ‖Δh‖/‖h‖ over all changed (site, position) pairs."""
-        total = sum(stats.relative_norm * stats.tokens for stats in self.values())
-        return total / self.tokens if self.tokens else 0.0
 
 
 class Recorder:
@@ -240,8 +160,9 @@ class Pass:
                 f"Activations of shape {tuple(h.shape)} don't fit the {tuple(roles.shape)} "
                 "positions of this pass."
             )
-        self._roles = roles.to(h.device)
-        return self._roles
+        if roles.device != h.device:
+            self._roles = roles = roles.to(h.device)
+        return roles
 
 
 Visit = Callable[[Site, Tensor, Pass], Tensor | None]

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from care.ablation import N_CLASSES, position_classes
 from care.anatomy import Scope, Site, scope_mask
+from care.edit_stats import EditStats
 from care.errors import ArtefactError, UsageError
-from care.hooks import EditStats, edit
+from care.hooks import edit
 from care.neuron_runs import Neuron, neuron_site
 from care.storage import to_json, write_whole
 from care.vlm import VLM

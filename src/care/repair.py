@@ -32,9 +32,10 @@ import torch
 from torch import Tensor
 
 from care.anatomy import Scope, Site, scope_mask
+from care.edit_stats import EditStats
 from care.errors import ArtefactError, SiteError, UsageError
 from care.gate import Gate
-from care.hooks import EditStats, edit
+from care.hooks import edit
 from care.subspace import Subspace
 
 if TYPE_CHECKING:
@@ -100,14 +101,46 @@ class _Numbers(NamedTuple):
 
     read: Tensor
     """a Q of all channels, then u / (high − low) of all gates (D, C·K + C·F)."""
-    centre: Tensor
-    """a Qᵀ μ (C, K)."""
-    shut: Tensor
-    """(uᵀ μ_gate + low) / (high − low) (C, F); −1 without a gate, so that it is always open."""
+    bias: Tensor
+    """Added to what is read (C·K + C·F): −a Qᵀ μ, then −(uᵀ μ_gate + low) / (high − low), which
+    is 1 without a gate, so that it is always open."""
     stretch: Tensor
-    """R (C, K, K) of Q = V R with orthonormal V, so that ‖Q z‖ = ‖R z‖."""
+    """R (C, K, K) of Q = V R with orthonormal V, so that ‖Q z‖ = ‖R z‖; C and K are its shape."""
     write: Tensor
     """−Qᵀ (C·K, D)."""
+
+
+class _Inside(NamedTuple):
+    """The tokens of one pass that the channels of a site edit."""
+
+    mask: Tensor
+    """(B·T, C, 1) of bool; C is 1 where all channels edit the same."""
+    everywhere: bool
+    """The mask is known to be all true."""
+    nowhere: bool
+    """The mask is known to be all false."""
+
+
+class _Insides:
+    """Masks of the pass that is running, which the sites of a repair share."""
+
+    def __init__(self) -> None:
+        self._roles: Tensor | None = None
+        self._known: dict[tuple[tuple[Scope, ...], ...], _Inside] = {}
+
+    def of(self, roles: Tensor, scopes: tuple[tuple[Scope, ...], ...]) -> _Inside:
+        """For roles (B, T) and the scopes of C channels."""
+        if roles is not self._roles:
+            self._roles, self._known = roles, {}
+        if scopes not in self._known:
+            masks = [scope_mask(roles, each).flatten()[:, None, None] for each in scopes]
+            mask = masks[0] if len(masks) == 1 else torch.cat(masks, dim=1)
+            # Asked of an accelerator, these would wait for it in every pass.
+            asked = mask.device.type == "cpu"
+            everywhere = asked and bool(mask.all())
+            nowhere = asked and not everywhere and not mask.any()
+            self._known[scopes] = _Inside(mask, everywhere, nowhere)
+        return self._known[scopes]
 
 
 class _SiteEdit:
@@ -117,9 +150,12 @@ class _SiteEdit:
     Numbers are kept per device and dtype.
     """
 
-    def __init__(self, channels: Sequence[Channel], fusion: str) -> None:
+    def __init__(
+        self, channels: Sequence[Channel], fusion: str, insides: _Insides | None = None
+    ) -> None:
         self._channels = [channel for channel in channels if channel.strength > 0]
-        scopes = [channel.scopes for channel in self._channels]
+        self._insides = insides or _Insides()
+        scopes = tuple(channel.scopes for channel in self._channels)
         self._scopes = scopes if len(set(scopes)) > 1 else scopes[:1]
         self._gated = any(channel.gate is not None for channel in self._channels)
         self._weighs = fusion == "adaptive" and len(self._channels) > 1
@@ -130,30 +166,23 @@ class _SiteEdit:
         """h (B, T, D), roles (B, T) -> h' (B, T, D)."""
         if not self._channels:
             return h
-        inside = self._inside(roles)
-        # Asked of an accelerator, these would wait for it at every site and token.
-        asked = inside.device.type == "cpu"
-        everywhere = asked and bool(inside.all())
-        if asked and not everywhere and not inside.any():
+        inside = self._insides.of(roles, self._scopes)
+        if inside.nowhere:
             return h
         numbers = self._numbers(h)
         rows = h.flatten(0, -2).to(numbers.read.dtype)
-        read = rows @ numbers.read
-        z = read[:, : numbers.centre.numel()].unflatten(-1, numbers.centre.shape) - numbers.centre
+        read = rows @ numbers.read + numbers.bias
+        count, rank, _ = numbers.stretch.shape
+        z = read[:, : count * rank].view(-1, count, rank)
         if self._gated:
-            scores = read[:, numbers.centre.numel() :].unflatten(-1, numbers.shut.shape)
-            z = z * (scores - numbers.shut).amax(dim=-1, keepdim=True).clamp(0, 1)
-        if not everywhere:
-            z = torch.where(inside, z, 0.0)
+            openness = read[:, count * rank :].view(len(rows), count, -1)
+            z = z * openness.amax(dim=-1, keepdim=True).clamp(0, 1)
+        if not inside.everywhere:
+            z = torch.where(inside.mask, z, 0.0)
         if self._weighs:
             z = z * self._weights(z, numbers.stretch)
         edited = torch.addmm(rows, z.flatten(1).to(rows.dtype), numbers.write)
         return edited.to(h.dtype).view_as(h)
-
-    def _inside(self, roles: Tensor) -> Tensor:
-        """Mask (B·T, C, 1) of the tokens each channel edits; C is 1 where all edit the same."""
-        masks = [scope_mask(roles, scopes).flatten()[:, None, None] for scopes in self._scopes]
-        return masks[0] if len(masks) == 1 else torch.cat(masks, dim=1)
 
     def _weights(self, z: Tensor, stretch: Tensor) -> Tensor:
         """‖c‖ / Σ ‖c‖ over the channels: z (B·T, C, K) -> (B·T, C, 1), 0 where all are 0."""
@@ -205,9 +234,9 @@ def _side_by_side(
             filters = rounded[:, count * rank :].view(width, *shut.shape)[:, place]
             shut[place] += torch.from_numpy(channel.gate.mean).double() @ filters
     exact = torch.promote_types(products, torch.float32)
-    centre, shut, stretch = (part.to(device, exact) for part in (centre, shut, stretch))
+    bias = -torch.cat([centre.flatten(), shut.flatten()]).to(device, exact)
     writing = write.flatten(1).T.contiguous().to(device, products)
-    return _Numbers(reading.to(device), centre, shut, stretch, writing)
+    return _Numbers(reading.to(device), bias, stretch.to(device, exact), writing)
 
 
 def _gates(channels: Sequence[Channel]) -> tuple[Tensor, Tensor]:
@@ -286,8 +315,9 @@ class Repair:
     def applied(self, vlm: VLM) -> Iterator[EditStats]:
         """Repair `vlm` while the context is open; yields counts of what was edited."""
         self.check(vlm)
+        insides = _Insides()
         edits = {
-            site: _SiteEdit([c for c in self.channels if c.site == site], self.fusion)
+            site: _SiteEdit([c for c in self.channels if c.site == site], self.fusion, insides)
             for site in self.sites
         }
         with edit(vlm, edits) as stats:
