@@ -28,13 +28,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import bootstrap
+from torch import Tensor
 
 from care.ablation import ablate, first_needed
 from care.activations import goals_of
 from care.anatomy import Role, Scope, Site, scope_mask
 from care.errors import FitError, UsageError
 from care.hooks import read
-from care.metrics import Measure, Part, first_token, refusal_log_odds
+from care.metrics import Measure, Pass, first_token, passes, refusal_log_odds
 from care.pairs import Pair, align
 from care.replay import Replay
 from care.scan import name_of
@@ -57,7 +58,7 @@ class EffectsConfig:
     max_cache_bytes: int = 4 * 2**30
     """Most that is remembered of the clean runs of a batch (`care.replay`)."""
 
-    check_pairs: int = 4
+    check_pairs: int = 2
     """Pairs on which the identity is checked, evenly spaced; each costs a few whole passes."""
 
     level: float = 0.95
@@ -135,30 +136,32 @@ def site_effects(
     pairs: Sequence[Pair],
     mediators: Sequence[Site | Mediator],
     *,
-    measure: Measure | None = None,
+    measures: Sequence[Measure] = (),
     config: EffectsConfig | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> tuple[SiteEffects, ...]:
     """Total, direct and indirect effects of N pairs through each of S mediators.
 
-    `measure` is m, by default the refusal log-odds. `advance` gets the number of newly finished
-    (pair, mediator) combinations.
+    `measures` are several m, by default the refusal log-odds alone; the effects by the first come
+    first. Those that need the same answer share a pass. `advance` gets the number of newly
+    finished (pair, mediator) combinations.
 
     Raises UsageError without mediators, FitError for values that aren't finite, SiteError for
     unknown sites; at least two goals are needed.
     """
     config = config or EffectsConfig()
-    measure = measure or first_token(refusal_log_odds(vlm))
+    measures = measures or [first_token(refusal_log_odds(vlm))]
     chosen = _mediators(vlm, mediators)
     if len(set(goals_of([pair.attack for pair in pairs]))) < 2:
         raise UsageError(
             f"Effects need pairs with at least 2 different goals, got {len(pairs)} pairs."
         )
-    found = exchange(vlm, pairs, chosen, measure, config, advance)
-    errors = _identity_errors(vlm, pairs, chosen, measure, found, config)
+    everything = exchange(vlm, pairs, chosen, measures, config, advance)
+    errors = _identity_errors(vlm, pairs, chosen, measures, everything, config)
     goals = goals_of([pair.attack for pair in pairs])
     return tuple(
-        _effects(sites, measure, found, row, float(errors[row]), goals, config)
+        _effects(sites, measure, found, row, float(wrong[row]), goals, config)
+        for measure, found, wrong in zip(measures, everything, errors, strict=True)
         for row, sites in enumerate(chosen)
     )
 
@@ -167,62 +170,71 @@ def exchange(
     vlm: VLM,
     pairs: Sequence[Pair],
     mediators: Sequence[Mediator],
-    measure: Measure,
+    measures: Sequence[Measure],
     config: EffectsConfig,
     advance: Callable[[int], None] | None = None,
-) -> Exchanged:
-    """Run every pair as it is and with each mediator's activations exchanged."""
-    pairs = list(pairs)
+) -> list[Exchanged]:
+    """Run every pair as it is and with each mediator's activations exchanged; one a measure."""
+    pairs, runs = list(pairs), passes(measures)
 
     def work(chunk: list[int]) -> list[tuple[np.ndarray, float]]:
         some = [pairs[index] for index in chunk]
-        parts = [
-            _Exchange(vlm, some, part, config.max_cache_bytes // (2 * len(measure.parts)))
-            for part in measure.parts
-        ]
-        rows = [np.sum([part.clean for part in parts], axis=0)]
+        share = config.max_cache_bytes // (2 * len(runs))
+        made = [_Exchange(vlm, some, run, len(measures), share) for run in runs]
+        rows = [np.sum([run.clean for run in made], axis=0)]
         for sites in mediators:
-            values = [part.exchanged(sites, config.scopes) for part in parts]
+            values = [run.exchanged(sites, config.scopes) for run in made]
             rows.append(np.sum(values, axis=0))
             if advance is not None:
                 advance(len(chunk))
-        shares = parts[0].aligned(config.scopes)
-        return list(zip(np.stack(rows).transpose(2, 0, 1), shares, strict=True))
+        shares = made[0].aligned(config.scopes)
+        return list(zip(np.stack(rows).transpose(3, 0, 1, 2), shares, strict=True))
 
     attacks = [pair.attack for pair in pairs]
     found = vlm.in_batches(attacks, config.batch_size, work)
-    values = np.stack([row for row, _ in found], axis=-1)  # (1 + S, 2, N)
-    if not np.isfinite(values).all():
-        raise FitError(
-            f"The {measure.name} aren't finite for {int((~np.isfinite(values)).any((0, 1)).sum())} "
-            f"of {len(pairs)} pairs; run the model in float32 or bfloat16."
-        )
     aligned = np.array([share for _, share in found])
-    return Exchanged(values[0, 0], values[0, 1], values[1:, 0], values[1:, 1], aligned)
+    values = np.stack([row for row, _ in found], axis=-1)  # (1 + S, 2, M, N)
+    exchanged = []
+    for place, measure in enumerate(measures):
+        benign, attack = values[:, :, place].transpose(1, 0, 2)  # each (1 + S, N)
+        _check_finite(measure, benign + attack)
+        exchanged.append(Exchanged(benign[0], attack[0], benign[1:], attack[1:], aligned))
+    return exchanged
+
+
+def _check_finite(measure: Measure, values: np.ndarray) -> None:
+    bad = int((~np.isfinite(values)).any(axis=0).sum())
+    if bad:
+        raise FitError(
+            f"The {measure.name} aren't finite for {bad} of {values.shape[1]} pairs; run the model "
+            "in float32 or bfloat16."
+        )
 
 
 class _Exchange:
-    """Both runs of a batch of pairs in one pass of a measure.
+    """Both runs of a batch of pairs in one pass for M measures.
 
-    Attributes: `clean` (2, B), signed values of the runs as they are: benign, attack.
+    Attributes: `clean` (2, M, B), signed values of the runs as they are: benign, attack.
     """
 
-    def __init__(self, vlm: VLM, pairs: Sequence[Pair], part: Part, max_bytes: int | None) -> None:
-        self.vlm, self.part = vlm, part
-        self.runs: list[Replay] = []
-        for examples in ([pair.benign for pair in pairs], [pair.attack for pair in pairs]):
-            batch = part.batch(vlm, examples)
-            self.runs.append(Replay(vlm, batch, keep=part.keep(batch), max_bytes=max_bytes))
-        self.clean = np.stack([_value(part, run, run.clean_outputs) for run in self.runs])
+    def __init__(
+        self, vlm: VLM, pairs: Sequence[Pair], run: Pass, measures: int, max_bytes: int | None
+    ) -> None:
+        self.vlm, self.run, self.measures = vlm, run, measures
+        self.runs = _both(vlm, pairs, run, max_bytes=max_bytes)
+        self.clean = np.stack([self._values(made, made.clean_outputs) for made in self.runs])
+
+    def _values(self, made: Replay, outputs: Tensor) -> np.ndarray:
+        return self.run.values(made.batch, outputs, self.measures)
 
     def exchanged(self, sites: Mediator, scopes: Sequence[Scope]) -> np.ndarray:
-        """Signed values (2, B) with what the other run has at `sites`."""
+        """Signed values (2, M, B) with what the other run has at `sites`."""
         held = [run.activations(sites) for run in self.runs]
         start = first_needed(sites, "paired")
         values = []
         for run, donors in zip(self.runs, reversed(held), strict=True):
             with ablate(self.vlm, sites, "paired", scopes=scopes, donors=donors):
-                values.append(_value(self.part, run, run.outputs(start)))
+                values.append(self._values(run, run.outputs(start)))
         return np.stack(values)
 
     def aligned(self, scopes: Sequence[Scope]) -> list[float]:
@@ -233,33 +245,38 @@ class _Exchange:
         return ((found & asked).sum(1) / asked.sum(1).clamp_min(1)).tolist()
 
 
-def _value(part: Part, run: Replay, outputs: Any) -> np.ndarray:
-    return part.sign * part.read(run.batch, outputs).double().cpu().numpy()
+def _both(vlm: VLM, pairs: Sequence[Pair], run: Pass, **options: Any) -> list[Replay]:
+    """The benign and the attacks' run of a pass."""
+    made = []
+    for examples in ([pair.benign for pair in pairs], [pair.attack for pair in pairs]):
+        batch = run.sharing.batch(vlm, examples)
+        made.append(Replay(vlm, batch, keep=run.sharing.keep(batch), **options))
+    return made
 
 
 def _identity_errors(
     vlm: VLM,
     pairs: Sequence[Pair],
     mediators: Sequence[Mediator],
-    measure: Measure,
-    found: Exchanged,
+    measures: Sequence[Measure],
+    found: Sequence[Exchanged],
     config: EffectsConfig,
 ) -> np.ndarray:
-    """Largest |TE − (NDE − NIE(x'→x))| of each mediator (S,) over some pairs.
+    """Largest |TE − (NDE − NIE(x'→x))| of each measure and mediator (M, S) over some pairs.
 
     TE and NDE come from whole passes over these pairs alone, NIE(x'→x) from `found`.
     """
     number = min(config.check_pairs, len(pairs))
     picked = [index * len(pairs) // number for index in range(number)]
     some = [pairs[index] for index in picked]
-    reversed_indirect = (found.denoised - found.attacked)[:, picked]
-    total, direct = np.zeros(number), np.zeros((len(mediators), number))
-    for part in measure.parts:
-        runs = []
-        for examples in ([pair.benign for pair in some], [pair.attack for pair in some]):
-            batch = part.batch(vlm, examples)
-            runs.append(Replay(vlm, batch, reuse=False, keep=part.keep(batch)))
-        benign, attacked = (_value(part, run, run.clean_outputs) for run in runs)
+    undone = np.stack([(one.denoised - one.attacked)[:, picked] for one in found])  # (M, S, n)
+    shape = (len(measures), number)
+    total, direct = np.zeros(shape), np.zeros((len(mediators), *shape))
+    for run in passes(measures):
+        runs = _both(vlm, some, run, reuse=False)
+        benign, attacked = (
+            run.values(made.batch, made.clean_outputs, len(measures)) for made in runs
+        )
         total += attacked - benign
         sites = sorted({site for mediator in mediators for site in mediator})
         with read(vlm, sites) as recorder:
@@ -267,8 +284,9 @@ def _identity_errors(
         for row, mediator in enumerate(mediators):
             donors = {site: recorder[site] for site in mediator}
             with ablate(vlm, mediator, "paired", scopes=config.scopes, donors=donors):
-                direct[row] += _value(part, runs[1], runs[1].outputs(0)) - benign
-    return np.abs(total - (direct - reversed_indirect)).max(axis=1)
+                values = run.values(runs[1].batch, runs[1].outputs(0), len(measures))
+                direct[row] += values - benign
+    return np.abs(total - (direct - undone.transpose(1, 0, 2))).max(axis=2).T
 
 
 def _effects(

@@ -197,17 +197,15 @@ class Inquiry:
         if self.config.contrast:
             measures.append(refusal_contrast(self.vlm))
         sites = self._parts()
-        found = []
-        with self.progress("causal effects", len(pairs) * len(sites) * len(measures)) as bar:
-            for measure in measures:
-                found += site_effects(
-                    self.vlm,
-                    pairs,
-                    sites,
-                    measure=measure,
-                    config=self.config.effects,
-                    advance=bar.advance,
-                )
+        with self.progress("causal effects", len(pairs) * len(sites)) as bar:
+            found = site_effects(
+                self.vlm,
+                pairs,
+                sites,
+                measures=measures,
+                config=self.config.effects,
+                advance=bar.advance,
+            )
         return [item.to_json() for item in found]
 
     def _parts(self) -> list[Site]:
