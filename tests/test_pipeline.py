@@ -14,7 +14,8 @@ import pytest
 
 import tiny
 from care import material, pipeline
-from care.jobs import Job
+from care.errors import UsageError
+from care.jobs import FIT_LENGTHS, Job
 from care.judges import Verdict
 from care.rows import Rows
 from care.runs import Run
@@ -108,3 +109,16 @@ def test_a_job_killed_again_and_again_ends_with_the_same_numbers(
 def test_folders_of_one_name_are_told_apart() -> None:
     folders = [Path("a/repair"), Path("b/repair"), Path("c/other")]
     assert pipeline._names(folders) == ["a/repair", "b/repair", "other"]
+
+
+def test_a_repair_is_not_fitted_on_the_sample_of_a_diagnosis(tmp_path: Path) -> None:
+    job = Job(out=tmp_path / "run")
+    with pipeline._open(job) as run:
+        run.record(sampled=True)
+        work = pipeline._Workflow(job, run, None, 1 / pipeline.SAMPLE)
+        lengths = {suite.name: len(suite) for suite in work.suites("fit")}
+    assert lengths["beside-image"] == FIT_LENGTHS["beside-image"] // pipeline.SAMPLE
+    resumed = Job(out=job.out, resume=True)
+    for command in (pipeline.repair, pipeline.fit):
+        with pytest.raises(UsageError, match="sample of the examples"):
+            command(resumed)

@@ -12,8 +12,9 @@ measure m (Vig et al. 2020, arXiv 2004.12265; Pearl 2001):
 NIE is *noising*: the attack's activation is put into the clean run, which shows that the site is
 enough. The reversed NIE is *denoising*: the clean activation is put into the attack run, which
 shows that the site is needed. Both are also given as shares of the total effect. The identity holds
-on paper whatever is measured; so it is checked between two ways to compute (whole passes, and
-replays in other batches), and fails if a run isn't what it is taken for.
+on paper whatever is measured; so it is checked between two ways to compute, whole passes and
+replays, and fails if a run isn't what it is taken for. Both are of the same batch: in bfloat16 a
+pair's log-odds depend on what stands beside it by tenths of a nat, which says nothing about either.
 
 Activations are put in at corresponding positions (`care.pairs.align`). Whole residual streams
 (`layer_out`) of aligned pairs carry everything if they are put in at every position; give a scope.
@@ -22,7 +23,7 @@ Not here: single neurons.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -58,8 +59,9 @@ class EffectsConfig:
     max_cache_bytes: int = 4 * 2**30
     """Most that is remembered of the clean runs of a batch (`care.replay`)."""
 
-    check_pairs: int = 2
-    """Pairs on which the identity is checked, evenly spaced; each costs a few whole passes."""
+    check_sites: int = 4
+    """Mediators for which the identity is checked, evenly spaced, on the first batch of pairs;
+    each costs a whole pass over it."""
 
     level: float = 0.95
     """Confidence level of all intervals."""
@@ -71,7 +73,7 @@ class EffectsConfig:
     """Seed of the bootstrap."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "check_pairs", "resamples"):
+        for name in ("batch_size", "check_sites", "resamples"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if not 0 < self.level < 1:
@@ -94,8 +96,8 @@ class SiteEffects:
     """NIE, x → x'."""
     reversed_indirect: Interval
     """NIE(x' → x)."""
-    identity_error: float
-    """Largest |TE − (NDE − NIE(x'→x))| over the checked pairs."""
+    identity_error: float | None
+    """Largest |TE − (NDE − NIE(x'→x))| of a pair; None where it wasn't checked."""
     noising: Interval | None
     """NIE / TE: share of the effect that the site brings into a clean run; None if the interval of
     the total effect contains 0."""
@@ -156,12 +158,20 @@ def site_effects(
         raise UsageError(
             f"Effects need pairs with at least 2 different goals, got {len(pairs)} pairs."
         )
-    everything = exchange(vlm, pairs, chosen, measures, config, advance)
-    errors = _identity_errors(vlm, pairs, chosen, measures, everything, config)
+    errors: dict[int, np.ndarray] = {}
+    everything = exchange(vlm, pairs, chosen, measures, config, advance, errors)
     goals = goals_of([pair.attack for pair in pairs])
     return tuple(
-        _effects(sites, measure, found, row, float(wrong[row]), goals, config)
-        for measure, found, wrong in zip(measures, everything, errors, strict=True)
+        _effects(
+            sites,
+            measure,
+            found,
+            row,
+            float(errors[row][place]) if row in errors else None,
+            goals,
+            config,
+        )
+        for place, (measure, found) in enumerate(zip(measures, everything, strict=True))
         for row, sites in enumerate(chosen)
     )
 
@@ -173,9 +183,15 @@ def exchange(
     measures: Sequence[Measure],
     config: EffectsConfig,
     advance: Callable[[int], None] | None = None,
+    errors: dict[int, np.ndarray] | None = None,
 ) -> list[Exchanged]:
-    """Run every pair as it is and with each mediator's activations exchanged; one a measure."""
+    """Run every pair as it is and with each mediator's activations exchanged; one a measure.
+
+    `errors`, if given, gets the identity's error (M,) for `config.check_sites` of the mediators.
+    """
     pairs, runs = list(pairs), passes(measures)
+    last, most = len(mediators) - 1, min(config.check_sites, len(mediators))
+    checked = np.linspace(0, last, most).round().astype(int).tolist()
 
     def work(chunk: list[int]) -> list[tuple[np.ndarray, float]]:
         some = [pairs[index] for index in chunk]
@@ -188,6 +204,10 @@ def exchange(
             if advance is not None:
                 advance(len(chunk))
         shares = made[0].aligned(config.scopes)
+        if errors is not None and not errors:
+            replayed = np.stack(rows)[:, 1]  # (1 + S, M, B)
+            asked = {row: mediators[row] for row in checked}
+            errors.update(_identity_errors(made, asked, config.scopes, replayed))
         return list(zip(np.stack(rows).transpose(3, 0, 1, 2), shares, strict=True))
 
     attacks = [pair.attack for pair in pairs]
@@ -220,7 +240,7 @@ class _Exchange:
     def __init__(
         self, vlm: VLM, pairs: Sequence[Pair], run: Pass, measures: int, max_bytes: int | None
     ) -> None:
-        self.vlm, self.run, self.measures = vlm, run, measures
+        self.vlm, self.pairs, self.run, self.measures = vlm, pairs, run, measures
         self.runs = _both(vlm, pairs, run, max_bytes=max_bytes)
         self.clean = np.stack([self._values(made, made.clean_outputs) for made in self.runs])
 
@@ -236,6 +256,22 @@ class _Exchange:
             with ablate(self.vlm, sites, "paired", scopes=scopes, donors=donors):
                 values.append(self._values(run, run.outputs(start)))
         return np.stack(values)
+
+    def whole(
+        self, mediators: Mapping[int, Mediator], scopes: Sequence[Scope]
+    ) -> tuple[np.ndarray, np.ndarray, dict[int, np.ndarray]]:
+        """Values (M, B), by whole passes: benign, attack, and attack with a mediator denoised."""
+        benign, attack = _both(self.vlm, self.pairs, self.run, reuse=False)
+        sites = sorted({site for mediator in mediators.values() for site in mediator})
+        with read(self.vlm, sites) as recorder:
+            benign.outputs(0)
+        held = {}
+        for row, mediator in mediators.items():
+            donors = {site: recorder[site] for site in mediator}
+            with ablate(self.vlm, mediator, "paired", scopes=scopes, donors=donors):
+                held[row] = self._values(attack, attack.outputs(0))
+        clean = (self._values(run, run.clean_outputs) for run in (benign, attack))
+        return *clean, held
 
     def aligned(self, scopes: Sequence[Scope]) -> list[float]:
         """Share of each attack's prompt positions in scope that have a counterpart (B,)."""
@@ -255,38 +291,23 @@ def _both(vlm: VLM, pairs: Sequence[Pair], run: Pass, **options: Any) -> list[Re
 
 
 def _identity_errors(
-    vlm: VLM,
-    pairs: Sequence[Pair],
-    mediators: Sequence[Mediator],
-    measures: Sequence[Measure],
-    found: Sequence[Exchanged],
-    config: EffectsConfig,
-) -> np.ndarray:
-    """Largest |TE − (NDE − NIE(x'→x))| of each measure and mediator (M, S) over some pairs.
+    exchanges: Sequence[_Exchange],
+    mediators: Mapping[int, Mediator],
+    scopes: Sequence[Scope],
+    replayed: np.ndarray,
+) -> dict[int, np.ndarray]:
+    """Largest |TE − (NDE − NIE(x'→x))| of a pair (M,), for some mediators.
 
-    TE and NDE come from whole passes over these pairs alone, NIE(x'→x) from `found`.
+    TE and NDE come from whole passes; NIE(x'→x) from `replayed` (1 + S, M, B), the attacks' values
+    as they are and with each mediator denoised.
     """
-    number = min(config.check_pairs, len(pairs))
-    picked = [index * len(pairs) // number for index in range(number)]
-    some = [pairs[index] for index in picked]
-    undone = np.stack([(one.denoised - one.attacked)[:, picked] for one in found])  # (M, S, n)
-    shape = (len(measures), number)
-    total, direct = np.zeros(shape), np.zeros((len(mediators), *shape))
-    for run in passes(measures):
-        runs = _both(vlm, some, run, reuse=False)
-        benign, attacked = (
-            run.values(made.batch, made.clean_outputs, len(measures)) for made in runs
-        )
-        total += attacked - benign
-        sites = sorted({site for mediator in mediators for site in mediator})
-        with read(vlm, sites) as recorder:
-            runs[0].outputs(0)
-        for row, mediator in enumerate(mediators):
-            donors = {site: recorder[site] for site in mediator}
-            with ablate(vlm, mediator, "paired", scopes=config.scopes, donors=donors):
-                values = run.values(runs[1].batch, runs[1].outputs(0), len(measures))
-                direct[row] += values - benign
-    return np.abs(total - (direct - undone.transpose(1, 0, 2))).max(axis=2).T
+    total, direct = 0.0, dict.fromkeys(mediators, 0.0)
+    for one in exchanges:
+        benign, attacked, held = one.whole(mediators, scopes)
+        total = total + attacked - benign
+        direct = {row: direct[row] + held[row] - benign for row in mediators}
+    undone = replayed[1:] - replayed[0]
+    return {row: np.abs(total - (direct[row] - undone[row])).max(axis=-1) for row in mediators}
 
 
 def _effects(
@@ -294,7 +315,7 @@ def _effects(
     measure: Measure,
     found: Exchanged,
     row: int,
-    error: float,
+    error: float | None,
     goals: Sequence[str],
     config: EffectsConfig,
 ) -> SiteEffects:

@@ -88,7 +88,7 @@ class InquiryConfig:
 
 BRIEF = InquiryConfig(
     sites=DiagnosisConfig(windows=(1,), max_attacks=12, max_benign=8),
-    effects=EffectsConfig(check_pairs=2),
+    effects=EffectsConfig(check_sites=2),
     curves=None,
     pairs=4,
     neuron_prompts=16,

@@ -19,6 +19,7 @@ and ends with the same numbers:
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -66,6 +67,9 @@ __all__ = ["Job", "diagnose", "evaluate", "fit", "repair"]
 
 Bar = Callable[..., Progress] | None
 
+SAMPLE = 4
+"""One in so many of the small world's examples is asked if only a diagnosis is wanted."""
+
 COMPARED = ("benign", "vqa", "naming", "lookalike")
 """Suites besides the attacks that controls are measured on."""
 
@@ -73,8 +77,9 @@ COMPARED = ("benign", "vqa", "naming", "lookalike")
 class _Workflow:
     """One job under way: model, judge, splits, run folder."""
 
-    def __init__(self, job: Job, run: Run, progress: Bar) -> None:
-        self.job, self.run, self.progress = job, run, progress
+    def __init__(self, job: Job, run: Run, progress: Bar, share: float = 1.0) -> None:
+        """Of the fit and validation examples a `share` is used."""
+        self.job, self.run, self.progress, self.share = job, run, progress, share
         self.vlm: VLM = load_model(job)
         self.judge: Judge = make_judge(job)
         self.splits: dict[str, list[Suite]] = {}
@@ -82,7 +87,10 @@ class _Workflow:
     def suites(self, split: Any) -> list[Suite]:
         """The suites of one split, made once."""
         if split not in self.splits:
-            self.splits[split] = suites_of(self.job, split)
+            share = 1.0 if split == "test" else self.share
+            self.splits[split] = [
+                suite.head(math.ceil(share * len(suite))) for suite in suites_of(self.job, split)
+            ]
         return self.splits[split]
 
     def stage_json(self, name: str, make: Callable[[], Any]) -> Any:
@@ -305,6 +313,7 @@ def _open(job: Job) -> Run:
 def repair(job: Job, progress: Bar = None) -> dict[str, Any]:
     """The whole job; writes the report and the artefact, and returns the report's tree."""
     with _open(job) as run:
+        _refuse_a_sample(run)
         with run.stage("model"):
             work = _Workflow(job, run, progress)
         fitter = work.fitter()
@@ -332,6 +341,14 @@ def repair(job: Job, progress: Bar = None) -> dict[str, Any]:
     return json.loads((job.out / "report.json").read_text(encoding="utf-8"))
 
 
+def _refuse_a_sample(run: Run) -> None:
+    if run.manifest.get("sampled"):
+        raise UsageError(
+            f"{run.path} holds a diagnosis on a sample of the examples, and a repair is fitted on "
+            "all of them: give another --out"
+        )
+
+
 def _record_suites(run: Run, work: _Workflow) -> None:
     run.record(
         suites={
@@ -348,9 +365,16 @@ def _record_suites(run: Run, work: _Workflow) -> None:
 
 
 def diagnose(job: Job, progress: Bar = None) -> dict[str, Any]:
-    """Only the diagnosis, whole; written to diagnosis.html and diagnosis.json."""
+    """Only the diagnosis, whole; written to diagnosis.html and diagnosis.json.
+
+    Of the small world a sample is asked, unless the folder already has answers to all of it.
+    """
     with _open(job) as run:
-        work = _Workflow(job, run, progress)
+        known = run.stage_done("material") and not run.manifest.get("sampled")
+        sampled = job.attacks is None and not known
+        run.record(sampled=sampled)
+        with run.stage("model"):
+            work = _Workflow(job, run, progress, 1 / SAMPLE if sampled else 1.0)
         fitter = work.fitter()
         found = work.channels(fitter, work.diagnosis(fitter, InquiryConfig()))
     write_diagnosis(found, job.out, f"Diagnosis of {job.model or 'the embedded model'}")
@@ -360,6 +384,7 @@ def diagnose(job: Job, progress: Bar = None) -> dict[str, Any]:
 def fit(job: Job, progress: Bar = None) -> Path:
     """Fit and select, without the proof; the folder of the artefact."""
     with _open(job) as run:
+        _refuse_a_sample(run)
         work = _Workflow(job, run, progress)
         fitter = work.fitter()
         diagnosis = work.channels(fitter, work.diagnosis(fitter, BRIEF))
