@@ -14,6 +14,7 @@ from care.neuron_repair import NeuronRepair
 from care.neuron_report import NeuronConfig
 from care.report import write_diagnosis
 from care.scan import ScanRow
+from care.verdict import verdict
 
 SMALL = InquiryConfig(
     sites=DiagnosisConfig(max_attacks=6, max_benign=4, generate_examples=2, top_sites=1),
@@ -73,7 +74,8 @@ def test_both_rankings_have_curves_and_other_looks_are_taken(whole):
     units = [curve["units"] for curve in trust["faithfulness"]]
     assert units == ["FFN and attention outputs", "FFN neurons"]
     assert {row["kind"] for row in trust["stability"]} >= {"half"}
-    assert whole[0]["supported"] and whole[0]["unsupported"]
+    found = verdict(whole[0])
+    assert found.supported and found.unsupported
 
 
 def test_the_page_is_written_from_the_same_tree(whole, tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 from care.ablation import Ablation
 from care.activations import Pooling
 from care.anatomy import Site, SiteKind
+from care.checks import require, require_level
 from care.components import Comparison
 from care.errors import UsageError
 from care.generated import GeneratedSite
@@ -121,12 +122,8 @@ class DiagnosisConfig:
             )
         if self.pooling not in get_args(Pooling):
             raise UsageError(f"pooling is {self.pooling!r}; use text or last.")
-        if not 0 < self.level < 1:
-            raise UsageError(f"level must lie between 0 and 1, got {self.level}.")
-        for name, least in _AT_LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"{name} must be at least {least}, got {value}.")
+        require_level(self.level)
+        require(self, _AT_LEAST)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from scipy.stats import bootstrap
 from care.ablation import ablate, first_needed
 from care.activations import goals_of
 from care.anatomy import Role, Scope, Site, scope_mask
+from care.checks import require, require_level
 from care.errors import FitError, UsageError
 from care.hooks import read
 from care.metrics import Measure, Part, first_token, refusal_log_odds
@@ -70,11 +71,8 @@ class EffectsConfig:
     """Seed of the bootstrap."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "check_pairs", "resamples"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if not 0 < self.level < 1:
-            raise UsageError(f"level must lie between 0 and 1, got {self.level}.")
+        require(self, {"batch_size": 1, "check_pairs": 1, "resamples": 1})
+        require_level(self.level)
 
 
 @dataclass(frozen=True)
