@@ -17,14 +17,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from care.ablation import Ablation
 from care.activations import BenignDonors, collect, goals_of, spread
 from care.anatomy import Site
-from care.constants import ConstantConfig, fit_constants
 from care.diagnosis import Changes, DiagnosisConfig
 from care.diagnosis_runs import Data
-from care.errors import DataError
 from care.examples import Example
 from care.finding import MIN_SITES
 from care.progress import Progress, silent
@@ -130,8 +129,8 @@ class OtherLooks:
         if len(set(goals_of(others))) < 2 or len(self.sites) < 3:
             return None
         settings, batch = self.settings, self.settings.batch_size
-        asked = [*others, *spread(benign, settings.max_benign or len(benign))]
-        means = collect(self.vlm, asked, self.sites, batch_size=batch).means
+        harmless = spread(benign, settings.max_benign or len(benign))
+        means = self._means(others, harmless, self.sites)
         with self.progress("another draw", len(self.sites) * len(others)) as bar:
             again = scan(
                 self.vlm,
@@ -191,15 +190,9 @@ class OtherLooks:
         vlm, batch = self.vlm, self.settings.batch_size
         means = constants = donors = None
         if how in ("mean", "constant"):
-            means = collect(vlm, data.examples, sites, batch_size=batch).means
+            means = self._means(data.attacks, data.benign, sites)
         if how == "constant":
-            if len(data.spare) < 2:
-                raise DataError(
-                    "Optimal constants are fitted on benign examples that aren't scored, and there "
-                    f"are {len(data.spare)} of those; give more or lower max_benign."
-                )
-            cache = ConstantConfig(max_cache_bytes=self.settings.max_cache_bytes)
-            constants = fit_constants(vlm, data.spare, means or {}, cache)
+            constants = data.constants(vlm, means or {}, self.settings)
         if how == "resample":
             donors = BenignDonors(vlm, data.attacks, data.benign, sites)
         with self.progress(f"sites removed by {how}", len(sites) * len(data.attacks)) as bar:
@@ -214,6 +207,13 @@ class OtherLooks:
                 max_cache_bytes=self.settings.max_cache_bytes,
                 advance=bar.advance,
             ).effects
+
+    def _means(
+        self, attacks: Sequence[Example], benign: Sequence[Example], sites: Sequence[Site]
+    ) -> dict[Site, Tensor]:
+        """Means per position class, over the prompts that the settings say."""
+        asked = [*attacks, *benign] if self.settings.reference == "all" else benign
+        return collect(self.vlm, asked, sites, batch_size=self.settings.batch_size).means
 
     def _mean(self, look: Effects, row: int) -> Interval:
         config = self.config
