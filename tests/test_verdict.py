@@ -360,8 +360,8 @@ FAILS = [
     (
         "neurons_repair",
         whole_answers((-0.1, -0.2, 0.0), utility=0.77),
-        "is not shown to do as well as the subspace repair: attack success 20% against 30%, utility "
-        "77% against 80%",
+        "is not shown to do as well as the subspace repair: attack success 20% against 30%, "
+        "utility 77% against 80%",
     ),
 ]
 
