@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from care.ablation import Ablation
@@ -82,7 +81,7 @@ class InquiryConfig:
     neuron_scopes: tuple[Scope, ...] | None = None
     """Positions at which the neurons of pairs are exchanged; None: all where pairs align."""
     contrast: bool = True
-    """Whether causal effects are also taken by the likelihood of whole answers."""
+    """Whether causal effects of the first kind are also taken by likelihoods of whole answers."""
     reseeded: int = 12
     """Other attacks on which single layers are removed again, to see whether another draw says the
     same; 0 leaves that out."""
@@ -101,10 +100,8 @@ class InquiryConfig:
 
     def __post_init__(self) -> None:
         require(self, {"pairs": 2, "neuron_prompts": 4, "repair_most": 1})
-        require(
-            self,
-            dict.fromkeys(("pair_kinds", "reseeded", "rescanned", "repair_prompts", "judged"), 0),
-        )
+        optional = ("pair_kinds", "reseeded", "rescanned", "repair_prompts", "judged")
+        require(self, dict.fromkeys(optional, 0))
         known = [how for how in SECOND if how != self.sites.intervention]
         if self.rescanned and self.second not in known:
             raise UsageError(
@@ -118,6 +115,7 @@ BRIEF = InquiryConfig(
     effects=EffectsConfig(check_pairs=2),
     curves=None,
     pairs=4,
+    pair_kinds=1,
     neuron_prompts=16,
     neuron_scopes=_DECISION,
     contrast=False,
@@ -191,19 +189,21 @@ class Inquiry:
     def effects(self) -> list[dict[str, Any]]:
         """Causal effects of each kind of pairs through every FFN and attention output.
 
-        By two metrics; of kinds with pairs of at least two goals.
+        Of kinds with pairs of at least two goals; of the first kind by two metrics, of others by
+        the first token alone, which is many times as cheap.
         """
         kinds = list(by_kind(self.pairs).items())[: self.config.pair_kinds]
         asked = {name: spread(pairs, self.config.pairs) for name, pairs in kinds}
         asked = {name: pairs for name, pairs in asked.items() if _several_goals(pairs)}
-        measures = [first_token(refusal_log_odds(self.vlm))]
-        if self.config.contrast:
-            measures.append(refusal_contrast(self.vlm))
-        sites = self._parts()
-        many = sum(map(len, asked.values())) * len(sites) * len(measures)
-        found = []
+        first = first_token(refusal_log_odds(self.vlm))
+        looks = [(name, pairs, first) for name, pairs in asked.items()]
+        if self.config.contrast and looks:
+            name, pairs, _ = looks[0]
+            looks.insert(1, (name, pairs, refusal_contrast(self.vlm)))
+        sites, found = self._parts(), []
+        many = sum(len(pairs) for _, pairs, _ in looks) * len(sites)
         with self.progress("causal effects", many) as bar:
-            for (name, pairs), measure in product(asked.items(), measures):
+            for name, pairs, measure in looks:
                 rows = site_effects(
                     self.vlm,
                     pairs,
