@@ -70,7 +70,8 @@ def test_parts_of_parts_may_be_empty(tree: dict[str, Any], tmp_path: Path) -> No
 
 
 def test_a_repair_of_no_neurons_says_so(tree: dict[str, Any], tmp_path: Path) -> None:
-    tree["diagnosis"]["neurons"]["repair"] |= {"neurons": [], "subspace": None}
+    none = {"neurons": [], "subspace": None, "judged": None}
+    tree["diagnosis"]["neurons"]["repair"] |= none
     page = page_of(tree, tmp_path)
     assert "No set of neurons helps within the margin" in page
     assert "subspace repair</th>" not in page
