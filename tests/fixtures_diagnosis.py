@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from care.faithfulness import FaithfulnessConfig, faithfulness
-from care.stability import Effects, StabilityConfig, families, halves
+from care.stability import Effects, StabilityConfig, agreement, families, halves
 from care.verdict import verdict
 
 N_LAYERS = 30
@@ -70,7 +70,13 @@ def diagnosis_tree(rng: np.random.Generator) -> dict[str, Any]:
         " refusing. Sites with a positive effect are recommended.",
         "heatmap": heatmap(layers),
         "comparison": comparison(),
-        "causal": [causal(layer, metric) for metric in ("a", "b") for layer in (13, 14, 15, 16)],
+        "rescan": rescan(),
+        "causal": [
+            causal(layer, metric, pairs)
+            for pairs in ("adversarial pictures", "twin requests")
+            for metric in ("a", "b")
+            for layer in (13, 14, 15, 16)
+        ],
         "neurons": neurons(),
         "trust": trust(layers),
     }
@@ -129,12 +135,24 @@ def comparison() -> list[dict[str, Any]]:
     return rows
 
 
-def causal(layer: int, metric: str) -> dict[str, Any]:
-    """Effects through one FFN; the attack lowers the refusal log-odds."""
-    total, indirect = -3.1, -1.5 * math.exp(-(((layer - 15) / 2) ** 2))
+def rescan() -> dict[str, Any]:
+    """Four sites removed by their mean and by what a benign prompt has there."""
+    sites = [
+        {"site": f"{layer}.ffn_out", "top": layer > 13}
+        | {"effect": estimate(0.2 * layer - 2), "again": estimate(0.15 * layer - 1.5)}
+        for layer in (15, 14, 13, 12)
+    ]
+    return {"intervention": "resample", "against": "mean", "sites": sites}
+
+
+def causal(layer: int, metric: str, pairs: str) -> dict[str, Any]:
+    """Effects through one FFN; a picture lowers the refusal log-odds, harm raises them."""
+    way = 1 if pairs == "twin requests" else -1
+    total, indirect = 3.1 * way, 1.5 * way * math.exp(-(((layer - 15) / 2) ** 2))
     direct = total - 0.8 * indirect
     return {
         "site": f"{layer}.ffn_out",
+        "pairs": pairs,
         "window": 1,
         "metric": metric,
         "total": estimate(total, 0.4),
@@ -177,6 +195,7 @@ def neurons() -> dict[str, Any]:
 
     found = [row(k, (0.42 - 0.045 * k) * (-1 if k % 3 == 2 else 1)) for k in range(8)]
     return {
+        "pairs": "adversarial pictures",
         "method": "atp",
         "n_neurons": 46080,
         "steps": 1,
@@ -193,7 +212,23 @@ def neurons() -> dict[str, Any]:
             "before": {"not_refused": 0.7, "benign_refused": 0.02},
             "after": {"not_refused": 0.45, "benign_refused": 0.03},
             "subspace": {"not_refused": 0.12, "benign_refused": 0.04},
+            "judged": judged(),
         },
+    }
+
+
+def judged() -> dict[str, Any]:
+    """Whole answers under both repairs."""
+    shares = {"none": 0.6, "neurons": 0.4, "subspace": 0.1}
+    return {
+        "neurons": 3,
+        "within_margin": True,
+        "edits": [
+            {"edit": edit, "asr": estimate(share)}
+            | {"utility": 0.8, "answered": 0.9, "degenerate": 0.01}
+            for edit, share in shares.items()
+        ],
+        "difference": estimate(0.3),
     }
 
 
@@ -214,7 +249,9 @@ def trust(layers: list[dict[str, Any]]) -> dict[str, Any]:
     curve = faithfulness(ranking, metric, goals, config=FaithfulnessConfig(draws=20))
     words = {"units": "FFN and attention outputs", "metric": "refusal log-odds of attacks"}
     config = StabilityConfig(splits=50, resamples=200)
+    again = Effects(values + 0.3 * rng.normal(size=values.shape), goals)
     rows = [halves(effects, config), *families(effects, config=config)]
+    rows.append(agreement(effects, again, "mean and resample", "intervention", config))
     return {
         "faithfulness": [words | curve.to_json()],
         "stability": [row.to_json() for row in rows],

@@ -12,8 +12,10 @@ from care.faithfulness import FaithfulnessConfig
 from care.inquiry import Inquiry, InquiryConfig, complete
 from care.neuron_repair import NeuronRepair
 from care.neuron_report import NeuronConfig
+from care.pairs import Pair
 from care.report import write_diagnosis
 from care.scan import ScanRow
+from care.verdict import verdict
 
 SMALL = InquiryConfig(
     sites=DiagnosisConfig(max_attacks=6, max_benign=4, generate_examples=2, top_sites=1),
@@ -22,6 +24,7 @@ SMALL = InquiryConfig(
     pairs=5,
     neuron_prompts=8,
     reseeded=4,
+    rescanned=3,
     repair_prompts=4,
     repair_most=4,
 )
@@ -72,8 +75,13 @@ def test_both_rankings_have_curves_and_other_looks_are_taken(whole):
     trust = whole[0]["trust"]
     units = [curve["units"] for curve in trust["faithfulness"]]
     assert units == ["FFN and attention outputs", "FFN neurons"]
-    assert {row["kind"] for row in trust["stability"]} >= {"half"}
-    assert whole[0]["supported"] and whole[0]["unsupported"]
+    found = verdict(whole[0])
+    assert {row["kind"] for row in trust["stability"]} >= {"half", "intervention"}
+    assert [item["top"] for item in whole[0]["rescan"]["sites"]] == [True] * 3 + [False] * 3
+    assert whole[0]["rescan"]["sites"][0]["site"] == f"{planted.LAYER}.ffn_out"
+    said = (*found.supported, *found.unsupported)
+    assert any(text.startswith("Two ways of removing") for text in said)
+    assert found.supported and found.unsupported
 
 
 def test_the_page_is_written_from_the_same_tree(whole, tmp_path):
@@ -107,3 +115,23 @@ def test_a_scan_goes_on_after_its_last_row(vlm):
     )
     assert again == first
     assert len(more) == len(rows) - len(rows) // 2
+
+
+def test_effects_are_taken_of_each_kind_of_pairs(vlm):
+    """Another kind, of pairs that don't differ: it has effects of its own, all of them nothing."""
+    pairs = [Pair(pair.attack, pair.benign, "in words") for pair in planted.pairs(6)]
+    same = [Pair(pair.benign, pair.benign, "the same") for pair in planted.pairs(6)]
+    asked = Inquiry(vlm, planted.attacks(8), planted.benign(8), pairs=[*pairs, *same], config=SMALL)
+    rows = asked.effects()
+    by = {name: [row for row in rows if row["pairs"] == name] for name in ("in words", "the same")}
+    assert len(by["in words"]) == 2 * len(by["the same"]) == 2 / 3 * len(rows) > 0
+    assert len({row["metric"] for row in by["in words"]}) == 2
+    assert all(row["total"]["rate"] == 0 and row["noising"] is None for row in by["the same"])
+    assert max(abs(row["total"]["rate"]) for row in by["in words"]) > 1
+    assert rows[0]["pairs"] == "in words"  # the first kind's first metric ranks the sites
+    asked.config = replace(SMALL, pair_kinds=1)
+    assert {row["pairs"] for row in asked.effects()} == {"in words"}
+    found = asked.neurons()
+    assert found["pairs"] == "in words"
+    assert found["found"][0]["neuron"] == planted.NEURON
+    assert asked._compared().metric.endswith("(nats; in words)")

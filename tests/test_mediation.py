@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import planted as one_neuron
 import tiny
 from care.ablation import DECISION
 from care.activations import BenignDonors, RoleMeans, collect, response_means
@@ -164,6 +165,23 @@ def test_a_planted_site_is_found(layer, how):
     assert whole.selectivity == pytest.approx(best.selectivity, rel=0.5)  # by another intervention
     assert found.recommended[0].modality == "text"
     assert str(layer) in found.verdict and "raises the refusal" in found.recommended[0].reason
+
+
+def test_the_mean_of_benign_prompts_takes_all_of_the_difference_away():
+    """A mean over both classes moves attacks part of the way, and benign prompts the rest."""
+    vlm = one_neuron.vlm()
+    site = Site(one_neuron.LAYER, "ffn_out")
+    found = {}
+    for reference in ("all", "benign"):
+        config = dataclasses.replace(FAST, reference=reference, components=("ffn",))
+        made = diagnose(
+            vlm, one_neuron.attacks(10), one_neuron.benign(10), config=config, generate=False
+        )
+        found[reference] = next(item for item in made.layers if item.site == site)
+        words = "benign" if reference == "benign" else "attack and benign"
+        assert f"its mean per position class over {words} prompts" in made.intervention
+    assert found["benign"].effect > 1.3 * found["all"].effect > 0
+    assert abs(found["benign"].benign_effect) < 0.1 < -found["all"].benign_effect
 
 
 def test_windows_around_a_planted_site_show_it():
@@ -372,6 +390,7 @@ def test_examples_are_capped_and_bad_input_is_named():
         {"intervention": "paired"},
         {"layer_intervention": "previous-layer"},
         {"pooling": "max"},
+        {"reference": "attacks"},
         {"max_attacks": 1},
         {"top_sites": -1},
         {"level": 95},

@@ -20,7 +20,7 @@ from care.judges import Judge
 from care.neuron_estimates import estimate
 from care.neuron_repair import NeuronRepair
 from care.neuron_runs import against_means, neuron_means
-from care.neuron_search import rank_for_repair, search_neurons
+from care.neuron_search import BEYOND, rank_for_repair, search_neurons
 from care.repair import Repair
 from fixtures_repair import made
 
@@ -215,14 +215,16 @@ def test_benign_refusals_are_a_limit():
     options = {"how": "zero", "most": 4}
     found = search_neurons(vlm, [PLANTED, (0, 1)], attacks, attacks, **options)
     assert found.repair is None and found.after == found.before
+    assert found.closest is not None and found.closest.neurons == (PLANTED,)
+    assert found.closest.name == BEYOND
     found = search_neurons(vlm, [PLANTED], attacks, attacks, margin=1.0, **options)
-    assert found.repair is not None
+    assert found.repair is not None and found.closest is None
 
 
 def test_no_repair_where_nothing_helps():
     vlm = planted.vlm()
     found = search_neurons(vlm, [(0, 1)], planted.attacks(3), planted.benign(3), how="zero")
-    assert found.repair is None and len(found.tried) == 2
+    assert found.repair is None and found.closest is None and len(found.tried) == 2
 
 
 def test_only_helpful_neurons_are_ranked():

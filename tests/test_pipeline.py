@@ -13,12 +13,20 @@ import numpy as np
 import pytest
 
 import tiny
-from care import material, pipeline
+from care import inquiry, material, pipeline
+from care.diagnosis import DiagnosisConfig
 from care.errors import UsageError
+from care.inquiry import InquiryConfig
 from care.jobs import FIT_LENGTHS, Job
 from care.judges import Verdict
+from care.neuron_repair import NeuronRepair
+from care.neuron_report import NeuronConfig
+from care.neuron_search import NeuronSearch, Tried
+from care.report import files as report_files
 from care.rows import Rows
 from care.runs import Run
+from care.stability import StabilityConfig
+from care.verdict import verdict
 
 COMPARED = ("suites", "outcomes", "controls", "diagnosis", "repair", "examples", "attribution")
 """Parts of a report that don't tell how long it took."""
@@ -104,6 +112,56 @@ def test_a_job_killed_again_and_again_ends_with_the_same_numbers(
     assert kills >= 6
     assert parts(again) == parts(whole)
     assert (tmp_path / "killed" / "repair").is_dir()
+
+
+SMALL = InquiryConfig(
+    sites=DiagnosisConfig(
+        windows=(1,), max_attacks=4, max_benign=3, top_sites=1, generate_examples=2, resamples=100
+    ),
+    neurons=NeuronConfig(verified=8, described=0, resamples=100),
+    curves=None,
+    stability=StabilityConfig(splits=10, resamples=100),
+    neuron_prompts=8,
+    reseeded=0,
+    rescanned=3,
+    repair_prompts=4,
+    judged=5,
+)
+
+
+def test_a_diagnosis_judges_answers_under_both_repairs_and_is_resumed(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiny model never begins with a refusal, so the search is made to find something."""
+    verdicts = []
+
+    def found(vlm, ranking, attacks, benign, **options):
+        one = tuple(ranking[:1])
+        repair = NeuronRepair.of(vlm, one, "zero")
+        return NeuronSearch(repair, Tried((), 0.9, 0.0), Tried(one, 0.5, 0.0), ())
+
+    monkeypatch.setattr(inquiry, "search_neurons", found)
+    monkeypatch.setattr(pipeline, "InquiryConfig", lambda: SMALL)
+    monkeypatch.setattr(report_files, "verdict", lambda tree: verdicts.append(1) or verdict(tree))
+    options = {"test_length": 8, "batch_size": 8, "max_new_tokens": 4, **files}
+    out = tmp_path / "run"
+    first = pipeline.diagnose(Job(out=out, **options))
+    assert len(verdicts) == 1  # and both the page and the command line show that one
+    assert first == json.loads((out / "diagnosis.json").read_text())
+    judged = first["neurons"]["repair"]["judged"]
+    assert judged["neurons"] == 1 and judged["within_margin"] is True
+    assert [item["edit"] for item in judged["edits"]] == ["none", "neurons", "subspace"]
+    assert judged["difference"]["n"] == 5
+    said = [
+        text for text in (*first["supported"], *first["unsupported"]) if "whole answers" in text
+    ]
+    assert len(said) == 1 and "suppressing 1 neuron " in said[0]
+    assert "Judged answers to other requests" in (out / "diagnosis.html").read_text()
+    rows = Rows(out / "neuron-answers" / "rows.jsonl").all()
+    used = NeuronRepair.load(out / "neurons-repair.json").neurons
+    assert len(rows) == 3 * 2 * 5 and list(map(list, used)) == first["neurons"]["repair"]["neurons"]
+    assert [row["kind"] for row in first["trust"]["stability"]].count("intervention") == 1
+    assert pipeline.diagnose(Job(out=out, resume=True, **options)) == first
 
 
 def test_folders_of_one_name_are_told_apart() -> None:

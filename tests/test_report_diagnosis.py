@@ -13,9 +13,10 @@ from care.verdict import verdict
 from fixtures_report import report_tree
 
 EVIL = "<script>alert('x')</script>"
-NEW = ("heatmap", "comparison", "causal", "neurons", "trust", "supported", "unsupported")
+NEW = ("heatmap", "rescan", "comparison", "causal", "neurons", "trust", "supported", "unsupported")
 TITLES = {
     "heatmap": "Where removing something changes refusal",
+    "rescan": "4 sites removed by resample, beside mean",
     "comparison": "<h3>FFN against attention",
     "causal": "Total, direct and indirect effects",
     "neurons": "<h3>Neurons</h3>",
@@ -61,7 +62,7 @@ def test_parts_of_parts_may_be_empty(tree: dict[str, Any], tmp_path: Path) -> No
     diagnosis = tree["diagnosis"]
     diagnosis["trust"] = {"faithfulness": [], "stability": []}
     diagnosis["neurons"] |= {"found": [], "controls": [], "control_ratio": None, "precision": {}}
-    del diagnosis["neurons"]["repair"]
+    del diagnosis["neurons"]["repair"], diagnosis["neurons"]["pairs"], diagnosis["rescan"]
     diagnosis["causal"][0] |= {"noising": None, "denoising": None}
     page = page_of(tree, tmp_path)
     assert "n/a" in page and "Would another look" not in page
@@ -69,10 +70,36 @@ def test_parts_of_parts_may_be_empty(tree: dict[str, Any], tmp_path: Path) -> No
 
 
 def test_a_repair_of_no_neurons_says_so(tree: dict[str, Any], tmp_path: Path) -> None:
-    tree["diagnosis"]["neurons"]["repair"] |= {"neurons": [], "subspace": None}
+    none = {"neurons": [], "subspace": None, "judged": None}
+    tree["diagnosis"]["neurons"]["repair"] |= none
     page = page_of(tree, tmp_path)
     assert "No set of neurons helps within the margin" in page
     assert "subspace repair</th>" not in page
+
+
+def test_repairs_are_compared_by_whole_answers(tree: dict[str, Any], tmp_path: Path) -> None:
+    repair = tree["diagnosis"]["neurons"]["repair"]
+    page = page_of(tree, tmp_path)
+    assert "3 neurons suppressed</th>" in page and "beyond the margin" not in page
+    assert '<b data-key="diagnosis.neurons.repair.judged.edits.1.asr.rate">40.0%</b>' in page
+    repair["judged"] |= {"within_margin": False, "neurons": 1}
+    repair["judged"]["edits"][2]["utility"] = None
+    page = page_of(tree, tmp_path)
+    assert "1 neuron suppressed (beyond the margin)</th>" in page and "n/a" in page
+    del repair["judged"]
+    assert "Judged answers to other requests" not in page_of(tree, tmp_path)
+    assert load_report(tmp_path)["diagnosis"]["neurons"]["repair"]["judged"] is None
+
+
+def test_the_page_says_which_pairs_an_effect_is_of(tree: dict[str, Any], tmp_path: Path) -> None:
+    page = page_of(tree, tmp_path)
+    for pairs in ("adversarial pictures", "twin requests"):
+        assert f"<h4>Refusal log-odds, pairs: {pairs}</h4>" in page
+    assert "pairs: adversarial pictures; tokens: decision" in page
+    for row in tree["diagnosis"]["causal"]:
+        del row["pairs"]
+    assert "<h4>Refusal log-odds</h4>" in page_of(tree, tmp_path)
+    assert {row["pairs"] for row in load_report(tmp_path)["diagnosis"]["causal"]} == {""}
 
 
 def test_the_verdict_is_that_of_the_figures(tree: dict[str, Any], tmp_path: Path) -> None:
@@ -101,7 +128,15 @@ def test_words_of_the_diagnosis_are_escaped(tree: dict[str, Any], tmp_path: Path
     for row in diagnosis["causal"]:
         row["site"] = EVIL + row["site"]
         row["metric"] = EVIL + row["metric"]
-    diagnosis["neurons"] |= {"method": EVIL, "scopes": [EVIL], "precision": {EVIL: 0.5}}
+        row["pairs"] = EVIL + row["pairs"]
+    diagnosis["rescan"] |= {"intervention": EVIL, "against": EVIL}
+    diagnosis["rescan"]["sites"][0]["site"] = EVIL
+    diagnosis["neurons"] |= {
+        "pairs": EVIL,
+        "method": EVIL,
+        "scopes": [EVIL],
+        "precision": {EVIL: 0.5},
+    }
     diagnosis["neurons"]["repair"]["rule"] = EVIL
     for row in diagnosis["neurons"]["found"]:
         row |= {"top_tokens": [EVIL], "suppressed_tokens": [EVIL]}

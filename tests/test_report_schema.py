@@ -22,6 +22,8 @@ GATE = ("repair", "channels", 0, "gate")
 HEAT = ("diagnosis", "heatmap")
 CAUSAL = ("diagnosis", "causal")
 FOUND = ("diagnosis", "neurons", "found")
+RESCAN = ("diagnosis", "rescan", "sites")
+JUDGED = ("diagnosis", "neurons", "repair", "judged")
 CURVE = ("diagnosis", "trust", "faithfulness", 0)
 
 
@@ -48,6 +50,17 @@ FINDINGS: list[tuple[tuple[str | int, ...], Any, str]] = [
     ((*CAUSAL, 1, "total", "low"), 0.0, "causal[1].total` has rate"),
     ((*CAUSAL, 1, "direct", "rate"), -2.0, "causal[1].identity_error` is 2.4e-06, but total less"),
     ((*CAUSAL, 1, "identity_error"), -1, "causal[1].identity_error` is -1; it must lie"),
+    ((*RESCAN, 1, "site"), "15.ffn_out", "rescan.sites[1].site` repeats '15.ffn_out'"),
+    ((*RESCAN, 1, "again", "low"), 9.0, "rescan.sites[1].again` has rate"),
+    (
+        (*JUDGED, "edits", 1, "edit"),
+        "none",
+        "edits` has none, none, subspace; it must have none, ne",
+    ),
+    ((*JUDGED, "edits", 1, "asr", "low"), 0.9, "edits[1].asr` has rate"),
+    ((*JUDGED, "edits", 1, "asr", "rate"), 0.45, "rate` is 0.3, but neurons less subspace is 0.35"),
+    ((*JUDGED, "edits", 1, "utility"), 1.5, "edits[1].utility` is 1.5; it must lie between 0"),
+    ((*JUDGED, "difference", "low"), 0.9, "judged.difference` has rate"),
     ((*FOUND, 2, "layer"), 30, "found[2].layer` is 30, but the model has 30 layers"),
     ((*FOUND, 2, "exact"), 9.0, "found[2]` has exact 9 outside its interval"),
     ((*FOUND, 2, "q"), 0.0, "found[2].q` is 0, below p, 0.0005"),

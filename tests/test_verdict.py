@@ -78,10 +78,10 @@ def row(kind, value, low=0.2, reliability=None, name="a and the others"):
     }
 
 
-def causal(metric="log-odds", site="15.ffn_out", indirect=-1.0, **parts):
+def causal(metric="log-odds", site="15.ffn_out", indirect=-1.0, pairs="", **parts):
     keys = ("total", "direct", "reversed_indirect")
     return (
-        {"site": site, "metric": metric, "identity_error": 1e-6}
+        {"site": site, "pairs": pairs, "metric": metric, "identity_error": 1e-6}
         | {key: estimate(-1.0) for key in keys}
         | {"indirect": estimate(indirect), "noising": estimate(0.5), "denoising": estimate(0.4)}
         | parts
@@ -115,6 +115,37 @@ def suppressed(after, subspace=None, chosen=((15, 3),)):
     )
 
 
+def whole_answers(difference, within=True, **costs):
+    """Two repairs, of which the neurons succeed less often by `difference` (rate, low, high)."""
+    theirs = {"utility": 0.8, "answered": 0.9, "degenerate": 0.0}
+    rates = {"none": 0.7, "neurons": 0.3 + difference[0], "subspace": 0.3}
+    edits = [
+        {"edit": edit, "asr": about(rate, 0.0, 1.0)} | theirs | (costs if edit == "neurons" else {})
+        for edit, rate in rates.items()
+    ]
+    judged = {"neurons": 12, "within_margin": within, "edits": edits}
+    tree = suppressed(0.4)
+    tree["neurons"]["repair"]["judged"] = judged | {"difference": about(*difference)}
+    return tree
+
+
+def ways(value, low=0.2):
+    found = row("intervention", value, low, name="mean and resample, 8 greatest sites and 8 others")
+    return trusting(stability=[found])
+
+
+def of_pairs(*ways, totals=(-1.0, 1.0)):
+    """Effects on pictures and twins: the indirect ones rise over sites, or fall."""
+    kinds = zip(("pictures", "twins"), ways, totals, strict=True)
+    return {
+        "causal": [
+            causal(site=str(k), indirect=way * k, pairs=kind, total=estimate(total))
+            for kind, way, total in kinds
+            for k in range(5)
+        ]
+    }
+
+
 LAYERS = range(6)
 SINGLE = [cell(k, effect=float(k)) for k in LAYERS]
 CLEAR, UNCLEAR = (0.3, 0.1, 0.5), (0.05, -0.1, 0.2)
@@ -135,6 +166,12 @@ HOLDS = [
         "The interventions mean and zero agree on which sites matter: ρ = 1.00 over 6.",
     ),
     (
+        "interventions_agree",
+        ways(0.8),
+        "Two ways of removing sites agree on which sites matter: mean and resample, 8 greatest "
+        "sites and 8 others, ρ = 0.80 [0.20, 0.90].",
+    ),
+    (
         "windows_agree",
         {"heatmap": [*SINGLE, *(cell(k, effect=k, window=3) for k in range(1, 5))]},
         "Windows of 3 layers and single layers agree on which layers matter: ρ = 1.00",
@@ -143,9 +180,24 @@ HOLDS = [
     ("effects_add_up", {"causal": [causal()]}, "add up (largest error 1e-06 of the total effect)"),
     ("both_directions", {"causal": [causal()]}, "15.ffn_out carries the effect both ways"),
     (
+        "both_directions",
+        {"causal": [causal(pairs="pictures"), causal(site="3.ffn_out", pairs="twins")]},
+        "3.ffn_out carries the effect both ways (log-odds; twins)",
+    ),
+    (
         "metrics_agree",
         {"causal": [causal(m, str(k), -k) for m in "ab" for k in range(5)]},
         "The metrics a and b agree",
+    ),
+    (
+        "metrics_agree",
+        {"causal": [causal(m, str(k), -k, "twins") for m in "ab" for k in range(5)]},
+        "The metrics a and b (twins) agree",
+    ),
+    (
+        "pairs_agree",
+        of_pairs(-1, 1),
+        "The kinds of pairs pictures and twins (log-odds) agree on which sites matter: ρ = 1.00",
     ),
     (
         "separability_predicts",
@@ -179,6 +231,12 @@ HOLDS = [
     ("estimate_is_exact", search(), "as exact patching does: ρ = 0.80"),
     ("neurons_repair", suppressed(0.4), "Suppressing 1 neuron lowers the share of attacks"),
     ("neurons_repair", suppressed(0.1, 0.2), "Suppressing neurons closes as much as the subspace"),
+    (
+        "neurons_repair",
+        whole_answers((-0.1, -0.2, 0.0)),
+        "In whole answers, suppressing 12 neurons does as well as the subspace repair: attack "
+        "success 20% against 30%, utility 80% against 80%",
+    ),
 ]
 
 # rule, tree, words of the sentence where it fails
@@ -207,6 +265,8 @@ FAILS = [
         {"heatmap": [*SINGLE, *(cell(k, effect=-k, how="zero") for k in LAYERS)]},
         "The interventions mean and zero disagree on which sites matter: ρ = -1.00",
     ),
+    ("interventions_agree", ways(0.4), "Two ways of removing sites are not shown to agree"),
+    ("interventions_agree", ways(0.8, -0.1), "sites are not shown to agree on which sites matter"),
     (
         "windows_agree",
         {"heatmap": [*SINGLE, *(cell(k, effect=-k, window=3) for k in range(1, 5))]},
@@ -229,10 +289,16 @@ FAILS = [
         "The attacks are not shown to change log-odds: their total effect is -1.00",
     ),
     (
+        "effects_add_up",
+        {"causal": [causal(pairs="twins", identity_error=2 * MAX_IDENTITY_ERROR)]},
+        "do not add up at 15.ffn_out (twins) (largest",
+    ),
+    (
         "metrics_agree",
         {"causal": [causal(m, str(k), s * k) for m, s in (("a", 1), ("b", -1)) for k in range(5)]},
         "The metrics a and b disagree",
     ),
+    ("pairs_agree", of_pairs(1, 1), "The kinds of pairs pictures and twins (log-odds) disagree"),
     (
         "separability_predicts",
         {"rank_correlation": {"silhouette": rho(0.6), "mahalanobis": rho(0.3, -0.1)}},
@@ -286,6 +352,17 @@ FAILS = [
     ("neurons_repair", suppressed(0.7), "No set of neurons makes more attacks refused"),
     ("neurons_repair", suppressed(0.4, chosen=()), "No set of neurons"),
     ("neurons_repair", suppressed(0.4, 0.2), "closes less than the subspace repair: 40% of"),
+    (
+        "neurons_repair",
+        whole_answers((0.1, -0.1, 0.2), within=False),
+        "suppressing 12 neurons (beyond the margin of benign refusals) is not shown to do as well",
+    ),
+    (
+        "neurons_repair",
+        whole_answers((-0.1, -0.2, 0.0), utility=0.77),
+        "is not shown to do as well as the subspace repair: attack success 20% against 30%, "
+        "utility 77% against 80%",
+    ),
 ]
 
 BY_NAME = {rule.__name__: rule for rule in RULES.values()}
@@ -347,6 +424,28 @@ def test_only_the_first_intervention_is_the_plain_scan():
     rows = [cell(2), cell(4, effect=9.0, how="zero")]
     (found,) = BY_NAME["best_site_is_selective"]({"heatmap": rows})
     assert "2.ffn_out" in found.text
+
+
+def test_answers_are_compared_also_where_there_is_no_repair():
+    """The set that came closest is judged, and costs that weren't measured aren't named."""
+    tree = whole_answers((0.1, 0.0, 0.2), within=False, utility=None)
+    tree["neurons"]["repair"]["neurons"] = []
+    first, second = BY_NAME["neurons_repair"](tree)
+    assert first.text.startswith("No set of neurons") and "utility" not in second.text
+    assert "harmless requests answered 90% against 90%" in second.text
+
+
+def test_a_second_look_counts_before_cells_of_a_heatmap():
+    cells = {"heatmap": [*SINGLE, *(cell(k, effect=k, how="zero") for k in LAYERS)]}
+    (found,) = BY_NAME["interventions_agree"](ways(0.4) | cells)
+    assert not found.holds and "8 greatest" in found.text
+
+
+def test_metrics_are_compared_on_the_same_pairs_only():
+    rows = [causal("a", str(k), k, "pictures") for k in range(5)]
+    rows += [causal("b", str(k), k, "twins") for k in range(5)]
+    assert BY_NAME["metrics_agree"]({"causal": rows}) == []
+    assert BY_NAME["pairs_agree"]({"causal": rows}) == []
 
 
 def test_windows_are_compared_with_what_their_layers_do():

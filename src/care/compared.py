@@ -6,7 +6,8 @@ The behaviour that a ranking has to explain (`care.faithfulness`) is a differenc
 
 with m the refusal log-odds and x_n the benign counterpart of attack x'_n; without pairs the mean
 over benign prompts stands for m(x_n). Sites and neurons are removed by mean ablation, with means
-per position over the same prompts.
+per position class over all these prompts, x' and x together: so both sides get the same value, and
+what a removed unit did to tell them apart is gone. Means of each side's own would keep it.
 """
 
 from __future__ import annotations
@@ -39,11 +40,14 @@ class Compared:
     """x: one for each attack if `paired`, else any number."""
     paired: bool
     """Whether they belong together one by one."""
+    kind: str = ""
+    """Kind of the pairs, in words."""
 
     @classmethod
     def of_pairs(cls, pairs: Sequence[Pair]) -> Compared:
-        """Both sides of each pair."""
-        return cls(tuple(p.attack for p in pairs), tuple(p.benign for p in pairs), True)
+        """Both sides of each pair, all of one kind."""
+        attacks, benign = (tuple(getattr(p, side) for p in pairs) for side in ("attack", "benign"))
+        return cls(attacks, benign, True, pairs[0].kind if pairs else "")
 
     @property
     def goals(self) -> list[str]:
@@ -54,7 +58,8 @@ class Compared:
     def metric(self) -> str:
         """d in words."""
         other = "its benign counterpart" if self.paired else "the mean of benign prompts"
-        return f"refusal log-odds of an attack less that of {other} (nats)"
+        unit = f"nats; {self.kind}" if self.kind else "nats"
+        return f"refusal log-odds of an attack less that of {other} ({unit})"
 
     @property
     def examples(self) -> list[Example]:

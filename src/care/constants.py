@@ -23,6 +23,7 @@ from torch.nn.functional import kl_div
 from care.ablation import ablate, first_needed
 from care.activations import spread
 from care.anatomy import Role, Site
+from care.checks import require
 from care.errors import FitError, UsageError
 from care.examples import Example
 from care.replay import Replay
@@ -49,9 +50,7 @@ class ConstantConfig:
     """Bound on what is remembered of the clean pass."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "max_examples"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        require(self, {"steps": 1, "max_examples": 1})
 
 
 def fit_constants(

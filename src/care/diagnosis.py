@@ -13,12 +13,15 @@ import numpy as np
 from care.ablation import Ablation
 from care.activations import Pooling
 from care.anatomy import Site, SiteKind
+from care.checks import require, require_level
 from care.components import Comparison
 from care.errors import UsageError
 from care.generated import GeneratedSite
 from care.statistics import Interval
 
 Component = Literal["ffn", "mhsa", "layer"]
+
+Reference = Literal["all", "benign"]
 
 KINDS: dict[Component, SiteKind] = {"ffn": "ffn_out", "mhsa": "mhsa_out", "layer": "layer_out"}
 """The site of each component."""
@@ -51,6 +54,11 @@ class DiagnosisConfig:
     `constant` is fitted on benign examples beyond `max_benign`, which must be at least 2.
     `previous-layer` starts at the first layer that has an earlier one. `paired` needs pairs
     (`care.effects`)."""
+
+    reference: Reference = "all"
+    """Prompts whose mean a `mean` ablation puts at a site, the same for attacks and benign ones:
+    `all` that are scored, or the `benign` ones alone. Attacks lie further from the latter, and
+    benign prompts not at all."""
 
     layer_intervention: Ablation = "skip"
     """How a whole layer is removed; the paper bypasses it."""
@@ -119,14 +127,12 @@ class DiagnosisConfig:
             raise UsageError(
                 f"windows is {self.windows!r}; use odd numbers of layers, 1 among them."
             )
+        if self.reference not in get_args(Reference):
+            raise UsageError(f"reference is {self.reference!r}; use all or benign.")
         if self.pooling not in get_args(Pooling):
             raise UsageError(f"pooling is {self.pooling!r}; use text or last.")
-        if not 0 < self.level < 1:
-            raise UsageError(f"level must lie between 0 and 1, got {self.level}.")
-        for name, least in _AT_LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"{name} must be at least {least}, got {value}.")
+        require_level(self.level)
+        require(self, _AT_LEAST)
 
 
 @dataclass(frozen=True)

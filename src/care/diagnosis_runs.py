@@ -72,6 +72,20 @@ class Data(NamedTuple):
     def examples(self) -> list[Example]:
         return [*self.attacks, *self.benign]
 
+    def constants(
+        self, vlm: VLM, means: dict[Site, Tensor], config: DiagnosisConfig
+    ) -> dict[Site, Tensor]:
+        """Optimal constants of the sites in `means`, from benign examples that aren't scored."""
+        if not means:
+            return {}
+        if len(self.spare) < 2:
+            raise DataError(
+                "Optimal constants are fitted on benign examples that aren't scored, and there are "
+                f"{len(self.spare)} of those; give more or lower max_benign."
+            )
+        cache = ConstantConfig(max_cache_bytes=config.max_cache_bytes)
+        return fit_constants(vlm, self.spare, means, cache)
+
 
 def _chosen(examples: Sequence[Example], most: int) -> list[Example]:
     """At most `most` examples, evenly spaced, with two goals among them if there are two."""
@@ -108,9 +122,13 @@ class Job:
         ]
         sites = list(dict.fromkeys(site for removal in self.removals for site in removal.sites))
         self.collected = collect(vlm, data.examples, sites, config.pooling, config.batch_size)
+        self.means = self.collected.means
+        if config.reference == "benign":
+            self.means = collect(vlm, data.benign, sites, batch_size=config.batch_size).means
         resampled = self._sites_of("resample")
         self.donors = BenignDonors(vlm, data.attacks, data.benign, resampled) if resampled else None
-        self.constants = self._fitted(self._sites_of("constant"))
+        replaced = {site: self.means[site] for site in self._sites_of("constant")}
+        self.constants = data.constants(vlm, replaced, config)
 
     def steps(self, generate: bool) -> int:
         """Number of (example, removal) pairs and answers that the whole job takes."""
@@ -196,7 +214,7 @@ class Job:
     ) -> tuple[GeneratedSite, ...]:
         """Generated answers without each top site."""
         how = "mean" if self.config.intervention == "resample" else self.config.intervention
-        table = self.constants if how == "constant" else self.collected.means
+        table = self.constants if how == "constant" else self.means
         examples = _chosen(self.data.attacks, self.config.generate_examples)
         return confirm(
             self.vlm,
@@ -245,19 +263,6 @@ class Job:
         sites = (site for removal in self.removals if removal.how == how for site in removal.sites)
         return list(dict.fromkeys(sites))
 
-    def _fitted(self, sites: list[Site]) -> dict[Site, Tensor]:
-        """Optimal constants, from benign examples that aren't scored."""
-        if not sites:
-            return {}
-        if len(self.data.spare) < 2:
-            raise DataError(
-                "Optimal constants are fitted on benign examples that aren't scored, and there are "
-                f"{len(self.data.spare)} of those; give more or lower max_benign."
-            )
-        means = {site: self.collected.means[site] for site in sites}
-        config = ConstantConfig(max_cache_bytes=self.config.max_cache_bytes)
-        return fit_constants(self.vlm, self.data.spare, means, config)
-
     def _removal(self, sites: tuple[Site, ...]) -> Removal:
         config = self.config
         whole = sites[0].kind == "layer_out"
@@ -274,7 +279,7 @@ class Job:
             self.vlm,
             self.data.examples if examples is None else examples,
             removals,
-            means=self.collected.means,
+            means=self.means,
             constants=self.constants,
             donors=self.donors,
             batch_size=self.config.batch_size,

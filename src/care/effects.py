@@ -34,6 +34,7 @@ from torch import Tensor
 from care.ablation import ablate, first_needed
 from care.activations import goals_of
 from care.anatomy import Role, Scope, Site, scope_mask
+from care.checks import require, require_level
 from care.errors import FitError, UsageError
 from care.hooks import read
 from care.metrics import Measure, Pass, first_token, passes, refusal_log_odds
@@ -73,11 +74,8 @@ class EffectsConfig:
     """Seed of the bootstrap."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "check_sites", "resamples"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if not 0 < self.level < 1:
-            raise UsageError(f"level must lie between 0 and 1, got {self.level}.")
+        require(self, {"batch_size": 1, "check_sites": 1, "resamples": 1})
+        require_level(self.level)
 
 
 @dataclass(frozen=True)
@@ -270,8 +268,8 @@ class _Exchange:
             donors = {site: recorder[site] for site in mediator}
             with ablate(self.vlm, mediator, "paired", scopes=scopes, donors=donors):
                 held[row] = self._values(attack, attack.outputs(0))
-        clean = (self._values(run, run.clean_outputs) for run in (benign, attack))
-        return *clean, held
+        before, after = (self._values(run, run.clean_outputs) for run in (benign, attack))
+        return before, after, held
 
     def aligned(self, scopes: Sequence[Scope]) -> list[float]:
         """Share of each attack's prompt positions in scope that have a counterpart (B,)."""

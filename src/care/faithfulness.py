@@ -27,6 +27,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from scipy.stats import t as student
 
+from care.checks import require, require_level
 from care.errors import FitError, UsageError
 from care.resampling import Resamples
 from care.statistics import Interval
@@ -59,11 +60,8 @@ class FaithfulnessConfig:
     """Confidence level of all intervals, and share of the draws inside a band."""
 
     def __post_init__(self) -> None:
-        for name, least in (("sizes", 2), ("draws", 1), ("strata", 1), ("resamples", 1)):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name} must be at least {least}, got {getattr(self, name)}.")
-        if not 0.0 < self.level < 1.0:
-            raise UsageError(f"level must lie between 0 and 1, got {self.level}.")
+        require(self, {"sizes": 2, "draws": 1, "strata": 1, "resamples": 1})
+        require_level(self.level)
 
 
 @dataclass(frozen=True)

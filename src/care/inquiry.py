@@ -1,16 +1,17 @@
-"""A whole diagnosis: sites, causal effects, neurons, how far to trust them, and a verdict.
+"""A whole diagnosis: sites, causal effects, neurons, and how far to trust them.
 
 What the parts compute is in their own modules; here is which examples each gets and how the
 answers of one are asked of the next:
 
-    sites      every part of every layer removed, alone and in windows (`mediation`, `stability`)
-    effects    TE, NDE, NIE of pairs through FFN and attention outputs (`effects`)
+    sites      every part of every layer removed, alone and in windows (`mediation`, `other_looks`)
+    effects    TE, NDE, NIE of each kind of pairs through FFN and attention outputs (`effects`)
     neurons    all FFN neurons estimated, the best verified, the fewest that mend it (`neurons`)
     trust      does the ranking of sites, and of neurons, beat random ones (`faithfulness`)
 
 Each part gives plain values and can be stored, so that a killed job goes on after the last one; the
-scan of the sites goes on after its last row. `verdict` then says in words what holds and what
-doesn't. Without pairs, effects aren't taken and neurons are compared with their means.
+scan of the sites goes on after its last row. Without pairs, effects aren't taken and neurons are
+compared with their means. Not here: what holds and what doesn't, in words (`care.verdict`); that is
+said once, when a report is written.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from care.activations import collect, goals_of, spread
+from care.ablation import Ablation
+from care.activations import goals_of, spread
 from care.anatomy import Scope, Site
 from care.channels import refused_under
+from care.checks import require
 from care.compared import Compared
-from care.diagnosis import Changes, DiagnosisConfig
+from care.diagnosis import DiagnosisConfig
 from care.effects import EffectsConfig, site_effects
-from care.errors import FitError
+from care.errors import FitError, UsageError
 from care.examples import Example
 from care.faithfulness import FaithfulnessConfig, faithfulness, steps
 from care.mediation import diagnose
@@ -37,12 +40,12 @@ from care.neuron_report import NeuronConfig
 from care.neuron_runs import Neuron, against_means, between_pairs, neuron_means
 from care.neuron_search import RULE, Tried, rank_for_repair, search_neurons
 from care.neurons import find_neurons
-from care.pairs import Pair
+from care.other_looks import SECOND, OtherLooks
+from care.pairs import Pair, by_kind
 from care.progress import Progress, silent
 from care.repair import Repair
-from care.scan import Removal, ScanRow, scan
-from care.stability import Effects, StabilityConfig, agreement, families, halves
-from care.verdict import verdict
+from care.scan import ScanRow
+from care.stability import Agreement, StabilityConfig
 from care.vlm import VLM
 
 if TYPE_CHECKING:
@@ -70,20 +73,41 @@ class InquiryConfig:
     stability: StabilityConfig = field(default_factory=StabilityConfig)
     """Agreement of other looks."""
     pairs: int = 8
-    """Pairs for the causal effects of sites, and for faithfulness."""
+    """Pairs of each kind for the causal effects of sites, and of the first for faithfulness."""
+    pair_kinds: int = 2
+    """Kinds of pairs whose causal effects are taken, the first ones; 0 leaves these out."""
     neuron_prompts: int = 24
     """Attacks (or pairs), and benign prompts, that neurons are estimated and verified on."""
     neuron_scopes: tuple[Scope, ...] | None = None
     """Positions at which the neurons of pairs are exchanged; None: all where pairs align."""
     contrast: bool = True
-    """Whether causal effects are also taken by the likelihood of whole answers."""
+    """Whether causal effects of the first kind are also taken by likelihoods of whole answers."""
     reseeded: int = 12
     """Other attacks on which single layers are removed again, to see whether another draw says the
     same; 0 leaves that out."""
+    rescanned: int = 8
+    """Greatest sites, and as many others at random, that are removed in a second way; 0 leaves that
+    out."""
+    second: Ablation = "resample"
+    """That way: mean, resample, constant or zero, other than the first one."""
     repair_prompts: int = 40
     """Validation attacks, and benign requests, on which a neuron repair is chosen; 0 for none."""
     repair_most: int = 64
     """Neurons that a repair may consist of."""
+    judged: int = 12
+    """Validation requests of each suite whose whole answers a neuron repair and a subspace repair
+    are compared on, where both are at hand (`care.repairs_judged`); 0 for none."""
+
+    def __post_init__(self) -> None:
+        require(self, {"pairs": 2, "neuron_prompts": 4, "repair_most": 1})
+        optional = ("pair_kinds", "reseeded", "rescanned", "repair_prompts", "judged")
+        require(self, dict.fromkeys(optional, 0))
+        known = [how for how in SECOND if how != self.sites.intervention]
+        if self.rescanned and self.second not in known:
+            raise UsageError(
+                f"second is {self.second!r} where sites are removed by {self.sites.intervention}; "
+                f"use one of {', '.join(known)}."
+            )
 
 
 BRIEF = InquiryConfig(
@@ -91,10 +115,12 @@ BRIEF = InquiryConfig(
     effects=EffectsConfig(check_sites=2),
     curves=None,
     pairs=4,
+    pair_kinds=1,
     neuron_prompts=16,
     neuron_scopes=_DECISION,
     contrast=False,
     reseeded=0,
+    rescanned=0,
     repair_prompts=0,
 )
 """What the main job does on the way."""
@@ -139,74 +165,59 @@ class Inquiry:
             keep=keep,
         )
         assert found.changes is not None
-        return found.to_json() | {"stability": self._stability(found.changes)}
-
-    def _stability(self, changes: Changes) -> list[dict[str, Any]]:
-        """Halves, attack families and another draw, on single FFN and attention outputs."""
-        rows = [
-            row
-            for row, item in enumerate(changes.effects)
-            if item.window == 1 and item.component != "layer"
-        ]
-        split, config = changes.n_attacks, self.config.stability
-        own = Effects(changes.values[rows, :split], changes.goals[:split], changes.suites[:split])
-        found = []
-        if len(rows) > 2 and len(set(own.goals)) >= 4:
-            found.append(halves(own, config))
-        several = _families_of_two(own)
-        if several is not None:
-            found += families(several, config=config)
+        looks = OtherLooks(
+            self.vlm,
+            found.changes,
+            self.config.sites,
+            self.config.stability,
+            progress=self.progress,
+        )
+        rows: list[Agreement | None] = [*looks.parts()]
+        again = None
         if self.config.reseeded:
-            found += self._redrawn(own, [changes.effects[row].site for row in rows])
-        return [item.to_json() for item in found]
-
-    def _redrawn(self, own: Effects, sites: Sequence[Site]) -> list[Any]:
-        """The same sites removed on attacks that the first look didn't have."""
-        used = set(own.goals)
-        fresh = [e for e in self.attacks if goals_of([e])[0] not in used]
-        others = spread(fresh, self.config.reseeded)
-        if len(set(goals_of(others))) < 2:
-            return []
-        settings = self.config.sites
-        benign = spread(self.benign, settings.max_benign or len(self.benign))
-        asked = [*others, *benign]
-        means = collect(self.vlm, asked, sites, batch_size=settings.batch_size).means
-        with self.progress("another draw", len(sites) * len(others)) as bar:
-            again = scan(
-                self.vlm,
-                others,
-                [Removal((site,), settings.intervention) for site in sites],
-                means=means,
-                batch_size=settings.batch_size,
-                advance=bar.advance,
-            )
-        second = Effects(again.effects, tuple(goals_of(others)))
-        return [agreement(own, second, "another draw of attacks", "seed", self.config.stability)]
+            rows.append(looks.redrawn(self.attacks, self.benign, self.config.reseeded))
+        if self.config.rescanned:
+            how, many = self.config.second, self.config.rescanned
+            again = looks.rescan(self.attacks, self.benign, how, many)
+            rows.append(again and again.agreement)
+        return found.to_json() | {
+            "stability": [row.to_json() for row in rows if row is not None],
+            "rescan": None if again is None else again.to_json(),
+        }
 
     # -- effects ---------------------------------------------------------------------------------
 
     def effects(self) -> list[dict[str, Any]]:
-        """Causal effects of the pairs through every FFN and attention output, by two metrics.
+        """Causal effects of each kind of pairs through every FFN and attention output.
 
-        Empty without pairs of at least two goals.
+        Of kinds with pairs of at least two goals; of the first kind by two metrics, of others by
+        the first token alone, which is many times as cheap.
         """
-        pairs = spread(self.pairs, self.config.pairs)
-        if len(set(goals_of([pair.attack for pair in pairs]))) < 2:
-            return []
+        kinds = list(by_kind(self.pairs).items())[: self.config.pair_kinds]
+        asked = {name: spread(pairs, self.config.pairs) for name, pairs in kinds}
+        asked = {name: pairs for name, pairs in asked.items() if _several_goals(pairs)}
         measures = [first_token(refusal_log_odds(self.vlm))]
         if self.config.contrast:
             measures.append(refusal_contrast(self.vlm))
-        sites = self._parts()
-        with self.progress("causal effects", len(pairs) * len(sites)) as bar:
-            found = site_effects(
-                self.vlm,
-                pairs,
-                sites,
-                measures=measures,
-                config=self.config.effects,
-                advance=bar.advance,
-            )
-        return [item.to_json() for item in found]
+        sites, found = self._parts(), []
+        many = sum(len(pairs) for pairs in asked.values()) * len(sites)
+        with self.progress("causal effects", many) as bar:
+            for name, pairs in asked.items():
+                rows = site_effects(
+                    self.vlm,
+                    pairs,
+                    sites,
+                    measures=measures[: None if not found else 1],
+                    config=self.config.effects,
+                    advance=bar.advance,
+                )
+                found += [{"pairs": name, **row.to_json()} for row in rows]
+        return found
+
+    @property
+    def _first_kind(self) -> tuple[str, list[Pair]]:
+        """The first kind of pairs, which neurons and curves are of; they need one behaviour."""
+        return next(iter(by_kind(self.pairs).items()), ("", []))
 
     def _parts(self) -> list[Site]:
         """Every FFN and attention output."""
@@ -220,14 +231,17 @@ class Inquiry:
         """The neurons that carry the pairs' difference (without pairs: the attacks), and a repair.
 
         They are estimated on one half of the prompts and verified on the other. `rival` is a repair
-        to compare the neuron repair with, on the same requests; `save` gets the neuron repair.
+        to compare the neuron repair with, on the same requests; `save` gets the neuron repair, or
+        where there is none the set that comes closest.
         """
         many = self.config.neuron_prompts
-        if len(self.pairs) >= 4:
-            asked = spread(self.pairs, many)
+        kind, pairs = self._first_kind
+        if len(pairs) >= 4:
+            asked = spread(pairs, many)
             scopes = self.config.neuron_scopes
             question, verify = (between_pairs(asked[part::2], scopes=scopes) for part in (0, 1))
         else:
+            kind = ""
             attacks, benign = spread(self.attacks, many), spread(self.benign, many)
             means = neuron_means(self.vlm, benign)
             question, verify = (
@@ -239,7 +253,7 @@ class Inquiry:
         found = find_neurons(
             self.vlm, question, verify=verify, config=self.config.neurons, progress=self.progress
         )
-        return found.to_json() | {"repair": self._neuron_repair(rival, save)}
+        return {"pairs": kind, **found.to_json(), "repair": self._neuron_repair(rival, save)}
 
     def _neuron_repair(
         self, rival: Repair | None, save: Callable[[NeuronRepair], Any] | None
@@ -272,8 +286,9 @@ class Inquiry:
                 advance=bar.advance,
             )
         chosen = search.repair.neurons if search.repair else ()
-        if search.repair is not None and save is not None:
-            save(search.repair)
+        made = search.repair or search.closest
+        if made is not None and save is not None:
+            save(made)
         return {
             "rule": RULE,
             "neurons": [list(neuron) for neuron in chosen],
@@ -330,8 +345,8 @@ class Inquiry:
         return made
 
     def _compared(self) -> Compared:
-        pairs = spread(self.pairs, self.config.pairs)
-        if len(set(goals_of([pair.attack for pair in pairs]))) > 1:
+        pairs = spread(self._first_kind[1], self.config.pairs)
+        if _several_goals(pairs):
             return Compared.of_pairs(pairs)
         attacks, benign = (spread(part, self.config.pairs) for part in (self.attacks, self.benign))
         return Compared(tuple(attacks), tuple(benign), paired=False)
@@ -339,7 +354,7 @@ class Inquiry:
     def _ranked(self, effects: Sequence[Mapping[str, Any]]) -> list[Site]:
         """FFN and attention outputs by how much cleaning them undoes; all of them if unknown."""
         size: dict[str, float] = {}
-        for row in effects:  # the first metric counts
+        for row in effects:  # the first metric, and the first kind of pairs, count
             size.setdefault(row["site"], abs(row["reversed_indirect"]["rate"]))
         return sorted(self._parts(), key=lambda site: -size.get(str(site), 0.0))
 
@@ -350,15 +365,16 @@ def complete(
     neurons: Mapping[str, Any] | None,
     curves: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The `diagnosis` tree of report.json from its parts, with what holds and what doesn't."""
-    tree: dict[str, Any] = {
+    """The `diagnosis` tree of report.json from its parts.
+
+    What holds and what doesn't is said where it is written (`care.report`).
+    """
+    return {
         **{name: part for name, part in sites.items() if name != "stability"},
         "causal": list(effects),
         "neurons": neurons,
         "trust": {"faithfulness": list(curves), "stability": sites["stability"]},
     }
-    found = verdict(tree)
-    return tree | {"supported": list(found.supported), "unsupported": list(found.unsupported)}
 
 
 def _ranked_neurons(neurons: Mapping[str, Any] | None) -> list[Neuron]:
@@ -369,17 +385,8 @@ def _ranked_neurons(neurons: Mapping[str, Any] | None) -> list[Neuron]:
     ]
 
 
-def _families_of_two(effects: Effects) -> Effects | None:
-    """The effects on families of two goals or more; None if there is no second such family."""
-    assert effects.families is not None
-    goals: dict[str, set[str]] = {}
-    for family, goal in zip(effects.families, effects.goals, strict=True):
-        goals.setdefault(family, set()).add(goal)
-    kept = [k for k, family in enumerate(effects.families) if len(goals[family]) > 1]
-    names = tuple(effects.families[k] for k in kept)
-    if len(set(names)) < 2:
-        return None
-    return Effects(effects.values[:, kept], tuple(effects.goals[k] for k in kept), names)
+def _several_goals(pairs: Sequence[Pair]) -> bool:
+    return len(set(goals_of([pair.attack for pair in pairs]))) > 1
 
 
 def _first_tokens(tried: Tried) -> dict[str, float]:

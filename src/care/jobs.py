@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from care.checks import require
 from care.errors import DataError, UsageError
 from care.examples import Example, Suite
 from care.fitting import Preset
@@ -92,10 +93,7 @@ class Job:
     def __post_init__(self) -> None:
         if (self.attacks is None) != (self.benign is None):
             raise UsageError("pass both --attacks and --benign, or neither")
-        for name in ("batch_size", "max_new_tokens", "test_length"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} must be at least 1, got {value}")
+        require(self, {"batch_size": 1, "max_new_tokens": 1, "test_length": 1})
 
     @property
     def batch(self) -> int:
@@ -166,22 +164,24 @@ def _small_world(job: Job, split: Split) -> list[Suite]:
 
 
 def pairs_of(job: Job, n: int = 48) -> list[Pair]:
-    """Attacks of the small world beside benign counterparts that say the same words.
+    """At most `n` pairs of each of two kinds from the small world, on goals to fit on.
 
-    Of the embedded model the same request beside an adversarial picture and beside a plain one; of
-    others a malicious and a harmless goal in the picture. None for the user's own examples.
+    First pairs that differ in the picture: of the embedded model the same request beside an
+    adversarial and a plain one, of others a malicious and a harmless goal in the picture. Then
+    pairs that differ in the text: harmful and harmless twins. None for the user's own examples.
     """
     if job.attacks is not None:
         return []
-    from care.embedded import suites
+    from care.embedded import suites, twins
 
-    attack, benign = (
-        (suites.PGD[0], "beside-image")
+    attack, benign, kind = (
+        (suites.PGD[0], "beside-image", "adversarial pictures")
         if job.model is None
-        else ("pictured-goal", "benign-pictured")
+        else ("pictured-goal", "benign-pictured", "harmful pictures")
     )
     found = (suites.load(name, "fit", n) for name in (attack, benign))
-    return [Pair(*examples) for examples in zip(*found, strict=True)]
+    pictured = [Pair(one, other, kind) for one, other in zip(*found, strict=True)]
+    return pictured + twins.load("fit", n)
 
 
 def _own(suite: Suite, split: Split) -> list[Suite]:

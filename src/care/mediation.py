@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 _METRICS = ("silhouette", "class_separation", "mahalanobis")
 _WORDS: dict[str, str] = {
-    "mean": "replaced by its mean per position class over attack and benign prompts",
+    "mean": "replaced by its mean per position class over {reference} prompts",
     "zero": "set to zero",
     "skip": "bypassed (its output := its input)",
     "resample": "replaced by that of a benign prompt at a position of the same role",
@@ -203,6 +203,8 @@ def _intervention(config: DiagnosisConfig, data: Data) -> str:
         parts.append(f"FFN or attention output {_WORDS[how]}")
     if "layer" in config.components:
         parts.append(f"whole layer {_WORDS[config.layer_intervention]}")
+    reference = "benign" if config.reference == "benign" else "attack and benign"
+    parts = [part.format(reference=reference) for part in parts]
     return (
         f"{'; '.join(parts)}; at every prompt token, on {len(data.attacks)} attacks and "
         f"{len(data.benign)} benign prompts"

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from care.errors import FitError, SiteError, UsageError
 from care.hooks import edit
-from care.neuron_estimates import Metric, refusal_metric
+from care.neuron_estimates import refusal_metric
+from care.neuron_gradients import Metric
 from care.neuron_runs import Counterfactual, Neuron, Replacements, neuron_site
 from care.prefill import Start, first_logits, read_prompts
 from care.replay import Replay

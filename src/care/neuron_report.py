@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from care.errors import UsageError
+from care.checks import require, require_level
 from care.neuron_estimates import Method, check_method
 from care.neuron_meaning import Firing, Patch
 from care.statistics import Interval
@@ -54,12 +54,8 @@ class NeuronConfig:
     def __post_init__(self) -> None:
         check_method(self.method, self.steps, self.groups)
         least = {"verified": LEAST_VERIFIED, "described": 0, "batch_size": 1, "resamples": 1}
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and value < bound:
-                raise UsageError(f"{name} must be at least {bound}, got {value}.")
-        if not 0 < self.level < 1:
-            raise UsageError(f"level must lie between 0 and 1, got {self.level}.")
+        require(self, least)
+        require_level(self.level)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,9 @@ RULE = (
 )
 """How the set is chosen, in words."""
 
+BEYOND = "neurons beyond the margin"
+"""Name of a set of neurons that is no repair, since it has too many benign requests refused."""
+
 _PRUNED = 32
 
 
@@ -58,6 +61,9 @@ class NeuronSearch:
     """Every set that was measured, in order."""
     rule: str = RULE
     """How the set was chosen."""
+    closest: NeuronRepair | None = None
+    """Where there is no repair, the set that leaves least attacks without a refusal, whatever it
+    does to benign requests; None if no set leaves fewer than the bare model."""
 
 
 def rank_for_repair(attacks: Estimates, benign: Estimates) -> list[Neuron]:
@@ -117,7 +123,8 @@ def search_neurons(
     within = [item for item in prefixes if item.benign_refused <= allowed]
     best = min(within, key=lambda item: (item.not_refused, len(item.neurons)), default=before)
     if not best.not_refused < before.not_refused:
-        return NeuronSearch(None, before, before, tuple(trial.done.values()))
+        closest = _closest(whole, before, prefixes)
+        return NeuronSearch(None, before, before, tuple(trial.done.values()), closest=closest)
     # A set may be smaller than the best one, but it has to be better than none.
     most_open = min(best.not_refused + tolerance + 1e-9, before.not_refused - 1e-9)
 
@@ -128,6 +135,14 @@ def search_neurons(
     facts = {"rule": RULE, "how": how, "margin": margin, "tolerance": tolerance, "model": vlm.name}
     repair = replace(whole.only(chosen.neurons), manifest=facts)
     return NeuronSearch(repair, before, chosen, tuple(trial.done.values()))
+
+
+def _closest(whole: NeuronRepair, before: Tried, sets: Sequence[Tried]) -> NeuronRepair | None:
+    """The set that does most about attacks, with a name that says that it costs too much."""
+    best = min(sets, key=lambda item: (item.not_refused, item.benign_refused, len(item.neurons)))
+    if best.not_refused >= before.not_refused:
+        return None
+    return replace(whole.only(best.neurons, BEYOND), manifest={"beyond the margin": True})
 
 
 class _Trial:

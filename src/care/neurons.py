@@ -24,7 +24,8 @@ import numpy as np
 from scipy.stats import false_discovery_control
 
 from care.errors import FitError, UsageError
-from care.neuron_estimates import Estimates, Metric, estimate, goal_groups
+from care.neuron_estimates import Estimates, estimate, goal_groups
+from care.neuron_gradients import Metric
 from care.neuron_meaning import firings, written_tokens
 from care.neuron_patching import patch
 from care.neuron_report import LEAST_VERIFIED, NeuronConfig, NeuronEffect, NeuronReport

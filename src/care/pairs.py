@@ -2,9 +2,10 @@
 
 Causal effects compare two runs, so their positions have to correspond. The best pair a
 vision-language model has is one prompt beside two pictures, plain and perturbed: every token has
-its counterpart. Prompts of unequal length are matched within each role, text counted from the end
-(where the question and the answer's opening are), image tokens from the start. Not here: what is
-done with the runs (`care.effects`).
+its counterpart. Of text alone it is a pair of twins, a harmful and a harmless request that differ
+in a word or two of as many tokens. Prompts of unequal length are matched within each role, text
+counted from the end (where the question and the answer's opening are), image tokens from the start.
+Not here: what is done with the runs (`care.effects`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,16 @@ class Pair:
     """x', the malicious one."""
     benign: Example
     """x, its counterpart: a benign twin, or the same request without what makes it work."""
+    kind: str = ""
+    """What the two differ in, in words; pairs of one kind are measured together."""
+
+
+def by_kind(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
+    """The pairs of each kind, in the order in which the kinds come first."""
+    found: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        found.setdefault(pair.kind, []).append(pair)
+    return found
 
 
 def make_pairs(attacks: Sequence[Example], others: Sequence[Example]) -> list[Pair]:

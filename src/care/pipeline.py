@@ -8,6 +8,7 @@ and ends with the same numbers:
     scan.jsonl      what each part of each layer does, as it is measured
     sites.json      which components carry the attacks
     effects.json, neurons.json, curves.json   causal effects, neurons, how far to trust both
+    neuron-answers/ answers under a neuron repair, where there is one
     channels.json   at which sites the unsafe channels can be closed
     screening.json  first tokens under every candidate on the validation split
     selection/      answers under the best candidates on the validation split
@@ -23,9 +24,11 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from care.activations import spread
 from care.anatomy import Site
 from care.channels import recommended, scan_channels, scanned_sites
 from care.channels import to_json as channels_json
@@ -51,8 +54,10 @@ from care.jobs import (
 from care.judges import Judge, refused
 from care.machine import machine_facts, peak_memory_gib, versions
 from care.material import gather, load_decisions, material_from, material_to, save_decisions
+from care.neuron_repair import NeuronRepair
 from care.progress import Progress, silent
 from care.repair import Modality, Repair
+from care.repairs_judged import NEURONS, SUBSPACE, compare_answers, remaining
 from care.report import write_diagnosis, write_report
 from care.rows import Rows
 from care.runs import Run
@@ -146,17 +151,32 @@ class _Workflow:
             finally:
                 rows.close()
 
+        rival, kept = cache(fitter.repair), self.run.path / "neurons-repair.json"
+
         def neurons() -> dict[str, Any]:
-            rival = fitter.repair() if config.repair_prompts else None
             return inquiry.neurons(
-                rival, lambda found: found.save(self.run.path / "neurons-repair.json")
+                rival() if config.repair_prompts else None, lambda found: found.save(kept)
             )
 
         sites = self.stage_json("sites", scanned)
         effects = self.stage_json("effects", inquiry.effects)
         found = self.stage_json("neurons", neurons)
+        if config.judged and found["repair"] is not None and kept.exists():
+            used = [e for part in inquiry.validation for e in spread(part, config.repair_prompts)]
+            suites = remaining(self.counted("validation"), used, config.judged)
+            found["repair"]["judged"] = self.judged(suites, NeuronRepair.load(kept), rival())
         curves = self.stage_json("curves", lambda: inquiry.curves(effects, found))
         return complete(sites, effects, found, curves)
+
+    def judged(
+        self, suites: Sequence[Suite], neurons: NeuronRepair, rival: Repair
+    ) -> dict[str, Any]:
+        """Whole answers to `suites` under a neuron repair, beside those under a subspace repair."""
+        defenses = [None, (NEURONS, neurons), (SUBSPACE, rival)]
+        inner = Run(self.run.path / "neuron-answers", resume=True, config=self.job.config())
+        with inner:
+            table = self.ask(suites, defenses, "neuron answers", inner)
+        return compare_answers(table, neurons, self.job.seed)
 
     def inquiry(self, fitter: Fitter, config: InquiryConfig) -> Inquiry:
         """The diagnosis of this job, of attacks that worked."""
@@ -365,7 +385,7 @@ def _record_suites(run: Run, work: _Workflow) -> None:
 
 
 def diagnose(job: Job, progress: Bar = None) -> dict[str, Any]:
-    """Only the diagnosis, whole; written to diagnosis.html and diagnosis.json.
+    """Only the diagnosis, whole; what diagnosis.json holds, beside which is diagnosis.html.
 
     Of the small world a sample is asked, unless the folder already has answers to all of it.
     """
@@ -377,8 +397,8 @@ def diagnose(job: Job, progress: Bar = None) -> dict[str, Any]:
             work = _Workflow(job, run, progress, 1 / SAMPLE if sampled else 1.0)
         fitter = work.fitter()
         found = work.channels(fitter, work.diagnosis(fitter, InquiryConfig()))
-    write_diagnosis(found, job.out, f"Diagnosis of {job.model or 'the embedded model'}")
-    return found
+    page = write_diagnosis(found, job.out, f"Diagnosis of {job.model or 'the embedded model'}")
+    return json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
 
 
 def fit(job: Job, progress: Bar = None) -> Path:

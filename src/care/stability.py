@@ -1,4 +1,4 @@
-"""Would another look say the same? Agreement of effects across seeds, halves and attack families.
+"""Would another look say the same? Agreement of effects across seeds, halves, families and more.
 
 Takes effects of S units (sites, windows or neurons) on N examples, as `care.scan.Scan.effects`
 holds them, so it costs no run of the model. Two vectors of mean effects (S,) are compared by
@@ -20,11 +20,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from care.checks import require, require_level
 from care.errors import UsageError
 from care.resampling import Resamples
 from care.statistics import Interval, rank_correlations, spearman_bootstrap
 
-Kind = Literal["seed", "half", "family"]
+Kind = Literal["seed", "half", "family", "intervention"]
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,8 @@ class StabilityConfig:
     """Confidence level, and share of the splits between the limits."""
 
     def __post_init__(self) -> None:
-        for name in ("top", "splits", "resamples"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if not 0.0 < self.level < 1.0:
-            raise UsageError(f"level must lie between 0 and 1, got {self.level}.")
+        require(self, {"top": 1, "splits": 1, "resamples": 1})
+        require_level(self.level)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +93,8 @@ class Agreement:
     """How far two looks at the same units agree."""
 
     kind: Kind
-    """What differs: the `seed`, the `half` of the goals or the attack `family`."""
+    """What differs: the `seed`, the `half` of the goals, the attack `family`, or the
+    `intervention` by which units are removed."""
     name: str
     """The two looks, in words."""
     spearman: Interval

@@ -24,6 +24,7 @@ RULES: dict[str, Rule] = {
     "whether causal effects add up": sites.effects_add_up,
     "patching in both directions": sites.both_directions,
     "other metrics": sites.metrics_agree,
+    "other kinds of pairs": sites.pairs_agree,
     "separability against causal effect": trust.separability_predicts,
     "halves of the goals": trust.halves_agree,
     "other seeds": trust.seeds_agree,

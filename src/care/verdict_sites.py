@@ -82,12 +82,27 @@ def ffn_outweighs_attention(diagnosis: Tree) -> list[Finding]:
 
 
 def interventions_agree(diagnosis: Tree) -> list[Finding]:
-    """Another way of removing a site finds the same sites."""
+    """Another way of removing a site finds the same sites.
+
+    From a second look at some of them, or where there was none from a whole scan by each.
+    """
+    trust = diagnosis.get("trust") or {}
+    looks = [row for row in trust.get("stability", []) if row["kind"] == "intervention"]
+    if looks:
+        return [_looks_agree(row) for row in looks]
     by: dict[str, dict[tuple[str, int], float]] = {}
     for row in diagnosis.get("heatmap") or []:
         if row["window"] == 1 and row["component"] in ("ffn", "mhsa"):
             by.setdefault(row["intervention"], {})[row["component"], row["layer"]] = row["effect"]
     return _all_agree("interventions", by)
+
+
+def _looks_agree(row: Tree) -> Finding:
+    rho = row["spearman"]
+    holds = rho["rho"] >= MIN_RANK_AGREEMENT and rho["low"] > 0.0
+    verb = "agree" if holds else "are not shown to agree"
+    text = f"Two ways of removing sites {verb} on which sites matter: {row['name']}, ρ = "
+    return Finding(holds, f"{text}{figure(rho, 'rho')}.")
 
 
 def windows_agree(diagnosis: Tree) -> list[Finding]:
@@ -150,9 +165,10 @@ def effects_add_up(diagnosis: Tree) -> list[Finding]:
     words = f"largest error {shares[worst]:.2g} of the total effect"
     if shares[worst] <= MAX_IDENTITY_ERROR:
         return [Finding(True, f"Total, direct and indirect effects add up ({words}).")]
+    where = f"{rows[worst]['site']}{_on(_pairs(rows[worst]))}"
     text = (
-        f"Total, direct and indirect effects do not add up at {rows[worst]['site']} ({words}): its "
-        "causal effects can't be relied on."
+        f"Total, direct and indirect effects do not add up at {where} ({words}): its causal "
+        "effects can't be relied on."
     )
     return [Finding(False, text)]
 
@@ -160,8 +176,11 @@ def effects_add_up(diagnosis: Tree) -> list[Finding]:
 def both_directions(diagnosis: Tree) -> list[Finding]:
     """The site with the greatest indirect effect brings the attack's effect in and undoes it."""
     found = []
-    for metric in dict.fromkeys(row["metric"] for row in diagnosis.get("causal") or []):
-        rows = [row for row in diagnosis["causal"] if row["metric"] == metric]
+    looks: dict[tuple[str, str], list[Tree]] = {}
+    for row in diagnosis.get("causal") or []:
+        looks.setdefault((row["metric"], _pairs(row)), []).append(row)
+    for (name, pairs), rows in looks.items():
+        metric = f"{name}; {pairs}" if pairs else name
         best = max(rows, key=lambda row: abs(row["indirect"]["rate"]))
         shares = [best[key] for key in ("noising", "denoising")]
         if None in shares:
@@ -184,20 +203,50 @@ def both_directions(diagnosis: Tree) -> list[Finding]:
 
 def metrics_agree(diagnosis: Tree) -> list[Finding]:
     """Another metric orders the sites in the same way by indirect effect."""
-    by: dict[str, dict[str, float]] = {}
+    looks: dict[str, dict[str, dict[str, float]]] = {}
     for row in diagnosis.get("causal") or []:
+        by = looks.setdefault(_pairs(row), {})
         by.setdefault(row["metric"], {})[row["site"]] = row["indirect"]["rate"]
-    return _all_agree("metrics", by)
+    return [
+        finding for pairs, by in looks.items() for finding in _all_agree("metrics", by, _on(pairs))
+    ]
 
 
-def _all_agree(what: str, by: Mapping[str, Mapping[Any, float]]) -> list[Finding]:
+def pairs_agree(diagnosis: Tree) -> list[Finding]:
+    """Pairs of another kind order the sites in the same way, by what brings about their effect.
+
+    One kind of attack may lower refusal and the harm in a request raises it; so indirect effects
+    count in the direction of the total effect.
+    """
+    looks: dict[str, dict[str, dict[str, float]]] = {}
+    for row in diagnosis.get("causal") or []:
+        by, way = looks.setdefault(row["metric"], {}), np.sign(row["total"]["rate"])
+        by.setdefault(_pairs(row), {})[row["site"]] = float(way * row["indirect"]["rate"])
+    return [
+        finding
+        for metric, by in looks.items()
+        for finding in _all_agree("kinds of pairs", by, f" ({metric})")
+    ]
+
+
+def _all_agree(what: str, by: Mapping[str, Mapping[Any, float]], where: str = "") -> list[Finding]:
     """Agreement of every two looks, each with its effects by site, on the sites both have."""
     found = []
     for (one, first), (other, second) in combinations(by.items(), 2):
         shared = [site for site in first if site in second]
         effects = ([look[site] for site in shared] for look in (first, second))
-        found += agreement(f"the {what} {one} and {other}", *effects)
+        found += agreement(f"the {what} {one} and {other}{where}", *effects)
     return found
+
+
+def _pairs(row: Tree) -> str:
+    """The kind of pairs an effect is of; empty if it isn't known."""
+    return row.get("pairs") or ""
+
+
+def _on(pairs: str) -> str:
+    """A kind of pairs, to come after what is said of it."""
+    return f" ({pairs})" if pairs else ""
 
 
 # -- figures ---------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from care.attacks.objective import Objective, PixelPath, attackable, to_picture
+from care.checks import require
 from care.errors import ArtefactError, ModelError, UsageError
 from care.examples import Example, load_image
 from care.storage import write_whole
@@ -75,9 +76,7 @@ class PGDConfig:
             raise UsageError(f"step_size must be above 0 and at most 1, got {self.step_size}.")
         if not 0 <= self.momentum <= 1:
             raise UsageError(f"momentum must lie between 0 and 1, got {self.momentum}.")
-        for name in ("steps", "batch", "target_tokens"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        require(self, {"steps": 1, "batch": 1, "target_tokens": 1})
         if self.seed < 0:
             raise UsageError(f"seed must not be negative, got {self.seed}.")
 

@@ -17,6 +17,7 @@ def check_diagnosis(diagnosis: Tree) -> None:
     _check_scan(diagnosis)
     _check_heatmap(diagnosis)
     _check_comparison(diagnosis.get("comparison") or [])
+    _check_rescan(diagnosis.get("rescan") or {"sites": []})
     for i, row in enumerate(diagnosis.get("causal") or []):
         _check_causal(row, f"diagnosis.causal[{i}]")
     if neurons := diagnosis.get("neurons"):
@@ -89,6 +90,36 @@ def _check_comparison(rows: Sequence[Tree]) -> None:
             )
 
 
+def _check_rescan(rescan: Tree) -> None:
+    seen: set[str] = set()
+    for i, item in enumerate(rescan["sites"]):
+        path = f"diagnosis.rescan.sites[{i}]"
+        if item["site"] in seen:
+            raise problem(f"{path}.site", f"repeats {item['site']!r}")
+        seen.add(item["site"])
+        for name in ("effect", "again"):
+            check_interval(item[name], f"{path}.{name}")
+
+
+def _check_judged(judged: Tree, path: str) -> None:
+    """Each edit once, and the difference that of their attack success."""
+    rates = {item["edit"]: item["asr"]["rate"] for item in judged["edits"]}
+    names = [item["edit"] for item in judged["edits"]]
+    if sorted(names) != ["neurons", "none", "subspace"]:
+        raise problem(
+            f"{path}.edits", f"has {', '.join(names)}; it must have none, neurons and subspace once"
+        )
+    for i, item in enumerate(judged["edits"]):
+        check_interval(item["asr"], f"{path}.edits[{i}].asr")
+    check_interval(judged["difference"], f"{path}.difference")
+    gap = rates["neurons"] - rates["subspace"]
+    if abs(gap - judged["difference"]["rate"]) > TOLERANCE:
+        raise problem(
+            f"{path}.difference.rate",
+            f"is {judged['difference']['rate']:g}, but neurons less subspace is {gap:g}",
+        )
+
+
 def _check_causal(row: Tree, path: str) -> None:
     """|TE − (NDE − reversed NIE)| of the means is at most the stated error."""
     for name in ("total", "direct", "indirect", "reversed_indirect"):
@@ -108,6 +139,8 @@ def _check_causal(row: Tree, path: str) -> None:
 
 def _check_neurons(report: Tree, n_layers: int) -> None:
     _check_band(report["spearman"], "diagnosis.neurons.spearman")
+    if judged := (report.get("repair") or {}).get("judged"):
+        _check_judged(judged, "diagnosis.neurons.repair.judged")
     seen: set[tuple[int, int]] = set()
     for path, item in _neurons(report):
         _check_layer(item["layer"], n_layers, path)

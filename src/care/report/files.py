@@ -33,6 +33,7 @@ _DEFAULTS: dict[str, Any] = {
 }
 _NO_FINDINGS: dict[str, Any] = {
     "heatmap": [],
+    "rescan": None,
     "comparison": [],
     "causal": [],
     "neurons": None,
@@ -150,8 +151,11 @@ def complete(tree: Mapping[str, Any]) -> dict[str, Any]:
 def _with_verdict(diagnosis: Mapping[str, Any]) -> dict[str, Any]:
     """Every key of a valid diagnosis; the verdict is always written anew from the figures."""
     full = {**_NO_FINDINGS, **diagnosis}
+    full["causal"] = [{"pairs": "", **row} for row in full["causal"]]
     if full["neurons"] is not None:
-        full["neurons"] = {"repair": None, **full["neurons"]}
+        full["neurons"] = {"pairs": "", "repair": None, **full["neurons"]}
+        if full["neurons"]["repair"] is not None:
+            full["neurons"]["repair"] = {"judged": None, **full["neurons"]["repair"]}
     return full | {key: list(lines) for key, lines in asdict(verdict(full)).items()}
 
 

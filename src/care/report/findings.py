@@ -130,6 +130,7 @@ class CausalEffect(TypedDict):
     """Total, direct and indirect effect of the attack through one site, and patching both ways."""
 
     site: str
+    pairs: NotRequired[str]
     window: Positive
     metric: str
     total: Estimate
@@ -185,6 +186,25 @@ class Suppressed(TypedDict):
     benign_refused: Share
 
 
+class JudgedEdit(TypedDict):
+    """Whole answers on validation with one edit."""
+
+    edit: Literal["none", "neurons", "subspace"]
+    asr: ShareEstimate
+    utility: Share | None
+    answered: Share | None
+    degenerate: Share
+
+
+class JudgedRepairs(TypedDict):
+    """A neuron repair beside the subspace repair, by whole answers to the same requests."""
+
+    neurons: Positive
+    within_margin: bool
+    edits: list[JudgedEdit]
+    difference: Estimate
+
+
 class NeuronRepair(TypedDict):
     """The least set of neurons whose suppression makes attacks refused, beside the subspaces."""
 
@@ -193,11 +213,13 @@ class NeuronRepair(TypedDict):
     before: Suppressed
     after: Suppressed
     subspace: Suppressed | None
+    judged: NotRequired[JudgedRepairs | None]
 
 
 class NeuronReport(TypedDict):
     """The search over all FFN neurons, verified by exact patching."""
 
+    pairs: NotRequired[str]
     method: str
     n_neurons: Positive
     steps: Positive
@@ -245,7 +267,7 @@ class FaithfulnessCurve(TypedDict):
 class StabilityRow(TypedDict):
     """Agreement of two looks at the same units."""
 
-    kind: Literal["seed", "half", "family"]
+    kind: Literal["seed", "half", "family", "intervention"]
     name: str
     spearman: Correlation
     overlap: ShareEstimate
@@ -259,6 +281,23 @@ class Trust(TypedDict):
 
     faithfulness: list[FaithfulnessCurve]
     stability: list[StabilityRow]
+
+
+class RescannedSite(TypedDict):
+    """One site removed in two ways: effects on the same attacks."""
+
+    site: str
+    top: bool
+    effect: Estimate
+    again: Estimate
+
+
+class Rescan(TypedDict):
+    """The greatest sites, and as many others, removed in a second way."""
+
+    intervention: str
+    against: str
+    sites: list[RescannedSite]
 
 
 class Diagnosis(TypedDict):
@@ -276,6 +315,7 @@ class Diagnosis(TypedDict):
     channels: ChannelScan | None
     sign: str
     heatmap: NotRequired[list[HeatCell]]
+    rescan: NotRequired[Rescan | None]
     comparison: NotRequired[list[Comparison]]
     causal: NotRequired[list[CausalEffect]]
     neurons: NotRequired[NeuronReport | None]

@@ -149,13 +149,17 @@ def readable(token: str) -> str:
 def by_metric(
     rows: Sequence[Mapping[str, Any]],
 ) -> list[tuple[str, list[tuple[int, Mapping[str, Any]]]]]:
-    """Causal effects by metric, each with its index in `rows`, greatest indirect effect first."""
+    """Causal effects by metric and kind of pairs, with a title for each.
+
+    Each has its index in `rows`; the greatest indirect effect comes first.
+    """
     groups: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
     for index, row in enumerate(rows):
-        groups.setdefault(row["metric"], []).append((index, row))
+        title = f"{row['metric']}, pairs: {row['pairs']}" if row["pairs"] else row["metric"]
+        groups.setdefault(title, []).append((index, row))
     return [
-        (metric, sorted(items, key=lambda item: -abs(item[1]["indirect"]["rate"])))
-        for metric, items in groups.items()
+        (title, sorted(items, key=lambda item: -abs(item[1]["indirect"]["rate"])))
+        for title, items in groups.items()
     ]
 
 

@@ -1,0 +1,28 @@
+"""Bounds of the numbers in a configuration, checked in one way.
+
+    require(config, {"draws": 1, "sizes": 2})    every named field is at least its bound
+    require_level(config.level)                  0 < level < 1
+
+Not here: what a field means, and checks of several fields together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from care.errors import UsageError
+
+
+def require(config: Any, least: Mapping[str, float]) -> None:
+    """UsageError unless every field named in `least` is None or at least as great as its bound."""
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if value is not None and value < bound:
+            raise UsageError(f"{name} must be at least {bound}, got {value}.")
+
+
+def require_level(level: float) -> None:
+    """UsageError unless `level`, a confidence level, lies strictly between 0 and 1."""
+    if not 0.0 < level < 1.0:
+        raise UsageError(f"level must lie between 0 and 1, got {level}.")

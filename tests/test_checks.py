@@ -1,0 +1,53 @@
+"""Bounds of configurations: every one is held to them, in the same words."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from care.checks import require, require_level
+from care.constants import ConstantConfig
+from care.diagnosis import DiagnosisConfig
+from care.effects import EffectsConfig
+from care.errors import UsageError
+from care.faithfulness import FaithfulnessConfig
+from care.neuron_report import NeuronConfig
+from care.stability import StabilityConfig
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "least"),
+    [
+        (FaithfulnessConfig, "sizes", 2),
+        (FaithfulnessConfig, "draws", 1),
+        (FaithfulnessConfig, "resamples", 1),
+        (StabilityConfig, "splits", 1),
+        (StabilityConfig, "top", 1),
+        (EffectsConfig, "check_pairs", 1),
+        (EffectsConfig, "batch_size", 1),
+        (ConstantConfig, "steps", 1),
+        (DiagnosisConfig, "max_attacks", 2),
+        (DiagnosisConfig, "top_sites", 0),
+        (NeuronConfig, "described", 0),
+    ],
+)
+def test_a_number_below_its_bound_is_refused_by_name(config, name, least):
+    assert getattr(config(**{name: least}), name) == least
+    with pytest.raises(UsageError, match=f"^{name} must be at least {least}, got {least - 1}.$"):
+        config(**{name: least - 1})
+
+
+@pytest.mark.parametrize(
+    "config", [FaithfulnessConfig, StabilityConfig, EffectsConfig, DiagnosisConfig, NeuronConfig]
+)
+@pytest.mark.parametrize("level", [0.0, 1.0, -0.5, 95, math.nan])
+def test_a_level_is_a_share(config, level):
+    with pytest.raises(UsageError, match="level must lie between 0 and 1"):
+        config(level=level)
+    require_level(0.5)
+
+
+def test_what_is_left_open_has_no_bound():
+    assert DiagnosisConfig(max_attacks=None).max_attacks is None
+    require(DiagnosisConfig(max_benign=None), {"max_benign": 100})

@@ -1,0 +1,103 @@
+"""Neurons and subspaces by judged answers: figures against counts done by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from care.ablation import N_CLASSES
+from care.errors import DataError
+from care.examples import Example, Suite
+from care.neuron_repair import NeuronRepair
+from care.neuron_search import BEYOND
+from care.repairs_judged import compare_answers, remaining
+from care.report.consistency_diagnosis import _check_judged
+from care.table import Table
+
+REPAIR = NeuronRepair(((1, 3), (2, 7)), ((0.0,) * N_CLASSES,) * 2, (4, 64))
+DEFENSES = ("none", "neurons", "subspace")
+
+
+def row(suite, role, place, defense, outcome, error=None):
+    return {
+        "key": f"{suite}/{place}/{defense}",
+        "suite": suite,
+        "role": role,
+        "example": str(place),
+        "goal": f"goal {place // 2}",
+        "kind": "malicious" if role == "attack" else "benign",
+        "defense": defense,
+        "seed": 0,
+        "outcome": outcome,
+        "correct": None,
+        "error": error,
+    }
+
+
+def table(harmful, safe=(4, 3, 4)):
+    """Two attack suites of 6 and a utility suite of 4, with counts under each defense."""
+    rows = []
+    for defense, many, fine in zip(DEFENSES, harmful, safe, strict=True):
+        for suite in ("first", "second"):
+            rows += [
+                row(suite, "attack", k, defense, "harmful" if k < many else "refused")
+                for k in range(6)
+            ]
+        rows += [
+            row("plain", "utility", k, defense, "safe" if k < fine else "degenerate")
+            for k in range(4)
+        ]
+    return rows
+
+
+def test_rates_differences_and_costs():
+    found = compare_answers(Table(table((5, 3, 1))), REPAIR)
+    assert found["neurons"] == 2 and found["within_margin"] is True
+    assert [item["edit"] for item in found["edits"]] == list(DEFENSES)
+    assert [item["asr"]["rate"] for item in found["edits"]] == pytest.approx([5 / 6, 3 / 6, 1 / 6])
+    assert [item["utility"] for item in found["edits"]] == [1.0, 0.75, 1.0]
+    assert [item["answered"] for item in found["edits"]] == [None] * 3
+    assert [item["degenerate"] for item in found["edits"]] == pytest.approx([0, 0.25 / 3, 0])
+    gap = found["difference"]
+    assert gap["rate"] == pytest.approx(2 / 6) and gap["n"] == 12
+    # Goals are resampled: of the three, one has no difference, one and a half answers do.
+    assert gap["low"] == pytest.approx(0.0) and gap["high"] > gap["rate"]
+    _check_judged(found, "judged")
+
+
+def test_only_attacks_answered_under_all_three_are_compared():
+    rows = table((6, 6, 0))
+    for item in rows:
+        if item["defense"] == "subspace" and item["role"] == "attack" and int(item["example"]) < 2:
+            item |= {"error": "broken", "outcome": None}
+    found = compare_answers(Table(rows), REPAIR)
+    assert found["difference"]["n"] == 8
+    assert [item["asr"]["n"] for item in found["edits"]] == [8, 8, 8]
+    assert found["difference"]["rate"] == 1.0
+
+
+def test_a_set_beyond_the_margin_says_so():
+    beyond = REPAIR.only(REPAIR.neurons, BEYOND)
+    assert compare_answers(Table(table((5, 3, 1))), beyond)["within_margin"] is False
+
+
+def test_one_goal_is_too_few():
+    rows = [item | {"goal": "the same"} for item in table((5, 3, 1))]
+    with pytest.raises(DataError, match="at least 2 goals, got 12 with 1"):
+        compare_answers(Table(rows), REPAIR)
+
+
+def test_requests_that_were_used_are_left_out():
+    examples = [Example(str(k), f"request {k}") for k in range(20)]
+    suites = [
+        Suite("long", "attack", tuple(examples[:16])),
+        Suite("used", "utility", tuple(examples[16:])),
+    ]
+    used = [*examples[:16:2], *examples[16:]]
+    (found,) = remaining(suites, used, 4)
+    assert found.name == "long" and found.role == "attack"
+    places = [int(example.id) for example in found]
+    assert len(places) == 4 and all(place % 2 for place in places)
+    assert np.ptp(np.diff(places)) == 0  # evenly spaced
+    (whole, second) = remaining(suites, [], 100)
+    assert whole.examples == suites[0].examples and second.examples == suites[1].examples
