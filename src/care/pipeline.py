@@ -34,7 +34,7 @@ from care.errors import DataError, UsageError
 from care.evaluate import UNDEFENDED
 from care.evaluate import evaluate as run_evaluation
 from care.examples import Example, Suite
-from care.examples_file import read_suite
+from care.examples_file import load_suite
 from care.fitting import PRESETS, Fitter
 from care.inquiry import BRIEF, Inquiry, InquiryConfig, complete
 from care.jobs import (
@@ -58,6 +58,7 @@ from care.runs import Run
 from care.scan import ScanRow
 from care.selection import FINALISTS, RULE, Candidate, candidates, choose, ranked, screen
 from care.storage import write_whole
+from care.suites import REGISTRY
 from care.table import Table
 from care.tree import answer_pairs, attribution, report_tree
 from care.vlm import VLM
@@ -376,10 +377,11 @@ def evaluate(
 ) -> dict[str, Any]:
     """Answer and judge the test split bare and under saved repairs; the table as plain values.
 
-    `suites` names suites of the job, or JSON Lines files of examples that state their kind.
+    `suites` names suites of the job, published ones, or JSON Lines files of examples that state
+    their kind.
     """
-    files = [name for name in suites or () if name.endswith(".jsonl")]
-    own = [read_suite(name) for name in files]
+    files = [name for name in suites or () if name.endswith(".jsonl") or name in REGISTRY]
+    own = [load_suite(name) for name in files]
     named = None if suites is None else set(suites) - set(files)
     with _open(job) as run:
         work = _Workflow(job, run, progress)
