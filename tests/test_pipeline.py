@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import fixtures_suites as copies
 import tiny
 from care import material, pipeline
 from care.jobs import Job
@@ -103,6 +104,20 @@ def test_a_job_killed_again_and_again_ends_with_the_same_numbers(
     assert kills >= 6
     assert parts(again) == parts(whole)
     assert (tmp_path / "killed" / "repair").is_dir()
+
+
+def test_a_published_suite_is_evaluated_and_its_source_recorded(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, load = copies.make("strongreject").write(tmp_path / "copy"), pipeline.load_suite
+    monkeypatch.setattr(pipeline, "load_suite", lambda name: load(name, path=folder))
+    job = Job(out=tmp_path / "run", batch_size=8, max_new_tokens=4, **files)
+    tree = pipeline.evaluate(job, [], ["strongreject"])
+    assert [(suite["name"], suite["n"]) for suite in tree["suites"]] == [("strongreject", 2)]
+    recorded = json.loads((tmp_path / "run" / "manifest.json").read_text())["suites"]
+    facts = recorded["strongreject"]
+    assert facts["licence"] == "MIT" and facts["revision"].startswith("sha256:")
+    assert facts["source"].startswith("https://github.com/alexandrasouly/strongreject")
 
 
 def test_folders_of_one_name_are_told_apart() -> None:

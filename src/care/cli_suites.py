@@ -65,10 +65,20 @@ def list_suites(as_json: AsJson = False) -> None:
     print_table(["suite", "role", *splits], cells)
     print("\nPublished, fetched or read from a local copy (docs/suites.md):")
     cells = (
-        [row["name"], row["role"], str(row["size"] or "?"), row["licence"], row["get"]]
+        [row["name"], row["role"], str(row["size"] or "?"), _brief(row["licence"]), _how(row)]
         for row in published
     )
     print_table(["suite", "role", "examples", "licence", "to get it"], cells)
+    print("`care suites show NAME --facts` says more, and what has to be fetched by hand.")
+
+
+def _brief(licence: str) -> str:
+    """A licence without its remarks, so that a row fits into 80 columns."""
+    return licence.split(";")[0].split(" (")[0]
+
+
+def _how(row: dict[str, Any]) -> str:
+    return "by hand" if row["by_hand"] else "gated" if "gated" in row["get"] else "fetched"
 
 
 def _facts(benchmark: "Benchmark") -> dict[str, Any]:

@@ -336,16 +336,16 @@ def repair(job: Job, progress: Bar = None) -> dict[str, Any]:
 def _record_suites(run: Run, work: _Workflow) -> None:
     run.record(
         suites={
-            f"{suite.name}/{split}": {
-                "n": len(suite),
-                "digest": suite.digest(),
-                "licence": suite.licence,
-                "source": suite.source,
-            }
+            f"{suite.name}/{split}": {"digest": suite.digest(), **_provenance(suite)}
             for split, suites in work.splits.items()
             for suite in suites
         }
     )
+
+
+def _provenance(suite: Suite) -> dict[str, Any]:
+    facts = ("version", "licence", "source", "revision")
+    return {"n": len(suite), **{fact: getattr(suite, fact) for fact in facts}}
 
 
 def diagnose(job: Job, progress: Bar = None) -> dict[str, Any]:
@@ -398,6 +398,8 @@ def evaluate(
             (name, Repair.from_pretrained(path, work.vlm))
             for name, path in zip(_names(repairs), repairs, strict=True)
         ]
+        # Without digests: a picture that can't be read is to be a row, not the end of the run.
+        run.record(suites={suite.name: _provenance(suite) for suite in wanted})
         table = work.ask(wanted, [None, *defenses], "evaluation")
         tree = table.to_json()
         for suite in tree["suites"]:

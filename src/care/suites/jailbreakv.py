@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 from care.errors import DataError
@@ -98,7 +99,7 @@ BENCHMARKS = (
         "attack",
         "RedTeam-2K: the malicious requests behind JailBreakV-28K, in plain words.",
         2_000,
-        SOURCE,
+        replace(SOURCE, by_hand=""),  # it has no pictures
         _load_requests,
     ),
 )

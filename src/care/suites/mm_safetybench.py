@@ -16,6 +16,7 @@ variant.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -136,7 +137,7 @@ def _benchmark(name: str, variant: str, harmful: bool = False, tiny: bool = Fals
         "attack",
         f"MM-SafetyBench, {variant}, {scope}{', the small selection' if tiny else ''}.",
         0 if harmful or tiny else 1_680,
-        SOURCE,
+        SOURCE if variant != "Text_only" else replace(SOURCE, by_hand=""),
         partial(_load, variant, harmful, tiny),
         _DIFFERS,
     )

@@ -100,7 +100,8 @@ class Source:
             first = next(iter(str(error).splitlines()), type(error).__name__)
             consent = f"accept the terms at {self.page} and log in; or " if self.gated else ""
             raise DownloadError(
-                f"{relative} of {self.at} at {self.revision[:12]} can't be fetched ({first}); "
+                f"{relative} of {self.at} at {self.revision[:12]} can't be fetched "
+                f"({first.rstrip('.')}); "
                 f"{consent}go online, or pass a local copy with path."
             ) from error
 
@@ -113,7 +114,8 @@ def _get(address: str, otherwise: str) -> bytes:
             return answer.read()
     except (urllib.error.URLError, OSError, ValueError) as error:
         raise DownloadError(
-            f"{address} can't be fetched ({error}); go online, get it from {otherwise}."
+            f"{address} can't be fetched ({getattr(error, 'reason', error)}); go online, get it "
+            f"from {otherwise}."
         ) from error
 
 
