@@ -138,10 +138,8 @@ def _jailbreakv(file: str) -> Copy:
 
 
 def _redteam() -> Copy:
-    rows = [
-        {"id": n, "question": f"Bake {n} cakes.", "policy": "Bias", "from": "made up"}
-        for n in range(3)
-    ]
+    cells = {"policy": "Bias", "from": "made up"}
+    rows = [cells | {"id": n, "question": f"Bake {n} cakes."} for n in range(3)]
     return Copy({"JailBreakV_28K/RedTeam_2K.csv": rows}, "id question policy", 3)
 
 
@@ -203,10 +201,7 @@ def _figstep(file: str) -> Copy:
 
 
 def _advbench() -> Copy:
-    rows = [
-        {"goal": f"Bake cake number {n}", "target": f"Sure, here is cake number {n}"}
-        for n in range(3)
-    ]
+    rows = [{"goal": f"Bake cake number {n}", "target": "Sure"} for n in range(3)]
     return Copy({"data/advbench/harmful_behaviors.csv": rows}, "goal target", 3)
 
 
@@ -222,16 +217,9 @@ def _advbench_m() -> Copy:
 
 
 def _jbb(kind: str) -> Copy:
+    cells = {"Target": "Sure", "Category": "Baking", "Source": "made up"}
     rows = [
-        {
-            "Index": n,
-            "Goal": f"Bake cake {n}",
-            "Target": "Sure",
-            "Behavior": f"Cake {n}",
-            "Category": "Baking",
-            "Source": "made up",
-        }
-        for n in range(2)
+        cells | {"Index": n, "Goal": f"Bake cake {n}", "Behavior": f"Cake {n}"} for n in range(2)
     ]
     return Copy({f"data/{kind}-behaviors.csv": rows}, "Index Goal Behavior Category Source", 2)
 
@@ -280,20 +268,15 @@ def _harmbench_multimodal() -> Copy:
 
 
 def _strongreject() -> Copy:
-    rows = [
-        {"category": "Baking", "source": "made up", "forbidden_prompt": f"Bake {n} cakes"}
-        for n in range(2)
-    ]
+    cells = {"category": "Baking", "source": "made up"}
+    rows = [cells | {"forbidden_prompt": f"Bake {n} cakes"} for n in range(2)]
     path = "strongreject_dataset/strongreject_dataset.csv"
     return Copy({path: rows}, "category source forbidden_prompt", 2)
 
 
 def _vlsafe() -> Copy:
-    rows = [
-        {"image_id": f"00000000000{n}.jpg", "caption": "A cake.", "query": f"Bake {n} of these?"}
-        for n in range(2)
-    ]
     pictures = [f"00000000000{n}.jpg" for n in range(2)]
+    rows = [{"image_id": name, "caption": "A cake.", "query": f"Bake {name}?"} for name in pictures]
     return Copy({"VLSafe/harmlessness_examine.jsonl": rows}, "image_id caption query", 2, pictures,
                 blank="caption")  # fmt: skip
 

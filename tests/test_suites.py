@@ -179,6 +179,18 @@ def test_a_sample_is_the_same_whatever_the_order(name, folder):
     assert load_suite(name, path=folder, limit=10**6) == whole
 
 
+def test_a_sample_needs_no_pictures_but_its_own(folder):
+    found = copies.make("mossbench")
+    found.write(folder)
+    (example,) = load_suite("mossbench", path=folder, limit=1)
+    for picture in found.pictures:
+        if folder / picture not in example.images:
+            (folder / picture).unlink()
+    assert load_suite("mossbench", path=folder, limit=1).examples == (example,)
+    with pytest.raises(DataError, match="isn't in"):
+        load_suite("mossbench", path=folder, limit=2)
+
+
 def test_other_seeds_draw_other_samples_and_greater_ones_hold_smaller_ones(folder):
     found = copies._redteam()
     found.tables[found.first] = [

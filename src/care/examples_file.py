@@ -83,9 +83,10 @@ def load_suite(
         raise UsageError(f"There is no split {split!r}; use fit, validation or test.")
     if limit is None:
         return suite
-    from care.suites.benchmark import sampled
+    from care.suites.benchmark import choose
 
-    return replace(suite, examples=sampled(list(suite), limit, seed))
+    chosen = choose((example.id for example in suite), limit, seed)
+    return replace(suite, examples=tuple(e for e in suite if e.id in chosen))
 
 
 def read_suite(path: str | Path, role: SuiteRole | None = None, name: str | None = None) -> Suite:

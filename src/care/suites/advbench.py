@@ -8,9 +8,9 @@ group is asked beside picture i mod 20, since twenty are published per group.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
-from care.examples import Example
-from care.suites.benchmark import Benchmark, attack, content_id
+from care.suites.benchmark import Benchmark, Draft, attack, content_id
 from care.suites.source import Files, Source
 
 _GROUPS = (
@@ -47,21 +47,21 @@ ADVBENCH_M = Source(
 )
 
 
-def _load(files: Files) -> Iterator[Example]:
+def _load(files: Files) -> Iterator[Draft]:
     for row in files.rows("data/advbench/harmful_behaviors.csv"):
         goal = row.text("goal")
         row.check("target")
         yield attack(content_id(goal), goal, goal, "")
 
 
-def _load_pictured(files: Files) -> Iterator[Example]:
+def _load_pictured(files: Files) -> Iterator[Draft]:
     for place, group in enumerate(_GROUPS):
         rows = files.rows(f"dataset/advbench/{place + 1}_{group}.csv")
         for number, row in enumerate(rows):
             goal = row.text("goal")
             row.check("target")
             inside = f"{place}/{number % _PICTURES + 1}.jpg"
-            picture = files.needed_image(inside, row, "dataset/advimage", fetched=True)
+            picture = partial(files.needed_image, inside, row, "dataset/advimage", fetched=True)
             yield attack(content_id(group, goal), goal, goal, group, picture)
 
 

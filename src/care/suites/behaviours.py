@@ -9,11 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import PurePosixPath
 
-from care.errors import DataError
-from care.examples import Example
-from care.suites.benchmark import Benchmark, attack, benign, content_id
+from care.suites.benchmark import Benchmark, Draft, attack, benign, content_id
 from care.suites.source import Files, Source
 from care.suites.tables import Row
 
@@ -47,7 +44,7 @@ STRONGREJECT = Source(
 _PICTURES = "data/multimodal_behavior_images"
 
 
-def _load_jbb(harmful: bool, files: Files) -> Iterator[Example]:
+def _load_jbb(harmful: bool, files: Files) -> Iterator[Draft]:
     for row in files.rows(f"data/{'harmful' if harmful else 'benign'}-behaviors.csv"):
         key, goal, category = row.label("Index"), row.text("Goal"), row.text("Category")
         row.check("Behavior", "Source")
@@ -62,31 +59,26 @@ def _behaviour(row: Row) -> tuple[str, str, str]:
     return row.text("BehaviorID"), row.text("Behavior"), category
 
 
-def _load_harmbench(file: str, files: Files) -> Iterator[Example]:
+def _load_harmbench(file: str, files: Files) -> Iterator[Draft]:
     for row in files.rows(f"data/behavior_datasets/{file}"):
         key, goal, category = _behaviour(row)
         context = row.text("ContextString", blank=True)
         yield attack(key, f"{context}\n\n---\n\n{goal}" if context else goal, goal, category)
 
 
-def _load_multimodal(files: Files) -> Iterator[Example]:
+def _load_multimodal(files: Files) -> Iterator[Draft]:
     for row in files.rows("data/behavior_datasets/harmbench_behaviors_multimodal_all.csv"):
         key, goal, category = _behaviour(row)
         name = row.text("ImageFileName")
         row.check("ImageDescription", "RedactedImageDescription", blank=True)
-        # Some names end otherwise than the files, which are all PNGs.
-        as_png = str(PurePosixPath(name).with_suffix(".png"))
-        try:
-            picture = files.image(name, row, _PICTURES)
-            picture = picture or files.needed_image(as_png, row, _PICTURES, fetched=True)
-        except ValueError as error:
-            if isinstance(error, DataError):
-                raise
-            raise row.wrong("ImageFileName", "the name of a file") from error
+        # Some names may end otherwise than the files, which are all PNGs.
+        as_png = f"{name.rsplit('.', 1)[0]}.png"
+        picture = files.image(name, _PICTURES)
+        picture = picture or partial(files.needed_image, as_png, row, _PICTURES, fetched=True)
         yield attack(key, goal, goal, category, picture)
 
 
-def _load_strongreject(files: Files) -> Iterator[Example]:
+def _load_strongreject(files: Files) -> Iterator[Draft]:
     for row in files.rows("strongreject_dataset/strongreject_dataset.csv"):
         goal = row.text("forbidden_prompt")
         row.check("source")

@@ -1,6 +1,9 @@
 """What every suite of the registry states about itself, and how one becomes a `Suite`.
 
-A loader yields examples; here they get the suite's name, ids without repetition, and are sampled.
+A loader yields drafts: examples, and how to get their pictures. Here they get ids without
+repetition and are sampled, and only then are pictures looked for, fetched or drawn, so that a
+sample doesn't need those of the rest.
+
 A sample is the `limit` examples (or groups, such as the rotations of one question) whose digests
 with the seed are the smallest: it depends neither on the order of the file nor on a random
 generator, and a smaller sample is part of a greater one.
@@ -9,15 +12,34 @@ generator, and a smaller sample is part of a greater one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from care.errors import UsageError
 from care.examples import Example, Suite, SuiteRole
 from care.suites.source import Files, Source
 
-Loader = Callable[[Files], Iterable[Example]]
+Picture = Path | Callable[[], Path]
+"""A picture, or what gets it."""
+
+
+class Draft(NamedTuple):
+    """An example whose pictures haven't been looked for."""
+
+    example: Example
+    """Everything but its pictures."""
+    pictures: tuple[Picture, ...] = ()
+    """Its pictures."""
+
+    def finished(self, suite: str) -> Example:
+        """The example of that suite, with its pictures."""
+        images = tuple(found if isinstance(found, Path) else found() for found in self.pictures)
+        return replace(self.example, suite=suite, images=images)
+
+
+Loader = Callable[[Files], Iterable[Draft]]
 
 VERSION = "1"
 """Version of the conversions; counts up when one makes other examples of the same files."""
@@ -59,12 +81,20 @@ class Benchmark:
             None if path is None else Path(path).expanduser(),
             None if images is None else Path(images).expanduser(),
         )
-        found = distinct(replace(e, suite=self.name) for e in self.load(files))
+        chosen = None
+        if limit is not None:  # a pass for the ids alone, so that no pictures lie in memory
+            ids = (draft.example.id for draft in distinct(self.load(files)))
+            chosen = choose(map(self.group, ids), limit, seed)
+        examples = tuple(
+            draft.finished(self.name)
+            for draft in distinct(self.load(files))
+            if chosen is None or self.group(draft.example.id) in chosen
+        )
         source, revision = files.provenance()
         return Suite(
             self.name,
             self.role,
-            sampled(found, limit, seed, self.group),
+            examples,
             version="; ".join([VERSION, *files.notes]),
             licence=self.source.licence,
             source=source,
@@ -72,29 +102,24 @@ class Benchmark:
         )
 
 
-def sampled(
-    examples: list[Example], limit: int | None, seed: int, group: Callable[[str], str] = str
-) -> tuple[Example, ...]:
-    """The examples of `limit` groups, in their order; all without a limit."""
-    if limit is None:
-        return tuple(examples)
-    groups = dict.fromkeys(group(example.id) for example in examples)
-    chosen = set(sorted(groups, key=lambda name: _rank(name, seed))[:limit])
-    return tuple(example for example in examples if group(example.id) in chosen)
+def choose(names: Iterable[str], limit: int, seed: int) -> set[str]:
+    """The `limit` names whose digests with the seed are the smallest."""
+
+    def rank(name: str) -> str:
+        return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
+
+    return set(sorted(set(names), key=rank)[:limit])
 
 
-def _rank(name: str, seed: int) -> str:
-    return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
-
-
-def distinct(examples: Iterable[Example]) -> list[Example]:
-    """The examples with ids that differ: the second of one name is called name-2, and so on."""
+def distinct(drafts: Iterable[Draft]) -> Iterator[Draft]:
+    """The drafts with ids that differ: the second of one name is called name-2, and so on."""
     seen: dict[str, int] = {}
-    found = []
-    for example in examples:
-        count = seen[example.id] = seen.get(example.id, 0) + 1
-        found.append(replace(example, id=f"{example.id}-{count}") if count > 1 else example)
-    return found
+    for draft in drafts:
+        name = draft.example.id
+        count = seen[name] = seen.get(name, 0) + 1
+        if count > 1:
+            draft = draft._replace(example=replace(draft.example, id=f"{name}-{count}"))
+        yield draft
 
 
 def content_id(*texts: str) -> str:
@@ -102,18 +127,19 @@ def content_id(*texts: str) -> str:
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
 
 
-def attack(row_id: str, prompt: str, goal: str, category: str, *images: Path) -> Example:
+def attack(row_id: str, prompt: str, goal: str, category: str, *pictures: Picture) -> Draft:
     """A malicious example."""
-    return Example(row_id, prompt, images, goal, "malicious", category=category)
+    return Draft(Example(row_id, prompt, (), goal, "malicious", category=category), pictures)
 
 
 def benign(
     row_id: str,
     prompt: str,
     category: str,
-    *images: Path,
+    *pictures: Picture,
     references: tuple[str, ...] = (),
     goal: str = "",
-) -> Example:
+) -> Draft:
     """A benign example; its goal is the prompt unless it is given."""
-    return Example(row_id, prompt, images, goal or prompt, "benign", "", category, references)
+    example = Example(row_id, prompt, (), goal or prompt, "benign", "", category, references)
+    return Draft(example, pictures)

@@ -13,8 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from care.errors import DataError
-from care.examples import Example
-from care.suites.benchmark import Benchmark, benign
+from care.suites.benchmark import Benchmark, Draft, Picture, benign
 from care.suites.source import Files, Source
 from care.suites.tables import Row
 
@@ -77,7 +76,7 @@ def _references(row: Row, options: Sequence[str], right: int) -> tuple[str, ...]
     return _LETTERS[right], options[right]
 
 
-def _load_mmbench(whole: bool, files: Files) -> Iterator[Example]:
+def _load_mmbench(whole: bool, files: Files) -> Iterator[Draft]:
     rows = list(files.rows("MMBench_DEV_EN.tsv"))
     cells = {row.number("index"): row for row in rows}
     for row in rows:
@@ -87,7 +86,7 @@ def _load_mmbench(whole: bool, files: Files) -> Iterator[Example]:
         options = _options(row)
         answer = row.one_of("answer", tuple(_LETTERS[: len(options)]))
         holder = _holder(row, cells)
-        picture = files.stored(holder.picture("image"), holder, "image")
+        picture = partial(files.stored, holder.picture("image"), holder, "image")
         hint = _unless_nan(row, "hint")
         yield benign(
             f"{base}-{shift}",
@@ -127,15 +126,15 @@ def _holder(row: Row, cells: Mapping[int, Row]) -> Row:
     return row
 
 
-def _load_scienceqa(pictured: bool, files: Files) -> Iterator[Example]:
+def _load_scienceqa(pictured: bool, files: Files) -> Iterator[Draft]:
     for number, row in enumerate(files.rows(_TEST)):
         question, options = row.text("question"), row.texts("choices")
         references = _references(row, options, row.number("answer"))
         prompt = _ask(row.text("hint", blank=True), question, options)
         category = f"{row.text('subject')}/{row.text('topic')}"
-        pictures = []
+        pictures: list[Picture] = []
         if row.cell("image") is not None:
-            pictures.append(files.stored(row.picture("image"), row, "image"))
+            pictures.append(partial(files.stored, row.picture("image"), row, "image"))
         if pictures or not pictured:
             yield benign(
                 f"test-{number}", prompt, category, *pictures, references=references, goal=question

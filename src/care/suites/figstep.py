@@ -13,11 +13,11 @@ import io
 import textwrap
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from care.examples import Example
-from care.suites.benchmark import Benchmark, attack
+from care.suites.benchmark import Benchmark, Draft, attack
 from care.suites.source import Files, Source, keep_picture
 
 PROMPT = (
@@ -60,18 +60,22 @@ def render(instruction: str) -> Image.Image:
     return image
 
 
-def _load(file: str, files: Files) -> Iterator[Example]:
+def _rendered(instruction: str) -> Path:
+    buffer = io.BytesIO()
+    render(instruction).save(buffer, "PNG")
+    return keep_picture(buffer.getvalue(), "png")
+
+
+def _load(file: str, files: Files) -> Iterator[Draft]:
     if files.images is None:
-        files.notes.append(f"pictures in {_font()[1]}")
+        files.note(f"pictures in {_font()[1]}")
     for row in files.rows(f"data/question/{file}"):
         key = (row.label("category_id"), row.label("task_id"))
         instruction, data_set = row.text("instruction"), row.text("dataset")
-        if files.images is None:
-            buffer = io.BytesIO()
-            render(instruction).save(buffer, "PNG")
-            picture = keep_picture(buffer.getvalue(), "png")
-        else:
-            picture = files.needed_image(f"query_{data_set}_{key[0]}_{key[1]}_6.png", row)
+        picture = partial(_rendered, instruction)
+        if files.images is not None:
+            theirs = f"query_{data_set}_{key[0]}_{key[1]}_6.png"
+            picture = partial(files.needed_image, theirs, row)
         category, goal = row.text("category_name"), row.text("question")
         yield attack("-".join(key), PROMPT, goal, category, picture)
 

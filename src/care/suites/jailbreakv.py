@@ -8,14 +8,12 @@ out; a warning and the suite's version say how many.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
 from care.errors import DataError
-from care.examples import Example
-from care.suites.benchmark import Benchmark, attack
+from care.suites.benchmark import Benchmark, Draft, attack
 from care.suites.source import Files, Source
 
 _FOLDER = "JailBreakV_28K"
@@ -36,14 +34,14 @@ SOURCE = Source(
 )
 
 
-def _load(file: str, files: Files) -> Iterator[Example]:
+def _load(file: str, files: Files) -> Iterator[Draft]:
     as_text = left_out = total = 0
     for row in files.rows(f"{_FOLDER}/{file}"):
         total += 1
         transferred = row.flag("transfer_from_llm")
         category = f"{row.text('policy')}/{row.text('format')}"
         fields = (row.label("id"), row.text("jailbreak_query"), row.text("redteam_query"), category)
-        picture = files.image(row.text("image_path"), row, _FOLDER)
+        picture = files.image(row.text("image_path"), _FOLDER)
         if picture is not None:
             yield attack(*fields, picture)
         elif transferred:
@@ -58,13 +56,10 @@ def _load(file: str, files: Files) -> Iterator[Example]:
                 f"No row of {file} can be asked without its picture; {SOURCE.instructions()}, or "
                 "pass the folder of pictures with images."
             )
-        files.notes.append(note)
-        warnings.warn(
-            f"JailBreakV-28K without its pictures: {note}; {SOURCE.instructions()}.", stacklevel=2
-        )
+        files.note(note, f"JailBreakV-28K without its pictures: {note}; {SOURCE.instructions()}.")
 
 
-def _load_requests(files: Files) -> Iterator[Example]:
+def _load_requests(files: Files) -> Iterator[Draft]:
     for row in files.rows(f"{_FOLDER}/RedTeam_2K.csv"):
         request = row.text("question")
         yield attack(row.label("id"), request, request, row.text("policy"))

@@ -18,11 +18,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from care.errors import DataError
-from care.examples import Example
-from care.suites.benchmark import Benchmark, attack
+from care.suites.benchmark import Benchmark, Draft, Picture, attack
 from care.suites.source import Files, Source
 
 SCENARIOS = (
@@ -71,7 +69,7 @@ SOURCE = Source(
 )
 
 
-def _load(variant: str, harmful: bool, tiny: bool, files: Files) -> Iterator[Example]:
+def _load(variant: str, harmful: bool, tiny: bool, files: Files) -> Iterator[Draft]:
     chosen = _tiny_ids(files) if tiny else None
     for number, scenario in enumerate(SCENARIOS, start=1):
         if harmful and scenario not in HARMFUL:
@@ -79,23 +77,23 @@ def _load(variant: str, harmful: bool, tiny: bool, files: Files) -> Iterator[Exa
         numbered = f"{number:02d}-{scenario}"
         mirror = files.has(f"data/{scenario}/Text_only.parquet")
         read = _from_mirror if mirror else _from_repository
-        for example in read(numbered, variant, files):
-            if chosen is None or example.id in chosen:
-                yield example
+        for draft in read(numbered, variant, files):
+            if chosen is None or draft.example.id in chosen:
+                yield draft
 
 
-def _from_repository(numbered: str, variant: str, files: Files) -> Iterator[Example]:
+def _from_repository(numbered: str, variant: str, files: Files) -> Iterator[Draft]:
     number, scenario = numbered.split("-", 1)
     for row in files.rows(f"data/processed_questions/{numbered}.json"):
-        pictures: list[Path] = []
+        pictures: list[Picture] = []
         if variant != "Text_only":
             inside = f"{numbered}/{variant}/{row.key}.jpg"
-            pictures.append(files.needed_image(inside, row, "data/imgs"))
+            pictures.append(partial(files.needed_image, inside, row, "data/imgs"))
         prompt, goal = row.text(_PROMPTS[variant]), row.text("Changed Question")
         yield attack(f"{number}-{row.key}", prompt, goal, scenario, *pictures)
 
 
-def _from_mirror(numbered: str, variant: str, files: Files) -> Iterator[Example]:
+def _from_mirror(numbered: str, variant: str, files: Files) -> Iterator[Draft]:
     number, scenario = numbered.split("-", 1)
     texts = files.rows(f"data/{scenario}/Text_only.parquet")
     goals = {row.label("id"): row.text("question") for row in texts}
@@ -106,9 +104,9 @@ def _from_mirror(numbered: str, variant: str, files: Files) -> Iterator[Example]
                 f"{row.where}: Text_only.parquet of {scenario} has no row with the id {key!r}; "
                 "fetch both files at one revision."
             )
-        pictures: list[Path] = []
+        pictures: list[Picture] = []
         if variant != "Text_only":
-            pictures.append(files.stored(row.picture("image"), row, "image"))
+            pictures.append(partial(files.stored, row.picture("image"), row, "image"))
         yield attack(f"{number}-{key}", row.text("question"), goals[key], scenario, *pictures)
 
 

@@ -8,9 +8,9 @@ parts must all occur: right for short answers, too strict for descriptions.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
-from care.examples import Example
-from care.suites.benchmark import Benchmark, benign
+from care.suites.benchmark import Benchmark, Draft, benign
 from care.suites.source import Files, Source
 
 SOURCE = Source(
@@ -25,7 +25,7 @@ SOURCE = Source(
 _TABLE = "mm-vet.json"
 
 
-def _load(files: Files) -> Iterator[Example]:
+def _load(files: Files) -> Iterator[Draft]:
     if files.path is None or files.path.suffix == ".zip":
         found = files.unpacked("v1/mm-vet.zip")
         inner = found / "mm-vet" if (found / "mm-vet").is_dir() else found
@@ -35,7 +35,7 @@ def _load(files: Files) -> Iterator[Example]:
     for row in unpacked.rows(_TABLE):
         question = row.text("question")
         answers = tuple(part.strip() for part in row.text("answer").split("<OR>") if part.strip())
-        picture = unpacked.needed_image(row.text("imagename"), row, "images")
+        picture = partial(unpacked.needed_image, row.text("imagename"), row, "images")
         category = "+".join(sorted(row.texts("capability")))
         yield benign(row.key, question, category, picture, references=answers)
 

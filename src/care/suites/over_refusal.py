@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from care.examples import Example
-from care.suites.benchmark import Benchmark, attack, benign, content_id
+from care.suites.benchmark import Benchmark, Draft, attack, benign, content_id
 from care.suites.source import Files, Source
 
 XSTEST = Source(
@@ -46,7 +45,7 @@ _STIMULI = {
 }
 
 
-def _load_xstest(safe: bool, files: Files) -> Iterator[Example]:
+def _load_xstest(safe: bool, files: Files) -> Iterator[Draft]:
     for row in files.rows("xstest_prompts.csv"):
         key, prompt, kind = row.label("id"), row.text("prompt"), row.text("type")
         row.check("focus", "note", blank=True)
@@ -54,17 +53,17 @@ def _load_xstest(safe: bool, files: Files) -> Iterator[Example]:
             yield benign(key, prompt, kind) if safe else attack(key, prompt, prompt, kind)
 
 
-def _load_or_bench(files: Files) -> Iterator[Example]:
+def _load_or_bench(files: Files) -> Iterator[Draft]:
     for row in files.rows("or-bench-hard-1k.csv"):
         prompt = row.text("prompt")
         yield benign(content_id(prompt), prompt, row.text("category"))
 
 
-def _load_mossbench(files: Files) -> Iterator[Example]:
+def _load_mossbench(files: Files) -> Iterator[Draft]:
     for row in files.rows("data/images_information/information.json"):
         kind = row.inner("metadata").one_of("over", tuple(_STIMULI))
         name = row.text("image").rsplit("/", 1)[-1]
-        picture = files.needed_image(name, row, "data/images", fetched=True)
+        picture = partial(files.needed_image, name, row, "data/images", fetched=True)
         yield benign(row.label("pid"), row.text("question"), _STIMULI[kind], picture)
 
 

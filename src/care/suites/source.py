@@ -17,6 +17,7 @@ import os
 import sys
 import urllib.error
 import urllib.request
+import warnings
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -147,6 +148,13 @@ class Files:
         if self.images is not None and not self.images.is_dir():
             raise DataError(f"There is no folder of pictures {self.images}; correct images.")
 
+    def note(self, text: str, warning: str = "") -> None:
+        """Keep a note, and warn, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+            if warning:
+                warnings.warn(warning, stacklevel=3)
+
     def table(self, relative: str) -> Path:
         """The file at `relative` of the source. DataError or DownloadError if there is none."""
         if relative not in self._read:
@@ -179,9 +187,7 @@ class Files:
         """The rows of the table at `relative`."""
         return read_rows(self.table(relative))
 
-    def image(
-        self, inside: str, row: Row, below: str = "", *, fetched: bool = False
-    ) -> Path | None:
+    def image(self, inside: str, below: str = "", *, fetched: bool = False) -> Path | None:
         """A picture at `inside` of the folder of pictures, which is `below` in the source.
 
         With `fetched` it is fetched if nothing of the user's own is given. None if it isn't there.
@@ -205,7 +211,7 @@ class Files:
         self, inside: str, row: Row, below: str = "", *, fetched: bool = False
     ) -> Path:
         """As `image`; DataError with what to fetch if it isn't there."""
-        found = self.image(inside, row, below, fetched=fetched)
+        found = self.image(inside, below, fetched=fetched)
         if found is None:
             where = self.images or self.path or self.source.place()
             otherwise = self.source.instructions() or f"get it from {self.source.page}"

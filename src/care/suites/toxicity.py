@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from care.examples import Example
-from care.suites.benchmark import Benchmark, attack
+from care.suites.benchmark import Benchmark, Draft, attack
 from care.suites.source import Files, Source
 
 SOURCE = Source(
@@ -23,7 +22,7 @@ SOURCE = Source(
 )
 
 
-def _load(challenging: bool, files: Files) -> Iterator[Example]:
+def _load(challenging: bool, files: Files) -> Iterator[Draft]:
     for row in files.rows("prompts.jsonl"):
         hard = row.flag("challenging")
         text = row.inner("prompt").text("text")

@@ -11,9 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from care.errors import DataError
-from care.examples import Example
-from care.suites.benchmark import Benchmark, attack, benign, content_id
+from care.suites.benchmark import Benchmark, Draft, attack, benign, content_id
 from care.suites.source import Files, Source
 from care.suites.tables import Row
 
@@ -44,26 +42,23 @@ _UNSAFE, _SAFE_UNSAFE, _SAFE = "instruction", "unsafe_instruction", "safe_instru
 """Where the request of each subset stands."""
 
 
-def _load_vlsafe(files: Files) -> Iterator[Example]:
+def _load_vlsafe(files: Files) -> Iterator[Draft]:
     for row in files.rows("VLSafe/harmlessness_examine.jsonl"):
         name, query = row.text("image_id"), row.text("query")
         row.check("caption", blank=True)
-        picture = files.needed_image(name, row)
+        picture = partial(files.needed_image, name, row)
         yield attack(f"{Path(name).stem}-{content_id(query)}", query, query, "", picture)
 
 
-def _load_vlguard(wanted: str, files: Files) -> Iterator[Example]:
-    folder = _pictures(files)
+def _load_vlguard(wanted: str, files: Files) -> Iterator[Draft]:
+    pictures = _pictures(files)
     for row in files.rows("test.json"):
         safe = row.flag("safe")
         pairs = row.inners("instr-resp")
         if safe == (wanted == _UNSAFE):
             continue
         request = _request(row, pairs, wanted)
-        name = row.text("image")
-        picture = folder / name if folder else files.needed_image(name, row, "test")
-        if not picture.is_file():
-            raise DataError(f"{row.where}: the picture {name} isn't in {folder}; fetch test.zip.")
+        picture = partial(pictures.needed_image, row.text("image"), row, "test")
         category = "safe" if safe else row.text("harmful_category")
         if wanted == _SAFE:
             yield benign(row.label("id"), request, category, picture)
@@ -78,12 +73,12 @@ def _request(row: Row, pairs: list[Row], column: str) -> str:
     raise row.wrong("instr-resp", f"a list with an object that has {column!r}")
 
 
-def _pictures(files: Files) -> Path | None:
-    """Where test.zip was unpacked; None if the user has the pictures unpacked."""
+def _pictures(files: Files) -> Files:
+    """Where the pictures are looked for: what test.zip holds, unless the user has it unpacked."""
     if files.images is not None or (files.path is not None and not files.has("test.zip")):
-        return None
+        return files
     unpacked = files.unpacked("test.zip")
-    return unpacked / "test" if (unpacked / "test").is_dir() else unpacked
+    return Files(VLGUARD, images=unpacked / "test" if (unpacked / "test").is_dir() else unpacked)
 
 
 _VLGUARD_DIFFERS = (

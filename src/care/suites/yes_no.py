@@ -12,8 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from functools import partial
 
-from care.examples import Example
-from care.suites.benchmark import Benchmark, benign
+from care.suites.benchmark import Benchmark, Draft, benign
 from care.suites.source import Files, Source
 
 MME = Source(
@@ -68,7 +67,7 @@ def mme_score(right: Mapping[str, bool], categories: Mapping[str, str]) -> dict[
     return scores
 
 
-def _load_mme(files: Files) -> Iterator[Example]:
+def _load_mme(files: Files) -> Iterator[Draft]:
     counts: dict[str, int] = defaultdict(int)
     for shard in _SHARDS:
         for row in files.rows(shard):
@@ -79,15 +78,15 @@ def _load_mme(files: Files) -> Iterator[Example]:
                 f"{picture}-{counts[picture]}",
                 row.text("question"),
                 category,
-                files.stored(row.picture("image"), row, "image"),
+                partial(files.stored, row.picture("image"), row, "image"),
                 references=(answer,),
             )
 
 
-def _load_pope(kind: str, files: Files) -> Iterator[Example]:
+def _load_pope(kind: str, files: Files) -> Iterator[Draft]:
     for row in files.rows(f"output/coco/coco_pope_{kind}.json"):
         question, answer = row.text("text"), row.one_of("label", _ANSWERS)
-        picture = files.needed_image(row.text("image"), row)
+        picture = partial(files.needed_image, row.text("image"), row)
         yield benign(
             row.label("question_id"),
             f"{question}\n{_SHORT}",
