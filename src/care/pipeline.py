@@ -38,7 +38,7 @@ from care.errors import DataError, UsageError
 from care.evaluate import UNDEFENDED
 from care.evaluate import evaluate as run_evaluation
 from care.examples import Example, Suite
-from care.examples_file import read_suite
+from care.examples_file import load_suite
 from care.fitting import PRESETS, Fitter
 from care.inquiry import BRIEF, Inquiry, InquiryConfig, complete
 from care.jobs import (
@@ -64,6 +64,7 @@ from care.runs import Run
 from care.scan import ScanRow
 from care.selection import FINALISTS, RULE, Candidate, candidates, choose, ranked, screen
 from care.storage import write_whole
+from care.suites import REGISTRY
 from care.table import Table
 from care.tree import answer_pairs, attribution, report_tree
 from care.vlm import VLM
@@ -372,16 +373,16 @@ def _refuse_a_sample(run: Run) -> None:
 def _record_suites(run: Run, work: _Workflow) -> None:
     run.record(
         suites={
-            f"{suite.name}/{split}": {
-                "n": len(suite),
-                "digest": suite.digest(),
-                "licence": suite.licence,
-                "source": suite.source,
-            }
+            f"{suite.name}/{split}": {"digest": suite.digest(), **_provenance(suite)}
             for split, suites in work.splits.items()
             for suite in suites
         }
     )
+
+
+def _provenance(suite: Suite) -> dict[str, Any]:
+    facts = ("version", "licence", "source", "revision")
+    return {"n": len(suite), **{fact: getattr(suite, fact) for fact in facts}}
 
 
 def diagnose(job: Job, progress: Bar = None) -> dict[str, Any]:
@@ -421,10 +422,11 @@ def evaluate(
 ) -> dict[str, Any]:
     """Answer and judge the test split bare and under saved repairs; the table as plain values.
 
-    `suites` names suites of the job, or JSON Lines files of examples that state their kind.
+    `suites` names suites of the job, published ones, or JSON Lines files of examples that state
+    their kind.
     """
-    files = [name for name in suites or () if name.endswith(".jsonl")]
-    own = [read_suite(name) for name in files]
+    files = [name for name in suites or () if name.endswith(".jsonl") or name in REGISTRY]
+    own = [load_suite(name) for name in files]
     named = None if suites is None else set(suites) - set(files)
     with _open(job) as run:
         work = _Workflow(job, run, progress)
@@ -441,6 +443,8 @@ def evaluate(
             (name, Repair.from_pretrained(path, work.vlm))
             for name, path in zip(_names(repairs), repairs, strict=True)
         ]
+        # Without digests: a picture that can't be read is to be a row, not the end of the run.
+        run.record(suites={suite.name: _provenance(suite) for suite in wanted})
         table = work.ask(wanted, [None, *defenses], "evaluation")
         tree = table.to_json()
         for suite in tree["suites"]:
