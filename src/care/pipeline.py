@@ -62,7 +62,7 @@ from care.table import Table
 from care.tree import answer_pairs, attribution, report_tree
 from care.vlm import VLM
 
-__all__ = ["Job", "diagnose", "evaluate", "fit", "repair"]
+__all__ = ["Job", "diagnose", "fit", "repair"]
 
 Bar = Callable[..., Progress] | None
 
@@ -366,50 +366,3 @@ def fit(job: Job, progress: Bar = None) -> Path:
         chosen, selection = work.select(fitter, diagnosis)
         run.write_json("selection.json", selection)
         return chosen.repair.save_pretrained(job.out / "repair")
-
-
-def evaluate(
-    job: Job,
-    repairs: Sequence[Path],
-    suites: Sequence[str] | None = None,
-    progress: Bar = None,
-) -> dict[str, Any]:
-    """Answer and judge the test split bare and under saved repairs; the table as plain values.
-
-    `suites` names suites of the job, or JSON Lines files of examples that state their kind.
-    """
-    files = [name for name in suites or () if name.endswith(".jsonl")]
-    own = [read_suite(name) for name in files]
-    named = None if suites is None else set(suites) - set(files)
-    with _open(job) as run:
-        work = _Workflow(job, run, progress)
-        wanted = [s for s in work.suites("test") if named is None or s.name in named] + own
-        missing = (named or set()) - {s.name for s in wanted}
-        if missing:
-            raise UsageError(
-                f"this job has no suite named {', '.join(sorted(missing))}; see `care suites "
-                "list`, or pass a .jsonl file"
-            )
-        if not wanted:
-            raise DataError("there is nothing to evaluate: no suite was chosen")
-        defenses = [
-            (name, Repair.from_pretrained(path, work.vlm))
-            for name, path in zip(_names(repairs), repairs, strict=True)
-        ]
-        table = work.ask(wanted, [None, *defenses], "evaluation")
-        tree = table.to_json()
-        for suite in tree["suites"]:
-            cells = suite["defenses"]
-            suite["before"], suite["after"] = cells["none"], cells[list(cells)[-1]]
-            suite["n"] = suite["before"]["n"]
-        write_whole(job.out / "table.json", json.dumps(tree, indent=1))
-        return tree
-
-
-def _names(repairs: Sequence[Path]) -> list[str]:
-    """A name for each folder in tables: its last part, or all of it where that isn't enough."""
-    short = [path.name or str(path) for path in repairs]
-    return [
-        name if short.count(name) == 1 else str(path)
-        for name, path in zip(short, repairs, strict=True)
-    ]
