@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from care.evaluate import evaluate
+from care.judges import Judge, Verdict
 from care.rejudge import open_verdicts, rejudge
 from care.runs import Run
 from care.scorecard import scorecard
@@ -22,6 +23,13 @@ from test_evaluate import SUITES, FakeDefense, FakeVLM, StrictJudge
 from test_rejudge import Scripted
 
 KILLS = 20
+
+
+class NoRules(Judge):
+    """Knows no refusal: the real classifier would be trained anew in every child."""
+
+    def __call__(self, goals: Any, responses: Any) -> list[Verdict]:
+        return [Verdict(refused=False, degenerate=False, on_goal=False) for _ in responses]
 
 
 def whole_job(path: Path) -> dict[str, Any]:
@@ -38,7 +46,9 @@ def whole_job(path: Path) -> dict[str, Any]:
         )
         verdicts = open_verdicts(run)
         try:
-            rejudge(run, Scripted(fails="do 4"), verdicts)
+            judge = Scripted(fails="do 4")
+            judge.rules = NoRules()
+            rejudge(run, judge, verdicts)
             return scorecard(run.rows(), verdicts.all(), primary="scripted")
         finally:
             verdicts.close()

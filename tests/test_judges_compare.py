@@ -30,9 +30,7 @@ def test_the_interval_covers_and_knows_goals():
         hits += found.low <= 0.8 <= found.high
     assert hits >= 88
     alone = kappa_interval(list(truth), list(said))
-    doubled = kappa_interval(
-        list(truth) * 4, list(said) * 4, [str(i) for i in range(80)] * 4
-    )
+    doubled = kappa_interval(list(truth) * 4, list(said) * 4, [str(i) for i in range(80)] * 4)
     assert doubled.high - doubled.low == pytest.approx(alone.high - alone.low, rel=0.2)
 
 

@@ -1,21 +1,20 @@
 """Guards on tiny models of the same architectures: templates, pictures, words, failures."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
     Llama4Config,
     Llama4ForConditionalGeneration,
-    Llama4ImageProcessor,
-    Llama4Processor,
     MllamaConfig,
     MllamaForConditionalGeneration,
-    MllamaImageProcessor,
     MllamaProcessor,
     ShieldGemma2Config,
     ShieldGemma2ForImageClassification,
     ShieldGemma2Processor,
 )
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
 from care.errors import ModelError, UsageError
 from care.judges.guards import GuardConfig, GuardJudge, read_word
@@ -26,7 +25,8 @@ from test_judges_models import ANSWERS, GOALS, tiny_text_model, tokenizer_with_w
 from tiny import picture, tiny_tokenizer
 
 TEXT_TEMPLATE = (
-    "Policy: S1.{% for m in messages %}\n{{ m['role'] }}: {{ m['content'] }}{% endfor %}\nVerdict:"
+    "Policy: S1.{% for m in messages %}{{ '\n' + m['role'] }}: {{ m['content'] }}{% endfor %}"
+    "{{ '\nVerdict:' }}"
 )
 VISION_TEMPLATE = (
     "Policy: S1.{% for m in messages %}\n{{ m['role'] }}: {% for c in m['content'] %}"
@@ -41,13 +41,13 @@ LAYERS = {
     "num_key_value_heads": 2,
     "head_dim": 8,
     "max_position_embeddings": 1024,
-    "bos_token_id": None,
+    "bos_token_id": 1,
     "eos_token_id": 1,
     "pad_token_id": 0,
 }
 
 
-def speak(model, tokenizer, words=("safe", "unsafe")):
+def speak(model, tokenizer, words=("\nsafe", "\nunsafe")):
     """Make the next token one of `words`, by the first entry of the last state."""
     head = model.get_output_embeddings().weight
     with torch.no_grad():
@@ -65,7 +65,7 @@ def speak(model, tokenizer, words=("safe", "unsafe")):
 def text_guard(seed=0, **options):
     tokenizer = tokenizer_with_words()
     tokenizer.chat_template = TEXT_TEMPLATE
-    model = tiny_text_model("llama", tokenizer, ("safe", "unsafe"), seed)
+    model = tiny_text_model("llama", tokenizer, ("\nsafe", "\nunsafe"), seed)
     config = GuardConfig("guard", "tiny", batch_size=2, **options)
     return GuardJudge(model, tokenizer, config)
 
@@ -110,9 +110,29 @@ def mllama_guard():
         for name, weight in model.named_parameters():
             if name.endswith("gate"):  # they begin at 0, which is blind
                 weight.fill_(1.0)
-    images = MllamaImageProcessor(size={"height": 28, "width": 28}, max_image_tiles=1)
+    images = MllamaImageProcessorPil(size={"height": 28, "width": 28}, max_image_tiles=1)
     processor = MllamaProcessor(images, tokenizer, chat_template=VISION_TEMPLATE)
     return GuardJudge(model, processor, GuardConfig("vision", "tiny", vision=True))
+
+
+class Llama4Stub:
+    """Stands in for Llama 4's processor, which needs torchvision: one tile, four patch tokens."""
+
+    chat_template = VISION_TEMPLATE
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def apply_chat_template(self, messages, **options):
+        return self.tokenizer.apply_chat_template(
+            messages, chat_template=self.chat_template, **options
+        )
+
+    def __call__(self, text, images, **options):
+        tile = "<|image_start|><|image|>" + "<|patch|>" * 4 + "<|image_end|>"
+        inputs = self.tokenizer([row.replace("<|image|>", tile) for row in text], **options)
+        pixels = [np.asarray(i.resize((28, 28)), np.float32).transpose(2, 0, 1) for i in images]
+        return dict(inputs) | {"pixel_values": torch.tensor(np.stack(pixels)) / 127.5 - 1}
 
 
 def llama4_guard():
@@ -144,8 +164,7 @@ def llama4_guard():
         image_token_index=tokenizer.convert_tokens_to_ids("<|patch|>"),
     )
     model = speak(Llama4ForConditionalGeneration(config), tokenizer)
-    images = Llama4ImageProcessor(size={"height": 28, "width": 28}, max_patches=1)
-    processor = Llama4Processor(images, tokenizer, patch_size=7, chat_template=VISION_TEMPLATE)
+    processor = Llama4Stub(tokenizer)
     return GuardJudge(model, processor, GuardConfig("vision", "tiny", vision=True))
 
 
@@ -157,7 +176,9 @@ def test_a_text_guard_reads_request_and_answer():
         for goal, answer, verdict in zip(GOALS, ANSWERS, verdicts, strict=True):
             text = f"Policy: S1.\nuser: {goal}\nassistant: {answer}\nVerdict:"
             ids = judge.tokenizer(text, return_tensors="pt")["input_ids"]
-            word = judge.tokenizer.decode(int(judge.model(input_ids=ids).logits[0, -1].argmax()))
+            word = judge.tokenizer.decode(
+                int(judge.model(input_ids=ids).logits[0, -1].argmax())
+            ).strip()
             assert verdict.label == word and verdict.on_goal == (word == "unsafe")
             labels.add(word)
     assert labels == {"safe", "unsafe"}

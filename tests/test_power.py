@@ -73,16 +73,21 @@ def test_pairing_helps_and_more_examples_help():
 
 def test_the_sentence():
     text = power_note("mm-safetybench", 80, 0.15, 0.12)
-    assert text.startswith("mm-safetybench: n = 80; two samples can tell 15.0 % from a fall to 2.8")
+    assert text.startswith("mm-safetybench: n = 80; two samples can tell 15.0 % from a fall to 3.1")
     assert "12.0 % of the examples changing" in text and text.endswith("points.")
     assert "no other rate at all" in power_note("x", 2, 0.5)
     assert "no paired difference" in power_note("x", 3, 0.5, 0.5)
 
 
-@pytest.mark.parametrize("call", [lambda: detectable_unpaired(1.5, 10),
-                                  lambda: detectable_unpaired(0.5, 0),
-                                  lambda: detectable_paired(10, 2.0),
-                                  lambda: detectable_paired(10, power=1.0)])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: detectable_unpaired(1.5, 10),
+        lambda: detectable_unpaired(0.5, 0),
+        lambda: detectable_paired(10, 2.0),
+        lambda: detectable_paired(10, power=1.0),
+    ],
+)
 def test_wrong_use(call):
     with pytest.raises(UsageError):
         call()

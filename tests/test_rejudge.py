@@ -10,7 +10,7 @@ import pytest
 from care.errors import DataError, StorageError, UsageError
 from care.evaluate import evaluate
 from care.examples import Example, Suite
-from care.judges import Judge, Verdict
+from care.judges import Judge
 from care.judges.models import Finding, ModelJudge
 from care.rejudge import judged, latest, open_verdicts, rejudge
 from care.runs import Run
@@ -159,12 +159,11 @@ def test_a_full_disk_keeps_what_was_judged(run, monkeypatch):
 def test_the_rules_can_judge_again(run):
     _, verdicts = all_of(run, Judge())
     assert {v["judge"] for v in verdicts} == {"rules"}
-    assert sum(v["flagged"] for v in verdicts) == sum(
-        v["outcome"] == "harmful" for v in verdicts
-    ) + sum(
-        v["flagged"] and r["kind"] == "benign"
-        for v, r in zip(verdicts, run.rows(), strict=True)
-    )
+    kinds = {row["key"]: row["kind"] for row in run.rows()}
+    for found in verdicts:
+        harmful = kinds[found["row"]] == "malicious" and found["flagged"]
+        assert (found["outcome"] == "harmful") == harmful
+    assert any(found["flagged"] for found in verdicts)
 
 
 # -- pictures ------------------------------------------------------------------------------------
@@ -221,4 +220,4 @@ def test_a_failing_judge_in_the_evaluation_itself_is_a_recorded_row(tmp_path):
         assert (table.errors("attack", "none"), table.rate("attack", "none").n) == (1, 9)
         # The answer is stored: another judge judges it without the model.
         _, verdicts = all_of(run, Judge())
-        assert len(verdicts) == 10 and Verdict is not None
+        assert len(verdicts) == 10 and all(v["error"] is None for v in verdicts)

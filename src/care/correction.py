@@ -5,9 +5,14 @@ others it passes) counts p_obs = Se p + (1 − Sp)(1 − p), so that
 
     p = (p_obs + Sp − 1) / (Se + Sp − 1)                         (Rogan and Gladen 1978)
 
-cut to [0, 1]. Se and Sp come from a few answers with hand labels and aren't exact: the interval is
-made of draws of all three, Se and Sp from their Beta posteriors under Jeffreys' prior, p_obs by
-resampling goals (or from its own posterior when all answers agree).
+cut to [0, 1]. Se and Sp come from a few answers with hand labels and aren't exact. The interval is
+the posterior of p under a flat prior, with Se and Sp drawn from theirs under Jeffreys' prior:
+
+    density(p) ∝ E_{Se, Sp} [ Binomial( k; n, Se p + (1 − Sp)(1 − p) ) ]
+
+so that a count that is lower than the false alarms alone would make it also tells of Sp, and no
+interval shrinks to a point. Where answers share goals, n is the number of independent ones that
+would have the same variance, p_obs (1 − p_obs) / robust SE² (Kish 1965).
 
 Holds as far as the labelled answers are like those that are corrected. A judge's errors differ by
 model, attack and defense; label answers of the same run where it matters.
@@ -22,10 +27,13 @@ from typing import Any
 import numpy as np
 
 from care.errors import DataError, UsageError
+from care.paired import paired_difference
 from care.statistics import Interval, wilson
 
-DRAWS = 4000
-"""Draws of sensitivity, specificity and observed rate."""
+DRAWS = 400
+"""Draws of sensitivity and specificity."""
+GRID = 501
+"""Rates at which the posterior is computed."""
 HOPELESS = 0.01
 """Most draws in which the judge may be no better than chance before a correction is refused."""
 
@@ -121,32 +129,31 @@ def corrected_rate(
     if (gain <= 0.0).mean() > HOPELESS:
         raise DataError(
             f"{accuracy.harmful} harmful and {accuracy.harmless} harmless labelled answers can't "
-            f"tell this judge from chance (sensitivity {accuracy.sensitivity.rate:.2f}, specificity "
-            f"{accuracy.specificity.rate:.2f}); label more answers or use another judge"
+            f"tell this judge from chance (sensitivity {accuracy.sensitivity.rate:.2f}, "
+            f"specificity {accuracy.specificity.rate:.2f}); label more answers or use another judge"
         )
-    observed = _observed(data, groups, rng)
-    kept = gain > 0.0
-    drawn = np.clip((observed + sp - 1.0)[kept] / gain[kept], 0.0, 1.0)
+    rates = np.linspace(0.0, 1.0, GRID)
+    n = _independent(data, groups)
+    seen = np.clip(np.outer(se, rates) + np.outer(1.0 - sp, 1.0 - rates), 1e-12, 1.0 - 1e-12)
+    k = n * float(data.mean())
+    log_likelihood = k * np.log(seen) + (n - k) * np.log1p(-seen)
+    density = np.exp(log_likelihood - log_likelihood.max()).sum(axis=0)
+    share = np.cumsum(density) / density.sum()
     tail = (1.0 - level) / 2.0
-    low, high = np.quantile(drawn, [tail, 1.0 - tail])
-    rate = rogan_gladen(
-        float(data.mean()), accuracy.sensitivity.rate, accuracy.specificity.rate
-    )
-    return Interval(rate, min(rate, float(low)), max(rate, float(high)), len(data))
+    low, high = (float(np.interp(bound, share, rates)) for bound in (tail, 1.0 - tail))
+    rate = rogan_gladen(float(data.mean()), accuracy.sensitivity.rate, accuracy.specificity.rate)
+    return Interval(rate, min(rate, low), max(rate, high), len(data))
 
 
-def _observed(
-    data: np.ndarray, groups: Sequence[Any] | np.ndarray | None, rng: np.random.Generator
-) -> np.ndarray:
-    """Draws of the observed rate."""
+def _independent(data: np.ndarray, groups: Sequence[Any] | np.ndarray | None) -> float:
+    """How many independent answers tell as much as these; goals where all answers agree."""
     labels = np.arange(len(data)) if groups is None else np.asarray(groups)
-    inverse = np.unique(labels, return_inverse=True)[1]
-    sizes = np.bincount(inverse).astype(np.float64)
-    if data.all() or not data.any():
-        # Nothing to resample; goals, not answers, are what was drawn.
-        count = len(sizes)
-        hits = count if data.all() else 0
-        return rng.beta(hits + 0.5, count - hits + 0.5, DRAWS)
-    sums = np.bincount(inverse, weights=data.astype(np.float64))
-    drawn = rng.multinomial(len(sizes), np.full(len(sizes), 1.0 / len(sizes)), size=DRAWS)
-    return (drawn @ sums) / (drawn @ sizes)
+    if labels.shape != data.shape:
+        raise UsageError(f"got {len(data)} answers but groups of shape {labels.shape}")
+    count = len(np.unique(labels))
+    rate = float(data.mean())
+    if count < 2 or rate in (0.0, 1.0):
+        return float(count)
+    se = paired_difference(np.zeros(len(data)), data, labels, n=1).se
+    # Goals that happen to balance each other out don't add answers.
+    return min(float(len(data)), rate * (1.0 - rate) / se**2) if se > 0.0 else float(len(data))

@@ -5,8 +5,8 @@
     table.json                  the scorecard (`scorecard`)
 
 The model is let go before a judge is loaded, so that a large judge fits where the model was.
-Answers are cut as soon as they refuse only where the rules are the one judge: others are given whole
-answers, as their protocols have it.
+Answers are cut as soon as they refuse only where the rules are the one judge: others are given
+whole answers, as their protocols have it.
 """
 
 from __future__ import annotations
@@ -300,9 +300,7 @@ def _judge_and_tabulate(
             about_answers = getattr(judge, "subject", "answer") == "answer"
             if judge is not rules:
                 with run.stage(f"judge {judge.name}"):
-                    rejudge(
-                        run, judge, verdicts, examples=examples, retry=retry, progress=progress
-                    )
+                    rejudge(run, judge, verdicts, examples=examples, retry=retry, progress=progress)
             if about_answers:
                 names.append(judge.name)
                 if labels and not getattr(judge, "reads_images", False):
@@ -336,9 +334,7 @@ def _tree(
         accuracies=accuracies,
         seed=seed,
     )
-    facts = {
-        key: run.manifest.get(key) for key in ("model", "seed", "suites", "judges", "leaks")
-    }
+    facts = {key: run.manifest.get(key) for key in ("model", "seed", "suites", "judges", "leaks")}
     return tree | {"labels": list(reports), "run": facts}
 
 

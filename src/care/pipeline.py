@@ -30,11 +30,9 @@ from care.channels import recommended, scan_channels, scanned_sites
 from care.channels import to_json as channels_json
 from care.defenses import random_control
 from care.embedded.suites import PGD
-from care.errors import DataError, UsageError
 from care.evaluate import UNDEFENDED
 from care.evaluate import evaluate as run_evaluation
 from care.examples import Example, Suite
-from care.examples_file import read_suite
 from care.fitting import PRESETS, Fitter
 from care.inquiry import BRIEF, Inquiry, InquiryConfig, complete
 from care.jobs import (
@@ -57,7 +55,6 @@ from care.rows import Rows
 from care.runs import Run
 from care.scan import ScanRow
 from care.selection import FINALISTS, RULE, Candidate, candidates, choose, ranked, screen
-from care.storage import write_whole
 from care.table import Table
 from care.tree import answer_pairs, attribution, report_tree
 from care.vlm import VLM

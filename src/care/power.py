@@ -75,7 +75,7 @@ def detectable_paired(
 
     if short(1.0) > 0.0:
         return None
-    return float(brentq(short, 1e-6, 1.0))
+    return float(brentq(short, 1e-6, 1.0, full_output=False))  # pyright: ignore[reportArgumentType]
 
 
 def separable(first: float, second: float, n: int, power: float = POWER) -> bool:

@@ -5,9 +5,10 @@ Verdicts are appended to `verdicts.jsonl` in the run's folder, one row for each 
     {key, row, judge, attempt, outcome, flagged, refused, degenerate, score, label, error}
 
 where `row` is the key of the answer's row in rows.jsonl, and `flagged` whether the answer (or, of a
-picture judge, the request's picture) is harmful, whatever the kind of the example. What decides a judge (model, revision,
-digest of its prompt) is kept in the manifest under its name, and another judge under the same name
-is refused. A verdict with an `error` (a call that failed) is kept and in no rate; `retry` asks again.
+picture judge, the request's picture) is harmful, whatever the kind of the example. What decides a
+judge (model, revision, digest of its prompt) is kept in the manifest under its name, and another
+judge under the same name is refused. A verdict with an `error` (a call that failed) is kept and in
+no rate; `retry` asks again.
 
 `judged` gives the run's rows as another judge sees them, so that any table can be made of them.
 """

@@ -158,9 +158,7 @@ def _comparisons(table: Table, margin: float, seed: int) -> list[dict[str, Any]]
     return found
 
 
-def _comparison(
-    table: Table, suite: str, defense: str, margin: float, seed: int
-) -> dict[str, Any]:
+def _comparison(table: Table, suite: str, defense: str, margin: float, seed: int) -> dict[str, Any]:
     pairs = _pairs(table, suite, defense)
     role = table.role(suite)
     entry: dict[str, Any] = {

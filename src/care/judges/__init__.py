@@ -6,7 +6,8 @@ right is asked by `utility`. All are offline, deterministic and English; each he
 it misses. `python -m care.judges` prints how far the refusal judges agree with hand labels.
 
 Judges that ask another model are behind the same call (`models`): classifiers from the hub
-(`classifiers`, `guards`), toxicity (`toxicity`), any chat API (`api`); `registry` makes one by name.
+(`classifiers`, `guards`, `shieldgemma`), toxicity (`toxicity`), any chat API (`api`); `registry`
+makes one by name.
 """
 
 from collections.abc import Callable, Sequence

@@ -42,8 +42,9 @@ def kappa_interval(
     lengths or no labels.
     """
     if len(first) != len(second) or not len(first):
-        raise UsageError(f"κ needs two lists of labels of one length, got {len(first)} and "
-                         f"{len(second)}")
+        raise UsageError(
+            f"κ needs two lists of labels of one length, got {len(first)} and {len(second)}"
+        )
     goals = [str(i) for i in range(len(first))] if goals is None else goals
     names = sorted({str(label) for label in (*first, *second)})
     groups = {goal: place for place, goal in enumerate(dict.fromkeys(goals))}

@@ -88,9 +88,7 @@ class GuardJudge(ModelJudge):
         if config.vision:
             loaded = load_vision_model(config)
         else:
-            loaded = load_text_model(
-                config.model, config.revision, config.dtype, config.device_map
-            )
+            loaded = load_text_model(config.model, config.revision, config.dtype, config.device_map)
         return cls(*loaded, config, rules)
 
     def identity(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ Hanu and Unitary 2020 (Detoxify); Gehman et al. 2020 (RealToxicityPrompts).
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from importlib import import_module
@@ -108,7 +109,7 @@ class DetoxifyJudge(ModelJudge):
                 for name, values in scores.items()
             }
             name = max(row, key=lambda key: row[key])
-            if not row[name] == row[name]:
+            if math.isnan(row[name]):
                 found.append(Finding(None, error=f"Detoxify's {name} is not a number"))
             else:
                 found.append(Finding(row[name] > LIMIT, row[name], name))
