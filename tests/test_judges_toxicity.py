@@ -1,4 +1,4 @@
-"""Toxicity: Detoxify's interface by a stand-in of it, the word list, what is said without either."""
+"""Toxicity: Detoxify's interface by a stand-in of it, the word list, what is said without."""
 
 import sys
 from types import SimpleNamespace

@@ -113,7 +113,7 @@ def test_failed_verdicts_can_be_asked_for_again(run):
 
 def test_another_judge_under_the_same_name_is_refused(run):
     all_of(run, Scripted())
-    with pytest.raises(UsageError, match="its word differs.*as=NAME"):
+    with pytest.raises(UsageError, match=r"its word differs.*as=NAME"):
         all_of(run, Scripted(word="other"))
 
 

@@ -9,7 +9,8 @@ The prompt is the official one (`templates`). One pass reads it; the word is the
 token of the whole vocabulary, and anything that is neither Yes nor No is a failure, not a No.
 Answers are cut to `max_response_tokens` of the judge's own tokens, as both papers do.
 
-Mazeika et al. 2024 (HarmBench), Souly et al. 2024 (StrongREJECT). Not here: judges with a chat template of their own (`guards`).
+Mazeika et al. 2024 (HarmBench), Souly et al. 2024 (StrongREJECT). Not here: judges with a chat
+template of their own (`guards`).
 """
 
 from __future__ import annotations

@@ -47,11 +47,11 @@ class ShieldGemmaJudge(ModelJudge):
         """The model from the Hub or a folder; ModelError if it can't be had."""
         from transformers import AutoProcessor, ShieldGemma2ForImageClassification
 
-        options = {} if config.device_map is None else {"device_map": config.device_map}
+        options: dict[str, Any] = {"revision": config.revision}
         try:
-            processor = AutoProcessor.from_pretrained(config.model, revision=config.revision)
+            processor = AutoProcessor.from_pretrained(config.model, **options)
             model = ShieldGemma2ForImageClassification.from_pretrained(
-                config.model, revision=config.revision, dtype=config.dtype, **options
+                config.model, dtype=config.dtype, device_map=config.device_map, **options
             )
         except (OSError, ValueError, ImportError) as error:
             reason = str(error).strip().split("\n")[0]
