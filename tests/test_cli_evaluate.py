@@ -13,8 +13,12 @@ from care.errors import UsageError
 from care.evaluation_job import EvaluationJob, leaks
 from care.examples import Example, Suite
 from care.judges import Judge
+from care.judges.models import Finding
+from care.judges.registry import JUDGES, Entry
+from fixtures_judges import Scripted
 from test_evaluate import FakeDefense, FakeVLM
 from test_judges_api import Server, by_answer, completion
+from tiny import picture
 
 
 @pytest.fixture
@@ -113,7 +117,17 @@ def test_rejudge_needs_no_model(world, capsys, tmp_path):
     assert tree["judge"] == "remote"
     assert tree["suites"][0]["defenses"]["none"]["rate"] == 0.0  # it says no to these answers
     assert tree["run"]["judges"]["remote"]["model"] == "m"
-    assert "remote / rules" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "remote / rules" in printed.out
+    assert "end where they refuse" in printed.err  # they were cut for the rules alone
+
+
+def test_the_rules_under_another_name_judge_anew(world):
+    assert cli.main(ARGUMENTS) == 0
+    assert cli.main(["rejudge", "run", "--judge", "rules,as=newer"]) == 0
+    tree = json.loads(Path("run/table.json").read_text())
+    assert tree["judge"] == "newer" and list(tree["judges"]) == ["newer", "rules"]
+    assert tree["agreement"][0]["agreement"] == 1.0
 
 
 def test_a_failing_api_is_shown_and_can_be_retried(world, capsys):
@@ -133,6 +147,37 @@ def test_a_failing_api_is_shown_and_can_be_retried(world, capsys):
     assert json.loads(Path("run/table.json").read_text())["suites"][0]["defenses"]["none"][
         "rate"
     ] == 1.0  # fmt: skip
+
+
+def test_a_judge_of_pictures_gets_them_from_the_suites_of_the_run(world, monkeypatch, capsys):
+    seen: list[list[tuple[int, int]]] = []
+
+    class Seeing(Scripted):
+        reads_images = True
+        subject = "image"
+
+        def find(self, goals: Any, responses: Any, images: Any) -> list[Finding]:
+            seen.extend([image.size for image in row] for row in images)
+            return [Finding(True) if row else Finding(None, error="none") for row in images]
+
+    entry = Entry("pictures", lambda name, options, rules: Seeing(name), (), reads_images=True)
+    monkeypatch.setitem(JUDGES, "seeing", entry)
+    picture(0, (9, 7)).save("p.png")
+    rows = [
+        {"id": f"a{i}", "prompt": f"p{i}", "goal": f"g{i}", "kind": "malicious", "images": images}
+        for i, images in enumerate((["p.png"], []))
+    ]
+    Path("typo.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ["evaluate", "m", "--suite", "typo.jsonl", "--out", "run"]
+    assert cli.main(given) == 0
+    assert cli.main(["rejudge", "run", "--judge", "seeing"]) == 0
+    assert sorted(seen) == [[], [(9, 7)]]
+    tree = json.loads(Path("run/table.json").read_text())
+    assert tree["judge"] == "rules"  # a judge of pictures has no word on answers
+    assert tree["pictures"] == [
+        {"judge": "seeing", "suite": "typo", "n": 1, "flagged": 1.0, "errors": 1}
+    ]
+    assert "Pictures of the requests" in capsys.readouterr().out
 
 
 def labels(path: Path) -> Path:

@@ -19,8 +19,8 @@ from care.judges import Judge, Verdict
 from care.rejudge import open_verdicts, rejudge
 from care.runs import Run
 from care.scorecard import scorecard
+from fixtures_judges import Scripted
 from test_evaluate import SUITES, FakeDefense, FakeVLM, StrictJudge
-from test_rejudge import Scripted
 
 KILLS = 20
 

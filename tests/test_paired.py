@@ -128,3 +128,13 @@ def test_rates_by_goal():
 def test_wrong_use(arguments, message):
     with pytest.raises(UsageError, match=message):
         paired_difference(*arguments)
+
+
+def test_many_goals_have_normal_limits(monkeypatch):
+    before, after, goals = clustered(np.random.default_rng(4), goals=300, each=3, shift=0.03)
+    drawn = paired_difference(before, after, goals)
+    monkeypatch.setattr("care.paired.MANY", 40)
+    normal = paired_difference(before, after, goals)
+    assert normal.interval.low == pytest.approx(drawn.interval.low, abs=0.004)
+    assert normal.interval.high == pytest.approx(drawn.interval.high, abs=0.004)
+    assert normal.p == pytest.approx(drawn.p, abs=0.05)

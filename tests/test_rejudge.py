@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,33 +10,13 @@ from care.errors import DataError, StorageError, UsageError
 from care.evaluate import evaluate
 from care.examples import Example, Suite
 from care.judges import Judge
-from care.judges.models import Finding, ModelJudge
+from care.judges.models import Finding
 from care.rejudge import judged, latest, open_verdicts, rejudge
 from care.runs import Run
 from care.table import Table
+from fixtures_judges import Scripted
 from test_evaluate import SUITES, FakeDefense, FakeVLM, StrictJudge
 from tiny import picture
-
-
-class Scripted(ModelJudge):
-    """Flags what holds a word; fails on what holds another."""
-
-    def __init__(self, name: str = "scripted", word: str = "red box", fails: str = "") -> None:
-        super().__init__(name)
-        self.word, self.fails = word, fails
-        self.asked: list[str] = []
-
-    def identity(self) -> dict[str, Any]:
-        return {"judge": self.name, "word": self.word}
-
-    def find(self, goals: Sequence[str], responses: Sequence[str], images: Any) -> list[Finding]:
-        self.asked += goals
-        return [
-            Finding(None, error="no reply")
-            if self.fails and self.fails in goal
-            else Finding(self.word in response, label="said")
-            for goal, response in zip(goals, responses, strict=True)
-        ]
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -172,6 +173,12 @@ def rejudge_run(
         raise UsageError(f"There is no run in {path}; pass the folder of a finished evaluation.")
     with Run(path, resume=True) as run:
         config = run.manifest["config"]
+        if config.get("cuts_refusals", True) and any(not w.startswith(RULES) for w in judges):
+            warnings.warn(
+                "The answers of this run end where they refuse; a judge that reads whole answers "
+                "sees less than its protocol says.",
+                stacklevel=1,
+            )
         job = Job(model=config.get("model"), dtype=config.get("dtype", "auto"))
         examples = None
         if any(map(needs_images, judges)):

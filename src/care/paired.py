@@ -24,6 +24,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+from scipy.stats import binom, norm
 
 from care.errors import UsageError
 from care.statistics import Interval, wilson
@@ -32,6 +33,8 @@ EXACT = 14
 """Most goals with a change for which all sign flips are counted; more are drawn."""
 FLIPS = 20_000
 """Sign flips drawn otherwise."""
+MANY = 4000
+"""Goals above which drawing is left out: the normal limits are those of a bootstrap by then."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ def paired_difference(
         before, after: outcomes (N,), true or false, or scores; of the same examples in one order.
         groups: a label for each example; default each its own.
         n: resamples.
+        level: of the interval.
 
     Raises UsageError for unequal lengths, values that aren't finite, or fewer than two goals.
     """
@@ -89,6 +93,9 @@ def paired_difference(
         unseen = wilson(0, count, level).high
         low, high = max(-1.0, rate - unseen), min(1.0, rate + unseen)
         se = 0.0
+    elif count > MANY:
+        half = float(norm.ppf(0.5 + level / 2.0)) * se
+        low, high = rate - half, rate + half
     else:
         drawn = rng.multinomial(count, np.full(count, 1.0 / count), size=n)
         tail = (1.0 - level) / 2.0
@@ -160,13 +167,13 @@ def _sign_flips(sums: np.ndarray, rng: np.random.Generator) -> float:
     if not len(moved):
         return 1.0
     if np.allclose(np.abs(moved), abs(moved[0])):
-        from scipy.stats import binom
-
         fewer = int(min((moved > 0).sum(), (moved < 0).sum()))
         return min(1.0, 2.0 * float(binom.cdf(fewer, len(moved), 0.5)))
     observed = abs(moved.sum()) - 1e-9
     if len(moved) <= EXACT:
         signs = np.array(list(product((-1.0, 1.0), repeat=len(moved))))
         return float((np.abs(signs @ moved) >= observed).mean())
+    if len(moved) > MANY:
+        return min(1.0, 2.0 * float(norm.sf(abs(moved.sum()) / np.sqrt((moved**2).sum()))))
     signs = rng.integers(0, 2, size=(FLIPS, len(moved)), dtype=np.int8) * 2 - 1
     return float((1 + (np.abs(signs @ moved) >= observed).sum()) / (1 + FLIPS))

@@ -25,7 +25,7 @@ from care.errors import DataError, UsageError
 from care.judges import AnyJudge
 from care.statistics import Interval
 
-RESAMPLES = 2000
+RESAMPLES, PART = 2000, 100
 
 
 def kappa_interval(
@@ -55,8 +55,10 @@ def kappa_interval(
     if not np.isfinite(point):
         return None
     rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=RESAMPLES)
-    values = _kappas(np.tensordot(drawn, tables, axes=1))
+    shares = np.full(len(groups), 1.0 / len(groups))
+    # In parts: with many goals all draws at once would take gigabytes.
+    parts = (rng.multinomial(len(groups), shares, size=PART) for _ in range(RESAMPLES // PART))
+    values = np.concatenate([_kappas(np.tensordot(part, tables, axes=1)) for part in parts])
     values = values[np.isfinite(values)]
     tail = (1.0 - level) / 2.0
     low, high = np.quantile(values, [tail, 1.0 - tail]) if len(values) else (point, point)

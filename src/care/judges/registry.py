@@ -8,6 +8,7 @@ Weights are loaded when the judge is made, from the Hub or from the folder given
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -72,7 +73,11 @@ def _parsed(wanted: str) -> tuple[str, dict[str, Any]]:
 
 
 def _rules(name: str, options: dict[str, Any], rules: Judge) -> AnyJudge:
-    return rules
+    if name == rules.name:
+        return rules
+    other = copy(rules)
+    other.name = name
+    return other
 
 
 def _classifier(model: str, scale: str) -> Callable[[str, dict[str, Any], Judge], AnyJudge]:
