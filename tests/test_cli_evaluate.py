@@ -10,7 +10,8 @@ import pytest
 
 from care import cli, evaluation_job
 from care.errors import UsageError
-from care.evaluation_job import EvaluationJob, leaks
+from care.evaluation_job import EvaluationJob
+from care.evaluation_suites import leaks
 from care.examples import Example, Suite
 from care.judges import Judge
 from care.judges.models import Finding
@@ -178,6 +179,26 @@ def test_a_judge_of_pictures_gets_them_from_the_suites_of_the_run(world, monkeyp
         {"judge": "seeing", "suite": "typo", "n": 1, "flagged": 1.0, "errors": 1}
     ]
     assert "Pictures of the requests" in capsys.readouterr().out
+
+
+def test_a_corrupt_picture_is_a_recorded_row(world, monkeypatch, capsys):
+    Path("bad.png").write_bytes(b"not a picture")
+    picture(0, (9, 7)).save("good.png")
+    examples = tuple(
+        Example(f"e{i}", "do it", images=(path,), goal=f"g{i}", kind="malicious")
+        for i, path in enumerate(("good.png", "bad.png", "good.png"))
+    )
+    suite = Suite("typo", "attack", examples)
+    monkeypatch.setattr("care.evaluation_suites.load_suite", lambda name: suite)
+    assert cli.main(["evaluate", "m", "--suite", "typo", "--out", "run"]) == 0
+    assert "(1 failed)" in capsys.readouterr().out
+    tree = json.loads(Path("run/table.json").read_text())
+    cell = tree["suites"][0]["defenses"]["none"]
+    assert (cell["n"], cell["errors"]) == (2, 1)
+    assert tree["run"]["suites"]["typo"]["digest"] is None
+    rows = [json.loads(line) for line in Path("run/rows.jsonl").read_text().splitlines()]
+    (bad,) = (row for row in rows if row["error"])
+    assert "bad.png" in bad["error"] and bad["outcome"] is None
 
 
 def labels(path: Path) -> Path:

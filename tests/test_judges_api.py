@@ -108,6 +108,18 @@ def test_without_a_key_none_is_sent(serve, monkeypatch):
     assert "Authorization" not in server.headers[0]
 
 
+def test_a_key_that_can_not_be_sent_is_not_told(serve, monkeypatch):
+    server = serve(completion("no"))
+    monkeypatch.setenv("MY_KEY", " fine\n")
+    server.judge(key_variable="MY_KEY")(GOALS[:1], ANSWERS[:1])
+    assert server.headers[0]["Authorization"] == "Bearer fine"
+    for key in ("sec\nret", "sec ret", "secrét"):
+        monkeypatch.setenv("MY_KEY", key)
+        with pytest.raises(UsageError, match="MY_KEY") as caught:
+            server.judge(key_variable="MY_KEY")(GOALS[:1], ANSWERS[:1])
+        assert key not in str(caught.value)
+
+
 def test_a_busy_server_is_asked_again(serve):
     server = serve((429, {}, {"Retry-After": "0.2"}), (503, {}), (None, b""), completion("yes"))
     began = time.monotonic()

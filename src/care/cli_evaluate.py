@@ -5,14 +5,15 @@ Options to a job, its scorecard to tables on standard output. Nothing is compute
 
 # No `from __future__ import annotations`: typer reads the annotations when a command is called.
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from care.cli_shared import Command, FailAbove, Precision, hold_to, interval, print_table
+from care.cli_scorecard import show, show_reports
+from care.cli_shared import Command, FailAbove, Precision, hold_to, print_table
 from care.errors import UsageError
 
 judges_app = typer.Typer(help="The judges, and how far they agree with labels by hand.")
@@ -164,42 +165,7 @@ def check_judges(
     if as_json:
         print(json.dumps(reports, indent=1, ensure_ascii=False))
     else:
-        _show_reports(reports)
-
-
-# -- what is printed -----------------------------------------------------------------------------
-
-
-def show(tree: Mapping[str, Any]) -> None:
-    """The scorecard as tables and sentences."""
-    print(f"Judged by {tree['judge']}. Rates with 95 % intervals (Wilson).")
-    _show_rates(tree["suites"])
-    if tree["comparisons"]:
-        print("\nAgainst the bare model, paired; intervals resample goals.")
-        _show_comparisons(tree["comparisons"], tree["margin"])
-    print("\nWhat so many examples can show (80 % power, 5 % level):")
-    for note in tree["power"]:
-        print(f"  {note}")
-    if len(tree["judges"]) > 1:
-        print("\nBy judge.")
-        _show_judges(tree["judges"])
-    if tree["agreement"]:
-        print("\nAgreement of judges on malicious requests (Cohen's κ).")
-        cells = (
-            [" / ".join(a["judges"]), str(a["n"]), f"{a['agreement']:.2f}", _kappa(a["kappa"])]
-            for a in tree["agreement"]
-        )
-        print_table(["judges", "n", "agree", "κ"], cells)
-    if tree["pictures"]:
-        print("\nPictures of the requests.")
-        cells = (
-            [p["judge"], p["suite"], str(p["n"]), _share(p["flagged"]), str(p["errors"])]
-            for p in tree["pictures"]
-        )
-        print_table(["judge", "suite", "n", "flagged", "errors"], cells)
-    if tree.get("labels"):
-        print("\nAgainst labels by hand.")
-        _show_reports(tree["labels"])
+        show_reports(reports)
 
 
 def worst_asr(suites: Sequence[Mapping[str, Any]]) -> float | None:
@@ -217,96 +183,6 @@ def worst_asr(suites: Sequence[Mapping[str, Any]]) -> float | None:
             if name != "none" and cell["rate"] is not None:
                 rates.setdefault(name, []).append(cell["rate"])
     return max((sum(found) / len(found) for found in rates.values()), default=None)
-
-
-def _show_rates(suites: Sequence[Mapping[str, Any]]) -> None:
-    defenses = list(dict.fromkeys(name for suite in suites for name in suite["defenses"]))
-    corrected = any(cell["corrected"] for s in suites for cell in s["defenses"].values())
-    names = ["suite", "metric", "n", "goals", *defenses]
-    rows = []
-    for suite in suites:
-        cells = suite["defenses"]
-        first = next(iter(cells.values()))
-        row = [suite["name"], suite["metric"], str(first["n"]), str(first["goals"])]
-        rows.append([*row, *(_cell(cells[d]) if d in cells else "" for d in defenses)])
-        if corrected and any(cell["corrected"] for cell in cells.values()):
-            shown = (_corrected(cells[d]) if d in cells else "" for d in defenses)
-            rows.append(["", "corrected", "", "", *shown])
-    print_table(names, rows)
-
-
-def _cell(cell: Mapping[str, Any]) -> str:
-    failed = f" ({cell['errors']} failed)" if cell["errors"] else ""
-    return interval(cell) + failed
-
-
-def _corrected(cell: Mapping[str, Any]) -> str:
-    found = cell["corrected"]
-    return "" if found is None else "can't be" if "error" in found else interval(found)
-
-
-def _show_comparisons(comparisons: Iterable[Mapping[str, Any]], margin: float) -> None:
-    rows = []
-    for entry in comparisons:
-        if entry["difference"] is None:
-            rows.append([entry["suite"], entry["defense"], "too few goals", "", "", "", ""])
-            continue
-        d, claim = entry["difference"], entry["non_inferior"]
-        rows.append(
-            [
-                entry["suite"],
-                entry["defense"],
-                f"{entry['before']:.2f} → {entry['after']:.2f}",
-                f"{d['rate']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]",
-                "{} / {}".format(*entry["discordant"]),
-                f"{entry['p']:.3g} ({entry['p_holm']:.3g})",
-                "" if claim is None else "shown" if claim["shown"] else "not shown",
-            ]
-        )
-    loss = f"loss < {100 * margin:g} points"
-    print_table(["suite", "defense", "rates", "difference", "changed", "p (Holm)", loss], rows)
-
-
-def _show_judges(judges: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    places = list(dict.fromkeys((e["suite"], e["defense"]) for es in judges.values() for e in es))
-    by_place = {
-        name: {(e["suite"], e["defense"]): e for e in entries} for name, entries in judges.items()
-    }
-    rows = (
-        [*place, *(_judged(found[place]) if place in found else "" for found in by_place.values())]
-        for place in places
-    )
-    print_table(["suite", "defense", *judges], rows)
-
-
-def _judged(entry: Mapping[str, Any]) -> str:
-    failed = f" ({entry['errors']} failed)" if entry["errors"] else ""
-    return ("no answers" if entry["rate"] is None else interval(entry["rate"])) + failed
-
-
-def _show_reports(reports: Iterable[Mapping[str, Any]]) -> None:
-    names = ["judge", "n", "failed", "accuracy", "κ", "sensitivity", "specificity"]
-    cells = (
-        [
-            report["judge"],
-            str(report["n"]),
-            str(report["failed"]),
-            f"{report['accuracy']:.2f}",
-            _kappa(report["kappa"]),
-            interval(report["sensitivity"]),
-            interval(report["specificity"]),
-        ]
-        for report in reports
-    )
-    print_table(names, cells)
-
-
-def _kappa(found: Mapping[str, Any] | None) -> str:
-    return "undefined" if found is None else interval(found)
-
-
-def _share(value: float | None) -> str:
-    return "none" if value is None else f"{value:.2f}"
 
 
 def _names(given: str | None, option: str) -> tuple[str, ...]:

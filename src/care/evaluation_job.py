@@ -23,8 +23,8 @@ from typing import Any
 from care.correction import JudgeAccuracy
 from care.errors import DataError, UsageError
 from care.evaluate import evaluate as answer_and_judge
+from care.evaluation_suites import chosen_suites, named_suite, refuse_leaks, suite_facts
 from care.examples import Suite
-from care.examples_file import load_suite
 from care.jobs import Job, load_model
 from care.jobs import make_judge as rules_of
 from care.judges import Judge, refused
@@ -35,7 +35,7 @@ from care.progress import Progress
 from care.rejudge import open_verdicts, record_identity, rejudge
 from care.rows import Row, Rows
 from care.runs import Run
-from care.scorecard import MARGIN, RULES, goal_of, scorecard
+from care.scorecard import MARGIN, RULES, scorecard
 from care.storage import write_whole
 
 Bar = Callable[..., Progress] | None
@@ -140,9 +140,10 @@ class EvaluationJob:
 
 def evaluate(job: EvaluationJob, progress: Bar = None) -> dict[str, Any]:
     """Answer, judge and tabulate; the scorecard, which is also written to table.json."""
-    suites = suites_of(job)
+    suites = chosen_suites(job.suites, job.utility, job.model, job.limit, job.seed)
     labels = read_labels(job.labels) if job.labels else None  # before hours of work
-    check_leaks(job, suites)
+    if not job.allow_leaks:
+        refuse_leaks([named_suite(name, None, job.seed) for name in job.fitted_on], suites)
     with Run(job.out, resume=job.resume, config=job.config()) as run:
         _record(run, job, suites)
         rules = rules_of(job.job())
@@ -190,65 +191,6 @@ def rejudge_run(
 
 
 # -- suites --------------------------------------------------------------------------------------
-
-
-def suites_of(job: EvaluationJob) -> list[Suite]:
-    """The job's suites, attacks first; UsageError for one in the wrong place."""
-    if not job.suites and not job.utility:
-        return _small_world(job)
-    attacks = [named_suite(name, job.limit, job.seed) for name in job.suites]
-    utility = [named_suite(name, job.limit, job.seed) for name in job.utility]
-    for suite in utility:
-        if suite.role == "attack":
-            raise UsageError(
-                f"--utility names {suite.name}, which is an attack suite; name it with --suite."
-            )
-    return [*attacks, *utility]
-
-
-def named_suite(name: str, limit: int | None, seed: int) -> Suite:
-    """One suite by name or file, at most `limit` examples of it."""
-    suite = load_suite(name)
-    return suite if limit is None else suite.head(limit)
-
-
-def leaks(fit: Sequence[Suite], test: Sequence[Suite]) -> list[tuple[str, str, str]]:
-    """Goals that were fitted on and are tested: (suite fitted on, test suite, goal).
-
-    Compared without case and spacing; near duplicates aren't found.
-    """
-    fitted = {_goal(example): suite.name for suite in fit for example in suite}
-    pairs = [
-        (fitted[_goal(example)], suite.name, _goal(example))
-        for suite in test
-        for example in suite
-        if _goal(example) in fitted
-    ]
-    return list(dict.fromkeys(pairs))
-
-
-def check_leaks(job: EvaluationJob, suites: Sequence[Suite]) -> None:
-    """UsageError if a repair was fitted on goals that are tested, unless the job allows it."""
-    fit = [named_suite(name, None, job.seed) for name in job.fitted_on]
-    found = leaks(fit, suites)
-    if found and not job.allow_leaks:
-        first = "; ".join(f"{a} and {b}: {goal!r:.60}" for a, b, goal in found[:3])
-        raise UsageError(
-            f"{len(found)} goals that were fitted on are also tested ({first}); leave them out, or "
-            "go on with --allow-leaks."
-        )
-
-
-def _goal(example: Any) -> str:
-    return goal_of({"goal": example.goal, "prompt": example.prompt})
-
-
-def _small_world(job: EvaluationJob) -> list[Suite]:
-    from care.embedded.suites import NAMES, PGD
-
-    # The adversarial pictures were made for the embedded model.
-    names = [name for name in NAMES if job.model is None or name not in PGD]
-    return [named_suite(name, job.limit, job.seed) for name in names]
 
 
 def _asked_suites(run: Run) -> list[Suite]:
@@ -352,24 +294,9 @@ def _record(run: Run, job: EvaluationJob, suites: Sequence[Suite]) -> None:
         seed=job.seed,
         versions=versions(),
         machine=machine_facts(),
-        suites={suite.name: _suite_facts(suite) for suite in suites},
+        suites={suite.name: suite_facts(suite) for suite in suites},
         leaks="allowed" if job.allow_leaks else "checked" if job.fitted_on else "not checked",
     )
-
-
-def _suite_facts(suite: Suite) -> dict[str, Any]:
-    try:
-        digest = suite.digest()
-    except DataError:
-        digest = None  # a picture can't be read; its example becomes a row with an error
-    return {
-        "n": len(suite),
-        "role": suite.role,
-        "digest": digest,
-        "licence": suite.licence,
-        "source": suite.source,
-        "revision": suite.revision,
-    }
 
 
 def _names(repairs: Sequence[Path]) -> list[str]:

@@ -98,9 +98,20 @@ class ApiJudge(ModelJudge):
     def find(
         self, goals: Sequence[str], responses: Sequence[str], images: Pictures
     ) -> list[Finding]:
+        self._key()  # one that can't be sent is wrong use, and shows before the first call
         prompts = [self.template.fill(*pair) for pair in zip(goals, responses, strict=True)]
         with ThreadPoolExecutor(self.config.parallel) as pool:
             return list(pool.map(self._ask, prompts))
+
+    def _key(self) -> str:
+        """The key, or nothing; never part of a message, since messages are stored."""
+        key = os.environ.get(self.config.key_variable, "").strip()
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise UsageError(
+                f"The key in the environment variable {self.config.key_variable} holds characters "
+                "that can't be sent; set it anew."
+            )
+        return key
 
     def _ask(self, prompt: str) -> Finding:
         """One answer, judged; any failure is a finding with an error."""
@@ -135,7 +146,7 @@ class ApiJudge(ModelJudge):
             "temperature": 0,
         }
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(self.config.key_variable):
+        if key := self._key():
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(
             self.config.url.rstrip("/") + "/chat/completions",
