@@ -288,6 +288,11 @@ def test_the_small_world_by_default_and_lengths_by_model():
         EvaluationJob(limit=0)
 
 
+def test_folders_of_one_name_are_told_apart() -> None:
+    folders = [Path("a/repair"), Path("b/repair"), Path("c/other")]
+    assert evaluation_job._names(folders) == ["a/repair", "b/repair", "other"]
+
+
 @pytest.mark.embedded
 def test_the_embedded_model(tmp_path, embedded_vlm, monkeypatch, capsys):
     monkeypatch.setattr(evaluation_job, "load_model", lambda job: embedded_vlm)

@@ -103,8 +103,3 @@ def test_a_job_killed_again_and_again_ends_with_the_same_numbers(
     assert kills >= 6
     assert parts(again) == parts(whole)
     assert (tmp_path / "killed" / "repair").is_dir()
-
-
-def test_folders_of_one_name_are_told_apart() -> None:
-    folders = [Path("a/repair"), Path("b/repair"), Path("c/other")]
-    assert pipeline._names(folders) == ["a/repair", "b/repair", "other"]

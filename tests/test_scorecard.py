@@ -109,6 +109,15 @@ def test_examples_that_share_a_goal_are_not_independent():
     assert wide > 1.5 * (alone["difference"]["high"] - alone["difference"]["low"])
 
 
+def test_questions_with_a_right_answer_are_each_their_own():
+    rows = [r | {"goal": "name the object"} for r in utility_rows(3, n=40)]
+    tree = scorecard(rows)
+    assert tree["suites"][0]["defenses"]["care"]["goals"] == 40
+    assert tree["comparisons"][0]["goals"] == 40 and tree["comparisons"][0]["non_inferior"]
+    chat = [r | {"correct": None} for r in rows]  # without references it is one request
+    assert scorecard(chat)["comparisons"][0]["goals"] == 1
+
+
 def test_no_loss_has_to_be_shown():
     small = scorecard(utility_rows(0))["comparisons"][0]["non_inferior"]
     assert not small["shown"]  # 60 examples can't rule out a loss of 2 points

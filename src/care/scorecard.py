@@ -1,13 +1,13 @@
 """The scorecard of an evaluation: what a reviewer asks of a table of rates.
 
 From judged rows alone, for every suite and defense: the rate with Wilson's limits and with limits
-that resample goals; against the bare model the paired difference, both discordant counts, a test,
-and Holm's adjustment over *every* comparison of the table; for utility suites whether a loss of the
-margin is ruled out; and which differences so few examples could have shown at all. With more than
-one judge, the same rates by each and their agreement; with hand labels, rates corrected for the
-judge's errors.
+that resample goals (questions, where each has a right answer); against the bare model the paired
+difference, both discordant counts, a test, and Holm's adjustment over *every* comparison of the
+table; for suites of benign requests whether a loss of the margin is ruled out; and which
+differences so few examples could have shown at all. With more than one judge, the same rates by
+each and their agreement; with hand labels, rates corrected for the judge's errors.
 
-Not here: judging (`evaluate`, `rejudge`), the printed form (`cli_evaluate`).
+Not here: judging (`evaluate`, `rejudge`), the printed form (`cli_scorecard`).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def scorecard(
         "judges": {name: _rates(table) for name, table in tables.items()},
         "agreement": between_judges(
             {name: _labels(table) for name, table in tables.items()},
-            {row["key"]: goal_of(row) for row in rows},
+            {row["key"]: cluster_of(row) for row in rows},
         ),
         "pictures": _pictures(rows, verdicts),
     }
@@ -80,6 +80,16 @@ def scorecard(
 def goal_of(row: Mapping[str, Any]) -> str:
     """What examples of one query share: the clean goal, whatever its wording's case and spacing."""
     return " ".join(str(row["goal"] or row["prompt"]).casefold().split())
+
+
+def cluster_of(row: Mapping[str, Any]) -> str:
+    """What is resampled as a whole: the goal; of a question with a right answer, the question.
+
+    Such questions share one goal ("name the object") without being wordings of each other.
+    """
+    if row["correct"] is not None:
+        return f"example {row['suite']}/{row['example']}"
+    return goal_of(row)
 
 
 def _seen_by(rows: Sequence[Row], verdicts: Sequence[Row], name: str) -> Sequence[Row]:
@@ -116,7 +126,7 @@ def _cell(
         "low": None,
         "high": None,
         "n": len(answered),
-        "goals": len({goal_of(row) for row in answered}),
+        "goals": len({cluster_of(row) for row in answered}),
         "by_goal": None,
         "corrected": None,
         "errors": len(rows) - len(answered),
@@ -126,7 +136,7 @@ def _cell(
         return cell
     cell |= _limits(table.rate(suite, defense))
     counted = np.array([counts(row) for row in answered])
-    goals = [goal_of(row) for row in answered]
+    goals = [cluster_of(row) for row in answered]
     if cell["goals"] > 1:
         cell["by_goal"] = _limits(cluster_rate(counted, goals, seed=seed))
     if accuracy is not None and table.metric(suite) == "ASR":
@@ -209,7 +219,7 @@ def _pairs(table: Table, suite: str, defense: str) -> list[tuple[bool, bool, str
         if row["error"] is None
     }
     return [
-        (counts(first[key]), counts(row), goal_of(row))
+        (counts(first[key]), counts(row), cluster_of(row))
         for row in table.group(suite, defense)
         if row["error"] is None and (key := (row["example"], row["seed"])) in first
     ]
