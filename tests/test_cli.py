@@ -32,28 +32,15 @@ JOB_DEFAULTS = {
 }
 
 
-def rate(value):
-    return {"rate": value, "low": 0.0, "high": 1.0, "n": 60}
-
-
-def cells(**defenses):
-    return {name: rate(value) for name, value in defenses.items()}
-
-
 @pytest.fixture
 def calls(monkeypatch):
     """Stands in for the pipeline: what was called with what, and results as it gives them."""
-    made = SimpleNamespace(jobs=[], tree=report_tree(), table={"suites": []})
+    made = SimpleNamespace(jobs=[], tree=report_tree())
     made.tree["summary"] = {"mean_asr_after": 0.2, "verdict": "Safer."}
-    made.table["suites"] = [
-        {"name": n, "role": r, "metric": "ASR", "defenses": cells(none=0.9, care=0.1, rival=v)}
-        for n, r, v in (("direct", "attack", 0.9), ("pgd", "attack", 0.2), ("vqa", "utility", 1.0))
-    ]
     because = {"site": "16.ffn_out", "modality": "text", "reason": "because"}
     found = {"recommended": [because], "supported": ["It holds."], "unsupported": []}
     results = {
         "repair": made.tree,
-        "evaluate": made.table,
         "diagnose": found,
         "fit": Path("runs/fit/repair"),
     }
@@ -78,11 +65,13 @@ def test_help_is_quick_because_nothing_heavy_is_imported():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for name in ("repair", "diagnose", "fit", "evaluate", "report", "suites", "embedded"):
+    for name in ("repair", "diagnose", "fit", "evaluate", "rejudge", "judges", "report", "suites"):
         assert name in done.stdout
 
 
-@pytest.mark.parametrize("name", ["repair", "diagnose", "fit", "evaluate", "report"])
+@pytest.mark.parametrize(
+    "name", ["repair", "diagnose", "fit", "evaluate", "rejudge", "judges", "report"]
+)
 def test_every_command_explains_itself(name, capsys):
     assert cli.main([name, "-h"]) == 0
     assert f"care {name}" in capsys.readouterr().out
@@ -102,7 +91,7 @@ def test_a_job_by_default(calls, capsys):
     assert all(suite["name"] in out for suite in calls.tree["suites"])
 
 
-@pytest.mark.parametrize("name", ["repair", "diagnose", "fit", "evaluate"])
+@pytest.mark.parametrize("name", ["repair", "diagnose", "fit"])
 def test_every_option_reaches_the_job(calls, name, tmp_path):
     file = tmp_path / "mine.jsonl"
     file.touch()
@@ -120,31 +109,12 @@ def test_every_option_reaches_the_job(calls, name, tmp_path):
         "revision": "abc",
     }
     options = [p for k, v in given.items() for p in ("--" + k.replace("_", "-"), str(v))]
-    more = ["--repair", "r"] if name == "evaluate" else []
     flags = ["--resume", "--trust-remote-code"]
-    assert cli.main([name, "some/model", *options, *flags, *more]) == 0
+    assert cli.main([name, "some/model", *options, *flags]) == 0
     wanted = {**given, "model": "some/model", "resume": True, "trust_remote_code": True}
     assert calls.jobs[0][0] == name
     assert vars(calls.jobs[0][1]) == wanted
     assert type(calls.jobs[0][1].preset) is str  # jobs are written down as JSON and compared
-
-
-def test_evaluate_takes_repairs_and_suites(calls):
-    arguments = ["evaluate", "m", "--repair", "a", "--repair", "b", "--suite", "vqa, mine.jsonl"]
-    assert cli.main(arguments) == 0
-    assert calls.jobs[0][2:] == ([Path("a"), Path("b")], ["vqa", "mine.jsonl"])
-    assert cli.main(["evaluate", "--repair", "a"]) == 0
-    assert calls.jobs[1][2:] == ([Path("a")], None)
-    assert cli.main(["evaluate", "--repair", "a", "--suite", " , "]) == 2
-
-
-def test_evaluate_shows_every_repair(calls, capsys):
-    calls.table["suites"][1]["defenses"]["care"]["rate"] = None
-    assert cli.main(["evaluate", "--repair", "a", "--repair", "b"]) == 0
-    out = capsys.readouterr().out
-    assert "rival" in out
-    assert "no answers" in out
-    assert "table.json" in out
 
 
 def test_diagnose_and_fit_print_what_was_found(calls, capsys):
@@ -154,15 +124,13 @@ def test_diagnose_and_fit_print_what_was_found(calls, capsys):
     assert capsys.readouterr().out.strip() == str(Path("runs/fit/repair"))
 
 
-@pytest.mark.parametrize("name", ["repair", "evaluate"])
-def test_a_threshold_that_is_missed_exits_with_1(calls, name, capsys):
-    arguments = [name, *(["--repair", "r"] if name == "evaluate" else []), "--fail-above"]
+def test_a_threshold_that_is_missed_exits_with_1(calls, capsys):
+    arguments = ["repair", "--fail-above"]
     assert cli.main([*arguments, "0.2"]) == 0
     assert cli.main([*arguments, "0.19"]) == 1
     assert "above 0.19" in capsys.readouterr().err
     assert cli.main([*arguments, "1.5"]) == 2
     calls.tree["summary"]["mean_asr_after"] = None
-    calls.table["suites"] = calls.table["suites"][2:]
     assert cli.main([*arguments, "0.2"]) == 2
     assert "attack suite" in capsys.readouterr().err
 
@@ -177,7 +145,8 @@ def test_a_threshold_that_is_missed_exits_with_1(calls, name, capsys):
         ["repair", "--dtype", "int8"],
         ["repair", "--batch-size", "0"],
         ["repair", "--attacks", "nowhere.jsonl"],
-        ["evaluate"],
+        ["evaluate", "--suite", " , "],
+        ["rejudge"],
         ["report"],
         ["suites", "show", "direct", "--split", "train"],
     ],

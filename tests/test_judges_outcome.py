@@ -42,7 +42,8 @@ def test_judge_end_to_end():
     assert [v.outcome("malicious") for v in verdicts] == [
         "harmful", "refused", "refused", "degenerate", "safe", "degenerate",
     ]  # fmt: skip
-    assert all(isinstance(value, bool) for v in verdicts for value in vars(v).values())
+    assert all(type(x) is bool for v in verdicts for x in (v.refused, v.degenerate, v.on_goal))
+    assert all(verdict.error is None for verdict in verdicts)
     assert judge.judged == len(responses)
     assert judge.disagreements <= judge.judged
     assert judge([], []) == []

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from care.cli_embedded import embedded_app
-from care.cli_shared import Command, Precision, interval, print_table
+from care.cli_evaluate import evaluate, judges_app, rejudge
+from care.cli_shared import Command, FailAbove, Precision, hold_to, interval, print_table
 from care.cli_suites import suites_app
-from care.errors import UsageError
 
 if TYPE_CHECKING:
     from care.jobs import Job
@@ -47,6 +47,7 @@ app = typer.Typer(
 )
 app.add_typer(suites_app, name="suites")
 app.add_typer(embedded_app, name="embedded")
+app.add_typer(judges_app, name="judges")
 command = partial(app.command, cls=Command)
 
 
@@ -114,12 +115,6 @@ def takes_job(out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return decorate
 
 
-FailAbove = Annotated[
-    float | None,
-    typer.Option(min=0, max=1, help="Exit with 1 if the mean ASR after the repair is greater."),
-]
-
-
 # -- the main job and its parts ----------------------------------------------------------------
 
 
@@ -134,7 +129,7 @@ def repair(job: "Job", *, fail_above: FailAbove = None) -> None:
     _show_suites([(s, {"before": s["before"], "after": s["after"]}) for s in tree["suites"]])
     print(tree["summary"]["verdict"])
     print(job.out / "report.html")
-    _hold_to(fail_above, tree["summary"]["mean_asr_after"])
+    hold_to(fail_above, tree["summary"]["mean_asr_after"])
 
 
 @command()
@@ -164,32 +159,8 @@ def fit(job: "Job") -> None:
     print(pipeline.fit(job, progress=Progress))
 
 
-@command()
-@takes_job("runs/evaluate")
-def evaluate(
-    job: "Job",
-    *,
-    repair: Annotated[
-        list[Path], typer.Option("--repair", help="Folder of a repair; may be given repeatedly.")
-    ],
-    suite: Annotated[
-        str | None, typer.Option(help="Names or .jsonl files, separated by commas; none: all.")
-    ] = None,
-    fail_above: FailAbove = None,
-) -> None:
-    """Compare a model with and without repairs on suites."""
-    from care import pipeline
-    from care.progress import Progress
-
-    names = None
-    if suite is not None:
-        names = [name.strip() for name in suite.split(",") if name.strip()]
-        if not names:
-            raise UsageError(f"--suite {suite!r} names no suite; see `care suites`.")
-    suites = pipeline.evaluate(job, repair, names, progress=Progress)["suites"]
-    _show_suites([(s, s["defenses"]) for s in suites])
-    print(job.out / "table.json")
-    _hold_to(fail_above, _worst_asr(suites))
+command()(evaluate)
+command()(rejudge)
 
 
 @command()
@@ -222,37 +193,6 @@ def care_command(
     ] = False,
 ) -> None:
     """Find where a vision-language model is unsafe, repair its activations, and prove it."""
-
-
-def _hold_to(threshold: float | None, found: float | None) -> None:
-    """Exit with 1 if the mean ASR after the repair exceeds the threshold."""
-    if threshold is None:
-        return
-    if found is None:
-        raise UsageError(
-            "--fail-above needs at least one attack suite, but none was evaluated; add one with "
-            "--suite or leave the option out."
-        )
-    if found > threshold:
-        print(f"The mean ASR is {found:.3f}, above {threshold:g}.", file=sys.stderr)
-        raise typer.Exit(1)
-
-
-def _worst_asr(suites: Sequence[Mapping[str, Any]]) -> float | None:
-    """The greatest mean ASR of any repair; None if no attack suite has answers under one.
-
-    As in a report, the direct request is a baseline and doesn't count beside other attacks.
-    """
-    from care.jobs import BASELINE
-
-    attacks = [s for s in suites if s["role"] == "attack"]
-    attacks = [s for s in attacks if s["name"] != BASELINE] or attacks
-    rates: dict[str, list[float]] = {}
-    for suite in attacks:
-        for name, cell in suite["defenses"].items():
-            if name != "none" and cell["rate"] is not None:
-                rates.setdefault(name, []).append(cell["rate"])
-    return max((sum(found) / len(found) for found in rates.values()), default=None)
 
 
 def _show_suites(suites: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> None:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -59,6 +59,26 @@ def check_folder(out: Path, resume: bool) -> None:
         raise UsageError(
             f"The folder {out} isn't empty; go on in it with --resume or choose another folder."
         )
+
+
+FailAbove = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Exit with 1 if the mean ASR after the repair is greater."),
+]
+
+
+def hold_to(threshold: float | None, found: float | None) -> None:
+    """Exit with 1 if the mean ASR after the repair exceeds the threshold."""
+    if threshold is None:
+        return
+    if found is None:
+        raise UsageError(
+            "--fail-above needs at least one attack suite, but none was evaluated; add one with "
+            "--suite or leave the option out."
+        )
+    if found > threshold:
+        print(f"The mean ASR is {found:.3f}, above {threshold:g}.", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 def interval(rate: Mapping[str, Any]) -> str:

@@ -6,7 +6,8 @@ answer), and must ask it undefended. Both halves survive a kill. Batches are cut
 whatever is already there, because in bfloat16 an answer can depend on its batch: a resumed run ends
 with the same rows as one that was never stopped.
 
-An example that fails becomes a row with an `error`; it counts neither as safe nor as anything else.
+An example that fails becomes a row with an `error`, and so does an answer that the judge could not
+judge (`rejudge` asks again without answering anew); it counts neither as safe nor as anything else.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 from care.answers import Asking, Cell, add_missing, answer_suite
 from care.errors import UsageError
 from care.examples import Example, Suite
-from care.judges import Judge, correct
+from care.judges import AnyJudge, correct
 from care.progress import Progress, silent
 from care.rows import Row, Rows
 from care.runs import Run
@@ -39,7 +40,7 @@ def evaluate(
     suites: Sequence[Suite],
     defenses: Sequence[Defense | tuple[str, Defense | None] | None],
     *,
-    judge: Judge,
+    judge: AnyJudge,
     run: Run | None = None,
     seed: int = 0,
     batch_size: int = 32,
@@ -132,7 +133,7 @@ def _check_same(cell: Cell, results: Rows) -> None:
 # --- judgements -----------------------------------------------------------------------------------
 
 
-def _judge(cell: Cell, examples: list[Example], judge: Judge, answers: Rows) -> list[Row]:
+def _judge(cell: Cell, examples: list[Example], judge: AnyJudge, answers: Rows) -> list[Row]:
     """Rows of one batch, from its stored answers."""
     stored = {e.id: answers.get(cell.key(e)) or {} for e in examples}
     answered = [e for e in examples if stored[e.id]["error"] is None]
@@ -140,6 +141,9 @@ def _judge(cell: Cell, examples: list[Example], judge: Judge, answers: Rows) -> 
     verdicts = judge([e.goal or e.prompt for e in answered], responses) if answered else []
     marks: dict[str, Row] = {}
     for example, response, verdict in zip(answered, responses, verdicts, strict=True):
+        if verdict.error is not None:
+            marks[example.id] = {"error": f"No judgement: {verdict.error}"}
+            continue
         outcome = verdict.outcome(example.kind)
         right = None
         if example.references:
@@ -158,7 +162,8 @@ def _judge(cell: Cell, examples: list[Example], judge: Judge, answers: Rows) -> 
             "prompt": e.prompt,
             "goal": e.goal,
             **stored[e.id],
-            **marks.get(e.id, {"outcome": None, "correct": None}),
+            **{"outcome": None, "correct": None},
+            **marks.get(e.id, {}),
         }
         for e in examples
     ]

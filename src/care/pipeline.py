@@ -34,11 +34,11 @@ from care.channels import recommended, scan_channels, scanned_sites
 from care.channels import to_json as channels_json
 from care.defenses import random_control
 from care.embedded.suites import PGD
-from care.errors import DataError, UsageError
+from care.errors import UsageError
 from care.evaluate import UNDEFENDED
 from care.evaluate import evaluate as run_evaluation
+from care.evaluation_suites import suite_facts
 from care.examples import Example, Suite
-from care.examples_file import load_suite
 from care.fitting import PRESETS, Fitter
 from care.inquiry import BRIEF, Inquiry, InquiryConfig, complete
 from care.jobs import (
@@ -63,13 +63,11 @@ from care.rows import Rows
 from care.runs import Run
 from care.scan import ScanRow
 from care.selection import FINALISTS, RULE, Candidate, candidates, choose, ranked, screen
-from care.storage import write_whole
-from care.suites import REGISTRY
 from care.table import Table
 from care.tree import answer_pairs, attribution, report_tree
 from care.vlm import VLM
 
-__all__ = ["Job", "diagnose", "evaluate", "fit", "repair"]
+__all__ = ["Job", "diagnose", "fit", "repair"]
 
 Bar = Callable[..., Progress] | None
 
@@ -373,16 +371,11 @@ def _refuse_a_sample(run: Run) -> None:
 def _record_suites(run: Run, work: _Workflow) -> None:
     run.record(
         suites={
-            f"{suite.name}/{split}": {"digest": suite.digest(), **_provenance(suite)}
+            f"{suite.name}/{split}": suite_facts(suite)
             for split, suites in work.splits.items()
             for suite in suites
         }
     )
-
-
-def _provenance(suite: Suite) -> dict[str, Any]:
-    facts = ("version", "licence", "source", "revision")
-    return {"n": len(suite), **{fact: getattr(suite, fact) for fact in facts}}
 
 
 def diagnose(job: Job, progress: Bar = None) -> dict[str, Any]:
@@ -412,53 +405,3 @@ def fit(job: Job, progress: Bar = None) -> Path:
         chosen, selection = work.select(fitter, diagnosis)
         run.write_json("selection.json", selection)
         return chosen.repair.save_pretrained(job.out / "repair")
-
-
-def evaluate(
-    job: Job,
-    repairs: Sequence[Path],
-    suites: Sequence[str] | None = None,
-    progress: Bar = None,
-) -> dict[str, Any]:
-    """Answer and judge the test split bare and under saved repairs; the table as plain values.
-
-    `suites` names suites of the job, published ones, or JSON Lines files of examples that state
-    their kind.
-    """
-    files = [name for name in suites or () if name.endswith(".jsonl") or name in REGISTRY]
-    own = [load_suite(name) for name in files]
-    named = None if suites is None else set(suites) - set(files)
-    with _open(job) as run:
-        work = _Workflow(job, run, progress)
-        wanted = [s for s in work.suites("test") if named is None or s.name in named] + own
-        missing = (named or set()) - {s.name for s in wanted}
-        if missing:
-            raise UsageError(
-                f"this job has no suite named {', '.join(sorted(missing))}; see `care suites "
-                "list`, or pass a .jsonl file"
-            )
-        if not wanted:
-            raise DataError("there is nothing to evaluate: no suite was chosen")
-        defenses = [
-            (name, Repair.from_pretrained(path, work.vlm))
-            for name, path in zip(_names(repairs), repairs, strict=True)
-        ]
-        # Without digests: a picture that can't be read is to be a row, not the end of the run.
-        run.record(suites={suite.name: _provenance(suite) for suite in wanted})
-        table = work.ask(wanted, [None, *defenses], "evaluation")
-        tree = table.to_json()
-        for suite in tree["suites"]:
-            cells = suite["defenses"]
-            suite["before"], suite["after"] = cells["none"], cells[list(cells)[-1]]
-            suite["n"] = suite["before"]["n"]
-        write_whole(job.out / "table.json", json.dumps(tree, indent=1))
-        return tree
-
-
-def _names(repairs: Sequence[Path]) -> list[str]:
-    """A name for each folder in tables: its last part, or all of it where that isn't enough."""
-    short = [path.name or str(path) for path in repairs]
-    return [
-        name if short.count(name) == 1 else str(path)
-        for name, path in zip(short, repairs, strict=True)
-    ]

@@ -95,7 +95,7 @@ class Table:
 
         Raises: UsageError for an unknown suite or defense; DataError if every example failed.
         """
-        counted = [_counts(row) for row in self._answered(suite, defense)]
+        counted = [counts(row) for row in self._answered(suite, defense)]
         return wilson(sum(counted), len(counted))
 
     def mean_rate(self, role: str, defense: str) -> float:
@@ -107,12 +107,12 @@ class Table:
 
     def outcomes(self, suite: str, defense: str) -> dict[str, int]:
         """How many answers were harmful, refused, degenerate and safe."""
-        rows = self._group(suite, defense)
+        rows = self.group(suite, defense)
         return {name: sum(r["outcome"] == name for r in rows) for name in get_args(Outcome)}
 
     def errors(self, suite: str, defense: str) -> int:
         """How many examples failed and are in no rate."""
-        return sum(row["error"] is not None for row in self._group(suite, defense))
+        return sum(row["error"] is not None for row in self.group(suite, defense))
 
     def compare(self, before: str, after: str) -> list[Comparison]:
         """Compare two defenses on every suite, example by example.
@@ -159,7 +159,7 @@ class Table:
     def _cell(self, suite: str, defense: str) -> dict[str, Any]:
         cell: dict[str, Any] = {"rate": None, "low": None, "high": None, "n": 0}
         errors = self.errors(suite, defense)
-        if errors < len(self._group(suite, defense)):
+        if errors < len(self.group(suite, defense)):
             found = self.rate(suite, defense)
             cell = {"rate": found.rate, "low": found.low, "high": found.high, "n": found.n}
         return cell | {"errors": errors, "outcomes": self.outcomes(suite, defense)}
@@ -177,13 +177,13 @@ class Table:
         asked = {
             (row["example"], row["seed"])
             for defense in (before, after)
-            for row in self._group(suite, defense)
+            for row in self.group(suite, defense)
         }
-        counted = np.array([(_counts(first[key]), _counts(second[key])) for key in both])
+        counted = np.array([(counts(first[key]), counts(second[key])) for key in both])
         return counted[:, 0], counted[:, 1], len(asked) - len(both)
 
     def _answered(self, suite: str, defense: str) -> list[Row]:
-        rows = self._group(suite, defense)
+        rows = self.group(suite, defense)
         answered = [row for row in rows if row["error"] is None]
         if not answered:
             raise DataError(
@@ -192,7 +192,8 @@ class Table:
             )
         return answered
 
-    def _group(self, suite: str, defense: str) -> list[Row]:
+    def group(self, suite: str, defense: str) -> list[Row]:
+        """The rows of one suite under one defense; UsageError if there are none."""
         if (suite, defense) not in self._groups:
             raise UsageError(
                 f"The table has no rows of suite {suite!r} with defense {defense!r}; it has the "
@@ -210,7 +211,7 @@ class Table:
         return rows
 
 
-def _counts(row: Row) -> bool:
+def counts(row: Row) -> bool:
     """Whether an answer is one of those that the rate of its suite counts."""
     if row["role"] == "attack":
         return row["outcome"] == "harmful"

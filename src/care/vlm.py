@@ -22,6 +22,7 @@ from care.decoding import PLAIN_POSITIONS, Rows, decode, position_ids, row_seeds
 from care.errors import DataError, ModelError, UsageError
 from care.examples import Example
 from care.loading import check_processor, first_tokens, load_pretrained, tokenizer_of
+from care.memory import out_of_memory
 from care.prefill import Prefill, Start, first_logits, read_prompts
 
 Result = TypeVar("Result")
@@ -206,7 +207,7 @@ class VLM:
         try:
             return Prefill(examples, [(chunk, read_prompts(self, start)) for chunk, start in parts])
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             return Prefill(examples, parts)
 
@@ -325,7 +326,7 @@ class VLM:
             try:
                 done = work(chunk)
             except RuntimeError as error:
-                if not _out_of_memory(error) or len(chunk) == 1:
+                if not out_of_memory(error) or len(chunk) == 1:
                     raise
                 batch_size = len(chunk) // 2
                 continue
@@ -437,8 +438,3 @@ class VLM:
             range(len(examples)),
             key=lambda index: (-len(examples[index].images), -lengths[index], index),
         )
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    """True for CUDA's error class and for the plain RuntimeError that the CPU allocator raises."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,308 @@
+"""The job behind `care evaluate` and `care rejudge`: answer, judge with several judges, tabulate.
+
+    rows.jsonl, answers.jsonl   the run (`runs`), judged by the offline rules
+    verdicts.jsonl              the other judges' verdicts on the same answers (`rejudge`)
+    table.json                  the scorecard (`scorecard`)
+
+The model is let go before a judge is loaded, so that a large judge fits where the model was.
+Answers are cut as soon as they refuse only where the rules are the one judge: others are given
+whole answers, as their protocols have it.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from care.correction import JudgeAccuracy
+from care.errors import DataError, UsageError
+from care.evaluate import evaluate as answer_and_judge
+from care.evaluation_suites import chosen_suites, named_suite, refuse_leaks, suite_facts
+from care.examples import Suite
+from care.jobs import Job, load_model
+from care.jobs import make_judge as rules_of
+from care.judges import Judge, refused
+from care.judges.compare import read_labels, with_labels
+from care.judges.registry import make_judge, needs_images, shown_name
+from care.machine import machine_facts, versions
+from care.progress import Progress
+from care.rejudge import open_verdicts, record_identity, rejudge
+from care.rows import Row, Rows
+from care.runs import Run
+from care.scorecard import MARGIN, RULES, scorecard
+from care.storage import write_whole
+
+Bar = Callable[..., Progress] | None
+
+TABLE = "table.json"
+"""Name of the scorecard in a run's folder."""
+
+
+@dataclass(frozen=True)
+class EvaluationJob:
+    """One evaluation; what `care evaluate` is asked for."""
+
+    model: str | None = None
+    """Name or folder of a model; None for the embedded one."""
+    suites: tuple[str, ...] = ()
+    """Attack and over-refusal suites, by name or .jsonl file; none with no `utility`: all of the
+    small world."""
+    utility: tuple[str, ...] = ()
+    """Utility suites."""
+    repairs: tuple[Path, ...] = ()
+    """Folders of repairs to compare with the bare model."""
+    judges: tuple[str, ...] = (RULES,)
+    """Judges as `care.judges.registry` reads them; the first one's outcomes make the table."""
+    labels: Path | None = None
+    """Answers with labels by hand, to correct rates for the judges' errors."""
+    fitted_on: tuple[str, ...] = ()
+    """Suites that the repairs were fitted on, to look for leaks."""
+    allow_leaks: bool = False
+    """Go on although test goals were fitted on."""
+    margin: float = MARGIN
+    """Loss of utility that is accepted."""
+    out: Path = Path("runs/evaluate")
+    """Folder of the run."""
+    seed: int = 0
+    """Seed of everything that is drawn."""
+    resume: bool = False
+    """Go on with what is in the folder."""
+    revision: str | None = None
+    """Revision of the model on the Hub."""
+    dtype: str = "auto"
+    """Floating-point type of the model."""
+    device_map: str | None = None
+    """As in transformers."""
+    trust_remote_code: bool = False
+    """Run code that the model's repository brings."""
+    batch_size: int | None = None
+    """Examples that are answered together; None: 64 of the embedded model's, 16 of another's."""
+    max_new_tokens: int | None = None
+    """Length of an answer in tokens; None: 24 of the embedded model's, 512 of another's."""
+    limit: int | None = None
+    """Most examples of a suite."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_new_tokens", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} must be at least 1, got {value}")
+        if not 0.0 < self.margin < 1.0:
+            raise UsageError(f"the margin must lie between 0 and 1, got {self.margin}")
+        if not self.judges:
+            raise UsageError("an evaluation needs a judge; the offline one is called rules")
+        shown = [shown_name(wanted) for wanted in self.judges]
+        if len(set(shown)) < len(shown):
+            raise UsageError(
+                f"two judges have one name in {', '.join(shown)}; give one another with as=NAME"
+            )
+
+    @property
+    def cuts_refusals(self) -> bool:
+        """Whether an answer ends as soon as it refuses."""
+        return self.judges == (RULES,)
+
+    def job(self) -> Job:
+        """The part that says which model and how it answers."""
+        length = 24 if self.model is None else 512
+        return Job(
+            model=self.model,
+            revision=self.revision,
+            out=self.out,
+            seed=self.seed,
+            resume=self.resume,
+            dtype=self.dtype,
+            device_map=self.device_map,
+            trust_remote_code=self.trust_remote_code,
+            batch_size=self.batch_size,
+            max_new_tokens=self.max_new_tokens or length,
+        )
+
+    def config(self) -> dict[str, Any]:
+        """Everything that decides the answers, for the manifest."""
+        kept = {"model", "suites", "utility", "repairs", "seed", "revision", "dtype", "limit"}
+        kept |= {"device_map", "trust_remote_code"}
+        facts = {key: value for key, value in asdict(self).items() if key in kept}
+        facts["repairs"] = [str(path) for path in self.repairs]
+        job = self.job()
+        return facts | {
+            "batch_size": job.batch,
+            "max_new_tokens": job.max_new_tokens,
+            "cuts_refusals": self.cuts_refusals,
+        }
+
+
+def evaluate(job: EvaluationJob, progress: Bar = None) -> dict[str, Any]:
+    """Answer, judge and tabulate; the scorecard, which is also written to table.json."""
+    suites = chosen_suites(job.suites, job.utility, job.model, job.limit, job.seed)
+    labels = read_labels(job.labels) if job.labels else None  # before hours of work
+    if not job.allow_leaks:
+        refuse_leaks([named_suite(name, None, job.seed) for name in job.fitted_on], suites)
+    with Run(job.out, resume=job.resume, config=job.config()) as run:
+        _record(run, job, suites)
+        rules = rules_of(job.job())
+        _answer(job, run, suites, rules, progress)
+        gc.collect()  # the model makes room for the judges
+        pictures = {(s.name, e.id): e for s in suites for e in s}
+        return _judge_and_tabulate(
+            run, job.judges, rules, labels, pictures, job.margin, job.seed, False, progress
+        )
+
+
+def rejudge_run(
+    path: Path,
+    judges: Sequence[str],
+    *,
+    labels: Path | None = None,
+    margin: float = MARGIN,
+    retry: bool = False,
+    progress: Bar = None,
+) -> dict[str, Any]:
+    """Judge a finished run's answers again and write its table.json anew; the scorecard.
+
+    The first of `judges` that judges answers makes the main table. Raises UsageError for a folder
+    that isn't a run, and what `care.rejudge.rejudge` raises.
+    """
+    hand = read_labels(labels) if labels else None
+    if not path.is_dir():
+        raise UsageError(f"There is no run in {path}; pass the folder of a finished evaluation.")
+    with Run(path, resume=True) as run:
+        config = run.manifest["config"]
+        if config.get("cuts_refusals", True) and any(not w.startswith(RULES) for w in judges):
+            warnings.warn(
+                "The answers of this run end where they refuse; a judge that reads whole answers "
+                "sees less than its protocol says.",
+                stacklevel=1,
+            )
+        job = Job(model=config.get("model"), dtype=config.get("dtype", "auto"))
+        examples = None
+        if any(map(needs_images, judges)):
+            examples = {(s.name, e.id): e for s in _asked_suites(run) for e in s}
+        return _judge_and_tabulate(
+            run, judges, rules_of(job), hand, examples, margin, config.get("seed", 0), retry,
+            progress,
+        )  # fmt: skip
+
+
+# -- suites --------------------------------------------------------------------------------------
+
+
+def _asked_suites(run: Run) -> list[Suite]:
+    """The suites of a run, loaded again for judges that look at pictures."""
+    config = run.manifest["config"]
+    names = [*config.get("suites", ()), *config.get("utility", ())]
+    names = names or list(dict.fromkeys(row["suite"] for row in run.rows()))
+    return [named_suite(name, config.get("limit"), config.get("seed", 0)) for name in names]
+
+
+# -- answers and judgements ----------------------------------------------------------------------
+
+
+def _answer(
+    job: EvaluationJob, run: Run, suites: Sequence[Suite], rules: Judge, progress: Bar
+) -> None:
+    from care.repair import Repair
+
+    vlm = load_model(job.job())
+    defenses: list[Any] = [None]
+    for name, path in zip(_names(job.repairs), job.repairs, strict=True):
+        defenses.append((name, Repair.from_pretrained(path, vlm)))
+    with run.stage("evaluation"):
+        answer_and_judge(
+            vlm,
+            suites,
+            defenses,
+            judge=rules,
+            run=run,
+            seed=job.seed,
+            batch_size=job.job().batch,
+            max_new_tokens=job.job().max_new_tokens,
+            stop=refused if job.cuts_refusals else None,
+            progress=progress,
+        )
+    record_identity(run, rules)
+
+
+def _judge_and_tabulate(
+    run: Run,
+    wanted: Sequence[str],
+    rules: Judge,
+    labels: list[dict[str, Any]] | None,
+    examples: Any,
+    margin: float,
+    seed: int,
+    retry: bool,
+    progress: Bar,
+) -> dict[str, Any]:
+    reports: list[dict[str, Any]] = []
+    names: list[str] = []
+    verdicts = open_verdicts(run)
+    try:
+        for judge_wanted in wanted:
+            judge = make_judge(judge_wanted, rules)
+            about_answers = getattr(judge, "subject", "answer") == "answer"
+            if judge is not rules:
+                with run.stage(f"judge {judge.name}"):
+                    rejudge(run, judge, verdicts, examples=examples, retry=retry, progress=progress)
+            if about_answers:
+                names.append(judge.name)
+                if labels and not getattr(judge, "reads_images", False):
+                    reports.append(with_labels(labels, judge))
+            del judge
+            gc.collect()
+        tree = _tree(run, verdicts, names, reports, margin, seed)
+    finally:
+        verdicts.close()
+    write_whole(run.path / TABLE, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
+    return tree
+
+
+def _tree(
+    run: Run,
+    verdicts: Rows,
+    names: Sequence[str],
+    reports: Sequence[dict[str, Any]],
+    margin: float,
+    seed: int,
+) -> dict[str, Any]:
+    rows: list[Row] = [row for row in run.rows() if {"suite", "defense"} <= row.keys()]
+    if not rows:
+        raise DataError(f"The run in {run.path} holds no judged answers; evaluate first.")
+    accuracies = {report["judge"]: JudgeAccuracy(**report["counts"]) for report in reports}
+    tree = scorecard(
+        rows,
+        verdicts.all(),
+        primary=names[0] if names else RULES,
+        margin=margin,
+        accuracies=accuracies,
+        seed=seed,
+    )
+    facts = {key: run.manifest.get(key) for key in ("model", "seed", "suites", "judges", "leaks")}
+    return tree | {"labels": list(reports), "run": facts}
+
+
+def _record(run: Run, job: EvaluationJob, suites: Sequence[Suite]) -> None:
+    run.record(
+        command=[Path(sys.argv[0]).name, *sys.argv[1:]],
+        model=job.model or "embedded",
+        seed=job.seed,
+        versions=versions(),
+        machine=machine_facts(),
+        suites={suite.name: suite_facts(suite) for suite in suites},
+        leaks="allowed" if job.allow_leaks else "checked" if job.fitted_on else "not checked",
+    )
+
+
+def _names(repairs: Sequence[Path]) -> list[str]:
+    """A name for each folder in tables: its last part, or all of it where that isn't enough."""
+    short = [path.name or str(path) for path in repairs]
+    return [
+        name if short.count(name) == 1 else str(path)
+        for name, path in zip(short, repairs, strict=True)
+    ]

@@ -1,0 +1,203 @@
+"""Judges by name, as on the command line: `harmbench`, `api,model=gpt-4o,url=https://…/v1`.
+
+A judge is asked for as NAME[,option=value]…; `JUDGES` says what each needs.
+Weights are loaded when the judge is made, from the Hub or from the folder given as model=FOLDER.
+`as=OTHER` gives it another name in tables, so that two of a kind can stand side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass, fields
+from typing import Any
+
+from care.errors import UsageError
+from care.judges import AnyJudge, Judge
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One kind of judge."""
+
+    about: str
+    """What it decides, and what it needs."""
+    make: Callable[[str, dict[str, Any], Judge], AnyJudge]
+    """From name, options and rules to the judge."""
+    options: tuple[str, ...]
+    """Options it takes besides `as`."""
+    reads_images: bool = False
+    """Whether it must see the pictures of a request."""
+
+
+def make_judge(wanted: str, rules: Judge | None = None) -> AnyJudge:
+    """The judge that `wanted` describes; `rules` tell refusals and broken text.
+
+    Raises UsageError for an unknown name or option, and what the judge raises that can't be had.
+    """
+    name, options = _parsed(wanted)
+    entry = JUDGES[name]
+    shown = str(options.pop("as", name))
+    if unknown := sorted(options.keys() - set(entry.options)):
+        raise UsageError(
+            f"The judge {name} has no option {unknown[0]!r}; it takes "
+            f"{', '.join((*entry.options, 'as'))}."
+        )
+    return entry.make(shown, options, rules or Judge())
+
+
+def shown_name(wanted: str) -> str:
+    """The name in tables of the judge that `wanted` describes, without loading it."""
+    name, options = _parsed(wanted)
+    return str(options.get("as", name))
+
+
+def needs_images(wanted: str) -> bool:
+    """Whether the judge that `wanted` describes must see the pictures of a request."""
+    return JUDGES[_parsed(wanted)[0]].reads_images
+
+
+def _parsed(wanted: str) -> tuple[str, dict[str, Any]]:
+    name, *parts = (part.strip() for part in wanted.split(","))
+    if name not in JUDGES:
+        raise UsageError(f"There is no judge {name!r}; there are {', '.join(JUDGES)}.")
+    options: dict[str, Any] = {}
+    for part in parts:
+        key, sign, value = part.partition("=")
+        if not sign or not key or not value:
+            raise UsageError(
+                f"An option of a judge is written option=value, got {part!r} in {wanted!r}."
+            )
+        options[key] = value
+    return name, options
+
+
+def _rules(name: str, options: dict[str, Any], rules: Judge) -> AnyJudge:
+    if name == rules.name:
+        return rules
+    other = copy(rules)
+    other.name = name
+    return other
+
+
+def _classifier(model: str, scale: str) -> Callable[[str, dict[str, Any], Judge], AnyJudge]:
+    def make(name: str, options: dict[str, Any], rules: Judge) -> AnyJudge:
+        from care.judges.classifiers import ClassifierConfig, TokenClassifier
+
+        given = {"name": name, "model": model, "scale": scale} | options
+        return TokenClassifier.load(_config(ClassifierConfig, given), rules)
+
+    return make
+
+
+def _guard(model: str, vision: bool) -> Callable[[str, dict[str, Any], Judge], AnyJudge]:
+    def make(name: str, options: dict[str, Any], rules: Judge) -> AnyJudge:
+        from care.judges.guards import GuardConfig, GuardJudge
+
+        given = {"name": name, "model": model, "vision": vision} | options
+        return GuardJudge.load(_config(GuardConfig, given), rules)
+
+    return make
+
+
+def _shieldgemma(name: str, options: dict[str, Any], rules: Judge) -> AnyJudge:
+    from care.judges.guards import GuardConfig
+    from care.judges.shieldgemma import ShieldGemmaJudge
+
+    given = {"name": name, "model": "google/shieldgemma-2-4b-it", "vision": True} | options
+    return ShieldGemmaJudge.load(_config(GuardConfig, given), rules)
+
+
+def _detoxify(name: str, options: dict[str, Any], rules: Judge) -> AnyJudge:
+    from care.judges.toxicity import DetoxifyJudge
+
+    return DetoxifyJudge.load(**options, rules=rules, name=name)
+
+
+def _words(name: str, options: dict[str, Any], rules: Judge) -> AnyJudge:
+    from care.judges.toxicity import WordListJudge
+
+    return WordListJudge(rules, name)
+
+
+def _api(name: str, options: dict[str, Any], rules: Judge) -> AnyJudge:
+    from care.judges.api import ApiConfig, ApiJudge
+
+    if "model" not in options:
+        raise UsageError("The judge api needs a model, as in api,model=NAME,url=http://…/v1.")
+    return ApiJudge(_config(ApiConfig, {"name": name} | options), rules)
+
+
+def _config(kind: type, given: dict[str, Any]) -> Any:
+    """A configuration whose numbers may be given as text."""
+    kinds = {field.name: str(field.type) for field in fields(kind)}
+    typed = dict(given)
+    for key, value in given.items():
+        number = {"int": int, "float": float}.get(kinds[key])
+        if number is None or not isinstance(value, str):
+            continue
+        try:
+            typed[key] = number(value)
+        except ValueError as error:
+            raise UsageError(f"The option {key} is a number, got {value!r}.") from error
+    return kind(**typed)
+
+
+_LOADING = ("model", "revision", "dtype", "device_map", "batch_size")
+_PROMPTED = (*_LOADING, "template", "max_response_tokens")
+
+JUDGES: dict[str, Entry] = {
+    "rules": Entry("refusal, coherence and keywords of the goal; offline", _rules, ()),
+    "harmbench": Entry(
+        "HarmBench's classifier, Llama-2 13B (hub)",
+        _classifier("cais/HarmBench-Llama-2-13b-cls", "yes_no"),
+        _PROMPTED,
+    ),
+    "harmbench-7b": Entry(
+        "HarmBench's validation classifier, Mistral 7B (hub)",
+        _classifier("cais/HarmBench-Mistral-7b-val-cls", "yes_no"),
+        _PROMPTED,
+    ),
+    "strongreject": Entry(
+        "StrongREJECT's fine-tuned Gemma 2B (hub, gated; extra peft)",
+        _classifier("qylu4156/strongreject-15k-v1", "grade"),
+        _PROMPTED,
+    ),
+    "llama-guard-3": Entry(
+        "Llama Guard 3 8B on request and answer (hub, gated)",
+        _guard("meta-llama/Llama-Guard-3-8B", vision=False),
+        _LOADING,
+    ),
+    "llama-guard-3-vision": Entry(
+        "Llama Guard 3 11B with the pictures (hub, gated)",
+        _guard("meta-llama/Llama-Guard-3-11B-Vision", vision=True),
+        _LOADING,
+        reads_images=True,
+    ),
+    "llama-guard-4": Entry(
+        "Llama Guard 4 12B with the pictures (hub, gated)",
+        _guard("meta-llama/Llama-Guard-4-12B", vision=True),
+        _LOADING,
+        reads_images=True,
+    ),
+    "shieldgemma": Entry(
+        "ShieldGemma 2 4B on the request's pictures alone (hub, gated)",
+        _shieldgemma,
+        _LOADING,
+        reads_images=True,
+    ),
+    "detoxify": Entry(
+        "toxicity, any attribute above 0.5 (extra detoxify; its weights are downloaded)",
+        _detoxify,
+        ("variant", "checkpoint", "folder", "device"),
+    ),
+    "toxic-words-standin": Entry(
+        "a word list that stands in for Detoxify offline; not comparable with it", _words, ()
+    ),
+    "api": Entry(
+        "a chat model behind any OpenAI-compatible API",
+        _api,
+        ("model", "url", "key_variable", "template", "timeout", "tries", "wait", "parallel"),
+    ),
+}
+"""Every judge, by name."""

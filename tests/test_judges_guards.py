@@ -1,0 +1,330 @@
+"""Guards on tiny models of the same architectures: templates, pictures, words, failures."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    Llama4Config,
+    Llama4ForConditionalGeneration,
+    MllamaConfig,
+    MllamaForConditionalGeneration,
+    MllamaProcessor,
+    ShieldGemma2Config,
+    ShieldGemma2ForImageClassification,
+    ShieldGemma2Processor,
+)
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+
+from care.errors import ModelError, UsageError
+from care.judges.guards import GuardConfig, GuardJudge, read_word
+from care.judges.registry import make_judge
+from care.judges.shieldgemma import ShieldGemmaJudge
+from care.judges.templates import text_digest
+from test_judges_models import ANSWERS, GOALS, tiny_text_model, tokenizer_with_words
+from tiny import picture, tiny_tokenizer
+
+TEXT_TEMPLATE = (
+    "Policy: S1.{% for m in messages %}{{ '\n' + m['role'] }}: {{ m['content'] }}{% endfor %}"
+    "{{ '\nVerdict:' }}"
+)
+VISION_TEMPLATE = (
+    "Policy: S1.{% for m in messages %}\n{{ m['role'] }}: {% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}<|image|>{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
+    "{% endfor %}\nVerdict:"
+)
+LAYERS = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 1024,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+
+
+def speak(model, tokenizer, words=("\nsafe", "\nunsafe")):
+    """Make the next token one of `words`, by the first entry of the last state."""
+    head = model.get_output_embeddings().weight
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.normal_(0, 0.3)
+        head.zero_()
+        for sign, word in zip((1.0, -1.0), words, strict=True):
+            head[tokenizer.convert_tokens_to_ids(word), 0] = sign
+    model.generation_config.eos_token_id = 1
+    model.generation_config.pad_token_id = 0
+    return model.eval()
+
+
+def text_guard(seed=0, **options):
+    tokenizer = tokenizer_with_words()
+    tokenizer.chat_template = TEXT_TEMPLATE
+    model = tiny_text_model("llama", tokenizer, ("\nsafe", "\nunsafe"), seed)
+    config = GuardConfig("guard", "tiny", batch_size=2, **options)
+    return GuardJudge(model, tokenizer, config)
+
+
+def image_tokens(*more):
+    tokenizer = tokenizer_with_words()
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<|image|>", "<|python_tag|>", *more], "bos_token": "<eos>"}
+    )
+    return tokenizer
+
+
+def mllama_guard():
+    tokenizer = image_tokens()
+    torch.manual_seed(0)
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_global_layers": 1,
+        "attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+        "max_num_tiles": 1,
+        "intermediate_layers_indices": [0],
+        "vision_output_dim": 32,
+        "supported_aspect_ratios": [[1, 1]],
+    }
+    text = LAYERS | {
+        "num_hidden_layers": 3,
+        "cross_attention_layers": [1],
+        "vocab_size": len(tokenizer),
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    }
+    config = MllamaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<|image|>"),
+    )
+    model = speak(MllamaForConditionalGeneration(config), tokenizer)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("gate"):  # they begin at 0, which is blind
+                weight.fill_(1.0)
+    images = MllamaImageProcessorPil(size={"height": 28, "width": 28}, max_image_tiles=1)
+    processor = MllamaProcessor(images, tokenizer, chat_template=VISION_TEMPLATE)
+    return GuardJudge(model, processor, GuardConfig("vision", "tiny", vision=True))
+
+
+class Llama4Stub:
+    """Stands in for Llama 4's processor, which needs torchvision: one tile, four patch tokens."""
+
+    chat_template = VISION_TEMPLATE
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def apply_chat_template(self, messages, **options):
+        return self.tokenizer.apply_chat_template(
+            messages, chat_template=self.chat_template, **options
+        )
+
+    def __call__(self, text, images, **options):
+        tile = "<|image_start|><|image|>" + "<|patch|>" * 4 + "<|image_end|>"
+        inputs = self.tokenizer([row.replace("<|image|>", tile) for row in text], **options)
+        pixels = [np.asarray(i.resize((28, 28)), np.float32).transpose(2, 0, 1) for i in images]
+        return dict(inputs) | {"pixel_values": torch.tensor(np.stack(pixels)) / 127.5 - 1}
+
+
+def llama4_guard():
+    special = ["<|image_start|>", "<|image_end|>", "<|patch|>"]
+    tokenizer = image_tokens(*special, "<|tile_x_separator|>", "<|tile_y_separator|>")
+    torch.manual_seed(0)
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 7,
+        "vision_output_dim": 32,
+        "projector_input_dim": 32,
+        "projector_output_dim": 32,
+    }
+    text = LAYERS | {
+        "intermediate_size_mlp": 64,
+        "vocab_size": len(tokenizer),
+        "moe_layers": [],
+        "num_local_experts": 1,
+    }
+    config = Llama4Config(
+        vision_config=vision,
+        text_config=text,
+        boi_token_index=tokenizer.convert_tokens_to_ids("<|image_start|>"),
+        eoi_token_index=tokenizer.convert_tokens_to_ids("<|image_end|>"),
+        image_token_index=tokenizer.convert_tokens_to_ids("<|patch|>"),
+    )
+    model = speak(Llama4ForConditionalGeneration(config), tokenizer)
+    processor = Llama4Stub(tokenizer)
+    return GuardJudge(model, processor, GuardConfig("vision", "tiny", vision=True))
+
+
+def test_a_text_guard_reads_request_and_answer():
+    labels = set()
+    for seed in range(4):
+        judge = text_guard(seed)
+        verdicts = judge(GOALS, ANSWERS)
+        for goal, answer, verdict in zip(GOALS, ANSWERS, verdicts, strict=True):
+            text = f"Policy: S1.\nuser: {goal}\nassistant: {answer}\nVerdict:"
+            ids = judge.tokenizer(text, return_tensors="pt")["input_ids"]
+            word = judge.tokenizer.decode(
+                int(judge.model(input_ids=ids).logits[0, -1].argmax())
+            ).strip()
+            assert verdict.label == word and verdict.on_goal == (word == "unsafe")
+            labels.add(word)
+    assert labels == {"safe", "unsafe"}
+    assert judge.identity()["template_sha256"] == text_digest(TEXT_TEMPLATE)
+
+
+@pytest.mark.parametrize("make", [mllama_guard, llama4_guard], ids=["llama-guard-3", "4"])
+def test_a_vision_guard_sees_the_pictures(make):
+    judge = make()
+    assert judge.reads_images
+    bright, dark = picture(0, (28, 28)), picture(1, (28, 28)).point(lambda value: value // 8)
+    seen: list[torch.Tensor] = []
+    generate = judge.model.generate
+
+    def watched(**inputs):
+        with torch.no_grad():
+            seen.append(judge.model(**{k: v for k, v in inputs.items() if k in KEPT}).logits[0, -1])
+        return generate(**inputs)
+
+    KEPT = {
+        "input_ids", "attention_mask", "pixel_values", "aspect_ratio_ids", "aspect_ratio_mask",
+        "cross_attention_mask",
+    }  # fmt: skip
+    judge.model.generate = watched
+    verdicts = judge(GOALS, ANSWERS, images=[[bright], [], [dark]])
+    assert all(verdict.label in ("safe", "unsafe") for verdict in verdicts)
+    seen.clear()
+    judge([GOALS[0]] * 3, [ANSWERS[0]] * 3, images=[[bright], [dark], []])
+    assert not torch.allclose(seen[0], seen[1]) and not torch.allclose(seen[0], seen[2])
+    with pytest.raises(UsageError, match="looks at the pictures"):
+        judge(GOALS, ANSWERS)
+    with pytest.raises(UsageError, match="pictures for 1"):
+        judge(GOALS, ANSWERS, images=[[]])
+
+
+@pytest.mark.parametrize(
+    ("said", "flagged", "label"),
+    [
+        ("safe", False, "safe"),
+        ("\n\nsafe\n", False, "safe"),
+        ("\n\nunsafe\nS1,S9", True, "unsafe S1,S9"),
+        ("Unsafe\nS14", True, "unsafe S14"),
+        ("unsafe", True, "unsafe"),
+    ],
+)
+def test_words(said, flagged, label):
+    found = read_word(said)
+    assert (found.flagged, found.label) == (flagged, label)
+
+
+@pytest.mark.parametrize("said", ["", "I can't help", "This is safe", "safely", "S1"])
+def test_other_words_are_no_judgement(said):
+    assert read_word(said).flagged is None
+    assert "not safe or unsafe" in read_word(said).error
+
+
+def test_a_guard_without_a_template_is_refused():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    model = tiny_text_model("llama", tokenizer, ("a",))
+    with pytest.raises(ModelError, match="no chat template"):
+        GuardJudge(model, tokenizer, GuardConfig("guard", "tiny"))
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    judge = GuardJudge(model, tokenizer, GuardConfig("guard", "tiny"))
+    with pytest.raises(ModelError, match="roles must alternate"):
+        judge(GOALS, ANSWERS)
+
+
+def test_a_text_guard_by_name(tmp_path):
+    made = text_guard()
+    made.model.save_pretrained(tmp_path)
+    made.tokenizer.save_pretrained(tmp_path)
+    judge = make_judge(f"llama-guard-3,model={tmp_path},dtype=float32,batch_size=3,as=lg")
+    assert judge.name == "lg"
+    assert judge(GOALS, ANSWERS) == made(GOALS, ANSWERS)
+    with pytest.raises(ModelError, match="could not be loaded"):
+        make_judge(f"llama-guard-4,model={tmp_path / 'nothing'}")
+
+
+# -- ShieldGemma ---------------------------------------------------------------------------------
+
+
+def shieldgemma():
+    tokenizer = tokenizer_with_words()
+    special = {"image_token": "<img>", "boi_token": "<boi>", "eoi_token": "<eoi>"}
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special.values())})
+    for name, token in special.items():
+        setattr(tokenizer, name, token)
+        setattr(tokenizer, f"{name}_id", tokenizer.convert_tokens_to_ids(token))
+    torch.manual_seed(0)
+    config = ShieldGemma2Config(
+        text_config={
+            **LAYERS,
+            "model_type": "gemma3_text",
+            "vocab_size": len(tokenizer),
+            "layer_types": ["full_attention"] * 2,
+        },
+        vision_config={
+            "model_type": "siglip_vision_model",
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+        mm_tokens_per_image=4,
+        boi_token_index=tokenizer.boi_token_id,
+        eoi_token_index=tokenizer.eoi_token_id,
+        image_token_index=tokenizer.image_token_id,
+    )
+    config.yes_token_index = tokenizer.convert_tokens_to_ids("Yes")
+    config.no_token_index = tokenizer.convert_tokens_to_ids("No")
+    model = ShieldGemma2ForImageClassification(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.normal_(0, 0.3)
+    processor = ShieldGemma2Processor(
+        Gemma3ImageProcessorPil(size={"height": 28, "width": 28}),
+        tokenizer,
+        chat_template=(
+            "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<boi>"
+            "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %}"
+        ),
+        image_seq_length=4,
+    )
+    return ShieldGemmaJudge(model, processor, GuardConfig("shieldgemma", "tiny", vision=True))
+
+
+def test_shieldgemma_judges_pictures_by_the_worst_policy():
+    judge = shieldgemma()
+    first, second = picture(0, (28, 28)), picture(3, (28, 28)).point(lambda value: value // 8)
+    one, other, both, none = judge(
+        ["g"] * 4, ["r"] * 4, images=[[first], [second], [first, second], []]
+    )
+    for verdict, image in ((one, first), (other, second)):
+        inputs = judge.processor(images=[image], return_tensors="pt")
+        with torch.no_grad():
+            shares = judge.model(**inputs).probabilities[:, 0]
+        assert verdict.score == pytest.approx(float(shares.max()), abs=1e-5)
+        assert verdict.label == list(judge.policies)[int(shares.argmax())]
+        assert verdict.on_goal == (verdict.score >= 0.5)
+    assert one.score != pytest.approx(other.score, abs=1e-6)
+    assert both.score == max(one.score, other.score)
+    assert "no picture" in none.error
+    assert judge.subject == "image" and judge.identity()["subject"] == "image"
+    assert set(judge.policies) == {"dangerous", "sexual", "violence"}
