@@ -40,12 +40,12 @@ from care.neuron_report import NeuronConfig
 from care.neuron_runs import Neuron, against_means, between_pairs, neuron_means
 from care.neuron_search import RULE, Tried, rank_for_repair, search_neurons
 from care.neurons import find_neurons
-from care.other_looks import SECOND, OtherLooks
+from care.other_looks import SECOND, OtherLooks, Rescan
 from care.pairs import Pair, by_kind
 from care.progress import Progress, silent
 from care.repair import Repair
 from care.scan import ScanRow
-from care.stability import StabilityConfig
+from care.stability import Agreement, StabilityConfig
 from care.vlm import VLM
 
 if TYPE_CHECKING:
@@ -172,13 +172,14 @@ class Inquiry:
             self.config.stability,
             progress=self.progress,
         )
-        rows, again = looks.parts(), None
+        rows: list[Agreement | None] = [*looks.parts()]
+        again: Rescan | None = None
         if self.config.reseeded:
             rows.append(looks.redrawn(self.attacks, self.benign, self.config.reseeded))
         if self.config.rescanned:
             how, many = self.config.second, self.config.rescanned
             again = looks.rescan(self.attacks, self.benign, how, many)
-            rows.append(again and again.agreement)
+            rows.append(None if again is None else again.agreement)
         return found.to_json() | {
             "stability": [row.to_json() for row in rows if row is not None],
             "rescan": None if again is None else again.to_json(),

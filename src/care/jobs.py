@@ -180,7 +180,7 @@ def pairs_of(job: Job, n: int = 48) -> list[Pair]:
         else ("pictured-goal", "benign-pictured", "harmful pictures")
     )
     found = (suites.load(name, "fit", n) for name in (attack, benign))
-    pictured = [Pair(*examples, kind) for examples in zip(*found, strict=True)]
+    pictured = [Pair(one, other, kind) for one, other in zip(*found, strict=True)]
     return pictured + twins.load("fit", n)
 
 
