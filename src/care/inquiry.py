@@ -94,7 +94,7 @@ class InquiryConfig:
     """Validation attacks, and benign requests, on which a neuron repair is chosen; 0 for none."""
     repair_most: int = 64
     """Neurons that a repair may consist of."""
-    judged: int = 12
+    judged: int = 8
     """Validation requests of each suite whose whole answers a neuron repair and a subspace repair
     are compared on, where both are at hand (`care.repairs_judged`); 0 for none."""
 
