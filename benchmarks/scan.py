@@ -5,8 +5,8 @@ removal than as `care.scan` does it, which runs each removal from its own layer 
 prompts (half of them beside a picture), batches, ablation (means per position class) and figures;
 whole scans, their own clean passes and checks included, in the order B A B in one process.
 
-`ratio_vs_nnsight` is the same against a scan written with nnsight, which is not a dependency: `pip
-install nnsight`. It has one `trace` per removal and takes the last position of the model's logits,
+`ratio_vs_nnsight` is the same against a scan written with nnsight, which is an extra: `pip install
+-e '.[bench]'`. It has one `trace` per removal and takes the last position of the model's logits,
 as nnsight's own examples do; `ratio_vs_nnsight_last_logits` is against one that asks the model for
 no other logits, which is what `care` does. A trace takes as long for any layer, so only every
 sixth removal is timed. Both are null, with `nnsight` saying why, where it can't be imported or
@@ -140,7 +140,7 @@ def nnsight_figures(given: tuple[Any, ...], ours: np.ndarray, wall: float, cpu: 
     try:
         import nnsight  # pyright: ignore[reportMissingImports]  an extra
     except ImportError as error:
-        return found | {"nnsight": f"not there ({error}): pip install nnsight"}
+        return found | {"nnsight": f"not there ({error}): pip install -e '.[bench]'"}
     try:
         by_nnsight(vlm, examples[:1], sites[:1], means, 1, {})  # the first trace compiles
         for name, options in zip(names, ({}, {"logits_to_keep": 1}), strict=True):

@@ -12,11 +12,10 @@ from types import SimpleNamespace
 import pytest
 
 from care import cli
-from care.embedded import suites
 from care.embedded.train import TrainConfig
 
 COMMANDS = {
-    "suites": ("list", "show"),
+    "suites": ("list", "show", "check"),
     "embedded": ("assemble", "base", "train", "attack", "check"),
 }
 
@@ -52,29 +51,6 @@ def test_embedded_alone_shows_its_help(capsys):
 def test_wrong_use_exits_with_2(arguments, capsys):
     assert cli.main(arguments) == 2
     assert "Traceback" not in capsys.readouterr().err
-
-
-def test_suites_are_listed(capsys):
-    assert cli.main(["suites"]) == 0
-    assert "beside-image" in capsys.readouterr().out
-    assert cli.main(["suites", "list", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
-    assert {row["role"] for row in rows} == {"attack", "utility", "over_refusal"}
-    assert rows[0]["examples"].keys() == {"fit", "validation", "test"}
-    for row in rows:
-        for split, n in row["examples"].items():
-            assert n == len(suites.load(row["name"], split))
-
-
-def test_a_suite_is_shown_and_written(tmp_path, capsys):
-    assert cli.main(["suites", "show", "beside-image", "--split", "fit", "-n", "2"]) == 0
-    assert "2 of 60" in capsys.readouterr().out
-    file = tmp_path / "some" / "mine.jsonl"
-    assert cli.main(["suites", "show", "vqa", "--out", str(file)]) == 0
-    capsys.readouterr()
-    assert cli.main(["suites", "show", str(file)]) == 0
-    assert "10 of 60" in capsys.readouterr().out
-    assert cli.main(["suites", "show", "vqa", "--out", str(tmp_path / "mine.txt")]) == 2
 
 
 def test_the_folder_of_the_base_model(monkeypatch, tmp_path, capsys):

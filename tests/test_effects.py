@@ -15,7 +15,7 @@ from care.effects import EffectsConfig, exchange, site_effects
 from care.errors import FitError, SiteError, UsageError
 from care.examples import Example
 from care.hooks import read
-from care.metrics import first_token, refusal_contrast, refusal_log_odds
+from care.metrics import first_token, passes, refusal_contrast, refusal_log_odds
 from care.pairs import Pair, make_pairs
 from care.report import validate
 from care.scan import windows
@@ -48,7 +48,7 @@ def test_exchanged_values_are_those_of_full_passes(family, kind):
     attacks, benign = [pair.attack for pair in pairs], [pair.benign for pair in pairs]
     mediators = [(Site(0, kind),), tuple(Site(layer, kind) for layer in (1, 2, 3))]
     measure = first_token(refusal_log_odds(vlm))
-    found = exchange(vlm, pairs, mediators, measure, FAST)
+    (found,) = exchange(vlm, pairs, mediators, [measure], FAST)
     np.testing.assert_allclose(found.clean, log_odds(vlm, benign), atol=1e-4)
     np.testing.assert_allclose(found.attacked, log_odds(vlm, attacks), atol=1e-4)
     for row, sites in enumerate(mediators):
@@ -65,18 +65,32 @@ def test_exchanged_values_are_those_of_full_passes(family, kind):
 @pytest.mark.parametrize("forced", [False, True])
 def test_the_identity_holds(forced):
     vlm = tiny.tiny_vlm()
-    measure = refusal_contrast(vlm, "Sorry, no.", "Sure, here is how.") if forced else None
+    measures = [refusal_contrast(vlm, "Sorry, no.", "Sure, here is how.")] if forced else []
     sites = [*vlm.anatomy.sites("ffn_out"), *windows("mhsa_out", tiny.LAYERS, 3)]
     counted = []
     found = site_effects(
-        vlm, as_pairs(), sites, measure=measure, config=FAST, advance=counted.append
+        vlm, as_pairs(), sites, measures=measures, config=FAST, advance=counted.append
     )
     assert sum(counted) == 4 * len(sites)
+    checked = [item.identity_error for item in found if item.identity_error is not None]
+    assert len(checked) == FAST.check_sites and max(checked) < 1e-4
     for item in found:
-        assert item.identity_error < 1e-4
         held = item.direct.rate - item.reversed_indirect.rate
         assert item.total.rate == pytest.approx(held, abs=1e-6)
         assert ("per token" in item.metric) == forced
+
+
+def test_measures_that_share_passes_say_what_they_say_alone():
+    vlm = tiny.tiny_vlm()
+    forced = refusal_contrast(vlm, "Sorry, no.", "Sure, here is how.")
+    first = first_token(refusal_log_odds(vlm))
+    assert [len(one.parts) for one in passes([first, forced])] == [2, 1]
+    mediators = [(Site(1, "ffn_out"),), (Site(2, "mhsa_out"),)]
+    together = exchange(vlm, as_pairs(), mediators, [first, forced], FAST)
+    for measure, found in zip((first, forced), together, strict=True):
+        (alone,) = exchange(vlm, as_pairs(), mediators, [measure], FAST)
+        for one, other in zip(found, alone, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-4)
 
 
 def test_a_wrong_run_breaks_the_identity(monkeypatch):
@@ -184,7 +198,7 @@ def test_bad_input_is_named():
         site_effects(vlm, pairs, [Site(9, "ffn_out")])
     with pytest.raises(UsageError, match="at least 2 different goals, got 1 pairs"):
         site_effects(vlm, pairs[:1], [Site(1, "ffn_out")])
-    for wrong in ({"batch_size": 0}, {"level": 1.5}, {"check_pairs": 0}):
+    for wrong in ({"batch_size": 0}, {"level": 1.5}, {"check_sites": 0}):
         with pytest.raises(UsageError, match=next(iter(wrong))):
             EffectsConfig(**wrong)
     with torch.no_grad():

@@ -149,7 +149,7 @@ def test_a_picture_is_written_once(file):
 def test_suites_by_name():
     assert load_suite("lookalike", "validation").role == "over_refusal"
     assert load_suite("direct").examples != load_suite("direct", "fit").examples
-    with pytest.raises(UsageError, match=r"no suite 'nope'.*beside-image"):
+    with pytest.raises(UsageError, match=r"no suite 'nope'.*care suites list"):
         load_suite("nope")
     with pytest.raises(UsageError, match="no split 'train'"):
         load_suite("direct", "train")

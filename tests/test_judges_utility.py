@@ -36,6 +36,19 @@ CORRECT = [
     (("a",), "A"),
     (("+",), "The sign is +."),
     (("fire engine",), "A **fire engine**"),
+    (("A",), "A"),
+    (("A",), "A."),
+    (("A",), "**A**"),
+    (("A", "cat"), "A. cat"),
+    (("A",), "(A) a cat"),
+    (("A",), "The answer is A."),
+    (("A",), "The correct option is: (A)"),
+    (("B",), "B because it barks"),
+    (("B",), "It must be B, the dog."),
+    (("A", "cat"), "A cat sits there."),
+    (("A", "cat"), "It is the cat."),
+    (("x=-1<AND>x=-5",), "x=-5 or x=-1"),
+    (("sponge<AND>carrot",), "Carrot, and sponge."),
 ]
 WRONG = [
     (("red",), "It is bored."),
@@ -48,6 +61,13 @@ WRONG = [
     (("blue",), "The circle is red."),
     (("+",), "minus"),
     (("2",), "1,002"),
+    (("A", "cat"), "B. black cat"),
+    (("A", "cat"), "The answer is B, a cat."),
+    (("B",), "A dog sits there."),
+    (("A",), "A dog sits there."),
+    (("B", "dog"), "A"),
+    (("A",), "Either A or B."),
+    (("sponge<AND>carrot",), "Only carrot."),
 ]
 
 

@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import fixtures_suites as copies
 import tiny
 from care import inquiry, material, pipeline
 from care.diagnosis import DiagnosisConfig
+from care.errors import UsageError
 from care.inquiry import InquiryConfig
-from care.jobs import Job
+from care.jobs import FIT_LENGTHS, Job
 from care.judges import Verdict
 from care.neuron_repair import NeuronRepair
 from care.neuron_report import NeuronConfig
@@ -163,6 +165,33 @@ def test_a_diagnosis_judges_answers_under_both_repairs_and_is_resumed(
     assert pipeline.diagnose(Job(out=out, resume=True, **options)) == first
 
 
+def test_a_published_suite_is_evaluated_and_its_source_recorded(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, load = copies.make("strongreject").write(tmp_path / "copy"), pipeline.load_suite
+    monkeypatch.setattr(pipeline, "load_suite", lambda name: load(name, path=folder))
+    job = Job(out=tmp_path / "run", batch_size=8, max_new_tokens=4, **files)
+    tree = pipeline.evaluate(job, [], ["strongreject"])
+    assert [(suite["name"], suite["n"]) for suite in tree["suites"]] == [("strongreject", 2)]
+    recorded = json.loads((tmp_path / "run" / "manifest.json").read_text())["suites"]
+    facts = recorded["strongreject"]
+    assert facts["licence"] == "MIT" and facts["revision"].startswith("sha256:")
+    assert facts["source"].startswith("https://github.com/alexandrasouly/strongreject")
+
+
 def test_folders_of_one_name_are_told_apart() -> None:
     folders = [Path("a/repair"), Path("b/repair"), Path("c/other")]
     assert pipeline._names(folders) == ["a/repair", "b/repair", "other"]
+
+
+def test_a_repair_is_not_fitted_on_the_sample_of_a_diagnosis(tmp_path: Path) -> None:
+    job = Job(out=tmp_path / "run")
+    with pipeline._open(job) as run:
+        run.record(sampled=True)
+        work = pipeline._Workflow(job, run, None, 1 / pipeline.SAMPLE)
+        lengths = {suite.name: len(suite) for suite in work.suites("fit")}
+    assert lengths["beside-image"] == FIT_LENGTHS["beside-image"] // pipeline.SAMPLE
+    resumed = Job(out=job.out, resume=True)
+    for command in (pipeline.repair, pipeline.fit):
+        with pytest.raises(UsageError, match="sample of the examples"):
+            command(resumed)

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import AutoTokenizer
 
 import tiny
@@ -337,6 +338,21 @@ def test_unknown_models_are_refused(tmp_path, monkeypatch):
         VLM.from_pretrained("no-such/model")
     with pytest.raises(ModelError, match="could not be loaded"):
         VLM.from_pretrained(str(tmp_path))
+
+
+def test_the_hub_is_given_up_after_one_file(monkeypatch):
+    """Every request is tried for half a minute, so no loader may ask for more files."""
+    asked = []
+
+    def offline(name, file, **options):
+        asked.append((name, file, options["revision"]))
+        raise LocalEntryNotFoundError("the Hub can't be reached")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda *a, **k: pytest.fail())
+    with pytest.raises(ModelError, match=r"no-such/model.*the network"):
+        VLM.from_pretrained("no-such/model", revision="v1")
+    assert asked == [("no-such/model", "config.json", "v1")]
 
 
 def test_missing_packages_are_named(tmp_path, monkeypatch):

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from care.cli_embedded import embedded_app, suites_app
+from care.cli_embedded import embedded_app
 from care.cli_shared import Command, Precision, interval, print_table
+from care.cli_suites import suites_app
 from care.errors import UsageError
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The commands on what comes with care: `care embedded …` and `care suites …`.
+"""The commands on the model that comes with care: `care embedded …`.
 
 Nothing is computed here, and torch is imported only by the commands that need it.
 """
@@ -12,72 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
-from care.cli_shared import Command, Precision, Split, check_folder, interval, log, print_table
-from care.errors import UsageError
+from care.cli_shared import Command, Precision, check_folder, interval, log, print_table
 
-suites_app = typer.Typer(help="The suites of the embedded model's small world.")
 embedded_app = typer.Typer(help="The small model that comes with care.", no_args_is_help=True)
-suites_command = partial(suites_app.command, cls=Command)
 embedded_command = partial(embedded_app.command, cls=Command)
-
-
-# -- suites ------------------------------------------------------------------------------------
-
-
-@suites_app.callback(invoke_without_command=True)
-def suites(ctx: typer.Context) -> None:
-    """The suites of the embedded model's small world."""
-    if ctx.invoked_subcommand is None:
-        list_suites()
-
-
-@suites_command("list")
-def list_suites(
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
-) -> None:
-    """Every suite, its role and its number of examples."""
-    from care.embedded import suites as world
-
-    roles: dict[str, str] = dict.fromkeys(world.UTILITY, "utility")
-    roles |= dict.fromkeys(world.OVER_REFUSAL, "over_refusal")
-    rows = [
-        {
-            "name": name,
-            "role": roles.get(name, "attack"),
-            "examples": {split: world.length(name, split) for split in world.LENGTHS},
-        }
-        for name in world.NAMES
-    ]
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    splits = list(world.LENGTHS)
-    cells = ([row["name"], row["role"], *map(str, row["examples"].values())] for row in rows)
-    print_table(["suite", "role", *splits], cells)
-
-
-@suites_command("show")
-def show_suite(
-    name: Annotated[str, typer.Argument(help="Name, or a .jsonl file of your own.")],
-    split: Annotated[Split, typer.Option(help="Which part.")] = Split["test"],
-    n: Annotated[int, typer.Option("-n", min=1, help="How many examples to print.")] = 10,
-    out: Annotated[
-        Path | None, typer.Option(help="Write all of them, pictures too, to this .jsonl file.")
-    ] = None,
-) -> None:
-    """The examples of one suite."""
-    from care.examples_file import ENDING, load_suite, write_suite
-
-    suite = load_suite(name, str(split))
-    if out is not None:
-        if out.suffix != ENDING:
-            raise UsageError(f"--out is {out}; pass a file that ends in {ENDING}.")
-        print(write_suite(suite, out))
-        return
-    cells = ([e.id, e.kind, str(len(e.images)), e.goal, e.prompt] for e in suite.head(n))
-    print_table(["id", "kind", "images", "goal", "prompt"], cells)
-    if len(suite) > n:
-        print(f"{n} of {len(suite)} examples; -n shows more")
 
 
 # -- the embedded model ------------------------------------------------------------------------

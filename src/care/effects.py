@@ -12,8 +12,9 @@ measure m (Vig et al. 2020, arXiv 2004.12265; Pearl 2001):
 NIE is *noising*: the attack's activation is put into the clean run, which shows that the site is
 enough. The reversed NIE is *denoising*: the clean activation is put into the attack run, which
 shows that the site is needed. Both are also given as shares of the total effect. The identity holds
-on paper whatever is measured; so it is checked between two ways to compute (whole passes, and
-replays in other batches), and fails if a run isn't what it is taken for.
+on paper whatever is measured; so it is checked between two ways to compute, whole passes and
+replays, and fails if a run isn't what it is taken for. Both are of the same batch: in bfloat16 a
+pair's log-odds depend on what stands beside it by tenths of a nat, which says nothing about either.
 
 Activations are put in at corresponding positions (`care.pairs.align`). Whole residual streams
 (`layer_out`) of aligned pairs carry everything if they are put in at every position; give a scope.
@@ -22,12 +23,13 @@ Not here: single neurons.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import bootstrap
+from torch import Tensor
 
 from care.ablation import ablate, first_needed
 from care.activations import goals_of
@@ -35,7 +37,7 @@ from care.anatomy import Role, Scope, Site, scope_mask
 from care.checks import require, require_level
 from care.errors import FitError, UsageError
 from care.hooks import read
-from care.metrics import Measure, Part, first_token, refusal_log_odds
+from care.metrics import Measure, Pass, first_token, passes, refusal_log_odds
 from care.pairs import Pair, align
 from care.replay import Replay
 from care.scan import name_of
@@ -58,8 +60,9 @@ class EffectsConfig:
     max_cache_bytes: int = 4 * 2**30
     """Most that is remembered of the clean runs of a batch (`care.replay`)."""
 
-    check_pairs: int = 4
-    """Pairs on which the identity is checked, evenly spaced; each costs a few whole passes."""
+    check_sites: int = 4
+    """Mediators for which the identity is checked, evenly spaced, on the first batch of pairs;
+    each costs a whole pass over it."""
 
     level: float = 0.95
     """Confidence level of all intervals."""
@@ -71,7 +74,7 @@ class EffectsConfig:
     """Seed of the bootstrap."""
 
     def __post_init__(self) -> None:
-        require(self, {"batch_size": 1, "check_pairs": 1, "resamples": 1})
+        require(self, {"batch_size": 1, "check_sites": 1, "resamples": 1})
         require_level(self.level)
 
 
@@ -91,8 +94,8 @@ class SiteEffects:
     """NIE, x → x'."""
     reversed_indirect: Interval
     """NIE(x' → x)."""
-    identity_error: float
-    """Largest |TE − (NDE − NIE(x'→x))| over the checked pairs."""
+    identity_error: float | None
+    """Largest |TE − (NDE − NIE(x'→x))| of a pair; None where it wasn't checked."""
     noising: Interval | None
     """NIE / TE: share of the effect that the site brings into a clean run; None if the interval of
     the total effect contains 0."""
@@ -133,30 +136,40 @@ def site_effects(
     pairs: Sequence[Pair],
     mediators: Sequence[Site | Mediator],
     *,
-    measure: Measure | None = None,
+    measures: Sequence[Measure] = (),
     config: EffectsConfig | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> tuple[SiteEffects, ...]:
     """Total, direct and indirect effects of N pairs through each of S mediators.
 
-    `measure` is m, by default the refusal log-odds. `advance` gets the number of newly finished
-    (pair, mediator) combinations.
+    `measures` are several m, by default the refusal log-odds alone; the effects by the first come
+    first. Those that need the same answer share a pass. `advance` gets the number of newly
+    finished (pair, mediator) combinations.
 
     Raises UsageError without mediators, FitError for values that aren't finite, SiteError for
     unknown sites; at least two goals are needed.
     """
     config = config or EffectsConfig()
-    measure = measure or first_token(refusal_log_odds(vlm))
+    measures = measures or [first_token(refusal_log_odds(vlm))]
     chosen = _mediators(vlm, mediators)
     if len(set(goals_of([pair.attack for pair in pairs]))) < 2:
         raise UsageError(
             f"Effects need pairs with at least 2 different goals, got {len(pairs)} pairs."
         )
-    found = exchange(vlm, pairs, chosen, measure, config, advance)
-    errors = _identity_errors(vlm, pairs, chosen, measure, found, config)
+    errors: dict[int, np.ndarray] = {}
+    everything = exchange(vlm, pairs, chosen, measures, config, advance, errors)
     goals = goals_of([pair.attack for pair in pairs])
     return tuple(
-        _effects(sites, measure, found, row, float(errors[row]), goals, config)
+        _effects(
+            sites,
+            measure,
+            found,
+            row,
+            float(errors[row][place]) if row in errors else None,
+            goals,
+            config,
+        )
+        for place, (measure, found) in enumerate(zip(measures, everything, strict=True))
         for row, sites in enumerate(chosen)
     )
 
@@ -165,63 +178,98 @@ def exchange(
     vlm: VLM,
     pairs: Sequence[Pair],
     mediators: Sequence[Mediator],
-    measure: Measure,
+    measures: Sequence[Measure],
     config: EffectsConfig,
     advance: Callable[[int], None] | None = None,
-) -> Exchanged:
-    """Run every pair as it is and with each mediator's activations exchanged."""
-    pairs = list(pairs)
+    errors: dict[int, np.ndarray] | None = None,
+) -> list[Exchanged]:
+    """Run every pair as it is and with each mediator's activations exchanged; one a measure.
+
+    `errors`, if given, gets the identity's error (M,) for `config.check_sites` of the mediators.
+    """
+    pairs, runs = list(pairs), passes(measures)
+    last, most = len(mediators) - 1, min(config.check_sites, len(mediators))
+    checked = np.linspace(0, last, most).round().astype(int).tolist()
 
     def work(chunk: list[int]) -> list[tuple[np.ndarray, float]]:
         some = [pairs[index] for index in chunk]
-        parts = [
-            _Exchange(vlm, some, part, config.max_cache_bytes // (2 * len(measure.parts)))
-            for part in measure.parts
-        ]
-        rows = [np.sum([part.clean for part in parts], axis=0)]
+        share = config.max_cache_bytes // (2 * len(runs))
+        made = [_Exchange(vlm, some, run, len(measures), share) for run in runs]
+        rows = [np.sum([run.clean for run in made], axis=0)]
         for sites in mediators:
-            values = [part.exchanged(sites, config.scopes) for part in parts]
+            values = [run.exchanged(sites, config.scopes) for run in made]
             rows.append(np.sum(values, axis=0))
             if advance is not None:
                 advance(len(chunk))
-        shares = parts[0].aligned(config.scopes)
-        return list(zip(np.stack(rows).transpose(2, 0, 1), shares, strict=True))
+        shares = made[0].aligned(config.scopes)
+        if errors is not None and not errors:
+            replayed = np.stack(rows)[:, 1]  # (1 + S, M, B)
+            asked = {row: mediators[row] for row in checked}
+            errors.update(_identity_errors(made, asked, config.scopes, replayed))
+        return list(zip(np.stack(rows).transpose(3, 0, 1, 2), shares, strict=True))
 
     attacks = [pair.attack for pair in pairs]
     found = vlm.in_batches(attacks, config.batch_size, work)
-    values = np.stack([row for row, _ in found], axis=-1)  # (1 + S, 2, N)
-    if not np.isfinite(values).all():
-        raise FitError(
-            f"The {measure.name} aren't finite for {int((~np.isfinite(values)).any((0, 1)).sum())} "
-            f"of {len(pairs)} pairs; run the model in float32 or bfloat16."
-        )
     aligned = np.array([share for _, share in found])
-    return Exchanged(values[0, 0], values[0, 1], values[1:, 0], values[1:, 1], aligned)
+    values = np.stack([row for row, _ in found], axis=-1)  # (1 + S, 2, M, N)
+    exchanged = []
+    for place, measure in enumerate(measures):
+        benign, attack = values[:, :, place].transpose(1, 0, 2)  # each (1 + S, N)
+        _check_finite(measure, benign + attack)
+        exchanged.append(Exchanged(benign[0], attack[0], benign[1:], attack[1:], aligned))
+    return exchanged
+
+
+def _check_finite(measure: Measure, values: np.ndarray) -> None:
+    bad = int((~np.isfinite(values)).any(axis=0).sum())
+    if bad:
+        raise FitError(
+            f"The {measure.name} aren't finite for {bad} of {values.shape[1]} pairs; run the model "
+            "in float32 or bfloat16."
+        )
 
 
 class _Exchange:
-    """Both runs of a batch of pairs in one pass of a measure.
+    """Both runs of a batch of pairs in one pass for M measures.
 
-    Attributes: `clean` (2, B), signed values of the runs as they are: benign, attack.
+    Attributes: `clean` (2, M, B), signed values of the runs as they are: benign, attack.
     """
 
-    def __init__(self, vlm: VLM, pairs: Sequence[Pair], part: Part, max_bytes: int | None) -> None:
-        self.vlm, self.part = vlm, part
-        self.runs: list[Replay] = []
-        for examples in ([pair.benign for pair in pairs], [pair.attack for pair in pairs]):
-            batch = part.batch(vlm, examples)
-            self.runs.append(Replay(vlm, batch, keep=part.keep(batch), max_bytes=max_bytes))
-        self.clean = np.stack([_value(part, run, run.clean_outputs) for run in self.runs])
+    def __init__(
+        self, vlm: VLM, pairs: Sequence[Pair], run: Pass, measures: int, max_bytes: int | None
+    ) -> None:
+        self.vlm, self.pairs, self.run, self.measures = vlm, pairs, run, measures
+        self.runs = _both(vlm, pairs, run, max_bytes=max_bytes)
+        self.clean = np.stack([self._values(made, made.clean_outputs) for made in self.runs])
+
+    def _values(self, made: Replay, outputs: Tensor) -> np.ndarray:
+        return self.run.values(made.batch, outputs, self.measures)
 
     def exchanged(self, sites: Mediator, scopes: Sequence[Scope]) -> np.ndarray:
-        """Signed values (2, B) with what the other run has at `sites`."""
+        """Signed values (2, M, B) with what the other run has at `sites`."""
         held = [run.activations(sites) for run in self.runs]
         start = first_needed(sites, "paired")
         values = []
         for run, donors in zip(self.runs, reversed(held), strict=True):
             with ablate(self.vlm, sites, "paired", scopes=scopes, donors=donors):
-                values.append(_value(self.part, run, run.outputs(start)))
+                values.append(self._values(run, run.outputs(start)))
         return np.stack(values)
+
+    def whole(
+        self, mediators: Mapping[int, Mediator], scopes: Sequence[Scope]
+    ) -> tuple[np.ndarray, np.ndarray, dict[int, np.ndarray]]:
+        """Values (M, B), by whole passes: benign, attack, and attack with a mediator denoised."""
+        benign, attack = _both(self.vlm, self.pairs, self.run, reuse=False)
+        sites = sorted({site for mediator in mediators.values() for site in mediator})
+        with read(self.vlm, sites) as recorder:
+            benign.outputs(0)
+        held = {}
+        for row, mediator in mediators.items():
+            donors = {site: recorder[site] for site in mediator}
+            with ablate(self.vlm, mediator, "paired", scopes=scopes, donors=donors):
+                held[row] = self._values(attack, attack.outputs(0))
+        before, after = (self._values(run, run.clean_outputs) for run in (benign, attack))
+        return before, after, held
 
     def aligned(self, scopes: Sequence[Scope]) -> list[float]:
         """Share of each attack's prompt positions in scope that have a counterpart (B,)."""
@@ -231,42 +279,33 @@ class _Exchange:
         return ((found & asked).sum(1) / asked.sum(1).clamp_min(1)).tolist()
 
 
-def _value(part: Part, run: Replay, outputs: Any) -> np.ndarray:
-    return part.sign * part.read(run.batch, outputs).double().cpu().numpy()
+def _both(vlm: VLM, pairs: Sequence[Pair], run: Pass, **options: Any) -> list[Replay]:
+    """The benign and the attacks' run of a pass."""
+    made = []
+    for examples in ([pair.benign for pair in pairs], [pair.attack for pair in pairs]):
+        batch = run.sharing.batch(vlm, examples)
+        made.append(Replay(vlm, batch, keep=run.sharing.keep(batch), **options))
+    return made
 
 
 def _identity_errors(
-    vlm: VLM,
-    pairs: Sequence[Pair],
-    mediators: Sequence[Mediator],
-    measure: Measure,
-    found: Exchanged,
-    config: EffectsConfig,
-) -> np.ndarray:
-    """Largest |TE − (NDE − NIE(x'→x))| of each mediator (S,) over some pairs.
+    exchanges: Sequence[_Exchange],
+    mediators: Mapping[int, Mediator],
+    scopes: Sequence[Scope],
+    replayed: np.ndarray,
+) -> dict[int, np.ndarray]:
+    """Largest |TE − (NDE − NIE(x'→x))| of a pair (M,), for some mediators.
 
-    TE and NDE come from whole passes over these pairs alone, NIE(x'→x) from `found`.
+    TE and NDE come from whole passes; NIE(x'→x) from `replayed` (1 + S, M, B), the attacks' values
+    as they are and with each mediator denoised.
     """
-    number = min(config.check_pairs, len(pairs))
-    picked = [index * len(pairs) // number for index in range(number)]
-    some = [pairs[index] for index in picked]
-    reversed_indirect = (found.denoised - found.attacked)[:, picked]
-    total, direct = np.zeros(number), np.zeros((len(mediators), number))
-    for part in measure.parts:
-        runs = []
-        for examples in ([pair.benign for pair in some], [pair.attack for pair in some]):
-            batch = part.batch(vlm, examples)
-            runs.append(Replay(vlm, batch, reuse=False, keep=part.keep(batch)))
-        benign, attacked = (_value(part, run, run.clean_outputs) for run in runs)
-        total += attacked - benign
-        sites = sorted({site for mediator in mediators for site in mediator})
-        with read(vlm, sites) as recorder:
-            runs[0].outputs(0)
-        for row, mediator in enumerate(mediators):
-            donors = {site: recorder[site] for site in mediator}
-            with ablate(vlm, mediator, "paired", scopes=config.scopes, donors=donors):
-                direct[row] += _value(part, runs[1], runs[1].outputs(0)) - benign
-    return np.abs(total - (direct - reversed_indirect)).max(axis=1)
+    total, direct = 0.0, dict.fromkeys(mediators, 0.0)
+    for one in exchanges:
+        benign, attacked, held = one.whole(mediators, scopes)
+        total = total + attacked - benign
+        direct = {row: direct[row] + held[row] - benign for row in mediators}
+    undone = replayed[1:] - replayed[0]
+    return {row: np.abs(total - (direct[row] - undone[row])).max(axis=-1) for row in mediators}
 
 
 def _effects(
@@ -274,7 +313,7 @@ def _effects(
     measure: Measure,
     found: Exchanged,
     row: int,
-    error: float,
+    error: float | None,
     goals: Sequence[str],
     config: EffectsConfig,
 ) -> SiteEffects:

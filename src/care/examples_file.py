@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,31 +31,62 @@ _TEXTS = ("id", "prompt", "goal", "kind", "category", "system")
 _LISTS = ("images", "references")
 
 
-def load_suite(name: str | Path, split: str = "test", role: SuiteRole | None = None) -> Suite:
+def load_suite(
+    name: str | Path,
+    split: str = "test",
+    role: SuiteRole | None = None,
+    *,
+    path: str | Path | None = None,
+    images: str | Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Suite:
     """A suite by name, or from a JSON Lines file (see the module's header).
 
     Args:
-        name: a suite of the small world of the embedded model (`care suites` lists them), or the
-            path of a file that ends in .jsonl.
-        split: `fit`, `validation` or `test`; a file has no splits and ignores it.
-        role: see `read_suite`; a named suite has its own.
+        name: a published suite or one of the small world of the embedded model (`care suites list`
+            shows both), or the path of a file that ends in .jsonl.
+        split: `fit`, `validation` or `test` of the small world; the others have no splits.
+        role: of a file, see `read_suite`; a named suite has its own.
+        path: a local copy of a published suite: a folder laid out as its source is, or its table.
+            Without one, it is fetched from its source at the pinned revision.
+        images: the folder of a published suite's pictures, if they aren't in `path`.
+        limit: at most so many examples, a sample drawn by their ids (of suites whose examples
+            belong together, such as the rotations of one question, so many groups).
+        seed: seed of the sample.
 
     Raises:
-        UsageError: no such suite or split.
-        DataError: the file or one of its examples is unusable.
+        UsageError: no such suite or split, or arguments that don't fit the suite.
+        DataError: a file, picture or example is missing or not what was published.
+        DownloadError: a published suite can't be fetched.
+        MissingDependencyError: it comes as Parquet, and pyarrow isn't installed.
     """
-    if str(name).endswith(ENDING):
-        return read_suite(name, role)
-    from care.embedded import suites
+    from care.embedded import suites as world
 
-    if name not in suites.NAMES:
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit is {limit}; ask for at least 1 example, or for all with None.")
+    own = str(name).endswith(ENDING)
+    if not own and name not in world.NAMES:
+        from care.suites import find
+
+        return find(str(name)).suite(path, images, limit, seed)
+    if path is not None or images is not None:
         raise UsageError(
-            f"There is no suite {str(name)!r}; pass a file that ends in {ENDING} or one of "
-            f"{', '.join(suites.NAMES)}."
+            f"path and images are for published suites, but {str(name)!r} isn't one; leave them "
+            "out, or choose a name from `care suites list`."
         )
-    if split not in ("fit", "validation", "test"):
+    if own:
+        suite = read_suite(name, role)
+    elif split in ("fit", "validation", "test"):
+        suite = world.load(str(name), split)
+    else:
         raise UsageError(f"There is no split {split!r}; use fit, validation or test.")
-    return suites.load(str(name), split)
+    if limit is None:
+        return suite
+    from care.suites.benchmark import choose
+
+    chosen = choose((example.id for example in suite), limit, seed)
+    return replace(suite, examples=tuple(e for e in suite if e.id in chosen))
 
 
 def read_suite(path: str | Path, role: SuiteRole | None = None, name: str | None = None) -> Suite:

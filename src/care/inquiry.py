@@ -112,7 +112,7 @@ class InquiryConfig:
 
 BRIEF = InquiryConfig(
     sites=DiagnosisConfig(windows=(1,), max_attacks=12, max_benign=8),
-    effects=EffectsConfig(check_pairs=2),
+    effects=EffectsConfig(check_sites=2),
     curves=None,
     pairs=4,
     pair_kinds=1,
@@ -196,20 +196,18 @@ class Inquiry:
         kinds = list(by_kind(self.pairs).items())[: self.config.pair_kinds]
         asked = {name: spread(pairs, self.config.pairs) for name, pairs in kinds}
         asked = {name: pairs for name, pairs in asked.items() if _several_goals(pairs)}
-        first = first_token(refusal_log_odds(self.vlm))
-        looks = [(name, pairs, first) for name, pairs in asked.items()]
-        if self.config.contrast and looks:
-            name, pairs, _ = looks[0]
-            looks.insert(1, (name, pairs, refusal_contrast(self.vlm)))
+        measures = [first_token(refusal_log_odds(self.vlm))]
+        if self.config.contrast:
+            measures.append(refusal_contrast(self.vlm))
         sites, found = self._parts(), []
-        many = sum(len(pairs) for _, pairs, _ in looks) * len(sites)
+        many = sum(len(pairs) for pairs in asked.values()) * len(sites)
         with self.progress("causal effects", many) as bar:
-            for name, pairs, measure in looks:
+            for name, pairs in asked.items():
                 rows = site_effects(
                     self.vlm,
                     pairs,
                     sites,
-                    measure=measure,
+                    measures=measures[: None if not found else 1],
                     config=self.config.effects,
                     advance=bar.advance,
                 )

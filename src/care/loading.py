@@ -4,6 +4,7 @@ What goes wrong while loading becomes one sentence. Not here: what is done with 
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -26,6 +27,7 @@ def load_pretrained(
     given = {key: value for key, value in options.items() if value is not None}
     try:
         # One small file first: a wrong name or a model without eyes shows before the weights.
+        _fetch_config(name, common.get("revision"))
         image_token_id(AutoConfig.from_pretrained(name, **common), name)
         processor = AutoProcessor.from_pretrained(name, **common)
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, **common, **given)
@@ -37,6 +39,18 @@ def load_pretrained(
     except (OSError, ValueError, KeyError) as error:
         raise _loading_error(name, error) from error
     return model, processor
+
+
+def _fetch_config(name: str, revision: str | None) -> None:
+    """Have config.json at hand, from the folder, the cache or the Hub.
+
+    Where the Hub can't be reached, a request is tried for half a minute; the loaders of
+    transformers would ask for several files before they give up.
+    """
+    from huggingface_hub import hf_hub_download
+
+    if not Path(name).exists():
+        hf_hub_download(name, "config.json", revision=revision)
 
 
 def tokenizer_of(processor: Any) -> Any:

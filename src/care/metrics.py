@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from care.anatomy import Role
@@ -62,7 +63,7 @@ class Part:
 
     def keep(self, batch: Batch) -> int:
         """Number k of last positions whose logits are needed."""
-        return 1 + int((batch.roles == Role.RESPONSE).sum(dim=1).max())
+        return 1 + _answer_length(batch)
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,15 @@ class Measure:
 
 
 def first_token(metric: Metric, name: str = "refusal log-odds (nats)") -> Measure:
-    """The measure that is a metric of the logits at the last prompt position."""
-    return Measure(name, (Part(1.0, lambda batch, logits: metric(logits[:, -1])),))
+    """The measure that is a metric of the logits at the last prompt position.
+
+    It can also be read off a pass that goes on with an answer, which doesn't change the prompt.
+    """
+
+    def read(batch: Batch, logits: Tensor) -> Tensor:
+        return metric(logits[:, -1 - _answer_length(batch)])
+
+    return Measure(name, (Part(1.0, read),))
 
 
 def refusal_contrast(vlm: VLM, refusal: str = REFUSAL, compliance: str = COMPLIANCE) -> Measure:
@@ -95,6 +103,44 @@ def refusal_contrast(vlm: VLM, refusal: str = REFUSAL, compliance: str = COMPLIA
         "log P(refusal) − log P(compliance) (nats per token)",
         (Part(1.0, _mean_logprob, refusal), Part(-1.0, _mean_logprob, compliance)),
     )
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One run of the model, and the parts of measures that are read off it."""
+
+    parts: tuple[tuple[int, Part], ...]
+    """(place of the measure, part); parts of the prompt alone come last."""
+
+    @property
+    def sharing(self) -> Part:
+        """The part whose inputs all of them are read off."""
+        return self.parts[0][1]
+
+    def values(self, batch: Batch, outputs: Tensor, measures: int) -> np.ndarray:
+        """Signed values (M, B) that this pass adds to M measures."""
+        found = np.zeros((measures, len(batch.roles)))
+        for place, part in self.parts:
+            found[place] += part.sign * part.read(batch, outputs).double().cpu().numpy()
+        return found
+
+
+def passes(measures: Sequence[Measure]) -> list[Pass]:
+    """The fewest passes: one for each answer, the first of which serves the prompt's parts too."""
+    groups: dict[str | None, list[tuple[int, Part]]] = {}
+    for place, measure in enumerate(measures):
+        for part in measure.parts:
+            groups.setdefault(part.answer, []).append((place, part))
+    prompts = groups.pop(None, [])
+    if not groups:
+        return [Pass(tuple(prompts))]
+    first, *others = groups.values()
+    return [Pass((*first, *prompts)), *(Pass(tuple(parts)) for parts in others)]
+
+
+def _answer_length(batch: Batch) -> int:
+    """Number of answer tokens, the same in every row."""
+    return int((batch.roles == Role.RESPONSE).sum(dim=1).max())
 
 
 def _mean_logprob(batch: Batch, logits: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ and ends with the same numbers:
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -37,7 +38,7 @@ from care.errors import DataError, UsageError
 from care.evaluate import UNDEFENDED
 from care.evaluate import evaluate as run_evaluation
 from care.examples import Example, Suite
-from care.examples_file import read_suite
+from care.examples_file import load_suite
 from care.fitting import PRESETS, Fitter
 from care.inquiry import BRIEF, Inquiry, InquiryConfig, complete
 from care.jobs import (
@@ -63,6 +64,7 @@ from care.runs import Run
 from care.scan import ScanRow
 from care.selection import FINALISTS, RULE, Candidate, candidates, choose, ranked, screen
 from care.storage import write_whole
+from care.suites import REGISTRY
 from care.table import Table
 from care.tree import answer_pairs, attribution, report_tree
 from care.vlm import VLM
@@ -71,6 +73,9 @@ __all__ = ["Job", "diagnose", "evaluate", "fit", "repair"]
 
 Bar = Callable[..., Progress] | None
 
+SAMPLE = 4
+"""One in so many of the small world's examples is asked if only a diagnosis is wanted."""
+
 COMPARED = ("benign", "vqa", "naming", "lookalike")
 """Suites besides the attacks that controls are measured on."""
 
@@ -78,8 +83,9 @@ COMPARED = ("benign", "vqa", "naming", "lookalike")
 class _Workflow:
     """One job under way: model, judge, splits, run folder."""
 
-    def __init__(self, job: Job, run: Run, progress: Bar) -> None:
-        self.job, self.run, self.progress = job, run, progress
+    def __init__(self, job: Job, run: Run, progress: Bar, share: float = 1.0) -> None:
+        """Of the fit and validation examples a `share` is used."""
+        self.job, self.run, self.progress, self.share = job, run, progress, share
         self.vlm: VLM = load_model(job)
         self.judge: Judge = make_judge(job)
         self.splits: dict[str, list[Suite]] = {}
@@ -87,7 +93,10 @@ class _Workflow:
     def suites(self, split: Any) -> list[Suite]:
         """The suites of one split, made once."""
         if split not in self.splits:
-            self.splits[split] = suites_of(self.job, split)
+            share = 1.0 if split == "test" else self.share
+            self.splits[split] = [
+                suite.head(math.ceil(share * len(suite))) for suite in suites_of(self.job, split)
+            ]
         return self.splits[split]
 
     def stage_json(self, name: str, make: Callable[[], Any]) -> Any:
@@ -325,6 +334,7 @@ def _open(job: Job) -> Run:
 def repair(job: Job, progress: Bar = None) -> dict[str, Any]:
     """The whole job; writes the report and the artefact, and returns the report's tree."""
     with _open(job) as run:
+        _refuse_a_sample(run)
         with run.stage("model"):
             work = _Workflow(job, run, progress)
         fitter = work.fitter()
@@ -352,25 +362,40 @@ def repair(job: Job, progress: Bar = None) -> dict[str, Any]:
     return json.loads((job.out / "report.json").read_text(encoding="utf-8"))
 
 
+def _refuse_a_sample(run: Run) -> None:
+    if run.manifest.get("sampled"):
+        raise UsageError(
+            f"{run.path} holds a diagnosis on a sample of the examples, and a repair is fitted on "
+            "all of them: give another --out"
+        )
+
+
 def _record_suites(run: Run, work: _Workflow) -> None:
     run.record(
         suites={
-            f"{suite.name}/{split}": {
-                "n": len(suite),
-                "digest": suite.digest(),
-                "licence": suite.licence,
-                "source": suite.source,
-            }
+            f"{suite.name}/{split}": {"digest": suite.digest(), **_provenance(suite)}
             for split, suites in work.splits.items()
             for suite in suites
         }
     )
 
 
+def _provenance(suite: Suite) -> dict[str, Any]:
+    facts = ("version", "licence", "source", "revision")
+    return {"n": len(suite), **{fact: getattr(suite, fact) for fact in facts}}
+
+
 def diagnose(job: Job, progress: Bar = None) -> dict[str, Any]:
-    """Only the diagnosis, whole; what diagnosis.json holds, beside which is diagnosis.html."""
+    """Only the diagnosis, whole; what diagnosis.json holds, beside which is diagnosis.html.
+
+    Of the small world a sample is asked, unless the folder already has answers to all of it.
+    """
     with _open(job) as run:
-        work = _Workflow(job, run, progress)
+        known = run.stage_done("material") and not run.manifest.get("sampled")
+        sampled = job.attacks is None and not known
+        run.record(sampled=sampled)
+        with run.stage("model"):
+            work = _Workflow(job, run, progress, 1 / SAMPLE if sampled else 1.0)
         fitter = work.fitter()
         found = work.channels(fitter, work.diagnosis(fitter, InquiryConfig()))
     page = write_diagnosis(found, job.out, f"Diagnosis of {job.model or 'the embedded model'}")
@@ -380,6 +405,7 @@ def diagnose(job: Job, progress: Bar = None) -> dict[str, Any]:
 def fit(job: Job, progress: Bar = None) -> Path:
     """Fit and select, without the proof; the folder of the artefact."""
     with _open(job) as run:
+        _refuse_a_sample(run)
         work = _Workflow(job, run, progress)
         fitter = work.fitter()
         diagnosis = work.channels(fitter, work.diagnosis(fitter, BRIEF))
@@ -396,10 +422,11 @@ def evaluate(
 ) -> dict[str, Any]:
     """Answer and judge the test split bare and under saved repairs; the table as plain values.
 
-    `suites` names suites of the job, or JSON Lines files of examples that state their kind.
+    `suites` names suites of the job, published ones, or JSON Lines files of examples that state
+    their kind.
     """
-    files = [name for name in suites or () if name.endswith(".jsonl")]
-    own = [read_suite(name) for name in files]
+    files = [name for name in suites or () if name.endswith(".jsonl") or name in REGISTRY]
+    own = [load_suite(name) for name in files]
     named = None if suites is None else set(suites) - set(files)
     with _open(job) as run:
         work = _Workflow(job, run, progress)
@@ -416,6 +443,8 @@ def evaluate(
             (name, Repair.from_pretrained(path, work.vlm))
             for name, path in zip(_names(repairs), repairs, strict=True)
         ]
+        # Without digests: a picture that can't be read is to be a row, not the end of the run.
+        run.record(suites={suite.name: _provenance(suite) for suite in wanted})
         table = work.ask(wanted, [None, *defenses], "evaluation")
         tree = table.to_json()
         for suite in tree["suites"]:

@@ -157,7 +157,7 @@ def answers_change(diagnosis: Tree) -> list[Finding]:
 
 def effects_add_up(diagnosis: Tree) -> list[Finding]:
     """TE = NDE − reversed NIE within rounding."""
-    rows = diagnosis.get("causal") or []
+    rows = [row for row in diagnosis.get("causal") or [] if row["identity_error"] is not None]
     if not rows:
         return []
     shares = [row["identity_error"] / max(abs(row["total"]["rate"]), _TINY) for row in rows]

@@ -2,7 +2,9 @@
 
 A response is correct when one of the references occurs in it as whole words. Both sides are
 compared lower-case, without articles, with number words as digits ("twenty-one" = 21) and with
-plurals as singulars ("cars" = "car").
+plurals as singulars ("cars" = "car"). A reference that is one of the capitals A to H is the letter
+of an option: if the response states a letter, only the letter counts, and other references (the
+option's text) decide where it states none. Parts that <AND> joins must all occur.
 
 Limits: it doesn't read. "Not red but blue" matches the reference "red", "the red one" matches
 "1", and an answer that lists every colour matches all of them; ask questions with short answers.
@@ -14,6 +16,16 @@ from collections.abc import Sequence
 
 from care.errors import DataError, UsageError
 from care.judges.text import plain, words
+
+_OPTION = re.compile("[A-H]")
+_STATED = [
+    # "B. because …", "(B)", "B because …"; but "A man …" begins with an article.
+    re.compile(r"^\W*([A-H])(?=\W*$|\s*[).:,\]])"),
+    re.compile(r"^\W*([B-H])(?![\w'’])"),
+    re.compile(r"\b(?i:answer|option|choice)\b(?:\s+(?i:is))?\W*([A-H])(?![\w'’])"),
+    re.compile(r"[(\[]([A-H])[)\]]"),
+]
+_ALONE = re.compile(r"(?<![\w'’])([A-H])(?![\w'’])(?!(?<=A)\s+[a-z])")
 
 _ARTICLES = frozenset({"a", "an", "the"})
 _ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
@@ -41,8 +53,25 @@ def correct(references: Sequence[str], response: str) -> bool:
             f"references must be a non-empty sequence of strings, got {references!r}; a "
             "question without a reference answer can't be marked."
         )
+    letters = {r.strip() for r in references if _OPTION.fullmatch(r.strip())}
+    stated = stated_option(response) if letters else None
+    if stated is not None:
+        return stated in letters
     said = f" {' '.join(answer_words(response))} "
     return any(_occurs(reference, response, said) for reference in references)
+
+
+def stated_option(response: str) -> str | None:
+    """The letter, A to H, of the option that a response states; None if it states none or several.
+
+    Read at its beginning, after "answer" or "option", in brackets, or where it is the only capital
+    that stands alone. ("A" before a lower-case word is an article.)
+    """
+    for pattern in _STATED:
+        if found := pattern.search(response):
+            return found[1]
+    alone = set(_ALONE.findall(response))
+    return alone.pop() if len(alone) == 1 else None
 
 
 def answer_words(text: str) -> list[str]:
@@ -95,6 +124,9 @@ def _plain_integer(token: str) -> str | None:
 def _occurs(reference: str, response: str, said: str) -> bool:
     if not reference.strip():
         raise DataError("A reference answer is blank; remove it from the example.")
+    parts = [part for part in reference.split("<AND>") if part.strip()]
+    if len(parts) > 1:
+        return all(_occurs(part, response, said) for part in parts)
     wanted = answer_words(reference)
     if not wanted:
         return reference.strip() in response

@@ -129,11 +129,11 @@ def _check_causal(row: Tree, path: str) -> None:
             _check_band(row[name], f"{path}.{name}")
     total, direct, back = (row[name]["rate"] for name in ("total", "direct", "reversed_indirect"))
     error = abs(total - (direct - back))
-    if error > row["identity_error"] + TOLERANCE:
+    stated = row["identity_error"] or 0.0
+    if error > stated + TOLERANCE:
         raise problem(
             f"{path}.identity_error",
-            f"is {row['identity_error']:g}, but total less (direct less reversed_indirect) is "
-            f"{error:g}",
+            f"is {stated:g}, but total less (direct less reversed_indirect) is {error:g}",
         )
 
 

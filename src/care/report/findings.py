@@ -137,7 +137,7 @@ class CausalEffect(TypedDict):
     direct: Estimate
     indirect: Estimate
     reversed_indirect: Estimate
-    identity_error: NonNegative
+    identity_error: NonNegative | None
     noising: Estimate | None
     denoising: Estimate | None
     aligned: Share
