@@ -237,7 +237,7 @@ def test_leaks_are_refused_unless_told(world, capsys):
     Path("fit.jsonl").write_text(own + "\n")
     assert cli.main([*ARGUMENTS, "--fitted-on", "fit.jsonl"]) == 2
     said = capsys.readouterr().err
-    assert "pairs of examples: 1" in said and "'pick lock 3'" in said
+    assert "also tested" in said and "attack/a13: 'pick lock number 3'" in said
     assert not Path("run").exists() and not world
     assert cli.main([*ARGUMENTS, "--fitted-on", "fit.jsonl", "--allow-leaks"]) == 0
     assert json.loads(Path("run/manifest.json").read_text())["leaks"] == "allowed"

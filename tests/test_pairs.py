@@ -9,7 +9,7 @@ import tiny
 from care.anatomy import Role
 from care.errors import DataError
 from care.examples import Example
-from care.pairs import align, make_pairs
+from care.pairs import Pair, align, by_kind, make_pairs
 
 ROWS = st.integers(1, 3).flatmap(
     lambda rows: st.tuples(
@@ -99,3 +99,11 @@ def test_the_closest_counterpart_is_chosen():
         assert pair.attack is attack and pair.benign is others[number - 1]
     with pytest.raises(DataError, match="none were given"):
         make_pairs([attack], [])
+
+
+def test_pairs_of_a_kind_come_together_in_the_order_of_the_kinds():
+    one, other = example("a", "Make tea"), example("b", "Make cake")
+    pairs = [Pair(one, other, kind) for kind in ("words", "pictures", "words", "")]
+    found = by_kind(pairs)
+    assert list(found) == ["words", "pictures", ""]
+    assert found["words"] == [pairs[0], pairs[2]] and by_kind([]) == {}

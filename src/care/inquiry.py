@@ -40,7 +40,7 @@ from care.neuron_report import NeuronConfig
 from care.neuron_runs import Neuron, against_means, between_pairs, neuron_means
 from care.neuron_search import RULE, Tried, rank_for_repair, search_neurons
 from care.neurons import find_neurons
-from care.other_looks import SECOND, OtherLooks
+from care.other_looks import SECOND, OtherLooks, Rescan
 from care.pairs import Pair, by_kind
 from care.progress import Progress, silent
 from care.repair import Repair
@@ -94,7 +94,7 @@ class InquiryConfig:
     """Validation attacks, and benign requests, on which a neuron repair is chosen; 0 for none."""
     repair_most: int = 64
     """Neurons that a repair may consist of."""
-    judged: int = 12
+    judged: int = 8
     """Validation requests of each suite whose whole answers a neuron repair and a subspace repair
     are compared on, where both are at hand (`care.repairs_judged`); 0 for none."""
 
@@ -173,13 +173,13 @@ class Inquiry:
             progress=self.progress,
         )
         rows: list[Agreement | None] = [*looks.parts()]
-        again = None
+        again: Rescan | None = None
         if self.config.reseeded:
             rows.append(looks.redrawn(self.attacks, self.benign, self.config.reseeded))
         if self.config.rescanned:
             how, many = self.config.second, self.config.rescanned
             again = looks.rescan(self.attacks, self.benign, how, many)
-            rows.append(again and again.agreement)
+            rows.append(None if again is None else again.agreement)
         return found.to_json() | {
             "stability": [row.to_json() for row in rows if row is not None],
             "rescan": None if again is None else again.to_json(),
