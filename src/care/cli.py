@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from care.cli_attack import attack
 from care.cli_embedded import embedded_app, suites_app
 from care.cli_shared import Command, Precision, interval, print_table
 from care.errors import UsageError
@@ -47,6 +48,7 @@ app = typer.Typer(
 app.add_typer(suites_app, name="suites")
 app.add_typer(embedded_app, name="embedded")
 command = partial(app.command, cls=Command)
+command()(attack)
 
 
 # -- the options of a job ----------------------------------------------------------------------
