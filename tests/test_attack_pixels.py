@@ -37,7 +37,7 @@ def processor(**options) -> Processor:
     tokenizer = tiny.tiny_tokenizer()
     tokenizer.image_token = "<image>"
     tokenizer.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
-    tokenizer.video_token, tokenizer.video_token_id = "<|end|>", -1
+    tokenizer.video_token, tokenizer.video_token_id = "<eos>", 1  # in no prompt
     images = Qwen2VLImageProcessorPil(
         size={"shortest_edge": 28 * 28, "longest_edge": 112 * 112}, **options
     )

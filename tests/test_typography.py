@@ -122,10 +122,10 @@ def test_fonts_of_pillow_do_where_no_other_is_found(monkeypatch):
 # -- templates -------------------------------------------------------------------------------------
 
 
-def test_templates_of_splits_differ_and_hold_one_goal():
+def test_templates_of_splits_differ_and_hold_a_goal():
     test, fit = set(templates("test")), set(templates("fit"))
     assert test and fit and not test & fit
-    assert all(template.count("{goal}") == 1 for template in test | fit)
+    assert all("{goal}" in template for template in test | fit)
     with pytest.raises(UsageError, match="split"):
         templates("train")  # pyright: ignore
 

@@ -14,7 +14,6 @@ the loss, or neither η nor the least loss changed in between. Π clips to the L
 Everything about η follows from the losses alone, so that a resumed descent takes the same steps.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,10 +108,10 @@ def _advance_apgd(
 
 def checkpoints(steps: int) -> list[int]:
     """The steps ⌈p_j N⌉ at which APGD looks back, without 0."""
-    found, last, now = [], 0.0, 0.22
-    while math.ceil(now * steps) < steps:
-        found.append(math.ceil(now * steps))
-        last, now = now, now + max(now - last - 0.03, 0.06)
+    found, last, now = [], 0, 22  # hundredths, which add up exactly
+    while (place := -(-now * steps // 100)) < steps:
+        found.append(place)
+        last, now = now, now + max(now - last - 3, 6)
     return sorted(set(found))
 
 

@@ -68,7 +68,7 @@ class Threats:
     transfer: AttackResult
     """The image made on the bare model."""
     adaptive: tuple[AttackResult, ...]
-    """The image made through each defense, in their order."""
+    """The best image against each defense, in their order, with its loss under the defense."""
 
 
 def transfer_and_adaptive(
@@ -134,7 +134,7 @@ def transfer_and_adaptive(
     for place, defense in enumerate(defenses):
         plain = Through(defense)
         shown = image_loss(vlm, examples, targets, transfer.image, config, plain)
-        found = [(shown, 0.0, transfer)]
+        found = [(shown, 0.0, replace(transfer, loss=shown))]
         for weight in evasions if isinstance(defense, Repair) else (0.0,):
             made = attack(f"adaptive-{place}-{weight:g}", Through(defense, gate, weight))
             found.append((made.loss, weight, made))
