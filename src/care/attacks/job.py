@@ -13,6 +13,7 @@ import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def run(job: AttackJob, progress: Bar | None = None) -> dict[str, Any]:
             config,
             through=through,
             checkpoint=job.out / "state.safetensors",
-            progress=None if progress is None else lambda step, loss: progress("", step, loss),
+            progress=None if progress is None else partial(progress, ""),
         )
         images = {"image": (result, repair)}
     facts["images"] = {

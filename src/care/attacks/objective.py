@@ -173,20 +173,21 @@ class Objective:
             roles = torch.full_like(beginning.roles, int(Role.PAD))
             beginning = Batch(beginning.inputs, roles)
         cache = DynamicCache(config=self.vlm.model.config.get_text_config())
-        self._run(beginning, cache, 1, grad)
-        for layer in cache.layers:
-            keys, values = layer.keys, layer.values
-            assert keys is not None and values is not None
-            layer.keys = keys.expand(len(rows), *keys.shape[1:])
-            layer.values = values.expand(len(rows), *values.shape[1:])
-        return self._run(self._embedded(self.rows.rest(rows), features), cache, kept, grad)
+        nothing = torch.zeros(0, dtype=torch.long, device=self.vlm.device)
+        self._run(beginning, cache, nothing, grad)  # 0 would compute the logits of all
+        layers: list[Any] = cache.layers
+        for layer in layers:
+            layer.keys = layer.keys.expand(len(rows), *layer.keys.shape[1:])
+            layer.values = layer.values.expand(len(rows), *layer.values.shape[1:])
+        rest = self._embedded(self.rows.rest(rows), features)
+        return self._run(rest, cache, kept, grad)[:, -kept:]
 
-    def _run(self, batch: Batch, cache: DynamicCache, kept: int, grad: bool) -> Tensor:
+    def _run(self, batch: Batch, cache: DynamicCache, kept: int | Tensor, grad: bool) -> Tensor:
         with torch.set_grad_enabled(grad), self.vlm.known_roles(batch.roles):
             output = self.vlm.model(
                 **batch.inputs, past_key_values=cache, use_cache=True, logits_to_keep=kept
             )
-        return output.logits[:, -kept:]
+        return output.logits
 
     def _embedded(self, part: Part, features: Tensor) -> Batch:
         device = self.vlm.device

@@ -21,7 +21,7 @@ PLACE = "{goal}"
 
 
 def templates(split: Split = "test") -> list[str]:
-    """The templates of a split, each with `{goal}` once or more; UsageError for an unknown split."""
+    """The templates of a split, each with `{goal}` in it; UsageError for an unknown split."""
     if split not in ("fit", "validation", "test"):
         raise UsageError(f"There is no split {split!r}; use fit, validation or test.")
     return phrases("wrappers", split)

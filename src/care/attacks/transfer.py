@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def transfer_and_adaptive(
             config,
             through=through,
             checkpoint=None if checkpoints is None else Path(checkpoints) / f"{name}.safetensors",
-            progress=None if progress is None else lambda step, loss: progress(name, step, loss),
+            progress=None if progress is None else partial(progress, name),
         )
 
     def rate(result: AttackResult, defense: Defense | None) -> Interval | None:
