@@ -287,12 +287,13 @@ def test_transfer_and_adaptive_make_rows_of_a_table(vlm, tmp_path):
         CONFIG,
         suite=suite,
         judge=Judge(),
-        evasions=(0.0, 0.5),
+        attempts=(("exact", 0.0), ("soft", 0.5)),
         checkpoints=tmp_path,
         progress=lambda name, step, loss: seen.add(name),
         max_new_tokens=4,
     )
-    assert seen == {"transfer", *(f"adaptive-{k}-{w}" for k in (0, 1) for w in ("0", "0.5"))}
+    tried = ("exact-0", "soft-0.5")
+    assert seen == {"transfer", *(f"adaptive-{k}-{how}" for k in (0, 1) for how in tried)}
     assert [row.defense for row in found.rows] == ["first", "second"]
     for row, defense, image in zip(found.rows, (first, second), found.adaptive, strict=True):
         measured = [
@@ -306,11 +307,12 @@ def test_transfer_and_adaptive_make_rows_of_a_table(vlm, tmp_path):
         expected = [row.loss_undefended, row.loss_transfer, row.loss_adaptive]
         assert measured == pytest.approx(expected, abs=1e-4)
         assert row.loss_adaptive <= row.loss_transfer
+        assert (row.gate is None) == (image.image is found.transfer.image)
         assert row.asr_adaptive is not None and row.asr_adaptive.n == 2
         assert row.to_json()["asr_transfer"]["n"] == 2
 
 
-def test_both_threat_models_need_a_defense_a_weight_and_a_judge(vlm):
+def test_both_threat_models_need_a_defense_an_attempt_and_a_judge(vlm):
     def run(defenses, **options):
         transfer_and_adaptive(vlm, defenses, EXAMPLES, TARGETS, START, CONFIG, **options)
 
@@ -320,8 +322,8 @@ def test_both_threat_models_need_a_defense_a_weight_and_a_judge(vlm):
         run([])
     with pytest.raises(UsageError, match="names of their own"):
         run([repair, repair])
-    with pytest.raises(UsageError, match="evasions"):
-        run([repair], evasions=())
+    with pytest.raises(UsageError, match="attempts"):
+        run([repair], attempts=())
     with pytest.raises(UsageError, match="both a suite and a judge"):
         run([repair], suite=suite)
     with pytest.raises(UsageError, match="role utility"):

@@ -99,7 +99,7 @@ def attack(
     )
     config = job.config()
     total = config.steps * config.restarts
-    with Progress("attack", total * (3 if compare else 1)) as bar:
+    with Progress("attack", total * (1 + len(job.attempts) if compare else 1)) as bar:
         done: dict[str, int] = {}
 
         def advance(name: str, step: int, loss: float) -> None:

@@ -22,7 +22,7 @@ from PIL import Image
 from care.attacks.pgd import AttackResult, corpus_requests, image_loss, universal_image
 from care.attacks.presets import PGDConfig, Preset, preset
 from care.attacks.through import GateMode, Through
-from care.attacks.transfer import Threats, transfer_and_adaptive
+from care.attacks.transfer import Attempt, Threats, transfer_and_adaptive
 from care.embedded.pictures import seeded
 from care.errors import ArtefactError, DataError, UsageError
 from care.examples import Example, load_image
@@ -106,6 +106,12 @@ class AttackJob:
             raise UsageError("--compare and --evasion need a --repair to attack.")
         if self.target is not None and not self.target.strip():
             raise UsageError("--target is empty; write the beginning of an answer with {goal}.")
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """What `compare` tries: the gradient as it is, then with the job's gate and evasion."""
+        tried: list[Attempt] = [("exact", 0.0), (self.gate, 0.0), (self.gate, self.evasion or 1.0)]
+        return tuple(dict.fromkeys(tried))
 
     def found_preset(self) -> Preset:
         """The preset by its name."""
@@ -224,8 +230,7 @@ def _compare(
         config,
         suite=None if own else load("direct", "test", HELD_OUT),
         judge=None if own else make_judge(Job(model=job.model, dtype=job.dtype)),
-        gate=job.gate,
-        evasions=tuple(dict.fromkeys((0.0, job.evasion or 1.0))),
+        attempts=job.attempts,
         checkpoints=job.out,
         progress=progress,
     )

@@ -31,6 +31,16 @@ from care.repair import Repair
 from care.statistics import Interval
 from care.vlm import VLM
 
+Attempt = tuple[GateMode, float]
+"""How the gradient passes a repair's gates, and the weight of the evasion term."""
+
+ATTEMPTS: tuple[Attempt, ...] = (
+    ("exact", 0.0),
+    ("straight-through", 0.0),
+    ("straight-through", 1.0),
+)
+"""What is tried by default: none of them is the best against every repair."""
+
 
 @dataclass(frozen=True)
 class ThreatRow:
@@ -45,7 +55,9 @@ class ThreatRow:
     loss_transfer: float
     """Its loss on the defended model."""
     loss_adaptive: float
-    """Loss of the adaptive image on the defended model; the least of the weights tried."""
+    """Loss of the adaptive image on the defended model; the least of all attempts."""
+    gate: GateMode | None
+    """How the gradient passed the gates when it was made; None: the transfer image did best."""
     evasion: float
     """The evasion weight that it was made with."""
     asr_undefended: Interval | None = None
@@ -82,8 +94,7 @@ def transfer_and_adaptive(
     *,
     suite: Suite | None = None,
     judge: Judge | None = None,
-    gate: GateMode = "straight-through",
-    evasions: Sequence[float] = (0.0, 1.0),
+    attempts: Sequence[Attempt] = ATTEMPTS,
     checkpoints: Path | None = None,
     progress: Callable[[str, int, float], None] | None = None,
     batch_size: int = 32,
@@ -91,17 +102,17 @@ def transfer_and_adaptive(
 ) -> Threats:
     """Attack a model as it is and through each defense, and show every image to the defended model.
 
-    The adaptive attack is made once for every weight in `evasions` (repairs only; other defenses
-    have no evasion term) and the image with the least loss under the whole defense is kept, the
-    transfer image among the candidates: who knows the defense can also ignore it. With a `suite` of
-    malicious text requests and a `judge`, success rates are measured: every request is asked beside
-    the image. `checkpoints` is a folder for resuming; `progress` gets the name of the attack, its
-    steps done and the loss.
+    The adaptive attack is made once for each of `attempts` (repairs only; others, which have no
+    gates and no evasion term, are attacked once as they are) and the image with the least loss
+    under the whole defense is kept, the transfer image among the candidates: who knows the defense
+    can also ignore it. With a `suite` of malicious text requests and a `judge`, success rates are
+    measured: every request is asked beside the image. `checkpoints` is a folder for resuming;
+    `progress` gets the name of the attack, its steps done and the loss.
 
-    Raises UsageError for no defense or weight, two defenses of one name, a suite without a judge,
+    Raises UsageError for no defense or attempt, two defenses of one name, a suite without a judge,
     or what `universal_image` refuses.
     """
-    _check(defenses, suite, judge, evasions)
+    _check(defenses, suite, judge, attempts)
 
     def attack(name: str, through: Through | None) -> AttackResult:
         return universal_image(
@@ -135,23 +146,25 @@ def transfer_and_adaptive(
     for place, defense in enumerate(defenses):
         plain = Through(defense)
         shown = image_loss(vlm, examples, targets, transfer.image, config, plain)
-        found = [(shown, 0.0, replace(transfer, loss=shown))]
-        for weight in evasions if isinstance(defense, Repair) else (0.0,):
-            made = attack(f"adaptive-{place}-{weight:g}", Through(defense, gate, weight))
-            found.append((made.loss, weight, made))
-        loss, weight, adaptive = min(found, key=lambda each: each[0])
-        kept.append(adaptive)
+        best = replace(transfer, loss=shown)
+        how: tuple[GateMode | None, float] = (None, 0.0)
+        for gate, weight in attempts if isinstance(defense, Repair) else ATTEMPTS[:1]:
+            name = f"adaptive-{place}-{gate}-{weight:g}"
+            made = attack(name, Through(defense, gate, weight))
+            if made.loss < best.loss:
+                best, how = made, (gate, weight)
+        kept.append(best)
         rows.append(
             ThreatRow(
                 defense.name,
                 config.epsilon,
                 transfer.loss,
                 shown,
-                loss,
-                weight,
+                best.loss,
+                *how,
                 undefended,
                 rate(transfer, defense),
-                rate(adaptive, defense),
+                rate(best, defense),
             )
         )
     return Threats(tuple(rows), transfer, tuple(kept))
@@ -167,7 +180,7 @@ def _check(
     defenses: Sequence[Defense],
     suite: Suite | None,
     judge: Judge | None,
-    evasions: Sequence[float],
+    attempts: Sequence[Attempt],
 ) -> None:
     names = [defense.name for defense in defenses]
     if not names or len(set(names)) < len(names):
@@ -175,8 +188,8 @@ def _check(
             f"Both threat models need defenses with names of their own, got {names}; pass one or "
             "more."
         )
-    if not evasions:
-        raise UsageError("evasions is empty; pass one weight or more, such as (0.0,).")
+    if not attempts:
+        raise UsageError("attempts is empty; pass one or more, such as ('exact', 0.0).")
     if (suite is None) != (judge is None):
         raise UsageError("Success rates need both a suite and a judge; pass both or neither.")
     if suite is not None and suite.role != "attack":
