@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -106,8 +107,11 @@ def test_a_corpus_is_what_toxic_presets_need(run, tmp_path):
     assert run("--preset", "qi-32", "--steps", "2", *corpus)[0] == 0
     found = facts(tmp_path)
     assert found["loss_of"] == "toxic" and found["requests"] == 2
-    code, _, err = run("--steps", "2", *corpus, out="other")
-    assert code == 2 and "takes no --corpus" in err
+    assert found["config"]["target_tokens"] is None
+    assert run("--steps", "2", *corpus, out="other")[0] == 0
+    assert facts(tmp_path, "other")["loss_of"] == "toxic"
+    code, _, err = run("--steps", "2", *corpus, "--target", "To {goal}", out="third")
+    assert code == 2 and "not both" in err
 
 
 def test_requests_of_ones_own_and_a_target(run, tmp_path, monkeypatch):
@@ -166,6 +170,7 @@ def test_both_threat_models_are_compared(run, repair, tmp_path, monkeypatch):
         (["--target", " "], "--target"),
         (["--kappa", "300"], "kappa"),
         (["--gate", "open"], "gate"),
+        (["--method", "fgsm"], "method"),
     ],
 )
 def test_wrong_use_exits_with_2(run, arguments, told):
@@ -175,9 +180,19 @@ def test_wrong_use_exits_with_2(run, arguments, told):
 
 def test_a_radius_sets_the_first_step_of_apgd(tmp_path):
     corpus = tmp_path / "c.txt"
-    config = AttackJob(preset="astra-apgd-16", corpus=corpus, kappa=64, steps=7).config()
+    astra = AttackJob(preset="astra-apgd-16", corpus=corpus, kappa=64, steps=7)
+    config = astra.config()
     assert (config.epsilon, config.step_size, config.steps) == (64 / 255, 128 / 255, 7)
     assert AttackJob(kappa=0).config().epsilon is None
+    own = AttackJob(method="apgd", kappa=0).config()
+    assert (own.method, own.momentum, own.step_size) == ("apgd", 0, 2)
+    assert AttackJob(method="mi-fgsm").config().momentum == 1
+    assert AttackJob(method="pgd").config().momentum == 0
+    back = replace(astra, method="pgd").config()
+    assert (back.method, back.step_size) == ("pgd", 1 / 255)
+    # ASTRA's images with the other loss.
+    requests = AttackJob(preset="astra-32", requests=tmp_path / "r.jsonl")
+    assert requests.loss == "jailbreak"
 
 
 @pytest.mark.embedded

@@ -14,6 +14,7 @@ import typer
 from care.cli_shared import Precision, check_folder, interval, print_table
 
 GateChoice = StrEnum("GateChoice", ["exact", "straight-through", "soft"])
+MethodChoice = StrEnum("MethodChoice", ["pgd", "mi-fgsm", "apgd"])
 
 _FILE: dict[str, Any] = {"exists": True, "dir_okay": False}
 
@@ -30,6 +31,9 @@ def attack(
     preset: Annotated[
         str, typer.Option(help="Settings, such as pgd-32, qi-16, astra-apgd-32, care-64.")
     ] = "pgd-32",
+    method: Annotated[
+        MethodChoice | None, typer.Option(help="The way down, in place of the preset's.")
+    ] = None,
     kappa: Annotated[
         int | None,
         typer.Option(min=0, max=255, help="Radius in 8-bit levels; 0: unconstrained."),
@@ -79,6 +83,7 @@ def attack(
         model=model,
         out=out,
         preset=preset,
+        method=None if method is None else str(method),  # pyright: ignore[reportArgumentType]
         kappa=kappa,
         steps=steps,
         restarts=restarts,

@@ -15,12 +15,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from PIL import Image
 
 from care.attacks.pgd import AttackResult, corpus_requests, image_loss, universal_image
-from care.attacks.presets import PGDConfig, Preset, preset
+from care.attacks.presets import Loss, PGDConfig, preset
 from care.attacks.through import GateMode, Through
 from care.attacks.transfer import Attempt, Threats, transfer_and_adaptive
 from care.embedded.pictures import seeded
@@ -42,6 +42,8 @@ SAVED_TOLERANCE = 0.01
 HELD_OUT = 60
 """Requests of the small world that `compare` judges answers to."""
 
+MethodName = Literal["pgd", "mi-fgsm", "apgd"]
+
 Bar = Callable[[str, int, float], None]
 """Called with the name of an attack, its steps done and its loss."""
 
@@ -56,6 +58,8 @@ class AttackJob:
     """Folder of the result."""
     preset: str = "pgd-32"
     """Settings to begin with; see `care.attacks.presets`."""
+    method: MethodName | None = None
+    """The way down, in place of the preset's."""
     kappa: int | None = None
     """Radius in 8-bit levels, in place of the preset's; 0 is unconstrained."""
     steps: int | None = None
@@ -92,14 +96,14 @@ class AttackJob:
     """Run code that the model's repository brings."""
 
     def __post_init__(self) -> None:
-        toxic = self.found_preset().loss == "toxic"
-        if toxic and self.corpus is None:
+        if self.loss == "toxic" and self.corpus is None:
             raise UsageError(
                 f"The preset {self.preset} descends the toxic loss; pass --corpus with one "
-                "sentence a line."
+                "sentence a line, or --requests to descend the jailbreak loss with its settings."
             )
-        if not toxic and self.corpus is not None:
-            raise UsageError(f"The preset {self.preset} asks requests; it takes no --corpus.")
+        if self.method not in (None, *get_args(MethodName)):
+            known = ", ".join(get_args(MethodName))
+            raise UsageError(f"--method is {self.method!r}; use one of {known}.")
         if self.corpus is not None and (self.requests is not None or self.target is not None):
             raise UsageError("Pass --corpus, or --requests and --target; not both.")
         if self.repair is None and (self.compare or self.evasion):
@@ -113,19 +117,29 @@ class AttackJob:
         tried: list[Attempt] = [("exact", 0.0), (self.gate, 0.0), (self.gate, self.evasion or 1.0)]
         return tuple(dict.fromkeys(tried))
 
-    def found_preset(self) -> Preset:
-        """The preset by its name."""
-        return preset(self.preset)
+    @property
+    def loss(self) -> Loss:
+        """What is descended: what the job brings decides, else the preset."""
+        if self.corpus is not None:
+            return "toxic"
+        return "jailbreak" if self.requests is not None else preset(self.preset).loss
 
     def config(self) -> PGDConfig:
         """The preset's settings with what the job puts in their place."""
-        config = self.found_preset().config
+        config = preset(self.preset).config
         given = {"steps": self.steps, "restarts": self.restarts, "batch": self.batch_size}
         changed: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        changed["epsilon"] = epsilon = config.epsilon
         if self.kappa is not None:
-            changed["epsilon"] = self.kappa / 255 if self.kappa else None
-            if config.method == "apgd":
-                changed["step_size"] = 2 * (self.kappa / 255 or 1)
+            changed["epsilon"] = epsilon = self.kappa / 255 if self.kappa else None
+        if self.method is not None:
+            changed |= {"method": "pgd", "momentum": 1.0 if self.method == "mi-fgsm" else 0.0}
+        if self.method == "apgd" or (self.method is None and config.method == "apgd"):
+            changed |= {"method": "apgd", "momentum": 0.0, "step_size": 2 * (epsilon or 1)}
+        elif config.method == "apgd":
+            changed["step_size"] = 1 / 255
+        if self.loss == "toxic":
+            changed["target_tokens"] = None
         return replace(config, seed=self.seed, **changed)
 
 
@@ -144,7 +158,7 @@ def run(job: AttackJob, progress: Bar | None = None) -> dict[str, Any]:
         "schema": SCHEMA,
         "model": vlm.name,
         "preset": job.preset,
-        "loss_of": job.found_preset().loss,
+        "loss_of": job.loss,
         "config": asdict(config),
         "requests": len(examples),
         "repair": None if repair is None else repair.name,
