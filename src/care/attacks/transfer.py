@@ -148,7 +148,8 @@ def transfer_and_adaptive(
         shown = image_loss(vlm, examples, targets, transfer.image, config, plain)
         best = replace(transfer, loss=shown)
         how: tuple[GateMode | None, float] = (None, 0.0)
-        for gate, weight in attempts if isinstance(defense, Repair) else ATTEMPTS[:1]:
+        tried: Sequence[Attempt] = attempts if isinstance(defense, Repair) else ATTEMPTS[:1]
+        for gate, weight in tried:
             name = f"adaptive-{place}-{gate}-{weight:g}"
             made = attack(name, Through(defense, gate, weight))
             if made.loss < best.loss:
