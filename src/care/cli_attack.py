@@ -58,7 +58,7 @@ def attack(
     ] = None,
     gate: Annotated[
         GateChoice, typer.Option(help="How gradients pass the gates of the repair.")
-    ] = GateChoice["straight-through"],
+    ] = GateChoice["exact"],
     evasion: Annotated[
         float, typer.Option(min=0, help="Weight of staying out of the repair's sight.")
     ] = 0.0,

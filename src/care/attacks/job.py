@@ -22,7 +22,7 @@ from PIL import Image
 from care.attacks.pgd import AttackResult, corpus_requests, image_loss, universal_image
 from care.attacks.presets import Loss, PGDConfig, preset
 from care.attacks.through import GateMode, Through
-from care.attacks.transfer import Attempt, Threats, transfer_and_adaptive
+from care.attacks.transfer import ATTEMPTS, Attempt, Threats, transfer_and_adaptive
 from care.embedded.pictures import seeded
 from care.errors import ArtefactError, DataError, UsageError
 from care.examples import Example, load_image
@@ -80,7 +80,7 @@ class AttackJob:
     """Picture to start from; None draws one."""
     repair: Path | None = None
     """Folder of a repair to attack through."""
-    gate: GateMode = "straight-through"
+    gate: GateMode = "exact"
     """How the gradient passes the repair's gates."""
     evasion: float = 0.0
     """Weight of the evasion term."""
@@ -113,9 +113,8 @@ class AttackJob:
 
     @property
     def attempts(self) -> tuple[Attempt, ...]:
-        """What `compare` tries: the gradient as it is, then with the job's gate and evasion."""
-        tried: list[Attempt] = [("exact", 0.0), (self.gate, 0.0), (self.gate, self.evasion or 1.0)]
-        return tuple(dict.fromkeys(tried))
+        """What `compare` tries: the usual attempts, then the job's own gate and evasion."""
+        return tuple(dict.fromkeys([*ATTEMPTS, (self.gate, self.evasion)]))
 
     @property
     def loss(self) -> Loss:

@@ -3,7 +3,8 @@
 Gradients flow through a repair as they are: it is a product with Q and one with Qᵀ. But its gate
 clamps scores to [0, 1], and where it is fully open or shut its gradient is 0, so that a descent
 can't see which way out leads: gradient masking, which flatters a defense. Two remedies, both of the
-attack alone, for the image is always measured under the real gate:
+attack alone, for the image is always measured under the real gate; try them beside the gradient as
+it is, which does better wherever a gate isn't flat at most tokens:
 
     straight-through    clamp forwards, the identity backwards (BPDA, Athalye et al. 2018)
     soft                σ((s − ½) / τ) both ways, s the unclamped score and τ = `temperature`
@@ -49,7 +50,7 @@ class Through:
     defense: Defense
     """What is active; a `Repair`, or anything that is applied to a model."""
 
-    gate: GateMode = "straight-through"
+    gate: GateMode = "exact"
     """What takes the place of a repair's gates in the descent; other defenses ignore it."""
 
     evasion: float = 0.0

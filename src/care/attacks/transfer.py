@@ -36,7 +36,7 @@ Attempt = tuple[GateMode, float]
 
 ATTEMPTS: tuple[Attempt, ...] = (
     ("exact", 0.0),
-    ("straight-through", 0.0),
+    ("exact", 1.0),
     ("straight-through", 1.0),
 )
 """What is tried by default: none of them is the best against every repair."""
@@ -149,11 +149,12 @@ def transfer_and_adaptive(
         best = replace(transfer, loss=shown)
         how: tuple[GateMode | None, float] = (None, 0.0)
         tried: Sequence[Attempt] = attempts if isinstance(defense, Repair) else ATTEMPTS[:1]
-        for gate, weight in tried:
+        for attempt in tried:
+            gate, weight = attempt
             name = f"adaptive-{place}-{gate}-{weight:g}"
             made = attack(name, Through(defense, gate, weight))
             if made.loss < best.loss:
-                best, how = made, (gate, weight)
+                best, how = made, attempt
         kept.append(best)
         rows.append(
             ThreatRow(
