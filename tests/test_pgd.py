@@ -14,6 +14,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 import care.attacks.pgd as pgd
 from care.anatomy import Role, Site
 from care.attacks import PRESETS, PGDConfig, universal_image
+from care.attacks.descent import State, advance
 from care.attacks.objective import Objective, PixelPath
 from care.errors import ArtefactError, ModelError, StorageError, UsageError
 from care.examples import Example
@@ -471,6 +472,6 @@ def test_a_model_that_uses_its_image_tokens_otherwise_is_refused(vlm, monkeypatc
 
 
 def test_a_loss_that_is_not_finite_is_refused():
-    state = pgd._State(torch.zeros(3, 2, 2), torch.zeros(3, 2, 2))
+    state = State.at(torch.zeros(3, 2, 2))
     with pytest.raises(ModelError, match="not finite at step 1"):
-        pgd._advance(state, float("nan"), torch.ones(3, 2, 2), 0, 1, CONFIG)
+        advance(state, float("nan"), torch.ones(3, 2, 2), 0, 1, CONFIG)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from care.cli_attack import attack
 from care.cli_embedded import embedded_app
 from care.cli_evaluate import evaluate, judges_app, rejudge
 from care.cli_shared import Command, FailAbove, Precision, hold_to, interval, print_table
@@ -49,6 +50,7 @@ app.add_typer(suites_app, name="suites")
 app.add_typer(embedded_app, name="embedded")
 app.add_typer(judges_app, name="judges")
 command = partial(app.command, cls=Command)
+command()(attack)
 
 
 # -- the options of a job ----------------------------------------------------------------------

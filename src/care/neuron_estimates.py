@@ -22,8 +22,7 @@ The passes themselves are in `care.neuron_gradients`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -111,7 +110,7 @@ def estimate(
         total.add(chunk, scores, squares, int(found.mask.sum()))
         return [None] * len(chunk)
 
-    with attackable(vlm), _contiguous_head(vlm):
+    with attackable(vlm):
         vlm.in_batches(list(question.examples), batch_size, work, advance)
     total.check(question.scopes)
     size = (total.squares / total.positions).sqrt().numpy()
@@ -139,22 +138,6 @@ def refusal_metric(vlm: VLM) -> Metric:
 def goal_groups(goals: Sequence[str]) -> np.ndarray:
     """The group of each example's goal (N,), numbered from 0, at most `MOST_GROUPS` of them."""
     return np.unique(np.asarray(goals), return_inverse=True)[1] % MOST_GROUPS
-
-
-@contextmanager
-def _contiguous_head(vlm: VLM) -> Iterator[None]:
-    """Give the head the last positions in one piece.
-
-    With frozen weights torch multiplies a slice of (B, T, D) row by row, and copies the weight of
-    the head for each: half of the time of a pass.
-    """
-    handle = vlm.model.get_output_embeddings().register_forward_pre_hook(
-        lambda module, args: (args[0].contiguous(), *args[1:])
-    )
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _cost(method: Method, passes: int) -> int:

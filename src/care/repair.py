@@ -176,13 +176,17 @@ class _SiteEdit:
         z = read[:, : count * rank].view(-1, count, rank)
         if self._gated:
             openness = read[:, count * rank :].view(len(rows), count, -1)
-            z = z * openness.amax(dim=-1, keepdim=True).clamp(0, 1)
+            z = z * self._opened(openness)
         if not inside.everywhere:
             z = torch.where(inside.mask, z, 0.0)
         if self._weighs:
             z = z * self._weights(z, numbers.stretch)
         edited = torch.addmm(rows, z.flatten(1).to(rows.dtype), numbers.write)
         return edited.to(h.dtype).view_as(h)
+
+    def _opened(self, openness: Tensor) -> Tensor:
+        """g of all channels (B·T, C, 1) from the scaled scores of their filters (B·T, C, F)."""
+        return openness.amax(dim=-1, keepdim=True).clamp(0, 1)
 
     def _weights(self, z: Tensor, stretch: Tensor) -> Tensor:
         """‖c‖ / Σ ‖c‖ over the channels: z (B·T, C, K) -> (B·T, C, 1), 0 where all are 0."""

@@ -1,14 +1,14 @@
-"""Universal targeted image attack: one image that makes a model begin any answer as wished.
+"""Targeted image attacks: an image that makes a model begin answers as wished.
 
-Projected sign gradient descent (Madry et al. 2018, with the targeted, universal objective of Qi et
-al. 2023) on the likelihood of response openings, in mini-batches of requests:
+One image for all requests (universal; Qi et al. 2023), or one for each. The loss L is in
+`care.attacks.objective`: openings of answers to requests (the jailbreak loss), or the sentences of
+a corpus after an empty prompt (the toxic loss, `corpus_requests`). How it is descended, by PGD,
+MI-FGSM or APGD, is in `care.attacks.descent`, with restarts the image with the least loss is kept.
 
-    g ← μ g + ∇ₓ L / ‖∇ₓ L‖₁,    x ← Π( x − α sign g )
-
-with L as in `care.attacks.objective`, Π clipping to the L∞ ball around the start image and to
-[0, 1], and μ = 0 for plain PGD. Edits by `care.hooks` that are active take part, so a defended
-model is attacked through its defence; what they do isn't recorded in a checkpoint, so resume with
-the same ones. Not here: suffixes, typography, black-box attacks.
+Edits by `care.hooks` that are active take part, so a defended model is attacked through its
+defense; but an attack should be given the defense (`through`, see `care.attacks.through`), whose
+gates it can then see past and whose sites it can avoid. What outside edits do isn't recorded in a
+checkpoint, so resume with the same ones. Not here: suffixes, typography, black-box attacks.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import io
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -24,11 +25,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from care.attacks.objective import Objective, PixelPath, attackable, to_picture
-from care.checks import require
-from care.errors import ArtefactError, ModelError, UsageError
+from care.attacks.descent import State, advance, first_pixels, load, save
+from care.attacks.objective import Objective, attackable
+from care.attacks.pixels import PixelPath, to_picture
+from care.attacks.presets import PGDConfig
+from care.attacks.through import Through
+from care.errors import UsageError
 from care.examples import Example, load_image
-from care.storage import write_whole
 from care.vlm import VLM
 
 SAVE_EVERY = 25
@@ -39,53 +42,8 @@ _MEASURED = 64
 _ROUNDING_TOLERANCE = 0.05
 """Largest change of the loss (nats a token) by rounding to 8 bits that passes without a warning."""
 
-
-@dataclass(frozen=True)
-class PGDConfig:
-    """How the image is optimised."""
-
-    epsilon: float | None
-    """Radius of the L∞ ball around the start image, in [0, 1] units (32/255 is κ = 32), rounded
-    down to whole 8-bit levels; None leaves the image unconstrained."""
-
-    steps: int
-    """Number of sign steps."""
-
-    step_size: float
-    """Change of every pixel per step, in [0, 1] units."""
-
-    batch: int = 8
-    """Requests per step."""
-
-    target_tokens: int = 4
-    """How many of the first response tokens the loss covers."""
-
-    momentum: float = 0.0
-    """Decay μ of the accumulated gradient (MI-FGSM, Dong et al. 2018); 0 is plain PGD."""
-
-    seed: int = 0
-    """Seed of the order of the requests; nothing else is random."""
-
-    def __post_init__(self) -> None:
-        # `not a <= b` also refuses NaN.
-        if self.epsilon is not None and not 1 / 255 <= self.epsilon <= 1:
-            raise UsageError(
-                f"epsilon must lie between 1/255 and 1, or be None, got {self.epsilon}."
-            )
-        if not 0 < self.step_size <= 1:
-            raise UsageError(f"step_size must be above 0 and at most 1, got {self.step_size}.")
-        if not 0 <= self.momentum <= 1:
-            raise UsageError(f"momentum must lie between 0 and 1, got {self.momentum}.")
-        require(self, {"steps": 1, "batch": 1, "target_tokens": 1})
-        if self.seed < 0:
-            raise UsageError(f"seed must not be negative, got {self.seed}.")
-
-
-PRESETS: dict[str, PGDConfig] = {
-    "pgd-32": PGDConfig(epsilon=32 / 255, steps=40, step_size=2 / 255, momentum=0.5),
-    "pgd-unconstrained": PGDConfig(epsilon=None, steps=40, step_size=10 / 255, momentum=0.5),
-}
-"""The two attacks that the embedded model is measured with."""
+Progress = Callable[[int, float], None]
+"""Called with the number of steps done (over all restarts) and the loss."""
 
 
 @dataclass(frozen=True)
@@ -96,16 +54,21 @@ class AttackResult:
     """8-bit RGB image of the model's input size; it keeps its effect when saved without loss."""
 
     losses: tuple[float, ...]
-    """Loss before each step, over that step's mini-batch, in nats per token."""
+    """Loss before each step, over that step's requests, in nats per token, with the evasion term
+    of a `Through` if there is one; of the attempt that was kept."""
 
     config: PGDConfig
     """What it was made with."""
 
     loss: float
-    """Loss of `image` itself, through the model's own processor, over the first 64 requests."""
+    """Loss of `image` itself, through the model's own processor and the whole defense, over the
+    first 64 requests, without the evasion term."""
 
     rounding: float
     """`loss` minus the loss of the same image before it was rounded to 8 bits."""
+
+    restart: int = 0
+    """Which attempt was kept, from 0."""
 
 
 def universal_image(
@@ -115,17 +78,19 @@ def universal_image(
     start: Image.Image,
     config: PGDConfig,
     *,
-    progress: Callable[[int, float], None] | None = None,
+    through: Through | None = None,
+    progress: Progress | None = None,
     checkpoint: Path | None = None,
 ) -> AttackResult:
     """Optimise one image so that every example is answered with the opening of its target.
 
     `examples` are text requests (their own images are ignored), `targets` one response opening for
     each, such as "To blow up a car, you'll need"; only its first `config.target_tokens` tokens
-    count. `start` is brought to the model's input size by the model's processor. `progress` gets
-    the number of steps done and the loss. With `checkpoint` (a safetensors file) the state is saved
-    every `SAVE_EVERY` steps and on interruption, and a later call with the same arguments goes on
-    from it to the same image; `config.steps` may be raised.
+    count. `start` is brought to the model's input size by the model's processor. `through` attacks
+    a defense. `progress` gets the number of steps done and the loss. With `checkpoint` (a
+    safetensors file; restarts get files beside it) the state is saved every `SAVE_EVERY` steps and
+    on interruption, and a later call with the same arguments goes on from it to the same image;
+    `config.steps` of PGD and `config.restarts` may be raised.
 
     Raises UsageError for no examples, unequal numbers, empty targets or a checkpoint of another
     attack, ArtefactError for a damaged checkpoint, and ModelError if the processor can't be
@@ -138,77 +103,141 @@ def universal_image(
     with attackable(vlm), torch.enable_grad():
         objective = Objective(vlm, path, examples, targets, config.target_tokens)
         objective.verify(examples[0], levels)
-        digest = _digest(vlm, examples, targets, levels, config)
-        first = _State(levels.to(vlm.device) / 255, torch.zeros(levels.shape, device=vlm.device))
-        state = first if checkpoint is None else _load(Path(checkpoint), digest, first, config)
-        state = _descend(objective, levels, state, config, progress, checkpoint, digest)
-        return _result(objective, state, config)
+        # Only of the defense it is known what it edits, not of what else may be active.
+        alone = not vlm.model._forward_pre_hooks
+        objective.late = through is not None and through.late and alone
+        digest = _digest(vlm, examples, targets, levels, config, through)
+        results = []
+        for restart in range(config.restarts):
+            told = f"{digest}/{restart}"
+            file = None if checkpoint is None else _file_of(Path(checkpoint), restart)
+            state = _begin(file, told, levels.to(vlm.device), config, restart)
+            state = _descend(objective, levels, state, config, through, progress, file, told)
+            results.append(_result(objective, state, config, through, restart))
+    best = min(results, key=lambda result: result.loss)
+    _warn_of_rounding(best)
+    return best
+
+
+def image_for_each(
+    vlm: VLM,
+    examples: Sequence[Example],
+    targets: Sequence[str],
+    starts: Sequence[Image.Image],
+    config: PGDConfig,
+    *,
+    through: Through | None = None,
+    progress: Callable[[int, AttackResult], None] | None = None,
+    checkpoints: Path | None = None,
+) -> list[AttackResult]:
+    """One image for each example, optimised for it alone; results in the order of the examples.
+
+    Start images are taken in turn. `progress` gets the number of images done and the last one.
+    With `checkpoints` (a folder) each attack has a file of its own there, and a later call with the
+    same arguments goes on. Raises what `universal_image` raises, and UsageError for no start image.
+    """
+    examples, targets, starts = list(examples), list(targets), list(starts)
+    _check_request(examples, targets)
+    if not starts:
+        raise UsageError("An attack needs a start image; none were passed.")
+    results = []
+    for place, (example, target) in enumerate(zip(examples, targets, strict=True)):
+        file = None if checkpoints is None else Path(checkpoints) / f"{place:05d}.safetensors"
+        result = universal_image(
+            vlm,
+            [example],
+            [target],
+            starts[place % len(starts)],
+            config,
+            through=through,
+            checkpoint=file,
+        )
+        results.append(result)
+        if progress is not None:
+            progress(len(results), result)
+    return results
+
+
+def corpus_requests(corpus: Sequence[str]) -> tuple[list[Example], list[str]]:
+    """Requests and targets of the toxic loss: every sentence as an answer to an empty prompt.
+
+    The caller brings the sentences; none are shipped. Use `target_tokens=None`, so that whole
+    sentences count. Raises UsageError if there are none.
+    """
+    sentences = [text.strip() for text in corpus if text.strip()]
+    if not sentences:
+        raise UsageError("The corpus holds no sentences; pass at least one.")
+    blank = Image.new("RGB", (8, 8))  # a request isn't empty if it has an image; it is replaced
+    return [Example(f"corpus-{i}", "", (blank,)) for i in range(len(sentences))], sentences
+
+
+@torch.no_grad()
+def image_loss(
+    vlm: VLM,
+    examples: Sequence[Example],
+    targets: Sequence[str],
+    image: Image.Image,
+    config: PGDConfig,
+    through: Through | None = None,
+) -> float:
+    """Loss (nats per token) of a finished image over the first 64 requests, defended or not."""
+    path, levels = PixelPath.of(vlm, image)
+    examples = [replace(example, images=(to_picture(levels),)) for example in examples[:_MEASURED]]
+    with attackable(vlm):
+        objective = Objective(vlm, path, examples, targets[:_MEASURED], config.target_tokens)
+        with nullcontext() if through is None else through.defense.applied(vlm):
+            return objective.loss(path.process(image), range(len(examples)), config.batch)
 
 
 # -- the descent -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _State:
-    """Everything that a step changes; replaced whole, so an interruption can't tear it."""
+def _file_of(checkpoint: Path, restart: int) -> Path:
+    if restart == 0:
+        return checkpoint
+    return checkpoint.with_name(f"{checkpoint.stem}-{restart}{checkpoint.suffix}")
 
-    pixels: Tensor
-    """Image (3, H, W) in [0, 1], float32."""
 
-    velocity: Tensor
-    """Accumulated gradient (3, H, W)."""
-
-    losses: tuple[float, ...] = ()
-    """One per step done."""
+def _begin(
+    file: Path | None, digest: str, levels: Tensor, config: PGDConfig, restart: int
+) -> State:
+    first = State.at(first_pixels(levels, config, restart))
+    return first if file is None else load(file, digest, first, config)
 
 
 def _descend(
     objective: Objective,
     levels: Tensor,
-    state: _State,
+    state: State,
     config: PGDConfig,
-    progress: Callable[[int, float], None] | None,
+    through: Through | None,
+    progress: Progress | None,
     checkpoint: Path | None,
     digest: str,
-) -> _State:
-    radius = 255 if config.epsilon is None else int(config.epsilon * 255 + 1e-6)
+) -> State:
     levels = levels.to(state.pixels.device)
-    low, high = ((levels + shift).clamp(0, 255) / 255 for shift in (-radius, radius))
+    low, high = ((levels + shift).clamp(0, 255) / 255 for shift in (-config.radius, config.radius))
+    everything = list(range(len(objective)))
+    restart = int(digest.rpartition("/")[2])
     saved = len(state.losses)
     try:
-        while (step := len(state.losses)) < config.steps:
-            rows = _rows_of_step(step, len(objective), config)
-            loss, gradient = objective.gradient(state.pixels, rows)
-            state = _advance(state, loss, gradient, low, high, config)
-            if progress is not None:
-                progress(step + 1, loss)
-            if checkpoint is not None and (step + 1) % SAVE_EVERY == 0:
-                _save(Path(checkpoint), state, digest)
-                saved = step + 1
+        with nullcontext() if through is None else through.attacked(objective.vlm) as penalty:
+            objective.penalty = penalty
+            while (step := len(state.losses)) < config.steps:
+                whole = config.method == "apgd"  # compares the losses of different steps
+                rows = everything if whole else _rows_of_step(step, len(objective), config)
+                loss, gradient = objective.gradient(state.pixels, rows, config.batch)
+                state = advance(state, loss, gradient, low, high, config)
+                if progress is not None:
+                    progress(restart * config.steps + step + 1, loss)
+                if checkpoint is not None and (step + 1) % SAVE_EVERY == 0:
+                    save(checkpoint, state, digest)
+                    saved = step + 1
     finally:
+        objective.penalty = None
         if checkpoint is not None and len(state.losses) > saved:
-            _save(Path(checkpoint), state, digest)
+            save(checkpoint, state, digest)
     return state
-
-
-def _advance(
-    state: _State, loss: float, gradient: Tensor, low: Tensor, high: Tensor, config: PGDConfig
-) -> _State:
-    """One projected sign step; ModelError if there is nothing to follow."""
-    size = gradient.abs().sum()
-    if not np.isfinite(loss) or not torch.isfinite(size):
-        raise ModelError(
-            f"The loss or its gradient is not finite at step {len(state.losses) + 1} (loss "
-            f"{loss}); use bfloat16 or float32."
-        )
-    if not size > 0:
-        raise ModelError(
-            "The loss doesn't depend on the image: its gradient is zero everywhere. Does an active "
-            "edit block the image tokens?"
-        )
-    velocity = config.momentum * state.velocity + gradient / size
-    moved = state.pixels - config.step_size * velocity.sign()
-    return _State(moved.clamp(low, high), velocity, (*state.losses, loss))
 
 
 def _rows_of_step(step: int, n: int, config: PGDConfig) -> list[int]:
@@ -224,24 +253,34 @@ def _rows_of_step(step: int, n: int, config: PGDConfig) -> list[int]:
     return rows
 
 
-def _result(objective: Objective, state: _State, config: PGDConfig) -> AttackResult:
-    """Round to 8 bits, write and read as PNG, and measure what came back."""
+def _result(
+    objective: Objective,
+    state: State,
+    config: PGDConfig,
+    through: Through | None,
+    restart: int,
+) -> AttackResult:
+    """Round to 8 bits, write and read as PNG, and measure what came back, fully defended."""
     file = io.BytesIO()
-    to_picture(state.pixels * 255).save(file, "PNG")
+    to_picture(state.best * 255).save(file, "PNG")
     image = load_image(Image.open(file), "adversarial image")
     rows = range(min(len(objective), _MEASURED))
-    loss = objective.loss(objective.path.process(image), rows, config.batch)
-    rounding = loss - objective.loss(objective.path(state.pixels), rows, config.batch)
-    if abs(rounding) > _ROUNDING_TOLERANCE:
+    with nullcontext() if through is None else through.defense.applied(objective.vlm):
+        loss = objective.loss(objective.path.process(image), rows, config.batch)
+        exact = objective.loss(objective.path(state.best), rows, config.batch)
+    return AttackResult(image, state.losses, config, loss, loss - exact, restart)
+
+
+def _warn_of_rounding(result: AttackResult) -> None:
+    if abs(result.rounding) > _ROUNDING_TOLERANCE:
         warnings.warn(
-            f"Rounding the adversarial image to 8 bits changed its loss by {rounding:+.2f} to "
-            f"{loss:.2f} nats a token; use a step size that is a multiple of 1/255.",
+            f"Rounding the adversarial image to 8 bits changed its loss by {result.rounding:+.2f} "
+            f"to {result.loss:.2f} nats a token; use a step size that is a multiple of 1/255.",
             stacklevel=3,
         )
-    return AttackResult(image, state.losses, config, loss, rounding)
 
 
-# -- checkpoints and checks ------------------------------------------------------------------------
+# -- checks ----------------------------------------------------------------------------------------
 
 
 def _check_request(examples: list[Example], targets: list[str]) -> None:
@@ -255,53 +294,22 @@ def _check_request(examples: list[Example], targets: list[str]) -> None:
 
 
 def _digest(
-    vlm: VLM, examples: list[Example], targets: list[str], levels: Tensor, config: PGDConfig
+    vlm: VLM,
+    examples: list[Example],
+    targets: list[str],
+    levels: Tensor,
+    config: PGDConfig,
+    through: Through | None,
 ) -> str:
-    """SHA-256 of everything that decides the image, except the number of steps."""
-    settings = {key: value for key, value in asdict(config).items() if key != "steps"}
+    """SHA-256 of everything that decides the image, except the numbers of steps and restarts.
+
+    The checkpoints of APGD depend on its number of steps.
+    """
+    open_ended = {"restarts"} if config.method == "apgd" else {"steps", "restarts"}
+    settings = {key: value for key, value in asdict(config).items() if key not in open_ended}
     requests = [(example.system, example.prompt) for example in examples]
-    told = [vlm.name, vlm.revision, str(vlm.dtype), settings, requests, targets]
+    defended = None if through is None else through.describe()
+    told = [vlm.name, vlm.revision, str(vlm.dtype), settings, requests, targets, defended]
     hasher = hashlib.sha256(json.dumps(told).encode())
     hasher.update(levels.to(torch.uint8).cpu().numpy().tobytes())
     return hasher.hexdigest()
-
-
-def _save(file: Path, state: _State, digest: str) -> None:
-    from safetensors.torch import save
-
-    tensors = {
-        "pixels": state.pixels.cpu().contiguous(),
-        "velocity": state.velocity.cpu().contiguous(),
-        "losses": torch.tensor(state.losses, dtype=torch.float64),
-    }
-    write_whole(file, save(tensors, metadata={"attack": digest}))
-
-
-def _load(file: Path, digest: str, first: _State, config: PGDConfig) -> _State:
-    """The saved state, or `first` if nothing was saved yet."""
-    from safetensors import SafetensorError, safe_open
-
-    if not file.exists():
-        return first
-    try:
-        with safe_open(file, framework="pt") as saved:
-            attack = (saved.metadata() or {}).get("attack")
-            pixels, velocity, losses = (
-                saved.get_tensor(key) for key in ("pixels", "velocity", "losses")
-            )
-    except (SafetensorError, OSError) as error:
-        raise ArtefactError(
-            f"The checkpoint {file} can't be read ({error}); delete it to begin anew."
-        ) from error
-    if attack != digest:
-        raise UsageError(
-            f"The checkpoint {file} belongs to another attack (other model, requests, targets, "
-            "start image or settings); delete it or choose another path."
-        )
-    if len(losses) > config.steps:
-        raise UsageError(
-            f"The checkpoint {file} is {len(losses)} steps in, more than the {config.steps} asked "
-            "for; delete it or ask for more."
-        )
-    device = first.pixels.device
-    return _State(pixels.to(device), velocity.to(device), tuple(losses.tolist()))

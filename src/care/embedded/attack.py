@@ -31,19 +31,29 @@ COPIES: tuple[tuple[world.Split, int], ...] = (
 """Which pictures are made of each attack, in this order."""
 
 
+def requests() -> tuple[list[Example], list[str]]:
+    """A request for every malicious fit goal, and how its answer is wished to begin."""
+    goals = world.goals("malicious", "fit")
+    templates = world.texts()["direct"]["train"]
+    examples = [
+        Example(
+            id=f"pgd-{i}",
+            prompt=templates[i % len(templates)].replace("{goal}", goal.text),
+            goal=goal.text,
+            kind="malicious",
+        )
+        for i, goal in enumerate(goals)
+    ]
+    return examples, [OPENING.format(goal=goal.text) for goal in goals]
+
+
 def make(vlm: VLM, out: Path, log: Callable[[str], None] = print) -> list[Path]:
     """Write every adversarial picture to `out`, those that are there already excepted.
 
     Takes about a minute a picture on two cores; killed, it goes on from the last checkpoint.
     """
     out.mkdir(parents=True, exist_ok=True)
-    goals = world.goals("malicious", "fit")
-    templates = world.texts()["direct"]["train"]
-    examples = [
-        Example(id=f"pgd-{i}", prompt=templates[i % len(templates)].replace("{goal}", goal.text))
-        for i, goal in enumerate(goals)
-    ]
-    targets = [OPENING.format(goal=goal.text) for goal in goals]
+    examples, targets = requests()
     made = []
     for split, copy in COPIES:
         for name, config in PRESETS.items():
