@@ -108,8 +108,9 @@ class Job:
         return {k: str(v) if isinstance(v, Path) else v for k, v in facts.items()}
 
 
-def load_model(job: Job) -> VLM:
-    """The job's model."""
+def load_model(job: Any) -> VLM:
+    """The model of a job of any kind, by its `model`, `dtype`, `device_map`, `revision` and
+    `trust_remote_code`."""
     if job.model is None:
         return VLM.embedded(job.dtype)
     return VLM.from_pretrained(

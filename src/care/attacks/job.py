@@ -26,6 +26,7 @@ from care.attacks.transfer import ATTEMPTS, Attempt, Threats, transfer_and_adapt
 from care.embedded.pictures import seeded
 from care.errors import ArtefactError, DataError, UsageError
 from care.examples import Example, load_image
+from care.jobs import load_model
 from care.repair import Repair
 from care.storage import to_json, write_whole
 from care.vlm import VLM
@@ -151,7 +152,7 @@ def run(job: AttackJob, progress: Bar | None = None) -> dict[str, Any]:
     config = job.config()
     examples, targets = _requests(job)
     start = _start(job)
-    vlm = _model(job)
+    vlm = load_model(job)
     repair = None if job.repair is None else Repair.from_pretrained(job.repair, vlm)
     facts: dict[str, Any] = {
         "schema": SCHEMA,
@@ -276,15 +277,3 @@ def _start(job: AttackJob) -> Image.Image:
     from care.embedded.lessons import unrelated
 
     return unrelated(seeded("attack", job.seed)) if job.start is None else load_image(job.start)
-
-
-def _model(job: AttackJob) -> VLM:
-    if job.model is None:
-        return VLM.embedded(job.dtype)
-    return VLM.from_pretrained(
-        job.model,
-        dtype=job.dtype,
-        device_map=job.device_map,
-        revision=job.revision,
-        trust_remote_code=job.trust_remote_code,
-    )
