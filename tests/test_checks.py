@@ -24,7 +24,7 @@ from care.stability import StabilityConfig
         (FaithfulnessConfig, "resamples", 1),
         (StabilityConfig, "splits", 1),
         (StabilityConfig, "top", 1),
-        (EffectsConfig, "check_pairs", 1),
+        (EffectsConfig, "check_sites", 1),
         (EffectsConfig, "batch_size", 1),
         (ConstantConfig, "steps", 1),
         (DiagnosisConfig, "max_attacks", 2),
