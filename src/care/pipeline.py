@@ -72,7 +72,7 @@ __all__ = ["Job", "diagnose", "fit", "repair"]
 Bar = Callable[..., Progress] | None
 
 SAMPLE = 4
-"""One in so many of the small world's examples is asked if only a diagnosis is wanted."""
+"""One in so many of the small world's examples to fit on is asked if only a diagnosis is wanted."""
 
 COMPARED = ("benign", "vqa", "naming", "lookalike")
 """Suites besides the attacks that controls are measured on."""
@@ -82,7 +82,7 @@ class _Workflow:
     """One job under way: model, judge, splits, run folder."""
 
     def __init__(self, job: Job, run: Run, progress: Bar, share: float = 1.0) -> None:
-        """Of the fit and validation examples a `share` is used."""
+        """Of the examples to fit on a `share` is asked."""
         self.job, self.run, self.progress, self.share = job, run, progress, share
         self.vlm: VLM = load_model(job)
         self.judge: Judge = make_judge(job)
@@ -91,7 +91,7 @@ class _Workflow:
     def suites(self, split: Any) -> list[Suite]:
         """The suites of one split, made once."""
         if split not in self.splits:
-            share = 1.0 if split == "test" else self.share
+            share = self.share if split == "fit" else 1.0
             self.splits[split] = [
                 suite.head(math.ceil(share * len(suite))) for suite in suites_of(self.job, split)
             ]
@@ -381,7 +381,8 @@ def _record_suites(run: Run, work: _Workflow) -> None:
 def diagnose(job: Job, progress: Bar = None) -> dict[str, Any]:
     """Only the diagnosis, whole; what diagnosis.json holds, beside which is diagnosis.html.
 
-    Of the small world a sample is asked, unless the folder already has answers to all of it.
+    Of the small world's fit split a sample is asked, unless the folder already has answers to all
+    of it.
     """
     with _open(job) as run:
         known = run.stage_done("material") and not run.manifest.get("sampled")
