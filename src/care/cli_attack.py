@@ -11,7 +11,18 @@ from typing import Annotated, Any
 
 import typer
 
-from care.cli_shared import Precision, check_folder, interval, print_table
+from care.cli_shared import (
+    DeviceMap,
+    Dtype,
+    ModelName,
+    Precision,
+    Revision,
+    Seed,
+    TrustRemoteCode,
+    check_folder,
+    interval,
+    print_table,
+)
 
 GateChoice = StrEnum("GateChoice", ["exact", "straight-through", "soft"])
 MethodChoice = StrEnum("MethodChoice", ["pgd", "mi-fgsm", "apgd"])
@@ -20,14 +31,12 @@ _FILE: dict[str, Any] = {"exists": True, "dir_okay": False}
 
 
 def attack(
-    model: Annotated[
-        str | None, typer.Argument(help="Name on the Hub or a folder; none: the embedded model.")
-    ] = None,
+    model: ModelName = None,
     out: Annotated[Path, typer.Option(help="Folder of the result.")] = Path("runs/image"),
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with what is in --out, or start.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    seed: Seed = 0,
     preset: Annotated[
         str, typer.Option(help="Settings, such as pgd-32, qi-16, astra-apgd-32, care-64.")
     ] = "pgd-32",
@@ -65,14 +74,10 @@ def attack(
     compare: Annotated[
         bool, typer.Option("--compare", help="Attack with and without knowing the repair.")
     ] = False,
-    dtype: Annotated[Precision, typer.Option(help="Precision of the model.")] = Precision["auto"],
-    device_map: Annotated[
-        str | None, typer.Option(help="Where the model goes, such as auto or cuda:0.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Revision of the model.")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the model's own code.")
-    ] = False,
+    dtype: Dtype = Precision["auto"],
+    device_map: DeviceMap = None,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Optimise an adversarial image against a model, also through a repair, to measure it."""
     check_folder(out, resume)

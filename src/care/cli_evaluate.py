@@ -13,7 +13,19 @@ from typing import Annotated, Any
 import typer
 
 from care.cli_scorecard import show, show_reports
-from care.cli_shared import Command, FailAbove, Precision, hold_to, print_table
+from care.cli_shared import (
+    Command,
+    DeviceMap,
+    Dtype,
+    FailAbove,
+    ModelName,
+    Precision,
+    Revision,
+    Seed,
+    TrustRemoteCode,
+    hold_to,
+    print_table,
+)
 from care.errors import UsageError
 
 judges_app = typer.Typer(help="The judges, and how far they agree with labels by hand.")
@@ -31,9 +43,7 @@ Margin = Annotated[float, typer.Option(help="Loss of utility that is accepted.")
 
 
 def evaluate(
-    model: Annotated[
-        str | None, typer.Argument(help="Name on the Hub or a folder; none: the embedded model.")
-    ] = None,
+    model: ModelName = None,
     *,
     suite: Annotated[
         str | None,
@@ -59,20 +69,16 @@ def evaluate(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, or start.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    seed: Seed = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Most examples of a suite.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Examples at once.")] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Length of an answer; none: by the model.")
     ] = None,
-    dtype: Annotated[Precision, typer.Option(help="Precision of the model.")] = Precision["auto"],
-    device_map: Annotated[
-        str | None, typer.Option(help="Where the model goes, such as auto or cuda:0.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Revision of the model.")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the model's own code.")
-    ] = False,
+    dtype: Dtype = Precision["auto"],
+    device_map: DeviceMap = None,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Answer suites bare and under repairs, judge the answers, and say what the figures show."""
     from care import evaluation_job

@@ -61,6 +61,19 @@ def check_folder(out: Path, resume: bool) -> None:
         )
 
 
+ModelName = Annotated[
+    str | None, typer.Argument(help="Name on the Hub or a folder; none: the embedded model.")
+]
+Dtype = Annotated[Precision, typer.Option(help="Precision of the model.")]
+DeviceMap = Annotated[
+    str | None, typer.Option(help="Where the model goes, such as auto or cuda:0.")
+]
+Revision = Annotated[str | None, typer.Option(help="Revision of the model.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the model's own code.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
+
 FailAbove = Annotated[
     float | None,
     typer.Option(min=0, max=1, help="Exit with 1 if the mean ASR after the repair is greater."),

@@ -1,12 +1,9 @@
-"""Work in batches that are halved where memory doesn't suffice.
-
-`care.vlm.VLM.in_batches` does the same for examples of the model under test; this is for everything
-else that runs a model, such as judges.
-"""
+"""Work in batches that are halved where memory doesn't suffice."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any, TypeVar
 
 from care.errors import UsageError
@@ -23,24 +20,35 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def in_halves(
-    items: Sequence[Item], batch_size: int, work: Callable[[Sequence[Item]], list[Any]]
-) -> list[Any]:
+    items: Sequence[Item],
+    batch_size: int,
+    work: Callable[[Any], list[Result]],
+    *,
+    kind: Callable[[Item], Any] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Result]:
     """`work` on at most `batch_size` items at a time, one result for each, in their order.
 
-    A batch that doesn't fit into memory is halved, and later ones stay that small. Raises what
-    `work` raises otherwise, also the lack of memory for a single item; UsageError below 1.
+    `work` gets a slice of `items`; where the `kind` of items changes, a new batch begins.
+    `progress` gets the number just finished. A batch that doesn't fit into memory is halved, and
+    later ones stay that small. Raises what `work` raises otherwise, also the lack of memory for a
+    single item; UsageError below 1.
     """
     if batch_size < 1:
         raise UsageError(f"batch_size must be at least 1, got {batch_size}.")
-    found: list[Any] = []
+    found: list[Result] = []
     while len(found) < len(items):
         chunk = items[len(found) : len(found) + batch_size]
+        if kind is not None:
+            chunk = list(next(groupby(chunk, kind))[1])
         try:
             done = work(chunk)
         except RuntimeError as error:
             if not out_of_memory(error) or len(chunk) == 1:
                 raise
             batch_size = len(chunk) // 2
-        else:
-            found += done
+            continue
+        found += (result for _, result in zip(chunk, done, strict=True))
+        if progress is not None:
+            progress(len(chunk))
     return found

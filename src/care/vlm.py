@@ -22,7 +22,7 @@ from care.decoding import PLAIN_POSITIONS, Rows, decode, position_ids, row_seeds
 from care.errors import DataError, ModelError, UsageError
 from care.examples import Example
 from care.loading import check_processor, first_tokens, load_pretrained, tokenizer_of
-from care.memory import out_of_memory
+from care.memory import in_halves, out_of_memory
 from care.prefill import Prefill, Start, first_logits, read_prompts
 
 Result = TypeVar("Result")
@@ -314,26 +314,11 @@ class VLM:
         into memory is halved. Examples with equally many images come together, longest first;
         `extra` is text that will follow each prompt. `progress` gets the number just finished.
         """
-        if batch_size < 1:
-            raise UsageError(f"batch_size must be at least 1, got {batch_size}.")
-        waiting = self._by_length(examples, extra)
-        results: dict[int, Result] = {}
-        while waiting:
-            pictures = len(examples[waiting[0]].images)
-            chunk = [
-                index for index in waiting[:batch_size] if len(examples[index].images) == pictures
-            ]
-            try:
-                done = work(chunk)
-            except RuntimeError as error:
-                if not out_of_memory(error) or len(chunk) == 1:
-                    raise
-                batch_size = len(chunk) // 2
-                continue
-            results.update(zip(chunk, done, strict=True))
-            waiting = waiting[len(chunk) :]
-            if progress is not None:
-                progress(len(chunk))
+        order = self._by_length(examples, extra)
+        found = in_halves(
+            order, batch_size, work, kind=lambda i: len(examples[i].images), progress=progress
+        )
+        results = dict(zip(order, found, strict=True))
         return [results[index] for index in range(len(examples))]
 
     # -- inside ----------------------------------------------------------------------------------
