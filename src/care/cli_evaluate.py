@@ -55,6 +55,12 @@ def evaluate(
     repair: Annotated[
         list[Path] | None, typer.Option("--repair", help="Folder of a repair; repeatable.")
     ] = None,
+    adaptive: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Image attack to make through every repair, PRESET[,option=value]…; repeatable."
+        ),
+    ] = None,
     judge: Judges = None,
     labels: Labels = None,
     fitted_on: Annotated[
@@ -89,6 +95,7 @@ def evaluate(
         suites=_names(suite, "--suite"),
         utility=_names(utility, "--utility"),
         repairs=tuple(repair or ()),
+        adaptive=tuple(adaptive or ()),
         judges=tuple(judge or ("rules",)),
         labels=labels,
         fitted_on=_names(fitted_on, "--fitted-on"),

@@ -12,6 +12,9 @@ def show(tree: Mapping[str, Any]) -> None:
     """The scorecard as tables and sentences."""
     print(f"Judged by {tree['judge']}. Rates with 95 % intervals (Wilson).")
     _show_rates(tree["suites"])
+    if tree.get("threats"):
+        print("\nImage attacks that don't know the defense (transfer), and that do (adaptive).")
+        _show_threats(tree["threats"])
     if tree["comparisons"]:
         print("\nAgainst the bare model, paired; intervals resample goals.")
         _show_comparisons(tree["comparisons"], tree["margin"])
@@ -54,6 +57,20 @@ def _show_rates(suites: Sequence[Mapping[str, Any]]) -> None:
             shown = (_corrected(cells[d]) if d in cells else "" for d in defenses)
             rows.append(["", "corrected", "", "", *shown])
     print_table(names, rows)
+
+
+def _show_threats(threats: Iterable[Mapping[str, Any]]) -> None:
+    names = ["attack", "defense", "undefended", "transfer", "adaptive", "loss"]
+    cells = (
+        [
+            t["attack"],
+            t["defense"],
+            *("" if t[key] is None else _cell(t[key]) for key in names[2:5]),
+            f"{t['loss_undefended']:.2f} → {t['loss_adaptive']:.2f}",
+        ]
+        for t in threats
+    )
+    print_table(names, cells)
 
 
 def _cell(cell: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
     rows.jsonl, answers.jsonl   the run (`runs`), judged by the offline rules
     verdicts.jsonl              the other judges' verdicts on the same answers (`rejudge`)
+    attacks/                    images made against each defense (`evaluation_attacks`)
     table.json                  the scorecard (`scorecard`)
 
 The model is let go before a judge is loaded, so that a large judge fits where the model was.
@@ -22,7 +23,16 @@ from typing import Any
 
 from care.correction import JudgeAccuracy
 from care.errors import DataError, UsageError
+from care.evaluate import UNDEFENDED
 from care.evaluate import evaluate as answer_and_judge
+from care.evaluation_attacks import (
+    ImageAttack,
+    check_goals,
+    held_out,
+    image_suites,
+    make_images,
+    threats,
+)
 from care.evaluation_suites import chosen_suites, named_suite, refuse_leaks, suite_facts
 from care.examples import Suite
 from care.jobs import Job, load_model
@@ -57,6 +67,9 @@ class EvaluationJob:
     """Utility suites."""
     repairs: tuple[Path, ...] = ()
     """Folders of repairs to compare with the bare model."""
+    adaptive: tuple[str, ...] = ()
+    """Image attacks to make against the bare model and through every repair, as
+    `care.evaluation_attacks` reads them."""
     judges: tuple[str, ...] = (RULES,)
     """Judges as `care.judges.registry` reads them; the first one's outcomes make the table."""
     labels: Path | None = None
@@ -102,6 +115,21 @@ class EvaluationJob:
             raise UsageError(
                 f"two judges have one name in {', '.join(shown)}; give one another with as=NAME"
             )
+        names = [attack.name for attack in self.attacks]
+        if len(set(names)) < len(names):
+            raise UsageError(
+                f"two attacks have one name in {', '.join(names)}; give one another with as=NAME"
+            )
+
+    @property
+    def attacks(self) -> list[ImageAttack]:
+        """The image attacks; UsageError for one that can't be read."""
+        return [ImageAttack.parse(wanted) for wanted in self.adaptive]
+
+    @property
+    def defenses(self) -> dict[str, Path | None]:
+        """The bare model and the repairs, by their names in tables."""
+        return {UNDEFENDED: None, **dict(zip(_names(self.repairs), self.repairs, strict=True))}
 
     @property
     def cuts_refusals(self) -> bool:
@@ -128,6 +156,8 @@ class EvaluationJob:
         """Everything that decides the answers, for the manifest."""
         kept = {"model", "suites", "utility", "repairs", "seed", "revision", "dtype", "limit"}
         kept |= {"device_map", "trust_remote_code"}
+        if self.adaptive:
+            kept.add("adaptive")
         facts = {key: value for key, value in asdict(self).items() if key in kept}
         facts["repairs"] = [str(path) for path in self.repairs]
         job = self.job()
@@ -142,12 +172,14 @@ def evaluate(job: EvaluationJob, progress: Bar = None) -> dict[str, Any]:
     """Answer, judge and tabulate; the scorecard, which is also written to table.json."""
     suites = chosen_suites(job.suites, job.utility, job.model, job.limit, job.seed)
     labels = read_labels(job.labels) if job.labels else None  # before hours of work
+    requests = held_out(job.attacks, job.suites, job.limit, job.seed)
     if not job.allow_leaks:
+        check_goals(job.attacks, job, requests)
         refuse_leaks([named_suite(name, None, job.seed) for name in job.fitted_on], suites)
     with Run(job.out, resume=job.resume, config=job.config()) as run:
         _record(run, job, suites)
         rules = rules_of(job.job())
-        _answer(job, run, suites, rules, progress)
+        suites = _answer(job, run, suites, requests, rules, progress)
         gc.collect()  # the model makes room for the judges
         pictures = {(s.name, e.id): e for s in suites for e in s}
         return _judge_and_tabulate(
@@ -197,22 +229,54 @@ def _asked_suites(run: Run) -> list[Suite]:
     """The suites of a run, loaded again for judges that look at pictures."""
     config = run.manifest["config"]
     names = [*config.get("suites", ()), *config.get("utility", ())]
-    names = names or list(dict.fromkeys(row["suite"] for row in run.rows()))
-    return [named_suite(name, config.get("limit"), config.get("seed", 0)) for name in names]
+    limit, seed = config.get("limit"), config.get("seed", 0)
+    attacks = _attacks(run)
+    made = image_suites(
+        attacks,
+        run.path,
+        _defenses(run),
+        held_out(attacks, config.get("suites", ()), limit, seed),
+    )
+    if not names:
+        ours = {suite.name for suite in made}
+        names = [n for n in dict.fromkeys(row["suite"] for row in run.rows()) if n not in ours]
+    return [*(named_suite(name, limit, seed) for name in names), *made]
+
+
+def _attacks(run: Run) -> list[ImageAttack]:
+    return [ImageAttack.parse(wanted) for wanted in run.manifest["config"].get("adaptive", ())]
+
+
+def _defenses(run: Run) -> list[str]:
+    """Names of the bare model and the repairs of a run."""
+    repairs = [Path(path) for path in run.manifest["config"].get("repairs", ())]
+    return [UNDEFENDED, *_names(repairs)]
 
 
 # -- answers and judgements ----------------------------------------------------------------------
 
 
 def _answer(
-    job: EvaluationJob, run: Run, suites: Sequence[Suite], rules: Judge, progress: Bar
-) -> None:
+    job: EvaluationJob,
+    run: Run,
+    suites: Sequence[Suite],
+    requests: Sequence[Suite],
+    rules: Judge,
+    progress: Bar,
+) -> list[Suite]:
+    """Answer all suites and the held-out `requests` beside the image attacks' pictures; returns
+    every suite that was asked."""
     from care.repair import Repair
 
+    attacks, places = job.attacks, job.defenses
     vlm = load_model(job.job())
-    defenses: list[Any] = [None]
-    for name, path in zip(_names(job.repairs), job.repairs, strict=True):
-        defenses.append((name, Repair.from_pretrained(path, vlm)))
+    defenses = [
+        (name, None if path is None else Repair.from_pretrained(path, vlm))
+        for name, path in places.items()
+    ]
+    make_images(attacks, job, run, vlm, progress)
+    suites = [*suites, *image_suites(attacks, run.path, list(places), requests)]
+    _record(run, job, suites)
     with run.stage("evaluation"):
         answer_and_judge(
             vlm,
@@ -227,6 +291,7 @@ def _answer(
             progress=progress,
         )
     record_identity(run, rules)
+    return suites
 
 
 def _judge_and_tabulate(
@@ -284,7 +349,8 @@ def _tree(
         seed=seed,
     )
     facts = {key: run.manifest.get(key) for key in ("model", "seed", "suites", "judges", "leaks")}
-    return tree | {"labels": list(reports), "run": facts}
+    found = threats(_attacks(run), run.path, _defenses(run), tree["suites"])
+    return tree | {"labels": list(reports), "threats": found, "run": facts}
 
 
 def _record(run: Run, job: EvaluationJob, suites: Sequence[Suite]) -> None:

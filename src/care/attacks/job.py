@@ -143,16 +143,17 @@ class AttackJob:
         return replace(config, seed=self.seed, **changed)
 
 
-def run(job: AttackJob, progress: Bar | None = None) -> dict[str, Any]:
+def run(job: AttackJob, progress: Bar | None = None, vlm: VLM | None = None) -> dict[str, Any]:
     """Make the image (with `compare`, the images) and write the folder; returns attack.json.
 
-    Raises UsageError, DataError, ModelError and ArtefactError for what can't be used, ArtefactError
-    also if the saved picture doesn't have the loss of the attack.
+    `vlm` is the job's model, if it is loaded already. Raises UsageError, DataError, ModelError and
+    ArtefactError for what can't be used, ArtefactError also if the saved picture doesn't have the
+    loss of the attack.
     """
     config = job.config()
-    examples, targets = _requests(job)
+    examples, targets = requests_of(job)
     start = _start(job)
-    vlm = load_model(job)
+    vlm = vlm or load_model(job)
     repair = None if job.repair is None else Repair.from_pretrained(job.repair, vlm)
     facts: dict[str, Any] = {
         "schema": SCHEMA,
@@ -250,7 +251,8 @@ def _compare(
     )
 
 
-def _requests(job: AttackJob) -> tuple[list[Example], list[str]]:
+def requests_of(job: AttackJob) -> tuple[list[Example], list[str]]:
+    """What the image is optimised on: requests, and how their answers are wished to begin."""
     if job.corpus is not None:
         try:
             return corpus_requests(job.corpus.read_text(encoding="utf-8").splitlines())

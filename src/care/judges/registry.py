@@ -12,6 +12,7 @@ from copy import copy
 from dataclasses import dataclass, fields
 from typing import Any
 
+from care.checks import named_options
 from care.errors import UsageError
 from care.judges import AnyJudge, Judge
 
@@ -58,17 +59,10 @@ def needs_images(wanted: str) -> bool:
 
 
 def _parsed(wanted: str) -> tuple[str, dict[str, Any]]:
-    name, *parts = (part.strip() for part in wanted.split(","))
+    name, given = named_options(wanted, "a judge")
     if name not in JUDGES:
         raise UsageError(f"There is no judge {name!r}; there are {', '.join(JUDGES)}.")
-    options: dict[str, Any] = {}
-    for part in parts:
-        key, sign, value = part.partition("=")
-        if not sign or not key or not value:
-            raise UsageError(
-                f"An option of a judge is written option=value, got {part!r} in {wanted!r}."
-            )
-        options[key] = value
+    options: dict[str, Any] = dict(given)
     return name, options
 
 
