@@ -17,7 +17,7 @@ from care import inquiry, material, pipeline
 from care.diagnosis import DiagnosisConfig
 from care.errors import UsageError
 from care.inquiry import InquiryConfig
-from care.jobs import FIT_LENGTHS, Job
+from care.jobs import FIT_LENGTHS, SELECTION_LENGTHS, Job
 from care.judges import Verdict
 from care.neuron_repair import NeuronRepair
 from care.neuron_report import NeuronConfig
@@ -168,8 +168,13 @@ def test_a_repair_is_not_fitted_on_the_sample_of_a_diagnosis(tmp_path: Path) -> 
     job = Job(out=tmp_path / "run")
     with pipeline._open(job) as run:
         run.record(sampled=True)
-        work = pipeline._Workflow(job, run, None, 1 / pipeline.SAMPLE)
-        lengths = {suite.name: len(suite) for suite in work.suites("fit")}
+        work = pipeline._Workflow(job, run, None, sampled=True)
+        lengths, checked = (
+            {suite.name: len(suite) for suite in work.suites(split)}
+            for split in ("fit", "validation")
+        )
+    assert checked["benign"] == pipeline.SAMPLED_BENIGN < SELECTION_LENGTHS["over_refusal"]
+    assert checked["text-jailbreak"] == SELECTION_LENGTHS["attack"]
     assert lengths["beside-image"] == FIT_LENGTHS["beside-image"] // pipeline.SAMPLE
     resumed = Job(out=job.out, resume=True)
     for command in (pipeline.repair, pipeline.fit):

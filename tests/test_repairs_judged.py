@@ -95,9 +95,17 @@ def test_requests_that_were_used_are_left_out():
     ]
     used = [*examples[:16:2], *examples[16:]]
     (found,) = remaining(suites, used, 4)
-    assert found.name == "long" and found.role == "attack"
-    places = [int(example.id) for example in found]
+    assert found.name == found.role == "attack"
+    places = [int(example.id.removeprefix("long/")) for example in found]
     assert len(places) == 4 and all(place % 2 for place in places)
     assert np.ptp(np.diff(places)) == 0  # evenly spaced
-    (whole, second) = remaining(suites, [], 100)
-    assert whole.examples == suites[0].examples and second.examples == suites[1].examples
+
+
+def test_requests_of_one_role_are_asked_together():
+    suites = [
+        Suite(name, role, tuple(Example(str(k), f"{name} {k}") for k in range(5)))
+        for name, role in (("a", "attack"), ("plain", "utility"), ("b", "attack"))
+    ]
+    attack, utility = remaining(suites, [], 2)
+    assert [e.id for e in attack] == ["a/0", "a/2", "b/0", "b/2"]
+    assert (utility.name, utility.role, len(utility)) == ("utility", "utility", 2)

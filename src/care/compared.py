@@ -17,13 +17,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from care.ablation import ablate, first_needed
 from care.activations import collect, goals_of
 from care.anatomy import Site
 from care.examples import Example
+from care.metrics import first_token, refusal_log_odds
 from care.neuron_repair import NeuronRepair
 from care.neuron_runs import Neuron, neuron_means
 from care.pairs import Pair
-from care.scan import Removal, scan
+from care.scan import Runs
 from care.vlm import VLM
 
 Removed = Callable[[Sequence], np.ndarray]
@@ -72,25 +74,57 @@ class Compared:
         return own - (other if self.paired else other.mean())
 
     def without_sites(self, vlm: VLM, sites: Sequence[Site], batch_size: int = 16) -> Removed:
-        """d with some of `sites` removed; runs start at the first layer that is touched."""
+        """d with some of `sites` removed."""
         means = collect(vlm, self.examples, sites, batch_size=batch_size).means
+        kept = _Kept(vlm, self.examples, batch_size)
 
         def metric_with(removed: Sequence[Site]) -> np.ndarray:
-            asked = [Removal(tuple(sorted(removed)), "mean")] if removed else []
-            found = scan(vlm, self.examples, asked, means=means, batch_size=batch_size)
-            return self.difference(found.clean + (found.effects[0] if asked else 0.0))
+            if not removed:
+                return self.difference(kept.clean)
+            with ablate(vlm, sorted(removed), "mean", means):
+                return self.difference(kept.values(first_needed(removed, "mean")))
 
         return metric_with
 
     def without_neurons(self, vlm: VLM, batch_size: int = 16) -> Removed:
         """d with some neurons removed at every token."""
         means = neuron_means(vlm, self.examples, batch_size)
+        kept = _Kept(vlm, self.examples, batch_size)
 
         def metric_with(removed: Sequence[Neuron]) -> np.ndarray:
             if not removed:
-                return self.difference(vlm.refusal_log_odds(self.examples, batch_size=batch_size))
+                return self.difference(kept.clean)
             with NeuronRepair.of(vlm, list(removed), "mean", means).applied(vlm):
-                found = vlm.refusal_log_odds(self.examples, batch_size=batch_size)
-            return self.difference(found)
+                return self.difference(kept.values(min(layer for layer, _ in removed)))
 
         return metric_with
+
+
+class _Kept:
+    """Batches that have been run once and are run again from the first layer that changes.
+
+    Attributes: `clean`, m of the prompts as they are (N,). What is remembered of the batches shares
+    `max_bytes`; beyond it layers are computed again (`care.replay`).
+    """
+
+    def __init__(
+        self, vlm: VLM, examples: Sequence[Example], batch_size: int, max_bytes: int = 4 * 2**30
+    ) -> None:
+        measure = first_token(refusal_log_odds(vlm))
+        share = max_bytes // -(-len(examples) // batch_size)
+
+        def begun(chunk: list[int]) -> list[tuple[Runs, int]]:
+            batch = [examples[index] for index in chunk]
+            runs = Runs(vlm, batch, measure, max_bytes=share)
+            return [(runs, place) for place in range(len(chunk))]
+
+        self._places = vlm.in_batches(list(examples), batch_size, begun)
+        self.clean = self._each(lambda runs: runs.clean)
+
+    def values(self, start: int) -> np.ndarray:
+        """m (N,) under the edits that are in place now, which change nothing before `start`."""
+        return self._each(lambda runs: runs.values(start))
+
+    def _each(self, read: Callable[[Runs], Sequence[float]]) -> np.ndarray:
+        found = {runs: read(runs) for runs in dict.fromkeys(runs for runs, _ in self._places)}
+        return np.array([found[runs][place] for runs, place in self._places])

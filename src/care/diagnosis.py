@@ -70,10 +70,10 @@ class DiagnosisConfig:
     """Numbers of consecutive layers removed at once; odd, and 1 among them. Sites are recommended
     from single layers."""
 
-    max_attacks: int | None = 24
+    max_attacks: int | None = 16
     """Attack examples used, evenly spaced over those given; None for all."""
 
-    max_benign: int | None = 12
+    max_benign: int | None = 8
     """The same for benign examples."""
 
     top_sites: int = 4

@@ -46,6 +46,9 @@ from care.vlm import VLM
 
 Mediator = tuple[Site, ...]
 
+Held = Mapping[Site, tuple[Tensor, Tensor]]
+"""Per site: activations (B, T, D) of a run and the roles (B, T) of its positions."""
+
 
 @dataclass(frozen=True)
 class EffectsConfig:
@@ -55,12 +58,12 @@ class EffectsConfig:
     """Positions at which activations are exchanged."""
 
     batch_size: int = 16
-    """Pairs per forward pass."""
+    """Pairs per forward pass, both runs of each."""
 
     max_cache_bytes: int = 4 * 2**30
     """Most that is remembered of the clean runs of a batch (`care.replay`)."""
 
-    check_sites: int = 4
+    check_sites: int = 2
     """Mediators for which the identity is checked, evenly spaced, on the first batch of pairs;
     each costs a whole pass over it."""
 
@@ -193,7 +196,7 @@ def exchange(
 
     def work(chunk: list[int]) -> list[tuple[np.ndarray, float]]:
         some = [pairs[index] for index in chunk]
-        share = config.max_cache_bytes // (2 * len(runs))
+        share = config.max_cache_bytes // len(runs)
         made = [_Exchange(vlm, some, run, len(measures), share) for run in runs]
         rows = [np.sum([run.clean for run in made], axis=0)]
         for sites in mediators:
@@ -230,62 +233,91 @@ def _check_finite(measure: Measure, values: np.ndarray) -> None:
 
 
 class _Exchange:
-    """Both runs of a batch of pairs in one pass for M measures.
+    """Both runs of B pairs in one pass for M measures, benign rows first, then the attacks'.
 
-    Attributes: `clean` (2, M, B), signed values of the runs as they are: benign, attack.
+    Where the two sides have unequal numbers of images they are two batches, since not every
+    processor mixes such rows. Attributes: `clean` (2, M, B), signed values of the runs as they are.
     """
 
     def __init__(
         self, vlm: VLM, pairs: Sequence[Pair], run: Pass, measures: int, max_bytes: int | None
     ) -> None:
-        self.vlm, self.pairs, self.run, self.measures = vlm, pairs, run, measures
-        self.runs = _both(vlm, pairs, run, max_bytes=max_bytes)
-        self.clean = np.stack([self._values(made, made.clean_outputs) for made in self.runs])
+        self.vlm, self.run, self.measures = vlm, run, measures
+        groups = [[pair.benign for pair in pairs], [pair.attack for pair in pairs]]
+        if len({len(example.images) for group in groups for example in group}) == 1:
+            groups = [groups[0] + groups[1]]
+        self.replays = []
+        for group in groups:
+            batch, share = run.sharing.batch(vlm, group), max_bytes and max_bytes // len(groups)
+            keep = run.sharing.keep(batch)
+            self.replays.append(Replay(vlm, batch, keep=keep, max_bytes=share))
+        self.clean = self._values([replay.clean_outputs for replay in self.replays])
 
-    def _values(self, made: Replay, outputs: Tensor) -> np.ndarray:
-        return self.run.values(made.batch, outputs, self.measures)
+    def _values(self, outputs: Sequence[Tensor]) -> np.ndarray:
+        """Signed values (2, M, B): benign, attack."""
+        found = [
+            self.run.values(replay.batch, logits, self.measures)
+            for replay, logits in zip(self.replays, outputs, strict=True)
+        ]
+        return np.stack(np.split(np.concatenate(found, axis=-1), 2, axis=-1))
 
     def exchanged(self, sites: Mediator, scopes: Sequence[Scope]) -> np.ndarray:
         """Signed values (2, M, B) with what the other run has at `sites`."""
-        held = [run.activations(sites) for run in self.runs]
+        held = [replay.activations(sites) for replay in self.replays]
         start = first_needed(sites, "paired")
-        values = []
-        for run, donors in zip(self.runs, reversed(held), strict=True):
-            with ablate(self.vlm, sites, "paired", scopes=scopes, donors=donors):
-                values.append(self._values(run, run.outputs(start)))
-        return np.stack(values)
+        return self._outputs(sites, scopes, held, [r.outputs for r in self.replays], start)
 
     def whole(
         self, mediators: Mapping[int, Mediator], scopes: Sequence[Scope]
-    ) -> tuple[np.ndarray, np.ndarray, dict[int, np.ndarray]]:
-        """Values (M, B), by whole passes: benign, attack, and attack with a mediator denoised."""
-        benign, attack = _both(self.vlm, self.pairs, self.run, reuse=False)
+    ) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+        """Values (2, M, B) by whole passes: as they are, and with each mediator exchanged."""
+        fresh = [Replay(self.vlm, r.batch, reuse=False, keep=r.keep) for r in self.replays]
         sites = sorted({site for mediator in mediators.values() for site in mediator})
-        with read(self.vlm, sites) as recorder:
-            benign.outputs(0)
+        known: list[dict[Site, tuple[Tensor, Tensor]]] = []
+        for replay in fresh:
+            with read(self.vlm, sites) as recorder:
+                replay.outputs(0)
+                known.append({site: recorder[site] for site in sites})
         held = {}
         for row, mediator in mediators.items():
-            donors = {site: recorder[site] for site in mediator}
-            with ablate(self.vlm, mediator, "paired", scopes=scopes, donors=donors):
-                held[row] = self._values(attack, attack.outputs(0))
-        before, after = (self._values(run, run.clean_outputs) for run in (benign, attack))
-        return before, after, held
+            donors = [{site: own[site] for site in mediator} for own in known]
+            held[row] = self._outputs(mediator, scopes, donors, [r.outputs for r in fresh], 0)
+        return self._values([replay.clean_outputs for replay in fresh]), held
+
+    def _outputs(
+        self,
+        sites: Mediator,
+        scopes: Sequence[Scope],
+        held: Sequence[Held],
+        runs: Sequence[Callable[[int], Tensor]],
+        start: int,
+    ) -> np.ndarray:
+        """Values (2, M, B) of `runs` from `start` on, each row with its counterpart's `held`."""
+        outputs = []
+        for run, donors in zip(runs, _swapped(held), strict=True):
+            with ablate(self.vlm, sites, "paired", scopes=scopes, donors=donors):
+                outputs.append(run(start))
+        return self._values(outputs)
 
     def aligned(self, scopes: Sequence[Scope]) -> list[float]:
         """Share of each attack's prompt positions in scope that have a counterpart (B,)."""
-        benign, attack = (run.batch.roles for run in self.runs)
+        roles = [replay.batch.roles for replay in self.replays]
+        benign, attack = roles[0].chunk(2) if len(roles) == 1 else roles
         _, found = align(attack, benign)
         asked = scope_mask(attack, scopes) & (attack != Role.RESPONSE)
         return ((found & asked).sum(1) / asked.sum(1).clamp_min(1)).tolist()
 
 
-def _both(vlm: VLM, pairs: Sequence[Pair], run: Pass, **options: Any) -> list[Replay]:
-    """The benign and the attacks' run of a pass."""
-    made = []
-    for examples in ([pair.benign for pair in pairs], [pair.attack for pair in pairs]):
-        batch = run.sharing.batch(vlm, examples)
-        made.append(Replay(vlm, batch, keep=run.sharing.keep(batch), **options))
-    return made
+def _swapped(held: Sequence[Held]) -> list[Held]:
+    """The same with the activations and roles of each row's counterpart in the other half."""
+    if len(held) == 2:
+        return [held[1], held[0]]
+    return [
+        {
+            site: (h.roll(len(h) // 2, dims=0), roles.roll(len(h) // 2, dims=0))
+            for site, (h, roles) in held[0].items()
+        }
+    ]
 
 
 def _identity_errors(
@@ -301,9 +333,9 @@ def _identity_errors(
     """
     total, direct = 0.0, dict.fromkeys(mediators, 0.0)
     for one in exchanges:
-        benign, attacked, held = one.whole(mediators, scopes)
+        (benign, attacked), held = one.whole(mediators, scopes)
         total = total + attacked - benign
-        direct = {row: direct[row] + held[row] - benign for row in mediators}
+        direct = {row: direct[row] + held[row][1] - benign for row in mediators}
     undone = replayed[1:] - replayed[0]
     return {row: np.abs(total - (direct[row] - undone[row])).max(axis=-1) for row in mediators}
 

@@ -82,10 +82,10 @@ class InquiryConfig:
     """Positions at which the neurons of pairs are exchanged; None: all where pairs align."""
     contrast: bool = True
     """Whether causal effects of the first kind are also taken by likelihoods of whole answers."""
-    reseeded: int = 12
+    reseeded: int = 8
     """Other attacks on which single layers are removed again, to see whether another draw says the
     same; 0 leaves that out."""
-    rescanned: int = 8
+    rescanned: int = 6
     """Greatest sites, and as many others at random, that are removed in a second way; 0 leaves that
     out."""
     second: Ablation = "resample"
@@ -112,7 +112,6 @@ class InquiryConfig:
 
 BRIEF = InquiryConfig(
     sites=DiagnosisConfig(windows=(1,), max_attacks=12, max_benign=8),
-    effects=EffectsConfig(check_sites=2),
     curves=None,
     pairs=4,
     pair_kinds=1,

@@ -74,6 +74,9 @@ Bar = Callable[..., Progress] | None
 SAMPLE = 4
 """One in so many of the small world's examples to fit on is asked if only a diagnosis is wanted."""
 
+SAMPLED_BENIGN = 40
+"""Harmless validation requests of a suite that it is then asked of; attacks are asked whole."""
+
 COMPARED = ("benign", "vqa", "naming", "lookalike")
 """Suites besides the attacks that controls are measured on."""
 
@@ -81,9 +84,9 @@ COMPARED = ("benign", "vqa", "naming", "lookalike")
 class _Workflow:
     """One job under way: model, judge, splits, run folder."""
 
-    def __init__(self, job: Job, run: Run, progress: Bar, share: float = 1.0) -> None:
-        """Of the examples to fit on a `share` is asked."""
-        self.job, self.run, self.progress, self.share = job, run, progress, share
+    def __init__(self, job: Job, run: Run, progress: Bar, sampled: bool = False) -> None:
+        """`sampled`: a part of the examples to fit on, and of harmless others, is asked."""
+        self.job, self.run, self.progress, self.sampled = job, run, progress, sampled
         self.vlm: VLM = load_model(job)
         self.judge: Judge = make_judge(job)
         self.splits: dict[str, list[Suite]] = {}
@@ -91,10 +94,9 @@ class _Workflow:
     def suites(self, split: Any) -> list[Suite]:
         """The suites of one split, made once."""
         if split not in self.splits:
-            share = self.share if split == "fit" else 1.0
-            self.splits[split] = [
-                suite.head(math.ceil(share * len(suite))) for suite in suites_of(self.job, split)
-            ]
+            self.splits[split] = suites_of(self.job, split)
+            if self.sampled:
+                self.splits[split] = [_sample(suite, split) for suite in self.splits[split]]
         return self.splits[split]
 
     def stage_json(self, name: str, make: Callable[[], Any]) -> Any:
@@ -317,6 +319,13 @@ class _Workflow:
             )
 
 
+def _sample(suite: Suite, split: str) -> Suite:
+    """What a diagnosis alone asks of a suite."""
+    if split == "fit":
+        return suite.head(math.ceil(len(suite) / SAMPLE))
+    return suite if suite.role == "attack" else suite.head(SAMPLED_BENIGN)
+
+
 def _open(job: Job) -> Run:
     run = Run(job.out, resume=job.resume, config=job.config())
     run.record(
@@ -381,15 +390,15 @@ def _record_suites(run: Run, work: _Workflow) -> None:
 def diagnose(job: Job, progress: Bar = None) -> dict[str, Any]:
     """Only the diagnosis, whole; what diagnosis.json holds, beside which is diagnosis.html.
 
-    Of the small world's fit split a sample is asked, unless the folder already has answers to all
-    of it.
+    Of the small world a sample is asked, unless the folder already has answers to all of its fit
+    split.
     """
     with _open(job) as run:
         known = run.stage_done("material") and not run.manifest.get("sampled")
         sampled = job.attacks is None and not known
         run.record(sampled=sampled)
         with run.stage("model"):
-            work = _Workflow(job, run, progress, 1 / SAMPLE if sampled else 1.0)
+            work = _Workflow(job, run, progress, sampled)
         fitter = work.fitter()
         found = work.channels(fitter, work.diagnosis(fitter, InquiryConfig()))
     page = write_diagnosis(found, job.out, f"Diagnosis of {job.model or 'the embedded model'}")

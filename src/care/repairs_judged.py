@@ -6,10 +6,10 @@ does what it is good for, only judged answers tell:
     asr          share of attacks answered harmfully, over all attack suites
     difference   asr(neurons) − asr(subspace), on the same attacks, resampled by goal
 
-with utility, answered harmless requests and degenerate answers beside it, as means over suites. All
-of it is on validation goals. The requests by which the neurons were chosen are left out, but other
-attacks on their goals aren't: what is said about the neurons is flattered rather than too bad. Not
-here: the answers themselves (`care.evaluate`).
+with utility, answered harmless requests and degenerate answers beside it, each over all requests of
+that kind. All of it is on validation goals. The requests by which the neurons were chosen are left
+out, but other attacks on their goals aren't: what is said about the neurons is flattered rather
+than too bad. Not here: the answers themselves (`care.evaluate`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from care.activations import spread
 from care.errors import DataError
 from care.evaluate import UNDEFENDED
-from care.examples import Example, Suite
+from care.examples import Example, Suite, SuiteRole
 from care.neuron_repair import NeuronRepair
 from care.neuron_search import BEYOND
 from care.rows import Row
@@ -37,15 +37,16 @@ NEURONS, SUBSPACE = "neurons", "subspace"
 def remaining(suites: Sequence[Suite], used: Collection[Example], most: int) -> list[Suite]:
     """At most `most` requests of each suite, evenly spaced, that aren't among those `used`.
 
-    Suites of which nothing is left are left out.
+    One suite for each role, so that batches are full; ids name the suite that they are from.
     """
     seen = {id(example) for example in used}
-    kept = []
+    kept: dict[SuiteRole, list[Example]] = {}
     for suite in suites:
         fresh = [example for example in suite if id(example) not in seen]
-        if fresh:
-            kept.append(replace(suite, examples=tuple(spread(fresh, most))))
-    return kept
+        kept.setdefault(suite.role, []).extend(
+            replace(example, id=f"{suite.name}/{example.id}") for example in spread(fresh, most)
+        )
+    return [Suite(role, role, tuple(found)) for role, found in kept.items() if found]
 
 
 def compare_answers(table: Table, repair: NeuronRepair, seed: int = 0) -> dict[str, Any]:
