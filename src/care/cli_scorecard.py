@@ -38,6 +38,20 @@ def show(tree: Mapping[str, Any]) -> None:
     if tree.get("labels"):
         print("\nAgainst labels by hand.")
         show_reports(tree["labels"])
+    _show_leaks(tree.get("run", {}).get("repair_leaks") or {})
+
+
+def _show_leaks(repairs: Mapping[str, Mapping[str, Any]]) -> None:
+    """What each repair's artefact tells of goals that were fitted on and are tested."""
+    if repairs:
+        print("\nGoals that were fitted on, by the artefacts' digests:")
+    for name, one in repairs.items():
+        found = one["found"].items()
+        told = ", ".join(f"{leak['examples']} of {leak['of']} in {suite}" for suite, leak in found)
+        if one["checked"] == "not checked":
+            print(f"  {name}: not checked, since {one['why']}; see --fitted-on")
+        else:
+            print(f"  {name}: " + (f"tested too: {told}" if told else "none is tested"))
 
 
 def _show_rates(suites: Sequence[Mapping[str, Any]]) -> None:

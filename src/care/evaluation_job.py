@@ -23,7 +23,8 @@ from typing import Any
 from care.correction import JudgeAccuracy
 from care.errors import DataError, UsageError
 from care.evaluate import evaluate as answer_and_judge
-from care.evaluation_suites import chosen_suites, named_suite, refuse_leaks, suite_facts
+from care.evaluation_leaks import refuse_leaks, repair_leaks
+from care.evaluation_suites import chosen_suites, fitted_suite, named_suite, suite_facts
 from care.examples import Suite
 from care.jobs import Job, load_model
 from care.jobs import make_judge as rules_of
@@ -62,7 +63,8 @@ class EvaluationJob:
     labels: Path | None = None
     """Answers with labels by hand, to correct rates for the judges' errors."""
     fitted_on: tuple[str, ...] = ()
-    """Suites that the repairs were fitted on, to look for leaks."""
+    """Suites that the repairs were fitted on, to look for near leaks too; of the small world's the
+    fit split is meant."""
     allow_leaks: bool = False
     """Go on although test goals were fitted on."""
     margin: float = MARGIN
@@ -142,10 +144,12 @@ def evaluate(job: EvaluationJob, progress: Bar = None) -> dict[str, Any]:
     """Answer, judge and tabulate; the scorecard, which is also written to table.json."""
     suites = chosen_suites(job.suites, job.utility, job.model, job.limit, job.seed)
     labels = read_labels(job.labels) if job.labels else None  # before hours of work
+    repairs = dict(zip(_names(job.repairs), job.repairs, strict=True))
+    leaking = repair_leaks(repairs, suites, job.allow_leaks)
     if not job.allow_leaks:
-        refuse_leaks([named_suite(name, None, job.seed) for name in job.fitted_on], suites)
+        refuse_leaks([fitted_suite(name) for name in job.fitted_on], suites)
     with Run(job.out, resume=job.resume, config=job.config()) as run:
-        _record(run, job, suites)
+        _record(run, job, suites, leaking)
         rules = rules_of(job.job())
         _answer(job, run, suites, rules, progress)
         gc.collect()  # the model makes room for the judges
@@ -283,11 +287,14 @@ def _tree(
         accuracies=accuracies,
         seed=seed,
     )
-    facts = {key: run.manifest.get(key) for key in ("model", "seed", "suites", "judges", "leaks")}
+    kept = ("model", "seed", "suites", "judges", "leaks", "repair_leaks")
+    facts = {key: run.manifest.get(key) for key in kept}
     return tree | {"labels": list(reports), "run": facts}
 
 
-def _record(run: Run, job: EvaluationJob, suites: Sequence[Suite]) -> None:
+def _record(
+    run: Run, job: EvaluationJob, suites: Sequence[Suite], leaking: dict[str, dict[str, Any]]
+) -> None:
     run.record(
         command=[Path(sys.argv[0]).name, *sys.argv[1:]],
         model=job.model or "embedded",
@@ -296,6 +303,7 @@ def _record(run: Run, job: EvaluationJob, suites: Sequence[Suite]) -> None:
         machine=machine_facts(),
         suites={suite.name: suite_facts(suite) for suite in suites},
         leaks="allowed" if job.allow_leaks else "checked" if job.fitted_on else "not checked",
+        repair_leaks=leaking,
     )
 
 
