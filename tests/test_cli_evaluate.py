@@ -15,6 +15,7 @@ from care.examples import Example, Suite
 from care.judges import Judge
 from care.judges.models import Finding
 from care.judges.registry import JUDGES, Entry
+from care.leaks import SCHEME, goal_digests
 from fixtures_judges import Scripted
 from test_evaluate import FakeDefense, FakeVLM
 from test_judges_api import Server, by_answer, completion
@@ -241,6 +242,28 @@ def test_leaks_are_refused_unless_told(world, capsys):
     assert not Path("run").exists() and not world
     assert cli.main([*ARGUMENTS, "--fitted-on", "fit.jsonl", "--allow-leaks"]) == 0
     assert json.loads(Path("run/manifest.json").read_text())["leaks"] == "allowed"
+
+
+def test_a_repair_tells_its_leaks_itself(world, capsys, monkeypatch):
+    own = [Example("x", "x", goal="Pick  lock NUMBER 3", kind="malicious")]
+    repair = FakeDefense(late=True)
+    digests = sorted(goal_digests(own))
+    repair.manifest = {"fitted_on": {"goals": {"scheme": SCHEME, "digests": digests}}}
+    monkeypatch.setattr("care.repair.Repair.from_pretrained", lambda path, vlm=None: repair)
+    given = [*ARGUMENTS, "--repair", "care"]
+    assert cli.main(given) == 2
+    said = capsys.readouterr().err
+    assert "care and attack, 2 of 20 examples (attack/a13, attack/a3)" in said
+    assert not Path("run").exists() and not world  # before the model is loaded
+    assert cli.main([*given, "--allow-leaks"]) == 0
+    assert "care: tested too: 2 of 20 in attack" in capsys.readouterr().out
+    found = json.loads(Path("run/manifest.json").read_text())["repair_leaks"]["care"]["found"]
+    assert found == {"attack": {"examples": 2, "of": 20, "ids": ["attack/a13", "attack/a3"]}}
+    repair.manifest = {}
+    assert cli.main([*given[:-3], "other", *given[-2:]]) == 0
+    assert "care: not checked, since its artefact doesn't say" in capsys.readouterr().out
+    told = json.loads(Path("other/table.json").read_text())["run"]["repair_leaks"]
+    assert told["care"]["checked"] == "not checked"
 
 
 def test_a_threshold_that_is_missed_exits_with_1(world, capsys):

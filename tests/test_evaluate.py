@@ -70,6 +70,7 @@ class FakeDefense:
     def __init__(self, name: str = "repair", late: bool = False) -> None:
         self.name = name
         self.late = late
+        self.manifest: dict[str, Any] = {}
         self.applications = 0
 
     @contextmanager

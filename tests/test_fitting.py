@@ -11,11 +11,13 @@ import tiny
 from care.anatomy import Site
 from care.contrast import activations
 from care.errors import DataError, FitError, SiteError, UsageError
+from care.evaluation_leaks import stated_goals
 from care.examples import Example
 from care.families import unsafe_subspace
 from care.fitting import PRESETS, Fitter, RepairConfig, chosen_sites, depth_sites, fit_repair
 from care.gate import GateConfig, fit_gate
 from care.judges import Verdict
+from care.leaks import goal_digests
 from care.material import CLASSES, Material, gather, load_decisions, save_decisions
 from care.repair import Repair
 
@@ -82,6 +84,9 @@ def test_each_site_gets_a_channel_for_attacks_with_and_without_pictures(fitter):
     gates = {channel.modality: channel.gate.families for channel in repair.channels}
     assert gates == {"image": ("beside",), "text": ("template",)}
     assert repair.manifest["fitted_on"]["complied"] == 24
+    digests, _ = stated_goals(repair.manifest)
+    parts = (fitter.material.complied, fitter.material.refused, fitter.material.answered)
+    assert digests == goal_digests(e for part in parts for e, _ in part).keys()
 
 
 def test_a_channel_is_its_unsafe_subspace_and_its_gate(fitter):

@@ -64,7 +64,7 @@ def evaluate(
     judge: Judges = None,
     labels: Labels = None,
     fitted_on: Annotated[
-        str | None, typer.Option(help="Suites that the repairs were fitted on, by commas.")
+        str | None, typer.Option(help="Suites fitted on, by commas, to look for near leaks too.")
     ] = None,
     allow_leaks: Annotated[
         bool, typer.Option("--allow-leaks", help="Go on though goals fitted on are tested.")

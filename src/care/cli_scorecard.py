@@ -12,6 +12,7 @@ def show(tree: Mapping[str, Any]) -> None:
     """The scorecard as tables and sentences."""
     print(f"Judged by {tree['judge']}. Rates with 95 % intervals (Wilson).")
     _show_rates(tree["suites"])
+    _show_published(tree["suites"])
     if tree.get("threats"):
         print("\nImage attacks that don't know the defense (transfer), and that do (adaptive).")
         _show_threats(tree["threats"])
@@ -41,6 +42,20 @@ def show(tree: Mapping[str, Any]) -> None:
     if tree.get("labels"):
         print("\nAgainst labels by hand.")
         show_reports(tree["labels"])
+    _show_leaks(tree.get("run", {}).get("repair_leaks") or {})
+
+
+def _show_leaks(repairs: Mapping[str, Mapping[str, Any]]) -> None:
+    """What each repair's artefact tells of goals that were fitted on and are tested."""
+    if repairs:
+        print("\nGoals that were fitted on, by the artefacts' digests:")
+    for name, one in repairs.items():
+        found = one["found"].items()
+        told = ", ".join(f"{leak['examples']} of {leak['of']} in {suite}" for suite, leak in found)
+        if one["checked"] == "not checked":
+            print(f"  {name}: not checked, since {one['why']}; see --fitted-on")
+        else:
+            print(f"  {name}: " + (f"tested too: {told}" if told else "none is tested"))
 
 
 def _show_rates(suites: Sequence[Mapping[str, Any]]) -> None:
@@ -76,6 +91,32 @@ def _show_threats(threats: Iterable[Mapping[str, Any]]) -> None:
 def _cell(cell: Mapping[str, Any]) -> str:
     failed = f" ({cell['errors']} failed)" if cell["errors"] else ""
     return interval(cell) + failed
+
+
+def _show_published(suites: Sequence[Mapping[str, Any]]) -> None:
+    """Scores as the suites' authors publish them, one line for each."""
+    defenses = list(dict.fromkeys(name for suite in suites for name in suite["defenses"]))
+    rows = []
+    for suite in suites:
+        by_score: dict[str, dict[str, Mapping[str, Any]]] = {}
+        for name, cell in suite["defenses"].items():
+            for entry in cell.get("published", ()):
+                by_score.setdefault(entry["score"], {})[name] = entry
+        for score, found in by_score.items():
+            first = next(iter(found.values()))
+            cells = (_published(found[d]) if d in found else "" for d in defenses)
+            rows.append([suite["name"], score, f"{first['n']} {first['unit']}", *cells])
+    if rows:
+        print("\nAs published, as far as the same rules tell; intervals take units as drawn.")
+        print_table(["suite", "score", "units", *defenses], rows)
+
+
+def _published(entry: Mapping[str, Any]) -> str:
+    places = 2 if entry["of"] == 1 else 1
+    value, low, high = (f"{entry[key]:.{places}f}" for key in ("value", "low", "high"))
+    scale = "" if entry["of"] == 1 else f" of {entry['of']:g}"
+    failed = f" ({entry['left_out']} left out)" if entry["left_out"] else ""
+    return f"{value} [{low}, {high}]{scale}{failed}"
 
 
 def _corrected(cell: Mapping[str, Any]) -> str:

@@ -160,7 +160,7 @@ def check_suites(
     fit: Annotated[str, typer.Argument(help="What is fitted on: a name or a .jsonl file.")],
     test: Annotated[list[str], typer.Argument(help="What is tested on, one or more.")],
     threshold: Annotated[
-        float | None, typer.Option(help="Similarity from which on goals are the same (0.6).")
+        float | None, typer.Option(help="Similarity from which on goals count, by it alone.")
     ] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="How many pairs to print.")] = 20,
     as_json: AsJson = False,
@@ -170,16 +170,17 @@ def check_suites(
     Exits with 1 if there is one. Of the small world, the fit split of FIT and the test split of
     TEST are taken.
     """
+    from care.evaluation_suites import fitted_suite
     from care.examples_file import load_suite
     from care.leaks import THRESHOLD, leaks
 
     limit = THRESHOLD if threshold is None else threshold
-    fitted = load_suite(fit, "fit")
+    fitted = fitted_suite(fit)
     found: dict[str, list[Leak]] = {}
     sizes: dict[str, int] = {}
     for name in test:
         suite = load_suite(name)
-        sizes[name], found[name] = len(suite), leaks(fitted, suite, limit)
+        sizes[name], found[name] = len(suite), leaks(fitted, suite, threshold)
     rows = [{"suite": s, **leak._asdict()} for s, pairs in found.items() for leak in pairs]
     if as_json:
         print(json.dumps({"threshold": limit, "pairs": rows}, indent=1, ensure_ascii=False))

@@ -25,7 +25,8 @@ from care.attacks.job import run as make_image
 from care.checks import named_options
 from care.errors import UsageError
 from care.evaluate import UNDEFENDED
-from care.evaluation_suites import named_suite, refuse_leaks
+from care.evaluation_leaks import refuse_leaks
+from care.evaluation_suites import named_suite
 from care.examples import Example, Suite
 from care.progress import Progress, silent
 from care.runs import Run

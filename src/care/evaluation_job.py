@@ -33,7 +33,8 @@ from care.evaluation_attacks import (
     make_images,
     threats,
 )
-from care.evaluation_suites import chosen_suites, named_suite, refuse_leaks, suite_facts
+from care.evaluation_leaks import refuse_leaks, repair_leaks
+from care.evaluation_suites import chosen_suites, fitted_suite, named_suite, suite_facts
 from care.examples import Suite
 from care.jobs import Job, load_model
 from care.jobs import make_judge as rules_of
@@ -75,7 +76,8 @@ class EvaluationJob:
     labels: Path | None = None
     """Answers with labels by hand, to correct rates for the judges' errors."""
     fitted_on: tuple[str, ...] = ()
-    """Suites that the repairs were fitted on, to look for leaks."""
+    """Suites that the repairs were fitted on, to look for near leaks too; of the small world's the
+    fit split is meant."""
     allow_leaks: bool = False
     """Go on although test goals were fitted on."""
     margin: float = MARGIN
@@ -173,11 +175,14 @@ def evaluate(job: EvaluationJob, progress: Bar = None) -> dict[str, Any]:
     suites = chosen_suites(job.suites, job.utility, job.model, job.limit, job.seed)
     labels = read_labels(job.labels) if job.labels else None  # before hours of work
     requests = held_out(job.attacks, job.suites, job.limit, job.seed)
+    tested = list({suite.name: suite for suite in (*requests, *suites)}.values())
+    repairs = {name: path for name, path in job.defenses.items() if path is not None}
+    leaking = repair_leaks(repairs, tested, job.allow_leaks)
     if not job.allow_leaks:
         check_goals(job.attacks, job, requests)
-        refuse_leaks([named_suite(name, None, job.seed) for name in job.fitted_on], suites)
+        refuse_leaks([fitted_suite(name) for name in job.fitted_on], tested)
     with Run(job.out, resume=job.resume, config=job.config()) as run:
-        _record(run, job, suites)
+        _record(run, job, suites, leaking)
         rules = rules_of(job.job())
         suites = _answer(job, run, suites, requests, rules, progress)
         gc.collect()  # the model makes room for the judges
@@ -276,7 +281,7 @@ def _answer(
     ]
     make_images(attacks, job, run, vlm, progress)
     suites = [*suites, *image_suites(attacks, run.path, list(places), requests)]
-    _record(run, job, suites)
+    run.record(suites={suite.name: suite_facts(suite) for suite in suites})
     with run.stage("evaluation"):
         answer_and_judge(
             vlm,
@@ -348,12 +353,15 @@ def _tree(
         accuracies=accuracies,
         seed=seed,
     )
-    facts = {key: run.manifest.get(key) for key in ("model", "seed", "suites", "judges", "leaks")}
+    kept = ("model", "seed", "suites", "judges", "leaks", "repair_leaks")
+    facts = {key: run.manifest.get(key) for key in kept}
     found = threats(_attacks(run), run.path, _defenses(run), tree["suites"])
     return tree | {"labels": list(reports), "threats": found, "run": facts}
 
 
-def _record(run: Run, job: EvaluationJob, suites: Sequence[Suite]) -> None:
+def _record(
+    run: Run, job: EvaluationJob, suites: Sequence[Suite], leaking: dict[str, dict[str, Any]]
+) -> None:
     run.record(
         command=[Path(sys.argv[0]).name, *sys.argv[1:]],
         model=job.model or "embedded",
@@ -362,6 +370,7 @@ def _record(run: Run, job: EvaluationJob, suites: Sequence[Suite]) -> None:
         machine=machine_facts(),
         suites={suite.name: suite_facts(suite) for suite in suites},
         leaks="allowed" if job.allow_leaks else "checked" if job.fitted_on else "not checked",
+        repair_leaks=leaking,
     )
 
 

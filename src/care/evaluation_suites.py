@@ -1,7 +1,8 @@
-"""The suites of an evaluation, by name, and goals that were both fitted on and are tested.
+"""The suites of an evaluation, by name: what is tested, and what repairs were fitted on.
 
-A name is one that `care.load_suite` knows, or a .jsonl file. Only malicious goals count as leaks: a
-repair that has seen a harmless request doesn't know an attack, and benign requests are much alike.
+A name is one that `care.load_suite` knows, or a .jsonl file. Of the small world the test split is
+tested, and the fit split, at the lengths that `care repair` fits on, is what was fitted on. Leaks
+between the two are in `evaluation_leaks`.
 """
 
 from __future__ import annotations
@@ -12,12 +13,22 @@ from typing import Any
 from care.errors import DataError, UsageError
 from care.examples import Suite
 from care.examples_file import load_suite
-from care.leaks import leaks
 
 
 def named_suite(name: str, limit: int | None, seed: int) -> Suite:
     """One suite by name or file, a sample of at most `limit` examples of it."""
     return load_suite(name, limit=limit, seed=seed)
+
+
+def fitted_suite(name: str) -> Suite:
+    """All of a suite that may have been fitted on; of the small world its fit split."""
+    from care.embedded import suites as world
+
+    if name in world.NAMES:
+        from care.jobs import FIT_LENGTHS  # takes torch along, which files don't need
+
+        return world.load(name, "fit", FIT_LENGTHS[name])
+    return named_suite(name, None, 0)
 
 
 def chosen_suites(
@@ -41,21 +52,6 @@ def chosen_suites(
                 f"--utility names {suite.name}, which is an attack suite; name it with --suite."
             )
     return [*found, *useful]
-
-
-def refuse_leaks(fit: Sequence[Suite], test: Sequence[Suite]) -> None:
-    """UsageError if malicious goals of `fit` are tested, the same or nearly so."""
-    fitted, tested = (
-        [e for suite in side for e in suite if e.kind == "malicious"] for side in (fit, test)
-    )
-    if found := leaks(fitted, tested):
-        first = "; ".join(
-            f"{pair.fitted} and {pair.tested}: {pair.tested_goal!r:.60}" for pair in found[:3]
-        )
-        raise UsageError(
-            f"Goals that were fitted on are also tested (pairs of examples: {len(found)}, such as "
-            f"{first}); leave them out, or go on with --allow-leaks."
-        )
 
 
 def suite_facts(suite: Suite) -> dict[str, Any]:

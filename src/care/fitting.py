@@ -205,6 +205,7 @@ class Fitter:
                 "refused": len(self.material.refused),
                 "answered": len(self.material.answered),
                 "examples": sorted({e.digest()[:16] for part in self._parts() for e, _ in part}),
+                "goals": self.material.goals,
             },
         }
         return Repair(tuple(channels), config.fusion, "care", manifest)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from care.errors import DataError, FitError
 from care.examples import Example
 from care.hooks import read
 from care.judges import Judge, refused
+from care.leaks import SCHEME, goal_digests
 from care.prefill import Prefill, first_logits
 from care.storage import write_whole
 from care.vlm import VLM
@@ -65,6 +67,12 @@ class Material:
                     f"no example of the class {name!r} to fit on: a repair needs attacks that "
                     "worked, malicious requests that were refused, and answered benign requests"
                 )
+
+    @cached_property
+    def goals(self) -> dict[str, Any]:
+        """Digests of all goals, by which an artefact's leaks are told (`care.evaluation_leaks`)."""
+        examples = [e for name in CLASSES for e, _ in getattr(self, name)]
+        return {"scheme": SCHEME, "digests": sorted(goal_digests(examples))}
 
 
 def gather(

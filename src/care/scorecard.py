@@ -1,7 +1,8 @@
 """The scorecard of an evaluation: what a reviewer asks of a table of rates.
 
 From judged rows alone, for every suite and defense: the rate with Wilson's limits and with limits
-that resample goals (questions, where each has a right answer); against the bare model the paired
+that resample goals (questions, where each has a right answer), and the score that the suite's
+authors publish where it is another (`published`); against the bare model the paired
 difference, both discordant counts, a test, and Holm's adjustment over *every* comparison of the
 table; for suites of benign requests whether a loss of the margin is ruled out; and which
 differences so few examples could have shown at all. With more than one judge, the same rates by
@@ -23,6 +24,7 @@ from care.evaluate import UNDEFENDED
 from care.judges.compare import between_judges
 from care.paired import cluster_rate, non_inferior, paired_difference
 from care.power import power_note
+from care.published import published
 from care.rejudge import judged, judges_of, latest
 from care.rows import Row
 from care.statistics import Interval, holm, mcnemar_exact
@@ -131,6 +133,7 @@ def _cell(
         "corrected": None,
         "errors": len(rows) - len(answered),
         "outcomes": table.outcomes(suite, defense),
+        "published": published(suite, rows, [cluster_of(row) for row in rows], seed),
     }
     if not answered:
         return cell

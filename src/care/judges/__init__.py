@@ -7,7 +7,7 @@ it misses. `python -m care.judges` prints how far the refusal judges agree with 
 
 Judges that ask another model are behind the same call (`models`): classifiers from the hub
 (`classifiers`, `guards`, `shieldgemma`), toxicity (`toxicity`), any chat API (`api`); `registry`
-makes one by name.
+makes one by name. `minilm` (an extra) has another word on refusals.
 """
 
 from collections.abc import Callable, Sequence
@@ -138,16 +138,21 @@ class Judge:
                 f"{len(goals)} goals were passed with {len(responses)} responses; pass one goal "
                 "for each response."
             )
-        refusals = judge_refusals(responses)
         self.judged += len(responses)
-        self.disagreements += refusals.disagreements
+        refusals = self.declined(responses)
         broken = self._broken(responses)
         return [
             Verdict(refused=bool(declined), degenerate=bad, on_goal=on_goal(goal, response))
             for goal, response, declined, bad in zip(
-                goals, responses, refusals.combined, broken, strict=True
+                goals, responses, refusals, broken, strict=True
             )
         ]
+
+    def declined(self, responses: Sequence[str]) -> np.ndarray:
+        """(N,) bool: whether each response refuses."""
+        refusals = judge_refusals(responses)
+        self.disagreements += refusals.disagreements
+        return refusals.combined
 
     def _broken(self, responses: Sequence[str]) -> list[bool]:
         broken = [degenerate(response, self.coherence) for response in responses]

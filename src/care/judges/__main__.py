@@ -2,6 +2,8 @@
 
 python -m care.judges                            agreement with hand labels
 python -m care.judges agreement --perplexity     the same, with the embedded model's perplexity
+python -m care.judges agreement --minilm         the same, with the judge of the extra minilm beside
+python -m care.judges train-minilm               its head, trained anew, as data/minilm_head.json
 python -m care.judges calibrate RUN/rows.jsonl   the limit of perplexity, from a run's answers
 """
 
@@ -23,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     args = _parser().parse_args(arguments)
     try:
-        result = _calibrate(args) if args.command == "calibrate" else _agreement(args.perplexity)
+        result = _result(args)
     except CareError as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -32,14 +34,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _result(args: argparse.Namespace) -> dict:
+    if args.command == "calibrate":
+        return _calibrate(args)
+    if args.command == "train-minilm":
+        from care.judges.minilm import train
+
+        return train()
+    return _agreement(args.perplexity, args.minilm)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m care.judges", description="Check the judges.")
-    parser.set_defaults(perplexity=False)
+    parser.set_defaults(perplexity=False, minilm=False)
     commands = parser.add_subparsers(dest="command")
     compare = commands.add_parser("agreement", help="agreement with hand labels (the default)")
     compare.add_argument(
         "--perplexity", action="store_true", help="judge with the embedded model's perplexity too"
     )
+    compare.add_argument("--minilm", action="store_true", help="show the judge minilm beside them")
+    commands.add_parser("train-minilm", help="train the head of the judge minilm")
     measure = commands.add_parser("calibrate", help="the limit of perplexity")
     measure.add_argument("rows", type=Path, help="rows.jsonl of an evaluation with defense 'none'")
     measure.add_argument(
@@ -52,15 +66,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _agreement(with_perplexity: bool) -> dict:
+def _agreement(with_perplexity: bool, with_minilm: bool) -> dict:
+    minilm = None
+    if with_minilm:
+        from care.judges.minilm import probabilities as minilm
     if not with_perplexity:
-        return agreement()
+        return agreement(minilm=minilm)
     from care.embedded import base_text_model
     from care.judges.perplexity import MAX_PERPLEXITY, perplexities
 
     model, tokenizer = base_text_model()
     judge = Judge(partial(perplexities, model, tokenizer), max_perplexity=MAX_PERPLEXITY)
-    return agreement(judge=judge)
+    return agreement(judge=judge, minilm=minilm)
 
 
 def _calibrate(args: argparse.Namespace) -> dict:

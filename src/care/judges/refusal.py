@@ -198,7 +198,7 @@ class Refusals:
 def judge_refusals(texts: Sequence[str]) -> Refusals:
     """Rule and classifier on N responses; trains the classifier at the first call (< 1 s)."""
     rule = np.array([refused(text) for text in texts], dtype=bool)
-    openings = [_features(text) for text in texts]
+    openings = [features(text) for text in texts]
     readable = np.array([any(c.isalnum() for c in o) for o in openings], dtype=bool)
     probability = np.zeros(len(openings))
     if readable.any():
@@ -212,7 +212,7 @@ def classifier() -> "Pipeline":
     """The trained text classifier; deterministic, trained once a process."""
     rows = load_rows("refusal_train.jsonl")
     model = new_classifier()
-    return model.fit([_features(row["text"]) for row in rows], [row["refused"] for row in rows])
+    return model.fit([features(row["text"]) for row in rows], [row["refused"] for row in rows])
 
 
 def new_classifier() -> "Pipeline":
@@ -247,5 +247,6 @@ def load_rows(name: str) -> list[dict]:
     )
 
 
-def _features(text: str) -> str:
+def features(text: str) -> str:
+    """What the classifiers read of a text."""
     return " ".join(opening(text)).strip()[:OPENING]

@@ -149,8 +149,8 @@ BENCHMARKS = (
         4_329,
         MMBENCH,
         partial(_load_mmbench, True),
-        "the table shows accuracy over shifts; CircularEval counts a question only if all its "
-        "shifts are right (care.suites.choices.circular); a letter is read by rule, not by ChatGPT",
+        "the table shows accuracy over shifts, and CircularEval beside it, which counts a question "
+        "only if all its shifts are right; a letter is read by rule, not by ChatGPT",
         question_of,
     ),
     Benchmark(

@@ -44,6 +44,20 @@ _SHARDS = (
     "data/test-00003-of-00004-53ae1794f93b1e35.parquet",
 )
 
+PERCEPTION = (
+    *("existence", "count", "position", "color", "posters", "celebrity"),
+    *("scene", "landmark", "artwork", "OCR"),
+)
+"""Subtasks of MME whose scores add up to perception, at most 2000."""
+
+COGNITION = (
+    "commonsense_reasoning",
+    "numerical_calculation",
+    "text_translation",
+    "code_reasoning",
+)
+"""Those that add up to cognition, at most 800."""
+
 _ANSWERS = ("yes", "no")
 
 _SHORT = "Answer the question using a single word or phrase."
@@ -117,8 +131,8 @@ BENCHMARKS = (
         2_374,
         MME,
         _load_mme,
-        "the table shows accuracy; MME's own score adds accuracy per picture "
-        "(care.suites.yes_no.mme_score)",
+        "the table shows accuracy, and MME's own score of every subtask beside it; yes and no are "
+        "read by rule",
         picture_of,
     ),
     _pope("random", "at random", 2_910),
