@@ -121,7 +121,10 @@ def _decoded(uri: str, what: str) -> Image.Image:
     try:
         return Image.open(io.BytesIO(base64.b64decode(payload, validate=True)))
     except (OSError, ValueError, binascii.Error, Image.DecompressionBombError) as error:
-        raise DataError(f"{what} is a data URI of no readable image ({error}).") from error
+        raise DataError(
+            f"{what} is no readable image (a data URI, {header}, of {len(payload)} characters); "
+            "check the file that it was made of."
+        ) from error
 
 
 def _digest(chat: list[dict[str, Any]], images: Sequence[Image.Image]) -> str:

@@ -67,9 +67,10 @@ def _read(run: Path, images: bool) -> _Run:
         raise UsageError(f"There is no run in {run}; pass the folder of a finished evaluation.")
     try:
         manifest = json.loads((run / MANIFEST).read_text(encoding="utf-8"))
-        manifest["created"], manifest["config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{run / MANIFEST} isn't the manifest of a run ({error!r}).") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{run / MANIFEST} can't be read as JSON ({error}).") from error
+    if not isinstance(manifest, dict) or not {"created", "config"} <= manifest.keys():
+        raise DataError(f"{run / MANIFEST} isn't the manifest of a run; pass a run's folder.")
     rows = [row for row in read_rows(run / ROWS) if {"suite", "defense"} <= row.keys()]
     if not rows:
         raise DataError(f"The run in {run} holds no judged answers; evaluate first.")
