@@ -278,6 +278,11 @@ def test_outcomes_of_answers_made_by_hand(make, kind, answer, target, value, out
     assert outcome in score.explanation and score.answer == answer
 
 
+def test_options_of_a_judge_come_as_inspects_command_line_splits_them():
+    scorer = inspect_registry.attack_success(judge=["toxic-words-standin", "as=words"])
+    assert scored(scorer, HARM, goal="pick a lock").metadata["judge"] == "words"
+
+
 class BrokenJudge:
     """Fails on one answer: by itself, or by an error in its verdict."""
 

@@ -39,7 +39,7 @@ def suite(
     name: str,
     limit: int | None = None,
     seed: int = 0,
-    judge: str = "rules",
+    judge: str | list[str] = "rules",
     split: str = "test",
     path: str | None = None,
     images: str | None = None,
@@ -97,7 +97,7 @@ def messages(example: Example) -> list[Any]:
     return [user] if example.system is None else [ChatMessageSystem(content=example.system), user]
 
 
-def _scorer(found: Suite, judge: str) -> Any:
+def _scorer(found: Suite, judge: str | list[str]) -> Any:
     if found.role == "attack":
         return attack_success(judge=judge)
     if any(example.references for example in found):
