@@ -91,7 +91,9 @@ def test_a_log_for_each_suite_and_defense_with_answers_and_scores(run, tmp_path)
         assert sample.messages[1].content == row["response"] == sample.output.completion
         assert sample.scores["rules"].metadata["outcome"] == row["outcome"]
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
-    assert logs["attack", "none"].eval.model == "care/owner/name"
+    log = logs["attack", "none"]
+    assert log.eval.model == "care/owner/name"
+    assert log.eval.created == log.stats.started_at <= log.stats.completed_at
 
 
 def test_rates_and_intervals_are_those_of_the_table(run, tmp_path):

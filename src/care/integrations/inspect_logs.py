@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,6 +110,7 @@ def _log(run: _Run, suite: str, defense: str) -> Any:
         EvalPlan,
         EvalPlanStep,
         EvalResults,
+        EvalStats,
     )
 
     groups = {name: table.group(suite, defense) for name, table in run.tables.items()}
@@ -130,8 +132,16 @@ def _log(run: _Run, suite: str, defense: str) -> Any:
             completed_samples=sum(sample.error is None for sample in samples),
             scores=[_rates(name, group) for name, group in groups.items()],
         ),
+        stats=EvalStats(started_at=run.manifest["created"], completed_at=_ended(run.manifest)),
         samples=samples,
     )
+
+
+def _ended(manifest: Mapping[str, Any]) -> str:
+    """When the whole run would have ended without a pause; single suites aren't timed."""
+    seconds = sum(stage["seconds"] for stage in manifest.get("stages") or ())
+    ended = datetime.fromisoformat(manifest["created"]) + timedelta(seconds=seconds)
+    return ended.isoformat(timespec="seconds")
 
 
 def _spec(run: _Run, suite: str, defense: str, model: str, rows: Sequence[Row]) -> Any:
