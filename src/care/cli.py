@@ -23,6 +23,7 @@ import typer
 from care.cli_attack import attack
 from care.cli_embedded import embedded_app
 from care.cli_evaluate import evaluate, judges_app, rejudge
+from care.cli_inspect import inspect_log
 from care.cli_shared import Command, FailAbove, Precision, hold_to, interval, print_table
 from care.cli_suites import suites_app
 
@@ -163,6 +164,7 @@ def fit(job: "Job") -> None:
 
 command()(evaluate)
 command()(rejudge)
+command()(inspect_log)
 
 
 @command()

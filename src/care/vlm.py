@@ -48,6 +48,23 @@ class Score:
         return self.logprob / self.tokens
 
 
+@dataclass(frozen=True)
+class Answer:
+    """One answer, and how long it and its prompt are."""
+
+    text: str
+    """The answer."""
+
+    prompt_tokens: int
+    """Tokens of the prompt, those of its images included."""
+
+    tokens: int
+    """Tokens of the answer, without the one that ended it."""
+
+    ended: bool
+    """Whether the model or `stop` ended it; otherwise it was cut at `max_new_tokens`."""
+
+
 class VLM:
     """One vision-language model, ready to answer.
 
@@ -181,10 +198,33 @@ class VLM:
         `progress` gets the number of newly finished examples. A sampled answer depends on `seed`
         and its example only. A batch that doesn't fit into memory is halved.
         """
+        found = self.answers(
+            examples,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            temperature=temperature,
+            seed=seed,
+            stop=stop,
+            progress=progress,
+        )
+        return [answer.text for answer in found]
+
+    def answers(
+        self,
+        examples: Sequence[Example] | Example,
+        *,
+        max_new_tokens: int = 48,
+        batch_size: int = 16,
+        temperature: float = 0.0,
+        seed: int = 0,
+        stop: Callable[[str], bool] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Answer]:
+        """`generate`, with the lengths of prompts and answers."""
         examples = [examples] if isinstance(examples, Example) else list(examples)
         answer = self._answering(examples, max_new_tokens, temperature, seed, stop)
 
-        def work(chunk: list[int]) -> list[str]:
+        def work(chunk: list[int]) -> list[Answer]:
             return answer(chunk, self._start(examples, chunk))
 
         return self.in_batches(examples, batch_size, work, progress)
@@ -231,7 +271,7 @@ class VLM:
         answers: dict[int, str] = {}
         for indices, start in prefill.parts:
             found = self._in_part(prefill.examples, indices, start, answer, progress)
-            answers.update(zip(indices, found, strict=True))
+            answers.update(zip(indices, (one.text for one in found), strict=True))
         return [answers[index] for index in range(len(prefill.examples))]
 
     def score(
@@ -339,7 +379,7 @@ class VLM:
         temperature: float,
         seed: int,
         stop: Callable[[str], bool] | None,
-    ) -> Callable[[list[int], Start], list[str]]:
+    ) -> Callable[[list[int], Start], list[Answer]]:
         """A function from indices of `examples` and their start to answers."""
         if max_new_tokens < 1:
             raise UsageError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
@@ -347,7 +387,7 @@ class VLM:
             raise UsageError(f"temperature must be 0 or positive, got {temperature}.")
         seeds = row_seeds(examples, seed) if temperature else [0] * len(examples)
 
-        def answer(chunk: list[int], start: Start) -> list[str]:
+        def answer(chunk: list[int], start: Start) -> list[Answer]:
             rows = Rows(
                 eos=self._eos(),
                 text=self._text,
@@ -356,7 +396,11 @@ class VLM:
                 generators=[torch.Generator().manual_seed(seeds[index]) for index in chunk],
             )
             decode(self, start, rows, max_new_tokens)
-            return [self._text(tokens) for tokens in rows.tokens]
+            lengths = start.inputs["attention_mask"].sum(dim=1).tolist()
+            return [
+                Answer(self._text(tokens), length, len(tokens), ended)
+                for tokens, length, ended in zip(rows.tokens, lengths, rows.finished, strict=True)
+            ]
 
         return answer
 
@@ -365,13 +409,13 @@ class VLM:
         examples: list[Example],
         indices: list[int],
         start: Start,
-        answer: Callable[[list[int], Start], list[str]],
+        answer: Callable[[list[int], Start], list[Answer]],
         progress: Callable[[int], None] | None,
-    ) -> list[str]:
+    ) -> list[Answer]:
         """Answers to one batch of a prefill; fewer rows at a time where memory doesn't suffice."""
         held = [examples[index] for index in indices]
 
-        def work(chunk: list[int]) -> list[str]:
+        def work(chunk: list[int]) -> list[Answer]:
             part = start
             if chunk != list(range(len(start))):
                 part = self._start(held, chunk) if start.cache is None else start.part(chunk)
