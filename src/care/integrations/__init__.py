@@ -1,0 +1,1 @@
+"""Entry points for other projects' tools; each module needs the extra that it names."""
