@@ -128,3 +128,8 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     if "image" in table.column_names:
         table = table.cast_column("image", datasets.Image())
     table.to_parquet(str(path))
+
+
+def visuals(doc: dict[str, Any]) -> list[Any]:
+    """The picture of a question."""
+    return [doc["image"]]

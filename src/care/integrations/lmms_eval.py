@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from care.artefact import check_model
 from care.errors import MissingDependencyError, UsageError
 from care.examples import Example
 from care.integrations.lmms_requests import (
@@ -85,11 +86,16 @@ class CareModel(lmms):
         super().__init__()
         _check_single_process()
         self._batch_size = _batch_size(batch_size, max_batch_size)
-        self._seed = seed
-        self._blank_line_stops = blank_line_stops
+        self._seed = _of_type("seed", seed, int, "a whole number")
+        self._blank_line_stops = _of_type(
+            "blank_line_stops", blank_line_stops, bool, "true or false"
+        )
+        # The repair is read first: a wrong folder shows before a large model is loaded.
+        self._repair = _repair(repair)
         self._by_name = not isinstance(pretrained, VLM)
         self._vlm: VLM | None = _load(pretrained, dtype, device, loading)
-        self._repair = _repair(repair, self._vlm)
+        if self._repair is not None:
+            check_model(self._repair, self._vlm)
 
     @classmethod
     def create_from_arg_string(
@@ -261,7 +267,7 @@ def _check_single_process() -> None:
 
 
 def _batch_size(asked: int | str, most: int | None) -> int:
-    if asked == "auto":  # VLM halves a batch that doesn't fit
+    if asked == "auto" and (most is None or most > 0):  # VLM halves a batch that doesn't fit
         return most or _AUTO
     try:
         size = int(asked)
@@ -304,18 +310,20 @@ def _move(vlm: VLM, device: str) -> None:
         raise UsageError(f"{vlm.name} can't be put on device {device!r} ({reason}).") from error
 
 
-def _repair(repair: str | Repair | None, vlm: VLM) -> Repair | None:
-    if repair is None:
-        return None
-    if isinstance(repair, Repair):
-        repair.check(vlm)
+def _repair(repair: str | Repair | None) -> Repair | None:
+    if repair is None or isinstance(repair, Repair):
         return repair
-    return Repair.from_pretrained(_text("repair", repair), vlm)
+    return Repair.from_pretrained(_text("repair", repair))
 
 
 def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str):  # lmms-eval reads what looks like a number as one
-        raise UsageError(f"{name} must be a name or a folder, got {value!r}; write ./{value}.")
+    # lmms-eval reads what looks like a number as one.
+    return _of_type(name, value, str, f"a name or a folder (./{value}, if that is its name)")
+
+
+def _of_type(name: str, value: Any, kind: type, wanted: str) -> Any:
+    if type(value) is not kind:  # True is an int, but no seed
+        raise UsageError(f"{name} must be {wanted}, got {value!r}.")
     return value
 
 
