@@ -47,14 +47,20 @@ def model(vlm, repair=None, **options):
     return CareModel(vlm, repair, **{"batch_size": 4, **options})
 
 
+def task_manager(folder):
+    """Of the tasks in one folder; those of lmms-eval itself take seconds to list."""
+    from lmms_eval.tasks import TaskManager
+
+    return TaskManager("ERROR", include_path=str(folder), include_defaults=False, model_name="care")
+
+
 def evaluated(lm, folder, *names, limit=None, **options) -> dict[str, Any]:
     """lmms-eval's own evaluation of tasks on local tables."""
     from lmms_eval.evaluator import simple_evaluate
-    from lmms_eval.tasks import TaskManager
 
     for name in names:
         lmms_tasks.write_task(folder, name, **options)
-    manager = TaskManager("ERROR", include_path=str(folder), model_name="care")
+    manager = task_manager(folder)
     return simple_evaluate(
         model=lm,
         tasks=list(names),
@@ -301,12 +307,11 @@ def test_multiple_choice_takes_the_likeliest_option(tmp_path, vlm):
         encoding="utf-8",
     )
     from lmms_eval.evaluator import simple_evaluate
-    from lmms_eval.tasks import TaskManager
 
     results = simple_evaluate(
         model=model(vlm),
         tasks=["choice_here"],
-        task_manager=TaskManager("ERROR", include_path=str(tmp_path), model_name="care"),
+        task_manager=task_manager(tmp_path),
         bootstrap_iters=0,
     )
     assert results["results"]["choice_here"]["acc,none"] == 1.0
@@ -318,7 +323,7 @@ def test_losses_are_per_token_and_in_order(vlm):
     requests = [Request(lm, i, "What is it?", text) for i, text in enumerate(wanted)]
     requests[1].args = (*requests[1].args[:1], lambda doc: wanted[1], *requests[1].args[2:])
     examples = [Example(str(i), "What is it?", images=(tiny.picture(i),)) for i in range(3)]
-    losses, greedy = zip(*lm.loglikelihood(requests), strict=True)
+    losses, greedy = zip(*(found.text for found in lm.loglikelihood(requests)), strict=True)
     assert losses == pytest.approx(-vlm.score(examples, wanted).mean, rel=1e-4)
     assert greedy == (False,) * 3
 

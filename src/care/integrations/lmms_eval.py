@@ -30,6 +30,9 @@ from care.vlm import VLM
 
 try:
     from lmms_eval import utils  # pyright: ignore[reportMissingImports]
+    from lmms_eval.api.instance import (  # pyright: ignore[reportMissingImports]
+        GenerationResult,
+    )
     from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
     from loguru import logger  # pyright: ignore[reportMissingImports]
 except ImportError as error:
@@ -161,15 +164,16 @@ class CareModel(lmms):
                         answers[index] = decoding.cut(answer)
         return answers
 
-    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
         """For each request the *loss* of its continuation in nats per token, and whether greedy
-        decoding would give it.
+        decoding would give it, as the `text` of a result.
 
         The loss, not the likelihood that the name promises: lmms-eval takes the smallest, since
-        that is what its own models return.
+        that is what its own models return. In a result, because the evaluator of 0.7 makes text
+        of a bare pair and then can't score it.
         """
         continuations = [self._continuation(request) for request in requests]
-        found: list[tuple[float, bool]] = []
+        found: list[Any] = []
         with self._repaired(), tqdm(total=len(requests), desc="care") as bar:
             for window in _windows(range(len(requests)), self.batch_size * _WINDOW):
                 score = self.vlm.score(
@@ -177,7 +181,8 @@ class CareModel(lmms):
                     [continuations[index] for index in window],
                     batch_size=self.batch_size,
                 )
-                found += zip((-score.mean).tolist(), score.greedy.tolist(), strict=True)
+                pairs: Any = zip((-score.mean).tolist(), score.greedy.tolist(), strict=True)
+                found += [GenerationResult(pair) for pair in pairs]
                 bar.update(len(window))
         return found
 
