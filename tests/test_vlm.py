@@ -274,6 +274,22 @@ def test_score_equals_the_full_softmax(family):
         assert score.tokens[index] == len(places)
         assert score.logprob[index] == pytest.approx(expected, rel=1e-4)
         assert score.mean[index] == pytest.approx(expected / len(places), rel=1e-4)
+        likeliest = [log_p[place - 1].argmax() == ids[place] for place in places]
+        assert score.greedy[index] == all(likeliest)
+
+
+def test_the_likeliest_next_token_is_a_greedy_response_and_another_is_not(vlm):
+    likeliest = vlm.forward(vlm.batch(EXAMPLES), logits_to_keep=1)[:, -1].argmax(-1).tolist()
+    texts = [vlm.tokenizer.decode([token]) for token in likeliest]
+    kept = [i for i, text in enumerate(texts) if vlm._response_ids(text) == [likeliest[i]]]
+    assert kept
+    examples = [EXAMPLES[i] for i in kept]
+    assert vlm.score(examples, [texts[i] for i in kept]).greedy.all()
+    others = ["x" if texts[i] != "x" else "y" for i in kept]
+    assert not vlm.score(examples, others).greedy.any()
+    # A likely start doesn't make a greedy whole, nor does a longer row beside it.
+    longer = vlm.score([examples[0]] * 2, [texts[kept[0]] + " zq zq zq", texts[kept[0]]])
+    assert longer.greedy.tolist() == [False, True]
 
 
 def test_score_computes_logits_at_the_answer_only(vlm):

@@ -42,6 +42,9 @@ class Score:
     tokens: np.ndarray
     """Number of response tokens (N,)."""
 
+    greedy: np.ndarray
+    """Whether every token is the likeliest at its place (N,)."""
+
     @property
     def mean(self) -> np.ndarray:
         """Log-likelihood per token (N,)."""
@@ -290,7 +293,7 @@ class VLM:
             if not self._response_ids(response):
                 raise UsageError(f"Example {example.id!r}: an empty response has no likelihood.")
 
-        def likelihood(chunk: list[int]) -> list[tuple[float, int]]:
+        def likelihood(chunk: list[int]) -> list[tuple[float, int, bool]]:
             batch = self.batch(
                 [examples[index] for index in chunk], [responses[index] for index in chunk]
             )
@@ -302,12 +305,15 @@ class VLM:
             is_response = is_response[:, -longest:].to(logits.device)
             chosen = logits.gather(-1, targets[..., None]).squeeze(-1) - logits.logsumexp(-1)
             totals = (chosen * is_response).sum(dim=1, dtype=torch.float64)
-            return list(zip(totals.tolist(), is_response.sum(dim=1).tolist(), strict=True))
+            greedy = ((logits.argmax(-1) == targets) | ~is_response).all(dim=1)
+            counts = is_response.sum(dim=1)
+            return list(zip(totals.tolist(), counts.tolist(), greedy.tolist(), strict=True))
 
-        pairs = self.in_batches(examples, batch_size, likelihood, extra=responses)
+        found = self.in_batches(examples, batch_size, likelihood, extra=responses)
         return Score(
-            logprob=np.array([total for total, _ in pairs], dtype=np.float64),
-            tokens=np.array([count for _, count in pairs], dtype=np.int64),
+            logprob=np.array([total for total, _, _ in found], dtype=np.float64),
+            tokens=np.array([count for _, count, _ in found], dtype=np.int64),
+            greedy=np.array([greedy for _, _, greedy in found], dtype=bool),
         )
 
     def refusal_log_odds(self, examples: Sequence[Example], batch_size: int = 16) -> np.ndarray:

@@ -1,4 +1,4 @@
 """Bridges to other projects. Each needs an extra, and nothing in the package imports them.
 
-`inspect_*`: Inspect (inspect-ai); see docs/inspect.md.
+`inspect_*`: Inspect (docs/inspect.md). `lmms_*`: lmms-eval (docs/lmms-eval.md).
 """
