@@ -42,7 +42,7 @@ def offline(tmp_path, monkeypatch):
 
 
 def model(vlm, repair=None, **options):
-    from care.integrations.lmms_eval import CareModel
+    from care.integrations.lmms_model import CareModel
 
     return CareModel(vlm, repair, **{"batch_size": 4, **options})
 
@@ -99,7 +99,7 @@ class Request:
 def test_the_registry_of_lmms_eval_knows_it():
     from lmms_eval.models import get_model
 
-    from care.integrations.lmms_eval import CareModel
+    from care.integrations.lmms_model import CareModel
 
     assert get_model("care") is CareModel
 
@@ -378,7 +378,7 @@ def test_several_processes_are_refused(vlm, monkeypatch):
     ],
 )
 def test_wrong_arguments_are_one_sentence(arguments, error, named):
-    from care.integrations.lmms_eval import CareModel
+    from care.integrations.lmms_model import CareModel
 
     with pytest.raises(error) as caught:
         CareModel.create_from_arg_string(arguments, {"batch_size": 1})
@@ -387,7 +387,7 @@ def test_wrong_arguments_are_one_sentence(arguments, error, named):
 
 
 def test_a_batch_size_said_twice_is_refused_unless_it_is_the_same():
-    from care.integrations.lmms_eval import CareModel
+    from care.integrations.lmms_model import CareModel
 
     with pytest.raises(UsageError, match="batch_size=3, but --batch_size is 8"):
         CareModel.create_from_arg_string("batch_size=3", {"batch_size": "8"})

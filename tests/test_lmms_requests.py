@@ -23,9 +23,9 @@ MMVET = {**MMBENCH, "until": ["\n\n"], "temperature": 0.2}
 
 def test_without_the_extra_one_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "lmms_eval", None)
-    monkeypatch.delitem(sys.modules, "care.integrations.lmms_eval", raising=False)
+    monkeypatch.delitem(sys.modules, "care.integrations.lmms_model", raising=False)
     with pytest.raises(MissingDependencyError) as caught:
-        importlib.import_module("care.integrations.lmms_eval")
+        importlib.import_module("care.integrations.lmms_model")
     assert "pip install 'care-vlm[lmms-eval]'" in str(caught.value)
     assert "\n" not in str(caught.value)
 

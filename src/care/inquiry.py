@@ -60,29 +60,31 @@ _DECISION: tuple[Scope, ...] = ("decision",)
 class InquiryConfig:
     """How much of everything."""
 
-    sites: DiagnosisConfig = field(default_factory=DiagnosisConfig)
+    sites: DiagnosisConfig = field(
+        default_factory=lambda: DiagnosisConfig(max_attacks=12, max_benign=6)
+    )
     """The scan of the sites."""
     effects: EffectsConfig = field(default_factory=EffectsConfig)
     """Causal effects of pairs."""
     neurons: NeuronConfig = field(default_factory=NeuronConfig)
     """The search for neurons."""
     curves: FaithfulnessConfig | None = field(
-        default_factory=lambda: FaithfulnessConfig(sizes=5, draws=4)
+        default_factory=lambda: FaithfulnessConfig(sizes=5, draws=3)
     )
     """Faithfulness, each point of which costs a pass over all examples; None leaves it out."""
     stability: StabilityConfig = field(default_factory=StabilityConfig)
     """Agreement of other looks."""
-    pairs: int = 8
+    pairs: int = 6
     """Pairs of each kind for the causal effects of sites, and of the first for faithfulness."""
     pair_kinds: int = 2
     """Kinds of pairs whose causal effects are taken, the first ones; 0 leaves these out."""
-    neuron_prompts: int = 24
+    neuron_prompts: int = 16
     """Attacks (or pairs), and benign prompts, that neurons are estimated and verified on."""
     neuron_scopes: tuple[Scope, ...] | None = None
     """Positions at which the neurons of pairs are exchanged; None: all where pairs align."""
     contrast: bool = True
     """Whether causal effects of the first kind are also taken by likelihoods of whole answers."""
-    reseeded: int = 8
+    reseeded: int = 6
     """Other attacks on which single layers are removed again, to see whether another draw says the
     same; 0 leaves that out."""
     rescanned: int = 6
@@ -90,11 +92,11 @@ class InquiryConfig:
     out."""
     second: Ablation = "resample"
     """That way: mean, resample, constant or zero, other than the first one."""
-    repair_prompts: int = 40
+    repair_prompts: int = 32
     """Validation attacks, and benign requests, on which a neuron repair is chosen; 0 for none."""
     repair_most: int = 64
     """Neurons that a repair may consist of."""
-    judged: int = 8
+    judged: int = 6
     """Validation requests of each suite whose whole answers a neuron repair and a subspace repair
     are compared on, where both are at hand (`care.repairs_judged`); 0 for none."""
 

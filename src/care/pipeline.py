@@ -71,10 +71,10 @@ __all__ = ["Job", "diagnose", "fit", "repair"]
 
 Bar = Callable[..., Progress] | None
 
-SAMPLE = 4
+SAMPLE = 6
 """One in so many of the small world's examples to fit on is asked if only a diagnosis is wanted."""
 
-SAMPLED_BENIGN = 40
+SAMPLED_BENIGN = 24
 """Harmless validation requests of a suite that it is then asked of; attacks are asked whole."""
 
 COMPARED = ("benign", "vqa", "naming", "lookalike")

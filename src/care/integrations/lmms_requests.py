@@ -2,7 +2,7 @@
 
 A setting that would change answers and can't be honoured is an error, never dropped; one that has
 no effect (nucleus sampling of a greedy answer) passes. Not here: lmms-eval itself, which this
-module doesn't import, and the model (`care.integrations.lmms_eval`).
+module doesn't import, and the model (`care.integrations.lmms_model`).
 """
 
 from __future__ import annotations
