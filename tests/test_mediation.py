@@ -18,7 +18,7 @@ from care.errors import DataError, UsageError
 from care.examples import Example, Suite
 from care.hooks import read
 from care.judges import Verdict
-from care.mediation import _top, diagnose
+from care.mediation import _recommend, _top, diagnose
 from care.progress import Progress
 from care.report import validate
 from care.scan import Removal, scan
@@ -253,7 +253,7 @@ def test_a_diagnosis_can_be_resumed():
     effects = [item.effect for item in whole.changes.effects]
     attacked = whole.changes.values[:, : whole.changes.n_attacks].mean(axis=1)
     np.testing.assert_allclose(effects, attacked)
-    assert whole.changes.goals[:2] == WORDS[:2] and len(whole.changes.suites) == 20
+    assert whole.changes.goals[:2] == WORDS[:2] and len(whole.changes.suites) == 18
 
 
 def test_a_site_that_acts_on_everything_is_no_finding():
@@ -354,7 +354,7 @@ def test_words_say_what_was_done():
     config = dataclasses.replace(FAST, intervention="skip", components=("ffn",))
     found = diagnose(planted(1), *prompts(), config=config, generate=False)
     assert found.intervention.startswith("FFN or attention output set to zero; at every prompt")
-    assert "on 10 attacks and 10 benign" in found.intervention
+    assert "on 10 attacks and 8 benign" in found.intervention
     assert "not checked on generated answers" in found.sign
     assert {item.component for item in found.layers} == {"ffn"}
     assert found.generated == ()
@@ -409,3 +409,42 @@ def test_sites_that_only_spare_benign_prompts_dont_crowd_out_findings():
 
     effects = [effect(0, -0.5, 2.0), effect(1, 0.3, 0.2), effect(2, 0.4, 0.3)]
     assert [item.layer for item in _top(effects, 2)] == [2, 1]
+
+
+def test_a_site_is_recommended_only_at_limits_that_hold_for_all_sites():
+    """Chosen as the best of many, a site needs more than its own interval."""
+    options = {"component": "ffn", "benign_effect": 0.0, "selectivity": 1.0, "relative_norm": 1.0}
+    item = LayerEffect(layer=3, effect=1.0, low=0.5, high=1.5, selectivity_low=0.4, **options)
+    config = DiagnosisConfig()
+
+    def recommended(low, selectivity):
+        sure = dict.fromkeys([item.site, Site(1, "mhsa_out")], (low, selectivity))
+        return _recommend([item], sure, {item.site: "text"}, None, config)
+
+    chosen, _ = recommended(0.2, 0.2)
+    assert [one.site for one in chosen] == [item.site] and "0.20 corrected for 2 sites" in chosen[
+        0
+    ].reason
+    for limits in ((-0.1, 0.2), (0.2, 0.05)):
+        chosen, words = recommended(*limits)
+        assert chosen == () and "corrected for 2 sites" in words
+
+
+def test_corrected_limits_are_those_of_the_corrected_level(monkeypatch):
+    from care import mediation
+
+    seen = []
+    real = mediation._recommend
+
+    def look(top, sure, *rest):
+        seen.append((top, sure))
+        return real(top, sure, *rest)
+
+    monkeypatch.setattr(mediation, "_recommend", look)
+    found = diagnose(planted(1), *prompts(), config=FAST, generate=False)
+    ((top, sure),) = seen
+    parts = [item for item in found.layers if item.component != "layer"]
+    assert set(sure) == {item.site for item in parts} and len(top) == FAST.top_sites
+    assert all(sure[item.site][0] <= item.low + 1e-9 for item in parts)
+    wider = [sure[item.site][1] < item.selectivity_low - 1e-9 for item in parts]
+    assert sum(wider) > len(parts) / 2

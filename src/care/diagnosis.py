@@ -86,7 +86,7 @@ class DiagnosisConfig:
     """Length of those answers."""
 
     min_selectivity: float = 0.1
-    """Lower limit of the selectivity, in nats, that a recommended site must exceed: with enough
+    """Selectivity, in nats, that the lower limit of a recommended site's must exceed: with enough
     examples even negligible effects differ from 0."""
 
     max_degenerate_rise: float = 0.1

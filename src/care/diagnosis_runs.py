@@ -6,6 +6,7 @@ refusal log-odds. What follows from it is said in `care.mediation`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -229,12 +230,18 @@ class Job:
             advance=advance,
         )
 
-    def interval(self, values: np.ndarray, examples: Sequence[Example]) -> Interval:
-        """Mean of one value per example, with its bootstrap interval over goals."""
+    def interval(
+        self, values: np.ndarray, examples: Sequence[Example], level: float | None = None
+    ) -> Interval:
+        """Mean of one value per example, with its bootstrap interval over goals.
+
+        `level` is that of the configuration unless another is asked for; the resamples suffice for
+        its tails.
+        """
         config = self.config
-        return bootstrap_mean(
-            values, goals_of(examples), n=config.resamples, seed=config.seed, level=config.level
-        )
+        level = level or config.level
+        many = max(config.resamples, math.ceil(8 / (1 - level)))
+        return bootstrap_mean(values, goals_of(examples), n=many, seed=config.seed, level=level)
 
     @property
     def _with_images(self) -> bool:

@@ -46,6 +46,9 @@ from care.vlm import VLM
 
 Mediator = tuple[Site, ...]
 
+_ROUNDING = 1e-4
+"""A total effect below this share of the measure itself is rounding, and nothing a share of it."""
+
 Held = Mapping[Site, tuple[Tensor, Tensor]]
 """Per site: activations (B, T, D) of a run and the roles (B, T) of its positions."""
 
@@ -100,8 +103,8 @@ class SiteEffects:
     identity_error: float | None
     """Largest |TE − (NDE − NIE(x'→x))| of a pair; None where it wasn't checked."""
     noising: Interval | None
-    """NIE / TE: share of the effect that the site brings into a clean run; None if the interval of
-    the total effect contains 0."""
+    """NIE / TE: share of the effect that the site brings into a clean run; None if the total
+    effect isn't told from 0."""
     denoising: Interval | None
     """−NIE(x'→x) / TE: share that is undone by cleaning the site in the attack run."""
     aligned: float
@@ -359,7 +362,8 @@ def _effects(
         )
 
     whole = mean(total)
-    known = whole.low > 0 or whole.high < 0
+    size = float(np.abs([found.attacked, found.clean]).mean())
+    known = (whole.low > 0 or whole.high < 0) and abs(whole.rate) > _ROUNDING * size
     return SiteEffects(
         sites=sites,
         metric=measure.name,

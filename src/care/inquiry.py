@@ -69,7 +69,7 @@ class InquiryConfig:
     neurons: NeuronConfig = field(default_factory=NeuronConfig)
     """The search for neurons."""
     curves: FaithfulnessConfig | None = field(
-        default_factory=lambda: FaithfulnessConfig(sizes=5, draws=3)
+        default_factory=lambda: FaithfulnessConfig(sizes=4, draws=3)
     )
     """Faithfulness, each point of which costs a pass over all examples; None leaves it out."""
     stability: StabilityConfig = field(default_factory=StabilityConfig)
@@ -78,7 +78,7 @@ class InquiryConfig:
     """Pairs of each kind for the causal effects of sites, and of the first for faithfulness."""
     pair_kinds: int = 2
     """Kinds of pairs whose causal effects are taken, the first ones; 0 leaves these out."""
-    neuron_prompts: int = 16
+    neuron_prompts: int = 24
     """Attacks (or pairs), and benign prompts, that neurons are estimated and verified on."""
     neuron_scopes: tuple[Scope, ...] | None = None
     """Positions at which the neurons of pairs are exchanged; None: all where pairs align."""

@@ -31,13 +31,13 @@ from care.diagnosis import (
     LayerSeparability,
     RecommendedSite,
 )
-from care.diagnosis_runs import Data, Job
+from care.diagnosis_runs import Changes, Data, Job
 from care.examples import Example, Suite
 from care.generated import GeneratedSite
 from care.progress import Progress, silent
 from care.scan import ScanRow
 from care.separability import separability
-from care.statistics import Interval, spearman_bootstrap
+from care.statistics import Interval, difference, spearman_bootstrap
 from care.vlm import VLM
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ def diagnose(
     (`judge`, by default `care.judges.Judge`), unless `generate` is False. A site is recommended if
     the lower limit of its effect on attacks is above 0, that of its selectivity above
     `min_selectivity`, and the share of degenerate answers rises by at most `max_degenerate_rise`.
+    These two limits are at a level corrected for the number of sites that the best are chosen from
+    (Bonferroni): of sixty sites that do nothing, one or two look selective at 95 %.
 
     FFN and attention are compared, matched by kind of ablation and by norm (`care.components`).
 
@@ -96,7 +98,9 @@ def diagnose(
         modalities = job.modalities([item.site for item in top], advance)
         generated = job.confirm(top, judge, advance) if generate and top else ()
     apart = _separability(job.collected, len(data.attacks))
-    recommended, verdict = _recommend(top, modalities, generated if generate else None, config)
+    sure = _corrected(job, changes, [item.site for item in effects if item.component != "layer"])
+    answered = generated if generate else None
+    recommended, verdict = _recommend(top, sure, modalities, answered, config)
     return Diagnosis(
         metric="change in refusal log-odds (nats)",
         intervention=_intervention(config, data),
@@ -127,15 +131,34 @@ def _top(effects: Sequence[LayerEffect], n: int) -> list[LayerEffect]:
     return sorted(parts, key=lambda item: (item.low <= 0, -item.selectivity_low))[:n]
 
 
+def _corrected(
+    job: Job, changes: Changes, sites: Sequence[Site]
+) -> dict[Site, tuple[float, float]]:
+    """Lower limits of effect and selectivity that hold for all S `sites` together.
+
+    Each is at the level 1 − (1 − level) / S.
+    """
+    level = 1 - (1 - job.config.level) / max(1, len(sites))
+    split = changes.n_attacks
+    limits = {}
+    for removal, values in zip(job.removals, changes.values, strict=True):
+        if len(removal.sites) == 1 and removal.site in sites:
+            attacked = job.interval(values[:split], job.data.attacks, level)
+            harmless = job.interval(values[split:], job.data.benign, level)
+            limits[removal.site] = attacked.low, difference(attacked, harmless).low
+    return limits
+
+
 def _recommend(
     top: Sequence[LayerEffect],
+    sure: dict[Site, tuple[float, float]],
     modalities: dict[Site, str],
     generated: Sequence[GeneratedSite] | None,
     config: DiagnosisConfig,
 ) -> tuple[tuple[RecommendedSite, ...], str]:
     """The sites that hold, and a sentence on the outcome; `generated` is None without answers."""
     least = config.min_selectivity
-    selective = [item for item in top if item.low > 0 and item.selectivity_low > least]
+    selective = [item for item in top if sure[item.site][0] > 0 and sure[item.site][1] > least]
     answers = {item.site: item for item in generated or ()}
     chosen, broken = [], []
     for item in selective:
@@ -143,7 +166,7 @@ def _recommend(
         if answer is not None and answer.degenerate_rise > config.max_degenerate_rise:
             broken.append(str(item.site))
             continue
-        reason = _reason(item, answer)
+        reason = _reason(item, sure[item.site][1], len(sure), answer)
         chosen.append(RecommendedSite(item.site, modalities[item.site], reason))
     turned_down = f" Removing {', '.join(broken)} merely makes answers degenerate." * bool(broken)
     if chosen:
@@ -153,15 +176,16 @@ def _recommend(
         return (), f"No site is recommended.{turned_down}"
     return (), (
         "No site is recommended: none raises refusals of attacks selectively when it is removed "
-        f"(lower limit of the effect above 0, of the selectivity above {least:g} nats)."
+        f"(lower limit of the effect above 0, of the selectivity above {least:g} nats, corrected "
+        f"for {len(sure)} sites)."
     )
 
 
-def _reason(item: LayerEffect, answer: GeneratedSite | None) -> str:
+def _reason(item: LayerEffect, sure: float, sites: int, answer: GeneratedSite | None) -> str:
     reason = (
         f"removing it raises the refusal log-odds of attacks by {item.effect:.2f} "
         f"[{item.low:.2f}, {item.high:.2f}] and of benign prompts by {item.benign_effect:.2f} "
-        f"(selectivity {item.selectivity:.2f}, at least {item.selectivity_low:.2f})"
+        f"(selectivity {item.selectivity:.2f}, at least {sure:.2f} corrected for {sites} sites)"
     )
     if answer is None:
         return reason + "; not checked on generated answers"
@@ -221,6 +245,7 @@ def _sign(config: DiagnosisConfig, generate: bool) -> str:
     return (
         "Positive on attacks: removing the site raises the refusal log-odds, so the site carries "
         "the attack. Recommended are FFN and attention sites with a positive effect that is "
-        f"greater than on benign prompts by {config.min_selectivity:g} nats or more (lower limit) "
+        f"greater than on benign prompts by {config.min_selectivity:g} nats or more (lower limits "
+        "corrected for the number of sites) "
         f"{checked}."
     )
