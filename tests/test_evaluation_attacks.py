@@ -126,7 +126,10 @@ def test_other_settings_of_the_attack_are_another_run(world, capsys):
 def test_judges_of_pictures_find_the_images_again(world):
     assert evaluate() == 0
     with Run(Path("run"), resume=True) as run:
-        suites = {s.name: s for s in evaluation_job._asked_suites(run)}
+        seen = [row["suite"] for row in run.rows()]
+        asked = evaluation_job.asked_suites(run.path, run.manifest["config"], seen)
+    suites = {suite.name: suite for suite in asked}
+    assert list(suites) == list(dict.fromkeys(seen))
     own = suites["pgd-32 on two"].examples[0].load_images()[0]
     assert own.tobytes() == load_image("run/attacks/pgd-32/2/image.png").tobytes()
 

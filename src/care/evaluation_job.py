@@ -16,7 +16,7 @@ import gc
 import json
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -220,7 +220,8 @@ def rejudge_run(
         job = Job(model=config.get("model"), dtype=config.get("dtype", "auto"))
         examples = None
         if any(map(needs_images, judges)):
-            examples = {(s.name, e.id): e for s in _asked_suites(run) for e in s}
+            asked = asked_suites(run.path, config, [row["suite"] for row in run.rows()])
+            examples = {(s.name, e.id): e for s in asked for e in s}
         return _judge_and_tabulate(
             run, judges, rules_of(job), hand, examples, margin, config.get("seed", 0), retry,
             progress,
@@ -230,32 +231,29 @@ def rejudge_run(
 # -- suites --------------------------------------------------------------------------------------
 
 
-def _asked_suites(run: Run) -> list[Suite]:
-    """The suites of a run, loaded again for judges that look at pictures."""
-    config = run.manifest["config"]
-    names = [*config.get("suites", ()), *config.get("utility", ())]
+def asked_suites(path: Path, config: Mapping[str, Any], seen: Sequence[str]) -> list[Suite]:
+    """The suites of a run in the folder `path`, loaded again for who looks at their pictures.
+
+    `config` is that of its manifest; the suites that are `seen` in its rows serve where it names
+    none.
+    """
     limit, seed = config.get("limit"), config.get("seed", 0)
-    attacks = _attacks(run)
-    made = image_suites(
-        attacks,
-        run.path,
-        _defenses(run),
-        held_out(attacks, config.get("suites", ()), limit, seed),
-    )
-    if not names:
-        ours = {suite.name for suite in made}
-        names = [n for n in dict.fromkeys(row["suite"] for row in run.rows()) if n not in ours]
+    named, attacks = config.get("suites", ()), _attacks(config)
+    requests = held_out(attacks, named, limit, seed)
+    made = image_suites(attacks, path, _defenses(config), requests)
+    ours = {suite.name for suite in made}
+    names = [*named, *config.get("utility", ())]
+    names = names or [name for name in dict.fromkeys(seen) if name not in ours]
     return [*(named_suite(name, limit, seed) for name in names), *made]
 
 
-def _attacks(run: Run) -> list[ImageAttack]:
-    return [ImageAttack.parse(wanted) for wanted in run.manifest["config"].get("adaptive", ())]
+def _attacks(config: Mapping[str, Any]) -> list[ImageAttack]:
+    return [ImageAttack.parse(wanted) for wanted in config.get("adaptive", ())]
 
 
-def _defenses(run: Run) -> list[str]:
+def _defenses(config: Mapping[str, Any]) -> list[str]:
     """Names of the bare model and the repairs of a run."""
-    repairs = [Path(path) for path in run.manifest["config"].get("repairs", ())]
-    return [UNDEFENDED, *_names(repairs)]
+    return [UNDEFENDED, *_names([Path(path) for path in config.get("repairs", ())])]
 
 
 # -- answers and judgements ----------------------------------------------------------------------
@@ -355,7 +353,8 @@ def _tree(
     )
     kept = ("model", "seed", "suites", "judges", "leaks", "repair_leaks")
     facts = {key: run.manifest.get(key) for key in kept}
-    found = threats(_attacks(run), run.path, _defenses(run), tree["suites"])
+    config = run.manifest["config"]
+    found = threats(_attacks(config), run.path, _defenses(config), tree["suites"])
     return tree | {"labels": list(reports), "threats": found, "run": facts}
 
 

@@ -80,11 +80,11 @@ def _read(run: Path, images: bool) -> _Run:
     judges = judges_of(row for row in verdicts if row["outcome"] is not None)
     seen = {RULES: rows} | {name: judged(rows, verdicts, name) for name in judges}
     tables = {name: Table(of_judge) for name, of_judge in seen.items()}
-    examples = _examples(manifest["config"], tables[RULES].suites) if images else {}
+    examples = _examples(run, manifest["config"], tables[RULES].suites) if images else {}
     return _Run(manifest, tables, examples)
 
 
-def _examples(config: Mapping[str, Any], names: Sequence[str]) -> Examples:
+def _examples(run: Path, config: Mapping[str, Any], names: Sequence[str]) -> Examples:
     """The run's examples, from its suites, loaded again."""
     if "test_length" in config:  # of `care repair`
         from care.jobs import Job, suites_of
@@ -93,11 +93,9 @@ def _examples(config: Mapping[str, Any], names: Sequence[str]) -> Examples:
         files = {key: Path(given[key]) for key in ("attacks", "benign") if given[key] is not None}
         suites = suites_of(Job(**{**given, **files}), "test")
     else:
-        from care.evaluation_suites import named_suite
+        from care.evaluation_job import asked_suites
 
-        asked = [*config.get("suites", ()), *config.get("utility", ())] or names
-        limit, seed = config.get("limit"), config.get("seed", 0)
-        suites = [named_suite(name, limit, seed) for name in asked]
+        suites = asked_suites(run, config, names)
     return by_place(suites, (suite.name for suite in suites))
 
 
