@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import gc
 import json
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -36,12 +35,11 @@ from care.evaluation_attacks import (
 from care.evaluation_leaks import refuse_leaks, repair_leaks
 from care.evaluation_suites import chosen_suites, fitted_suite, named_suite, suite_facts
 from care.examples import Suite
-from care.jobs import Job, load_model
+from care.jobs import Job, load_model, started
 from care.jobs import make_judge as rules_of
 from care.judges import Judge, refused
 from care.judges.compare import read_labels, with_labels
 from care.judges.registry import make_judge, needs_images, shown_name
-from care.machine import machine_facts, versions
 from care.progress import Progress
 from care.rejudge import open_verdicts, record_identity, rejudge
 from care.rows import Row, Rows
@@ -362,11 +360,7 @@ def _record(
     run: Run, job: EvaluationJob, suites: Sequence[Suite], leaking: dict[str, dict[str, Any]]
 ) -> None:
     run.record(
-        command=[Path(sys.argv[0]).name, *sys.argv[1:]],
-        model=job.model or "embedded",
-        seed=job.seed,
-        versions=versions(),
-        machine=machine_facts(),
+        **started(job),
         suites={suite.name: suite_facts(suite) for suite in suites},
         leaks="allowed" if job.allow_leaks else "checked" if job.fitted_on else "not checked",
         repair_leaks=leaking,

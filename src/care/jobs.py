@@ -8,6 +8,7 @@ by goal, so that no goal is both fitted on and tested. What a job does is in `pi
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from care.errors import DataError, UsageError
 from care.examples import Example, Suite
 from care.fitting import Preset
 from care.judges import Judge
+from care.machine import machine_facts, versions
 from care.pairs import Pair
 from care.table import Table
 from care.vlm import VLM
@@ -120,6 +122,17 @@ def load_model(job: Any) -> VLM:
         revision=job.revision,
         trust_remote_code=job.trust_remote_code,
     )
+
+
+def started(job: Any) -> dict[str, Any]:
+    """What a manifest says of a job of any kind when it starts, by its `model` and `seed`."""
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "model": job.model or "embedded",
+        "seed": job.seed,
+        "versions": versions(),
+        "machine": machine_facts(),
+    }
 
 
 def make_judge(job: Job) -> Judge:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -49,10 +48,11 @@ from care.jobs import (
     mean_rates,
     pairs_of,
     split_examples,
+    started,
     suites_of,
 )
 from care.judges import Judge, refused
-from care.machine import machine_facts, peak_memory_gib, versions
+from care.machine import peak_memory_gib
 from care.material import gather, load_decisions, material_from, material_to, save_decisions
 from care.neuron_repair import NeuronRepair
 from care.progress import Progress, silent
@@ -328,13 +328,7 @@ def _sample(suite: Suite, split: str) -> Suite:
 
 def _open(job: Job) -> Run:
     run = Run(job.out, resume=job.resume, config=job.config())
-    run.record(
-        command=[Path(sys.argv[0]).name, *sys.argv[1:]],
-        model=job.model or "embedded",
-        seed=job.seed,
-        versions=versions(),
-        machine=machine_facts(),
-    )
+    run.record(**started(job))
     return run
 
 
