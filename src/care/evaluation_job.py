@@ -276,8 +276,10 @@ def _answer(
         for name, path in places.items()
     ]
     make_images(attacks, job, run, vlm, progress)
-    suites = [*suites, *image_suites(attacks, run.path, list(places), requests)]
-    run.record(suites={suite.name: suite_facts(suite) for suite in suites})
+    made = image_suites(attacks, run.path, list(places), requests)
+    facts = {suite.name: suite_facts(suite) for suite in made}
+    run.record(suites=run.manifest["suites"] | facts)
+    suites = [*suites, *made]
     with run.stage("evaluation"):
         answer_and_judge(
             vlm,

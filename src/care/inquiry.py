@@ -26,7 +26,7 @@ from care.activations import goals_of, spread
 from care.anatomy import Scope, Site
 from care.channels import refused_under
 from care.checks import require
-from care.compared import Compared
+from care.compared import Compared, Kept
 from care.diagnosis import DiagnosisConfig
 from care.effects import EffectsConfig, site_effects
 from care.errors import FitError, UsageError
@@ -324,10 +324,15 @@ class Inquiry:
             return []
         compared, batch = self._compared(), self.config.sites.batch_size
         sites, ranked = self._ranked(effects), _ranked_neurons(neurons)
+        kept = Kept(self.vlm, compared.examples, batch)  # of both, so that it is there once
         made = []
         for units, ranking, metric_with in (
-            ("FFN and attention outputs", sites, compared.without_sites(self.vlm, sites, batch)),
-            ("FFN neurons", ranked, compared.without_neurons(self.vlm, batch)),
+            (
+                "FFN and attention outputs",
+                sites,
+                compared.without_sites(self.vlm, sites, batch, kept),
+            ),
+            ("FFN neurons", ranked, compared.without_neurons(self.vlm, batch, kept)),
         ):
             if len(ranking) < 2:
                 continue
