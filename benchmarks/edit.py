@@ -33,6 +33,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from care.anatomy import Role, Site
+from care.caches import cache_argument
 from care.decoding import position_ids
 from care.examples import Example
 from care.repair import Channel, Repair, _SiteEdit
@@ -74,7 +75,7 @@ def decode_step(vlm: VLM, batch: int) -> Callable[[], None]:
     inputs = vlm.batch([Example(id=str(i), prompt=PROMPT) for i in range(batch)]).inputs
     mask = inputs["attention_mask"]
     cache = DynamicCache(config=vlm.model.config.get_text_config())
-    common = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+    common = {cache_argument(vlm.model): cache, "use_cache": True, "logits_to_keep": 1}
     roles = torch.full((batch, 1), int(Role.RESPONSE))
     output = vlm.model(**inputs, position_ids=position_ids(mask), **common)
     step = {
@@ -84,7 +85,7 @@ def decode_step(vlm: VLM, batch: int) -> Callable[[], None]:
     }
 
     def run() -> None:
-        with vlm.known_roles(roles):  # as `VLM.generate` does
+        with vlm.known_roles(roles, answering=True):  # as `VLM.generate` does
             vlm.model(**step, **common)
         cache.crop(-1)
 

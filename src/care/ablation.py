@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from care.anatomy import Role, Scope, Site, scope_mask
 from care.edit_stats import EditStats, SiteStats
 from care.errors import SiteError, UsageError
-from care.hooks import Pass, Recorder, checked_edit, hooked, read
+from care.hooks import Recorder, checked_edit, hooked, read
 from care.pairs import align
+from care.passes import Pass
 from care.vlm import VLM
 
 Ablation = Literal["mean", "zero", "resample", "skip", "constant", "paired", "previous-layer"]
@@ -96,7 +97,8 @@ def ablate(
         watched = [_layer(vlm, site) for site in checked]
         if how == "previous-layer":
             watched += [_attention(vlm, site) for site in checked if site.kind == "mhsa_out"]
-        stack.enter_context(hooked(vlm, checked, visit, counting=how == "resample", inputs=watched))
+        following = how in ("resample", "paired")
+        stack.enter_context(hooked(vlm, checked, visit, following=following, inputs=watched))
         yield stats
 
 

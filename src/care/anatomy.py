@@ -75,9 +75,8 @@ def scope_mask(roles: Tensor, scopes: Sequence[Scope]) -> Tensor:
     """Boolean mask (B, T) of the positions in `scopes`.
 
     "all" is all but padding; "decision" is the last position of a prompt, where the first answer
-    token is decided ("text" includes it). `roles` must reach the end of the prompt: if the library
-    reads a prompt in pieces (`prefill_chunk_size` of `model.generate`), a pass can't tell whether
-    more of it follows, and the last position of every piece counts as a decision.
+    token is decided ("text" includes it). `roles` must reach the end of the prompt, for roles of a
+    piece of one don't tell that more of it follows.
 
     Raises SiteError for an empty list or an unknown scope.
     """
@@ -110,27 +109,50 @@ def roles_of_inputs(
     image_token_id: int,
     *,
     past: int = 0,
+    prompt: int | None = None,
     pad_token_id: int | None = None,
 ) -> Tensor:
     """Roles (B, T) of one forward pass, from what the model is given.
 
-    `input_ids` (B, T) are the tokens of this pass, `past` the number of cached positions. One
-    token after a non-empty cache is a decode step, so RESPONSE; there the padding that
-    `generate` feeds to finished rows is PAD. Without a 2-D mask, leading padding tokens are PAD.
+    `input_ids` (B, T) are the tokens of this pass, `past` the number of positions before it, and
+    the first `prompt` positions of the sequence are the prompt's; by default all of a pass that
+    begins one, and none of a pass that continues one. The rest is RESPONSE, and there the padding
+    that `generate` feeds to finished rows is PAD. Without a 2-D mask, leading padding tokens are
+    PAD. Raises SiteError for a mask that doesn't reach over the pass.
     """
-    decoding = past > 0 and input_ids.shape[1] == 1
-    roles = torch.full_like(input_ids, int(Role.RESPONSE if decoding else Role.TEXT))
-    if not decoding:
+    length = input_ids.shape[1]
+    if prompt is None:
+        prompt = past if past else length
+    asked = max(min(prompt - past, length), 0)
+    roles = torch.full_like(input_ids, int(Role.TEXT if asked else Role.RESPONSE))
+    if asked:
         roles[input_ids == image_token_id] = int(Role.IMAGE)
+        roles[:, asked:] = int(Role.RESPONSE)
     if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
-        here = attention_mask[:, -input_ids.shape[1] :].to(input_ids.device)
+        here = _mask_of_pass(attention_mask, past, length).to(input_ids.device)
         roles = roles.masked_fill(here == 0, int(Role.PAD))
-    elif attention_mask is not None and pad_token_id is not None and not decoding:
+    elif attention_mask is not None and pad_token_id is not None and asked:
         leading = (input_ids == pad_token_id).long().cumprod(dim=1).bool()
         roles = roles.masked_fill(leading, int(Role.PAD))
-    if decoding and pad_token_id is not None:
-        roles = roles.masked_fill(input_ids == pad_token_id, int(Role.PAD))
+    if asked < length and pad_token_id is not None:
+        finished = (roles == Role.RESPONSE) & (input_ids == pad_token_id)
+        roles = roles.masked_fill(finished, int(Role.PAD))
     return roles
+
+
+def _mask_of_pass(attention_mask: Tensor, past: int, length: int) -> Tensor:
+    """Columns of a mask (B, ·) over `length` positions after `past` others.
+
+    It may go on, over what a cache of fixed size doesn't hold yet.
+    """
+    if attention_mask.shape[1] < length:
+        raise SiteError(
+            f"The attention mask has {attention_mask.shape[1]} columns for a pass over {length} "
+            "tokens; pass one that covers all tokens."
+        )
+    if attention_mask.shape[1] >= past + length:
+        return attention_mask[:, past : past + length]
+    return attention_mask[:, -length:]
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from care.anatomy import Role
+from care.caches import cache_argument
 from care.examples import Example
 
 if TYPE_CHECKING:
@@ -126,13 +127,14 @@ def position_ids(attention_mask: Tensor) -> Tensor:
 def _shrinking_loop(vlm: "VLM", start: "Start", rows: Rows, max_new_tokens: int) -> None:
     mask, roles = start.inputs["attention_mask"], start.roles
     cache = start.new_cache(vlm.model.config)
+    common = {cache_argument(vlm.model): cache, "use_cache": True, "logits_to_keep": 1}
     positions = position_ids(mask)[:, -roles.shape[1] :]
     step: dict[str, Any] = {**start.inputs, "position_ids": positions}
     alive = list(range(len(rows.tokens)))
-    for _ in range(max_new_tokens):
+    for count in range(max_new_tokens):
         # The roles are given because one prompt token after a cache looks like an answer's.
-        with vlm.known_roles(roles):
-            output = vlm.model(**step, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        with vlm.known_roles(roles, answering=count > 0):
+            output = vlm.model(**step, **common)
         picked = rows.noise(output.logits[:, -1], alive).argmax(dim=-1)
         for row, token in zip(alive, picked.tolist(), strict=True):
             rows.push(row, token)

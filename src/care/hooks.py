@@ -1,10 +1,10 @@
 """Read and edit activations at sites, as context managers over plain forward hooks.
 
 They work in prefill and in decode steps, through `VLM` or when the model is called directly (also
-by `model.generate`): a pre-hook on the whole model derives every position's role from the token
-ids, the attention mask and the cache length, unless `VLM.forward` has set the roles. Contexts
-nest: hooks at one site run in the order of entry, so a later one sees the edits of earlier ones.
-Everything is removed on leaving, whatever happens inside. Not here: ablations (`care.ablation`).
+by `model.generate`): what the positions of a pass are is established before the first site
+(`care.passes`), or nothing is read or edited in it. Contexts nest: hooks at one site run in the
+order of entry, so a later one sees the edits of earlier ones. Everything is removed on leaving,
+whatever happens inside. Not here: ablations (`care.ablation`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from care.anatomy import Role, Scope, Site, roles_of_inputs, scope_mask
+from care.anatomy import Scope, Site, scope_mask
 from care.edit_stats import EditStats, SiteStats
 from care.errors import SiteError
+from care.generations import watched
+from care.passes import Pass
 from care.vlm import VLM
 
 Edit = Callable[[Tensor, Tensor], Tensor]
@@ -61,7 +63,7 @@ def edit(vlm: VLM, edits: Mapping[Site, Edit]) -> Iterator[EditStats]:
     """
     stats = EditStats({site: SiteStats() for site in vlm.anatomy.check(edits)})
 
-    def visit(site: Site, h: Tensor, context: "Pass") -> Tensor:
+    def visit(site: Site, h: Tensor, context: Pass) -> Tensor:
         new = edits[site](h, context.roles)
         return checked_edit(site, h, new, context.roles, stats[site])
 
@@ -80,7 +82,7 @@ def read(
     scope_mask(torch.zeros(1, 1, dtype=torch.long), scopes)  # a wrong scope fails here, not later
     recorder = Recorder(vlm.anatomy.check(sites), scopes)
 
-    def visit(site: Site, h: Tensor, context: "Pass") -> None:
+    def visit(site: Site, h: Tensor, context: Pass) -> None:
         recorder.record(site, h, context.roles)
         if sink is not None:
             sink(site, h, context.roles)
@@ -89,81 +91,7 @@ def read(
         yield recorder
 
 
-# -- the passes ------------------------------------------------------------------------------------
-
-
-class Pass:
-    """What hooks know of the forward pass that is running."""
-
-    def __init__(self, vlm: VLM, counting: bool = False) -> None:
-        self.vlm = vlm
-        self.counting = counting
-        self.completed = 0
-        self.decoding = False
-        """Whether the pass continues from a cache."""
-        self.offset: Tensor | int = 0
-        """Answer tokens before this pass, since the last one that held a part of the prompts; only
-        if `counting`, which takes time in every pass."""
-        self._next_offset: Tensor | int = 0
-        self.inputs: dict[nn.Module, Tensor] = {}
-        """What the modules that are watched were given in this pass."""
-        self._roles: Tensor | None = None
-
-    @property
-    def roles(self) -> Tensor:
-        """Roles (B, T) of the pass."""
-        if self._roles is None:
-            raise SiteError(
-                "The roles of the positions are unknown: call the whole model with input_ids, not "
-                "a part of it or inputs_embeds."
-            )
-        return self._roles
-
-    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Pre-hook of the whole model."""
-        cache = kwargs.get("past_key_values")
-        past = int(cache.get_seq_length()) if cache is not None else 0
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        if self.vlm.explicit_roles is not None:
-            self._roles = self.vlm.explicit_roles
-        elif isinstance(ids, Tensor):
-            self._roles = roles_of_inputs(
-                ids,
-                kwargs.get("attention_mask"),
-                self.vlm.anatomy.image_token_id,
-                past=past,
-                pad_token_id=self.vlm.tokenizer.pad_token_id,
-            )
-        else:
-            self._roles = None
-        self.decoding = past > 0
-        if self.counting and self._roles is not None:
-            # Tensors all along: to ask an accelerator is to wait for it.
-            asks = ((self._roles == Role.TEXT) | (self._roles == Role.IMAGE)).any()
-            self.offset = ~asks * self._next_offset
-            self._next_offset = self.offset + (self._roles == Role.RESPONSE).any(dim=0).sum()
-
-    def end(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Post-hook of the whole model."""
-        self.completed += 1
-        self.inputs.clear()
-
-    def keep_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Pre-hook of a module whose input is needed."""
-        self.inputs[module] = args[0] if args else kwargs["hidden_states"]
-
-    def at(self, h: Tensor) -> Tensor:
-        """Verify that h is (B, T, ·) for the roles of the pass, and bring those to its device."""
-        roles = self.roles
-        if h.ndim != 3 or h.shape[:2] != roles.shape:
-            raise SiteError(
-                f"Activations of shape {tuple(h.shape)} don't fit the {tuple(roles.shape)} "
-                "positions of this pass."
-            )
-        if roles.device != h.device:
-            self._roles = roles = roles.to(h.device)
-        return roles
-
+# -- hooks ------------------------------------------------------------------------------------
 
 Visit = Callable[[Site, Tensor, Pass], Tensor | None]
 
@@ -174,29 +102,30 @@ def hooked(
     sites: Sequence[Site],
     visit: Visit,
     *,
-    counting: bool = False,
+    following: bool = False,
     inputs: Iterable[nn.Module] = (),
 ) -> Iterator[None]:
     """Call `visit` at each site in every pass; a tensor that it returns replaces the activation.
 
-    The pass that `visit` is given holds what the modules `inputs` were called with, and counts
-    answer tokens if `counting`. Raises SiteError on leaving if a site was never reached.
+    The pass that `visit` is given holds what the modules `inputs` were called with and, if
+    `following`, how much of an answer is before it. Raises SiteError on leaving if a site was never
+    reached.
     """
-    context = Pass(vlm, counting)
     calls = dict.fromkeys(sites, 0)
 
-    def counted(site: Site, h: Tensor) -> Tensor | None:
-        context.at(h)
-        calls[site] += 1
-        return visit(site, h, context)
-
     with ExitStack() as stack:
+        context = Pass(vlm, stack.enter_context(watched(vlm.model)), following)
+
+        def counted(site: Site, h: Tensor) -> Tensor | None:
+            context.at(h)
+            calls[site] += 1
+            return visit(site, h, context)
 
         def keep(handle: Any) -> None:
             stack.callback(handle.remove)
 
         keep(vlm.model.register_forward_pre_hook(context.begin, with_kwargs=True))
-        keep(vlm.model.register_forward_hook(context.end))
+        keep(vlm.model.register_forward_hook(context.end, always_call=True))
         for module in dict.fromkeys(inputs):
             keep(module.register_forward_pre_hook(context.keep_input, with_kwargs=True))
         for site in calls:

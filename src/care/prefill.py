@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from care.anatomy import Role
+from care.caches import cache_argument
 from care.decoding import PLAIN_POSITIONS, position_ids
 from care.errors import UsageError
 from care.examples import Example
@@ -87,7 +88,8 @@ def read_prompts(vlm: "VLM", start: Start) -> Start:
     before["position_ids"] = position_ids(mask)[:, :-1]
     cache = start.new_cache(vlm.model.config)
     with torch.no_grad(), vlm.known_roles(start.roles[:, :-1]):
-        vlm.model(**before, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        held = {cache_argument(vlm.model): cache}
+        vlm.model(**before, **held, use_cache=True, logits_to_keep=1)
     last = {"input_ids": ids[:, -1:], "attention_mask": mask}
     return Start(last, start.roles[:, -1:], cache)
 
@@ -99,7 +101,7 @@ def first_logits(vlm: "VLM", start: Start) -> Tensor:
         step["position_ids"] = position_ids(step["attention_mask"])[:, -start.roles.shape[1] :]
         step["logits_to_keep"] = 1
     if start.cache is not None:
-        step["past_key_values"] = start.new_cache(vlm.model.config)
+        step[cache_argument(vlm.model)] = start.new_cache(vlm.model.config)
     with torch.no_grad(), vlm.known_roles(start.roles):
         return vlm.model(**step, use_cache=start.cache is not None).logits[:, -1]
 

@@ -86,6 +86,7 @@ class VLM:
         self.name = name or getattr(model, "name_or_path", "") or type(model).__name__
         self.revision = revision
         self.explicit_roles: Tensor | None = None
+        self.answering = False
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         if self.tokenizer.pad_token_id is None:
@@ -174,13 +175,17 @@ class VLM:
         return logits[:, -logits_to_keep:]
 
     @contextmanager
-    def known_roles(self, roles: Tensor | None) -> Iterator[None]:
-        """While open, hooks take these roles instead of deriving them from the inputs."""
-        before, self.explicit_roles = self.explicit_roles, roles
+    def known_roles(self, roles: Tensor | None, *, answering: bool = False) -> Iterator[None]:
+        """While open, hooks take these roles (B, T) instead of deriving them from the inputs.
+
+        `answering` states that all of them are `Role.RESPONSE`, so that nobody has to look.
+        """
+        before = self.explicit_roles, self.answering
+        self.explicit_roles, self.answering = roles, answering
         try:
             yield
         finally:
-            self.explicit_roles = before
+            self.explicit_roles, self.answering = before
 
     # -- answers ---------------------------------------------------------------------------------
 

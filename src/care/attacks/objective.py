@@ -24,6 +24,7 @@ from care.anatomy import Role
 from care.attacks.pixels import PixelPath, to_picture
 from care.attacks.rows import Part, TokenRows
 from care.batches import Batch
+from care.caches import cache_argument
 from care.errors import ModelError, UsageError
 from care.examples import Example
 from care.vlm import VLM
@@ -184,9 +185,8 @@ class Objective:
 
     def _run(self, batch: Batch, cache: DynamicCache, kept: int | Tensor, grad: bool) -> Tensor:
         with torch.set_grad_enabled(grad), self.vlm.known_roles(batch.roles):
-            output = self.vlm.model(
-                **batch.inputs, past_key_values=cache, use_cache=True, logits_to_keep=kept
-            )
+            held = {cache_argument(self.vlm.model): cache}
+            output = self.vlm.model(**batch.inputs, **held, use_cache=True, logits_to_keep=kept)
         return output.logits
 
     def _embedded(self, part: Part, features: Tensor) -> Batch:
