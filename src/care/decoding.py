@@ -13,8 +13,10 @@ where every row draws from a generator of its own, so an answer doesn't depend o
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -156,18 +158,66 @@ def _shrinking_loop(vlm: "VLM", start: "Start", rows: Rows, max_new_tokens: int)
 def _library_loop(
     model: Any, inputs: dict[str, Any], rows: Rows, max_new_tokens: int, pad_token_id: int
 ) -> None:
-    config = GenerationConfig(
-        do_sample=False,
+    greedy(
+        model,
+        inputs,
+        eos=rows.eos,
+        pad=pad_token_id,
         max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(rows.eos),
-        pad_token_id=pad_token_id,
-    )
-    model.generate(
-        **inputs,
-        generation_config=config,
         logits_processor=LogitsProcessorList([_Perturb(rows)]),
         stopping_criteria=StoppingCriteriaList([_Watch(rows)]),
     )
+
+
+def greedy(
+    model: Any,
+    inputs: dict[str, Any],
+    *,
+    eos: Collection[int],
+    pad: int,
+    max_new_tokens: int,
+    **options: Any,
+) -> Tensor:
+    """Token ids (B, T + t) of greedy answers by `model.generate`, whatever the model's file says.
+
+    `generate` fills what it isn't told from the model's `generation_config` (penalties, beams,
+    suppressed tokens, time limits, …), which would make other answers than those that `score` and
+    the loop of our own know of. Nor is a `generate` called that came with the weights, which
+    transformers puts in the place of the method as a partial function.
+    """
+    config = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(eos),
+        pad_token_id=pad,
+    )
+    replaced = isinstance(vars(model).get("generate"), partial)
+    generate = partial(type(model).generate, model) if replaced else model.generate
+    with _neutral(model):
+        return generate(**inputs, generation_config=config, **options)
+
+
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Ids of the tokens that end an answer: the one setting that is taken from the model's file."""
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = configured if isinstance(configured, (list, tuple)) else [configured]
+    return frozenset(int(token) for token in [*ids, tokenizer.eos_token_id] if token is not None)
+
+
+@contextmanager
+def _neutral(model: Any) -> Iterator[None]:
+    """While open, the model and the parts that can generate have settings that change nothing."""
+    parts = [part for part in model.modules() if "generation_config" in vars(part)]
+    before = [part.generation_config for part in parts]
+    try:
+        for part in parts:
+            part.generation_config = GenerationConfig()
+        yield
+    finally:
+        for part, config in zip(parts, before, strict=True):
+            part.generation_config = config
 
 
 class _Perturb(LogitsProcessor):

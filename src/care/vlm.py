@@ -18,7 +18,7 @@ from torch import Tensor
 
 from care.anatomy import Anatomy, Role
 from care.batches import Batch, encode
-from care.decoding import PLAIN_POSITIONS, Rows, decode, position_ids, row_seeds
+from care.decoding import PLAIN_POSITIONS, Rows, decode, end_tokens, position_ids, row_seeds
 from care.errors import DataError, ModelError, UsageError
 from care.examples import Example
 from care.loading import check_processor, first_tokens, load_pretrained, tokenizer_of
@@ -451,11 +451,7 @@ class VLM:
         return value.to(self.device)
 
     def _eos(self) -> frozenset[int]:
-        configured = self.model.generation_config.eos_token_id
-        ids = configured if isinstance(configured, (list, tuple)) else [configured]
-        return frozenset(
-            int(token) for token in [*ids, self.tokenizer.eos_token_id] if token is not None
-        )
+        return end_tokens(self.model, self.tokenizer)
 
     def _text(self, tokens: list[int]) -> str:
         return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from care.decoding import end_tokens, greedy
 from care.errors import ModelError, UsageError
 from care.judges import Judge
 from care.judges.classifiers import load_text_model, loaded_revision
@@ -153,13 +154,12 @@ class GuardJudge(ModelJudge):
             for key, value in dict(inputs).items()
             if key != "token_type_ids"
         }
-        out = self.model.generate(
-            **inputs,
+        out = greedy(
+            self.model,
+            inputs,
+            eos=end_tokens(self.model, self.tokenizer),
+            pad=self.tokenizer.pad_token_id,
             max_new_tokens=NEW_TOKENS,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            pad_token_id=self.tokenizer.pad_token_id,
         )
         said = out[:, inputs["input_ids"].shape[1] :]
         return [self.tokenizer.decode(row, skip_special_tokens=True) for row in said]
