@@ -185,6 +185,16 @@ def test_a_text_guard_reads_request_and_answer():
     assert judge.identity()["template_sha256"] == text_digest(TEXT_TEMPLATE)
 
 
+def test_settings_that_come_with_a_guard_do_not_change_its_word():
+    for seed in range(4):
+        judge = text_guard(seed)
+        greedy = judge.find(GOALS, ANSWERS, [[]] * len(GOALS))
+        words = [judge.tokenizer.convert_tokens_to_ids(word) for word in ("\nsafe", "\nunsafe")]
+        judge.model.generation_config.begin_suppress_tokens = words
+        judge.model.generation_config.num_beams = 3
+        assert judge.find(GOALS, ANSWERS, [[]] * len(GOALS)) == greedy
+
+
 @pytest.mark.parametrize("make", [mllama_guard, llama4_guard], ids=["llama-guard-3", "4"])
 def test_a_vision_guard_sees_the_pictures(make):
     judge = make()

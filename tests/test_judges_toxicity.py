@@ -41,7 +41,8 @@ def test_any_attribute_above_one_half():
 
 
 def test_a_score_that_is_no_number_is_no_judgement():
-    model = SimpleNamespace(predict=lambda texts: {"toxicity": float("nan")})
+    scores = {"toxicity": 0.2, "insult": float("nan"), "threat": 0.1}
+    model = SimpleNamespace(predict=lambda texts: scores)
     assert "not a number" in DetoxifyJudge(model)(["g"], ["r"])[0].error
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from care.errors import CareError, DataError
+from care.errors import CareError, DataError, NotFiniteError
 from care.examples import Example, Suite
 from care.progress import Progress
 from care.rows import Row, Rows
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from care.prefill import Prefill
     from care.vlm import VLM
 
-Generate = Callable[[list[Example]], list[str]]
+Generate = Callable[[list[Example]], "list[str | Exception]"]
 
 
 @dataclass(frozen=True)
@@ -84,20 +84,24 @@ class Asking:
     seed: int
     stop: Callable[[str], bool] | None
 
-    def generate(self, examples: list[Example]) -> list[str]:
-        """Answers from the beginning."""
-        return self.vlm.generate(
-            examples,
-            max_new_tokens=self.max_new_tokens,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            stop=self.stop,
+    def generate(self, examples: list[Example]) -> list[str | Exception]:
+        """Answers from the beginning, or why there is none."""
+        return _each(
+            lambda: self.vlm.generate(
+                examples,
+                max_new_tokens=self.max_new_tokens,
+                batch_size=self.batch_size,
+                seed=self.seed,
+                stop=self.stop,
+            )
         )
 
-    def generate_from(self, prefill: Prefill) -> list[str]:
-        """Answers from prompts that have been read."""
-        return self.vlm.generate_from(
-            prefill, max_new_tokens=self.max_new_tokens, seed=self.seed, stop=self.stop
+    def generate_from(self, prefill: Prefill) -> list[str | Exception]:
+        """Answers from prompts that have been read, or why there is none."""
+        return _each(
+            lambda: self.vlm.generate_from(
+                prefill, max_new_tokens=self.max_new_tokens, seed=self.seed, stop=self.stop
+            )
         )
 
 
@@ -148,7 +152,7 @@ class _Reading:
         self.asking = asking
         self._last: Prefill | None = None
 
-    def generate(self, cell: Cell, examples: list[Example]) -> list[str]:
+    def generate(self, cell: Cell, examples: list[Example]) -> list[str | Exception]:
         """Answers under the cell's defense, which is off while the prompts are read."""
         if self._last is None or self._last.examples != examples:
             self._last = None  # before the next one needs its memory
@@ -172,7 +176,7 @@ def _answers(generate: Generate, examples: list[Example]) -> dict[str, Row]:
     if not sound:
         return found
     try:
-        responses: list[str | Exception] = list(generate(sound))
+        responses = generate(sound)
     except Exception as error:
         responses = _one_by_one(generate, sound, error)
     for example, response in zip(sound, responses, strict=True):
@@ -182,6 +186,14 @@ def _answers(generate: Generate, examples: list[Example]) -> dict[str, Row]:
             "error": _sentence(response) if failed else None,
         }
     return found
+
+
+def _each(ask: Callable[[], list[str]]) -> list[str | Exception]:
+    """What `ask` returns, with the error in the place of answers that weren't finite."""
+    try:
+        return list(ask())
+    except NotFiniteError as error:
+        return [error if answer is None else answer.text for answer in error.answers]
 
 
 def _one_by_one(

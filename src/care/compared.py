@@ -20,7 +20,9 @@ import numpy as np
 from care.ablation import ablate, first_needed
 from care.activations import collect, goals_of
 from care.anatomy import Site
+from care.errors import NotFiniteError
 from care.examples import Example
+from care.finite import not_finite
 from care.metrics import first_token, refusal_log_odds
 from care.neuron_repair import NeuronRepair
 from care.neuron_runs import Neuron, neuron_means
@@ -112,6 +114,7 @@ class Kept:
     def __init__(
         self, vlm: VLM, examples: Sequence[Example], batch_size: int, max_bytes: int = 4 * 2**30
     ) -> None:
+        self._vlm = vlm
         measure = first_token(refusal_log_odds(vlm))
         share = max_bytes // -(-len(examples) // batch_size)
 
@@ -129,4 +132,7 @@ class Kept:
 
     def _each(self, read: Callable[[Runs], Sequence[float]]) -> np.ndarray:
         found = {runs: read(runs) for runs in dict.fromkeys(runs for runs, _ in self._places)}
-        return np.array([found[runs][place] for runs, place in self._places])
+        values = np.array([found[runs][place] for runs, place in self._places])
+        if not np.isfinite(values).all():
+            raise NotFiniteError(not_finite(self._vlm.name, self._vlm.dtype))
+        return values

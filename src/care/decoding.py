@@ -13,8 +13,10 @@ where every row draws from a generator of its own, so an answer doesn't depend o
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,6 +32,7 @@ from transformers import (
 from care.anatomy import Role
 from care.caches import cache_argument
 from care.examples import Example
+from care.finite import sound
 
 if TYPE_CHECKING:
     from care.prefill import Start
@@ -37,6 +40,9 @@ if TYPE_CHECKING:
 
 PLAIN_POSITIONS = frozenset({"llava", "idefics3", "smolvlm", "internvl"})
 """Model types with a plain KV cache and 1-D positions, for which our own loop is tested."""
+
+NO_TOKEN = -1
+"""Stands for a token that can't be picked because the logits aren't finite."""
 
 STOP_EVERY = 4
 """A row's text is shown to `stop` after every so many tokens."""
@@ -67,9 +73,18 @@ class Rows:
     finished: list[bool] = field(default_factory=list)
     """Which rows are done."""
 
+    failed: list[bool] = field(default_factory=list)
+    """Which rows ended because the logits weren't finite, so that they hold no answer."""
+
     def __post_init__(self) -> None:
         self.tokens = [[] for _ in self.generators]
         self.finished = [False] * len(self.generators)
+        self.failed = [False] * len(self.generators)
+
+    def pick(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
+        """The next token of each row (len(rows),); `NO_TOKEN` where there is none to pick."""
+        picked = self.noise(logits, rows).argmax(dim=-1)
+        return picked.masked_fill(~sound(logits), NO_TOKEN)
 
     def noise(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
         """Perturbed logits (len(rows), vocabulary); the argmax of a row is its next token."""
@@ -83,6 +98,9 @@ class Rows:
 
     def push(self, row: int, token: int) -> None:
         """Append one token to a row that isn't finished, and see whether it finishes the row."""
+        if token == NO_TOKEN:
+            self.failed[row] = self.finished[row] = True
+            return
         if token in self.eos:
             self.finished[row] = True
             return
@@ -103,7 +121,7 @@ def decode(vlm: "VLM", start: "Start", rows: Rows, max_new_tokens: int) -> None:
             _shrinking_loop(vlm, start, rows, max_new_tokens)
         else:
             pad = vlm.tokenizer.pad_token_id
-            _library_loop(vlm.model, start.inputs, rows, max_new_tokens, pad)
+            library_loop(vlm.model, start.inputs, rows, max_new_tokens, pad)
 
 
 def row_seeds(examples: Sequence[Example], seed: int) -> list[int]:
@@ -135,7 +153,7 @@ def _shrinking_loop(vlm: "VLM", start: "Start", rows: Rows, max_new_tokens: int)
         # The roles are given because one prompt token after a cache looks like an answer's.
         with vlm.known_roles(roles, answering=count > 0):
             output = vlm.model(**step, **common)
-        picked = rows.noise(output.logits[:, -1], alive).argmax(dim=-1)
+        picked = rows.pick(output.logits[:, -1], alive)
         for row, token in zip(alive, picked.tolist(), strict=True):
             rows.push(row, token)
         keep = [index for index, row in enumerate(alive) if not rows.finished[row]]
@@ -155,30 +173,69 @@ def _shrinking_loop(vlm: "VLM", start: "Start", rows: Rows, max_new_tokens: int)
         roles = torch.full_like(step["input_ids"], int(Role.RESPONSE))
 
 
-def _library_loop(
+def library_loop(
     model: Any, inputs: dict[str, Any], rows: Rows, max_new_tokens: int, pad_token_id: int
 ) -> None:
+    """Extend every row by `model.generate`, whatever settings the model's file brings.
+
+    `generate` fills what it isn't told from the model's `generation_config` (penalties, beams,
+    suppressed tokens, time limits, …), which would make other answers than those that `score` and
+    the loop of our own know of. Nor is a `generate` called that came with the weights, which
+    transformers puts in the place of the method as a partial function.
+    """
     config = GenerationConfig(
         do_sample=False,
+        num_beams=1,
+        use_cache=True,
         max_new_tokens=max_new_tokens,
         eos_token_id=sorted(rows.eos),
         pad_token_id=pad_token_id,
     )
-    model.generate(
-        **inputs,
-        generation_config=config,
-        logits_processor=LogitsProcessorList([_Perturb(rows)]),
-        stopping_criteria=StoppingCriteriaList([_Watch(rows)]),
-    )
+    replaced = isinstance(vars(model).get("generate"), partial)
+    generate = partial(type(model).generate, model) if replaced else model.generate
+    with _neutral(model):
+        generate(
+            **inputs,
+            generation_config=config,
+            logits_processor=LogitsProcessorList([_Perturb(rows)]),
+            stopping_criteria=StoppingCriteriaList([_Watch(rows)]),
+        )
+
+
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Ids of the tokens that end an answer: the one setting that is taken from the model's file."""
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = configured if isinstance(configured, (list, tuple)) else [configured]
+    return frozenset(int(token) for token in [*ids, tokenizer.eos_token_id] if token is not None)
+
+
+@contextmanager
+def _neutral(model: Any) -> Iterator[None]:
+    """While open, the model and the parts that can generate have settings that change nothing."""
+    parts = [part for part in model.modules() if "generation_config" in vars(part)]
+    before = [part.generation_config for part in parts]
+    try:
+        for part in parts:
+            part.generation_config = GenerationConfig()
+        yield
+    finally:
+        for part, config in zip(parts, before, strict=True):
+            part.generation_config = config
 
 
 class _Perturb(LogitsProcessor):
-    """Adds the rows' own noise, so that the library's greedy search samples."""
+    """Adds the rows' own noise, so that the library's greedy search samples.
+
+    Ends rows whose logits aren't finite; what the library picks for them isn't looked at.
+    """
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        for row, fine in enumerate(sound(scores).tolist()):
+            if not fine and not self.rows.finished[row]:
+                self.rows.push(row, NO_TOKEN)
         return self.rows.noise(scores, range(len(scores)))
 
 

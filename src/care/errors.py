@@ -2,8 +2,11 @@
 
 One root, `CareError`; each subclass is also the standard exception that a caller would expect to
 catch. A message is one sentence that says what happened, what was passed, and what to do. This
-module imports nothing, so that anything may import it.
+module imports nothing of the package, so that anything may import it.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 
 class CareError(Exception):
@@ -16,6 +19,17 @@ class UsageError(CareError, ValueError):
 
 class ModelError(CareError, ValueError):
     """The model is unknown, takes no images, or its anatomy can't be established."""
+
+
+class NotFiniteError(ModelError):
+    """The model computes NaN or infinity, mostly an overflow of float16.
+
+    `answers` are those of the same call (`care.vlm.Answer`, in order), None where there is none.
+    """
+
+    def __init__(self, message: str, answers: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.answers = answers
 
 
 class SiteError(CareError, LookupError):

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from care.anatomy import Anatomy, Role
 from care.batches import Batch, encode
-from care.decoding import PLAIN_POSITIONS, Rows, decode, position_ids, row_seeds
-from care.errors import DataError, ModelError, UsageError
+from care.decoding import PLAIN_POSITIONS, Rows, decode, end_tokens, position_ids, row_seeds
+from care.errors import DataError, ModelError, NotFiniteError, UsageError
 from care.examples import Example
+from care.finite import check_logits, not_finite
 from care.loading import check_processor, first_tokens, load_pretrained, tokenizer_of
 from care.memory import in_halves, out_of_memory
 from care.prefill import Prefill, Start, first_logits, read_prompts
@@ -204,7 +205,8 @@ class VLM:
 
         `stop` sees each answer so far every few tokens; where it says true the answer ends.
         `progress` gets the number of newly finished examples. A sampled answer depends on `seed`
-        and its example only. A batch that doesn't fit into memory is halved.
+        and its example only. A batch that doesn't fit into memory is halved. Raises NotFiniteError,
+        which holds the other answers, where the model computes NaN or infinity.
         """
         found = self.answers(
             examples,
@@ -232,10 +234,10 @@ class VLM:
         examples = [examples] if isinstance(examples, Example) else list(examples)
         answer = self._answering(examples, max_new_tokens, temperature, seed, stop)
 
-        def work(chunk: list[int]) -> list[Answer]:
+        def work(chunk: list[int]) -> list[Answer | None]:
             return answer(chunk, self._start(examples, chunk))
 
-        return self.in_batches(examples, batch_size, work, progress)
+        return self._answered(self.in_batches(examples, batch_size, work, progress))
 
     def prefill(self, examples: Sequence[Example] | Example, *, batch_size: int = 16) -> Prefill:
         """Read the prompts up to their last position, once for several calls of `generate_from`.
@@ -276,18 +278,20 @@ class VLM:
         that one position, as text; scope "decision" matches it.
         """
         answer = self._answering(prefill.examples, max_new_tokens, temperature, seed, stop)
-        answers: dict[int, str] = {}
+        answers: dict[int, Answer | None] = {}
         for indices, start in prefill.parts:
             found = self._in_part(prefill.examples, indices, start, answer, progress)
-            answers.update(zip(indices, (one.text for one in found), strict=True))
-        return [answers[index] for index in range(len(prefill.examples))]
+            answers.update(zip(indices, found, strict=True))
+        found = self._answered([answers[index] for index in range(len(prefill.examples))])
+        return [answer.text for answer in found]
 
     def score(
         self, examples: Sequence[Example], responses: Sequence[str], batch_size: int = 16
     ) -> Score:
         """Teacher-forced log-likelihood of each response, over its own tokens only.
 
-        Raises UsageError for an empty response or unequal numbers.
+        Raises UsageError for an empty response or unequal numbers, NotFiniteError where the model
+        computes NaN or infinity.
         """
         examples, responses = list(examples), list(responses)
         if len(examples) != len(responses):
@@ -305,11 +309,13 @@ class VLM:
             is_response = batch.roles == Role.RESPONSE
             longest = int(is_response.sum(dim=1).max())
             # The logits of a position predict the next one, so the last position is not needed.
-            logits = self.forward(batch, logits_to_keep=longest + 1)[:, :-1].float()
+            logits = self.forward(batch, logits_to_keep=longest + 1)[:, :-1]
             targets = batch.inputs["input_ids"][:, -longest:].to(logits.device)
             is_response = is_response[:, -longest:].to(logits.device)
+            check_logits(logits, self.name, is_response, [examples[index].id for index in chunk])
+            logits = logits.float()
             chosen = logits.gather(-1, targets[..., None]).squeeze(-1) - logits.logsumexp(-1)
-            totals = (chosen * is_response).sum(dim=1, dtype=torch.float64)
+            totals = chosen.where(is_response, 0).sum(dim=1, dtype=torch.float64)
             greedy = ((logits.argmax(-1) == targets) | ~is_response).all(dim=1)
             counts = is_response.sum(dim=1)
             return list(zip(totals.tolist(), counts.tolist(), greedy.tolist(), strict=True))
@@ -324,14 +330,16 @@ class VLM:
     def refusal_log_odds(self, examples: Sequence[Example], batch_size: int = 16) -> np.ndarray:
         """log P(R) − log(1 − P(R)) at the first answer token, in nats (N,).
 
-        R is `refusal_ids`. One forward pass per batch (Arditi et al. 2024, section 2.3).
+        R is `refusal_ids`. One forward pass per batch (Arditi et al. 2024, section 2.3). Raises
+        NotFiniteError where the model computes NaN or infinity, as `score` does.
         """
         self._check_refusal_ids()
         examples = list(examples)
 
         def log_odds(chunk: list[int]) -> list[float]:
-            batch = self.batch([examples[index] for index in chunk])
-            return self.log_odds(self.forward(batch, logits_to_keep=1)[:, -1]).tolist()
+            asked = [examples[index] for index in chunk]
+            logits = self.forward(self.batch(asked), logits_to_keep=1)[:, -1]
+            return self._first_tokens(logits, asked).tolist()
 
         values = self.in_batches(examples, batch_size, log_odds)
         return np.array(values, dtype=np.float64)
@@ -341,11 +349,12 @@ class VLM:
         self._check_refusal_ids()
         values = np.zeros(len(prefill.examples))
         for indices, start in prefill.parts:
-            values[indices] = self.log_odds(first_logits(self, start)).cpu().numpy()
+            asked = [prefill.examples[index] for index in indices]
+            values[indices] = self._first_tokens(first_logits(self, start), asked).cpu().numpy()
         return values
 
     def log_odds(self, logits: Tensor) -> Tensor:
-        """Refusal log-odds (B,) of logits (B, vocabulary); differentiable."""
+        """Refusal log-odds (B,) of logits (B, vocabulary); differentiable, and NaN of NaN."""
         refusing = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
         refusing[list(self.refusal_ids)] = True
         logits = logits.float()
@@ -378,6 +387,11 @@ class VLM:
         if not self.refusal_ids:
             raise UsageError("refusal_ids is empty; set the first tokens of a refusal.")
 
+    def _first_tokens(self, logits: Tensor, examples: Sequence[Example]) -> Tensor:
+        """Refusal log-odds (B,) of the logits (B, vocabulary) of the first token of answers."""
+        check_logits(logits, self.name, ids=[example.id for example in examples])
+        return self.log_odds(logits)
+
     def _start(self, examples: list[Example], chunk: list[int]) -> Start:
         """Whole prompts of some examples, not read yet."""
         batch = self.batch([examples[index] for index in chunk])
@@ -390,15 +404,18 @@ class VLM:
         temperature: float,
         seed: int,
         stop: Callable[[str], bool] | None,
-    ) -> Callable[[list[int], Start], list[Answer]]:
-        """A function from indices of `examples` and their start to answers."""
+    ) -> Callable[[list[int], Start], list[Answer | None]]:
+        """A function from indices of `examples` and their start to answers.
+
+        None stands for an answer that there is none of, because the logits weren't finite.
+        """
         if max_new_tokens < 1:
             raise UsageError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
         if not temperature >= 0:
             raise UsageError(f"temperature must be 0 or positive, got {temperature}.")
         seeds = row_seeds(examples, seed) if temperature else [0] * len(examples)
 
-        def answer(chunk: list[int], start: Start) -> list[Answer]:
+        def answer(chunk: list[int], start: Start) -> list[Answer | None]:
             rows = Rows(
                 eos=self._eos(),
                 text=self._text,
@@ -408,25 +425,32 @@ class VLM:
             )
             decode(self, start, rows, max_new_tokens)
             lengths = start.inputs["attention_mask"].sum(dim=1).tolist()
+            ends = zip(rows.tokens, lengths, rows.finished, rows.failed, strict=True)
             return [
-                Answer(self._text(tokens), length, len(tokens), ended)
-                for tokens, length, ended in zip(rows.tokens, lengths, rows.finished, strict=True)
+                None if failed else Answer(self._text(tokens), length, len(tokens), ended)
+                for tokens, length, ended, failed in ends
             ]
 
         return answer
+
+    def _answered(self, found: list[Answer | None]) -> list[Answer]:
+        answers = [answer for answer in found if answer is not None]
+        if len(answers) < len(found):
+            raise NotFiniteError(not_finite(self.name, self.dtype), found)
+        return answers
 
     def _in_part(
         self,
         examples: list[Example],
         indices: list[int],
         start: Start,
-        answer: Callable[[list[int], Start], list[Answer]],
+        answer: Callable[[list[int], Start], list[Answer | None]],
         progress: Callable[[int], None] | None,
-    ) -> list[Answer]:
+    ) -> list[Answer | None]:
         """Answers to one batch of a prefill; fewer rows at a time where memory doesn't suffice."""
         held = [examples[index] for index in indices]
 
-        def work(chunk: list[int]) -> list[Answer]:
+        def work(chunk: list[int]) -> list[Answer | None]:
             part = start
             if chunk != list(range(len(start))):
                 part = self._start(held, chunk) if start.cache is None else start.part(chunk)
@@ -456,11 +480,7 @@ class VLM:
         return value.to(self.device)
 
     def _eos(self) -> frozenset[int]:
-        configured = self.model.generation_config.eos_token_id
-        ids = configured if isinstance(configured, (list, tuple)) else [configured]
-        return frozenset(
-            int(token) for token in [*ids, self.tokenizer.eos_token_id] if token is not None
-        )
+        return end_tokens(self.model, self.tokenizer)
 
     def _text(self, tokens: list[int]) -> str:
         return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()

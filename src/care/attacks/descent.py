@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from care.attacks.presets import PGDConfig
-from care.errors import ArtefactError, ModelError, UsageError
+from care.errors import ArtefactError, ModelError, NotFiniteError, UsageError
 from care.storage import write_whole
 
 _KEPT = 0.75
@@ -73,7 +73,7 @@ def advance(
     """One projected sign step; ModelError if there is nothing to follow."""
     size = gradient.abs().sum()
     if not np.isfinite(loss) or not torch.isfinite(size):
-        raise ModelError(
+        raise NotFiniteError(
             f"The loss or its gradient is not finite at step {len(state.losses) + 1} (loss "
             f"{loss}); use bfloat16 or float32."
         )

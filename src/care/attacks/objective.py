@@ -27,6 +27,7 @@ from care.batches import Batch
 from care.caches import cache_argument
 from care.errors import ModelError, UsageError
 from care.examples import Example
+from care.finite import check_logits
 from care.vlm import VLM
 
 __all__ = ["Objective", "PixelPath", "attackable", "to_picture"]
@@ -99,8 +100,10 @@ class Objective:
             logits = self._continued(rows, features, kept, grad)
         else:
             logits = self.vlm.forward(self.batch(rows, features), logits_to_keep=kept, grad=grad)
-        logits = logits[:, :-1].float()
+        logits = logits[:, :-1]
         wanted, counts = wanted.to(logits.device), counts.to(logits.device)
+        check_logits(logits, self.vlm.name, counts.bool())
+        logits = logits.float()
         chosen = logits.gather(-1, wanted[..., None]).squeeze(-1) - logits.logsumexp(-1)
         return -(chosen * counts).sum(), int(counts.sum())
 
@@ -137,11 +140,13 @@ class Objective:
 
     @torch.no_grad()
     def verify(self, example: Example, levels: Tensor) -> None:
-        """ModelError unless the first answer logits equal those of the model's own path.
+        """ModelError unless the first answer logits are finite and those of the model's own path.
 
         Where reading the beginning once gives another loss, it is no longer done.
         """
-        own = self.vlm.forward(self.vlm.batch(example), logits_to_keep=1)[0, -1].float()
+        own = self.vlm.forward(self.vlm.batch(example), logits_to_keep=1)[0, -1]
+        check_logits(own[None], self.vlm.name)
+        own = own.float()
         features = self.features(self.path(levels / 255))
         batch = self.batch([0], features)
         first = int((batch.roles == Role.RESPONSE).sum()) + 1

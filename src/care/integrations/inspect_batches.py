@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
-from care.errors import CareError, DataError
+from care.errors import CareError, DataError, NotFiniteError
 
 QUIET = 0.05
 """Seconds without a new request after which a batch starts that isn't full."""
@@ -84,7 +84,9 @@ class Batches:
 
     def _blame(self, batch: list[_Request], error: Exception) -> None:
         """One item that can't be worked on doesn't take the others along."""
-        about_all = isinstance(error, CareError) and not isinstance(error, DataError)
+        about_all = isinstance(error, CareError) and not isinstance(
+            error, DataError | NotFiniteError
+        )
         for request in batch:
             if about_all or len(batch) == 1:
                 request.error = error

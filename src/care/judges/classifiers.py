@@ -24,6 +24,7 @@ import torch
 
 from care.decoding import position_ids
 from care.errors import DataError, MissingDependencyError, ModelError, UsageError
+from care.finite import not_finite
 from care.judges import Judge
 from care.judges.models import Finding, ModelJudge, Pictures
 from care.judges.templates import Template, card_template, read_template
@@ -127,7 +128,12 @@ class TokenClassifier(ModelJudge):
         read = self._yes_no if self.config.scale == "yes_no" else self._grade
 
         def work(chunk: Sequence[str]) -> list[Finding]:
-            return [read(row) for row in self._next_tokens(chunk)]
+            return [
+                Finding(None, error=not_finite(self.config.model, self.model.dtype))
+                if np.isnan(row).any()
+                else read(row)
+                for row in self._next_tokens(chunk)
+            ]
 
         return in_halves(prompts, self.config.batch_size, work)
 

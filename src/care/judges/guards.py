@@ -19,12 +19,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from PIL import Image
 
+from care.decoding import Rows, end_tokens, library_loop
 from care.errors import ModelError, UsageError
+from care.finite import not_finite
 from care.judges import Judge
 from care.judges.classifiers import load_text_model, loaded_revision
 from care.judges.models import Finding, ModelJudge, Pictures
@@ -111,12 +114,9 @@ class GuardJudge(ModelJudge):
             for goal, response, seen in zip(goals, responses, images, strict=True)
         ]
         if not self.config.vision:
-            return [read_word(said) for said in in_halves(texts, self.config.batch_size, self._say)]
+            return in_halves(texts, self.config.batch_size, self._say)
         # One at a time: processors disagree on how pictures of several conversations are nested.
-        return [
-            read_word(self._say([text], list(seen))[0])
-            for text, seen in zip(texts, images, strict=True)
-        ]
+        return [self._say([text], list(seen))[0] for text, seen in zip(texts, images, strict=True)]
 
     def _written(self, goal: str, response: str, pictures: int) -> str:
         """The conversation as the guard's template writes it."""
@@ -138,7 +138,7 @@ class GuardJudge(ModelJudge):
     @torch.no_grad()
     def _say(
         self, texts: Sequence[str], pictures: Sequence[Image.Image] | None = None
-    ) -> list[str]:
+    ) -> list[Finding]:
         options: dict[str, Any] = {"return_tensors": "pt", "padding": True}
         bos = self.tokenizer.bos_token
         if bos is not None and texts[0].startswith(bos):
@@ -153,16 +153,20 @@ class GuardJudge(ModelJudge):
             for key, value in dict(inputs).items()
             if key != "token_type_ids"
         }
-        out = self.model.generate(
-            **inputs,
-            max_new_tokens=NEW_TOKENS,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            pad_token_id=self.tokenizer.pad_token_id,
+        rows = Rows(
+            eos=end_tokens(self.model, self.tokenizer),
+            text=partial(self.tokenizer.decode, skip_special_tokens=True),
+            stop=None,
+            temperature=0.0,
+            generators=[torch.Generator()] * len(texts),
         )
-        said = out[:, inputs["input_ids"].shape[1] :]
-        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in said]
+        library_loop(self.model, inputs, rows, NEW_TOKENS, self.tokenizer.pad_token_id)
+        return [
+            Finding(None, error=not_finite(self.config.model, self.model.dtype))
+            if failed
+            else read_word(rows.text(tokens))
+            for tokens, failed in zip(rows.tokens, rows.failed, strict=True)
+        ]
 
 
 def read_word(said: str) -> Finding:

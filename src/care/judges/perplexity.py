@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from care.finite import check_logits
+
 MAX_PERPLEXITY = 200.0
 """Above this an answer of `care.judges.FEWEST_WORDS` words or more is broken text.
 
@@ -43,7 +45,10 @@ _BATCH = 32
 
 @torch.no_grad()
 def perplexities(model: Any, tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
-    """Perplexities (N,) of `texts`; the same text is scored once, NaN below two tokens."""
+    """Perplexities (N,) of `texts`; the same text is scored once, NaN below two tokens.
+
+    Raises NotFiniteError where the model computes NaN or infinity: that says nothing of the text.
+    """
     # By length, so that a batch holds little padding.
     different = sorted(dict.fromkeys(texts), key=len)
     found: dict[str, float] = {}
@@ -55,6 +60,7 @@ def perplexities(model: Any, tokenizer: Any, texts: Sequence[str]) -> np.ndarray
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
         batch, mask = batch.to(model.device), mask.to(model.device)
         logits = model(input_ids=batch, attention_mask=mask, use_cache=False).logits[:, :-1]
+        check_logits(logits, getattr(model, "name_or_path", ""), mask[:, 1:].bool())
         losses = torch.nn.functional.cross_entropy(
             logits.transpose(1, 2).float(), batch[:, 1:], reduction="none"
         )

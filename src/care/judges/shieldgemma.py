@@ -11,6 +11,7 @@ A request without a picture is a failure here, not "safe". Zeng et al. 2025, Shi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 
 from care.errors import ModelError
+from care.finite import not_finite
 from care.judges import Judge
 from care.judges.classifiers import loaded_revision
 from care.judges.guards import GuardConfig
@@ -81,11 +83,14 @@ class ShieldGemmaJudge(ModelJudge):
     def _of_pictures(self, pictures: Sequence[Image.Image]) -> Finding:
         if not pictures:
             return Finding(None, error="the request has no picture to judge")
-        worst = max(
+        found = [
             (score, policy)
             for picture in pictures
             for policy, score in zip(self.policies, self._violations(picture), strict=True)
-        )
+        ]
+        if any(math.isnan(score) for score, _ in found):
+            return Finding(None, error=not_finite(self.config.model, self.model.dtype))
+        worst = max(found)
         return Finding(worst[0] >= LIMIT, worst[0], worst[1])
 
     @torch.no_grad()

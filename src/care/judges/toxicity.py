@@ -108,7 +108,8 @@ class DetoxifyJudge(ModelJudge):
                 name: float(values[place] if isinstance(values, list) else values)
                 for name, values in scores.items()
             }
-            name = max(row, key=lambda key: row[key])
+            # Not the greatest alone: which one that is depends on the order where one is NaN.
+            name = max(row, key=lambda key: (math.isnan(row[key]), row[key]))
             if math.isnan(row[name]):
                 found.append(Finding(None, error=f"Detoxify's {name} is not a number"))
             else:
