@@ -50,7 +50,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 def model_facts(vlm: VLM) -> dict[str, Any]:
     """What identifies the model a repair belongs to."""
-    config = _stable(vlm.model.config.to_dict())
+    config = stable(vlm.model.config.to_dict())
     template = getattr(vlm.processor, "chat_template", None) or ""
     return {
         "name": vlm.name,
@@ -64,11 +64,11 @@ def model_facts(vlm: VLM) -> dict[str, Any]:
     }
 
 
-def _stable(config: Any) -> Any:
+def stable(config: Any) -> Any:
     """A configuration, nested ones too, without what depends on how the model was loaded."""
     if not isinstance(config, dict):
         return config
-    return {key: _stable(value) for key, value in config.items() if key not in _VOLATILE}
+    return {key: stable(value) for key, value in config.items() if key not in _VOLATILE}
 
 
 def save(repair: Repair, folder: Path) -> Path:

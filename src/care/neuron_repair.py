@@ -186,7 +186,11 @@ class NeuronRepair:
 
     def save(self, path: str | Path) -> Path:
         """Write one JSON file, whole or not at all."""
-        return write_whole(path, to_json(self.to_json(), indent=1))
+        return write_whole(path, self.to_text())
+
+    def to_text(self) -> str:
+        """What `save` writes."""
+        return to_json(self.to_json(), indent=1)
 
     @classmethod
     def load(cls, path: str | Path) -> NeuronRepair:
