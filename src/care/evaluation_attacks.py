@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from care.attacks.job import AttackJob, made_of, requests_of
 from care.attacks.job import run as make_image
-from care.checks import named_options
+from care.checks import check_file_name, named_options
 from care.errors import UsageError
 from care.evaluate import UNDEFENDED
 from care.evaluation_leaks import refuse_leaks
@@ -76,7 +76,8 @@ class ImageAttack:
                 options[key] = _number(key, given[key], kind)
         if "requests" in given:
             options["requests"] = Path(given["requests"])
-        attack = cls(given.get("as", preset), preset, options, given.get("suite"))
+        name = check_file_name(given.get("as", preset), "an attack")
+        attack = cls(name, preset, options, given.get("suite"))
         AttackJob(preset=preset, **_without_repair(options)).config()  # raises what is wrong
         return attack
 
@@ -127,7 +128,7 @@ def make_images(
             if (folder / "attack.json").exists():
                 _check_made_of(folder, job, label)
                 continue
-            run.check_there()
+            run.inside(*folder.relative_to(run.path).parts)
             config = job.config()
             many = config.steps * config.restarts
             with run.stage(f"attack {label}"), (progress or silent)(label, many) as bar:

@@ -133,8 +133,7 @@ class _Workflow:
                     sites=sites if config.gate else (),
                     progress=bar.advance,
                 )
-            self.run.check_there()
-            save_decisions(kept, material)
+            save_decisions(self.run.inside(kept.name), material)
             return material_to(material)
 
         facts = self.stage_json("material", make)
@@ -187,8 +186,7 @@ class _Workflow:
 
     def inner(self, name: str) -> Run:
         """A run within the run's folder, for answers that aren't the job's own."""
-        self.run.check_there()
-        return Run(self.run.path / name, resume=True, config=self.job.config())
+        return Run(self.run.inside(name), resume=True, config=self.job.config())
 
     def inquiry(self, fitter: Fitter, config: InquiryConfig) -> Inquiry:
         """The diagnosis of this job, of attacks that worked."""
@@ -373,8 +371,7 @@ def repair(job: Job, progress: Bar = None) -> dict[str, Any]:
             tree["attribution"] = attribution(work.vlm, list(tests.values()), chosen.repair)
             _record_suites(run, work)
             chosen.repair.manifest["evaluation"] = {"suites": tree["suites"]}
-            run.check_there()
-            chosen.repair.save_pretrained(job.out / "repair")
+            chosen.repair.save_pretrained(run.inside("repair"))
         tree["manifest"] = dict(run.manifest)
         tree["cost"] = {
             "stages": [{"name": s["name"], "seconds": s["seconds"]} for s in run.stages],
@@ -433,5 +430,4 @@ def fit(job: Job, progress: Bar = None) -> Path:
         diagnosis = work.channels(fitter, work.diagnosis(fitter, BRIEF))
         chosen, selection = work.select(fitter, diagnosis)
         run.write_json("selection.json", selection)
-        run.check_there()
-        return chosen.repair.save_pretrained(job.out / "repair")
+        return chosen.repair.save_pretrained(run.inside("repair"))

@@ -127,6 +127,19 @@ class Run:
         """Write an artefact as indented JSON, whole or not at all, and return its path."""
         return self.write(name, to_json(content, indent=2) + "\n")
 
+    def inside(self, *names: str) -> Path:
+        """A place within the folder, for whoever writes there other than by this class.
+
+        Raises what `check_there` does, and UsageError where links lead out of the folder.
+        """
+        self.check_there()
+        place = self.path.joinpath(*names)
+        if not place.resolve().is_relative_to(self.path.resolve()):
+            raise UsageError(
+                f"{place} leads out of the run's folder, to {place.resolve()}; remove the link."
+            )
+        return place
+
     def record(self, **facts: object) -> None:
         """Put facts into the manifest (suites, model, …) and save it."""
         self.manifest |= json.loads(to_json(facts))

@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from care.checks import MAX_NAME
 from care.errors import DataError, UsageError
 from care.integrations.inspect_shared import require_inspect
 from care.rejudge import VERDICTS, Examples, by_place, judged, judges_of, read_rows
@@ -275,8 +276,8 @@ def _score(judge: str, row: Row) -> Any:
 
 def _file_name(spec: Any) -> str:
     """As Inspect names its own: moment, task and id; the same run gets the same names again."""
-    moment = re.sub(r"[:+]", "-", spec.created)
-    task = re.sub(r"[^\w.]|_", "-", f"{spec.task}-{spec.metadata['defense']}")
+    moment = re.sub(r"[^\w.-]", "-", spec.created)
+    task = re.sub(r"[^\w.]|_", "-", f"{spec.task}-{spec.metadata['defense']}")[:MAX_NAME]
     return f"{moment}_{task}_{spec.task_id}.eval"
 
 
