@@ -61,11 +61,17 @@ def rewrite(folder, change_facts=None, change_tensors=None):
     tensors = {name: value.copy() for name, value in load_tensors(numbers(folder)).items()}
     if change_tensors:
         change_tensors(tensors)
-    content = save_tensors(tensors)
-    facts["sha256"] = hashlib.sha256(content).hexdigest()
     if change_facts:
         change_facts(facts)
-    (folder / NUMBERS).write_bytes(content)
+    (folder / NUMBERS).write_bytes(save_tensors(tensors))
+    return state(folder, facts)
+
+
+def state(folder, facts):
+    """Write facts with the digest of them and of the numbers that are there."""
+    others = {key: value for key, value in facts.items() if key != "sha256"}
+    told = json.dumps(others, sort_keys=True, separators=(",", ":")).encode()
+    facts["sha256"] = hashlib.sha256(told + b"\n" + numbers(folder)).hexdigest()
     (folder / FACTS).write_text(json.dumps(facts))
     return folder
 

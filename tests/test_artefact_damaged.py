@@ -16,7 +16,7 @@ import tiny
 from care.artefact import FORMAT, load, save
 from care.errors import ArtefactError, StorageError, UsageError
 from care.repair import Repair
-from fixtures_artefact import FACTS, NUMBERS, made, numbers, rewrite
+from fixtures_artefact import FACTS, NUMBERS, made, numbers, rewrite, state
 
 few = settings(max_examples=30, deadline=None)
 
@@ -44,9 +44,7 @@ def test_truncated_numbers_are_refused_even_with_a_matching_digest(folder, lengt
     (folder / NUMBERS).write_bytes(content)
     with pytest.raises(ArtefactError, match="digest"):
         load(folder)
-    facts = json.loads((folder / FACTS).read_text())
-    facts["sha256"] = hashlib.sha256(content).hexdigest()
-    (folder / FACTS).write_text(json.dumps(facts))
+    state(folder, json.loads((folder / FACTS).read_text()))
     with pytest.raises(ArtefactError, match="malformed"):
         load(folder)
 
@@ -317,3 +315,151 @@ def test_what_cannot_be_written_is_an_error(tmp_path):
     with pytest.raises(UsageError, match="JSON"):
         save(made(manifest={"rate": float("nan")}), tmp_path / "repair")
     assert not (tmp_path / "repair").exists()
+
+
+# -- one digest over everything that decides what a repair does ------------------------------------
+
+
+def _changed(value):
+    """Another value of the same type, and for what holds others also one thing less."""
+    if isinstance(value, dict):
+        return [{k: v for k, v in value.items() if k != key} for key in value] + [value | {"x": 1}]
+    if isinstance(value, list):
+        return [value[:-1], [*value, value[0]] if value else [1], value[::-1]]
+    if isinstance(value, str):
+        return [value + "x"]
+    return [1 if value is None or value is False else value * 0.5, None]
+
+
+def _places(value, path=()):
+    yield path
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    items = value.items() if isinstance(value, dict) else ()
+    for key, each in items:
+        yield from _places(each, (*path, key))
+
+
+def _put(facts, path, value):
+    for key in path[:-1]:
+        facts = facts[key]
+    facts[path[-1]] = value
+
+
+def test_any_change_of_the_facts_is_refused(tmp_path):
+    """Each entry of repair.json, at any depth, changed, taken out or doubled."""
+    manifest = {"model": {"layers": 4}, "fitted_on": {"goals": {"scheme": "s", "digests": ["a"]}}}
+    folder = save(made(manifest=manifest), tmp_path / "repair")
+    whole = (folder / FACTS).read_text()
+    tried = 0
+    for path in list(_places(json.loads(whole)))[1:]:
+        value = json.loads(whole)
+        for key in path:
+            value = value[key]
+        for other in _changed(value):
+            if other == value:
+                continue
+            facts = json.loads(whole)
+            _put(facts, path, other)
+            (folder / FACTS).write_text(json.dumps(facts))
+            with pytest.raises(ArtefactError):
+                load(folder)
+            tried += 1
+    assert tried > 80
+    (folder / FACTS).write_text(json.dumps(json.loads(whole), sort_keys=True, indent=7))
+    assert load(folder).name == made().name  # the same facts in another order and layout
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"strength": 0.0},
+        {"strength": -0.0},
+        {"strength": 1e-300},
+        {"strength": 49},
+        {"site": "0.ffn_out"},
+        {"scopes": ["text"]},
+        {"modality": "image"},
+    ],
+    ids=str,
+)
+def test_a_changed_channel_is_refused_by_the_digest(folder, change):
+    facts = json.loads((folder / FACTS).read_text())
+    facts["channels"][0] |= change
+    (folder / FACTS).write_text(json.dumps(facts))
+    with pytest.raises(ArtefactError, match="digest"):
+        load(folder)
+
+
+@pytest.mark.parametrize("key", ["strength", "site", "name", "sha256"])
+def test_a_key_that_stands_twice_is_refused(folder, key):
+    text = (folder / FACTS).read_text()
+    found = re.search(rf'"{key}": [^,\n]*,?', text)
+    assert found is not None
+    line = found[0].rstrip(",")
+    (folder / FACTS).write_text(text.replace(line, f"{line}, {line}", 1))
+    with pytest.raises(ArtefactError, match=f"{key}.*twice"):
+        load(folder)
+
+
+def test_two_channels_of_one_site_modality_and_scope_are_refused(folder, tmp_path):
+    channel = made().channels[0]
+    for scopes in (channel.scopes, ("response", "image"), ["text", "text"]):
+        doubled = replace(made(), channels=(channel, replace(channel, scopes=scopes)))
+        with pytest.raises(ArtefactError, match=r"2 channels .*1\.ffn_out.*text.*(text|response)"):
+            save(doubled, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+    def double(facts):
+        facts["channels"][1] |= {key: facts["channels"][0][key] for key in ("site", "modality")}
+        facts["channels"][1]["scopes"] = facts["channels"][0]["scopes"]
+
+    with pytest.raises(ArtefactError, match="2 channels"):
+        load(rewrite(folder, double))
+    apart = replace(made(), channels=(channel, replace(channel, scopes=("image",))))
+    assert len(load(save(apart, tmp_path / "apart")).channels) == 2
+
+
+def test_numbers_that_no_channel_uses_are_refused(folder):
+    rewrite(folder, lambda facts: facts["channels"].pop())
+    with pytest.raises(ArtefactError, match=r"no channel .*channels\.1\.basis"):
+        load(folder)
+    save(made(), folder)
+    rewrite(folder, change_tensors=lambda t: t.update({"more": np.zeros(3, np.float32)}))
+    with pytest.raises(ArtefactError, match=r"no channel .*more"):
+        load(folder)
+
+
+@pytest.mark.parametrize("strength", [50.0001, 51, 1e38, 1e308, 2**70])
+def test_a_strength_beyond_the_limit_is_refused(folder, strength):
+    with pytest.raises(ArtefactError, match=r"strength .*at most 50"):
+        load(rewrite(folder, lambda facts: facts["channels"][0].update(strength=strength)))
+    with pytest.raises(UsageError, match="at most 50"):
+        made(strength=strength)
+    with pytest.raises(UsageError, match="at most 50"):
+        made().with_strength(strength)
+
+
+@pytest.mark.parametrize("tensor", ["basis", "mean", "gate.filters", "gate.mean", "gate.high"])
+@pytest.mark.parametrize("large", [1e38, -1e30, 2e9])
+def test_numbers_under_which_every_answer_is_broken_are_refused(folder, tensor, large):
+    def spoil(tensors):
+        tensors[f"channels.0.{tensor}"].flat[0] = abs(large) if tensor == "gate.high" else large
+
+    with pytest.raises(ArtefactError, match=r"channel 0.*(length|number) .*at most"):
+        load(rewrite(folder, change_tensors=spoil))
+
+
+def test_an_artefact_of_the_first_format_is_refused_with_what_to_do(folder):
+    facts = json.loads((folder / FACTS).read_text()) | {"format": 1}
+    facts["sha256"] = hashlib.sha256(numbers(folder)).hexdigest()
+    (folder / FACTS).write_text(json.dumps(facts))
+    with pytest.raises(ArtefactError, match=r"format 1, .*reads 2, whose digest.*fit it again"):
+        load(folder)
+
+
+def test_the_digest_is_that_of_the_file_and_of_what_was_read(folder):
+    stated = json.loads((folder / FACTS).read_text())["sha256"]
+    assert made().digest() == load(folder).digest() == stated
+    assert made(strength=2.0).digest() != stated
+    assert made(manifest={"a": 1}).digest() != stated

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from care.checks import require, require_level
+from care.checks import MAX_NAME, check_file_name, require, require_level
 from care.constants import ConstantConfig
 from care.diagnosis import DiagnosisConfig
 from care.effects import EffectsConfig
@@ -51,3 +54,28 @@ def test_a_level_is_a_share(config, level):
 def test_what_is_left_open_has_no_bound():
     assert DiagnosisConfig(max_attacks=None).max_attacks is None
     require(DiagnosisConfig(max_benign=None), {"max_benign": 100})
+
+
+@pytest.mark.parametrize("name", ["pgd-32", "a", "A.b_c-9", "con-text", "x" * MAX_NAME])
+def test_names_of_files(name):
+    assert check_file_name(name, "an attack") == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "../x", "/etc", "a/b", "a\\b", ".hidden", "-x", "_x", "a b", "a\n", "ä", "a\0",
+     "C:x", "nul", "COM1.txt", "x.", "x.part", "x" * (MAX_NAME + 1), "\udcff"],
+)  # fmt: skip
+def test_names_that_no_file_may_have(name):
+    with pytest.raises(UsageError, match="of an attack would be that of a file") as caught:
+        check_file_name(name, "an attack")
+    assert "\n" not in str(caught.value)
+
+
+@given(st.text(max_size=20))
+def test_no_name_leads_out_of_a_folder(name):
+    try:
+        check_file_name(name, "a judge")
+    except UsageError:
+        return
+    assert (Path("/folder") / name).resolve().parent == Path("/folder")

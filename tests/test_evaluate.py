@@ -140,7 +140,7 @@ def test_table_of_every_suite_and_defense() -> None:
     assert [row["example"] for row in table.rows[:10]] == [f"e{i}" for i in range(10)]
     assert table.rows[0].keys() == {
         "key", "suite", "role", "example", "kind", "category", "defense", "seed", "prompt", "goal",
-        "response", "outcome", "correct", "error",
+        "response", "outcome", "correct", "error", "digest",
     }  # fmt: skip
     assert json.loads(json.dumps(table.to_json()))["suites"][0]["defenses"]["repair"]["n"] == 10
 

@@ -191,3 +191,31 @@ def test_gate_and_evasion_are_for_repairs_alone(gate, tmp_path):
     bare = attack.job(EvaluationJob(), tmp_path, None)
     own = attack.job(EvaluationJob(), tmp_path, tmp_path / "repair")
     assert (bare.evasion, own.evasion, own.gate) == (0.0, 0.5, gate)
+
+
+@pytest.mark.parametrize("name", ["../../../OUTSIDE", "/tmp/x", "a/b", "..", ".hidden", "a\\b"])
+def test_a_name_leads_nowhere_else(world, capsys, name, monkeypatch):
+    monkeypatch.setattr(evaluation_job, "load_model", lambda job: pytest.fail("loaded in vain"))
+    assert evaluate(attack=f"{ATTACK},as={name}", out="deep/run") == 2
+    assert "would be that of a file" in capsys.readouterr().err
+    assert not Path("deep").exists()
+
+
+def test_a_manifest_from_somebody_else_names_no_file_elsewhere(world, capsys):
+    assert evaluate() == 0
+    path = Path("run/manifest.json")
+    manifest = json.loads(path.read_text())
+    manifest["config"]["adaptive"] = [f"{ATTACK},as=../../elsewhere"]
+    path.write_text(json.dumps(manifest))
+    assert cli.main(["rejudge", "run", "--judge", "rules,as=again"]) == 2
+    assert "would be that of a file" in capsys.readouterr().err
+
+
+def test_a_link_in_a_run_leads_nowhere(world, tmp_path, capsys):
+    assert evaluate() == 0
+    Path("run/attacks/pgd-32").rename("kept")
+    (tmp_path / "outside").mkdir()
+    Path("run/attacks/pgd-32").symlink_to(tmp_path / "outside")
+    assert evaluate("--resume") == 2
+    assert "leads out of the run's folder" in capsys.readouterr().err
+    assert not list((tmp_path / "outside").iterdir())

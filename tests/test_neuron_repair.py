@@ -1,6 +1,7 @@
 """Neuron repair: the edit against its formula, the search against a planted neuron."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from care.neuron_repair import NeuronRepair
 from care.neuron_runs import against_means, neuron_means
 from care.neuron_search import BEYOND, rank_for_repair, search_neurons
 from care.repair import Repair
+from care.storage import config_digest
 from fixtures_repair import made
 
 PLANTED = (planted.LAYER, planted.NEURON)
@@ -126,6 +128,34 @@ def test_json_round_trip(neurons, data):
     )
     again = NeuronRepair.from_json(repair.to_json())
     assert again == repair and again.manifest == repair.manifest
+
+
+def test_any_change_of_a_file_is_refused_by_its_digest(tmp_path):
+    repair, path = a_repair(name="three"), tmp_path / "neurons.json"
+    tree = json.loads(repair.save(path).read_text())
+    assert tree["sha256"] == repair.digest() == NeuronRepair.load(path).digest()
+    for key, value in tree.items():
+        changed = value[:-1] if isinstance(value, list | str) else 0.5
+        for other in (tree | {key: changed}, {k: v for k, v in tree.items() if k != key}):
+            path.write_text(json.dumps(other))
+            with pytest.raises(ArtefactError):
+                NeuronRepair.load(path)
+    path.write_text(json.dumps(tree)[:-1] + ', "strength": 0.0}')
+    with pytest.raises(ArtefactError, match=r"strength.*twice"):
+        NeuronRepair.load(path)
+
+
+def test_what_a_file_holds_is_checked_though_its_digest_is_right(tmp_path):
+    tree = {k: v for k, v in a_repair(name="three").to_json().items() if k != "sha256"}
+    for wrong in (
+        tree | {"means": [[1.0]]},
+        tree | {"neurons": [[1]]},
+        tree | {"scopes": ["everywhere"]},
+        tree | {"strength": 7},
+        tree | {"shape": [10**400, None]},
+    ):
+        with pytest.raises(ArtefactError, match="damaged"):
+            NeuronRepair.from_json(wrong | {"sha256": config_digest(wrong)})
 
 
 def test_a_file_round_trip_and_damaged_files(tmp_path):

@@ -180,3 +180,24 @@ def test_a_repair_is_not_fitted_on_the_sample_of_a_diagnosis(tmp_path: Path) -> 
     for command in (pipeline.repair, pipeline.fit):
         with pytest.raises(UsageError, match="sample of the examples"):
             command(resumed)
+
+
+def test_another_model_or_file_is_refused_when_a_job_is_resumed(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "gather", interrupted)
+    job = Job(out=tmp_path / "run", resume=True, test_length=8, batch_size=8, **files)
+    for command in (pipeline.repair, pipeline.diagnose, pipeline.fit):
+        with pytest.raises(KeyboardInterrupt):
+            command(job)
+    other = tiny.tiny_vlm(7)
+    monkeypatch.setattr(pipeline, "load_model", lambda job: other)
+    with pytest.raises(UsageError, match=r"The model of the run .* changed"):
+        pipeline.repair(job)
+    tiny.picture(99).save(tmp_path / "3.png")  # of a request to fit on, validate or test
+    monkeypatch.setattr(pipeline, "load_model", lambda job: pytest.fail("loaded in vain"))
+    with pytest.raises(UsageError, match=r"The files of the run .* \(attacks: "):
+        pipeline.diagnose(job)

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -308,3 +309,80 @@ def test_progress_rate_leaves_out_what_was_there(monkeypatch: pytest.MonkeyPatch
 
 def test_durations() -> None:
     assert [duration(s) for s in (7.6, 125, 3780)] == ["8 s", "2 min 05 s", "1 h 03 min"]
+
+
+# --- folders that are deleted or replaced ---------------------------------------------------------
+
+
+def test_rows_are_not_added_to_a_folder_that_was_deleted(tmp_path: Path) -> None:
+    with Run(tmp_path / "run") as run:
+        run.add({"key": "a"})
+        shutil.rmtree(run.path)
+        for write in (
+            lambda: run.add({"key": "b"}),
+            lambda: run.answers.add({"key": "b"}),
+            lambda: run.write("table.json", "{}"),
+            lambda: run.record(more=1),
+            run.check_there,
+        ):
+            with pytest.raises(StorageError, match="deleted or replaced") as error:
+                write()
+            assert one_sentence(error)
+        with pytest.raises(StorageError), run.stage("s"):
+            pass
+        assert not run.path.exists() and len(run.results) == 1
+    Run(tmp_path / "run").close()
+
+
+def test_rows_are_not_added_to_a_folder_that_was_replaced(tmp_path: Path) -> None:
+    with Run(tmp_path / "run") as run:
+        run.add({"key": "a"})
+        shutil.copytree(run.path, tmp_path / "copy")
+        run.path.rename(tmp_path / "old")
+        (tmp_path / "copy").rename(run.path)
+        with pytest.raises(StorageError, match=r"rows\.jsonl was deleted or replaced"):
+            run.add({"key": "b"})
+        with pytest.raises(StorageError, match=r"\.lock was deleted or replaced"):
+            run.write("table.json", "{}")
+    assert (tmp_path / "old/rows.jsonl").read_text() == '{"key": "a"}\n'
+    assert not (tmp_path / "run/table.json").exists()
+
+
+def test_a_lock_or_rows_that_are_gone_alone_are_noticed(tmp_path: Path) -> None:
+    with Run(tmp_path / "run") as run:
+        (run.path / "rows.jsonl").unlink()
+        with pytest.raises(StorageError, match="deleted"):
+            run.add({"key": "a"})
+        run.answers.add({"key": "a"})
+        (run.path / ".lock").unlink()
+        with pytest.raises(StorageError, match="deleted"):
+            run.record(more=1)
+
+
+def test_a_disk_that_keeps_no_file_numbers_can_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os.path, "samestat", lambda one, other: False)
+    with Run(tmp_path / "run") as run:
+        run.add({"key": "a"})
+        run.record(more=1)
+        (run.path / "rows.jsonl").unlink()
+        with pytest.raises(StorageError):
+            run.add({"key": "b"})
+
+
+def test_links_in_a_folder_lead_nowhere(tmp_path: Path) -> None:
+    """A run that comes from somebody else can't have files outside of it written."""
+    outside = tmp_path / "outside"
+    outside.write_text("")
+    with Run(tmp_path / "run") as run:
+        (run.path / "table.json.part").symlink_to(outside)
+        run.write("table.json", "{}")
+        assert (run.path / "table.json").read_text() == "{}"
+    for name in ("rows.jsonl", "answers.jsonl", ".lock"):
+        (tmp_path / "run" / name).unlink()
+        (tmp_path / "run" / name).symlink_to(outside)
+        with pytest.raises(StorageError, match=re.escape(name)):
+            Run(tmp_path / "run", resume=True)
+        (tmp_path / "run" / name).unlink()
+    assert outside.read_text() == ""

@@ -21,6 +21,7 @@ from care.errors import CareError, DataError, NotFiniteError
 from care.examples import Example, Suite
 from care.progress import Progress
 from care.rows import Row, Rows
+from care.same import example_digest
 
 if TYPE_CHECKING:
     from care.defenses import Defense
@@ -122,7 +123,10 @@ def answer_suite(
         bar.advance(0, note=f"{cell.suite.name}, {cell.name}")
         if cell.missing(chunk, answers):
             found = _answers(generate, chunk)
-            add_missing(answers, [{"key": cell.key(e)} | found[e.id] for e in chunk])
+            add_missing(
+                answers,
+                [{"key": cell.key(e), "digest": example_digest(e)} | found[e.id] for e in chunk],
+            )
         bar.advance(cell.missing(chunk, results))
 
     def asks(cell: Cell) -> bool:

@@ -2,9 +2,13 @@
 
 `repair.json` says what the repair does and what it was fitted on, `repair.safetensors` holds the
 numbers, `README.md` is the model card. Loading checks, in this order and before any number is
-used: format version, digest of the numbers, names, types, shapes and finiteness of the numbers,
-what the channels say, and the model's architecture. Another revision of the same model warns.
-Saving makes the same checks before it writes. No pickle anywhere.
+used: format version, the digest, names, types, shapes and sizes of the numbers, what the channels
+say, and the model's architecture. Another revision of the same model warns. Saving makes the same
+checks before it writes. No pickle anywhere.
+
+The digest, `sha256` in repair.json, is that of everything else: the other entries of repair.json as
+canonical JSON (sorted keys, no spaces), a new line, the bytes of repair.safetensors. It tells
+damage and changes by accident; who means to deceive can state another.
 """
 
 from __future__ import annotations
@@ -18,39 +22,24 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from care.anatomy import Site
+from care.artefact_card import card
+from care.artefact_channels import arrays_of, channel_from, channel_to, check_apart, names_of
 from care.errors import ArtefactError, CareError
-from care.gate import Gate
-from care.repair import Channel, Repair
-from care.storage import to_json, write_whole
-from care.subspace import Subspace
+from care.repair import Repair
+from care.storage import to_json, unique_keys, write_whole
 
 if TYPE_CHECKING:
     from care.vlm import VLM
 
-FORMAT = 1
-"""Version of the artefact's layout; a reader refuses versions it doesn't know."""
+FORMAT = 2
+"""Version of the artefact's layout; a reader refuses versions it doesn't know. In version 1 the
+digest covered the numbers alone."""
 
 _VOLATILE = ("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype")
-
-_SUBSPACE_FACTS = (
-    "null_quantile",
-    "significant",
-    "shrinkage",
-    "condition",
-    "n_malicious",
-    "n_benign",
-)
-
-_GATE_PARTS = ("filters", "mean", "low", "high")
-
-_TYPES = {"eigenvalues": np.float64}
-"""Types of the arrays; those that aren't named here are float32."""
 
 _MANIFEST_PARTS = ("model", "evaluation")
 """Entries of the manifest that are read, so that they have to be objects."""
@@ -61,7 +50,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 def model_facts(vlm: VLM) -> dict[str, Any]:
     """What identifies the model a repair belongs to."""
-    config = _stable(vlm.model.config.to_dict())
+    config = stable(vlm.model.config.to_dict())
     template = getattr(vlm.processor, "chat_template", None) or ""
     return {
         "name": vlm.name,
@@ -75,11 +64,11 @@ def model_facts(vlm: VLM) -> dict[str, Any]:
     }
 
 
-def _stable(config: Any) -> Any:
+def stable(config: Any) -> Any:
     """A configuration, nested ones too, without what depends on how the model was loaded."""
     if not isinstance(config, dict):
         return config
-    return {key: _stable(value) for key, value in config.items() if key not in _VOLATILE}
+    return {key: stable(value) for key, value in config.items() if key not in _VOLATILE}
 
 
 def save(repair: Repair, folder: Path) -> Path:
@@ -89,36 +78,8 @@ def save(repair: Repair, folder: Path) -> Path:
     no JSON form, both before anything is written, and StorageError if writing fails.
     """
     _check_manifest(repair.manifest)
-    tensors: dict[str, np.ndarray] = {}
-    channels = []
-    for place, channel in enumerate(repair.channels):
-        subspace = channel.subspace
-        parts = _parts(channel)
-        _check_parts(place, parts, subspace.width, subspace.rank)
-        gate = None if channel.gate is None else _gate_facts(channel.gate)
-        _check_gate_facts(place, gate)
-        tensors |= {f"channels.{place}.{name}": part for name, part in parts.items()}
-        channels.append(
-            {
-                "site": str(channel.site),
-                "modality": channel.modality,
-                "scopes": list(channel.scopes),
-                "strength": channel.strength,
-                "gate": gate,
-                "rank": subspace.rank,
-                "width": subspace.width,
-            }
-            | {fact: getattr(subspace, fact) for fact in _SUBSPACE_FACTS}
-        )
-    numbers = save_tensors(tensors)
-    facts = {
-        "format": FORMAT,
-        "name": repair.name,
-        "fusion": repair.fusion,
-        "channels": channels,
-        "sha256": _digest(numbers),
-        "manifest": repair.manifest,
-    }
+    check_apart(repair.channels)
+    facts, numbers = _packed(repair)
     contents = {
         "repair.safetensors": numbers,
         "README.md": card(repair),
@@ -129,19 +90,56 @@ def save(repair: Repair, folder: Path) -> Path:
     return folder
 
 
+def digest(repair: Repair) -> str:
+    """The SHA-256 that the repair's artefact states; raises what `save` raises."""
+    return _packed(repair)[0]["sha256"]
+
+
+def _packed(repair: Repair) -> tuple[dict[str, Any], bytes]:
+    """What repair.json and repair.safetensors hold."""
+    tensors = {
+        f"channels.{place}.{name}": part
+        for place, channel in enumerate(repair.channels)
+        for name, part in arrays_of(channel, place).items()
+    }
+    numbers = save_tensors(tensors)
+    facts = {
+        "format": FORMAT,
+        "name": repair.name,
+        "fusion": repair.fusion,
+        "channels": [channel_to(channel, place) for place, channel in enumerate(repair.channels)],
+        "manifest": repair.manifest,
+    }
+    facts = json.loads(to_json(facts))  # as a reader gets them
+    return facts | {"sha256": _digest_of(facts, numbers)}, numbers
+
+
+def _digest_of(facts: dict[str, Any], numbers: bytes) -> str:
+    others = {key: value for key, value in facts.items() if key != "sha256"}
+    # ASCII, so that text which has no UTF-8 has a digest too.
+    canonical = json.dumps(others, sort_keys=True, separators=(",", ":"))
+    return _digest(canonical.encode() + b"\n" + numbers)
+
+
 def load(name_or_path: str | Path, vlm: VLM | None = None) -> Repair:
     """Read and check an artefact; ArtefactError says what is wrong with it."""
     folder = _local(name_or_path)
     facts = _facts(folder)
     numbers = _read(folder / "repair.safetensors")
-    if _digest(numbers) != facts["sha256"]:
+    if _digest_of(facts, numbers) != facts["sha256"]:
         raise ArtefactError(
-            f"the numbers in {folder} don't have the digest that repair.json states: the artefact "
-            "was damaged or changed; fetch it again"
+            f"the facts and numbers in {folder} don't have the digest that repair.json states: the "
+            "artefact was damaged or changed; fetch it again"
         )
     try:
         tensors = load_tensors(numbers)
-        channels = tuple(_channel(c, tensors, i) for i, c in enumerate(facts["channels"]))
+        channels = tuple(channel_from(c, tensors, i) for i, c in enumerate(facts["channels"]))
+        check_apart(channels)
+        if unused := sorted(tensors.keys() - names_of(facts["channels"])):
+            raise ArtefactError(
+                f"no channel of the artefact in {folder} uses its numbers {', '.join(unused):.80}; "
+                "fetch it again or fit a new one"
+            )
         repair = Repair(channels, facts["fusion"], facts["name"], facts["manifest"])
     except ArtefactError:
         raise
@@ -186,66 +184,6 @@ def push(repair: Repair, repo_id: str, **options: Any) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         folder = save(repair, Path(scratch) / "repair")
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **options))
-
-
-def card(repair: Repair) -> str:
-    """The model card: threat model, figures with intervals, known failures."""
-    model = repair.manifest.get("model") or {}
-    rows = "\n".join(
-        f"| {c.site} | {c.modality} | {', '.join(c.scopes)} | {_gate_words(c)} "
-        f"| {c.subspace.rank} | {c.strength:g} |"
-        for c in repair.channels
-    )
-    figures = _figures(repair.manifest.get("evaluation") or {})
-    return f"""---
-library_name: care
-base_model: {model.get("name", "unknown")}
-tags: [safety, vision-language, activation-editing]
----
-# {repair.name}: a repair for {model.get("name", "an unnamed model")}
-
-Unsafe subspaces that are projected out of activations while the model runs; no weight is changed.
-Use it with `care.Repair.from_pretrained(folder)` and `with repair.applied(vlm): ...`.
-
-| site | fitted on | edited tokens | gate | rank | strength |
-|---|---|---|---|---|---|
-{rows}
-
-## Figures
-{figures}
-
-## Threat model
-The attacker chooses picture and text, and knows neither the repair nor its subspaces: attack
-pictures were optimised against the unrepaired model. An attacker who optimises through the repair
-is not covered by these figures.
-
-## Known failures
-A repair removes what its fitting data show. Attacks of another kind, other languages and long
-conversations were not measured. Judges are imperfect: read answers before you rely on a rate.
-"""
-
-
-def _gate_words(channel: Channel) -> str:
-    """The families of attacks for which the gate of a channel opens."""
-    if channel.gate is None:
-        return "none"
-    return ", ".join(channel.gate.families) or f"{len(channel.gate.low)} filters"
-
-
-def _figures(evaluation: dict[str, Any]) -> str:
-    suites = evaluation.get("suites", [])
-    if not suites:
-        return "Not evaluated yet."
-    head = "| suite | n | before | after |\n|---|---|---|---|\n"
-    return head + "\n".join(
-        f"| {s['name']} ({s['metric']}) | {s['n']} | {_interval(s['before'])} "
-        f"| {_interval(s['after'])} |"
-        for s in suites
-    )
-
-
-def _interval(rate: dict[str, float]) -> str:
-    return f"{rate['rate']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]"
 
 
 def _digest(content: bytes) -> str:
@@ -297,6 +235,7 @@ def _facts(folder: Path) -> dict[str, Any]:
             parse_float=_finite,
             parse_constant=_finite,
             parse_int=_whole,
+            object_pairs_hook=unique_keys,
         )
     except RecursionError as error:
         raise ArtefactError(
@@ -308,8 +247,10 @@ def _facts(folder: Path) -> dict[str, Any]:
         ) from error
     version = facts.get("format") if isinstance(facts, dict) else None
     if version != FORMAT:
+        old = version == 1 and type(version) is int
+        why = ", whose digest doesn't cover what the repair does: fit it again" if old else ""
         raise ArtefactError(
-            f"{folder} has artefact format {version}, this version of care reads {FORMAT}"
+            f"{folder} has artefact format {version}, this version of care reads {FORMAT}{why}"
         )
     wanted = ("name", "fusion", "channels", "sha256", "manifest")
     missing = [key for key in wanted if key not in facts]
@@ -348,142 +289,3 @@ def _check_manifest(manifest: object) -> None:
                 f"{what} must be an object of named facts, got {part!r:.80}; leave it out or "
                 "write it as save_pretrained does"
             )
-
-
-# -- numbers ---------------------------------------------------------------------------------------
-
-
-def _parts(channel: Channel) -> dict[str, np.ndarray]:
-    """The arrays of a channel by name, in the types they are stored in."""
-    subspace = channel.subspace
-    gate = channel.gate
-    parts = {
-        "basis": subspace.basis,
-        "mean": subspace.mean,
-        "eigenvalues": subspace.eigenvalues,
-    }
-    if gate is not None:
-        parts |= {f"gate.{name}": getattr(gate, name) for name in _GATE_PARTS}
-    with np.errstate(over="ignore"):  # what overflows is refused for not being finite
-        return {
-            name: np.ascontiguousarray(part, _TYPES.get(name, np.float32))
-            for name, part in parts.items()
-        }
-
-
-def _gate_facts(gate: Gate) -> dict[str, Any]:
-    facts = {fact: getattr(gate, fact) for fact in ("opened_benign", "quantile")}
-    return facts | {"families": list(gate.families), "opened": dict(gate.opened)}
-
-
-def _gate(facts: dict[str, Any], parts: dict[str, np.ndarray]) -> Gate:
-    return Gate(
-        **{name: parts[f"gate.{name}"] for name in _GATE_PARTS},
-        families=tuple(facts["families"]),
-        **{fact: facts[fact] for fact in ("opened", "opened_benign", "quantile")},
-    )
-
-
-def _check_gate_facts(place: int, facts: object) -> None:
-    """ArtefactError unless they are null or names with shares in [0, 1]."""
-    if facts is None:
-        return
-    if not isinstance(facts, dict):
-        raise ArtefactError(
-            f"gate of channel {place} must be an object of facts or null, got {facts!r:.80}; "
-            "correct it or fetch the artefact again"
-        )
-    families, opened = facts["families"], facts["opened"]
-    wanted = {
-        "families": ("a list of texts", _are_texts(families)),
-        "opened": (
-            "an object of shares in [0, 1]",
-            isinstance(opened, dict)
-            and _are_texts(list(opened))
-            and all(map(_is_share, opened.values())),
-        ),
-    }
-    for fact in ("opened_benign", "quantile"):
-        fine = facts[fact] is None or _is_share(facts[fact])
-        wanted[fact] = ("a number in [0, 1] or null", fine)
-    for fact, (form, fine) in wanted.items():
-        if not fine:
-            raise ArtefactError(
-                f"{fact} of the gate of channel {place} must be {form}, got {facts[fact]!r:.80}; "
-                "correct it or fetch the artefact again"
-            )
-
-
-def _are_texts(names: object) -> bool:
-    return isinstance(names, list) and all(isinstance(name, str) for name in names)
-
-
-def _is_share(number: object) -> bool:
-    return isinstance(number, int | float) and type(number) is not bool and 0 <= number <= 1
-
-
-def _check_parts(place: int, parts: dict[str, np.ndarray], width: int, rank: int) -> None:
-    """ArtefactError unless the arrays of a channel have their types, shapes and finite entries."""
-    count = parts["gate.filters"].shape[1:2] if "gate.filters" in parts else ()
-    shapes = {
-        "mean": (width,),
-        "gate.filters": (width, *(count or (1,))),
-        "gate.mean": (width,),
-        "gate.low": count,
-        "gate.high": count,
-    }
-    for name, part in parts.items():
-        kind = np.dtype(_TYPES.get(name, np.float32))
-        shape = shapes.get(name, (width, rank)) if name != "eigenvalues" else part.shape[:1]
-        if part.dtype != kind or part.shape != shape or not np.isfinite(part).all():
-            raise ArtefactError(
-                f"channel {place} of the artefact has {part.dtype} numbers of shape {part.shape} "
-                f"as its {name} where finite ones of type {kind} and shape {shape} belong; fit "
-                "the repair again"
-            )
-    if "gate.low" in parts and (parts["gate.low"] >= parts["gate.high"]).any():
-        raise ArtefactError(
-            f"channel {place} of the artefact has a gate.low that isn't below its gate.high in "
-            "float32; fit the repair again"
-        )
-    values = parts["eigenvalues"]
-    # The first of `mean+cov` is a statistic of another kind; other controls have none at all.
-    if 0 < len(values) < rank or (np.diff(values[1:]) > 0).any():
-        raise ArtefactError(
-            f"channel {place} of the artefact has {len(values)} eigenvalues for its {rank} "
-            "directions, which must be none or as many at least, largest first; fit the repair "
-            "again"
-        )
-
-
-def _channel(facts: dict[str, Any], tensors: dict[str, np.ndarray], place: int) -> Channel:
-    names = ["basis", "mean", "eigenvalues"]
-    _check_gate_facts(place, facts["gate"])
-    if facts["gate"] is not None:
-        names += [f"gate.{name}" for name in _GATE_PARTS]
-    elif any(name.startswith(f"channels.{place}.gate.") for name in tensors):
-        raise ArtefactError(
-            f"channel {place} of the artefact has the numbers of a gate, but repair.json says that "
-            "it has none; fetch the artefact again"
-        )
-    parts = {name: tensors[f"channels.{place}.{name}"] for name in names}
-    _check_parts(place, parts, facts["width"], facts["rank"])
-    for fact in _SUBSPACE_FACTS:
-        if not isinstance(facts[fact], int | float | None):
-            raise ArtefactError(
-                f"{fact} of channel {place} must be a number or null, got {facts[fact]!r:.80}; "
-                "fetch the artefact again"
-            )
-    subspace = Subspace(
-        **{name: parts[name] for name in names[:3]},
-        **{fact: facts[fact] for fact in _SUBSPACE_FACTS},
-    )
-    scopes = facts["scopes"]
-    return Channel(
-        site=Site.parse(facts["site"]),
-        modality=facts["modality"],
-        scopes=tuple(scopes) if isinstance(scopes, list) else scopes,
-        subspace=subspace,
-        strength=facts["strength"],
-        gate=None if facts["gate"] is None else _gate(facts["gate"], parts),
-    )

@@ -23,6 +23,7 @@ from care.judges import AnyJudge, correct
 from care.progress import Progress, silent
 from care.rows import Row, Rows
 from care.runs import Run
+from care.same import digest_of, example_digest, is_same
 from care.table import Comparison, Table
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def evaluate(
     max_new_tokens: int = 32,
     stop: Callable[[str], bool] | None = None,
     progress: Callable[..., Progress] | None = None,
+    hold_to_defenses: bool = True,
 ) -> Table:
     """Answer every example of every suite under every defense, judge the answers, tabulate them.
 
@@ -54,15 +56,19 @@ def evaluate(
     "none". Answers are greedy; `stop` ends one early (see `VLM.generate`). With a `run`, what is
     already in it isn't done again, examples that failed included. `progress` makes the bar:
     `care.progress.Progress` itself, or anything called the same way; None shows nothing.
+    A defense that says by `digest()` what it does must be the same at every attempt of a run,
+    unless `hold_to_defenses` is False (for those fitted anew, which are equal up to rounding).
 
     Returns the table of this call's rows, suite by suite, in the order of the examples. A row is
-    {key, suite, role, example, kind, category, defense, seed, prompt, goal, response, outcome,
-    correct, error}; its key is suite/example/defense/seed. For a failed example response and
+    {key, digest, suite, role, example, kind, category, defense, seed, prompt, goal, response,
+    outcome, correct, error}; its key is suite/example/defense/seed, its digest that of the example
+    (`care.same`). For a failed example response and
     outcome are None; correct is None also where an example has no reference answers.
 
     Raises: UsageError for no suite or defense, a name used twice, or a run that holds another
-    example under the same key; StorageError when the disk is full (what was there stays). An error
-    that isn't about one example (a site that doesn't exist, a whole batch failing) is raised.
+    example under the same key or another defense under the same name; StorageError when the disk is
+    full (what was there stays). An error that isn't about one example (a site that doesn't exist, a
+    whole batch failing) is raised.
     """
     if batch_size < 1:
         raise UsageError(f"batch_size must be at least 1, got {batch_size}.")
@@ -70,7 +76,10 @@ def evaluate(
     answers, results = (Rows(), Rows()) if run is None else (run.answers, run.results)
     keys = [cell.key(example) for cell in cells for example in cell.examples]
     for cell in cells:
-        _check_same(cell, results)
+        _check_same(cell, results, answers)
+    if run is not None and hold_to_defenses:
+        given = {cell.name: digest_of(cell.defense) for cell in cells}
+        run.pin("defenses", {name: told for name, told in given.items() if told is not None})
 
     asking = Asking(vlm, batch_size, max_new_tokens, seed, stop)
     done = sum(key in results for key in keys)
@@ -120,14 +129,22 @@ def _named(
     return name or (UNDEFENDED if defense is None else defense.name), defense
 
 
-def _check_same(cell: Cell, results: Rows) -> None:
+def _check_same(cell: Cell, results: Rows, answers: Rows) -> None:
     for example in cell.examples:
-        row = results.get(cell.key(example))
-        if row is not None and row["prompt"] != example.prompt:
-            raise UsageError(
-                f"The run holds another example as {row['key']!r} (its prompt was "
-                f"{row['prompt']!r:.80}); evaluate the same suites or start a new run."
-            )
+        for row in (results.get(cell.key(example)), answers.get(cell.key(example))):
+            if row is None:
+                continue
+            if "digest" not in row:
+                raise UsageError(
+                    f"The run holds an answer to {row['key']!r} of an earlier version of care, "
+                    "which didn't record what exactly was asked; start a new run."
+                )
+            if not is_same(row, example):
+                raise UsageError(
+                    f"The run holds another example as {row['key']!r} (another prompt, goal, kind, "
+                    "picture, reference, category or system message); evaluate the same suites or "
+                    "start a new run."
+                )
 
 
 # --- judgements -----------------------------------------------------------------------------------
@@ -152,6 +169,7 @@ def _judge(cell: Cell, examples: list[Example], judge: AnyJudge, answers: Rows) 
     return [
         {
             "key": cell.key(e),
+            "digest": example_digest(e),
             "suite": cell.suite.name,
             "role": cell.suite.role,
             "example": e.id,

@@ -14,15 +14,16 @@ made goes on from its checkpoint. Not here: how an image is optimised (`care.att
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from care.attacks.job import AttackJob, requests_of
+from care.attacks.job import AttackJob, made_of, requests_of
 from care.attacks.job import run as make_image
-from care.checks import named_options
+from care.checks import check_file_name, named_options
 from care.errors import UsageError
 from care.evaluate import UNDEFENDED
 from care.evaluation_leaks import refuse_leaks
@@ -30,6 +31,7 @@ from care.evaluation_suites import named_suite
 from care.examples import Example, Suite
 from care.progress import Progress, silent
 from care.runs import Run
+from care.storage import storage_errors, to_json
 
 if TYPE_CHECKING:
     from care.evaluation_job import EvaluationJob
@@ -74,7 +76,8 @@ class ImageAttack:
                 options[key] = _number(key, given[key], kind)
         if "requests" in given:
             options["requests"] = Path(given["requests"])
-        attack = cls(given.get("as", preset), preset, options, given.get("suite"))
+        name = check_file_name(given.get("as", preset), "an attack")
+        attack = cls(name, preset, options, given.get("suite"))
         AttackJob(preset=preset, **_without_repair(options)).config()  # raises what is wrong
         return attack
 
@@ -120,10 +123,13 @@ def make_images(
     for attack in attacks:
         folders = _folders(run.path, attack, places)
         for (name, repair), folder in zip(places.items(), folders, strict=True):
+            job, label = attack.job(about, folder, repair), suite_name(attack, name)
+            job = replace(job, identity=run.manifest["pinned"]["model"])
             if (folder / "attack.json").exists():
+                _check_made_of(folder, job, label)
                 continue
-            job = attack.job(about, folder, repair)
-            config, label = job.config(), suite_name(attack, name)
+            run.inside(*folder.relative_to(run.path).parts)
+            config = job.config()
             many = config.steps * config.restarts
             with run.stage(f"attack {label}"), (progress or silent)(label, many) as bar:
                 make_image(job, _counting(bar), vlm)
@@ -233,6 +239,27 @@ def _folders(
 
 def _facts(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "attack.json").read_text(encoding="utf-8"))
+
+
+def _check_made_of(folder: Path, job: AttackJob, label: str) -> None:
+    """UsageError if an image that is there was made of something else than is asked for now."""
+    from care.repair import Repair
+
+    repair = None if job.repair is None else Repair.from_pretrained(job.repair)
+    wanted = json.loads(to_json(made_of(job, repair, job.identity or {})))
+    found = _facts(folder)
+    kept = found.get("made_of") or {}
+    differing = [key for key in wanted if kept.get(key) != wanted[key]]
+    with storage_errors(f"read {folder / 'image.png'}"):
+        image = (folder / "image.png").read_bytes()
+    if hashlib.sha256(image).hexdigest() != found["images"]["image"]["sha256"]:
+        differing.append("picture")
+    if differing:
+        raise UsageError(
+            f"The image of the attack {label} in {folder} was made of something else (another "
+            f"{', '.join(differing)}); choose another folder, or delete this one and resume to "
+            "make it again."
+        )
 
 
 def _counting(bar: Progress) -> Callable[[str, int, float], None]:

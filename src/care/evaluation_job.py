@@ -44,8 +44,9 @@ from care.progress import Progress
 from care.rejudge import open_verdicts, record_identity, rejudge
 from care.rows import Row, Rows
 from care.runs import Run
+from care.same import digest_of, suite_digest
 from care.scorecard import MARGIN, RULES, scorecard
-from care.storage import write_whole
+from care.weights import load_pinned
 
 Bar = Callable[..., Progress] | None
 
@@ -180,6 +181,8 @@ def evaluate(job: EvaluationJob, progress: Bar = None) -> dict[str, Any]:
         check_goals(job.attacks, job, requests)
         refuse_leaks([fitted_suite(name) for name in job.fitted_on], tested)
     with Run(job.out, resume=job.resume, config=job.config()) as run:
+        run.pin("suites", {suite.name: suite_digest(suite) for suite in tested})
+        run.pin("repairs", {name: _digest_of(path) for name, path in repairs.items()})
         _record(run, job, suites, leaking)
         rules = rules_of(job.job())
         suites = _answer(job, run, suites, requests, rules, progress)
@@ -270,13 +273,14 @@ def _answer(
     from care.repair import Repair
 
     attacks, places = job.attacks, job.defenses
-    vlm = load_model(job.job())
+    vlm = load_pinned(run, job.model, lambda: load_model(job.job()))
     defenses = [
         (name, None if path is None else Repair.from_pretrained(path, vlm))
         for name, path in places.items()
     ]
     make_images(attacks, job, run, vlm, progress)
     made = image_suites(attacks, run.path, list(places), requests)
+    run.pin("suites", {suite.name: suite_digest(suite) for suite in made})
     facts = {suite.name: suite_facts(suite) for suite in made}
     run.record(suites=run.manifest["suites"] | facts)
     suites = [*suites, *made]
@@ -327,7 +331,7 @@ def _judge_and_tabulate(
         tree = _tree(run, verdicts, names, reports, margin, seed)
     finally:
         verdicts.close()
-    write_whole(run.path / TABLE, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
+    run.write(TABLE, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
     return tree
 
 
@@ -351,7 +355,7 @@ def _tree(
         accuracies=accuracies,
         seed=seed,
     )
-    kept = ("model", "seed", "suites", "judges", "leaks", "repair_leaks")
+    kept = ("model", "seed", "suites", "judges", "leaks", "repair_leaks", "pinned")
     facts = {key: run.manifest.get(key) for key in kept}
     config = run.manifest["config"]
     found = threats(_attacks(config), run.path, _defenses(config), tree["suites"])
@@ -367,6 +371,12 @@ def _record(
         leaks="allowed" if job.allow_leaks else "checked" if job.fitted_on else "not checked",
         repair_leaks=leaking,
     )
+
+
+def _digest_of(repair: Path) -> str | None:
+    from care.repair import Repair
+
+    return digest_of(Repair.from_pretrained(repair))
 
 
 def _names(repairs: Sequence[Path]) -> list[str]:

@@ -148,15 +148,18 @@ def make_judge(job: Job) -> Judge:
 
 def suites_of(job: Job, split: Split) -> list[Suite]:
     """The job's suites in one split, attacks first."""
-    if job.attacks is None or job.benign is None:
+    if job.attacks is None:
         return _small_world(job, split)
+    return [part for whole in own_files(job) for part in _own(whole, split)]
+
+
+def own_files(job: Job) -> list[Suite]:
+    """The user's own attacks and benign requests, whole; none where the small world is asked."""
+    if job.attacks is None or job.benign is None:
+        return []
     from care.examples_file import read_suite
 
-    pairs: list[tuple[Path, Literal["attack", "over_refusal"]]] = [
-        (job.attacks, "attack"),
-        (job.benign, "over_refusal"),
-    ]
-    return [part for path, role in pairs for part in _own(read_suite(path, role), split)]
+    return [read_suite(job.attacks, "attack"), read_suite(job.benign, "over_refusal")]
 
 
 def _small_world(job: Job, split: Split) -> list[Suite]:

@@ -29,13 +29,13 @@ from care.edit_stats import EditStats
 from care.errors import ArtefactError, UsageError
 from care.hooks import edit
 from care.neuron_runs import Neuron, neuron_site
-from care.storage import to_json, write_whole
+from care.storage import config_digest, to_json, unique_keys, write_whole
 from care.vlm import VLM
 
 Suppression = Literal["mean", "zero"]
 
-FORMAT = "care-neurons-1"
-"""Marks a file as a neuron repair."""
+FORMAT = "care-neurons-2"
+"""Marks a file as a neuron repair; files of version 1 had no digest."""
 
 
 @dataclass(frozen=True)
@@ -153,16 +153,25 @@ class NeuronRepair:
         return replace(self, strength=strength)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, from which `from_json` makes the same repair."""
-        tree = json.loads(to_json(asdict(self)))
-        return {"format": FORMAT, **tree}
+        """Plain JSON values with their digest, from which `from_json` makes the same repair."""
+        tree = {"format": FORMAT, **json.loads(to_json(asdict(self)))}
+        return tree | {"sha256": config_digest(tree)}
+
+    def digest(self) -> str:
+        """SHA-256 over everything it does and was made from, as its file states it."""
+        return self.to_json()["sha256"]
 
     @classmethod
     def from_json(cls, tree: Any) -> NeuronRepair:
         """Inverse of `to_json`; ArtefactError for anything else."""
         if not isinstance(tree, Mapping) or tree.get("format") != FORMAT:
-            raise ArtefactError(f"this is not a neuron repair of format {FORMAT}: {tree!r:.60}")
+            raise ArtefactError(
+                f"this is not a neuron repair of format {FORMAT}, make it anew: {tree!r:.60}"
+            )
+        others = {key: value for key, value in tree.items() if key != "sha256"}
         try:
+            if tree.get("sha256") != config_digest(others):
+                raise UsageError("it doesn't have the digest that it states")
             return cls(
                 neurons=tuple((int(layer), int(neuron)) for layer, neuron in tree["neurons"]),
                 means=tuple(tuple(float(value) for value in row) for row in tree["means"]),
@@ -172,19 +181,24 @@ class NeuronRepair:
                 name=str(tree["name"]),
                 manifest=dict(tree["manifest"]),
             )
-        except (KeyError, TypeError, ValueError, IndexError, LookupError) as error:
+        except (UsageError, TypeError, ValueError, LookupError, OverflowError) as error:
             raise ArtefactError(f"the neuron repair is damaged ({error}): make it anew") from error
 
     def save(self, path: str | Path) -> Path:
         """Write one JSON file, whole or not at all."""
-        return write_whole(path, to_json(self.to_json(), indent=1))
+        return write_whole(path, self.to_text())
+
+    def to_text(self) -> str:
+        """What `save` writes."""
+        return to_json(self.to_json(), indent=1)
 
     @classmethod
     def load(cls, path: str | Path) -> NeuronRepair:
         """Read what `save` wrote; ArtefactError if it isn't there or is something else."""
         try:
-            tree = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            text = Path(path).read_text(encoding="utf-8")
+            tree = json.loads(text, object_pairs_hook=unique_keys)
+        except (OSError, ValueError) as error:
             raise ArtefactError(f"{path} can't be read as a neuron repair ({error})") from error
         return cls.from_json(tree)
 

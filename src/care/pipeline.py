@@ -46,6 +46,7 @@ from care.jobs import (
     load_model,
     make_judge,
     mean_rates,
+    own_files,
     pairs_of,
     split_examples,
     started,
@@ -61,11 +62,13 @@ from care.repairs_judged import NEURONS, SUBSPACE, compare_answers, remaining
 from care.report import write_diagnosis, write_report
 from care.rows import Rows
 from care.runs import Run
+from care.same import suite_digest
 from care.scan import ScanRow
 from care.selection import FINALISTS, RULE, Candidate, candidates, choose, ranked, screen
 from care.table import Table
 from care.tree import answer_pairs, attribution, report_tree
 from care.vlm import VLM
+from care.weights import load_pinned
 
 __all__ = ["Job", "diagnose", "fit", "repair"]
 
@@ -87,16 +90,18 @@ class _Workflow:
     def __init__(self, job: Job, run: Run, progress: Bar, sampled: bool = False) -> None:
         """`sampled`: a part of the examples to fit on, and of harmless others, is asked."""
         self.job, self.run, self.progress, self.sampled = job, run, progress, sampled
-        self.vlm: VLM = load_model(job)
+        self.vlm: VLM = load_pinned(run, job.model, lambda: load_model(job))
         self.judge: Judge = make_judge(job)
         self.splits: dict[str, list[Suite]] = {}
 
     def suites(self, split: Any) -> list[Suite]:
-        """The suites of one split, made once."""
+        """The suites of one split, made once; UsageError if an earlier attempt had others."""
         if split not in self.splits:
-            self.splits[split] = suites_of(self.job, split)
+            made = suites_of(self.job, split)
             if self.sampled:
-                self.splits[split] = [_sample(suite, split) for suite in self.splits[split]]
+                made = [_sample(suite, split) for suite in made]
+            self.run.pin("suites", {f"{suite.name}/{split}": suite_digest(suite) for suite in made})
+            self.splits[split] = made
         return self.splits[split]
 
     def stage_json(self, name: str, make: Callable[[], Any]) -> Any:
@@ -128,7 +133,7 @@ class _Workflow:
                     sites=sites if config.gate else (),
                     progress=bar.advance,
                 )
-            save_decisions(kept, material)
+            save_decisions(self.run.inside(kept.name), material)
             return material_to(material)
 
         facts = self.stage_json("material", make)
@@ -154,10 +159,11 @@ class _Workflow:
 
         rival, kept = cache(fitter.repair), self.run.path / "neurons-repair.json"
 
+        def keep(found: NeuronRepair) -> None:
+            self.run.write(kept.name, found.to_text())
+
         def neurons() -> dict[str, Any]:
-            return inquiry.neurons(
-                rival() if config.repair_prompts else None, lambda found: found.save(kept)
-            )
+            return inquiry.neurons(rival() if config.repair_prompts else None, keep)
 
         sites = self.stage_json("sites", scanned)
         effects = self.stage_json("effects", inquiry.effects)
@@ -174,10 +180,13 @@ class _Workflow:
     ) -> dict[str, Any]:
         """Whole answers to `suites` under a neuron repair, beside those under a subspace repair."""
         defenses = [None, (NEURONS, neurons), (SUBSPACE, rival)]
-        inner = Run(self.run.path / "neuron-answers", resume=True, config=self.job.config())
-        with inner:
+        with self.inner("neuron-answers") as inner:
             table = self.ask(suites, defenses, "neuron answers", inner)
         return compare_answers(table, neurons, self.job.seed)
+
+    def inner(self, name: str) -> Run:
+        """A run within the run's folder, for answers that aren't the job's own."""
+        return Run(self.run.inside(name), resume=True, config=self.job.config())
 
     def inquiry(self, fitter: Fitter, config: InquiryConfig) -> Inquiry:
         """The diagnosis of this job, of attacks that worked."""
@@ -239,9 +248,8 @@ class _Workflow:
     def select(self, fitter: Fitter, diagnosis: dict[str, Any]) -> tuple[Candidate, Any]:
         """Fit the candidates, judge them on validation, and take the best by the stated rule."""
         tried, screened = self.finalists(fitter, recommended(diagnosis["channels"]))
-        inner = Run(self.run.path / "selection", resume=True, config=self.job.config())
         defenses = [None, *((c.name, c.repair) for c in tried)]
-        with inner:
+        with self.inner("selection") as inner:
             table = self.ask(self.counted("validation"), defenses, "selection", inner)
         before = mean_rates(table, UNDEFENDED)
         rates = {c.name: mean_rates(table, c.name) for c in tried}
@@ -316,6 +324,7 @@ class _Workflow:
                 max_new_tokens=self.job.max_new_tokens,
                 stop=refused,
                 progress=self.progress,
+                hold_to_defenses=False,  # fitted anew when a job is resumed, equal up to rounding
             )
 
 
@@ -328,8 +337,19 @@ def _sample(suite: Suite, split: str) -> Suite:
 
 def _open(job: Job) -> Run:
     run = Run(job.out, resume=job.resume, config=job.config())
-    run.record(**started(job))
+    try:
+        run.pin("files", _digests(job))
+        run.record(**started(job))
+    except BaseException:
+        run.close()
+        raise
     return run
+
+
+def _digests(job: Job) -> dict[str, str]:
+    """SHA-256 of the user's own suites as a whole, of which a split is looked at when it's due."""
+    names = ("attacks", "benign")
+    return {name: suite_digest(each) for name, each in zip(names, own_files(job), strict=False)}
 
 
 def repair(job: Job, progress: Bar = None) -> dict[str, Any]:
@@ -351,7 +371,7 @@ def repair(job: Job, progress: Bar = None) -> dict[str, Any]:
             tree["attribution"] = attribution(work.vlm, list(tests.values()), chosen.repair)
             _record_suites(run, work)
             chosen.repair.manifest["evaluation"] = {"suites": tree["suites"]}
-            chosen.repair.save_pretrained(job.out / "repair")
+            chosen.repair.save_pretrained(run.inside("repair"))
         tree["manifest"] = dict(run.manifest)
         tree["cost"] = {
             "stages": [{"name": s["name"], "seconds": s["seconds"]} for s in run.stages],
@@ -359,6 +379,7 @@ def repair(job: Job, progress: Bar = None) -> dict[str, Any]:
             "peak_memory_gib": peak_memory_gib() or 0.0,
             "machine": run.manifest["machine"],
         }
+        run.check_there()
         write_report(tree, job.out)
     return json.loads((job.out / "report.json").read_text(encoding="utf-8"))
 
@@ -384,17 +405,18 @@ def _record_suites(run: Run, work: _Workflow) -> None:
 def diagnose(job: Job, progress: Bar = None) -> dict[str, Any]:
     """Only the diagnosis, whole; what diagnosis.json holds, beside which is diagnosis.html.
 
-    Of the small world a sample is asked, unless the folder already has answers to all of its fit
-    split.
+    Of the small world a sample is asked, unless a repair was begun in the folder, which asks all.
     """
     with _open(job) as run:
-        known = run.stage_done("material") and not run.manifest.get("sampled")
-        sampled = job.attacks is None and not known
+        # A run that a repair was begun in asks all of the examples, and goes on to.
+        whole = bool(run.manifest["pinned"].get("suites")) and not run.manifest.get("sampled")
+        sampled = job.attacks is None and not whole
         run.record(sampled=sampled)
         with run.stage("model"):
             work = _Workflow(job, run, progress, sampled)
         fitter = work.fitter()
         found = work.channels(fitter, work.diagnosis(fitter, InquiryConfig()))
+        run.check_there()
     page = write_diagnosis(found, job.out, f"Diagnosis of {job.model or 'the embedded model'}")
     return json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
 
@@ -408,4 +430,4 @@ def fit(job: Job, progress: Bar = None) -> Path:
         diagnosis = work.channels(fitter, work.diagnosis(fitter, BRIEF))
         chosen, selection = work.select(fitter, diagnosis)
         run.write_json("selection.json", selection)
-        return chosen.repair.save_pretrained(job.out / "repair")
+        return chosen.repair.save_pretrained(run.inside("repair"))

@@ -28,6 +28,7 @@ from care.judges import AnyJudge, Verdict
 from care.progress import Progress, silent
 from care.rows import Row, Rows
 from care.runs import Run
+from care.same import is_same, warn_of_old
 from care.storage import to_json
 
 VERDICTS = "verdicts.jsonl"
@@ -66,6 +67,8 @@ def rejudge(
     answered = [row for row in run.rows() if row.get("response") is not None]
     if not answered:
         raise UsageError(f"The run in {run.path} holds no answers to judge; evaluate first.")
+    if getattr(judge, "reads_images", False):
+        warn_of_old(answered)
     last = latest(verdicts.all(), judge.name)
     waiting = [row for row in answered if _waits(last.get(row["key"]), retry)]
     done = len(answered) - len(waiting)
@@ -188,7 +191,7 @@ def _ask(judge: AnyJudge, rows: Sequence[Row], examples: Examples | None) -> Seq
 
 def _pictures(row: Row, judge: str, examples: Examples | None) -> list[Image.Image]:
     example = (examples or {}).get((row["suite"], row["example"]))
-    if example is None or example.prompt != row["prompt"]:
+    if example is None or not is_same(row, example):
         raise DataError(
             f"The judge {judge} looks at pictures, but the example {row['example']!r} of suite "
             f"{row['suite']!r} isn't at hand as it was asked; pass the suites of the run."

@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 Modality = Literal["image", "text"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 
+MAX_STRENGTH = 50
+"""Greatest strength of a channel; answers are broken long before."""
+
 
 @dataclass(frozen=True, eq=False)
 class Channel:
@@ -68,8 +71,11 @@ class Channel:
             raise UsageError(
                 f"modality must be one of {', '.join(MODALITIES)}, got {self.modality!r}"
             )
-        if not _is_finite(self.strength) or self.strength < 0:
-            raise UsageError(f"strength must be a finite number ≥ 0, got {self.strength!r:.40}")
+        if not _is_finite(self.strength) or not 0 <= self.strength <= MAX_STRENGTH:
+            raise UsageError(
+                f"strength must be a finite number ≥ 0 and at most {MAX_STRENGTH}, got "
+                f"{self.strength!r:.40}"
+            )
         if self.gate is not None and len(self.gate.filters) != self.subspace.width:
             raise UsageError(
                 f"the gate has width {len(self.gate.filters)}, the subspace {self.subspace.width}"
@@ -345,6 +351,12 @@ class Repair:
         from care.fitting import fit_repair
 
         return fit_repair(vlm, attacks, benign, **options)
+
+    def digest(self) -> str:
+        """The SHA-256 that its artefact states, over everything it does and was fitted on."""
+        from care.artefact import digest
+
+        return digest(self)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the artefact's folder; see `care.artefact`."""

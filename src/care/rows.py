@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from care.errors import DataError, UsageError
-from care.storage import storage_errors, to_json, write_all
+from care.storage import NO_LINK, Place, storage_errors, to_json, write_all
 
 Row = dict[str, Any]
 
@@ -31,11 +31,14 @@ class Rows:
         self.path = path
         self._rows: dict[str, Row] = {}
         self._file: int | None = None
+        self._place: Place | None = None
         self._size = 0
         if path is not None:
             self._size = self._read(path)
             with storage_errors(f"open {path}"):
-                self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | NO_LINK
+                self._file = os.open(path, flags, 0o644)
+            self._place = Place(path, self._file)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -55,7 +58,8 @@ class Rows:
         """Append rows with one write and one sync; all of them are on disk on return.
 
         Raises: UsageError for a row without a new, non-empty key or one that JSON can't hold;
-        StorageError when the disk is full, after which the file is as it was before.
+        StorageError when the disk is full, after which the file is as it was before, or the file
+        was deleted or replaced.
         """
         if not rows:
             return
@@ -79,13 +83,15 @@ class Rows:
             self._file = None
 
     def _append(self, data: bytes) -> None:
-        file = self._file
-        if file is None:
+        file, place = self._file, self._place
+        if file is None or place is None:
             raise UsageError(f"{self.path} is closed; open the run again to add rows.")
         try:
+            place.check()
             with storage_errors(f"add rows to {self.path}; the earlier {len(self)} are kept"):
                 write_all(file, data)
                 os.fsync(file)
+            place.check()
         except BaseException:
             # A torn line in the middle of the file could not be told from damage later.
             with suppress(OSError):

@@ -23,7 +23,15 @@ from typing import Any
 from care.errors import DataError, StorageError, UsageError
 from care.machine import machine_facts, peak_memory_gib, versions
 from care.rows import Row, Rows
-from care.storage import PART, config_digest, storage_errors, to_json, write_whole
+from care.storage import (
+    NO_LINK,
+    PART,
+    Place,
+    config_digest,
+    storage_errors,
+    to_json,
+    write_whole,
+)
 
 try:
     import fcntl
@@ -43,8 +51,9 @@ class Run:
     everything that decides the rows: resuming with another one is refused, None isn't compared.
 
     Raises: UsageError when the folder holds something and `resume` is False, isn't a run, or was
-    made with another configuration; StorageError when it can't be written or another process has
-    it open; DataError when a row other than the last is damaged.
+    made with another configuration; StorageError when it can't be written, another process has it
+    open, or it was deleted or replaced meanwhile; DataError when a row other than the last is
+    damaged, or the manifest isn't one.
 
     Attributes: `path`; `manifest`, as it is on disk; `results` and `answers`, the `Rows`
     of rows.jsonl and answers.jsonl.
@@ -58,6 +67,7 @@ class Run:
         found = self._prepare_folder(resume)
         lock = self._take_lock()
         self._lock: int | None = lock
+        self._place = Place(self.path / LOCK, lock)
         try:
             self._open_manifest(found, config)
             self.results = Rows(self.path / ROWS)
@@ -102,16 +112,65 @@ class Run:
 
     def write(self, name: str, content: bytes | str) -> Path:
         """Write an artefact whole or not at all, and return its path."""
-        return write_whole(self.path / name, content)
+        self.check_there()
+        return write_whole(self.path / name, content, make_folder=False)
+
+    def check_there(self) -> None:
+        """StorageError if the folder was deleted or replaced since the run was opened.
+
+        Whoever writes into the folder other than by this class asks before, so that no second,
+        half-empty folder is made under the same name.
+        """
+        self._place.check()
 
     def write_json(self, name: str, content: object) -> Path:
         """Write an artefact as indented JSON, whole or not at all, and return its path."""
         return self.write(name, to_json(content, indent=2) + "\n")
 
+    def inside(self, *names: str) -> Path:
+        """A place within the folder, for whoever writes there other than by this class.
+
+        Raises what `check_there` does, and UsageError where links lead out of the folder.
+        """
+        self.check_there()
+        place = self.path.joinpath(*names)
+        if not place.resolve().is_relative_to(self.path.resolve()):
+            raise UsageError(
+                f"{place} leads out of the run's folder, to {place.resolve()}; remove the link."
+            )
+        return place
+
     def record(self, **facts: object) -> None:
         """Put facts into the manifest (suites, model, …) and save it."""
         self.manifest |= json.loads(to_json(facts))
         self.write_json(MANIFEST, self.manifest)
+
+    def pin(self, what: str, facts: Mapping[str, Any]) -> None:
+        """Hold the run to facts that decide its rows and are found out after it was opened.
+
+        They are kept in the manifest as `pinned[what]`: digests of the model, of suites by name,
+        of repairs by name. What an earlier attempt has recorded is never written over.
+
+        Raises: UsageError when one of them was another one in an earlier attempt, or the run was
+        started by a version that recorded none.
+        """
+        if "pinned" not in self.manifest:
+            raise UsageError(
+                f"The run in {self.path} was started by an earlier version of care, which didn't "
+                f"record by which {what} its rows were made, so it can't be resumed; choose "
+                "another folder."
+            )
+        known: dict[str, Any] = self.manifest["pinned"].get(what, {})
+        plain: dict[str, Any] = json.loads(to_json(facts))
+        for name, fact in plain.items():
+            if name in known and known[name] != fact:
+                raise UsageError(
+                    f"The {what} of the run in {self.path} changed since it was started ({name}: "
+                    f"{known[name]!r:.20}… then, {fact!r:.20}… now); resume it with the same or "
+                    "choose another folder."
+                )
+        if plain.keys() - known.keys():
+            self.record(pinned=self.manifest["pinned"] | {what: known | plain})
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -178,7 +237,7 @@ class Run:
 
     def _take_lock(self) -> int:
         with storage_errors(f"open {self.path / LOCK}"):
-            handle = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            handle = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | NO_LINK, 0o644)
         if fcntl is None:
             return handle
         try:
@@ -207,6 +266,7 @@ class Run:
                 versions=versions(),
                 stages=[],
                 resumed=[],
+                pinned={},
             )
             return
         self.manifest = _read_manifest(self.path / MANIFEST)

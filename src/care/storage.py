@@ -22,6 +22,10 @@ from care.errors import StorageError, UsageError
 PART = ".part"
 """Ending of a file that is still being written."""
 
+NO_LINK: int = getattr(os, "O_NOFOLLOW", 0)
+"""Flag by which a file that is a symbolic link isn't opened, where the system has one: a folder
+that was copied from somebody else must not lead to files outside of it."""
+
 
 def config_digest(config: Mapping[str, Any]) -> str:
     """SHA-256 of a configuration as JSON with sorted keys, in hexadecimal."""
@@ -41,15 +45,34 @@ def to_json(value: object, **options: Any) -> str:
         raise UsageError("This can't be written as JSON: it is nested too deeply.") from error
 
 
-def write_whole(path: str | Path, content: bytes | str) -> Path:
-    """Write a file so that it is there whole or, after a kill or an error, as it was before."""
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError for one that has a key twice, of which the last would count.
+
+    For `object_pairs_hook` of `json.loads`.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r:.60} stands twice in one object")
+    return found
+
+
+def write_whole(path: str | Path, content: bytes | str, make_folder: bool = True) -> Path:
+    """Write a file so that it is there whole or, after a kill or an error, as it was before.
+
+    Its folder is made where there is none, unless `make_folder` is False.
+    """
     path = Path(path)
     part = path.with_name(path.name + PART)
     data = content.encode() if isinstance(content, str) else content
     try:
         with storage_errors(f"write {path}"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            if make_folder:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            if part.is_symlink():  # writing through it would change a file somewhere else
+                part.unlink()
+            file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | NO_LINK, 0o644)
             try:
                 write_all(file, data)
                 os.fsync(file)
@@ -61,6 +84,33 @@ def write_whole(path: str | Path, content: bytes | str) -> Path:
             part.unlink(missing_ok=True)
         raise
     return path
+
+
+class Place:
+    """An open file and the path it was opened at: is it still there?
+
+    What is written to a file that was deleted, or whose folder was, goes nowhere and without an
+    error. File numbers tell; where a disk doesn't keep them (they differ already when the file is
+    opened) the path must at least lead to a file.
+    """
+
+    def __init__(self, path: Path, file: int) -> None:
+        self.path, self._file = path, file
+        self._keeps_numbers = self._same()
+
+    def check(self) -> None:
+        """StorageError if the path leads to no file any more, or to another one."""
+        if not (self._same() if self._keeps_numbers else self.path.exists()):
+            raise StorageError(
+                f"{self.path} was deleted or replaced while it was in use, so nothing more is "
+                "written there; leave the folder alone during a run and start it again."
+            )
+
+    def _same(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._file), self.path.stat())
+        except OSError:
+            return False
 
 
 def write_all(file: int, data: bytes) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,8 +28,10 @@ from care.errors import ArtefactError, DataError, UsageError
 from care.examples import Example, load_image
 from care.jobs import load_model
 from care.repair import Repair
-from care.storage import to_json, write_whole
+from care.same import digest_of
+from care.storage import config_digest, to_json, write_whole
 from care.vlm import VLM
+from care.weights import model_identity
 
 SCHEMA = "care.attack/1"
 """Version of the layout of attack.json."""
@@ -95,6 +97,8 @@ class AttackJob:
     """Revision of the model on the Hub."""
     trust_remote_code: bool = False
     """Run code that the model's repository brings."""
+    identity: Mapping[str, Any] | None = None
+    """What `care.weights` says of the model, where that is known already; it takes a while."""
 
     def __post_init__(self) -> None:
         if self.loss == "toxic" and self.corpus is None:
@@ -164,6 +168,7 @@ def run(job: AttackJob, progress: Bar | None = None, vlm: VLM | None = None) -> 
         "requests": len(examples),
         "repair": None if repair is None else repair.name,
         "gate": None if repair is None else job.gate,
+        "made_of": made_of(job, repair, job.identity or model_identity(job.model, vlm)),
     }
     if job.compare and repair is not None:
         found = _compare(job, vlm, repair, examples, targets, start, config, progress)
@@ -189,6 +194,26 @@ def run(job: AttackJob, progress: Bar | None = None, vlm: VLM | None = None) -> 
     }
     write_whole(job.out / "attack.json", to_json(facts, indent=1) + "\n")
     return facts
+
+
+def made_of(job: AttackJob, repair: Repair | None, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the image, by digests where a name doesn't tell: model, repair, requests with
+    their targets, start, and the settings."""
+    examples, targets = requests_of(job)
+    start = _start(job)
+    pixels = f"{start.size}".encode() + start.tobytes()
+    return {
+        "model": identity,
+        "repair": digest_of(repair),
+        "requests": config_digest({"asked": [e.digest() for e in examples], "targets": targets}),
+        "start": hashlib.sha256(pixels).hexdigest(),
+        "settings": {
+            **asdict(job.config()),
+            "dtype": job.dtype,
+            "gate": None if repair is None else job.gate,
+            "evasion": job.evasion,
+        },
+    }
 
 
 def _saved(

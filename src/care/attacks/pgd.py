@@ -33,6 +33,7 @@ from care.attacks.through import Through
 from care.errors import UsageError
 from care.examples import Example, load_image
 from care.vlm import VLM
+from care.weights import parameters_digest
 
 SAVE_EVERY = 25
 """Steps between two checkpoints."""
@@ -106,7 +107,9 @@ def universal_image(
         # Only of the defense it is known what it edits, not of what else may be active.
         alone = not vlm.model._forward_pre_hooks
         objective.late = through is not None and through.late and alone
-        digest = _digest(vlm, examples, targets, levels, config, through)
+        digest = ""
+        if checkpoint is not None:
+            digest = _digest(vlm, examples, targets, levels, config, through)
         results = []
         for restart in range(config.restarts):
             told = f"{digest}/{restart}"
@@ -310,6 +313,7 @@ def _digest(
     requests = [(example.system, example.prompt) for example in examples]
     defended = None if through is None else through.describe()
     told = [vlm.name, vlm.revision, str(vlm.dtype), settings, requests, targets, defended]
+    told.append(parameters_digest(vlm.model))  # a name doesn't tell which weights lie there
     hasher = hashlib.sha256(json.dumps(told).encode())
     hasher.update(levels.to(torch.uint8).cpu().numpy().tobytes())
     return hasher.hexdigest()

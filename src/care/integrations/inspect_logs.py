@@ -17,11 +17,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from care.checks import MAX_NAME
 from care.errors import DataError, UsageError
 from care.integrations.inspect_shared import require_inspect
 from care.rejudge import VERDICTS, Examples, by_place, judged, judges_of, read_rows
 from care.rows import Row
 from care.runs import MANIFEST, ROWS
+from care.same import is_same, warn_of_old
 from care.scorecard import RULES, cluster_of
 from care.storage import storage_errors
 from care.table import Table, counts
@@ -80,6 +82,8 @@ def _read(run: Path, images: bool) -> _Run:
     judges = judges_of(row for row in verdicts if row["outcome"] is not None)
     seen = {RULES: rows} | {name: judged(rows, verdicts, name) for name in judges}
     tables = {name: Table(of_judge) for name, of_judge in seen.items()}
+    if images:
+        warn_of_old(rows)
     examples = _examples(run, manifest["config"], tables[RULES].suites) if images else {}
     return _Run(manifest, tables, examples)
 
@@ -229,7 +233,7 @@ def _sample(row: Row, by_judge: Mapping[str, Row], model: str, examples: Example
         from care.integrations.inspect_tasks import messages
 
         example = examples.get((row["suite"], row["example"]))
-        if example is None or example.prompt != row["prompt"]:
+        if example is None or not is_same(row, example):
             raise DataError(
                 f"The example {row['example']!r} of suite {row['suite']!r} isn't at hand as it was "
                 "asked; write the logs without --images."
@@ -272,8 +276,8 @@ def _score(judge: str, row: Row) -> Any:
 
 def _file_name(spec: Any) -> str:
     """As Inspect names its own: moment, task and id; the same run gets the same names again."""
-    moment = re.sub(r"[:+]", "-", spec.created)
-    task = re.sub(r"[^\w.]|_", "-", f"{spec.task}-{spec.metadata['defense']}")
+    moment = re.sub(r"[^\w.-]", "-", spec.created)
+    task = re.sub(r"[^\w.]|_", "-", f"{spec.task}-{spec.metadata['defense']}")[:MAX_NAME]
     return f"{moment}_{task}_{spec.task_id}.eval"
 
 

@@ -12,7 +12,7 @@ from copy import copy
 from dataclasses import dataclass, fields
 from typing import Any
 
-from care.checks import named_options
+from care.checks import check_file_name, named_options
 from care.errors import UsageError
 from care.judges import AnyJudge, Judge
 
@@ -38,7 +38,7 @@ def make_judge(wanted: str, rules: Judge | None = None) -> AnyJudge:
     """
     name, options = _parsed(wanted)
     entry = JUDGES[name]
-    shown = str(options.pop("as", name))
+    shown = check_file_name(str(options.pop("as", name)), "a judge")
     if unknown := sorted(options.keys() - set(entry.options)):
         raise UsageError(
             f"The judge {name} has no option {unknown[0]!r}; it takes "
@@ -50,7 +50,7 @@ def make_judge(wanted: str, rules: Judge | None = None) -> AnyJudge:
 def shown_name(wanted: str) -> str:
     """The name in tables of the judge that `wanted` describes, without loading it."""
     name, options = _parsed(wanted)
-    return str(options.get("as", name))
+    return check_file_name(str(options.get("as", name)), "a judge")
 
 
 def needs_images(wanted: str) -> bool:
