@@ -14,7 +14,6 @@ made goes on from its checkpoint. Not here: how an image is optimised (`care.att
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from care.evaluation_leaks import refuse_leaks
 from care.evaluation_suites import named_suite
 from care.examples import Example, Suite
 from care.progress import Progress, silent
+from care.reading import read_json
 from care.runs import Run
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ def _folders(
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "attack.json").read_text(encoding="utf-8"))
+    return read_json(folder / "attack.json", "facts of an attack", otherwise="make it anew")
 
 
 def _counting(bar: Progress) -> Callable[[str, int, float], None]:
