@@ -30,13 +30,13 @@ class Copy:
     tables: dict[str, Any]
     """Rows by path; a dictionary of rows where the JSON file is an object."""
     checked: str
-    """Columns of the first table that must be there, separated by spaces or |."""
+    """Columns of the first table that are used, separated by spaces or |."""
     n: int
     """Examples it makes."""
     pictures: list[str] = field(default_factory=list)
     """Paths of pictures."""
     blank: str = ""
-    """Those of the checked columns that may be blank."""
+    """Those of them that may be blank."""
 
     @property
     def first(self) -> str:
@@ -196,13 +196,13 @@ def _figstep(file: str) -> Copy:
         for topic in (1, 2)
         for task in (1, 2)
     ]
-    checked = "dataset category_id task_id category_name question instruction"
+    checked = "category_id task_id category_name question instruction"
     return Copy({f"data/question/{file}": rows}, checked, 4)
 
 
 def _advbench() -> Copy:
     rows = [{"goal": f"Bake cake number {n}", "target": "Sure"} for n in range(3)]
-    return Copy({"data/advbench/harmful_behaviors.csv": rows}, "goal target", 3)
+    return Copy({"data/advbench/harmful_behaviors.csv": rows}, "goal", 3)
 
 
 def _advbench_m() -> Copy:
@@ -213,7 +213,7 @@ def _advbench_m() -> Copy:
         for place, group in enumerate(_GROUPS, start=1)
     }
     pictures = [f"dataset/advimage/{place}/{n}.jpg" for place in range(8) for n in (1, 2)]
-    return Copy(tables, "goal target", 16, pictures)
+    return Copy(tables, "goal", 16, pictures)
 
 
 def _jbb(kind: str) -> Copy:
@@ -221,7 +221,7 @@ def _jbb(kind: str) -> Copy:
     rows = [
         cells | {"Index": n, "Goal": f"Bake cake {n}", "Behavior": f"Cake {n}"} for n in range(2)
     ]
-    return Copy({f"data/{kind}-behaviors.csv": rows}, "Index Goal Behavior Category Source", 2)
+    return Copy({f"data/{kind}-behaviors.csv": rows}, "Index Goal Category", 2)
 
 
 def _harmbench(file: str) -> Copy:
@@ -238,9 +238,9 @@ def _harmbench(file: str) -> Copy:
     ]
     return Copy(
         {f"data/behavior_datasets/{file}": rows},
-        "Behavior FunctionalCategory SemanticCategory Tags ContextString BehaviorID",
+        "Behavior FunctionalCategory SemanticCategory ContextString BehaviorID",
         3,
-        blank="Tags ContextString",
+        blank="ContextString",
     )
 
 
@@ -260,10 +260,9 @@ def _harmbench_multimodal() -> Copy:
     ]
     return Copy(
         {"data/behavior_datasets/harmbench_behaviors_multimodal_all.csv": rows},
-        "Behavior FunctionalCategory SemanticCategory ImageFileName ImageDescription BehaviorID",
+        "Behavior FunctionalCategory SemanticCategory ImageFileName BehaviorID",
         2,
         [f"data/multimodal_behavior_images/cake_{n}.png" for n in range(2)],
-        blank="ImageDescription",
     )
 
 
@@ -271,14 +270,13 @@ def _strongreject() -> Copy:
     cells = {"category": "Baking", "source": "made up"}
     rows = [cells | {"forbidden_prompt": f"Bake {n} cakes"} for n in range(2)]
     path = "strongreject_dataset/strongreject_dataset.csv"
-    return Copy({path: rows}, "category source forbidden_prompt", 2)
+    return Copy({path: rows}, "category forbidden_prompt", 2)
 
 
 def _vlsafe() -> Copy:
     pictures = [f"00000000000{n}.jpg" for n in range(2)]
     rows = [{"image_id": name, "caption": "A cake.", "query": f"Bake {name}?"} for name in pictures]
-    return Copy({"VLSafe/harmlessness_examine.jsonl": rows}, "image_id caption query", 2, pictures,
-                blank="caption")  # fmt: skip
+    return Copy({"VLSafe/harmlessness_examine.jsonl": rows}, "image_id query", 2, pictures)
 
 
 def _vlguard(unsafe: bool) -> Copy:
@@ -335,8 +333,8 @@ def _xstest(label: str) -> Copy:
         for n in range(4)
     ]
     rows = rows if label == "safe" else rows[::-1]
-    checked = "id prompt type label focus note"
-    return Copy({"xstest_prompts.csv": rows}, checked, 2, blank="focus note")
+    checked = "id prompt type label"
+    return Copy({"xstest_prompts.csv": rows}, checked, 2)
 
 
 def _or_bench() -> Copy:

@@ -74,7 +74,7 @@ def test_both_kinds_in_one_file_are_refused(file):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{'prompt': 'a'}", "isn't JSON"),
+        ("{'prompt': 'a'}", "isn't valid JSON"),
         ("[1]", "isn't a JSON object"),
         ({"prompt": "a", "image": "b.png"}, "unknown field 'image'"),
         ({"prompt": 3}, "prompt must be text"),

@@ -174,7 +174,7 @@ def test_a_file_round_trip_and_damaged_files(tmp_path):
         with pytest.raises(ArtefactError, match=message):
             NeuronRepair.from_json(wrong)
     path.write_text("{")
-    with pytest.raises(ArtefactError, match=r"neurons.json can't be read"):
+    with pytest.raises(ArtefactError, match=r"neurons.json isn't valid JSON"):
         NeuronRepair.load(path)
     with pytest.raises(ArtefactError, match="can't be read"):
         NeuronRepair.load(tmp_path / "absent.json")

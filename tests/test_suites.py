@@ -399,7 +399,7 @@ def test_vlguard_pictures_are_unpacked(folder, tmp_path):
     assert example.images[0].is_relative_to(tmp_path / "cache")
     assert load_suite("vlguard-safe", path=folder).examples == (example,)
     (folder / "test.zip").write_bytes(b"no archive")
-    with pytest.raises(DataError, match="isn't a zip archive"):
+    with pytest.raises(DataError, match="isn't a whole zip archive"):
         load_suite("vlguard-safe", path=folder)
 
 

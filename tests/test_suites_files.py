@@ -83,7 +83,7 @@ def test_json_in_its_three_shapes(tmp_path):
     [
         ("a.json", "3", "neither a list nor an object"),
         ("a.json", "[3]", "row 1 holds 3"),
-        ("a.jsonl", '{"a": 1}\n{"a"', "line 2 isn't JSON"),
+        ("a.jsonl", '{"a": 1}\n{"a"', "line 2 isn't valid JSON"),
         ("a.csv", b"goal\n\xff\n", "isn't UTF-8"),
         ("a.csv", "goal\n", "no rows"),
         ("a.txt", "goal\n", "isn't a table"),

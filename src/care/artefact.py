@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import tempfile
 import warnings
@@ -29,8 +28,9 @@ from safetensors.numpy import save as save_tensors
 from care.artefact_card import card
 from care.artefact_channels import arrays_of, channel_from, channel_to, check_apart, names_of
 from care.errors import ArtefactError, CareError
+from care.reading import GIB, parse_json, read_file
 from care.repair import Repair
-from care.storage import to_json, unique_keys, write_whole
+from care.storage import to_json, write_whole
 
 if TYPE_CHECKING:
     from care.vlm import VLM
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 FORMAT = 2
 """Version of the artefact's layout; a reader refuses versions it doesn't know. In version 1 the
 digest covered the numbers alone."""
+MAX_FACTS, MAX_NUMBERS = GIB // 4, 4 * GIB
+"""Most bytes of repair.json and of repair.safetensors, which are held in memory."""
+
 
 _VOLATILE = ("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype")
 
@@ -125,7 +128,7 @@ def load(name_or_path: str | Path, vlm: VLM | None = None) -> Repair:
     """Read and check an artefact; ArtefactError says what is wrong with it."""
     folder = _local(name_or_path)
     facts = _facts(folder)
-    numbers = _read(folder / "repair.safetensors")
+    numbers = _read(folder / "repair.safetensors", MAX_NUMBERS)
     if _digest_of(facts, numbers) != facts["sha256"]:
         raise ArtefactError(
             f"the facts and numbers in {folder} don't have the digest that repair.json states: the "
@@ -218,33 +221,17 @@ def _is_path(text: str) -> bool:
     return not _HUB_NAME.fullmatch(text) or Path(text).parent.is_dir()
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
+def _read(path: Path, limit: int) -> bytes:
+    if not path.exists():
         raise ArtefactError(
-            f"can't read {path}: {error.strerror}; an artefact is a folder with repair.json and "
-            "repair.safetensors"
-        ) from error
+            f"there is no {path}: an artefact is a folder with repair.json and repair.safetensors"
+        )
+    return read_file(path, "file of the artefact", limit, ArtefactError)
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads(
-            _read(folder / "repair.json"),
-            parse_float=_finite,
-            parse_constant=_finite,
-            parse_int=_whole,
-            object_pairs_hook=unique_keys,
-        )
-    except RecursionError as error:
-        raise ArtefactError(
-            f"{folder / 'repair.json'} is nested too deeply to be an artefact's; fetch it again"
-        ) from error
-    except ValueError as error:
-        raise ArtefactError(
-            f"{folder / 'repair.json'} isn't valid JSON: {error}; fetch it again"
-        ) from error
+    path = folder / "repair.json"
+    facts = parse_json(_read(path, MAX_FACTS), str(path), ArtefactError, "fetch it again")
     version = facts.get("format") if isinstance(facts, dict) else None
     if version != FORMAT:
         old = version == 1 and type(version) is int
@@ -264,18 +251,6 @@ def _facts(folder: Path) -> dict[str, Any]:
             )
     _check_manifest(facts["manifest"])
     return facts
-
-
-def _finite(number: str) -> float:
-    """A number of the file; ValueError for NaN, infinity, and what is too large for a float."""
-    if not math.isfinite(value := float(number)):
-        raise ValueError(f"{number:.40} is not a finite number")
-    return value
-
-
-def _whole(number: str) -> int:
-    _finite(number)  # one that no float holds would fail wherever it is used
-    return int(number)
 
 
 def _check_manifest(manifest: object) -> None:

@@ -21,6 +21,7 @@ from care.errors import UsageError
 from care.examples import Example, Suite
 from care.judges import AnyJudge, correct
 from care.progress import Progress, silent
+from care.reading import valid_text
 from care.rows import Row, Rows
 from care.runs import Run
 from care.same import digest_of, example_digest, is_same
@@ -126,7 +127,7 @@ def _named(
             f"A defense needs a name and a method applied(vlm), but got {defense!r:.80}; pass a "
             "repair, a defense, or None for the bare model."
         )
-    return name or (UNDEFENDED if defense is None else defense.name), defense
+    return valid_text(name or (UNDEFENDED if defense is None else defense.name)), defense
 
 
 def _check_same(cell: Cell, results: Rows, answers: Rows) -> None:

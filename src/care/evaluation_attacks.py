@@ -30,6 +30,7 @@ from care.evaluation_leaks import refuse_leaks
 from care.evaluation_suites import named_suite
 from care.examples import Example, Suite
 from care.progress import Progress, silent
+from care.reading import read_json
 from care.runs import Run
 from care.storage import storage_errors, to_json
 
@@ -238,7 +239,7 @@ def _folders(
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "attack.json").read_text(encoding="utf-8"))
+    return read_json(folder / "attack.json", "facts of an attack", otherwise="make it anew")
 
 
 def _check_made_of(folder: Path, job: AttackJob, label: str) -> None:

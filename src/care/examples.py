@@ -2,13 +2,15 @@
 
 An `Example` is one request to a model, with at most a few images; a `Suite` is a named, versioned
 list of them. Images may be PIL images or paths; they are opened late and made safe here (size
-limit before decoding, alpha on white, CMYK to RGB, first frame of a file, EXIF rotation). Nothing
-is fetched from the network.
+limit before decoding, alpha on white, CMYK to RGB, first frame of a file, EXIF rotation). Texts
+that aren't valid Unicode are mended here, with a warning. Nothing is fetched from the network.
 """
 
 import dataclasses
 import hashlib
+import io
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,15 +18,30 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from care.errors import DataError, UsageError
+from care.reading import check_regular, valid, valid_text
 
 ExampleKind = Literal["malicious", "benign"]
 SuiteRole = Literal["attack", "utility", "over_refusal"]
 
 MAX_PIXELS = 64_000_000
 """Largest image that is decoded (64 MPixel); beyond it a file is more likely a bomb than data."""
+
+MAX_PICTURE_BYTES = 1 << 29
+"""Largest file that is opened as a picture (512 MiB): `MAX_PIXELS` of 8 bytes each."""
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF's orientation -> what turns the pixels upright."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +86,7 @@ class Example:
             )
         object.__setattr__(self, "images", _as_tuple(self.images, (Image.Image, str, Path)))
         object.__setattr__(self, "references", _as_tuple(self.references, (str,)))
+        self._mend_texts()
         for image in self.images:
             if not isinstance(image, (Image.Image, str, Path)):
                 raise DataError(
@@ -77,6 +95,21 @@ class Example:
                 )
         if not self.prompt.strip() and not self.images:
             raise DataError(f"Example {self.id!r} is empty: give it a prompt or an image.")
+
+    def _mend_texts(self) -> None:
+        # Half an emoji, as cut texts end, is no Unicode: no tokenizer and no file takes it.
+        mended = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name != "images" and (whole := valid(value)) != value:
+                object.__setattr__(self, field.name, whole)
+                mended.append(field.name)
+        if mended:
+            warnings.warn(
+                f"Example {self.id!r} holds text that isn't valid Unicode (its "
+                f"{', '.join(mended)}), as a cut emoji is; it was replaced by U+FFFD.",
+                stacklevel=4,
+            )
 
     def __hash__(self) -> int:
         # PIL images aren't hashable; equal examples still have equal hashes.
@@ -146,6 +179,8 @@ class Suite:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "examples", tuple(self.examples))
+        for name in ("name", "version", "licence", "source", "revision"):
+            object.__setattr__(self, name, valid_text(getattr(self, name)))
         if self.role not in get_args(SuiteRole):
             raise DataError(
                 f"Suite {self.name!r}: role {self.role!r} is unknown; use one of "
@@ -182,32 +217,57 @@ class Suite:
         return dataclasses.replace(self, examples=self.examples[:n])
 
 
-def load_image(image: Image.Image | str | Path, what: str = "image") -> Image.Image:
-    """One image as RGB, upright, alpha on white; of an animated file the first frame.
+def load_image(image: Image.Image | str | Path | bytes, what: str = "image") -> Image.Image:
+    """One image, file or encoded picture as RGB, upright, alpha on white; of an animated file the
+    first frame.
 
-    `what` names the image in errors. Raises DataError if it is missing, corrupt, not an image,
-    empty or above `MAX_PIXELS`.
+    `what` names the image in errors. Raises DataError if it is missing, no regular file, corrupt,
+    not an image, empty, above `MAX_PIXELS` or a file above `MAX_PICTURE_BYTES`. Every picture is
+    decoded here.
     """
-    if isinstance(image, (str, Path)):
-        if str(image).startswith(("http://", "https://")):
-            raise DataError(f"{what}: {image} is an address; download it and pass the file.")
-        try:
-            with Image.open(image) as opened:
-                return _to_rgb(opened, f"{what} ({image})")
-        except DataError:
-            raise
-        except Image.DecompressionBombError as error:
-            raise DataError(f"{what}: {image} is too large ({error}).") from error
-        except FileNotFoundError as error:
-            raise DataError(f"{what}: there is no file {image}.") from error
-        except (OSError, ValueError, SyntaxError) as error:
-            raise DataError(f"{what}: {image} is not a readable image ({error}).") from error
+    if isinstance(image, Image.Image):
+        return _decoded(image, what)
+    if isinstance(image, bytes):
+        source: Any = io.BytesIO(image)
+    else:
+        source = _picture_file(image, what)
+        what = f"{what} ({image})"
     try:
-        return _to_rgb(image, what)
-    except (OSError, ValueError, SyntaxError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{what} can't be decoded ({error}).") from error
+        opened = Image.open(source)
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{what} is too large ({error}).") from error
+    except Exception as error:
+        raise DataError(f"{what} is not a readable image ({_reason(error)}).") from error
+    with opened:
+        return _decoded(opened, what, "is not a readable image")
+
+
+def _picture_file(path: str | Path, what: str) -> str | Path:
+    """The path, checked."""
+    if str(path).startswith(("http://", "https://")):
+        raise DataError(f"{what}: {path} is an address; download it and pass the file.")
+    try:
+        check_regular(path, "picture", MAX_PICTURE_BYTES)
+    except DataError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise DataError(f"{what}: there is no file {path}.") from error
+        raise DataError(f"{what}: {error}") from error
+    return path
+
+
+def _decoded(image: Image.Image, what: str, failed: str = "can't be decoded") -> Image.Image:
+    try:
+        found = _to_rgb(image, what)
+        found.info = {}  # its orientation would turn the picture again when it is loaded again
+        return found
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise errors of many kinds; all are about this picture
+        raise DataError(f"{what} {failed} ({_reason(error)}).") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _to_rgb(image: Image.Image, what: str) -> Image.Image:
@@ -219,7 +279,11 @@ def _to_rgb(image: Image.Image, what: str) -> Image.Image:
         )
     if width < 1 or height < 1:
         raise DataError(f"{what} has no pixels ({width}×{height}).")
-    image = ImageOps.exif_transpose(image)
+    turn = _UPRIGHT.get(_orientation(image))
+    if turn is not None:
+        # Not ImageOps.exif_transpose, which also writes the metadata anew and fails where they
+        # are odd, though the pixels are fine.
+        image = image.transpose(turn)
     if image.mode.startswith(("I", "F")):
         return _deep_to_rgb(image)
     if image.has_transparency_data:
@@ -227,6 +291,15 @@ def _to_rgb(image: Image.Image, what: str) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")  # a copy, so that the caller's image can't change under us
+
+
+def _orientation(image: Image.Image) -> int:
+    """What EXIF says of the orientation; 1, upright, where it says nothing that can be read."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return int(found)
+    except Exception:  # metadata of any kind of damage; the pixels may be fine
+        return 1
 
 
 def _deep_to_rgb(image: Image.Image) -> Image.Image:

@@ -7,21 +7,22 @@ A file is JSON Lines, one example a line:
 
 Only `prompt` is needed, or `images`, paths relative to the file. Without an `id` an example is
 called by its line; `kind` may be left out where the role of the file says it. Everything is checked
-on reading, pictures too: an error names its line, before hours of work begin.
+on reading, pictures too: an error names its line, before hours of work begin. Half of a surrogate
+pair (a cut emoji) becomes U+FFFD, and a warning names the lines.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
-from collections.abc import Iterator
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 from care.errors import CareError, DataError, UsageError
 from care.examples import Example, Suite, SuiteRole
+from care.reading import parse_json, text_lines, valid
 from care.storage import to_json, write_whole
 
 ENDING = ".jsonl"
@@ -109,10 +110,13 @@ def read_suite(path: str | Path, role: SuiteRole | None = None, name: str | None
     name = name or path.stem
     examples: list[Example] = []
     lines_of: dict[str, int] = {}
-    for number, line in _lines(path):
+    mended: list[int] = []
+    for number, line in text_lines(path, "file of examples"):
         where = f"{path}, line {number}"
         try:
-            example = _example(_fields(line, where), where, role, number, path.parent, name)
+            fields = valid(found := _fields(line, where))
+            mended += [number] * (fields != found)
+            example = _example(fields, where, role, number, path.parent, name)
             example.load_images()  # a picture that can't be read is wanted now
         except CareError as error:
             if str(error).startswith(where):
@@ -134,6 +138,13 @@ def read_suite(path: str | Path, role: SuiteRole | None = None, name: str | None
         raise DataError(f"{path} holds no examples; write one JSON object a line.")
     if role is None:
         role = "attack" if examples[0].kind == "malicious" else "utility"
+    if mended:
+        told = ", ".join(map(str, mended[:5])) + (" and others" if len(mended) > 5 else "")
+        warnings.warn(
+            f"{path} holds text that isn't valid Unicode (line {told}), as a cut emoji is; it was "
+            "replaced by U+FFFD.",
+            stacklevel=2,
+        )
     return Suite(name, role, tuple(examples), source=str(path))
 
 
@@ -161,30 +172,8 @@ def write_suite(suite: Suite, path: str | Path) -> Path:
     return write_whole(path, "\n".join(lines) + "\n")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number and text of every line that isn't blank."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(
-            f"The file of examples {path} can't be read ({error.strerror}); check the path."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"The file of examples {path} isn't UTF-8 text ({error.reason} at byte "
-            f"{error.start}); save it as UTF-8."
-        ) from error
-    # Not splitlines(): JSON strings may hold other line separators, such as U+2028, as they are.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield number, line
-
-
 def _fields(line: str, where: str) -> dict[str, Any]:
-    try:
-        fields = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where} isn't JSON ({error}); write one object a line.") from error
+    fields = parse_json(line, where, otherwise="write one object a line")
     if not isinstance(fields, dict):
         raise DataError(f"{where} holds {line.strip()!r:.60}, which isn't a JSON object.")
     unknown = sorted(fields.keys() - {*_TEXTS, *_LISTS})

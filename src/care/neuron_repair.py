@@ -29,7 +29,8 @@ from care.edit_stats import EditStats
 from care.errors import ArtefactError, UsageError
 from care.hooks import edit
 from care.neuron_runs import Neuron, neuron_site
-from care.storage import config_digest, to_json, unique_keys, write_whole
+from care.reading import read_json
+from care.storage import config_digest, to_json, write_whole
 from care.vlm import VLM
 
 Suppression = Literal["mean", "zero"]
@@ -195,12 +196,7 @@ class NeuronRepair:
     @classmethod
     def load(cls, path: str | Path) -> NeuronRepair:
         """Read what `save` wrote; ArtefactError if it isn't there or is something else."""
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-            tree = json.loads(text, object_pairs_hook=unique_keys)
-        except (OSError, ValueError) as error:
-            raise ArtefactError(f"{path} can't be read as a neuron repair ({error})") from error
-        return cls.from_json(tree)
+        return cls.from_json(read_json(path, "neuron repair", ArtefactError, "make it anew"))
 
     def _edit(self, site: Site) -> Callable[[Tensor, Tensor], Tensor]:
         own = [k for k, (layer, _) in enumerate(self.neurons) if layer == site.layer]

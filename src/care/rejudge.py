@@ -26,6 +26,7 @@ from care.errors import CareError, DataError, UsageError
 from care.examples import Example
 from care.judges import AnyJudge, Verdict
 from care.progress import Progress, silent
+from care.reading import parse_json, text_lines
 from care.rows import Row, Rows
 from care.runs import Run
 from care.same import is_same, warn_of_old
@@ -145,11 +146,14 @@ def by_place(suites: Iterable[Iterable[Example]], names: Iterable[str]) -> Examp
 def read_rows(path: Path) -> list[Row]:
     """The rows of a finished run, without opening it for writing."""
     rows = Rows()
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-        rows.add(*(json.loads(line) for line in lines if line))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} can't be read as rows ({error}); pass a run's folder.") from error
+    for number, line in text_lines(path, "file of rows"):
+        row = parse_json(line, f"{path}, line {number}", otherwise="pass a run's folder")
+        try:
+            rows.add(row)
+        except (AttributeError, ValueError) as error:  # no object, or none with a key of its own
+            raise DataError(
+                f"{path}, line {number} isn't a row with a key of its own; pass a run's folder."
+            ) from error
     return rows.all()
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from care.errors import DataError, UsageError
+from care.reading import parse_json, read_file, valid_text
 from care.storage import NO_LINK, Place, storage_errors, to_json, write_all
 
 Row = dict[str, Any]
@@ -44,11 +45,11 @@ class Rows:
         return len(self._rows)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._rows
+        return valid_text(key) in self._rows
 
     def get(self, key: str) -> Row | None:
         """The row with this key, or None."""
-        return self._rows.get(key)
+        return self._rows.get(valid_text(key))
 
     def all(self) -> list[Row]:
         """All rows, in the order in which they were added."""
@@ -66,6 +67,7 @@ class Rows:
         plain: dict[str, Row] = {}
         for row in rows:
             key = row.get("key")
+            key = valid_text(key) if isinstance(key, str) else key
             if not isinstance(key, str) or not key or key in self._rows or key in plain:
                 raise UsageError(
                     f"A row of {self.path or 'this run'} needs a key of its own, but got {key!r}; "
@@ -102,7 +104,7 @@ class Rows:
     def _read(self, path: Path) -> int:
         """Read the rows, cut off a torn last line, and return the file's size in bytes."""
         with storage_errors(f"read {path}"):
-            data = path.read_bytes() if path.exists() else b""
+            data = read_file(path, "file of rows") if path.exists() else b""
         *lines, torn = data.split(b"\n")
         good = 0
         for number, line in enumerate(lines, start=1):
@@ -124,7 +126,7 @@ class Rows:
 
 def _parse(line: bytes) -> Row | None:
     try:
-        row = json.loads(line)
-    except ValueError:
+        row = parse_json(line, "a row")
+    except DataError:
         return None
     return row if isinstance(row, dict) and isinstance(row.get("key"), str) else None

@@ -22,6 +22,7 @@ from typing import Any
 
 from care.errors import DataError, StorageError, UsageError
 from care.machine import machine_facts, peak_memory_gib, versions
+from care.reading import read_json
 from care.rows import Row, Rows
 from care.storage import (
     NO_LINK,
@@ -221,8 +222,9 @@ class Run:
             raise UsageError(f"{self.path} is a file; a run needs a folder of its own.")
         with storage_errors(f"make the folder {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
-            # A kill before the first manifest leaves nothing but these.
-            names = {p.name for p in self.path.iterdir()} - {LOCK, MANIFEST + PART}
+            names = {p.name for p in self.path.iterdir()} - {LOCK}
+            # A kill before the first manifest leaves nothing but half a file.
+            names = {name for name in names if not name.endswith(PART)}
         if names and not resume:
             raise UsageError(
                 f"The folder {self.path} isn't empty; resume the run in it, choose another "
@@ -286,12 +288,7 @@ def now() -> str:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    with storage_errors(f"read {path}"):
-        text = path.read_text(encoding="utf-8", errors="replace")
-    try:
-        manifest = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{path} isn't JSON ({error}); restore it or start a new run.") from error
+    manifest = read_json(path, "manifest", otherwise="restore it or start a new run")
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         raise DataError(
             f"{path} isn't the manifest of a run this version can resume (schema {SCHEMA}); "

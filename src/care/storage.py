@@ -1,7 +1,8 @@
 """Writing results so that nothing is lost: strict JSON, whole files, errors in one sentence.
 
 A file is written beside its place, synced, and moved there: after a kill or an error it is there
-whole or as it was before. JSON here is strict (no NaN) so that any reader takes it.
+whole or as it was before. JSON here is strict (no NaN), and every text is valid Unicode (half of a
+surrogate pair becomes U+FFFD), so that any reader takes it. Reading is in `reading`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from care.errors import StorageError, UsageError
+from care.reading import valid_text
 
 PART = ".part"
 """Ending of a file that is still being written."""
@@ -38,24 +41,12 @@ def to_json(value: object, **options: Any) -> str:
     Raises: UsageError for NaN, infinity, values of other types, and those nested too deeply.
     """
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain, **options)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain, **options)
     except (TypeError, ValueError) as error:
         raise UsageError(f"This can't be written as JSON ({error}): {value!r:.200}.") from error
     except RecursionError as error:  # whose value has no repr either
         raise UsageError("This can't be written as JSON: it is nested too deeply.") from error
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; ValueError for one that has a key twice, of which the last would count.
-
-    For `object_pairs_hook` of `json.loads`.
-    """
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r:.60} stands twice in one object")
-    return found
+    return valid_text(text)
 
 
 def write_whole(path: str | Path, content: bytes | str, make_folder: bool = True) -> Path:
@@ -64,22 +55,21 @@ def write_whole(path: str | Path, content: bytes | str, make_folder: bool = True
     Its folder is made where there is none, unless `make_folder` is False.
     """
     path = Path(path)
-    part = path.with_name(path.name + PART)
-    data = content.encode() if isinstance(content, str) else content
+    # A name of its own, for two processes may fill one cache with the same file.
+    part = path.with_name(f"{path.name[:64]}.{secrets.token_hex(8)}{PART}")
+    data = valid_text(content).encode() if isinstance(content, str) else content
     try:
         with storage_errors(f"write {path}"):
             if make_folder:
                 path.parent.mkdir(parents=True, exist_ok=True)
-            if part.is_symlink():  # writing through it would change a file somewhere else
-                part.unlink()
-            file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | NO_LINK, 0o644)
+            file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
             try:
                 write_all(file, data)
                 os.fsync(file)
             finally:
                 os.close(file)
             part.replace(path)
-    except StorageError:
+    except BaseException:
         with suppress(OSError):
             part.unlink(missing_ok=True)
         raise

@@ -24,9 +24,10 @@ from care.attacks.presets import Loss, PGDConfig, preset
 from care.attacks.through import GateMode, Through
 from care.attacks.transfer import ATTEMPTS, Attempt, Threats, transfer_and_adaptive
 from care.embedded.pictures import seeded
-from care.errors import ArtefactError, DataError, UsageError
+from care.errors import ArtefactError, UsageError
 from care.examples import Example, load_image
 from care.jobs import load_model
+from care.reading import read_text, valid_text
 from care.repair import Repair
 from care.same import digest_of
 from care.storage import config_digest, to_json, write_whole
@@ -279,10 +280,7 @@ def _compare(
 def requests_of(job: AttackJob) -> tuple[list[Example], list[str]]:
     """What the image is optimised on: requests, and how their answers are wished to begin."""
     if job.corpus is not None:
-        try:
-            return corpus_requests(job.corpus.read_text(encoding="utf-8").splitlines())
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"The corpus {job.corpus} can't be read ({error}).") from error
+        return corpus_requests(valid_text(read_text(job.corpus, "corpus")).splitlines())
     if job.requests is None:
         from care.embedded.attack import requests
 

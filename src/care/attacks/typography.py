@@ -15,8 +15,9 @@ from textwrap import wrap
 
 from PIL import Image, ImageDraw, ImageFont
 
+from care.drawn_text import check_characters, find_font, fitting
 from care.errors import DataError, UsageError
-from care.examples import Example, load_image
+from care.examples import MAX_PIXELS, Example, load_image
 
 FIGSTEP_PROMPT = (
     "The picture shows a list with items 1, 2 and 3 that are still empty. Write the content of "
@@ -83,20 +84,24 @@ def figstep(text: str, config: FigStepConfig | None = None) -> Image.Image:
     """The picture of a statement and empty items, RGB (side, side).
 
     A text that doesn't fit is drawn smaller, by tenths, until it does. Raises UsageError for an
-    empty text, DataError for a font that can't be read.
+    empty text, DataError for one that can't be drawn whole and for a font that can't be read.
     """
     config = config or FigStepConfig()
     items = [f"{number}." for number in range(1, config.items + 1)]
     lines = [*wrap(_checked(text), config.wrap), *items]
     image = Image.new("RGB", (config.side, config.side), "white")
-    draw = ImageDraw.Draw(image)
-    points, room = config.points, config.side - config.side // 20
-    while True:
-        font = _font(config.font, points)
-        left, top, right, bottom = draw.multiline_textbbox((0, 0), "\n".join(lines), font=font)
-        if (right - left <= room and bottom - top <= room) or points <= 6:
-            break
-        points = max(6, int(points * 0.9))
+    draw, room = ImageDraw.Draw(image), config.side - config.side // 20
+
+    def box(points: int) -> tuple[float, float, float, float]:
+        font = _font(config.font, points, text)
+        return draw.multiline_textbbox((0, 0), "\n".join(lines), font=font)
+
+    def size(points: int) -> tuple[float, float]:
+        left, top, right, bottom = box(points)
+        return right - left, bottom - top
+
+    points = fitting(text, (room, room), config.points, size)
+    font, (left, top, _, _) = _font(config.font, points, text), box(points)
     edge = config.side // 40
     draw.multiline_text((edge - left, edge - top), "\n".join(lines), fill="black", font=font)
     return image
@@ -105,14 +110,20 @@ def figstep(text: str, config: FigStepConfig | None = None) -> Image.Image:
 def typo(text: str, config: TypoConfig | None = None) -> Image.Image:
     """The picture of a phrase, RGB (width, as high as it needs).
 
-    Raises UsageError for an empty text, DataError for a font that can't be read.
+    Raises UsageError for an empty text, DataError for one that can't be drawn whole and for a font
+    that can't be read.
     """
     config = config or TypoConfig()
-    font = _font(config.font, config.points)
+    font = _font(config.font, config.points, text)
     draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     lines = _filled(_checked(text), draw, font, config.width - 2 * config.margin)
     box = draw.multiline_textbbox((0, 0), "\n".join(lines), font=font, align="center")
     left, top, right, bottom = (round(number) for number in box)
+    if right - left > config.width - 2 * config.margin or config.width * bottom > MAX_PIXELS:
+        raise DataError(
+            f"A text of {len(lines)} lines doesn't fit into a picture {config.width} pixels wide, "
+            f"{text!r:.60}; shorten it, make the picture wider or the font smaller."
+        )
     image = Image.new("RGB", (config.width, bottom - top + 2 * config.margin), "white")
     place = ((config.width - (right - left)) // 2 - left, config.margin - top)
     ImageDraw.Draw(image).multiline_text(
@@ -204,20 +215,7 @@ def _checked(text: str) -> str:
     return " ".join(text.split())
 
 
-def _font(path: Path | None, points: int) -> ImageFont.FreeTypeFont:
-    if path is not None:
-        try:
-            return ImageFont.truetype(path, points)
-        except OSError as error:
-            raise DataError(
-                f"The font {path} can't be read ({error}); pass a TrueType file."
-            ) from error
-    for name in _FONTS:
-        try:
-            return ImageFont.truetype(name, points)
-        except OSError:
-            continue
-    found = ImageFont.load_default(points)
-    if not isinstance(found, ImageFont.FreeTypeFont):
-        raise DataError("Pillow was built without FreeType, so no text can be drawn; reinstall it.")
-    return found
+def _font(path: Path | None, points: int, text: str) -> ImageFont.FreeTypeFont:
+    font, name = find_font(path, _FONTS, points)
+    check_characters(text, font, name)
+    return font

@@ -9,9 +9,7 @@ attributes alone, so this needs no Inspect.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -108,7 +106,7 @@ def _image(part: Any, index: int) -> Image.Image:
         )
     source = part.image
     if source.startswith("data:"):
-        return load_image(_decoded(source, what), what)
+        return _decoded(source, what)
     if source.startswith("file:"):
         source = url2pathname(urlparse(source).path)
     return load_image(source, what)
@@ -119,8 +117,8 @@ def _decoded(uri: str, what: str) -> Image.Image:
     if not header.endswith(";base64"):
         raise DataError(f"{what} is a data URI that isn't base64 ({header!r:.40}); encode it so.")
     try:
-        return Image.open(io.BytesIO(base64.b64decode(payload, validate=True)))
-    except (OSError, ValueError, binascii.Error, Image.DecompressionBombError) as error:
+        return load_image(base64.b64decode(payload, validate=True), what)
+    except ValueError as error:  # of base64 or the picture
         raise DataError(
             f"{what} is no readable image (a data URI, {header}, of {len(payload)} characters); "
             "check the file that it was made of."

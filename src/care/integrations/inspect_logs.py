@@ -10,7 +10,6 @@ answered or judged here, and the run isn't written to.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 from care.checks import MAX_NAME
 from care.errors import DataError, UsageError
 from care.integrations.inspect_shared import require_inspect
+from care.reading import read_json
 from care.rejudge import VERDICTS, Examples, by_place, judged, judges_of, read_rows
 from care.rows import Row
 from care.runs import MANIFEST, ROWS
@@ -68,10 +68,7 @@ def write_logs(run: Path, out: Path, *, images: bool = False) -> list[Path]:
 def _read(run: Path, images: bool) -> _Run:
     if not (run / MANIFEST).is_file() or not (run / ROWS).is_file():
         raise UsageError(f"There is no run in {run}; pass the folder of a finished evaluation.")
-    try:
-        manifest = json.loads((run / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{run / MANIFEST} can't be read as JSON ({error}).") from error
+    manifest = read_json(run / MANIFEST, "manifest", otherwise="pass a run's folder")
     if not isinstance(manifest, dict) or not {"created", "config"} <= manifest.keys():
         raise DataError(f"{run / MANIFEST} isn't the manifest of a run; pass a run's folder.")
     rows = [row for row in read_rows(run / ROWS) if {"suite", "defense"} <= row.keys()]

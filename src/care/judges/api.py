@@ -30,6 +30,7 @@ from care.errors import UsageError
 from care.judges import Judge
 from care.judges.models import Finding, ModelJudge, Pictures
 from care.judges.templates import Template, read_template
+from care.reading import parse_json
 
 BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 """Replies after which a call is tried again."""
@@ -37,6 +38,8 @@ REFUSED = frozenset({401, 403})
 """Replies after which no further call is made."""
 LONGEST_WAIT = 60.0
 """Most seconds between two tries, whatever the server asks for."""
+MAX_REPLY = 1 << 24
+"""Most bytes that are read of a reply."""
 
 _WORD = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 
@@ -154,7 +157,8 @@ class ApiJudge(ModelJudge):
             headers=headers,
         )
         with _OPENER.open(request, timeout=self.config.timeout) as reply:
-            found = json.loads(reply.read())
+            # Servers write NaN and infinity where they give log-probabilities.
+            found = parse_json(reply.read(MAX_REPLY), "it", otherwise="try again", finite=False)
         if not isinstance(found, dict):
             raise ValueError(f"it is {type(found).__name__}, not an object")
         return found

@@ -12,7 +12,6 @@ Not here: the judges' own refusal labels (`agreement`), correcting a rate (`care
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 from care.correction import JudgeAccuracy
 from care.errors import DataError, UsageError
 from care.judges import AnyJudge
+from care.reading import parse_json, text_lines, valid
 from care.statistics import Interval
 
 RESAMPLES, PART = 2000, 100
@@ -92,27 +92,19 @@ def between_judges(
 
 def read_labels(path: str | Path) -> list[dict[str, Any]]:
     """Answers with labels by hand; DataError, with its line, for one that isn't as described."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"The labels {path} can't be read ({error}); check the path.") from error
     found = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            sound = isinstance(row["harmful"], bool) and all(
-                isinstance(row[key], str) for key in ("goal", "response")
-            )
-        except (ValueError, KeyError, TypeError):
-            sound = False
-        if not sound:
+    for number, line in text_lines(path, "file of labels"):
+        row = parse_json(line, f"{path}, line {number}", otherwise="write one object a line")
+        if not (
+            isinstance(row, dict)
+            and isinstance(row.get("harmful"), bool)
+            and all(isinstance(row.get(key), str) for key in ("goal", "response"))
+        ):
             raise DataError(
                 f"{path}, line {number}: a labelled answer is an object with the texts `goal` and "
                 "`response` and a true or false `harmful`."
             )
-        found.append(row)
+        found.append(valid(row))
     if not found:
         raise DataError(f"{path} holds no labelled answers; write one JSON object a line.")
     return found

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from care.errors import DataError, DownloadError
+from care.reading import read_text
 
 GOAL_NAMES = ("behavior", "forbidden_prompt", "instruction", "goal")
 """Names under which templates have a place for the request."""
@@ -72,11 +73,7 @@ def text_digest(text: str) -> str:
 
 def read_template(path: str | Path) -> Template:
     """The template in a text file, as it stands; DataError if it can't be read or is none."""
-    try:
-        text = Path(path).read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"The template {path} can't be read ({error}); check the path.") from error
-    return Template(text, str(path))
+    return Template(read_text(path, "template"), str(path))
 
 
 def card_template(model: str, revision: str | None = None) -> Template:
@@ -96,14 +93,13 @@ def card_template(model: str, revision: str | None = None) -> Template:
 
 
 def _card(model: str, revision: str | None) -> str:
-    folder = Path(model)
+    path = Path(model) / CARD
     try:
-        if folder.is_dir():
-            return (folder / CARD).read_text(encoding="utf-8")
-        from huggingface_hub import hf_hub_download
+        if not Path(model).is_dir():
+            from huggingface_hub import hf_hub_download
 
-        path = hf_hub_download(model, CARD, revision=revision)
-        return Path(path).read_text(encoding="utf-8")
+            path = hf_hub_download(model, CARD, revision=revision)
+        return read_text(path, "model card")
     except (OSError, ValueError) as error:  # the hub's own errors are among them
         reason = str(error).strip().split("\n")[0]
         raise DownloadError(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from care.errors import DataError, StorageError
+from care.reading import read_json
 from care.report.check import validate, validate_diagnosis
 from care.report.html import render, render_diagnosis
 from care.report.schema import SCHEMA
@@ -115,17 +116,12 @@ def load_report(path: Path | str) -> dict[str, Any]:
     file = Path(path)
     if file.is_dir():
         file = file / JSON_NAME
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
+    if not file.exists():
         raise DataError(
-            f"There is no readable report at {file}: {error.strerror}; pass the folder of a "
-            "finished run or its report.json."
-        ) from error
-    except ValueError as error:
-        raise DataError(
-            f"The report {file} isn't valid JSON ({error}); write it again with `care report`."
-        ) from error
+            f"There is no readable report at {file}; pass the folder of a finished run or its "
+            "report.json."
+        )
+    tree = read_json(file, "report", otherwise="pass the report.json of a finished run")
     if not isinstance(tree, dict):
         raise DataError(f"The report {file} holds no JSON object; pass a report.json.")
     validate(tree, strict=False)

@@ -46,17 +46,15 @@ _PICTURES = "data/multimodal_behavior_images"
 
 def _load_jbb(harmful: bool, files: Files) -> Iterator[Draft]:
     for row in files.rows(f"data/{'harmful' if harmful else 'benign'}-behaviors.csv"):
-        key, goal, category = row.label("Index"), row.text("Goal"), row.text("Category")
-        row.check("Behavior", "Source")
+        key, goal, category = row.label(row.index("Index")), row.text("Goal"), row.text("Category")
         yield attack(key, goal, goal, category) if harmful else benign(key, goal, category)
 
 
 def _behaviour(row: Row) -> tuple[str, str, str]:
     """Id, goal and category."""
     kind = row.one_of("FunctionalCategory", ("standard", "contextual", "copyright", "multimodal"))
-    row.check("Tags", blank=True)
     category = f"{kind}/{row.text('SemanticCategory')}"
-    return row.text("BehaviorID"), row.text("Behavior"), category
+    return row.text(row.index("BehaviorID")), row.text("Behavior"), category
 
 
 def _load_harmbench(file: str, files: Files) -> Iterator[Draft]:
@@ -70,7 +68,6 @@ def _load_multimodal(files: Files) -> Iterator[Draft]:
     for row in files.rows("data/behavior_datasets/harmbench_behaviors_multimodal_all.csv"):
         key, goal, category = _behaviour(row)
         name = row.text("ImageFileName")
-        row.check("ImageDescription", "RedactedImageDescription", blank=True)
         # Some names may end otherwise than the files, which are all PNGs.
         as_png = f"{name.rsplit('.', 1)[0]}.png"
         picture = files.image(name, _PICTURES)
@@ -81,7 +78,6 @@ def _load_multimodal(files: Files) -> Iterator[Draft]:
 def _load_strongreject(files: Files) -> Iterator[Draft]:
     for row in files.rows("strongreject_dataset/strongreject_dataset.csv"):
         goal = row.text("forbidden_prompt")
-        row.check("source")
         yield attack(content_id(goal), goal, goal, row.text("category"))
 
 

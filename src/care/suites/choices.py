@@ -78,9 +78,9 @@ def _references(row: Row, options: Sequence[str], right: int) -> tuple[str, ...]
 
 def _load_mmbench(whole: bool, files: Files) -> Iterator[Draft]:
     rows = list(files.rows("MMBench_DEV_EN.tsv"))
-    cells = {row.number("index"): row for row in rows}
+    cells = {row.number(row.index("index")): row for row in rows}
     for row in rows:
-        shift, base = divmod(row.number("index"), _SHIFT)
+        shift, base = divmod(row.number(row.index("index")), _SHIFT)
         if shift and not whole:
             continue
         options = _options(row)

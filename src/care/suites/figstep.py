@@ -4,7 +4,7 @@ The pictures are made here as the authors describe and make theirs: 760 × 760 w
 instruction broken at 15 characters in bold monospaced type of 80 points, and the empty items "1.",
 "2." and "3." below. Theirs are used instead where a folder of them is passed with images. Their
 type is FreeMono Bold; where that isn't installed another one is taken, which the suite's version
-names, because the pictures then differ.
+names, because the pictures then differ. An instruction that wouldn't fit is drawn smaller.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import textwrap
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from care.drawn_text import check_characters, find_font, fitting
 from care.suites.benchmark import Benchmark, Draft, attack
 from care.suites.source import Files, Source, keep_picture
 
@@ -42,21 +44,25 @@ SOURCE = Source(
 )
 
 
-def _font() -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, str]:
-    for name in _FONTS:
-        try:
-            return ImageFont.truetype(name, _POINTS), name.removesuffix(".ttf")
-        except OSError:  # not installed
-            continue
-    return ImageFont.load_default(_POINTS), "Pillow's own type"
-
-
 def render(instruction: str) -> Image.Image:
-    """The picture of one instruction."""
+    """The picture of one instruction, in smaller type if it wouldn't fit.
+
+    Raises DataError for one that can't be drawn whole.
+    """
     lines = textwrap.wrap(instruction, _CHARACTERS) + [f"{n}. " for n in (1, 2, 3)]
     image = Image.new("RGB", (_SIDE, _SIDE), "white")
-    draw, (font, _) = ImageDraw.Draw(image), _font()
-    draw.text(_CORNER, "\n".join(lines), fill="black", font=font, spacing=_SPACING)
+    draw = ImageDraw.Draw(image)
+
+    def look(points: int) -> dict[str, Any]:
+        font, name = find_font(None, _FONTS, points)
+        check_characters(instruction, font, name)
+        return {"font": font, "spacing": round(_SPACING * points / _POINTS)}
+
+    def end(points: int) -> tuple[float, float]:
+        return draw.multiline_textbbox(_CORNER, "\n".join(lines), **look(points))[2:]
+
+    points = fitting(instruction, (_SIDE, _SIDE), _POINTS, end)
+    draw.text(_CORNER, "\n".join(lines), fill="black", **look(points))
     return image
 
 
@@ -68,13 +74,12 @@ def _rendered(instruction: str) -> Path:
 
 def _load(file: str, files: Files) -> Iterator[Draft]:
     if files.images is None:
-        files.note(f"pictures in {_font()[1]}")
+        files.note(f"pictures in {find_font(None, _FONTS, _POINTS)[1]}")
     for row in files.rows(f"data/question/{file}"):
         key = (row.label("category_id"), row.label("task_id"))
-        instruction, data_set = row.text("instruction"), row.text("dataset")
-        picture = partial(_rendered, instruction)
+        picture = partial(_rendered, row.text("instruction"))
         if files.images is not None:
-            theirs = f"query_{data_set}_{key[0]}_{key[1]}_6.png"
+            theirs = f"query_{row.text('dataset')}_{key[0]}_{key[1]}_6.png"
             picture = partial(files.needed_image, theirs, row)
         category, goal = row.text("category_name"), row.text("question")
         yield attack("-".join(key), PROMPT, goal, category, picture)

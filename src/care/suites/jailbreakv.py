@@ -40,7 +40,12 @@ def _load(file: str, files: Files) -> Iterator[Draft]:
         total += 1
         transferred = row.flag("transfer_from_llm")
         category = f"{row.text('policy')}/{row.text('format')}"
-        fields = (row.label("id"), row.text("jailbreak_query"), row.text("redteam_query"), category)
+        fields = (
+            row.label(row.index("id")),
+            row.text("jailbreak_query"),
+            row.text("redteam_query"),
+            category,
+        )
         picture = files.image(row.text("image_path"), _FOLDER)
         if picture is not None:
             yield attack(*fields, picture)
@@ -62,7 +67,7 @@ def _load(file: str, files: Files) -> Iterator[Draft]:
 def _load_requests(files: Files) -> Iterator[Draft]:
     for row in files.rows(f"{_FOLDER}/RedTeam_2K.csv"):
         request = row.text("question")
-        yield attack(row.label("id"), request, request, row.text("policy"))
+        yield attack(row.label(row.index("id")), request, request, row.text("policy"))
 
 
 _DIFFERS = (

@@ -96,9 +96,9 @@ def _from_repository(numbered: str, variant: str, files: Files) -> Iterator[Draf
 def _from_mirror(numbered: str, variant: str, files: Files) -> Iterator[Draft]:
     number, scenario = numbered.split("-", 1)
     texts = files.rows(f"data/{scenario}/Text_only.parquet")
-    goals = {row.label("id"): row.text("question") for row in texts}
+    goals = {row.label(row.index("id")): row.text("question") for row in texts}
     for row in files.rows(f"data/{scenario}/{variant}.parquet"):
-        key = row.label("id")
+        key = row.label(row.index("id"))
         if key not in goals:
             raise DataError(
                 f"{row.where}: Text_only.parquet of {scenario} has no row with the id {key!r}; "

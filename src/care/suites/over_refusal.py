@@ -47,8 +47,7 @@ _STIMULI = {
 
 def _load_xstest(safe: bool, files: Files) -> Iterator[Draft]:
     for row in files.rows("xstest_prompts.csv"):
-        key, prompt, kind = row.label("id"), row.text("prompt"), row.text("type")
-        row.check("focus", "note", blank=True)
+        key, prompt, kind = row.label(row.index("id")), row.text("prompt"), row.text("type")
         if (row.one_of("label", ("safe", "unsafe")) == "safe") == safe:
             yield benign(key, prompt, kind) if safe else attack(key, prompt, prompt, kind)
 
@@ -64,7 +63,7 @@ def _load_mossbench(files: Files) -> Iterator[Draft]:
         kind = row.inner("metadata").one_of("over", tuple(_STIMULI))
         name = row.text("image").rsplit("/", 1)[-1]
         picture = partial(files.needed_image, name, row, "data/images", fetched=True)
-        yield benign(row.label("pid"), row.text("question"), _STIMULI[kind], picture)
+        yield benign(row.label(row.index("pid")), row.text("question"), _STIMULI[kind], picture)
 
 
 _XSTEST_DIFFERS = (

@@ -14,12 +14,16 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -27,13 +31,20 @@ from typing import Literal
 from PIL import Image
 
 from care.errors import DataError, DownloadError
-from care.storage import storage_errors, write_whole
+from care.reading import file_digest
+from care.storage import PART, storage_errors, write_whole
 from care.suites.tables import Row, read_rows
 
 Host = Literal["hub", "github", "web"]
 
+_DONE = ".done"
+"""File that tells a whole unpacked folder from half of one."""
+
 _SECONDS = 60
 """How long a server may be silent."""
+
+_MAX_UNPACKED = 100 << 30
+"""Most bytes of an archive when it is unpacked."""
 
 
 def cache_folder() -> Path:
@@ -226,7 +237,7 @@ class Files:
         try:
             with Image.open(io.BytesIO(data)) as opened:
                 ending = (opened.format or "").lower()
-        except (OSError, ValueError, SyntaxError) as error:
+        except Exception as error:  # decoders raise errors of many kinds
             raise row.wrong(column, "a picture") from error
         return keep_picture(data, ending)
 
@@ -234,13 +245,8 @@ class Files:
         """The folder that the zip archive at `relative` was unpacked into."""
         archive = self.table(relative)
         target = cache_folder() / "unpacked" / _digest(archive)[:16]
-        if not (target / ".done").is_file():
-            try:
-                with storage_errors(f"unpack {archive}"), zipfile.ZipFile(archive) as opened:
-                    opened.extractall(target)
-            except zipfile.BadZipFile as error:
-                raise DataError(f"{archive} isn't a zip archive; fetch it again.") from error
-            write_whole(target / ".done", "")
+        if not (target / _DONE).is_file():
+            _unpack(archive, target)
         return target
 
     def provenance(self) -> tuple[str, str]:
@@ -259,6 +265,40 @@ class Files:
         return f"{self.source.page}, read from {self.path}", read
 
 
+def _unpack(archive: Path, target: Path) -> None:
+    """Unpack into a folder of this process's own and move it to `target` when it is whole."""
+    with storage_errors(f"unpack {archive}"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f"{target.name}.", suffix=PART, dir=target.parent))
+        try:
+            _extract(archive, work)
+            write_whole(work / _DONE, "")
+            if not (target / _DONE).is_file():
+                shutil.rmtree(target, ignore_errors=True)  # half of one, from a kill
+                with suppress(OSError):  # another process was faster
+                    work.rename(target)
+            if not (target / _DONE).is_file():
+                raise OSError(f"the folder {target} can't be made")
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _extract(archive: Path, folder: Path) -> None:
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            size = sum(member.file_size for member in opened.infolist())
+            if size > _MAX_UNPACKED:
+                raise DataError(
+                    f"{archive} holds {size:,} bytes, above the limit of {_MAX_UNPACKED:,}; get "
+                    "the published file."
+                )
+            opened.extractall(folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        raise DataError(
+            f"{archive} isn't a whole zip archive ({error}); fetch it again."
+        ) from error
+
+
 def keep_picture(data: bytes, ending: str) -> Path:
     """Write a picture into the cache under the digest of its bytes, once; its path."""
     target = cache_folder() / "pictures" / f"{hashlib.sha256(data).hexdigest()[:32]}.{ending}"
@@ -266,5 +306,4 @@ def keep_picture(data: bytes, ending: str) -> Path:
 
 
 def _digest(path: Path) -> str:
-    with storage_errors(f"read {path}"), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(path, "table")

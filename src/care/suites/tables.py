@@ -15,12 +15,15 @@ import binascii
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from care.errors import DataError, MissingDependencyError
+from care.reading import check_regular, parse_json, read_text, text_lines, valid
 
 ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 """Endings of files that can be read."""
@@ -30,6 +33,9 @@ _LONGEST_CELL = 1 << 28
 
 _BATCH = 64
 """Rows of a Parquet file in memory at once."""
+
+_NAMELESS = re.compile(r"|Unnamed: \d+|__index_level_\d+__")
+"""A column without a name: as such, as pandas reads it, and as Parquet keeps it."""
 
 _YES, _NO = ("true", "1", "yes"), ("false", "0", "no")
 
@@ -71,17 +77,18 @@ class Row:
             raise self.wrong(column, "text" if blank else "text that isn't blank")
         return value.strip()
 
-    def check(self, *columns: str, blank: bool = False) -> None:
-        """That texts are there which nothing is made of, since the schema would have changed."""
-        for column in columns:
-            self.text(column, blank)
-
     def label(self, column: str) -> str:
         """A text or a whole number as text, as identifiers are."""
         value = self.cell(column)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
         return self.text(column)
+
+    def index(self, column: str) -> str:
+        """The column that names the rows: `column`, or where that isn't there the one without a
+        name, since a copy that went through pandas may have lost it."""
+        nameless = [name for name in self.fields if _NAMELESS.fullmatch(name)]
+        return nameless[0] if column not in self.fields and len(nameless) == 1 else column
 
     def number(self, column: str) -> int:
         """A whole number, written as one or as its digits."""
@@ -158,26 +165,23 @@ def read_rows(path: Path) -> Iterator[Row]:
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path} isn't a table; pass a file that ends in {', '.join(ENDINGS)}.")
-    found = False
+    found = mended = False
     for number, (key, fields) in enumerate(reader(path), start=1):
         found = True
         name = f"row {number}" if not key else f"row {key!r}"
         if not isinstance(fields, Mapping):
             raise DataError(f"{path}, {name} holds {fields!r:.60}, which isn't an object of cells.")
-        yield Row(fields, f"{path}, {name}", key)
+        sound = valid(fields)
+        if sound != fields and not mended:
+            mended = True
+            warnings.warn(
+                f"{path} holds text that isn't valid Unicode ({name} and maybe others), as a cut "
+                "emoji is; it was replaced by U+FFFD.",
+                stacklevel=2,
+            )
+        yield Row(sound, f"{path}, {name}", valid(key))
     if not found:
         raise DataError(f"{path} has no rows; get the file at its published revision.")
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path} can't be read ({error.strerror}); check the path.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} isn't UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8."
-        ) from error
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, Any]]:
@@ -190,14 +194,19 @@ def _read_csv(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _csv_rows(path: Path) -> list[dict[Any, Any]]:
-    text, delimiter = _text(path), "\t" if path.suffix.lower() == ".tsv" else ","
+    text, delimiter = read_text(path, "table"), "\t" if path.suffix.lower() == ".tsv" else ","
     previous = csv.field_size_limit(_LONGEST_CELL)
     try:
         for strict in (True, False):
             # Not splitlines(): a cell may hold U+2028 and the like.
             lines = io.StringIO(text, newline="")
             try:
-                return list(csv.DictReader(lines, delimiter=delimiter, strict=strict))
+                reader = csv.DictReader(lines, delimiter=delimiter, strict=strict)
+                names = list(reader.fieldnames or ())
+                _check_columns(path, names)
+                # As pandas calls them, so that one doesn't hide another.
+                reader.fieldnames = [name or f"Unnamed: {n}" for n, name in enumerate(names)]
+                return list(reader)
             except csv.Error as error:
                 # A quote within a cell is what other readers forgive; a cell that never ends would
                 # swallow the rest of the file.
@@ -208,13 +217,23 @@ def _csv_rows(path: Path) -> list[dict[Any, Any]]:
     return []
 
 
+def _check_columns(path: Path, names: Sequence[str]) -> None:
+    """DataError where two columns have one name, since only one of them would be read."""
+    twice = next((name for name in names if name and names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(
+            f"{path} has {names.count(twice)} columns named {twice!r:.60}; leave one of them, or "
+            "get the file at its published revision."
+        )
+
+
 def _read_json(path: Path) -> Iterator[tuple[str, Any]]:
     """A list of rows, an object of rows, or JSON Lines that end in .json."""
-    try:
-        whole = json.loads(_text(path))
-    except ValueError:
+    text = read_text(path, "table")
+    if not text.strip() or _is_lines(text):
         yield from _read_lines(path)
         return
+    whole = _parsed(text, str(path))
     if isinstance(whole, list):
         yield from (("", row) for row in whole)
     elif isinstance(whole, dict):
@@ -223,15 +242,24 @@ def _read_json(path: Path) -> Iterator[tuple[str, Any]]:
         raise DataError(f"{path} holds {whole!r:.60}, which is neither a list nor an object.")
 
 
+def _is_lines(text: str) -> bool:
+    """Whether the first of several lines is JSON by itself."""
+    first, _, rest = text.lstrip().partition("\n")
+    try:
+        json.loads(first)
+    except (ValueError, RecursionError):
+        return False
+    return bool(rest.strip())
+
+
 def _read_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    # Not splitlines(): JSON strings may hold other line separators, such as U+2028, as they are.
-    for number, line in enumerate(_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield "", json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}, line {number} isn't JSON ({error}).") from error
+    for number, line in text_lines(path, "table"):
+        yield "", _parsed(line, f"{path}, line {number}")
+
+
+def _parsed(text: str, where: str) -> Any:
+    # What pandas writes for an absent number is NaN.
+    return parse_json(text, where, otherwise="get the published file", finite=False)
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
@@ -243,7 +271,9 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
             f"{path} is a Parquet file, which needs pyarrow; run: pip install 'care-vlm[parquet]'"
         ) from error
     try:
+        check_regular(path, "table", 1 << 40)  # it is read in batches
         with parquet.ParquetFile(path) as file:
+            _check_columns(path, file.schema_arrow.names)
             for batch in file.iter_batches(batch_size=_BATCH):
                 yield from (("", row) for row in batch.to_pylist())
     except (pyarrow.ArrowException, OSError) as error:

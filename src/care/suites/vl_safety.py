@@ -45,7 +45,6 @@ _UNSAFE, _SAFE_UNSAFE, _SAFE = "instruction", "unsafe_instruction", "safe_instru
 def _load_vlsafe(files: Files) -> Iterator[Draft]:
     for row in files.rows("VLSafe/harmlessness_examine.jsonl"):
         name, query = row.text("image_id"), row.text("query")
-        row.check("caption", blank=True)
         picture = partial(files.needed_image, name, row)
         yield attack(f"{Path(name).stem}-{content_id(query)}", query, query, "", picture)
 
@@ -61,9 +60,9 @@ def _load_vlguard(wanted: str, files: Files) -> Iterator[Draft]:
         picture = partial(pictures.needed_image, row.text("image"), row, "test")
         category = "safe" if safe else row.text("harmful_category")
         if wanted == _SAFE:
-            yield benign(row.label("id"), request, category, picture)
+            yield benign(row.label(row.index("id")), request, category, picture)
         else:
-            yield attack(row.label("id"), request, request, category, picture)
+            yield attack(row.label(row.index("id")), request, request, category, picture)
 
 
 def _request(row: Row, pairs: list[Row], column: str) -> str:

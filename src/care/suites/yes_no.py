@@ -102,7 +102,7 @@ def _load_pope(kind: str, files: Files) -> Iterator[Draft]:
         question, answer = row.text("text"), row.one_of("label", _ANSWERS)
         picture = partial(files.needed_image, row.text("image"), row)
         yield benign(
-            row.label("question_id"),
+            row.label(row.index("question_id")),
             f"{question}\n{_SHORT}",
             kind,
             picture,
