@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from care.errors import DataError, UsageError
 from care.judges.text import plain, words
+from care.thoughts import answer_of
 
 _OPTION = re.compile("[A-H]")
 _STATED = [
@@ -42,7 +43,7 @@ _IRREGULAR = {
 }  # fmt: skip
 
 
-def correct(references: Sequence[str], response: str) -> bool:
+def correct(references: Sequence[str], response: str, question: str | None = None) -> bool:
     """Whether any of `references` occurs in `response` as whole words.
 
     A reference without a letter or digit ("+") must occur literally. Raises `UsageError` without
@@ -53,6 +54,10 @@ def correct(references: Sequence[str], response: str) -> bool:
             f"references must be a non-empty sequence of strings, got {references!r}; a "
             "question without a reference answer can't be marked."
         )
+    answer = answer_of(response)
+    if answer is None:
+        return False
+    response = answer
     letters = {r.strip() for r in references if _OPTION.fullmatch(r.strip())}
     stated = stated_option(response) if letters else None
     if stated is not None:
