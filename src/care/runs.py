@@ -23,6 +23,7 @@ from typing import Any
 from care.errors import DataError, StorageError, UsageError
 from care.machine import machine_facts, peak_memory_gib, versions
 from care.rows import Row, Rows
+from care.secrets import hidden
 from care.storage import PART, config_digest, storage_errors, to_json, write_whole
 
 try:
@@ -109,8 +110,8 @@ class Run:
         return self.write(name, to_json(content, indent=2) + "\n")
 
     def record(self, **facts: object) -> None:
-        """Put facts into the manifest (suites, model, …) and save it."""
-        self.manifest |= json.loads(to_json(facts))
+        """Put facts into the manifest (suites, model, …) and save it, without keys in them."""
+        self.manifest |= hidden(json.loads(to_json(facts)))
         self.write_json(MANIFEST, self.manifest)
 
     @contextmanager
@@ -211,7 +212,7 @@ class Run:
             return
         self.manifest = _read_manifest(self.path / MANIFEST)
         if config is not None and self.manifest["config_digest"] != digest:
-            changed = _differences(self.manifest["config"], plain)
+            changed = _differences(self.manifest["config"], hidden(plain))
             raise UsageError(
                 f"The run in {self.path} was started with another configuration ({changed}); "
                 "resume it with the same one or choose another folder."
