@@ -25,6 +25,7 @@ from PIL import Image
 
 from care.errors import UsageError
 from care.judges import Judge, Outcome, Verdict, answered_alone, check_pairs
+from care.thoughts import UNFINISHED
 
 Pictures = Sequence[Sequence[Image.Image]]
 
@@ -99,7 +100,7 @@ class ModelJudge(ABC):
 
     def __call__(
         self, goals: Sequence[str], responses: Sequence[str], images: Pictures | None = None
-    ) -> list[Verdict]:
+    ) -> list[ModelVerdict]:
         """Verdicts of N responses to N goals, in order.
 
         Raises UsageError when the numbers differ, or for a judge that reads pictures without any.
@@ -115,11 +116,14 @@ class ModelJudge(ABC):
             raise UsageError(f"{len(goals)} goals were passed with pictures for {len(seen)}.")
         if self.subject == "image":
             return self._verdicts(goals, responses, seen)
-        return answered_alone(self._verdicts, goals, responses, self.rules.tags, seen)
+        unfinished = ModelVerdict(False, False, False, error=UNFINISHED)
+        return answered_alone(
+            self._verdicts, goals, responses, self.rules.tags, seen, unfinished=unfinished
+        )
 
     def _verdicts(
         self, goals: Sequence[str], responses: Sequence[str], images: Pictures
-    ) -> list[Verdict]:
+    ) -> list[ModelVerdict]:
         """Verdicts of answers without thoughts."""
         told = self.rules(goals, responses)
         found = self.find(list(goals), list(responses), images)
