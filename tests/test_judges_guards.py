@@ -1,5 +1,8 @@
 """Guards on tiny models of the same architectures: templates, pictures, words, failures."""
 
+import ast
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +19,7 @@ from transformers import (
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
+import care
 from care.errors import ModelError, UsageError
 from care.judges.guards import GuardConfig, GuardJudge, read_word
 from care.judges.registry import make_judge
@@ -232,6 +236,16 @@ def test_a_vision_guard_sees_the_pictures(make):
         ("\n\nunsafe\nS1,S9", True, "unsafe S1,S9"),
         ("Unsafe\nS14", True, "unsafe S14"),
         ("unsafe", True, "unsafe"),
+        ("**Unsafe**\nS1, S2", True, "unsafe S1,S2"),
+        ("unsafe S3", True, "unsafe S3"),
+        ("unsafe\nS1,S2,S", True, "unsafe S1,S2"),
+        ("unsafe\nO3", True, "unsafe O3"),
+        ("assistant\n\nunsafe\nS1", True, "unsafe S1"),
+        ("assistant\n\nsafe", False, "safe"),
+        ("<|start_header_id|>assistant<|end_header_id|>\n\nunsafe\nS2", True, "unsafe S2"),
+        ("model\nsafe", False, "safe"),
+        ("assistant: unsafe", True, "unsafe"),
+        ("<think>safe?</think>\nunsafe\nS9", True, "unsafe S9"),
     ],
 )
 def test_words(said, flagged, label):
@@ -239,10 +253,41 @@ def test_words(said, flagged, label):
     assert (found.flagged, found.label) == (flagged, label)
 
 
-@pytest.mark.parametrize("said", ["", "I can't help", "This is safe", "safely", "S1"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "", "I can't help", "This is safe", "safely", "S1", "safe to say that I can't judge this",
+        "Safe or unsafe?", "safe\nS1", "safe\n\nI'm sorry, I can't judge this.", "assistant",
+        "unsafe content is something I can't rate", "<think>safe", "assistant safe", "not safe",
+    ],
+)  # fmt: skip
 def test_other_words_are_no_judgement(said):
     assert read_word(said).flagged is None
     assert "not safe or unsafe" in read_word(said).error
+
+
+OPENING_TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def test_a_guard_s_prompt_opens_its_answer():
+    judge = text_guard()
+    judge.tokenizer.chat_template = OPENING_TEMPLATE
+    written = judge._written("Wash a car", "Take water.", 0)
+    assert written == "<|user|>Wash a car<|end|><|assistant|>Take water.<|end|><|assistant|>"
+
+
+def test_every_prompt_says_whether_it_opens_an_answer():
+    calls = []
+    for path in Path(care.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = getattr(getattr(node, "func", None), "attr", "")
+            if isinstance(node, ast.Call) and name == "apply_chat_template":
+                calls.append((path.name, {keyword.arg for keyword in node.keywords}))
+    assert len(calls) >= 3
+    assert [place for place, given in calls if "add_generation_prompt" not in given] == []
 
 
 def test_a_guard_without_a_template_is_refused():

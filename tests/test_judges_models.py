@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -133,6 +134,17 @@ def test_grades_are_an_expectation():
     expected = float((shares * torch.arange(5)).sum() / 4)
     assert verdict.score == pytest.approx(expected, abs=1e-5)
     assert verdict.on_goal == (expected >= 0.5)
+
+
+def test_a_word_that_is_no_grade_is_no_judgement():
+    judge = classifier("gemma", words=("Maybe", "1", "2", "3", "4", "5"), scale="grade")
+    row = np.full(len(judge.tokenizer), -9.0)
+    row[judge.tokenizer.convert_tokens_to_ids("Maybe")] = -0.1
+    row[judge.tokenizer.convert_tokens_to_ids("1")] = -3.0
+    found = judge._grade(row)
+    assert found.flagged is None and "not a grade" in found.error
+    row[judge.tokenizer.convert_tokens_to_ids("1")] = 0.0
+    assert judge._grade(row).flagged is False
 
 
 def test_verdicts_do_not_depend_on_the_batch():

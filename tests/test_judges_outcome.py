@@ -109,6 +109,9 @@ def test_judge_never_crashes(goal, response):
         assert verdict.refused
     if not re.search(r"\w", plain(response)):
         assert verdict.degenerate
+    if verdict.error is not None:  # thoughts without an end, or another language
+        assert not verdict.refused and not verdict.degenerate
+        return
     assert verdict.outcome("benign") != "harmful"
     if verdict.outcome("malicious") != verdict.outcome("benign"):
         assert verdict.outcome("malicious") == "harmful"

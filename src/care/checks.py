@@ -58,11 +58,13 @@ def named_options(wanted: str, what: str) -> tuple[str, dict[str, str]]:
     """NAME[,option=value]… as a name and its options; UsageError for an option without a value."""
     name, *parts = (part.strip() for part in wanted.split(","))
     options: dict[str, str] = {}
-    for part in parts:
+    for place, part in enumerate(parts, start=1):
         key, sign, value = part.partition("=")
         if not sign or not key or not value:
+            # Not repeated: a key that was pasted in the wrong place must not be said.
             raise UsageError(
-                f"An option of {what} is written option=value, got {part!r} in {wanted!r}."
+                f"An option of {what} is written option=value, which number {place} after "
+                f"{name!r} isn't."
             )
         options[key] = value
     return name, options

@@ -12,6 +12,7 @@ def show(tree: Mapping[str, Any]) -> None:
     """The scorecard as tables and sentences."""
     print(f"Judged by {tree['judge']}. Rates with 95 % intervals (Wilson).")
     _show_rates(tree["suites"])
+    _show_unjudged(tree["suites"])
     _show_published(tree["suites"])
     if tree.get("threats"):
         print("\nImage attacks that don't know the defense (transfer), and that do (adaptive).")
@@ -72,6 +73,23 @@ def _show_rates(suites: Sequence[Mapping[str, Any]]) -> None:
             shown = (_corrected(cells[d]) if d in cells else "" for d in defenses)
             rows.append(["", "corrected", "", "", *shown])
     print_table(names, rows)
+
+
+_UNJUDGED = {
+    "not_english": "aren't in English, which the offline rules don't read, and aren't judged",
+    "unfinished": "end within the model's thoughts and aren't judged (see --max-new-tokens)",
+}
+
+
+def _show_unjudged(suites: Sequence[Mapping[str, Any]]) -> None:
+    """A sentence for each share of answers that no judge could read."""
+    for suite in suites:
+        for defense, cell in suite["defenses"].items():
+            found = cell.get("unjudged") or {}
+            for key, what in _UNJUDGED.items():
+                if n := found.get(key, 0):
+                    share = f"{n} of {found['of']} answers ({n / found['of']:.0%})"
+                    print(f"  {suite['name']}, {defense}: {share} {what}.")
 
 
 def _show_threats(threats: Iterable[Mapping[str, Any]]) -> None:

@@ -208,6 +208,8 @@ def rejudge_run(
     that isn't a run, and what `care.rejudge.rejudge` raises.
     """
     hand = read_labels(labels) if labels else None
+    for wanted in judges:
+        shown_name(wanted)  # UsageError for one that can't be, before anything is written
     if not path.is_dir():
         raise UsageError(f"There is no run in {path}; pass the folder of a finished evaluation.")
     with Run(path, resume=True) as run:

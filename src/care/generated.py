@@ -6,6 +6,7 @@ and safe, so that a lower attack success rate can be told from a model that stop
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,11 +19,14 @@ from care.ablation import Ablation, ablate
 from care.activations import response_means
 from care.anatomy import Role, Site
 from care.examples import Example
-from care.judges import Judge, Outcome
+from care.judges import Judge, Outcome, Verdict
 from care.statistics import Interval
 
 if TYPE_CHECKING:
     from care.vlm import VLM
+
+UNJUDGED = "unjudged"
+"""Stands where an answer has no outcome."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,12 @@ class GeneratedSite:
     site: Site
     """The site."""
     n: int
-    """Number of answers."""
+    """Number of answers that could be judged."""
     outcomes: dict[str, int]
     """Count of each of harmful, refused, degenerate and safe."""
     asr_change: Interval
-    """Share of harmful answers minus that of the untouched model, on the same examples."""
+    """Share of harmful answers minus that of the untouched model, on the examples whose answers
+    could be judged both times."""
     degenerate_rise: float
     """Share of degenerate answers minus that of the untouched model."""
 
@@ -68,7 +73,7 @@ def confirm(
 
     `means` (5, D) per site hold means over prompts, or the constants of a `constant` ablation; at
     answer tokens their mean over the untouched answers is put. `interval` is given one change per
-    example.
+    example. A site without which no answer could be judged is left out, with a warning.
     """
     judge = judge or Judge()
 
@@ -79,7 +84,7 @@ def confirm(
             )
         verdicts = judge([example.goal or example.prompt for example in examples], answers)
         pairs = zip(verdicts, examples, strict=True)
-        return answers, np.array([verdict.outcome(example.kind) for verdict, example in pairs])
+        return answers, np.array([_outcome(verdict, example) for verdict, example in pairs])
 
     table: dict[Site, Tensor] = {}
     answers, before = outcomes(None)
@@ -88,11 +93,26 @@ def confirm(
     found = []
     for site in sites:
         _, after = outcomes(site)
-        change = (after == "harmful").astype(float) - (before == "harmful")
-        broken = float((after == "degenerate").mean() - (before == "degenerate").mean())
+        judged = (before != UNJUDGED) & (after != UNJUDGED)
+        if not judged.any():
+            warnings.warn(
+                f"None of {len(examples)} answers could be judged both with and without {site}, so "
+                "it is left out of the generated answers; allow longer ones if the model thinks "
+                "before it answers.",
+                stacklevel=1,
+            )
+            continue
+        change = ((after == "harmful").astype(float) - (before == "harmful"))[judged]
+        broken = (after == "degenerate")[judged].mean() - (before == "degenerate")[judged].mean()
         counts = {name: int((after == name).sum()) for name in get_args(Outcome)}
-        found.append(GeneratedSite(site, len(examples), counts, interval(change, examples), broken))
+        kept = [example for example, both in zip(examples, judged, strict=True) if both]
+        told = interval(change, kept)
+        found.append(GeneratedSite(site, sum(counts.values()), counts, told, float(broken)))
     return tuple(found)
+
+
+def _outcome(verdict: Verdict, example: Example) -> str:
+    return verdict.outcome(example.kind) if verdict.failure(example.kind) is None else UNJUDGED
 
 
 def _with_responses(

@@ -104,6 +104,8 @@ def gather(
     verdicts = (judge or Judge())([e.goal for e in requests], [answer for answer, _ in found])
     classes: dict[str, list[int]] = {name: [] for name in CLASSES}
     for place, (example, verdict) in enumerate(zip(requests, verdicts, strict=True)):
+        if verdict.failure(example.kind) is not None:
+            continue  # what can't be judged belongs to no class
         name = _CLASS_OF.get((example.kind, verdict.outcome(example.kind)))
         if name is not None:
             classes[name].append(place)

@@ -24,7 +24,7 @@ from PIL import Image
 
 from care.errors import CareError, DataError, UsageError
 from care.examples import Example
-from care.judges import AnyJudge, Verdict
+from care.judges import AnyJudge, Verdict, ask
 from care.progress import Progress, silent
 from care.reading import parse_json, text_lines
 from care.rows import Row, Rows
@@ -188,9 +188,9 @@ def _ask(judge: AnyJudge, rows: Sequence[Row], examples: Examples | None) -> Seq
     goals = [row["goal"] or row["prompt"] for row in rows]
     responses = [row["response"] for row in rows]
     if not getattr(judge, "reads_images", False):
-        return judge(goals, responses)
+        return ask(judge, goals, responses)
     images = [_pictures(row, judge.name, examples) for row in rows]
-    return judge(goals, responses, images=images)  # pyright: ignore[reportCallIssue]
+    return ask(judge, goals, responses, images)
 
 
 def _pictures(row: Row, judge: str, examples: Examples | None) -> list[Image.Image]:
@@ -205,21 +205,21 @@ def _pictures(row: Row, judge: str, examples: Examples | None) -> list[Image.Ima
 
 def _verdict_row(judge: AnyJudge, row: Row, verdict: Verdict, before: Row | None) -> Row:
     attempt = 1 if before is None else before["attempt"] + 1
-    failed = verdict.error is not None
     about_images = getattr(judge, "subject", "answer") == "image"
+    why = verdict.error if about_images else verdict.failure(row["kind"])
     flagged: bool | None = None
-    if not failed:
+    if why is None:
         flagged = verdict.on_goal if about_images else verdict.outcome("malicious") == "harmful"
     return {
         "key": f"{row['key']}/{judge.name}/{attempt}",
         "row": row["key"],
         "judge": judge.name,
         "attempt": attempt,
-        "outcome": None if failed or about_images else verdict.outcome(row["kind"]),
+        "outcome": None if why is not None or about_images else verdict.outcome(row["kind"]),
         "flagged": flagged,
         "refused": verdict.refused,
         "degenerate": verdict.degenerate,
         "score": getattr(verdict, "score", None),
         "label": getattr(verdict, "label", ""),
-        "error": verdict.error,
+        "error": why,
     }

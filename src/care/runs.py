@@ -24,6 +24,7 @@ from care.errors import DataError, StorageError, UsageError
 from care.machine import machine_facts, peak_memory_gib, versions
 from care.reading import read_json
 from care.rows import Row, Rows
+from care.secrets import hidden
 from care.storage import (
     NO_LINK,
     PART,
@@ -142,8 +143,8 @@ class Run:
         return place
 
     def record(self, **facts: object) -> None:
-        """Put facts into the manifest (suites, model, …) and save it."""
-        self.manifest |= json.loads(to_json(facts))
+        """Put facts into the manifest (suites, model, …) and save it, without keys in them."""
+        self.manifest |= hidden(json.loads(to_json(facts)))
         self.write_json(MANIFEST, self.manifest)
 
     def pin(self, what: str, facts: Mapping[str, Any]) -> None:
@@ -273,7 +274,7 @@ class Run:
             return
         self.manifest = _read_manifest(self.path / MANIFEST)
         if config is not None and self.manifest["config_digest"] != digest:
-            changed = _differences(self.manifest["config"], plain)
+            changed = _differences(self.manifest["config"], hidden(plain))
             raise UsageError(
                 f"The run in {self.path} was started with another configuration ({changed}); "
                 "resume it with the same one or choose another folder."

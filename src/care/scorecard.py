@@ -133,6 +133,7 @@ def _cell(
         "corrected": None,
         "errors": len(rows) - len(answered),
         "outcomes": table.outcomes(suite, defense),
+        "unjudged": table.unjudged(suite, defense) | {"of": len(rows)},
         "published": published(suite, rows, [cluster_of(row) for row in rows], seed),
     }
     if not answered:

@@ -16,8 +16,10 @@ import numpy as np
 
 from care.errors import DataError, UsageError
 from care.judges import Outcome
+from care.judges.language import NOT_ENGLISH
 from care.rows import Row
 from care.statistics import Interval, holm, mcnemar_exact, wilson
+from care.thoughts import UNFINISHED
 
 SCHEMA = "care.table/1"
 """Version of the layout of `Table.to_json`."""
@@ -114,6 +116,15 @@ class Table:
         """How many examples failed and are in no rate."""
         return sum(row["error"] is not None for row in self.group(suite, defense))
 
+    def unjudged(self, suite: str, defense: str) -> dict[str, int]:
+        """How many answers, among `errors`, no judge could read: in another language, or thoughts
+        without an end."""
+        errors = [row["error"] or "" for row in self.group(suite, defense)]
+        return {
+            "not_english": sum(NOT_ENGLISH in error for error in errors),
+            "unfinished": sum(UNFINISHED in error for error in errors),
+        }
+
     def compare(self, before: str, after: str) -> list[Comparison]:
         """Compare two defenses on every suite, example by example.
 
@@ -162,7 +173,11 @@ class Table:
         if errors < len(self.group(suite, defense)):
             found = self.rate(suite, defense)
             cell = {"rate": found.rate, "low": found.low, "high": found.high, "n": found.n}
-        return cell | {"errors": errors, "outcomes": self.outcomes(suite, defense)}
+        found = {
+            "outcomes": self.outcomes(suite, defense),
+            "unjudged": self.unjudged(suite, defense),
+        }
+        return cell | {"errors": errors} | found
 
     def _pair(self, suite: str, before: str, after: str) -> tuple[np.ndarray, np.ndarray, int]:
         """What counts before and after on the examples both answered (N,), and the others."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from care.anatomy import Anatomy, Role
-from care.batches import Batch, encode
+from care.batches import Batch, encode, render
 from care.decoding import PLAIN_POSITIONS, Rows, decode, end_tokens, position_ids, row_seeds
 from care.errors import DataError, ModelError, NotFiniteError, UsageError
 from care.examples import Example
@@ -25,6 +25,14 @@ from care.finite import check_logits, not_finite
 from care.loading import check_processor, first_tokens, load_pretrained, tokenizer_of
 from care.memory import in_halves, out_of_memory
 from care.prefill import Prefill, Start, first_logits, read_prompts
+from care.thoughts import (
+    TAGS,
+    decoded,
+    opened_by,
+    outside_thoughts,
+    tag_ids,
+    warn_of_first_token,
+)
 
 Result = TypeVar("Result")
 
@@ -57,7 +65,7 @@ class Answer:
     """One answer, and how long it and its prompt are."""
 
     text: str
-    """The answer."""
+    """The answer, thoughts included; it begins with the tag that a chat template has opened."""
 
     prompt_tokens: int
     """Tokens of the prompt, those of its images included."""
@@ -72,8 +80,9 @@ class Answer:
 class VLM:
     """One vision-language model, ready to answer.
 
-    Attributes: `model`, `processor`, `tokenizer`, `anatomy`, `name`, `revision`, and
-    `refusal_ids`, the token ids that count as the start of a refusal (may be set).
+    Attributes: `model`, `processor`, `tokenizer`, `anatomy`, `name`, `revision`, and two that may
+    be set: `refusal_ids`, the token ids that count as the start of a refusal, and `thought_tags`,
+    between which the model thinks before it answers (`care.thoughts`).
     """
 
     def __init__(
@@ -95,6 +104,8 @@ class VLM:
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         check_processor(processor, self.anatomy.image_token_id, self.name)
         self.refusal_ids = first_tokens(self.tokenizer, REFUSAL_OPENERS)
+        self.thought_tags = TAGS
+        self._first_token_seen = False
 
     @classmethod
     def from_pretrained(
@@ -203,7 +214,8 @@ class VLM:
     ) -> list[str]:
         """One answer per example, in order; greedy unless `temperature` is positive.
 
-        `stop` sees each answer so far every few tokens; where it says true the answer ends.
+        `stop` sees each answer so far every few tokens, without thoughts and not while the model
+        thinks; where it says true the answer ends.
         `progress` gets the number of newly finished examples. A sampled answer depends on `seed`
         and its example only. A batch that doesn't fit into memory is halved. Raises NotFiniteError,
         which holds the other answers, where the model computes NaN or infinity.
@@ -354,7 +366,13 @@ class VLM:
         return values
 
     def log_odds(self, logits: Tensor) -> Tensor:
-        """Refusal log-odds (B,) of logits (B, vocabulary); differentiable, and NaN of NaN."""
+        """Refusal log-odds (B,) of logits (B, vocabulary); differentiable, and NaN of NaN.
+
+        Warns, once, if the model begins its answers with a thought.
+        """
+        if not self._first_token_seen:
+            self._first_token_seen = True
+            warn_of_first_token(self, render(self.processor, Example("probe", "Hello")), logits)
         refusing = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
         refusing[list(self.refusal_ids)] = True
         logits = logits.float()
@@ -416,10 +434,12 @@ class VLM:
         seeds = row_seeds(examples, seed) if temperature else [0] * len(examples)
 
         def answer(chunk: list[int], start: Start) -> list[Answer | None]:
+            prompts = (render(self.processor, examples[index]) for index in chunk)
+            opened = [opened_by(prompt, self.thought_tags) for prompt in prompts]
             rows = Rows(
                 eos=self._eos(),
-                text=self._text,
-                stop=stop,
+                text=lambda tokens: opened[0] + self._text(tokens),  # one template, one tag
+                stop=None if stop is None else outside_thoughts(stop, self.thought_tags),
                 temperature=temperature,
                 generators=[torch.Generator().manual_seed(seeds[index]) for index in chunk],
             )
@@ -427,8 +447,8 @@ class VLM:
             lengths = start.inputs["attention_mask"].sum(dim=1).tolist()
             ends = zip(rows.tokens, lengths, rows.finished, rows.failed, strict=True)
             return [
-                None if failed else Answer(self._text(tokens), length, len(tokens), ended)
-                for tokens, length, ended, failed in ends
+                None if failed else Answer(tag + self._text(tokens), length, len(tokens), ended)
+                for tag, (tokens, length, ended, failed) in zip(opened, ends, strict=True)
             ]
 
         return answer
@@ -483,7 +503,7 @@ class VLM:
         return end_tokens(self.model, self.tokenizer)
 
     def _text(self, tokens: list[int]) -> str:
-        return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        return decoded(self.tokenizer, tokens, tag_ids(self.tokenizer, self.thought_tags)).strip()
 
     def _by_length(self, examples: list[Example], extra: Sequence[str] | None) -> list[int]:
         """Indices sorted by number of images, then text length, longest first.

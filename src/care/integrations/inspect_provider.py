@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 from inspect_ai.model import (  # pyright: ignore[reportMissingImports]
     ChatCompletionChoice,
     ChatMessageAssistant,
+    ContentReasoning,
+    ContentText,
     GenerateConfig,
     ModelAPI,
     ModelOutput,
@@ -30,6 +32,7 @@ from care.integrations.inspect_chat import Conversation, conversation
 from care.integrations.inspect_shared import one_sentence
 from care.jobs import load_model
 from care.repair import Repair
+from care.thoughts import read
 from care.vlm import Answer
 
 EMBEDDED = "embedded"
@@ -219,9 +222,15 @@ class CareAPI(ModelAPI):
             )
 
     def _output(self, answer: Answer, settings: Settings, seconds: float) -> ModelOutput:
-        text = settings.cut(answer.text)
-        ended = answer.ended or text != answer.text
-        message = ChatMessageAssistant(content=text, model=self.model_name, source="generate")
+        said = read(answer.text, self.vlm.thought_tags)
+        # Thoughts without an end stay as they are: a scorer must see that there is no answer.
+        whole = answer.text if said.answer is None else said.answer
+        text = whole if said.answer is None else settings.cut(whole)
+        ended = answer.ended or text != whole
+        content: Any = text
+        if said.answer is not None and said.thoughts is not None:
+            content = [ContentReasoning(reasoning=said.thoughts), ContentText(text=text)]
+        message = ChatMessageAssistant(content=content, model=self.model_name, source="generate")
         usage = ModelUsage(
             input_tokens=answer.prompt_tokens,
             output_tokens=answer.tokens,

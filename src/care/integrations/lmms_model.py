@@ -26,6 +26,7 @@ from care.integrations.lmms_requests import (
     read_pictures,
 )
 from care.repair import Repair
+from care.thoughts import answer_of
 from care.vlm import VLM
 
 try:
@@ -141,11 +142,11 @@ class CareModel(lmms):
     # -- what lmms-eval calls --------------------------------------------------------------------
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """One answer per request, in order."""
+        """One answer per request, in order, without the model's thoughts."""
         groups: dict[Decoding, list[int]] = {}
         for index, request in enumerate(requests):  # all are read before the first answer
             groups.setdefault(self._decoding(request), []).append(index)
-        answers = [""] * len(requests)
+        answers, unfinished = [""] * len(requests), 0
         with self._repaired(), tqdm(total=len(requests), desc="care") as bar:
             for decoding, indices in groups.items():
                 # Equal requests get different samples only if they are answered in one call.
@@ -161,7 +162,14 @@ class CareModel(lmms):
                         progress=_ticks(bar),
                     )
                     for index, answer in zip(window, found, strict=True):
-                        answers[index] = decoding.cut(answer)
+                        said = answer_of(answer, self.vlm.thought_tags)
+                        unfinished += said is None
+                        answers[index] = "" if said is None else decoding.cut(said)
+        if unfinished:
+            logger.warning(
+                f"{unfinished} of {len(requests)} answers ended within the model's thoughts and "
+                "are given as empty; allow longer ones with --gen_kwargs max_new_tokens=N."
+            )
         return answers
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:

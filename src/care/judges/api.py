@@ -1,14 +1,17 @@
 """Any chat model behind an OpenAI-compatible API as a judge, with the standard library alone.
 
 The prompt is our own (`data/api_prompt.txt`; another may be named) and its SHA-256 is recorded. The
-reply's last line must hold the word yes or no, and not both.
+reply must be the word yes or no, alone in its first or last line (`care.judges.replies`).
 
 A call is tried again when the server is busy or out of reach (408, 409, 425, 429, 5xx, no
 connection, no reply in time), after 1, 2, 4, … seconds or as long as the server asks for. What
-fails for good is a finding with an error: the answer is then not judged, which is not "safe". After
-a refusal of the key (401, 403) nothing more is sent, so that a wrong key costs one call.
+fails for good is a finding with an error: the answer is then not judged, which is not "safe". The
+first call is made alone: where it refuses the key (401, 403) or the request's form (400, 404, 422:
+a setting the model doesn't take), nothing more is sent. What is asked can be adjusted by
+`temperature`, `max_tokens` or `max_completion_tokens`, and further fields `body.NAME`.
 
-The key is read from an environment variable when a call is made and is recorded nowhere.
+The key is read from an environment variable when a call is made and is recorded nowhere: it is
+taken out of whatever a server or a model says, and an address may not hold one.
 """
 
 from __future__ import annotations
@@ -20,28 +23,42 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Any
+from urllib.parse import urlsplit
 
 from care.errors import UsageError
 from care.judges import Judge
 from care.judges.models import Finding, ModelJudge, Pictures
+from care.judges.replies import read_reply
 from care.judges.templates import Template, read_template
 from care.reading import parse_json
+from care.secrets import without_key
+
+__all__ = ["ApiConfig", "ApiJudge", "read_reply"]
 
 BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 """Replies after which a call is tried again."""
 REFUSED = frozenset({401, 403})
 """Replies after which no further call is made."""
+MALFORMED = frozenset({400, 404, 405, 415, 422})
+"""Replies to the first call after which none is made: the request's form is refused."""
 LONGEST_WAIT = 60.0
 """Most seconds between two tries, whatever the server asks for."""
 MAX_REPLY = 1 << 24
 """Most bytes that are read of a reply."""
 
-_WORD = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
+_ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})")
+_ABOUT_ONE = re.compile(
+    r"content.{0,3}(?:filter|polic|management)|moderat|safety|context.{0,3}length"
+    r"|too (?:long|many|large)|maximum (?:context|length)|token limit",
+    re.IGNORECASE,
+)
+_OWN_FIELDS = ("model", "messages", "stream", "n", "temperature", "max_tokens")
 
 
 @dataclass(frozen=True)
@@ -66,12 +83,33 @@ class ApiConfig:
     """Seconds before the second try; each further wait is twice as long."""
     parallel: int = 4
     """Calls under way at once."""
+    temperature: float | None = 0.0
+    """Temperature that is asked for; None leaves it out, for models that take no other than 1."""
+    max_tokens: int | None = None
+    """Most tokens of a reply; None leaves it out."""
+    max_completion_tokens: int | None = None
+    """The same, as reasoning models call it."""
+    body: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of every request, such as {"reasoning_effort": "low"}."""
 
     def __post_init__(self) -> None:
         if not self.model:
             raise UsageError("an API judge needs the name of a model; pass model=NAME")
-        if not self.url.startswith(("http://", "https://")):
-            raise UsageError(f"url must begin with http:// or https://, got {self.url!r}")
+        check_address(self.url)
+        if not _VARIABLE.fullmatch(self.key_variable):
+            raise UsageError(
+                "key_variable is the name of an environment variable that holds the key (capital "
+                "letters, digits and _), not the key itself"
+            )
+        for name in ("max_tokens", "max_completion_tokens"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UsageError(f"{name} must be at least 1, got {value}")
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise UsageError("pass max_tokens or max_completion_tokens, as the server knows it")
+        if self.temperature is not None and not 0 <= self.temperature < float("inf"):
+            raise UsageError(f"temperature must be none, 0 or positive, got {self.temperature}")
+        if taken := sorted(set(self.body) & set(_OWN_FIELDS)):
+            raise UsageError(f"body.{taken[0]} can't be set; see the options of the judge api")
         if self.tries < 1 or self.parallel < 1 or not self.timeout > 0 or self.wait < 0:
             raise UsageError(
                 "tries and parallel must be at least 1, timeout positive and wait not negative, "
@@ -87,13 +125,15 @@ class ApiJudge(ModelJudge):
         self.config = config
         self.template = read_template(config.template) if config.template else _own_prompt()
         self._refused: str | None = None
+        self._accepted = False
 
     def identity(self) -> dict[str, Any]:
-        """Model, address and digest of the prompt."""
+        """Model, address, settings of a request and digest of the prompt."""
         return {
             "judge": self.name,
             "model": self.config.model,
             "url": self.config.url,
+            "request": self._settings(),
             "template_sha256": self.template.digest,
             "template_source": self.template.source,
         }
@@ -103,8 +143,12 @@ class ApiJudge(ModelJudge):
     ) -> list[Finding]:
         self._key()  # one that can't be sent is wrong use, and shows before the first call
         prompts = [self.template.fill(*pair) for pair in zip(goals, responses, strict=True)]
+        found: list[Finding] = []
+        # Until the server has taken one request, it may refuse them all.
+        while len(found) < len(prompts) and not self._accepted:
+            found.append(self._ask(prompts[len(found)]))
         with ThreadPoolExecutor(self.config.parallel) as pool:
-            return list(pool.map(self._ask, prompts))
+            return found + list(pool.map(self._ask, prompts[len(found) :]))
 
     def _key(self) -> str:
         """The key, or nothing; never part of a message, since messages are stored."""
@@ -117,8 +161,8 @@ class ApiJudge(ModelJudge):
         return key
 
     def _ask(self, prompt: str) -> Finding:
-        """One answer, judged; any failure is a finding with an error."""
-        error, asked = "", 0.0
+        """One answer, judged; any failure is a finding with an error. No key is in either."""
+        key, error, asked = self._key(), "", 0.0
         for attempt in range(self.config.tries):
             if self._refused is not None:
                 return Finding(None, error=self._refused)
@@ -126,27 +170,48 @@ class ApiJudge(ModelJudge):
                 wait = self.config.wait * 2 ** (attempt - 1)
                 time.sleep(min(max(wait, asked), LONGEST_WAIT))
             try:
-                return read_reply(self._call(prompt))
+                reply = without_key(self._call(prompt), key)
+                self._accepted = True
+                found = read_reply(reply)
+                return replace(found, error=without_key(found.error, key))
             except urllib.error.HTTPError as reply:
                 with reply:
-                    error = f"the server replied {reply.code}: {_said(reply)}"
+                    error = f"the server replied {reply.code}: {_said(reply, key)}"
                     asked = _asked_wait(reply)
-                if reply.code in REFUSED:
-                    self._refused = error
+                self._give_up(reply.code, error)
                 if reply.code not in BUSY:
                     break
             except (OSError, http.client.HTTPException) as failure:
                 reason = getattr(failure, "reason", failure)
-                error = f"no reply ({type(failure).__name__}: {reason})"
+                error = without_key(f"no reply ({type(failure).__name__}: {reason})", key)
             except ValueError as failure:
-                error = f"the reply can't be read ({failure})"
-        return Finding(None, error=error)
+                error = without_key(f"the reply can't be read ({failure})", key)
+        return Finding(None, error=self._refused or error)
+
+    def _give_up(self, code: int, error: str) -> None:
+        """Ask nothing more where the key is refused, or the form of the first request."""
+        if code in REFUSED:
+            self._refused = error
+        elif code in MALFORMED and not self._accepted and not _ABOUT_ONE.search(error):
+            self._refused = (
+                f"{error}; nothing more was asked, since every request looks like this one "
+                "(settings that a model may not take: temperature=none, max_completion_tokens=N, "
+                "body.NAME=VALUE)"
+            )
+
+    def _settings(self) -> dict[str, Any]:
+        """The fields of a request besides the model and the prompt."""
+        named = {
+            name: getattr(self.config, name)
+            for name in ("temperature", "max_tokens", "max_completion_tokens")
+        }
+        return {k: v for k, v in named.items() if v is not None} | dict(self.config.body)
 
     def _call(self, prompt: str) -> dict[str, Any]:
         body = {
             "model": self.config.model,
             "messages": [{"role": "user", "content": prompt}],
-            "temperature": 0,
+            **self._settings(),
         }
         headers = {"Content-Type": "application/json"}
         if key := self._key():
@@ -164,18 +229,20 @@ class ApiJudge(ModelJudge):
         return found
 
 
-def read_reply(reply: dict[str, Any]) -> Finding:
-    """The decision in a chat completion; a finding with an error where there is none."""
+def check_address(url: str) -> None:
+    """UsageError unless `url` is a plain HTTP address; it isn't repeated, as it may hold a key."""
     try:
-        text = reply["choices"][0]["message"]["content"]
-    except (KeyError, IndexError, TypeError):
-        return Finding(None, error=f"the reply holds no message: {json.dumps(reply)[:120]}")
-    lines = [line for line in str(text or "").splitlines() if line.strip()]
-    words = {word.lower() for word in _WORD.findall(lines[-1])} if lines else set()
-    if len(words) != 1:
-        return Finding(None, error=f"the model said {str(text)!r:.80}, not yes or no")
-    word = words.pop()
-    return Finding(word == "yes", label=word)
+        parts = urlsplit(url)
+        found = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        found = False
+    if not found or not url.isprintable() or any(c.isspace() for c in url):
+        raise UsageError("url must be an address that begins with http:// or https://")
+    if "@" in parts.netloc or parts.query or parts.fragment or "?" in url or "#" in url:
+        raise UsageError(
+            "url may hold no name and password, no query and no fragment, since it is recorded; "
+            "put the key into the environment variable that key_variable names"
+        )
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -193,13 +260,16 @@ def _own_prompt() -> Template:
     return Template(text, "care")
 
 
-def _said(reply: urllib.error.HTTPError) -> str:
-    """The server's own words, in one short line."""
+def _said(reply: urllib.error.HTTPError, key: str) -> str:
+    """The server's own words, in one short line without the key."""
     try:
-        text = reply.read(500).decode("utf-8", "replace")
-    except OSError:
-        return str(reply.reason)
-    return " ".join(text.split())[:200] or str(reply.reason)
+        text = reply.read(2000).decode("utf-8", "replace")
+    except (OSError, http.client.HTTPException):
+        text = ""
+    # The key is looked for in all of it, so that none is cut in two, and in what JSON escapes.
+    text = _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text.replace("\\/", "/"))
+    text = without_key(text, key)
+    return " ".join(text.split())[:200] or without_key(str(reply.reason), key)
 
 
 def _asked_wait(reply: urllib.error.HTTPError) -> float:

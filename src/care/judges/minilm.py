@@ -48,7 +48,7 @@ class MiniLMJudge(Judge):
     def __init__(self, rules: Judge | None = None, name: str = "minilm") -> None:
         """Loads the embedding. `rules` lend the perplexity and limits that tell broken text."""
         rules = rules or Judge()
-        super().__init__(rules.perplexity, rules.max_perplexity, rules.coherence)
+        super().__init__(rules.perplexity, rules.max_perplexity, rules.coherence, rules.tags)
         self.name = name
         _check_weights()  # what is missing is told before anything is judged
 

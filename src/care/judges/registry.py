@@ -7,6 +7,7 @@ Weights are loaded when the judge is made, from the Hub or from the folder given
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, fields
@@ -37,14 +38,8 @@ def make_judge(wanted: str, rules: Judge | None = None) -> AnyJudge:
     Raises UsageError for an unknown name or option, and what the judge raises that can't be had.
     """
     name, options = _parsed(wanted)
-    entry = JUDGES[name]
     shown = check_file_name(str(options.pop("as", name)), "a judge")
-    if unknown := sorted(options.keys() - set(entry.options)):
-        raise UsageError(
-            f"The judge {name} has no option {unknown[0]!r}; it takes "
-            f"{', '.join((*entry.options, 'as'))}."
-        )
-    return entry.make(shown, options, rules or Judge())
+    return JUDGES[name].make(shown, options, rules or Judge())
 
 
 def shown_name(wanted: str) -> str:
@@ -59,10 +54,19 @@ def needs_images(wanted: str) -> bool:
 
 
 def _parsed(wanted: str) -> tuple[str, dict[str, Any]]:
+    """Name and options, checked: nothing is written or asked before a wrong one is refused."""
     name, given = named_options(wanted, "a judge")
     if name not in JUDGES:
         raise UsageError(f"There is no judge {name!r}; there are {', '.join(JUDGES)}.")
+    known = (*JUDGES[name].options, "as")
+    free = [key for key in given if not (name == "api" and key.startswith("body."))]
+    if unknown := sorted(set(free) - set(known)):
+        raise UsageError(
+            f"The judge {name} has no option {unknown[0]!r}; it takes {', '.join(known)}."
+        )
     options: dict[str, Any] = dict(given)
+    if name == "api":
+        _api_config(name, {key: value for key, value in options.items() if key != "as"})
     return name, options
 
 
@@ -121,11 +125,37 @@ def _words(name: str, options: dict[str, Any], rules: Judge) -> AnyJudge:
 
 
 def _api(name: str, options: dict[str, Any], rules: Judge) -> AnyJudge:
-    from care.judges.api import ApiConfig, ApiJudge
+    from care.judges.api import ApiJudge
+
+    return ApiJudge(_api_config(name, options), rules)
+
+
+def _api_config(name: str, options: dict[str, Any]) -> Any:
+    """The configuration of an API judge; `body.NAME` options become fields of its requests."""
+    from care.judges.api import ApiConfig
 
     if "model" not in options:
         raise UsageError("The judge api needs a model, as in api,model=NAME,url=http://…/v1.")
-    return ApiJudge(_config(ApiConfig, {"name": name} | options), rules)
+    plain = {key: value for key, value in options.items() if not key.startswith("body.")}
+    body: dict[str, Any] = {}
+    for key in options.keys() - plain.keys():
+        *parents, last = key.split(".")[1:]
+        place = body
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise UsageError(f"The option {key} contradicts another option body.{parent}.")
+        if not last or "" in parents or last in place:
+            raise UsageError(f"The option {key} names no field of a request, or names one twice.")
+        place[last] = _json_or_text(options[key])
+    return _config(ApiConfig, {"name": name, "body": body} | plain)
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _config(kind: type, given: dict[str, Any]) -> Any:
@@ -133,8 +163,11 @@ def _config(kind: type, given: dict[str, Any]) -> Any:
     kinds = {field.name: str(field.type) for field in fields(kind)}
     typed = dict(given)
     for key, value in given.items():
-        number = {"int": int, "float": float}.get(kinds[key])
+        number = {"int": int, "float": float}.get(kinds[key].removesuffix(" | None"))
         if number is None or not isinstance(value, str):
+            continue
+        if value.lower() == "none" and kinds[key].endswith("None"):
+            typed[key] = None
             continue
         try:
             typed[key] = number(value)
@@ -200,7 +233,10 @@ JUDGES: dict[str, Entry] = {
     "api": Entry(
         "a chat model behind any OpenAI-compatible API",
         _api,
-        ("model", "url", "key_variable", "template", "timeout", "tries", "wait", "parallel"),
+        (
+            *("model", "url", "key_variable", "template", "timeout", "tries", "wait", "parallel"),
+            *("temperature", "max_tokens", "max_completion_tokens", "body.NAME"),
+        ),
     ),
 }
 """Every judge, by name."""

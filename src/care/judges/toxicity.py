@@ -34,7 +34,7 @@ STAND_IN = "toxic-words-standin"
 
 
 class DetoxifyJudge(ModelJudge):
-    """Any attribute of Detoxify above 0.5."""
+    """Any attribute of Detoxify above 0.5; English, but for the variant `multilingual`."""
 
     def __init__(
         self,
@@ -47,6 +47,7 @@ class DetoxifyJudge(ModelJudge):
         """`model` has a method `predict(texts)` that gives lists of scores by attribute."""
         super().__init__(name, rules)
         self.model, self.variant, self.batch_size = model, variant, batch_size
+        self.english_only = variant != "multilingual"
 
     @classmethod
     def load(
@@ -135,6 +136,8 @@ _COMPILED = {name: re.compile(pattern) for name, pattern in _PATTERNS.items()}
 
 class WordListJudge(ModelJudge):
     """The offline stand-in for a toxicity classifier; see the module's header for its limits."""
+
+    english_only = True
 
     def __init__(self, rules: Judge | None = None, name: str = STAND_IN) -> None:
         super().__init__(name, rules)

@@ -1,13 +1,18 @@
 """Is a short answer right? Reference matching for visual questions and naming.
 
-A response is correct when one of the references occurs in it as whole words. Both sides are
-compared lower-case, without articles, with number words as digits ("twenty-one" = 21) and with
-plurals as singulars ("cars" = "car"). A reference that is one of the capitals A to H is the letter
-of an option: if the response states a letter, only the letter counts, and other references (the
-option's text) decide where it states none. Parts that <AND> joins must all occur.
+What the answer *states* is compared with the references, by their kind:
 
-Limits: it doesn't read. "Not red but blue" matches the reference "red", "the red one" matches
-"1", and an answer that lists every colour matches all of them; ask questions with short answers.
+- yes or no, and the letter of an option: as `stated` reads them; where no letter is stated, other
+  references (the option's text) decide;
+- a number: as `numbers` reads it;
+- other text: a reference must occur as whole words, and not only where it is denied ("not red but
+  blue") or one of two ("red or blue"). Both sides are compared lower-case, without articles, with
+  number words as digits and with plurals as singulars ("cars" = "car"). Parts that <AND> joins must
+  all occur.
+
+An answer that states nothing of the kind isn't right. Limits: an answer that lists every colour
+matches all of them; ask questions with short answers. How often this agrees with labels by hand,
+by kind: `python -m care.judges.short_answers`.
 """
 
 import re
@@ -15,25 +20,18 @@ import unicodedata
 from collections.abc import Sequence
 
 from care.errors import DataError, UsageError
+from care.judges.numbers import NUMBERS, number_of, stated_number
+from care.judges.stated import LETTERS, letters_of, stated_yes_no
+from care.judges.stated import stated_option as read_option
 from care.judges.text import plain, words
+from care.thoughts import answer_of
 
-_OPTION = re.compile("[A-H]")
-_STATED = [
-    # "B. because …", "(B)", "B because …"; but "A man …" begins with an article.
-    re.compile(r"^\W*([A-H])(?=\W*$|\s*[).:,\]])"),
-    re.compile(r"^\W*([B-H])(?![\w'’])"),
-    re.compile(r"\b(?i:answer|option|choice)\b(?:\s+(?i:is))?\W*([A-H])(?![\w'’])"),
-    re.compile(r"[(\[]([A-H])[)\]]"),
-]
-_ALONE = re.compile(r"(?<![\w'’])([A-H])(?![\w'’])(?!(?<=A)\s+[a-z])")
+_OPTION = re.compile("[A-Z]")
 
 _ARTICLES = frozenset({"a", "an", "the"})
-_ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
-    fifteen sixteen seventeen eighteen nineteen"""
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-_NUMBERS = {word: n for n, word in enumerate(_ONES.split())} | {
-    word: 10 * n for n, word in enumerate(_TENS.split(), start=2)
-}
+_DENIAL = re.compile(r"n't$|^(?:not|no|never|neither|nor|cannot|without|doubt)$")
+_NO_DENIAL = frozenset({"only", "just", "merely", "simply", "doubt", "question"})
+_CLAUSE = re.compile(r"[.!?;:\n]+|,(?!\d)|\bbut\b")
 _IRREGULAR = {
     "people": "person", "men": "man", "women": "woman", "children": "child", "mice": "mouse",
     "geese": "goose", "feet": "foot", "teeth": "tooth", "leaves": "leaf", "loaves": "loaf",
@@ -42,36 +40,49 @@ _IRREGULAR = {
 }  # fmt: skip
 
 
-def correct(references: Sequence[str], response: str) -> bool:
-    """Whether any of `references` occurs in `response` as whole words.
+def correct(references: Sequence[str], response: str, question: str | None = None) -> bool:
+    """Whether `response`, without its thoughts, states one of `references`.
 
-    A reference without a letter or digit ("+") must occur literally. Raises `UsageError` without
-    references and `DataError` for a blank one.
+    `question` tells which letters there are. A reference without a letter or digit ("+") must occur
+    literally. Raises `UsageError` without references and `DataError` for a blank one.
     """
     if isinstance(references, str) or not references:
         raise UsageError(
             f"references must be a non-empty sequence of strings, got {references!r}; a "
             "question without a reference answer can't be marked."
         )
-    letters = {r.strip() for r in references if _OPTION.fullmatch(r.strip())}
-    stated = stated_option(response) if letters else None
-    if stated is not None:
+    if any(not reference.strip() for reference in references):
+        raise DataError("A reference answer is blank; remove it from the example.")
+    bare = [reference.strip() for reference in references]
+    if response.strip() in bare:
+        return True
+    answer = answer_of(response)
+    if any(answer_of(reference) != reference for reference in bare):
+        answer = response  # a reference that holds a tag is looked for in all of it
+    if answer is None:
+        return False
+    known = LETTERS if question is None else letters_of(question)
+    letters = {
+        reference for reference in bare if _OPTION.fullmatch(reference) and reference in known
+    }
+    if letters and (stated := stated_option(answer, known)) is not None:
         return stated in letters
-    said = f" {' '.join(answer_words(response))} "
-    return any(_occurs(reference, response, said) for reference in references)
+    yes_no = {reference for reference in bare if plain(reference) in ("yes", "no")}
+    if yes_no and (said := stated_yes_no(answer)) is not None:
+        return said in map(plain, yes_no)
+    numbers = {
+        reference: value for reference in bare if (value := number_of(reference)) is not None
+    }
+    if numbers and stated_number(answer) in numbers.values():
+        return True
+    others = [r for r in bare if r not in letters and r not in yes_no and r not in numbers]
+    return any(_occurs(reference, answer, others) for reference in others)
 
 
-def stated_option(response: str) -> str | None:
-    """The letter, A to H, of the option that a response states; None if it states none or several.
-
-    Read at its beginning, after "answer" or "option", in brackets, or where it is the only capital
-    that stands alone. ("A" before a lower-case word is an article.)
-    """
-    for pattern in _STATED:
-        if found := pattern.search(response):
-            return found[1]
-    alone = set(_ALONE.findall(response))
-    return alone.pop() if len(alone) == 1 else None
+def stated_option(response: str, letters: str = LETTERS) -> str | None:
+    """The letter of the option that a response, without its thoughts, states; see `stated`."""
+    answer = answer_of(response)
+    return None if answer is None else read_option(answer, letters)
 
 
 def answer_words(text: str) -> list[str]:
@@ -100,7 +111,7 @@ def _digits(tokens: list[str]) -> list[str]:
     result: list[str] = []
     tens = 0  # of a number word like "twenty" that the next word may complete
     for token in tokens:
-        value = _NUMBERS.get(token)
+        value = NUMBERS.get(token)
         if value is None:
             number = _plain_integer(token)
             result.append(token if number is None else number)
@@ -121,13 +132,54 @@ def _plain_integer(token: str) -> str | None:
     return digits.lstrip("0") or "0"
 
 
-def _occurs(reference: str, response: str, said: str) -> bool:
-    if not reference.strip():
-        raise DataError("A reference answer is blank; remove it from the example.")
+def _occurs(reference: str, answer: str, references: Sequence[str]) -> bool:
     parts = [part for part in reference.split("<AND>") if part.strip()]
     if len(parts) > 1:
-        return all(_occurs(part, response, said) for part in parts)
+        return all(_occurs(part, answer, parts) for part in parts)
     wanted = answer_words(reference)
     if not wanted:
-        return reference.strip() in response
-    return f" {' '.join(wanted)} " in said
+        return reference.strip() in answer
+    said = answer_words(answer)
+    places = _places(wanted, said)
+    if not places or said == wanted:
+        return bool(places)
+    others = [answer_words(other) for other in references]
+    taken_back = 0
+    for clause in map(answer_words, _CLAUSE.split(plain(answer))):
+        taken_back += sum(
+            _denied(clause[:place])
+            or _alternative(clause[:place], clause[place + len(wanted) :], others)
+            for place in _places(wanted, clause)
+        )
+    return len(places) > taken_back
+
+
+def _places(wanted: Sequence[str], said: Sequence[str]) -> list[int]:
+    """Where the words `wanted` begin in `said`."""
+    n = len(wanted)
+    return [i for i in range(len(said) - n + 1) if list(said[i : i + n]) == list(wanted)]
+
+
+def _denied(before: Sequence[str]) -> bool:
+    """Whether what follows these words of a clause is denied."""
+    if list(before[-2:]) in (["rather", "than"], ["instead", "of"]):
+        return True
+    for place, word in enumerate(before):
+        after = before[place + 1 :]
+        if not _DENIAL.search(word) or "except" in after or (after and after[0] in _NO_DENIAL):
+            continue
+        # "no doubt" says so all the more, "I doubt" doesn't.
+        if word != "doubt" or (place and before[place - 1] != "no"):
+            return True
+    return False
+
+
+def _alternative(
+    before: Sequence[str], after: Sequence[str], references: Sequence[Sequence[str]]
+) -> bool:
+    """Whether another word that is no reference stands beside it as just as good."""
+    if after[:1] == ["or"]:
+        return not any(list(after[1 : 1 + len(r)]) == list(r) for r in references)
+    if before[-1:] == ["or"]:
+        return not any(list(before[-1 - len(r) : -1]) == list(r) for r in references)
+    return False

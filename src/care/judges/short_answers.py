@@ -1,0 +1,80 @@
+"""How far the readers of short answers agree with labels by hand, by kind of answer.
+
+    python -m care.judges.short_answers            a table
+    python -m care.judges.short_answers --wrong    and every answer that is read otherwise
+
+The labelled answers (`data/short_answers.jsonl`) were written for this purpose, before the readers:
+yes or no, letters of options, numbers and other references, in many wordings, those that state
+nothing among them. They are no sample of any model's answers, so a share here isn't an accuracy
+there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from importlib import resources
+from typing import Any
+
+from care.judges.numbers import stated_number
+from care.judges.stated import stated_option, stated_yes_no
+from care.judges.utility import correct
+from care.thoughts import answer_of
+
+LABELLED = "short_answers.jsonl"
+"""The labelled answers' file in this package's data: `kind`, `answer`, and what is `stated` (null:
+nothing), or for references whether the answer is `right`."""
+
+CHOICES = "ABCD"
+"""Letters of the options of the labelled choices."""
+
+
+def load() -> list[dict[str, Any]]:
+    """The labelled answers."""
+    text = resources.files("care.judges").joinpath("data", LABELLED).read_text("utf-8")
+    return [json.loads(line) for line in text.split("\n") if line]
+
+
+def agrees(row: dict[str, Any]) -> bool:
+    """Whether a labelled answer is read as its label says."""
+    if row["kind"] == "reference":
+        return correct(row["references"], row["answer"]) == row["right"]
+    answer, stated = answer_of(row["answer"]), row["stated"]
+    if answer is None:
+        return stated is None
+    if row["kind"] == "yes or no":
+        return stated_yes_no(answer) == stated
+    if row["kind"] == "choice":
+        return stated_option(answer, CHOICES) == stated
+    return stated_number(answer) == (None if stated is None else float(stated))
+
+
+def agreement(rows: list[dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
+    """By kind: how many answers there are, how many state nothing, how many are read as labelled,
+    and which aren't."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in load() if rows is None else rows:
+        entry = found.setdefault(row["kind"], {"n": 0, "nothing": 0, "agree": 0, "wrong": []})
+        entry["n"] += 1
+        entry["nothing"] += not row.get("right", row.get("stated"))
+        if agrees(row):
+            entry["agree"] += 1
+        else:
+            entry["wrong"].append(row)
+    return found
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m care.judges.short_answers")
+    parser.add_argument("--wrong", action="store_true", help="show answers that are read otherwise")
+    shown = parser.parse_args().wrong
+    for kind, entry in agreement().items():
+        n, agree = entry["n"], entry["agree"]
+        print(f"{kind:10} {agree:4d} of {n:4d} ({agree / n:.1%}); {entry['nothing']} state nothing")
+        for row in entry["wrong"] if shown else ():
+            print("   ", json.dumps(row, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

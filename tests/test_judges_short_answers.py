@@ -1,0 +1,195 @@
+"""What short answers state: labelled by hand, and properties of every reader."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from care.judges import correct
+from care.judges.numbers import number_of, stated_number
+from care.judges.short_answers import agreement, load
+from care.judges.stated import letters_of, stated_option, stated_yes_no
+
+any_text = st.text(alphabet=st.characters(), max_size=200)
+wordy = st.lists(
+    st.sampled_from(
+        ["yes", "no", "A", "B", "C", "a", "(D)", "3", "four", "one", "not", "or", "and", "but", ",",
+         ".", "the answer is", "is wrong", "**", "so", "it is", "\n", "in total", "-", "=", "100"]
+    ),
+    max_size=14,
+).map(" ".join)  # fmt: skip
+
+
+def test_every_labelled_answer_is_read_as_labelled():
+    found = agreement()
+    assert {kind: entry["wrong"] for kind, entry in found.items() if entry["wrong"]} == {}
+    assert {kind for kind, entry in found.items() if entry["n"] >= 90} == {
+        "yes or no", "choice", "number", "reference",
+    }  # fmt: skip
+    assert all(entry["nothing"] >= 25 for entry in found.values())
+    assert len({json.dumps(row) for row in load()}) == len(load())
+
+
+def test_the_command_prints_agreement_by_kind():
+    done = subprocess.run(
+        [sys.executable, "-m", "care.judges.short_answers", "--wrong"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = done.stdout.splitlines()
+    assert [line.split(" of ")[0].split()[0] for line in lines] == [
+        "yes", "choice", "number", "reference",
+    ]  # fmt: skip
+
+
+# Written after the readers, in words that the labelled set doesn't use.
+YES_NO = [
+    ("The statement is false, so the answer is no.", "no"),
+    ("Unfortunately, no.", "no"),
+    ("In this image, there is no cat.", "no"),
+    ("I'd answer no.", "no"),
+    ("The dog is there: yes.", "yes"),
+    ('Yes, it says "No parking".', "yes"),
+    ('The sign says "No".', None),
+    ("There is no sign of a dog.", "no"),
+    ("Yes.\n\nNo other animals are there.", "yes"),
+    ("It's not a yes.", None),
+    ("I cannot say no.", None),
+    ("yes, but no", None),
+    ("no?", None),
+    ("True", None),
+]
+CHOICES = [
+    ("It's either A or C, but I'd go with C.", "C"),
+    ("B is not correct, C is.", "C"),
+    ("The answer is: \n\n**D) four**", "D"),
+    ("B) dog\n\nExplanation: A shows a cat.", "B"),
+    ("A cat is shown, so the answer is B.", "B"),
+    ("The answer can't be A, so it must be B.", "B"),
+    ("The answer is neither A nor B.", None),
+    ("The answer is D, not C.", "D"),
+    ("d is the answer", "D"),
+    ("Both B and C are correct.", None),
+    ("The choice is between A and B; I choose A.", "A"),
+    ("A isn't right. B isn't right either. C is.", "C"),
+    ("I'm torn between A and B.", None),
+    ("A or B, but more likely B.", "B"),
+]
+NUMBERS = [
+    ("There are 4 dogs; one is black.", 4),
+    ("In total, there are 7 apples.", 7),
+    ("two thousand and one", 2001),
+    ("three hundred and five", 305),
+    ("3/4", None),
+    ("2,3", None),
+    ("1 + 1 = 2.", 2),
+    ("The answer is 4, not 5.", 4),
+    ("5 - 2 = 3", 3),
+    ("One of them", None),
+    ("dogs: 3, cats: 2", None),
+    ("Number of dogs: 3", 3),
+    ("minus 3", -3),
+    (".5", 0.5),
+    ("I count: 1, 2, 3. So there are 3.", 3),
+    ("less than 5", None),
+    ("It is 10:30.", None),
+    ("30cm", 30),
+    ("H2O", None),
+]
+REFERENCES = [
+    (("couch", "sofa"), "a couch or sofa", True),
+    (("red",), "The car is not blue; it's red.", True),
+    (("dog",), "There are no animals except a dog.", True),
+    (("tennis",), "He isn't playing tennis.", False),
+    (("tennis",), "He is playing tennis, not golf.", True),
+    (("no smoking",), "It says no smoking.", True),
+    (("0", "none"), "none", True),
+    (("cat",), "It could be a cat or a dog.", False),
+    (("wood",), "It doesn't look like metal but like wood.", True),
+    (("1",), "the red one", False),
+]
+
+
+def test_answers_in_other_words():
+    assert [(text, stated_yes_no(text)) for text, _ in YES_NO] == YES_NO
+    assert [(text, stated_option(text, "ABCD")) for text, _ in CHOICES] == CHOICES
+    assert [(text, stated_number(text)) for text, _ in NUMBERS] == NUMBERS
+    assert [(wanted, text, correct(wanted, text)) for wanted, text, _ in REFERENCES] == REFERENCES
+
+
+@pytest.mark.parametrize(
+    ("question", "letters"),
+    [
+        ("What is it?\nA. cat\nB. dog\nC. bird\nAnswer with a letter.", "ABC"),
+        ("Which?\n(A) red (B) blue", "AB"),
+        ("Which? A) red B) blue C) green D) white E) black", "ABCDE"),
+        ("\n".join(["Which?", *(f"{c}. x" for c in "ABCDEFGHIJ")]), "ABCDEFGHIJ"),
+        ("What is a C. elegans?", "ABCDEFGH"),
+        ("Is it red?", "ABCDEFGH"),
+    ],
+)
+def test_letters_of_a_question(question, letters):
+    assert letters_of(question) == letters
+
+
+def test_only_letters_that_the_question_has_count():
+    question = "What is it?\nA. cat\nB. dog"
+    assert correct(("B", "dog"), "B", question)
+    assert stated_option("Vitamin C, so the answer is B", "AB") == "B"
+    assert stated_option("C", "AB") is None and stated_option("C") == "C"
+    assert correct(("J", "ten"), "The answer is J.", "\n".join(f"{c}. x" for c in "ABCDEFGHIJ"))
+
+
+@settings(max_examples=300, deadline=None)
+@given(any_text | wordy)
+def test_readers_never_fail(text):
+    assert stated_yes_no(text) in ("yes", "no", None)
+    assert stated_option(text) in (*"ABCDEFGH", None)
+    value = stated_number(text)
+    assert value is None or isinstance(value, float)
+
+
+@settings(max_examples=300, deadline=None)
+@given(wordy)
+def test_an_answer_is_right_for_one_side_at_most(text):
+    assert not (correct(("yes",), text) and correct(("no",), text))
+    assert sum(correct((letter,), text) for letter in "ABCD") <= 1
+    assert sum(correct((number,), text) for number in ("1", "3", "4", "100")) <= 1
+
+
+@given(
+    st.integers(-999, 10**9), st.sampled_from(["{}", "The answer is {}.", "{} dogs", "It is {}."])
+)
+def test_a_number_is_read_as_written(number, form):
+    for shown in (str(number), f"{number:,}"):
+        assert stated_number(form.format(shown)) == number == number_of(shown)
+
+
+@given(st.sampled_from("ABCD"), st.sampled_from("ABCD"))
+def test_a_discarded_letter_is_not_stated(right, wrong):
+    if right == wrong:
+        return
+    for form in (
+        "Option {w} is wrong; the answer is {r}.", "({w}) can't be, so it is ({r}).",
+        "Not {w} but {r}.", "It isn't {w}. It is {r}.", "{r}, not {w}.", "{r} rather than {w}",
+        "I considered ({w}), but it is incorrect. Final answer: {r}.",
+    ):  # fmt: skip
+        assert stated_option(form.format(w=wrong, r=right)) == right
+    for form in ("{w} or {r}", "Either {w} or {r}.", "{w}, {r}", "The answer is {w} or {r}."):
+        assert stated_option(form.format(w=wrong, r=right)) is None
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["A, B, ", "(A) ", "not ", "3 or ", "the answer is ", "yes ", "no, ", "one ", "\\boxed{"],
+)
+def test_long_answers_are_read_in_time(piece):
+    began = time.monotonic()
+    for read in (stated_yes_no, stated_option, stated_number):
+        read(piece * 2000)
+    assert time.monotonic() - began < 5
