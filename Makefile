@@ -1,9 +1,13 @@
-# Needs nothing but `make` and Python 3.11 or newer. Every target installs what it uses into .venv.
+# Needs nothing but `make` and Python 3.11 or newer. Every target installs what it uses into .venv,
+# in the versions of constraints.txt, with which the tests were last seen to pass.
 #
 #   make demo     attack, diagnose, repair and prove the embedded model: runs/demo/report.html
 #   make test     the tests, the fast ones first
+#   make test-newest   the fast tests on the newest releases, in .venv-newest
+#   make test-oldest   the fast tests on the lower bounds of pyproject.toml, in .venv-oldest
 #   make test-lmms   the tests that need lmms-eval, in .venv-lmms (minutes; not part of CI)
 #   make bench    every benchmark; each prints one JSON object as its last line
+#   make lock     constraints.txt anew: the newest versions that go together, for every platform
 #
 # PYTHON=…     another interpreter            TORCH=…       another torch, such as torch==2.14.1
 # TORCH_ARGS=… more pip options for torch alone, such as the index of a particular CUDA build
@@ -15,6 +19,15 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.care-installed
+UV := .venv-uv/bin/uv
+
+# In the environment, so that what builds this package is held too: pip gives neither its --constraint
+# nor, since 25.3, PIP_CONSTRAINT to builds.
+PINNED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
+
+# What newer and older libraries break first. CI runs these on both.
+SHORT_TESTS := $(wildcard $(foreach name,batches decoding examples hooks inspect judges libraries \
+	loading memory models prefill suites vlm,tests/test_$(name).py tests/test_$(name)_*.py))
 
 # What importing lmms-eval and running its tasks about pictures needs. All that it declares would bring
 # torchvision, and with it another torch; video, sound and most model backends are left out.
@@ -24,32 +37,56 @@ LMMS_BIN := $(LMMS_VENV)/bin
 LMMS_STAMP := $(LMMS_VENV)/.care-installed
 LMMS_NEEDS := accelerate datasets evaluate loguru openpyxl pandas pytablewriter pytz requests sacrebleu tenacity
 
-.PHONY: help venv test test-lmms demo lint format types bench clean
+.PHONY: help venv test test-newest test-oldest short-newest short-oldest test-lmms demo lint format \
+	types bench lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
 
 venv: $(STAMP)
 
-# torch first and pinned: left to the resolver, a newer build of several GB would be chosen. A torch
-# that is already there stays.
-$(STAMP): pyproject.toml
+# An environment with torch, which comes first and by itself: left to a resolver, a newer build of
+# several GB would be chosen. A torch that is already there stays. $(1) is the folder, $(2) more options.
+define environment
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer was found; install one or pass PYTHON=/path/to/python."; exit 2; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet $(TORCH_ARGS) '$(TORCH)'
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	@$(1)/bin/python -c 'import torch' 2>/dev/null || $(1)/bin/python -m pip install --quiet $(2) $(TORCH_ARGS) '$(TORCH)'
+endef
+
+$(STAMP): pyproject.toml constraints.txt
+	$(call environment,$(VENV),--constraint constraints.txt)
+	$(PINNED) $(BIN)/python -m pip install --quiet -e '.[dev]'
 	@touch $@
 
 # One pytest run: the tests that need the assembled embedded model are put last (tests/conftest.py).
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-$(LMMS_STAMP): pyproject.toml
-	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer was found; install one or pass PYTHON=/path/to/python."; exit 2; }
-	@test -x $(LMMS_BIN)/python || $(PYTHON) -m venv $(LMMS_VENV)
-	@$(LMMS_BIN)/python -c 'import torch' 2>/dev/null || $(LMMS_BIN)/python -m pip install --quiet $(TORCH_ARGS) '$(TORCH)'
-	$(LMMS_BIN)/python -m pip install --quiet -e . pytest $(LMMS_NEEDS)
-	$(LMMS_BIN)/python -m pip install --quiet --no-deps '$(LMMS)'
+# Other libraries than constraints.txt's, always in a new environment, since what is there would stay.
+# torch is TORCH's. $(1) is the name, $(2) uv's resolution, $(3) the tests.
+define test_on
+	rm -rf .venv-$(1)
+	$(call environment,.venv-$(1),--no-deps)
+	$(UV) pip install --quiet --python .venv-$(1)/bin/python --resolution $(2) -e '.[dev]'
+	CARE_LIBRARIES=$(1) .venv-$(1)/bin/python -m pytest -m 'not embedded' $(3) $(PYTEST_ARGS)
+endef
+
+test-newest: $(UV)
+	$(call test_on,newest,highest,)
+
+test-oldest: $(UV)
+	$(call test_on,oldest,lowest-direct,)
+
+short-newest: $(UV)
+	$(call test_on,newest,highest,$(SHORT_TESTS))
+
+short-oldest: $(UV)
+	$(call test_on,oldest,lowest-direct,$(SHORT_TESTS))
+
+$(LMMS_STAMP): pyproject.toml constraints.txt
+	$(call environment,$(LMMS_VENV),--constraint constraints.txt)
+	$(PINNED) $(LMMS_BIN)/python -m pip install --quiet -e . pytest $(LMMS_NEEDS)
+	$(PINNED) $(LMMS_BIN)/python -m pip install --quiet --no-deps '$(LMMS)'
 	@touch $@
 
 # The import comes first: without it every test would be skipped, which looks like success.
@@ -64,6 +101,8 @@ demo: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/deptry src
+	$(BIN)/deptry --ignore DEP002,DEP004 src tests benchmarks examples
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -75,7 +114,23 @@ types: $(STAMP)
 bench: $(STAMP)
 	@set -e; for b in benchmarks/*.py; do echo "== $$b"; $(BIN)/python "$$b"; done
 
+$(UV): constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer was found; install one or pass PYTHON=/path/to/python."; exit 2; }
+	@test -x .venv-uv/bin/python || $(PYTHON) -m venv .venv-uv
+	@.venv-uv/bin/python -m pip install --quiet --constraint constraints.txt uv
+	@touch $@
+
+# Every extra, what builds the package (the editables that hatchling asks for then too), and uv itself.
+# torch and what it brings for one kind of GPU are left to TORCH.
+lock: $(UV)
+	printf '%s\n' '$(TORCH)' hatchling editables uv $(LMMS_NEEDS) \
+		| $(UV) pip compile --quiet --universal --python-version 3.11 --all-extras --no-annotate \
+			--no-header pyproject.toml - >.venv-uv/constraints.txt
+	{ echo "# Made by make lock: the versions that were tested, but torch's, which TORCH tells (Makefile)."; \
+		grep -vE '^(torch|torchaudio|torchvision|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==' \
+			.venv-uv/constraints.txt; } >constraints.txt
+
 # Removes what can be made again. Runs are results: they stay.
 clean:
-	rm -rf $(VENV) $(LMMS_VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LMMS_VENV) .venv-newest .venv-oldest .venv-uv build dist .pytest_cache .ruff_cache .hypothesis
 	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

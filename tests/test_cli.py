@@ -60,7 +60,7 @@ def calls(monkeypatch):
 def test_help_is_quick_because_nothing_heavy_is_imported():
     code = (
         "import sys; from care.cli import main; code = main(['--help']);"
-        "heavy = {'torch', 'transformers', 'scipy', 'sklearn', 'numpy', 'plotly'};"
+        "heavy = {'torch', 'transformers', 'scipy', 'sklearn', 'numpy'};"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules); sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

