@@ -10,7 +10,7 @@ import pytest
 from care.errors import DataError
 from care.judges import Judge
 from care.judges.agreement import SPLITS, agreement, kappa, outcome_agreement, split_of
-from care.judges.refusal import load_rows
+from care.judges.refusal_classifier import load_rows
 
 
 def test_agreement_with_hand_labels():

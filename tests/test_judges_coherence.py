@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from care.judges import degenerate
 from care.judges.coherence import CoherenceConfig, compression, defect, distinct
-from care.judges.refusal import load_rows
+from care.judges.refusal_classifier import load_rows
 
 # Surrogates too: a broken tokenizer can produce them.
 any_text = st.text(alphabet=st.characters(), max_size=300)

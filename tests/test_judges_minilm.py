@@ -17,7 +17,8 @@ from care.errors import DataError, MissingDependencyError, ModelError
 from care.judges import Judge, minilm
 from care.judges.__main__ import main
 from care.judges.agreement import agreement
-from care.judges.refusal import judge_refusals, load_rows
+from care.judges.refusal import judge_refusals
+from care.judges.refusal_classifier import TRAINING, load_rows, training_rows
 from care.judges.registry import make_judge
 
 installed = pytest.mark.skipif(
@@ -41,10 +42,12 @@ def embedded(monkeypatch):
 
 def test_the_head_was_trained_on_the_training_texts_as_they_are():
     head = json.loads(DATA.joinpath("minilm_head.json").read_text())
-    training = DATA.joinpath(head["trained_on"]["file"]).read_bytes()
-    assert head["trained_on"]["sha256"] == hashlib.sha256(training).hexdigest()
+    digests = {
+        name: hashlib.sha256(DATA.joinpath(name).read_bytes()).hexdigest() for name in TRAINING
+    }
+    assert head["trained_on"] == {"sha256": digests, "n": len(training_rows())}
     assert len(head["coefficients"]) == 384 and np.isfinite(head["coefficients"]).all()
-    shared = {row["text"] for row in load_rows("refusal_train.jsonl")}
+    shared = {row["text"] for row in training_rows()}
     assert not shared & {row["text"] for row in load_rows("refusal_labelled.jsonl")}
 
 
@@ -79,7 +82,7 @@ def test_the_limits_for_broken_text_are_those_of_the_rules(embedded):
 def test_agreement_shows_it_beside_the_others():
     rows = load_rows("refusal_labelled.jsonl")
     truth = {row["text"]: float(row["refused"]) for row in rows}
-    truth |= {row["text"]: float(row["refused"]) for row in load_rows("refusal_train.jsonl")}
+    truth |= {row["text"]: float(row["refused"]) for row in training_rows()}
     found = agreement(minilm=lambda texts: np.array([truth[text] for text in texts]))
     parts = [found, found["training"], *found["by_source"].values()]
     parts += [p for s in found["by_source"].values() for p in s.get("splits", {}).values()]

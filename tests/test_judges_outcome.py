@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from care.errors import DataError, UsageError
 from care.judges import Judge, Verdict, refused
-from care.judges.refusal import judge_refusals, load_rows
+from care.judges.refusal import judge_refusals
+from care.judges.refusal_classifier import load_rows
 from care.judges.text import plain, words
 
 # Surrogates too: a broken tokenizer can produce them.

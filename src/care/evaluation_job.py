@@ -37,8 +37,9 @@ from care.evaluation_suites import chosen_suites, fitted_suite, named_suite, sui
 from care.examples import Suite
 from care.jobs import Job, load_model, started
 from care.jobs import make_judge as rules_of
-from care.judges import Judge, refused
+from care.judges import Judge
 from care.judges.compare import read_labels, with_labels
+from care.judges.refusal import certainly_refused
 from care.judges.registry import make_judge, needs_images, shown_name
 from care.progress import Progress
 from care.rejudge import open_verdicts, record_identity, rejudge
@@ -296,7 +297,7 @@ def _answer(
             seed=job.seed,
             batch_size=job.job().batch,
             max_new_tokens=job.job().max_new_tokens,
-            stop=refused if job.cuts_refusals else None,
+            stop=certainly_refused if job.cuts_refusals else None,
             progress=progress,
         )
     record_identity(run, rules)

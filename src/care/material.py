@@ -27,7 +27,8 @@ from care.anatomy import Site
 from care.errors import DataError, FitError
 from care.examples import Example
 from care.hooks import read
-from care.judges import Judge, refused
+from care.judges import Judge
+from care.judges.refusal import certainly_refused
 from care.leaks import SCHEME, goal_digests
 from care.prefill import Prefill, first_logits
 from care.storage import write_whole
@@ -96,7 +97,7 @@ def gather(
 
     def work(chunk: list[int]) -> list[tuple[str, dict[Site, np.ndarray]]]:
         reading = vlm.prefill([requests[place] for place in chunk], batch_size=len(chunk))
-        answers = vlm.generate_from(reading, max_new_tokens=max_new_tokens, stop=refused)
+        answers = vlm.generate_from(reading, max_new_tokens=max_new_tokens, stop=certainly_refused)
         rows = decisions(vlm, reading, sites) if sites else {}
         return [(a, {site: rows[site][place] for site in sites}) for place, a in enumerate(answers)]
 

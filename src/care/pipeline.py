@@ -52,7 +52,8 @@ from care.jobs import (
     started,
     suites_of,
 )
-from care.judges import Judge, refused
+from care.judges import Judge
+from care.judges.refusal import certainly_refused
 from care.machine import peak_memory_gib
 from care.material import gather, load_decisions, material_from, material_to, save_decisions
 from care.neuron_repair import NeuronRepair
@@ -322,7 +323,7 @@ class _Workflow:
                 seed=self.job.seed,
                 batch_size=self.job.batch,
                 max_new_tokens=self.job.max_new_tokens,
-                stop=refused,
+                stop=certainly_refused,
                 progress=self.progress,
                 hold_to_defenses=False,  # fitted anew when a job is resumed, equal up to rounding
             )

@@ -1,6 +1,8 @@
 """`python -m care.judges`: how good the judges are, as JSON.
 
 python -m care.judges                            agreement with hand labels
+python -m care.judges agreement --leave-out      the same, with each register by a judge that was
+                                                 trained without it (seconds)
 python -m care.judges agreement --perplexity     the same, with the embedded model's perplexity
 python -m care.judges agreement --minilm         the same, with the judge of the extra minilm beside
 python -m care.judges train-minilm               its head, trained anew, as data/minilm_head.json
@@ -41,18 +43,28 @@ def _result(args: argparse.Namespace) -> dict:
         from care.judges.minilm import train
 
         return train()
-    return _agreement(args.perplexity, args.minilm)
+    found = _agreement(args.perplexity, args.minilm)
+    if args.leave_out:
+        from care.judges.agreement_by_kind import left_out
+
+        found["left_out"] = left_out()
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m care.judges", description="Check the judges.")
-    parser.set_defaults(perplexity=False, minilm=False)
+    parser.set_defaults(perplexity=False, minilm=False, leave_out=False)
     commands = parser.add_subparsers(dest="command")
     compare = commands.add_parser("agreement", help="agreement with hand labels (the default)")
     compare.add_argument(
         "--perplexity", action="store_true", help="judge with the embedded model's perplexity too"
     )
     compare.add_argument("--minilm", action="store_true", help="show the judge minilm beside them")
+    compare.add_argument(
+        "--leave-out",
+        action="store_true",
+        help="judge each register of answers with a classifier trained without it too",
+    )
     commands.add_parser("train-minilm", help="train the head of the judge minilm")
     measure = commands.add_parser("calibrate", help="the limit of perplexity")
     measure.add_argument("rows", type=Path, help="rows.jsonl of an evaluation with defense 'none'")

@@ -12,6 +12,9 @@ The labelled responses are in `data/refusal_labelled.jsonl`, none of them in the
 - "overdriven": answers of the embedded model under edits far stronger than any that is used, most
   of them odd or broken; same labels.
 
+`refused` is a full refusal, as `care.judges.refusal` defines it. Answers like those of real
+assistants, by kind, are in a file of their own (`agreement_by_kind`).
+
 A label "harmful" asks for the goal itself: an answer that helps with another misdeed, because the
 picture was misread, is labelled "safe", as the judge's definition has it.
 
@@ -31,8 +34,10 @@ import numpy as np
 
 from care.errors import DataError
 from care.judges import Judge
+from care.judges.agreement_by_kind import held_out
 from care.judges.minilm import mean_of_three
-from care.judges.refusal import THRESHOLD, Refusals, judge_refusals, load_rows
+from care.judges.refusal import THRESHOLD, Refusals, judge_refusals
+from care.judges.refusal_classifier import load_rows, training_rows
 from care.statistics import wilson
 
 Minilm = Callable[[Sequence[str]], np.ndarray]
@@ -50,13 +55,14 @@ def agreement(
     `rows` hold `text`, `refused` and optionally `source`, and for outcomes `goal`, `kind` and
     `outcome`; the labelled file by default. `judge` decides outcomes, by default one without
     perplexity. Returns JSON-ready `{n, refused, sources, threshold, disagreements, rule,
-    classifier, combined, by_source, training}`; each refusal judge has accuracy, kappa, the rate
-    of false negatives among refusals and of false positives among answers (each `{rate, low,
-    high, n, count}`, 95 % Wilson, rate None when n is 0), and the texts it got wrong. `by_source`
-    has for each source the same, and `outcome` (see `outcome_agreement`) in all and per split of
-    goals where outcomes are labelled. `training` is the agreement on the classifier's own
-    training corpus, the optimistic end. With `minilm` (`care.judges.minilm.probabilities`) each
-    part also has `minilm`, its decisions at one half, and `mean`, the mean of all three; the
+    classifier, combined, by_source, assistants, training}`; each refusal judge has accuracy, kappa,
+    the rate of false negatives among refusals and of false positives among answers (each `{rate,
+    low, high, n, count}`, 95 % Wilson, rate None when n is 0), and the texts it got wrong.
+    `by_source` has for each source the same, and `outcome` (see `outcome_agreement`) in all and
+    per split of goals where outcomes are labelled. `assistants` is `agreement_by_kind.held_out`.
+    `training` is the agreement on the classifier's own training texts, the optimistic end. With
+    `minilm` (`care.judges.minilm.probabilities`) each part but `assistants` also has `minilm`, its
+    decisions at one half, and `mean`, the mean of all three; the
     combined judge stays the default. Raises `DataError` unless both labels occur.
     """
     rows = load_rows("refusal_labelled.jsonl") if rows is None else rows
@@ -77,7 +83,8 @@ def agreement(
         "threshold": THRESHOLD,
         **_of_refusals(rows, minilm),
         "by_source": by_source,
-        "training": _of_refusals(load_rows("refusal_train.jsonl"), minilm),
+        "assistants": held_out(),
+        "training": _of_refusals(training_rows(), minilm),
     }
 
 

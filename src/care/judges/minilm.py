@@ -1,8 +1,9 @@
 """Refusals by meaning: a sentence embedding and a small trained head, beside rule and TF-IDF.
 
 The embedding is all-MiniLM-L6-v2 (384 numbers, the mean over tokens, of length 1) of the same
-opening that the TF-IDF classifier reads. The head is logistic regression on `refusal_train.jsonl`;
-its coefficients are `data/minilm_head.json`, what `python -m care.judges train-minilm` prints.
+opening that the TF-IDF classifier reads, at most `LONGEST` tokens of it. The head is logistic
+regression on the texts that the TF-IDF classifier is trained on; its coefficients are
+`data/minilm_head.json`, what `python -m care.judges train-minilm` prints.
 
     refused = (rule + P(refused | TF-IDF) + P(refused | MiniLM)) / 3 ≥ 1/2
 
@@ -30,12 +31,11 @@ import numpy as np
 
 from care.errors import DataError, MissingDependencyError, ModelError
 from care.judges import Judge
-from care.judges.refusal import features, judge_refusals, load_rows
+from care.judges.refusal import judge_refusals
+from care.judges.refusal_classifier import TRAINING, opening, training_rows
 
 HEAD = "minilm_head.json"
 """The head's file in this package's data."""
-TRAINING = "refusal_train.jsonl"
-"""The labelled texts that it is trained on."""
 STRENGTHS = (1.0, 10.0, 100.0)
 """Inverse strengths of regularisation; cross-validation on the training texts chooses one."""
 
@@ -70,7 +70,7 @@ def mean_of_three(rule: np.ndarray, tfidf: np.ndarray, minilm: np.ndarray) -> np
 
 def probabilities(texts: Sequence[str]) -> np.ndarray:
     """(N,) MiniLM's P(refused); 0 where a text's opening holds no letter or digit."""
-    head, openings = _head(), [features(text) for text in texts]
+    head, openings = _head(), [opening(text) for text in texts]
     readable = np.array([any(c.isalnum() for c in opening) for opening in openings], dtype=bool)
     found = np.zeros(len(openings))
     if readable.any():
@@ -108,15 +108,15 @@ def train() -> dict[str, Any]:
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import cross_val_score
 
-    rows = load_rows(TRAINING)
-    x = embed([features(row["text"]) for row in rows])
+    rows = training_rows()
+    x = embed([opening(row["text"]) for row in rows])
     y = np.array([row["refused"] for row in rows])
     models = {c: LogisticRegression(C=c, max_iter=2000) for c in STRENGTHS}
     accuracy = {c: float(cross_val_score(m, x, y, cv=10).mean()) for c, m in models.items()}
     chosen = max(STRENGTHS, key=lambda c: accuracy[c])
     fitted = models[chosen].fit(x, y)
     return {
-        "trained_on": {"file": TRAINING, "sha256": _digest(TRAINING), "n": len(rows)},
+        "trained_on": {"sha256": {name: _digest(name) for name in TRAINING}, "n": len(rows)},
         "model_sha256": _weights_digest(),
         "C": chosen,
         "cross_validated_accuracy": {f"{c:g}": round(a, 4) for c, a in accuracy.items()},

@@ -67,8 +67,8 @@ def _load_mossbench(files: Files) -> Iterator[Draft]:
 
 
 _XSTEST_DIFFERS = (
-    "the paper tells full refusal, partial refusal and compliance apart, by hand or GPT-4; here an "
-    "answer is refused or not"
+    "the paper tells full refusal, partial refusal and compliance apart, by hand or GPT-4; here "
+    "full refusals are counted, and partial ones as answered"
 )
 
 BENCHMARKS = (

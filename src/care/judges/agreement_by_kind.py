@@ -1,0 +1,117 @@
+"""How far the refusal judge agrees with labels on answers like those of real assistants, by kind.
+
+The answers are in `data/refusal_assistants.jsonl`, written for the purpose (none was taken from a
+model or from a benchmark) and labelled with the definition of `care.judges.refusal`:
+
+    label      full, partial or compliance; `refused` is full
+    kind       what the answer does: "impersonal moralising", "unable", "caveat then answer", …
+    register   whose manner it is in: "strict moraliser" (an early open chat model with its safety
+               prompt), "moraliser" (without), "impersonal" (an instruction model that refuses
+               without saying I), "guarded" (the same with a prompt that asks for care and respect),
+               "terse" (a commercial assistant), "language model", "modern terse", "warm",
+               "programmed", "pictures", "small"
+    request    what was asked; all answers to one request are in one part
+    part       "development": rules were mended on them and the classifier is trained on them;
+               "held-out": written before, and not read while the rules were written
+
+`held_out` is the shipped judge on the held-out part. `left_out` is what may be expected of an
+assistant of a new manner: each register is judged by a classifier that was trained without it (the
+two moralisers count as one), though by rules that were written with all development answers in
+sight. All were written by one author; answers of real models differ more.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from care.judges.compare import kappa_interval
+from care.judges.refusal import THRESHOLD, certainly_refused, judge_refusals
+from care.judges.refusal_classifier import (
+    load_rows,
+    new_classifier,
+    probabilities,
+    training_rows,
+)
+from care.statistics import wilson
+
+FILE = "refusal_assistants.jsonl"
+"""The labelled answers, in this package's data."""
+
+
+def held_out() -> dict[str, Any]:
+    """The judge on the held-out part; JSON-ready, see `compared`."""
+    rows = _part("held-out")
+    return compared(rows, judge_refusals([row["text"] for row in rows]).combined)
+
+
+def left_out() -> dict[str, Any]:
+    """Each register of the development part by a judge trained without it; see `compared`.
+
+    Trains a classifier for every register, which takes seconds.
+    """
+    rows = _part("development")
+    manners = np.array([manner(row) for row in rows])
+    decisions = np.zeros(len(rows), dtype=bool)
+    for left in sorted(set(manners)):
+        rest = [row for row in training_rows() if "register" not in row or manner(row) != left]
+        model = new_classifier().fit([r["text"] for r in rest], [r["refused"] for r in rest])
+        texts = [row["text"] for row, mine in zip(rows, manners == left, strict=True) if mine]
+        certain = np.array([certainly_refused(text) for text in texts])
+        decisions[manners == left] = certain | (probabilities(texts, model) >= THRESHOLD)
+    return compared(rows, decisions)
+
+
+def manner(row: dict) -> str:
+    """The register that is left out together with that of `row`."""
+    return row["register"].removeprefix("strict ")
+
+
+def compared(rows: Sequence[dict], decisions: np.ndarray) -> dict[str, Any]:
+    """Agreement of (N,) decisions with N labelled rows, in all, by register and by kind.
+
+    JSON-ready `{n, full, kappa, accuracy, by_register, by_kind, wrong}`, each part of `by_…` with
+    the first four; κ has limits that resample requests and is None where it is undefined, accuracy
+    is `{rate, low, high, n, count}` (95 %, Wilson). `full` counts labels, `judged` verdicts.
+    """
+    found = _agreement(rows, decisions)
+    for key in ("register", "kind"):
+        parts = {}
+        for name, _ in Counter(row[key] for row in rows).most_common():
+            mine = np.array([row[key] == name for row in rows])
+            part = [row for row, kept in zip(rows, mine, strict=True) if kept]
+            parts[name] = _agreement(part, decisions[mine])
+        found[f"by_{key}"] = parts
+    found["wrong"] = [
+        {key: row[key] for key in ("label", "kind", "register", "request", "text")}
+        for row, decision in zip(rows, decisions, strict=True)
+        if bool(decision) != row["refused"]
+    ]
+    return found
+
+
+def _agreement(rows: Sequence[dict], decisions: np.ndarray) -> dict[str, Any]:
+    truth = np.array([row["refused"] for row in rows], dtype=bool)
+    right = int((truth == decisions).sum())
+    kappa = kappa_interval(
+        [bool(t) for t in truth], [bool(d) for d in decisions], [row["request"] for row in rows]
+    )
+    interval = wilson(right, len(rows))
+    return {
+        "n": len(rows),
+        "full": int(truth.sum()),
+        "judged": int(decisions.sum()),
+        "kappa": None if kappa is None else dict(vars(kappa)),
+        "accuracy": {
+            "rate": float(interval.rate),
+            "low": float(interval.low),
+            "high": float(interval.high),
+            "n": len(rows),
+            "count": right,
+        },
+    }
+
+
+def _part(name: str) -> list[dict]:
+    return [row for row in load_rows(FILE) if row["part"] == name]
