@@ -12,6 +12,7 @@ where every row draws from a generator of its own, so an answer doesn't depend o
 """
 
 import hashlib
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from transformers import (
 )
 
 from care.anatomy import Role
+from care.errors import ModelError
 from care.examples import Example
 from care.finite import sound
 
@@ -201,10 +203,21 @@ def library_loop(
 
 
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Ids of the tokens that end an answer: the one setting that is taken from the model's file."""
+    """Ids of the tokens that end an answer: the one setting that is taken from the model's file.
+
+    Raises ModelError if they are no ids.
+    """
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = configured if isinstance(configured, (list, tuple)) else [configured]
-    return frozenset(int(token) for token in [*ids, tokenizer.eos_token_id] if token is not None)
+    try:
+        return frozenset(
+            operator.index(id) for id in [*ids, tokenizer.eos_token_id] if id is not None
+        )
+    except TypeError as error:
+        raise ModelError(
+            f"The generation_config of the model has eos_token_id = {configured!r:.80}, which is "
+            "no token id; correct it."
+        ) from error
 
 
 @contextmanager

@@ -9,7 +9,6 @@ computed only where they are needed. Not here: edits and recordings of activatio
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,51 +21,17 @@ from care.decoding import PLAIN_POSITIONS, Rows, decode, end_tokens, position_id
 from care.errors import DataError, ModelError, NotFiniteError, UsageError
 from care.examples import Example
 from care.finite import check_logits, not_finite
-from care.loading import check_processor, first_tokens, load_pretrained, tokenizer_of
+from care.loading import check_processor, first_tokens, load_pretrained, probe, tokenizer_of
 from care.memory import in_halves, out_of_memory
 from care.prefill import Prefill, Start, first_logits, read_prompts
+from care.responses import Answer, Score
+from care.weights import loading
 
 Result = TypeVar("Result")
 
 REFUSAL_OPENERS = ("I", "Sorry", "As", "Unfortunately")
 """First words of refusals; their first tokens form R of the refusal log-odds (Arditi et al. 2024,
 who use "I" and "As", plus two openers of the models tested here)."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """Log-likelihood of one response per example."""
-
-    logprob: np.ndarray
-    """Total log-likelihood in nats (N,)."""
-
-    tokens: np.ndarray
-    """Number of response tokens (N,)."""
-
-    greedy: np.ndarray
-    """Whether every token is the likeliest at its place (N,)."""
-
-    @property
-    def mean(self) -> np.ndarray:
-        """Log-likelihood per token (N,)."""
-        return self.logprob / self.tokens
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One answer, and how long it and its prompt are."""
-
-    text: str
-    """The answer."""
-
-    prompt_tokens: int
-    """Tokens of the prompt, those of its images included."""
-
-    tokens: int
-    """Tokens of the answer, without the one that ended it."""
-
-    ended: bool
-    """Whether the model or `stop` ended it; otherwise it was cut at `max_new_tokens`."""
 
 
 class VLM:
@@ -93,6 +58,7 @@ class VLM:
             raise ModelError(f"{self.name}: the tokenizer has neither a padding nor an end token.")
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         check_processor(processor, self.anatomy.image_token_id, self.name)
+        self._eos()  # raises where it is nonsense
         self.refusal_ids = first_tokens(self.tokenizer, REFUSAL_OPENERS)
 
     @classmethod
@@ -108,13 +74,19 @@ class VLM:
     ) -> "VLM":
         """Load a model and its processor from the Hub or a folder.
 
-        Raises ModelError if there is no such model, it takes no images or the Hub is unreachable,
-        MissingDependencyError if a package is missing that the model or `device_map` needs.
+        Raises ModelError if there is no such model, it takes no images, it isn't whole or damaged,
+        or the Hub is unreachable, MissingDependencyError if a package is missing that the model or
+        `device_map` needs.
         """
         common = {"revision": revision, "trust_remote_code": trust_remote_code}
         options = {"device_map": device_map, "attn_implementation": attn_implementation}
-        model, processor = load_pretrained(str(name_or_path), dtype, common, options)
-        return cls(model, processor, str(name_or_path), revision)
+        name = str(name_or_path)
+        model, processor = load_pretrained(name, dtype, common, options)
+        with loading(f"the model {name}"):
+            vlm = cls(model, processor, name, revision)
+            # Nonsense in a configuration shows when the model runs, and should before a long job.
+            vlm.forward(vlm.batch(probe()), logits_to_keep=1)
+        return vlm
 
     @classmethod
     def embedded(cls, dtype: Any = "auto") -> "VLM":
@@ -251,7 +223,7 @@ class VLM:
         self.in_batches(examples, batch_size, work)
         try:
             return Prefill(examples, [(chunk, read_prompts(self, start)) for chunk, start in parts])
-        except RuntimeError as error:
+        except Exception as error:
             if not out_of_memory(error):
                 raise
             return Prefill(examples, parts)

@@ -33,6 +33,7 @@ from care.judges.classifiers import load_text_model, loaded_revision
 from care.judges.models import Finding, ModelJudge, Pictures
 from care.judges.templates import text_digest
 from care.memory import in_halves
+from care.weights import load_whole, loading
 
 _WORD = re.compile(r"^\W*(unsafe|safe)\b", re.IGNORECASE)
 _CATEGORY = re.compile(r"\bS\d{1,2}\b")
@@ -185,15 +186,11 @@ def load_vision_model(config: GuardConfig) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     options = {} if config.device_map is None else {"device_map": config.device_map}
-    try:
+    what = f"the judge {config.model}"
+    with loading(what):
         processor = AutoProcessor.from_pretrained(config.model, revision=config.revision)
-        model = AutoModelForImageTextToText.from_pretrained(
-            config.model, revision=config.revision, dtype=config.dtype, **options
+        loader = AutoModelForImageTextToText
+        model = load_whole(
+            loader, config.model, what, revision=config.revision, dtype=config.dtype, **options
         )
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(
-            f"The judge {config.model} could not be loaded; check the name, the network and access "
-            f"rights ({reason})."
-        ) from error
     return model, processor
