@@ -93,13 +93,35 @@ def check_processor(processor: Any, image_token_id: int, name: str) -> None:
         ) from error
 
 
-def first_tokens(tokenizer: Any, openers: Sequence[str]) -> list[int]:
-    """First token of each opener, with and without a space before it."""
+def first_tokens(tokenizer: Any, openers: Sequence[str], prompt: str = "") -> list[int]:
+    """First token of each opener, with and without a space before it, alone and after `prompt`.
+
+    Tokenizers that mark the beginnings of words give other tokens within a text than at its
+    beginning: after a template that ends in a new line a model says "I" and not "▁I".
+    """
     ids = set()
     for opener in openers:
         for text in (opener, " " + opener):
-            tokens = tokenizer(text, add_special_tokens=False)["input_ids"][:1]
-            # A lone space or the unknown token would match far more than refusals.
-            if tokenizer.decode(tokens).strip() and tokenizer.unk_token_id not in tokens:
-                ids.update(tokens)
+            for token in {*_ids(tokenizer, text)[:1], *_after(tokenizer, prompt, text)}:
+                # A lone space or the unknown token would match far more than refusals.
+                if tokenizer.decode([token]).strip() and token != tokenizer.unk_token_id:
+                    ids.add(token)
     return sorted(ids)
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _after(tokenizer: Any, prompt: str, text: str) -> list[int]:
+    """The first token of `text` for a model that has read `prompt`, if it can be told."""
+    before, both = _ids(tokenizer, prompt), _ids(tokenizer, prompt + text)
+    if both[: len(before)] == before:
+        return both[len(before) : len(before) + 1]
+    # The prompt's end and the text merge into a token that can't come any more, as where a template
+    # ends in a space: what comes instead is the longest token that the text begins with.
+    for end in range(len(text), 0, -1):
+        token = tokenizer.convert_tokens_to_ids(text[:end])
+        if token is not None and token != tokenizer.unk_token_id:
+            return [token]
+    return []

@@ -16,22 +16,19 @@ import torch
 from torch import Tensor
 
 from care.anatomy import Anatomy, Role
-from care.batches import Batch, encode
+from care.batches import Batch, encode, render
 from care.decoding import PLAIN_POSITIONS, Rows, decode, end_tokens, position_ids, row_seeds
 from care.errors import DataError, ModelError, NotFiniteError, UsageError
 from care.examples import Example
 from care.finite import check_logits, not_finite
 from care.loading import check_processor, first_tokens, load_pretrained, probe, tokenizer_of
 from care.memory import in_halves, out_of_memory
+from care.openers import REFUSAL_OPENERS, Uncounted
 from care.prefill import Prefill, Start, first_logits, read_prompts
 from care.responses import Answer, Score
 from care.weights import loading
 
 Result = TypeVar("Result")
-
-REFUSAL_OPENERS = ("I", "Sorry", "As", "Unfortunately")
-"""First words of refusals; their first tokens form R of the refusal log-odds (Arditi et al. 2024,
-who use "I" and "As", plus two openers of the models tested here)."""
 
 
 class VLM:
@@ -59,7 +56,9 @@ class VLM:
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         check_processor(processor, self.anatomy.image_token_id, self.name)
         self._eos()  # raises where it is nonsense
-        self.refusal_ids = first_tokens(self.tokenizer, REFUSAL_OPENERS)
+        prompt = render(processor, probe())
+        self.refusal_ids = first_tokens(self.tokenizer, REFUSAL_OPENERS, prompt)
+        self._uncounted = Uncounted(self.tokenizer, self.name, self.refusal_ids)
 
     @classmethod
     def from_pretrained(
@@ -324,6 +323,7 @@ class VLM:
         """Refusal log-odds (B,) of logits (B, vocabulary); differentiable, and NaN of NaN."""
         refusing = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
         refusing[list(self.refusal_ids)] = True
+        self._uncounted.look(logits, self.refusal_ids)
         logits = logits.float()
         return logits[..., refusing].logsumexp(-1) - logits[..., ~refusing].logsumexp(-1)
 
