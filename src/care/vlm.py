@@ -17,15 +17,17 @@ from torch import Tensor
 
 from care.anatomy import Anatomy, Role
 from care.batches import Batch, encode, render
-from care.decoding import PLAIN_POSITIONS, Rows, decode, end_tokens, position_ids, row_seeds
-from care.errors import DataError, ModelError, NotFiniteError, UsageError
+from care.context import context_limit
+from care.decoding import PLAIN_POSITIONS, end_tokens, position_ids
+from care.devices import device_of
+from care.errors import DataError, ModelError, UsageError
 from care.examples import Example
-from care.finite import check_logits, not_finite
+from care.finite import check_logits
 from care.loading import check_processor, first_tokens, load_pretrained, probe, tokenizer_of
 from care.memory import in_halves, out_of_memory
 from care.openers import REFUSAL_OPENERS, Uncounted
 from care.prefill import Prefill, Start, first_logits, read_prompts
-from care.responses import Answer, Score
+from care.responses import Answer, Responder, Score, complete
 from care.weights import loading
 
 Result = TypeVar("Result")
@@ -34,7 +36,8 @@ Result = TypeVar("Result")
 class VLM:
     """One vision-language model, ready to answer.
 
-    Attributes: `model`, `processor`, `tokenizer`, `anatomy`, `name`, `revision`, and
+    Attributes: `model`, `processor`, `tokenizer`, `anatomy`, `name`, `revision`, `context`, the
+    most tokens of prompt and answer together (None where the model states no limit), and
     `refusal_ids`, the token ids that count as the start of a refusal (may be set).
     """
 
@@ -55,6 +58,7 @@ class VLM:
             raise ModelError(f"{self.name}: the tokenizer has neither a padding nor an end token.")
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         check_processor(processor, self.anatomy.image_token_id, self.name)
+        self.context = context_limit(model.config)
         self._eos()  # raises where it is nonsense
         prompt = render(processor, probe())
         self.refusal_ids = first_tokens(self.tokenizer, REFUSAL_OPENERS, prompt)
@@ -98,7 +102,7 @@ class VLM:
     @property
     def device(self) -> torch.device:
         """Where inputs have to be: the device of the token embeddings."""
-        return self.model.get_input_embeddings().weight.device
+        return device_of(self.model.get_input_embeddings(), self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -198,12 +202,12 @@ class VLM:
     ) -> list[Answer]:
         """`generate`, with the lengths of prompts and answers."""
         examples = [examples] if isinstance(examples, Example) else list(examples)
-        answer = self._answering(examples, max_new_tokens, temperature, seed, stop)
+        answer = Responder(self, examples, max_new_tokens, temperature, seed, stop)
 
         def work(chunk: list[int]) -> list[Answer | None]:
             return answer(chunk, self._start(examples, chunk))
 
-        return self._answered(self.in_batches(examples, batch_size, work, progress))
+        return complete(self, self.in_batches(examples, batch_size, work, progress))
 
     def prefill(self, examples: Sequence[Example] | Example, *, batch_size: int = 16) -> Prefill:
         """Read the prompts up to their last position, once for several calls of `generate_from`.
@@ -243,12 +247,12 @@ class VLM:
         that edit nothing before it give the answers of `generate`. In the first pass hooks see
         that one position, as text; scope "decision" matches it.
         """
-        answer = self._answering(prefill.examples, max_new_tokens, temperature, seed, stop)
+        answer = Responder(self, prefill.examples, max_new_tokens, temperature, seed, stop)
         answers: dict[int, Answer | None] = {}
         for indices, start in prefill.parts:
             found = self._in_part(prefill.examples, indices, start, answer, progress)
             answers.update(zip(indices, found, strict=True))
-        found = self._answered([answers[index] for index in range(len(prefill.examples))])
+        found = complete(self, [answers[index] for index in range(len(prefill.examples))])
         return [answer.text for answer in found]
 
     def score(
@@ -364,54 +368,12 @@ class VLM:
         batch = self.batch([examples[index] for index in chunk])
         return Start(batch.inputs, batch.roles)
 
-    def _answering(
-        self,
-        examples: list[Example],
-        max_new_tokens: int,
-        temperature: float,
-        seed: int,
-        stop: Callable[[str], bool] | None,
-    ) -> Callable[[list[int], Start], list[Answer | None]]:
-        """A function from indices of `examples` and their start to answers.
-
-        None stands for an answer that there is none of, because the logits weren't finite.
-        """
-        if max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
-        if not temperature >= 0:
-            raise UsageError(f"temperature must be 0 or positive, got {temperature}.")
-        seeds = row_seeds(examples, seed) if temperature else [0] * len(examples)
-
-        def answer(chunk: list[int], start: Start) -> list[Answer | None]:
-            rows = Rows(
-                eos=self._eos(),
-                text=self._text,
-                stop=stop,
-                temperature=temperature,
-                generators=[torch.Generator().manual_seed(seeds[index]) for index in chunk],
-            )
-            decode(self, start, rows, max_new_tokens)
-            lengths = start.inputs["attention_mask"].sum(dim=1).tolist()
-            ends = zip(rows.tokens, lengths, rows.finished, rows.failed, strict=True)
-            return [
-                None if failed else Answer(self._text(tokens), length, len(tokens), ended)
-                for tokens, length, ended, failed in ends
-            ]
-
-        return answer
-
-    def _answered(self, found: list[Answer | None]) -> list[Answer]:
-        answers = [answer for answer in found if answer is not None]
-        if len(answers) < len(found):
-            raise NotFiniteError(not_finite(self.name, self.dtype), found)
-        return answers
-
     def _in_part(
         self,
         examples: list[Example],
         indices: list[int],
         start: Start,
-        answer: Callable[[list[int], Start], list[Answer | None]],
+        answer: Responder,
         progress: Callable[[int], None] | None,
     ) -> list[Answer | None]:
         """Answers to one batch of a prefill; fewer rows at a time where memory doesn't suffice."""
@@ -429,9 +391,7 @@ class VLM:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
     def _check_length(self, examples: list[Example], attention_mask: Tensor) -> None:
-        config = self.model.config.get_text_config()
-        limit = getattr(config, "max_position_embeddings", None)
-        lengths = attention_mask.sum(dim=1)
+        limit, lengths = self.context, attention_mask.sum(dim=1)
         if limit is not None and int(lengths.max()) > limit:
             worst = int(lengths.argmax())
             raise DataError(

@@ -220,7 +220,8 @@ class CareAPI(ModelAPI):
 
     def _output(self, answer: Answer, settings: Settings, seconds: float) -> ModelOutput:
         text = settings.cut(answer.text)
-        ended = answer.ended or text != answer.text
+        reason = "model_length" if answer.context_full else "max_tokens"
+        reason = "stop" if answer.ended or text != answer.text else reason
         message = ChatMessageAssistant(content=text, model=self.model_name, source="generate")
         usage = ModelUsage(
             input_tokens=answer.prompt_tokens,
@@ -229,9 +230,7 @@ class CareAPI(ModelAPI):
         )
         return ModelOutput(
             model=self.model_name,
-            choices=[
-                ChatCompletionChoice(message=message, stop_reason="stop" if ended else "max_tokens")
-            ],
+            choices=[ChatCompletionChoice(message=message, stop_reason=reason)],
             usage=usage,
             time=seconds,
         )

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from care.decoding import position_ids
+from care.devices import device_of
 from care.errors import DataError, MissingDependencyError, ModelError, UsageError
 from care.finite import not_finite
 from care.judges import Judge
@@ -154,7 +155,8 @@ class TokenClassifier(ModelJudge):
         # On the left, so that the last position is that of every row.
         rows = torch.tensor([[0] * (width - len(row)) + row for row in ids])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids])
-        rows, mask = rows.to(self.model.device), mask.to(self.model.device)
+        device = device_of(self.model.get_input_embeddings(), self.model)
+        rows, mask = rows.to(device), mask.to(device)
         logits = self.model(
             input_ids=rows,
             attention_mask=mask,

@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 
 from care.decoding import Rows, end_tokens, library_loop
+from care.devices import device_of
 from care.errors import ModelError, UsageError
 from care.finite import not_finite
 from care.judges import Judge
@@ -149,8 +150,9 @@ class GuardJudge(ModelJudge):
             inputs = self.processor(text=list(texts), images=list(pictures), **options)
         else:
             inputs = self.tokenizer(list(texts), **options)
+        device = device_of(self.model.get_input_embeddings(), self.model)
         inputs = {
-            key: value.to(self.model.device) if isinstance(value, torch.Tensor) else value
+            key: value.to(device) if isinstance(value, torch.Tensor) else value
             for key, value in dict(inputs).items()
             if key != "token_type_ids"
         }
@@ -164,9 +166,9 @@ class GuardJudge(ModelJudge):
         library_loop(self.model, inputs, rows, NEW_TOKENS, self.tokenizer.pad_token_id)
         return [
             Finding(None, error=not_finite(self.config.model, self.model.dtype))
-            if failed
+            if end == "failed"
             else read_word(rows.text(tokens))
-            for tokens, failed in zip(rows.tokens, rows.failed, strict=True)
+            for tokens, end in zip(rows.tokens, rows.ends, strict=True)
         ]
 
 

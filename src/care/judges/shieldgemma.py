@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from care.devices import device_of
 from care.finite import not_finite
 from care.judges import Judge
 from care.judges.classifiers import loaded_revision
@@ -90,7 +91,8 @@ class ShieldGemmaJudge(ModelJudge):
     @torch.no_grad()
     def _violations(self, picture: Image.Image) -> list[float]:
         """P(violates) of each policy."""
-        inputs = self.processor(images=[picture], return_tensors="pt").to(self.model.device)
+        device = device_of(self.model.get_input_embeddings(), self.model)
+        inputs = self.processor(images=[picture], return_tensors="pt").to(device)
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         # The order of its two columns is Yes, No: see `logits` in the model's documentation.
