@@ -27,11 +27,11 @@ from care.errors import DataError, UsageError
 from care.evaluate import evaluate
 from care.examples import Example, Suite
 from care.examples_file import read_suite
+from care.identity import folder_digest, model_identity, parameters_digest
 from care.judges import Judge
 from care.rejudge import by_place, open_verdicts, rejudge
 from care.runs import Run
 from care.same import example_digest, is_same, suite_digest
-from care.weights import folder_digest, model_identity, parameters_digest
 from fixtures_artefact import made
 from fixtures_judges import Scripted
 from test_evaluate import FakeVLM

@@ -15,6 +15,7 @@ from torch import Tensor
 from care.anatomy import Role, roles_of_inputs
 from care.errors import DataError
 from care.examples import Example
+from care.memory import out_of_memory
 
 _SEQUENCE_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
@@ -90,6 +91,8 @@ def _process(processor: Any, examples: Sequence[Example], texts: list[str]) -> d
     try:
         return dict(processor(**arguments))
     except (ValueError, TypeError, RuntimeError, IndexError, OSError) as error:
+        if out_of_memory(error):  # that's not the examples' fault, and fewer may fit
+            raise
         ids = ", ".join(example.id for example in examples[:4])
         raise DataError(f"The processor can't encode the examples {ids} ({error}).") from error
 

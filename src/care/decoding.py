@@ -12,12 +12,13 @@ where every row draws from a generator of its own, so an answer doesn't depend o
 """
 
 import hashlib
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ from transformers import (
 
 from care.anatomy import Role
 from care.caches import cache_argument
+from care.errors import ModelError
 from care.examples import Example
 from care.finite import sound
 
@@ -46,6 +48,9 @@ NO_TOKEN = -1
 
 STOP_EVERY = 4
 """A row's text is shown to `stop` after every so many tokens."""
+
+
+End = Literal["model", "stop", "room", "failed"]
 
 
 @dataclass
@@ -70,16 +75,21 @@ class Rows:
     tokens: list[list[int]] = field(default_factory=list)
     """Answer tokens of each row so far, without the token that ended it."""
 
-    finished: list[bool] = field(default_factory=list)
-    """Which rows are done."""
+    ends: list[End | None] = field(default_factory=list)
+    """What ended each row that is done: the model's own end token, `stop`, no more `room`, or
+    logits that weren't finite (`failed`: then it holds no answer)."""
 
-    failed: list[bool] = field(default_factory=list)
-    """Which rows ended because the logits weren't finite, so that they hold no answer."""
+    room: Sequence[int] | None = None
+    """Most tokens of each row, where its context has that few left."""
 
     def __post_init__(self) -> None:
         self.tokens = [[] for _ in self.generators]
-        self.finished = [False] * len(self.generators)
-        self.failed = [False] * len(self.generators)
+        self.ends = [None] * len(self.generators)
+
+    @property
+    def finished(self) -> list[bool]:
+        """Which rows are done."""
+        return [end is not None for end in self.ends]
 
     def pick(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
         """The next token of each row (len(rows),); `NO_TOKEN` where there is none to pick."""
@@ -98,16 +108,15 @@ class Rows:
 
     def push(self, row: int, token: int) -> None:
         """Append one token to a row that isn't finished, and see whether it finishes the row."""
-        if token == NO_TOKEN:
-            self.failed[row] = self.finished[row] = True
-            return
-        if token in self.eos:
-            self.finished[row] = True
+        if token in self.eos or token == NO_TOKEN:
+            self.ends[row] = "failed" if token == NO_TOKEN else "model"
             return
         answer = self.tokens[row]
         answer.append(token)
-        if self.stop is not None and len(answer) % STOP_EVERY == 0:
-            self.finished[row] = self.stop(self.text(answer))
+        if self.stop is not None and len(answer) % STOP_EVERY == 0 and self.stop(self.text(answer)):
+            self.ends[row] = "stop"
+        elif self.room is not None and len(answer) >= self.room[row]:
+            self.ends[row] = "room"
 
 
 def decode(vlm: "VLM", start: "Start", rows: Rows, max_new_tokens: int) -> None:
@@ -156,7 +165,7 @@ def _shrinking_loop(vlm: "VLM", start: "Start", rows: Rows, max_new_tokens: int)
         picked = rows.pick(output.logits[:, -1], alive)
         for row, token in zip(alive, picked.tolist(), strict=True):
             rows.push(row, token)
-        keep = [index for index, row in enumerate(alive) if not rows.finished[row]]
+        keep = [index for index, row in enumerate(alive) if rows.ends[row] is None]
         if not keep:
             return
         if len(keep) < len(alive):
@@ -203,10 +212,21 @@ def library_loop(
 
 
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Ids of the tokens that end an answer: the one setting that is taken from the model's file."""
+    """Ids of the tokens that end an answer: the one setting that is taken from the model's file.
+
+    Raises ModelError if they are no ids.
+    """
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = configured if isinstance(configured, (list, tuple)) else [configured]
-    return frozenset(int(token) for token in [*ids, tokenizer.eos_token_id] if token is not None)
+    try:
+        return frozenset(
+            operator.index(id) for id in [*ids, tokenizer.eos_token_id] if id is not None
+        )
+    except TypeError as error:
+        raise ModelError(
+            f"The generation_config of the model has eos_token_id = {configured!r:.80}, which is "
+            "no token id; correct it."
+        ) from error
 
 
 @contextmanager
@@ -234,7 +254,7 @@ class _Perturb(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         for row, fine in enumerate(sound(scores).tolist()):
-            if not fine and not self.rows.finished[row]:
+            if not fine and self.rows.ends[row] is None:
                 self.rows.push(row, NO_TOKEN)
         return self.rows.noise(scores, range(len(scores)))
 
@@ -247,6 +267,6 @@ class _Watch(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         for row, token in enumerate(input_ids[:, -1].tolist()):
-            if not self.rows.finished[row]:
+            if self.rows.ends[row] is None:
                 self.rows.push(row, token)
         return torch.tensor(self.rows.finished, device=input_ids.device)

@@ -35,6 +35,7 @@ from care.evaluation_attacks import (
 from care.evaluation_leaks import refuse_leaks, repair_leaks
 from care.evaluation_suites import chosen_suites, fitted_suite, named_suite, suite_facts
 from care.examples import Suite
+from care.identity import load_pinned
 from care.jobs import Job, load_model, started
 from care.jobs import make_judge as rules_of
 from care.judges import Judge
@@ -47,7 +48,6 @@ from care.rows import Row, Rows
 from care.runs import Run
 from care.same import digest_of, suite_digest
 from care.scorecard import MARGIN, RULES, scorecard
-from care.weights import load_pinned
 
 Bar = Callable[..., Progress] | None
 

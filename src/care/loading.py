@@ -11,8 +11,9 @@ from PIL import Image
 
 from care.anatomy import image_token_id
 from care.batches import encode, render
-from care.errors import DataError, MissingDependencyError, ModelError
+from care.errors import DataError, ModelError
 from care.examples import Example
+from care.weights import check_counts, check_json, load_whole, loading
 
 
 def load_pretrained(
@@ -25,19 +26,17 @@ def load_pretrained(
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     given = {key: value for key, value in options.items() if value is not None}
-    try:
+    what = f"the model {name}"
+    with loading(what):
         # One small file first: a wrong name or a model without eyes shows before the weights.
         _fetch_config(name, common.get("revision"))
-        image_token_id(AutoConfig.from_pretrained(name, **common), name)
+        config = AutoConfig.from_pretrained(name, **common)
+        check_counts(config, what)
+        check_json(name, "generation_config.json", common.get("revision"))
+        image_token_id(config, name)
         processor = AutoProcessor.from_pretrained(name, **common)
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, **common, **given)
-    except ModelError:
-        raise
-    except ImportError as error:
-        reason = " ".join(str(error).split())
-        raise MissingDependencyError(f"Loading {name} needs more: {reason}") from error
-    except (OSError, ValueError, KeyError) as error:
-        raise _loading_error(name, error) from error
+        loader = AutoModelForImageTextToText
+        model = load_whole(loader, name, what, dtype=dtype, **common, **given)
     return model, processor
 
 
@@ -64,6 +63,11 @@ def tokenizer_of(processor: Any) -> Any:
     return tokenizer
 
 
+def probe() -> Example:
+    """A word with a tiny picture, to see whether a model works at all."""
+    return Example("probe", "ping", images=(Image.new("RGB", (64, 64), "grey"),))
+
+
 def check_processor(processor: Any, image_token_id: int, name: str) -> None:
     """One tiny picture through template and processor must yield the model's image token."""
     templates = (
@@ -74,14 +78,14 @@ def check_processor(processor: Any, image_token_id: int, name: str) -> None:
         raise ModelError(
             f"The processor of {name} has no chat template; set processor.chat_template."
         )
-    probe = Example("probe", "ping", images=(Image.new("RGB", (64, 64), "grey"),))
+    example = probe()
     try:
-        text = render(processor, probe)
+        text = render(processor, example)
         if "ping" not in text or "'type'" in text:
             raise ModelError(
                 f"The chat template of {name} doesn't understand content lists of images and text."
             )
-        encode(processor, [probe], [[]], image_token_id)
+        encode(processor, [example], [[]], image_token_id)
     except DataError as error:
         raise ModelError(
             f"{name} can't encode a message with an image, so model and processor don't "
@@ -89,28 +93,35 @@ def check_processor(processor: Any, image_token_id: int, name: str) -> None:
         ) from error
 
 
-def first_tokens(tokenizer: Any, openers: Sequence[str]) -> list[int]:
-    """First token of each opener, with and without a space before it."""
+def first_tokens(tokenizer: Any, openers: Sequence[str], prompt: str = "") -> list[int]:
+    """First token of each opener, with and without a space before it, alone and after `prompt`.
+
+    Tokenizers that mark the beginnings of words give other tokens within a text than at its
+    beginning: after a template that ends in a new line a model says "I" and not "▁I".
+    """
     ids = set()
     for opener in openers:
         for text in (opener, " " + opener):
-            tokens = tokenizer(text, add_special_tokens=False)["input_ids"][:1]
-            # A lone space or the unknown token would match far more than refusals.
-            if tokenizer.decode(tokens).strip() and tokenizer.unk_token_id not in tokens:
-                ids.update(tokens)
+            for token in {*_ids(tokenizer, text)[:1], *_after(tokenizer, prompt, text)}:
+                # A lone space or the unknown token would match far more than refusals.
+                if tokenizer.decode([token]).strip() and token != tokenizer.unk_token_id:
+                    ids.add(token)
     return sorted(ids)
 
 
-def _loading_error(name: str, error: Exception) -> ModelError:
-    first_line = str(error).strip().split("\n")[0]
-    if "Unrecognized configuration class" in str(error):
-        return ModelError(
-            f"{name} is not a vision-language model that transformers can load "
-            "(AutoModelForImageTextToText doesn't know its configuration)."
-        )
-    if isinstance(error, OSError):
-        return ModelError(
-            f"The model {name} could not be loaded; check the name, the network and access rights "
-            f"({first_line})."
-        )
-    return ModelError(f"The model {name} could not be loaded ({first_line}).")
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _after(tokenizer: Any, prompt: str, text: str) -> list[int]:
+    """The first token of `text` for a model that has read `prompt`, if it can be told."""
+    before, both = _ids(tokenizer, prompt), _ids(tokenizer, prompt + text)
+    if both[: len(before)] == before:
+        return both[len(before) : len(before) + 1]
+    # The prompt's end and the text merge into a token that can't come any more, as where a template
+    # ends in a space: what comes instead is the longest token that the text begins with.
+    for end in range(len(text), 0, -1):
+        token = tokenizer.convert_tokens_to_ids(text[:end])
+        if token is not None and token != tokenizer.unk_token_id:
+            return [token]
+    return []

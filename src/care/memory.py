@@ -1,7 +1,9 @@
-"""Work in batches that are halved where memory doesn't suffice."""
+"""Work in batches that are halved where memory doesn't suffice, and how devices say that."""
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any, TypeVar
@@ -11,12 +13,41 @@ from care.errors import UsageError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_CLASSES = frozenset({"OutOfMemoryError", "MemoryError"})
+"""torch's class for devices, Python's and numpy's for the CPU."""
+
+_SAID = re.compile(
+    # CUDA, HIP, XPU, NPU, MPS and others: "X out of memory", "X error: out of memory", "X backend
+    # out of memory", "X driver error: out of memory", "cuda runtime error (2) : out of memory"
+    r"\b(?:cuda|hip|rocm|xpu|sycl|npu|mps|metal|mlu|musa|hpu|mtia|tpu|xla|vulkan|gpu|device|host"
+    r"|accelerator|privateuseone)\b[\w ():]{0,24}\bout of memory\b"
+    r"|^out of memory\b"
+    r"|\bout of memory\b[^\n]{0,200}\btried to allocate\b"
+    # Names of their codes: hipErrorOutOfMemory, CL_OUT_OF_HOST_MEMORY, UR_RESULT_ERROR_OUT_OF_…
+    r"|\b\w*(?:Error)?OutOfMemory\b|\w*OUT_OF_(?:DEVICE_|HOST_)?MEMORY\b"
+    r"|\bcudaErrorMemoryAllocation\b|\bACL_ERROR_\w*MEMORY_ALLOCATION\b"
+    # Their libraries: cuBLAS, cuDNN, cuSOLVER, hipBLAS, rocBLAS
+    r"|\b\w+_STATUS_ALLOC_FAILED\b|\brocblas_status_memory_error\b"
+    # XLA and TPUs; buffers that Metal can't make; Ascend
+    r"|\bRESOURCE_EXHAUSTED\b|\bInvalid buffer size: [\d.]+ ?[KMGT]i?B\b"
+    r"|\bfailed to allocate (?:\w+ ){0,3}memory\b"
+    # The CPU: DefaultCPUAllocator on Linux and Windows, mmap, C++
+    r"|\b(?:can't|cannot|could not|unable to) allocate memory\b"
+    r"|\bnot enough memory: you tried to allocate\b|\bstd::bad_alloc\b",
+    re.IGNORECASE,
+)
+
 
 def out_of_memory(error: BaseException) -> bool:
-    """True for CUDA's error class and for the plain RuntimeError that the CPU allocator raises."""
-    return any(base.__name__ == "OutOfMemoryError" for base in type(error).__mro__) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
+    """Whether an error says that memory didn't suffice, on whatever device.
+
+    Some have a class of their own, others are a plain RuntimeError that is told by its words.
+    """
+    if any(base.__name__ in _CLASSES for base in type(error).__mro__):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and _SAID.search(str(error)) is not None
 
 
 def in_halves(
@@ -43,7 +74,7 @@ def in_halves(
             chunk = list(next(groupby(chunk, kind))[1])
         try:
             done = work(chunk)
-        except RuntimeError as error:
+        except Exception as error:
             if not out_of_memory(error) or len(chunk) == 1:
                 raise
             batch_size = len(chunk) // 2

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from care.anatomy import Role, Site
 from care.batches import Batch
+from care.devices import device_of
 from care.errors import ModelError
 from care.examples import Example
 from care.hooks import read
@@ -90,8 +91,9 @@ def written_tokens(vlm: VLM, neurons: Sequence[Neuron], k: int = 8) -> list[Writ
         column = output_columns(vlm, layer)[:, neuron]
         after = vlm.anatomy.module(Site(layer, "ffn_out"))
         if after is not vlm.anatomy.layers[layer].mlp:  # a norm follows the FFN
-            column = after(column.to(_device_of(after)))
-        logits = head(norm(column.to(_device_of(norm))).to(head.weight)).float()
+            column = after(column.to(device_of(after, vlm.model)))
+        states = norm(column.to(device_of(norm, vlm.model)))
+        logits = head(states.to(device_of(head, vlm.model), head.weight.dtype)).float()
         found.append(
             Written(*(_texts(vlm, logits.topk(k, largest=way).indices) for way in (True, False)))
         )
@@ -201,7 +203,3 @@ def _texts(vlm: VLM, ids: Tensor) -> tuple[str, ...]:
 
 def _top(items: list[Any], k: int) -> list[Any]:
     return sorted(items, key=lambda item: -abs(item.activation))[:k]
-
-
-def _device_of(module: torch.nn.Module) -> torch.device:
-    return next(module.parameters()).device

@@ -25,6 +25,7 @@ from care.ablation import position_classes
 from care.activations import RoleMeans, goals_of
 from care.anatomy import Scope, Site, scope_mask
 from care.batches import Batch
+from care.devices import weight_of
 from care.errors import UsageError
 from care.examples import Example
 from care.hooks import read
@@ -199,9 +200,7 @@ def neuron_means(vlm: VLM, examples: Sequence[Example], batch_size: int = 16) ->
 
 def output_columns(vlm: VLM, layer: int) -> Tensor:
     """What a unit of each neuron writes: w (D, F), of which column i is w_i."""
-    weight = vlm.anatomy.module(neuron_site(layer)).weight
-    assert isinstance(weight, Tensor)
-    return weight.detach()
+    return weight_of(vlm.anatomy.module(neuron_site(layer)))
 
 
 def default_scopes(pairs: Sequence[Pair]) -> tuple[Scope, ...]:

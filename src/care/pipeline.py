@@ -39,6 +39,7 @@ from care.evaluate import evaluate as run_evaluation
 from care.evaluation_suites import suite_facts
 from care.examples import Example, Suite
 from care.fitting import PRESETS, Fitter
+from care.identity import load_pinned
 from care.inquiry import BRIEF, Inquiry, InquiryConfig, complete
 from care.jobs import (
     BASELINE,
@@ -69,7 +70,6 @@ from care.selection import FINALISTS, RULE, Candidate, candidates, choose, ranke
 from care.table import Table
 from care.tree import answer_pairs, attribution, report_tree
 from care.vlm import VLM
-from care.weights import load_pinned
 
 __all__ = ["Job", "diagnose", "fit", "repair"]
 

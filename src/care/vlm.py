@@ -9,7 +9,6 @@ computed only where they are needed. Not here: edits and recordings of activatio
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,71 +17,30 @@ from torch import Tensor
 
 from care.anatomy import Anatomy, Role
 from care.batches import Batch, encode, render
-from care.decoding import PLAIN_POSITIONS, Rows, decode, end_tokens, position_ids, row_seeds
-from care.errors import DataError, ModelError, NotFiniteError, UsageError
+from care.context import context_limit
+from care.decoding import PLAIN_POSITIONS, end_tokens, position_ids
+from care.devices import device_of
+from care.errors import DataError, ModelError, UsageError
 from care.examples import Example
-from care.finite import check_logits, not_finite
-from care.loading import check_processor, first_tokens, load_pretrained, tokenizer_of
+from care.finite import check_logits
+from care.loading import check_processor, first_tokens, load_pretrained, probe, tokenizer_of
 from care.memory import in_halves, out_of_memory
+from care.openers import REFUSAL_OPENERS, Uncounted
 from care.prefill import Prefill, Start, first_logits, read_prompts
-from care.thoughts import (
-    TAGS,
-    decoded,
-    opened_by,
-    outside_thoughts,
-    tag_ids,
-    warn_of_first_token,
-)
+from care.responses import Answer, Responder, Score, complete
+from care.thoughts import TAGS, decoded, tag_ids, warn_of_first_token
+from care.weights import loading
 
 Result = TypeVar("Result")
-
-REFUSAL_OPENERS = ("I", "Sorry", "As", "Unfortunately")
-"""First words of refusals; their first tokens form R of the refusal log-odds (Arditi et al. 2024,
-who use "I" and "As", plus two openers of the models tested here)."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """Log-likelihood of one response per example."""
-
-    logprob: np.ndarray
-    """Total log-likelihood in nats (N,)."""
-
-    tokens: np.ndarray
-    """Number of response tokens (N,)."""
-
-    greedy: np.ndarray
-    """Whether every token is the likeliest at its place (N,)."""
-
-    @property
-    def mean(self) -> np.ndarray:
-        """Log-likelihood per token (N,)."""
-        return self.logprob / self.tokens
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One answer, and how long it and its prompt are."""
-
-    text: str
-    """The answer, thoughts included; it begins with the tag that a chat template has opened."""
-
-    prompt_tokens: int
-    """Tokens of the prompt, those of its images included."""
-
-    tokens: int
-    """Tokens of the answer, without the one that ended it."""
-
-    ended: bool
-    """Whether the model or `stop` ended it; otherwise it was cut at `max_new_tokens`."""
 
 
 class VLM:
     """One vision-language model, ready to answer.
 
-    Attributes: `model`, `processor`, `tokenizer`, `anatomy`, `name`, `revision`, and two that may
-    be set: `refusal_ids`, the token ids that count as the start of a refusal, and `thought_tags`,
-    between which the model thinks before it answers (`care.thoughts`).
+    Attributes: `model`, `processor`, `tokenizer`, `anatomy`, `name`, `revision`, `context`, the
+    most tokens of prompt and answer together (None where the model states no limit), and two that
+    may be set: `refusal_ids`, the token ids that count as the start of a refusal, and
+    `thought_tags`, between which the model thinks before it answers (`care.thoughts`).
     """
 
     def __init__(
@@ -103,9 +61,13 @@ class VLM:
             raise ModelError(f"{self.name}: the tokenizer has neither a padding nor an end token.")
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         check_processor(processor, self.anatomy.image_token_id, self.name)
-        self.refusal_ids = first_tokens(self.tokenizer, REFUSAL_OPENERS)
         self.thought_tags = TAGS
         self._first_token_seen = False
+        self.context = context_limit(model.config)
+        self._eos()  # raises where it is nonsense
+        prompt = render(processor, probe())
+        self.refusal_ids = first_tokens(self.tokenizer, REFUSAL_OPENERS, prompt)
+        self._uncounted = Uncounted(self.tokenizer, self.name, self.refusal_ids)
 
     @classmethod
     def from_pretrained(
@@ -120,13 +82,19 @@ class VLM:
     ) -> "VLM":
         """Load a model and its processor from the Hub or a folder.
 
-        Raises ModelError if there is no such model, it takes no images or the Hub is unreachable,
-        MissingDependencyError if a package is missing that the model or `device_map` needs.
+        Raises ModelError if there is no such model, it takes no images, it isn't whole or damaged,
+        or the Hub is unreachable, MissingDependencyError if a package is missing that the model or
+        `device_map` needs.
         """
         common = {"revision": revision, "trust_remote_code": trust_remote_code}
         options = {"device_map": device_map, "attn_implementation": attn_implementation}
-        model, processor = load_pretrained(str(name_or_path), dtype, common, options)
-        return cls(model, processor, str(name_or_path), revision)
+        name = str(name_or_path)
+        model, processor = load_pretrained(name, dtype, common, options)
+        with loading(f"the model {name}"):
+            vlm = cls(model, processor, name, revision)
+            # Nonsense in a configuration shows when the model runs, and should before a long job.
+            vlm.forward(vlm.batch(probe()), logits_to_keep=1)
+        return vlm
 
     @classmethod
     def embedded(cls, dtype: Any = "auto") -> "VLM":
@@ -139,7 +107,7 @@ class VLM:
     @property
     def device(self) -> torch.device:
         """Where inputs have to be: the device of the token embeddings."""
-        return self.model.get_input_embeddings().weight.device
+        return device_of(self.model.get_input_embeddings(), self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -244,12 +212,12 @@ class VLM:
     ) -> list[Answer]:
         """`generate`, with the lengths of prompts and answers."""
         examples = [examples] if isinstance(examples, Example) else list(examples)
-        answer = self._answering(examples, max_new_tokens, temperature, seed, stop)
+        answer = Responder(self, examples, max_new_tokens, temperature, seed, stop)
 
         def work(chunk: list[int]) -> list[Answer | None]:
             return answer(chunk, self._start(examples, chunk))
 
-        return self._answered(self.in_batches(examples, batch_size, work, progress))
+        return complete(self, self.in_batches(examples, batch_size, work, progress))
 
     def prefill(self, examples: Sequence[Example] | Example, *, batch_size: int = 16) -> Prefill:
         """Read the prompts up to their last position, once for several calls of `generate_from`.
@@ -268,7 +236,7 @@ class VLM:
         self.in_batches(examples, batch_size, work)
         try:
             return Prefill(examples, [(chunk, read_prompts(self, start)) for chunk, start in parts])
-        except RuntimeError as error:
+        except Exception as error:
             if not out_of_memory(error):
                 raise
             return Prefill(examples, parts)
@@ -289,12 +257,12 @@ class VLM:
         that edit nothing before it give the answers of `generate`. In the first pass hooks see
         that one position, as text; scope "decision" matches it.
         """
-        answer = self._answering(prefill.examples, max_new_tokens, temperature, seed, stop)
+        answer = Responder(self, prefill.examples, max_new_tokens, temperature, seed, stop)
         answers: dict[int, Answer | None] = {}
         for indices, start in prefill.parts:
             found = self._in_part(prefill.examples, indices, start, answer, progress)
             answers.update(zip(indices, found, strict=True))
-        found = self._answered([answers[index] for index in range(len(prefill.examples))])
+        found = complete(self, [answers[index] for index in range(len(prefill.examples))])
         return [answer.text for answer in found]
 
     def score(
@@ -375,6 +343,7 @@ class VLM:
             warn_of_first_token(self, render(self.processor, Example("probe", "Hello")), logits)
         refusing = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
         refusing[list(self.refusal_ids)] = True
+        self._uncounted.look(logits, self.refusal_ids)
         logits = logits.float()
         return logits[..., refusing].logsumexp(-1) - logits[..., ~refusing].logsumexp(-1)
 
@@ -415,56 +384,12 @@ class VLM:
         batch = self.batch([examples[index] for index in chunk])
         return Start(batch.inputs, batch.roles)
 
-    def _answering(
-        self,
-        examples: list[Example],
-        max_new_tokens: int,
-        temperature: float,
-        seed: int,
-        stop: Callable[[str], bool] | None,
-    ) -> Callable[[list[int], Start], list[Answer | None]]:
-        """A function from indices of `examples` and their start to answers.
-
-        None stands for an answer that there is none of, because the logits weren't finite.
-        """
-        if max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
-        if not temperature >= 0:
-            raise UsageError(f"temperature must be 0 or positive, got {temperature}.")
-        seeds = row_seeds(examples, seed) if temperature else [0] * len(examples)
-
-        def answer(chunk: list[int], start: Start) -> list[Answer | None]:
-            prompts = (render(self.processor, examples[index]) for index in chunk)
-            opened = [opened_by(prompt, self.thought_tags) for prompt in prompts]
-            rows = Rows(
-                eos=self._eos(),
-                text=lambda tokens: opened[0] + self._text(tokens),  # one template, one tag
-                stop=None if stop is None else outside_thoughts(stop, self.thought_tags),
-                temperature=temperature,
-                generators=[torch.Generator().manual_seed(seeds[index]) for index in chunk],
-            )
-            decode(self, start, rows, max_new_tokens)
-            lengths = start.inputs["attention_mask"].sum(dim=1).tolist()
-            ends = zip(rows.tokens, lengths, rows.finished, rows.failed, strict=True)
-            return [
-                None if failed else Answer(tag + self._text(tokens), length, len(tokens), ended)
-                for tag, (tokens, length, ended, failed) in zip(opened, ends, strict=True)
-            ]
-
-        return answer
-
-    def _answered(self, found: list[Answer | None]) -> list[Answer]:
-        answers = [answer for answer in found if answer is not None]
-        if len(answers) < len(found):
-            raise NotFiniteError(not_finite(self.name, self.dtype), found)
-        return answers
-
     def _in_part(
         self,
         examples: list[Example],
         indices: list[int],
         start: Start,
-        answer: Callable[[list[int], Start], list[Answer | None]],
+        answer: Responder,
         progress: Callable[[int], None] | None,
     ) -> list[Answer | None]:
         """Answers to one batch of a prefill; fewer rows at a time where memory doesn't suffice."""
@@ -482,9 +407,7 @@ class VLM:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
     def _check_length(self, examples: list[Example], attention_mask: Tensor) -> None:
-        config = self.model.config.get_text_config()
-        limit = getattr(config, "max_position_embeddings", None)
-        lengths = attention_mask.sum(dim=1)
+        limit, lengths = self.context, attention_mask.sum(dim=1)
         if limit is not None and int(lengths.max()) > limit:
             worst = int(lengths.argmax())
             raise DataError(

@@ -1,134 +1,151 @@
-"""Which weights a run was made with: what its manifest says of the model, so that another shows.
+"""Weights that fill their model, and one sentence where they don't or where files are damaged.
 
-    a folder           SHA-256 of its files that decide the answers: configuration, weights,
-                       tokenizer, processor, chat template, code
-    a name on the Hub  the commit that was loaded
-    neither            SHA-256 of the configuration and of every parameter in memory
+transformers fills what the files don't hold with random numbers, and leaves out what the
+configuration has no place for; its report of both is a table on the terminal. Here either is an
+error:
 
-A path alone says nothing: what lies there can be trained anew, or replaced, between two attempts.
+    missing       a tensor of the model that is neither in the files nor tied to one that is
+    mismatched    a tensor of another shape
+    left out      a layer beyond those of the configuration, or a bias that it switches off
+
+Other tensors that are left over (buffers that older releases saved, heads of another task) are
+sound. Not here: whether the model takes images, and its processor (`loading`).
 """
 
-from __future__ import annotations
-
-import hashlib
 import json
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from fnmatch import fnmatch
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
+from care.errors import CareError, MissingDependencyError, ModelError
+from care.memory import out_of_memory
 
-from care.artefact import stable
-from care.errors import ModelError
-from care.runs import Run
-from care.vlm import VLM
+MOST_LAYERS = 10_000
+"""More of anything that is counted in layers is damage; building them would take for ever."""
 
-_WEIGHTS = ("*.safetensors",)
-_OLD_WEIGHTS = ("*.bin", "*.pt", "*.pth")
-"""Read by transformers only where there are none of the others."""
-
-_FACTS = (
-    "config.json", "generation_config.json", "adapter_config.json", "*.index.json",
-    "tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "added_tokens.json", "*.model",
-    "*.tiktoken", "tekken.json", "*processor_config.json", "chat_template*", "*.jinja", "*.py",
-)  # fmt: skip
-
-_PIECE = 1 << 24
-"""Bytes read at once."""
-
-_READERS = 4
-"""Files read at once: a disk gives more than one thread can hash."""
+_SHOWN = 3
 
 
-def load_pinned(run: Run, source: str | None, load: Callable[[], VLM]) -> VLM:
-    """The model that `load` gives, which a run is held to from its first attempt on.
+def load_whole(loader: Any, name: Any, what: str, **options: Any) -> Any:
+    """`loader.from_pretrained(name, **options)`, unless a weight isn't the files'.
 
-    `source` is its name or folder; None for the embedded model. Raises UsageError when the run was
-    made with another model, before this one is loaded if it lies in a folder.
+    `what` names it in errors, such as "the model x". Raises ModelError.
     """
-    if source is not None and Path(source).is_dir():
-        run.pin("model", model_identity(source))
-        return load()
-    vlm = load()
-    run.pin("model", model_identity(source, vlm))
-    return vlm
+    model, told = loader.from_pretrained(
+        name, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    odd = [
+        f"{key} is {tuple(there)} instead of {tuple(here)}"
+        for key, there, here in sorted(told["mismatched_keys"], key=str)
+    ]
+    for problem, keys in (
+        ("tensors are missing from its files", told["missing_keys"]),
+        ("tensors have another shape in its files than in its configuration", odd),
+        (
+            "tensors of its files have no place in its configuration",
+            left_out(model, told["unexpected_keys"]),
+        ),
+    ):
+        if keys:
+            raise ModelError(
+                f"{what[0].upper()}{what[1:]} isn't whole: {len(keys)} {problem} "
+                f"({_few(sorted(keys))}), so it would be another model; fetch it again, or correct "
+                "its config.json."
+            )
+    return model
 
 
-def model_identity(source: str | None, vlm: VLM | None = None) -> dict[str, Any]:
-    """{of, digest} of a model: `of` says whether of files, a commit, or parameters in memory.
+def left_out(model: Any, unexpected: Collection[str]) -> list[str]:
+    """Those of the `unexpected` tensors that the model would have had with other settings.
 
-    `source` is its name or folder; `vlm` is needed unless that is a folder.
+    These are tensors of a layer of which the model has others, and parameters that one of its
+    modules could have but hasn't, such as a bias.
     """
-    if source is not None and Path(source).is_dir():
-        return {"of": "files", "digest": folder_digest(Path(source))}
-    commit = None if source is None else _commit(source, vlm)
-    if commit is not None:
-        return {"of": "commit", "digest": commit}
-    return {"of": "parameters", "digest": parameters_digest(getattr(vlm, "model", None))}
+    if not unexpected:
+        return []
+    known = set(model.state_dict())
+    modules = dict(model.named_modules())
+
+    def belongs(key: str) -> bool:
+        parent, _, leaf = key.rpartition(".")
+        switched_off = parent in modules and leaf in modules[parent]._parameters
+        numbers = [match.span() for match in re.finditer(r"(?<=\.)\d+(?=\.)", key)]
+        return switched_off or any(f"{key[:a]}0{key[b:]}" in known for a, b in numbers)
+
+    return [key for key in unexpected if belongs(key)]
 
 
-def folder_digest(folder: Path) -> str:
-    """SHA-256 of a model's files; ModelError for one that can't be read."""
-    files = _files(folder)
+def check_counts(config: Any, what: str) -> None:
+    """ModelError for a configuration whose number of layers is no number of layers."""
+
+    def walk(part: Any, path: str) -> None:
+        if isinstance(part, dict):
+            for key, value in part.items():
+                walk(value, f"{path}.{key}" if path else str(key))
+            return
+        counts = path.rpartition(".")[2] in ("depth", "n_layer") or path.endswith("_layers")
+        if counts and type(part) in (int, float) and not 0 <= part <= MOST_LAYERS:
+            raise ModelError(
+                f"{what[0].upper()}{what[1:]} can't be built: its config.json says {path} = "
+                f"{part!r:.40}; fetch it again."
+            )
+
+    walk(config.to_dict(), "")
+
+
+def check_json(name: str, file: str, revision: str | None) -> None:
+    """ValueError for a file that is there but holds no JSON object.
+
+    transformers takes a generation_config.json that it can't read for one that isn't there, and
+    with it goes what ends an answer.
+    """
+    from transformers.utils.hub import cached_file
+
+    path = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+    if path is not None and not isinstance(json.loads(Path(path).read_bytes()), dict):
+        raise ValueError(f"{file} holds no JSON object")
+
+
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Turn whatever goes wrong while `what` is loaded into one sentence.
+
+    Files that are damaged make the readers of pickles, JSON, safetensors and templates, and the
+    code that builds the model, raise nearly every class there is.
+    """
     try:
-        with ThreadPoolExecutor(_READERS) as pool:
-            digests = list(pool.map(_file_digest, files))
-    except OSError as error:
-        raise ModelError(
-            f"The model in {folder} can't be read ({error}); check its files."
-        ) from error
-    lines = [f"{file.name} {digest}" for file, digest in zip(files, digests, strict=True)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        yield
+    except CareError:
+        raise
+    except ImportError as error:
+        raise MissingDependencyError(f"Loading {what} needs more: {_line(error)}") from error
+    except Exception as error:
+        raise ModelError(f"{what[0].upper()}{what[1:]} could not be loaded{_why(error)}") from error
 
 
-def parameters_digest(model: Any) -> str | None:
-    """SHA-256 of a configuration and of all parameters and buffers; None if they aren't at hand."""
-    if not isinstance(model, torch.nn.Module):
-        return None
-    config = getattr(model, "config", None)
-    facts = stable(config.to_dict()) if config is not None else {}
-    hasher = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        if tensor.is_meta:  # offloaded: it isn't in memory
-            return None
-        hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = tensor.detach().contiguous().flatten().view(torch.uint8)
-        hasher.update(flat.cpu().numpy())
-    return hasher.hexdigest()
-
-
-def _files(folder: Path) -> list[Path]:
-    """The files that decide what a model answers, by name."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    weights = [name for name in names if _matches(name, _WEIGHTS)]
-    weights = weights or [name for name in names if _matches(name, _OLD_WEIGHTS)]
-    chosen = {*weights, *(name for name in names if _matches(name, _FACTS))}
-    return [folder / name for name in names if name in chosen]
-
-
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)
-
-
-def _file_digest(path: Path) -> str:
-    hasher = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            hasher.update(piece)
-    return hasher.hexdigest()
-
-
-def _commit(source: str, vlm: VLM | None) -> str | None:
-    """The commit of the Hub's snapshot that `source` was loaded from, told by the cache."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(
-            source, "config.json", revision=getattr(vlm, "revision", None) or "main"
+def _why(error: Exception) -> str:
+    if "Unrecognized configuration class" in str(error):
+        return (
+            ": transformers doesn't know its configuration as that of such a model; check the name."
         )
-    except HFValidationError:  # no name that the Hub could have
-        return None
-    return Path(found).parent.name if isinstance(found, str) else None
+    if out_of_memory(error):
+        return f": there isn't enough memory for it ({_line(error)}); try another dtype or device."
+    if isinstance(error, OSError):
+        return f"; check the name, the network and access rights ({_line(error)})."
+    return (
+        f": its files are damaged or don't belong together ({type(error).__name__}: "
+        f"{_line(error)}); fetch it again."
+    )
+
+
+def _line(error: Exception) -> str:
+    """What the error says, in one line without its end."""
+    said = " ".join(str(error).split()).rstrip(".")
+    return said if len(said) <= 300 else f"{said[:299]}…"
+
+
+def _few(keys: list[str]) -> str:
+    more = len(keys) - _SHOWN
+    return ", ".join(keys[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -26,13 +26,13 @@ from care.attacks.transfer import ATTEMPTS, Attempt, Threats, transfer_and_adapt
 from care.embedded.pictures import seeded
 from care.errors import ArtefactError, UsageError
 from care.examples import Example, load_image
+from care.identity import model_identity
 from care.jobs import load_model
 from care.reading import read_text, valid_text
 from care.repair import Repair
 from care.same import digest_of
 from care.storage import config_digest, to_json, write_whole
 from care.vlm import VLM
-from care.weights import model_identity
 
 SCHEMA = "care.attack/1"
 """Version of the layout of attack.json."""
@@ -99,7 +99,7 @@ class AttackJob:
     trust_remote_code: bool = False
     """Run code that the model's repository brings."""
     identity: Mapping[str, Any] | None = None
-    """What `care.weights` says of the model, where that is known already; it takes a while."""
+    """What `care.identity` says of the model, where that is known already; it takes a while."""
 
     def __post_init__(self) -> None:
         if self.loss == "toxic" and self.corpus is None:

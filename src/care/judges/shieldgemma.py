@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from care.errors import ModelError
+from care.devices import device_of
 from care.finite import not_finite
 from care.judges import Judge
 from care.judges.classifiers import loaded_revision
@@ -26,6 +26,7 @@ from care.judges.guards import GuardConfig
 from care.judges.models import Finding, ModelJudge, Pictures
 from care.judges.templates import text_digest
 from care.storage import to_json
+from care.weights import load_whole, loading
 
 LIMIT = 0.5
 """Least probability of a violation that is flagged."""
@@ -50,17 +51,11 @@ class ShieldGemmaJudge(ModelJudge):
         from transformers import AutoProcessor, ShieldGemma2ForImageClassification
 
         options: dict[str, Any] = {"revision": config.revision}
-        try:
+        what = f"the judge {config.model}"
+        with loading(what):
             processor = AutoProcessor.from_pretrained(config.model, **options)
-            model = ShieldGemma2ForImageClassification.from_pretrained(
-                config.model, dtype=config.dtype, device_map=config.device_map, **options
-            )
-        except (OSError, ValueError, ImportError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise ModelError(
-                f"The judge {config.model} could not be loaded; check the name, the network and "
-                f"access rights ({reason})."
-            ) from error
+            options |= {"dtype": config.dtype, "device_map": config.device_map}
+            model = load_whole(ShieldGemma2ForImageClassification, config.model, what, **options)
         return cls(model, processor, config, rules)
 
     def identity(self) -> dict[str, Any]:
@@ -96,7 +91,8 @@ class ShieldGemmaJudge(ModelJudge):
     @torch.no_grad()
     def _violations(self, picture: Image.Image) -> list[float]:
         """P(violates) of each policy."""
-        inputs = self.processor(images=[picture], return_tensors="pt").to(self.model.device)
+        device = device_of(self.model.get_input_embeddings(), self.model)
+        inputs = self.processor(images=[picture], return_tensors="pt").to(device)
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         # The order of its two columns is Yes, No: see `logits` in the model's documentation.
