@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from care import Example, Suite
 from care.errors import UsageError
 from care.evaluate import evaluate
+from care.evaluation_job import EvaluationJob
+from care.jobs import make_judge
 from care.judges import Judge, Verdict, ask, correct, refused
 from care.judges.models import Finding, ModelJudge
 from care.rejudge import judged, open_verdicts, rejudge
@@ -324,3 +326,24 @@ def test_first_token_measures_say_that_the_model_thinks():
 
     with pytest.warns(UserWarning, match="begins its answers with a thought"):
         vlm.log_odds(torch.tensor(logits))
+
+
+def test_tags_are_set_for_a_whole_job():
+    job = EvaluationJob(model="m", thoughts=("<a>…</a>",))
+    judge = make_judge(job.job())
+    assert judge(["x"], ["<a>I'm sorry</a>Take wood."])[0].outcome("benign") == "safe"
+    assert judge(["x"], ["<a>Take wood."])[0].error == UNFINISHED
+    assert judge.identity() == Judge().identity() | {"thought_tags": (("<a>", "</a>"),)}
+    assert job.config()["thoughts"] == ("<a>…</a>",)
+    assert "thoughts" not in EvaluationJob(model="m").config()
+    assert "thoughts" not in EvaluationJob(model="m").job().config()
+    with pytest.raises(UsageError, match="OPEN…CLOSE"):
+        EvaluationJob(model="m", thoughts=("<a>",))
+
+
+def test_the_command_takes_tags(capsys):
+    from care.cli import main
+
+    for arguments in (["evaluate"], ["rejudge", ".", "--judge", "rules"]):
+        assert main([*arguments, "--thoughts", "<a>"]) == 2
+        assert "OPEN…CLOSE" in capsys.readouterr().err
