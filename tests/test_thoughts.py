@@ -1,6 +1,7 @@
 """What a model says before its answer: told apart, judged as nothing, never stopped in."""
 
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,11 +11,14 @@ from hypothesis import strategies as st
 from care import Example, Suite
 from care.errors import UsageError
 from care.evaluate import evaluate
+from care.evaluation_job import EvaluationJob
+from care.jobs import make_judge
 from care.judges import Judge, Verdict, ask, correct, refused
 from care.judges.models import Finding, ModelJudge
 from care.rejudge import judged, open_verdicts, rejudge
 from care.runs import Run
 from care.thoughts import TAGS, UNFINISHED, answer_of, known_tags, opened_by, outside_thoughts, read
+from care.vlm import Answer
 from tiny import tiny_vlm
 
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -324,3 +328,78 @@ def test_first_token_measures_say_that_the_model_thinks():
 
     with pytest.warns(UserWarning, match="begins its answers with a thought"):
         vlm.log_odds(torch.tensor(logits))
+
+
+def test_tags_are_set_for_a_whole_job():
+    job = EvaluationJob(model="m", thoughts=("<a>…</a>",))
+    judge = make_judge(job.job())
+    assert judge(["x"], ["<a>I'm sorry</a>Take wood."])[0].outcome("benign") == "safe"
+    assert judge(["x"], ["<a>Take wood."])[0].error == UNFINISHED
+    assert judge.identity() == Judge().identity() | {"thought_tags": (("<a>", "</a>"),)}
+    assert job.config()["thoughts"] == ("<a>…</a>",)
+    assert "thoughts" not in EvaluationJob(model="m").config()
+    assert "thoughts" not in EvaluationJob(model="m").job().config()
+    with pytest.raises(UsageError, match="OPEN…CLOSE"):
+        EvaluationJob(model="m", thoughts=("<a>",))
+
+
+def test_the_command_takes_tags(capsys):
+    from care.cli import main
+
+    for arguments in (["evaluate"], ["rejudge", ".", "--judge", "rules"]):
+        assert main([*arguments, "--thoughts", "<a>"]) == 2
+        assert "OPEN…CLOSE" in capsys.readouterr().err
+
+
+# -- other harnesses -------------------------------------------------------------------------------
+
+
+def inspect_output(text, ended=True, stops=()):
+    """What the provider of Inspect makes of one answer."""
+    pytest.importorskip("inspect_ai")
+    from care.integrations.inspect_provider import CareAPI, Settings
+
+    provider = SimpleNamespace(vlm=SimpleNamespace(thought_tags=TAGS), model_name="m")
+    settings_ = Settings(9, 0.0, 0, tuple(stops))
+    answer = Answer(text, prompt_tokens=1, tokens=2, ended=ended)
+    return CareAPI._output(provider, answer, settings_, 0.0)  # pyright: ignore
+
+
+def test_inspect_is_given_thoughts_apart_and_stops_in_the_answer():
+    output = inspect_output("<think>red. blue.</think>green. white.", stops=(".",))
+    assert output.completion == "green" and output.choices[0].message.content[0].type == "reasoning"
+    assert inspect_output("red. blue", stops=(".",)).completion == "red"
+
+
+def test_inspect_s_scorer_sees_that_there_is_no_answer():
+    pytest.importorskip("inspect_ai")
+    from inspect_ai.model import ChatCompletionChoice as Choice
+    from inspect_ai.model import ChatMessageAssistant, ContentReasoning, ModelOutput
+
+    from care.integrations.inspect_scorers import said
+
+    assert answer_of(said(inspect_output("<think>Hm, no", ended=False))) is None
+    assert said(inspect_output(f"<think>x</think>{REFUSAL}")) == REFUSAL
+    for reason, there in (("max_tokens", False), ("stop", True)):
+        message = ChatMessageAssistant(content=[ContentReasoning(reasoning="Hm, no")])
+        output = ModelOutput(model="m", choices=[Choice(message=message, stop_reason=reason)])
+        assert (answer_of(said(output)) is not None) is there
+    assert said(ModelOutput.from_content("m", "red")) == "red"
+
+
+def test_lmms_eval_is_given_answers_alone():
+    pytest.importorskip("lmms_eval")
+    from care.integrations.lmms_model import CareModel
+
+    vlm = tiny_vlm()
+    texts = {"a": "<think>x\n\ny</think>red\n\nblue", "b": "<think>x", "c": "green"}
+    vlm.generate = lambda examples, **_: [texts[e.prompt] for e in examples]
+    model = CareModel(pretrained=vlm)
+    model.task_dict = {"t": {"test": [{}, {}, {}]}}
+    requests = [
+        SimpleNamespace(
+            task_name="t", args=(c, {"until": ["\n\n", "."]}, lambda _: None, i, "t", "test")
+        )
+        for i, c in enumerate("abc")
+    ]
+    assert model.generate_until(requests) == ["red", "", "green"]

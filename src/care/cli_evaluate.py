@@ -39,6 +39,14 @@ Labels = Annotated[
         exists=True, dir_okay=False, help="Answers labelled by hand (.jsonl), to correct rates."
     ),
 ]
+Thoughts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--thoughts",
+        help="Further tags between which the model thinks before it answers, OPEN…CLOSE; "
+        "<think>…</think> and others are known. Repeatable.",
+    ),
+]
 Margin = Annotated[float, typer.Option(help="Loss of utility that is accepted.")]
 
 
@@ -81,6 +89,7 @@ def evaluate(
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Length of an answer; none: by the model.")
     ] = None,
+    thoughts: Thoughts = None,
     dtype: Dtype = Precision["auto"],
     device_map: DeviceMap = None,
     revision: Revision = None,
@@ -107,6 +116,7 @@ def evaluate(
         limit=limit,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
+        thoughts=tuple(thoughts or ()),
         dtype=str(dtype),
         device_map=device_map,
         revision=revision,
@@ -127,6 +137,7 @@ def rejudge(
     retry: Annotated[
         bool, typer.Option("--retry", help="Ask again where a judge's call had failed.")
     ] = False,
+    thoughts: Thoughts = None,
 ) -> None:
     """Judge the stored answers of a run with other judges, without answering anew."""
     from care import evaluation_job
@@ -135,7 +146,13 @@ def rejudge(
     if not judge:
         raise UsageError("care rejudge needs --judge NAME; `care judges` lists them.")
     tree = evaluation_job.rejudge_run(
-        run, judge, labels=labels, margin=margin, retry=retry, progress=Progress
+        run,
+        judge,
+        labels=labels,
+        margin=margin,
+        retry=retry,
+        thoughts=tuple(thoughts or ()),
+        progress=Progress,
     )
     show(tree)
     print(run / evaluation_job.TABLE)

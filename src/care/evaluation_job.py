@@ -48,6 +48,7 @@ from care.rows import Row, Rows
 from care.runs import Run
 from care.same import digest_of, suite_digest
 from care.scorecard import MARGIN, RULES, scorecard
+from care.thoughts import known_tags
 
 Bar = Callable[..., Progress] | None
 
@@ -102,6 +103,8 @@ class EvaluationJob:
     """Length of an answer in tokens; None: 24 of the embedded model's, 512 of another's."""
     limit: int | None = None
     """Most examples of a suite."""
+    thoughts: tuple[str, ...] = ()
+    """Further tags between which the model thinks before it answers, each OPEN…CLOSE."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "max_new_tokens", "limit"):
@@ -110,6 +113,7 @@ class EvaluationJob:
                 raise UsageError(f"{name} must be at least 1, got {value}")
         if not 0.0 < self.margin < 1.0:
             raise UsageError(f"the margin must lie between 0 and 1, got {self.margin}")
+        known_tags(self.thoughts)
         if not self.judges:
             raise UsageError("an evaluation needs a judge; the offline one is called rules")
         shown = [shown_name(wanted) for wanted in self.judges]
@@ -152,14 +156,14 @@ class EvaluationJob:
             trust_remote_code=self.trust_remote_code,
             batch_size=self.batch_size,
             max_new_tokens=self.max_new_tokens or length,
+            thoughts=self.thoughts,
         )
 
     def config(self) -> dict[str, Any]:
         """Everything that decides the answers, for the manifest."""
         kept = {"model", "suites", "utility", "repairs", "seed", "revision", "dtype", "limit"}
         kept |= {"device_map", "trust_remote_code"}
-        if self.adaptive:
-            kept.add("adaptive")
+        kept |= {name for name in ("adaptive", "thoughts") if getattr(self, name)}
         facts = {key: value for key, value in asdict(self).items() if key in kept}
         facts["repairs"] = [str(path) for path in self.repairs]
         job = self.job()
@@ -201,14 +205,17 @@ def rejudge_run(
     labels: Path | None = None,
     margin: float = MARGIN,
     retry: bool = False,
+    thoughts: Sequence[str] = (),
     progress: Bar = None,
 ) -> dict[str, Any]:
     """Judge a finished run's answers again and write its table.json anew; the scorecard.
 
+    `thoughts` are further tags around thoughts, each OPEN…CLOSE; by default those of the run.
     The first of `judges` that judges answers makes the main table. Raises UsageError for a folder
     that isn't a run, and what `care.rejudge.rejudge` raises.
     """
     hand = read_labels(labels) if labels else None
+    known_tags(thoughts)
     for wanted in judges:
         shown_name(wanted)  # UsageError for one that can't be, before anything is written
     if not path.is_dir():
@@ -221,7 +228,11 @@ def rejudge_run(
                 "sees less than its protocol says.",
                 stacklevel=1,
             )
-        job = Job(model=config.get("model"), dtype=config.get("dtype", "auto"))
+        job = Job(
+            model=config.get("model"),
+            dtype=config.get("dtype", "auto"),
+            thoughts=tuple(thoughts or config.get("thoughts", ())),
+        )
         examples = None
         if any(map(needs_images, judges)):
             asked = asked_suites(run.path, config, [row["suite"] for row in run.rows()])

@@ -25,6 +25,7 @@ from care.judges import Judge
 from care.machine import machine_facts, versions
 from care.pairs import Pair
 from care.table import Table
+from care.thoughts import known_tags
 from care.vlm import VLM
 
 Split = Literal["fit", "validation", "test"]
@@ -91,6 +92,8 @@ class Job:
     """Length of an answer in tokens."""
     test_length: int = TEST_LENGTH
     """Test examples of one suite."""
+    thoughts: tuple[str, ...] = ()
+    """Further tags between which the model thinks before it answers, each OPEN…CLOSE."""
 
     def __post_init__(self) -> None:
         if (self.attacks is None) != (self.benign is None):
@@ -105,23 +108,27 @@ class Job:
     def config(self) -> dict[str, Any]:
         """Everything that decides the numbers, for the manifest."""
         facts = asdict(self)
-        for place in ("out", "resume"):
+        for place in ("out", "resume", *(() if self.thoughts else ("thoughts",))):
             facts.pop(place)
         return {k: str(v) if isinstance(v, Path) else v for k, v in facts.items()}
 
 
 def load_model(job: Any) -> VLM:
     """The model of a job of any kind, by its `model`, `dtype`, `device_map`, `revision` and
-    `trust_remote_code`."""
+    `trust_remote_code`; `thoughts` too where it has any."""
     if job.model is None:
-        return VLM.embedded(job.dtype)
-    return VLM.from_pretrained(
-        job.model,
-        dtype=job.dtype,
-        device_map=job.device_map,
-        revision=job.revision,
-        trust_remote_code=job.trust_remote_code,
-    )
+        vlm = VLM.embedded(job.dtype)
+    else:
+        vlm = VLM.from_pretrained(
+            job.model,
+            dtype=job.dtype,
+            device_map=job.device_map,
+            revision=job.revision,
+            trust_remote_code=job.trust_remote_code,
+        )
+    if more := getattr(job, "thoughts", ()):
+        vlm.thought_tags = known_tags(more)
+    return vlm
 
 
 def started(job: Any) -> dict[str, Any]:
@@ -137,13 +144,15 @@ def started(job: Any) -> dict[str, Any]:
 
 def make_judge(job: Job) -> Judge:
     """The judge; for the embedded model with perplexity under its untouched text model."""
+    tags = known_tags(job.thoughts)
     if job.model is not None:
-        return Judge()
+        return Judge(tags=tags)
     from care.embedded import base_text_model
     from care.judges.perplexity import MAX_PERPLEXITY, perplexities
 
     model, tokenizer = base_text_model(job.dtype)
-    return Judge(perplexity=partial(perplexities, model, tokenizer), max_perplexity=MAX_PERPLEXITY)
+    perplexity = partial(perplexities, model, tokenizer)
+    return Judge(perplexity, max_perplexity=MAX_PERPLEXITY, tags=tags)
 
 
 def suites_of(job: Job, split: Split) -> list[Suite]:
