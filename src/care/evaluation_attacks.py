@@ -24,13 +24,15 @@ from typing import TYPE_CHECKING, Any
 from care.attacks.job import AttackJob, made_of, requests_of
 from care.attacks.job import run as make_image
 from care.checks import check_file_name, named_options
-from care.errors import UsageError
+from care.errors import DataError, UsageError
 from care.evaluate import UNDEFENDED
 from care.evaluation_leaks import refuse_leaks
 from care.evaluation_suites import named_suite
 from care.examples import Example, Suite
 from care.progress import Progress, silent
+from care.run_shapes import ATTACK
 from care.runs import Run
+from care.shapes import check
 from care.storage import storage_errors, to_json
 
 if TYPE_CHECKING:
@@ -238,7 +240,16 @@ def _folders(
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "attack.json").read_text(encoding="utf-8"))
+    path = folder / "attack.json"
+    todo = "delete it and resume to make the image again"
+    with storage_errors(f"read {path}"):
+        text = path.read_bytes()
+    try:
+        facts = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{path} isn't JSON ({error}); {todo}.") from error
+    check(facts, ATTACK, str(path), todo)
+    return facts
 
 
 def _check_made_of(folder: Path, job: AttackJob, label: str) -> None:
