@@ -112,6 +112,23 @@ def test_a_job_killed_again_and_again_ends_with_the_same_numbers(
     assert kills >= 6
     assert parts(again) == parts(whole)
     assert (tmp_path / "killed" / "repair").is_dir()
+    check_damaged_parts(tmp_path / "killed", whole, options)
+
+
+def check_damaged_parts(run: Path, whole: dict, options: dict) -> None:
+    """Parts that are cut, empty or of another shape are made again, with the same numbers."""
+    names = ["material.json", "sites.json", "effects.json", "neurons.json", "curves.json",
+             "channels.json", "decisions.safetensors"]  # fmt: skip
+    before = {name: (run / name).read_bytes() for name in names}
+    damages = ["", "{", "[]", "{}", '{"a": 1}', "null", "\0"]
+    for name, damage in zip(names, damages, strict=True):
+        (run / name).write_text(damage)
+    with pytest.warns(UserWarning, match="isn't as it was written") as told:
+        again = pipeline.repair(Job(out=run, resume=True, **options))
+    told = [str(each.message) for each in told if "as it was written" in str(each.message)]
+    assert len(told) == len(names) - 1  # the first and the last are of one stage
+    assert parts(again) == parts(whole)
+    assert {name: (run / name).read_bytes() for name in names} == before
 
 
 SMALL = InquiryConfig(

@@ -24,8 +24,10 @@ from care.judges.language import NOT_ENGLISH, foreign
 from care.progress import Progress, silent
 from care.reading import valid_text
 from care.rows import Row, Rows
+from care.run_shapes import ANSWER, ROW
 from care.runs import Run
 from care.same import digest_of, example_digest, is_same
+from care.shapes import Kind, check_rows
 from care.table import Comparison, Table
 from care.thoughts import answer_of
 
@@ -79,7 +81,8 @@ def evaluate(
     answers, results = (Rows(), Rows()) if run is None else (run.answers, run.results)
     keys = [cell.key(example) for cell in cells for example in cell.examples]
     for cell in cells:
-        _check_same(cell, results, answers)
+        _check_same(cell, results, ROW)
+        _check_same(cell, answers, ANSWER)
     if run is not None and hold_to_defenses:
         given = {cell.name: digest_of(cell.defense) for cell in cells}
         run.pin("defenses", {name: told for name, told in given.items() if told is not None})
@@ -132,22 +135,23 @@ def _named(
     return valid_text(name or (UNDEFENDED if defense is None else defense.name)), defense
 
 
-def _check_same(cell: Cell, results: Rows, answers: Rows) -> None:
+def _check_same(cell: Cell, rows: Rows, shape: Kind) -> None:
     for example in cell.examples:
-        for row in (results.get(cell.key(example)), answers.get(cell.key(example))):
-            if row is None:
-                continue
-            if "digest" not in row:
-                raise UsageError(
-                    f"The run holds an answer to {row['key']!r} of an earlier version of care, "
-                    "which didn't record what exactly was asked; start a new run."
-                )
-            if not is_same(row, example):
-                raise UsageError(
-                    f"The run holds another example as {row['key']!r} (another prompt, goal, kind, "
-                    "picture, reference, category or system message); evaluate the same suites or "
-                    "start a new run."
-                )
+        row = rows.get(cell.key(example))
+        if row is None:
+            continue
+        check_rows([row], shape, rows.path or "the run")
+        if row.get("digest") is None:
+            raise UsageError(
+                f"The run holds an answer to {row['key']!r} of an earlier version of care, which "
+                "didn't record what exactly was asked; start a new run."
+            )
+        if not is_same(row, example):
+            raise UsageError(
+                f"The run holds another example as {row['key']!r} (another prompt, goal, kind, "
+                "picture, reference, category or system message); evaluate the same suites or "
+                "start a new run."
+            )
 
 
 # --- judgements -----------------------------------------------------------------------------------

@@ -31,7 +31,9 @@ from care.evaluation_suites import named_suite
 from care.examples import Example, Suite
 from care.progress import Progress, silent
 from care.reading import read_json
+from care.run_shapes import ATTACK
 from care.runs import Run
+from care.shapes import check
 from care.storage import storage_errors, to_json
 
 if TYPE_CHECKING:
@@ -239,7 +241,10 @@ def _folders(
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    return read_json(folder / "attack.json", "facts of an attack", otherwise="make it anew")
+    path, todo = folder / "attack.json", "delete it and resume to make the image again"
+    facts = read_json(path, "facts of an attack", otherwise=todo)
+    check(facts, ATTACK, str(path), todo)
+    return facts
 
 
 def _check_made_of(folder: Path, job: AttackJob, label: str) -> None:

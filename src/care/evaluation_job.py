@@ -45,9 +45,11 @@ from care.judges.registry import make_judge, needs_images, shown_name
 from care.progress import Progress
 from care.rejudge import open_verdicts, record_identity, rejudge
 from care.rows import Row, Rows
-from care.runs import Run
+from care.run_shapes import ROW
+from care.runs import ROWS, Run
 from care.same import digest_of, suite_digest
 from care.scorecard import MARGIN, RULES, scorecard
+from care.shapes import check_rows
 from care.thoughts import known_tags
 
 Bar = Callable[..., Progress] | None
@@ -357,7 +359,8 @@ def _tree(
     margin: float,
     seed: int,
 ) -> dict[str, Any]:
-    rows: list[Row] = [row for row in run.rows() if {"suite", "defense"} <= row.keys()]
+    rows: list[Row] = run.rows()
+    check_rows(rows, ROW, run.path / ROWS)
     if not rows:
         raise DataError(f"The run in {run.path} holds no judged answers; evaluate first.")
     accuracies = {report["judge"]: JudgeAccuracy(**report["counts"]) for report in reports}

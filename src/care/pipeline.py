@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -63,10 +64,12 @@ from care.repair import Modality, Repair
 from care.repairs_judged import NEURONS, SUBSPACE, compare_answers, remaining
 from care.report import write_diagnosis, write_report
 from care.rows import Rows
-from care.runs import Run
+from care.run_shapes import ROW
+from care.runs import ROWS, Run
 from care.same import suite_digest
 from care.scan import ScanRow
 from care.selection import FINALISTS, RULE, Candidate, candidates, choose, ranked, screen
+from care.shapes import check_rows
 from care.table import Table
 from care.tree import answer_pairs, attribution, report_tree
 from care.vlm import VLM
@@ -105,15 +108,25 @@ class _Workflow:
             self.splits[split] = made
         return self.splits[split]
 
-    def stage_json(self, name: str, make: Callable[[], Any]) -> Any:
-        """What a stage found, made now or read back."""
+    def stage_json(self, name: str, make: Callable[[], Any], also: Sequence[str] = ()) -> Any:
+        """What a stage found, made now or read back from NAME.json and the files in `also`.
+
+        Where one of these isn't as it was written, the stage is made again.
+        """
         path = self.run.path / f"{name}.json"
-        if self.run.stage_done(name) and path.exists():
-            return json.loads(path.read_text(encoding="utf-8"))
+        if self.run.stage_done(name):
+            damaged = [file for file in (path.name, *also) if not self.run.intact(file)]
+            if not damaged:
+                return json.loads(path.read_bytes())
+            warnings.warn(
+                f"{damaged[0]} in {self.run.path} isn't as it was written, so the stage {name} is "
+                "made again.",
+                stacklevel=2,
+            )
         with self.run.stage(name):
-            found = make()
-            self.run.write_json(path.name, found)
-        return json.loads(path.read_text(encoding="utf-8"))
+            self.run.write_json(path.name, make())
+            self.run.sign(path.name)
+        return json.loads(path.read_bytes())
 
     def fitter(self) -> Fitter:
         """Answers to the fit split, sorted; activations are taken when they are needed."""
@@ -135,9 +148,10 @@ class _Workflow:
                     progress=bar.advance,
                 )
             save_decisions(self.run.inside(kept.name), material)
+            self.run.sign(kept.name)
             return material_to(material)
 
-        facts = self.stage_json("material", make)
+        facts = self.stage_json("material", make, (kept.name,))
         material = material_from(facts, [*attacks, *benign], load_decisions(kept))
         return Fitter(self.vlm, material, config, self.job.batch)
 
@@ -162,13 +176,14 @@ class _Workflow:
 
         def keep(found: NeuronRepair) -> None:
             self.run.write(kept.name, found.to_text())
+            self.run.sign(kept.name)
 
         def neurons() -> dict[str, Any]:
             return inquiry.neurons(rival() if config.repair_prompts else None, keep)
 
         sites = self.stage_json("sites", scanned)
         effects = self.stage_json("effects", inquiry.effects)
-        found = self.stage_json("neurons", neurons)
+        found = self.stage_json("neurons", neurons, (kept.name,))
         if config.judged and found["repair"] is not None and kept.exists():
             used = [e for part in inquiry.validation for e in spread(part, config.repair_prompts)]
             suites = remaining(self.counted("validation"), used, config.judged)
@@ -303,6 +318,7 @@ class _Workflow:
         self.ask(self.suites("test"), [None, ("care", chosen.repair)], "evaluation")
         compared = [s for s in self.suites("test") if s.role == "attack" or s.name in COMPARED]
         self.ask(compared, controls, "controls")
+        check_rows(self.run.rows(), ROW, self.run.path / ROWS)
         return Table(self.run.rows()), [name for name, _ in controls]
 
     def ask(

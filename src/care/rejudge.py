@@ -28,8 +28,10 @@ from care.judges import AnyJudge, Verdict, ask
 from care.progress import Progress, silent
 from care.reading import parse_json, text_lines
 from care.rows import Row, Rows
-from care.runs import Run
+from care.run_shapes import ROW, VERDICT
+from care.runs import ROWS, Run
 from care.same import is_same, warn_of_old
+from care.shapes import Kind, check_rows
 from care.storage import to_json
 
 VERDICTS = "verdicts.jsonl"
@@ -43,8 +45,14 @@ Examples = Mapping[tuple[str, str], Example]
 
 
 def open_verdicts(run: Run) -> Rows:
-    """The run's verdicts; close them after use."""
-    return Rows(run.path / VERDICTS)
+    """The run's verdicts; close them after use. DataError for rows that are none."""
+    verdicts = Rows(run.path / VERDICTS)
+    try:
+        check_rows(verdicts.all(), VERDICT, run.path / VERDICTS)
+    except DataError:
+        verdicts.close()
+        raise
+    return verdicts
 
 
 def rejudge(
@@ -64,6 +72,7 @@ def rejudge(
     Raises UsageError when the run holds verdicts of another judge under this name, or there is no
     answer to judge; DataError for a picture judge without the run's examples.
     """
+    check_rows(run.rows(), ROW, run.path / ROWS)
     record_identity(run, judge)
     answered = [row for row in run.rows() if row.get("response") is not None]
     if not answered:
@@ -143,8 +152,8 @@ def by_place(suites: Iterable[Iterable[Example]], names: Iterable[str]) -> Examp
     }
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a finished run, without opening it for writing."""
+def read_rows(path: Path, shape: Kind) -> list[Row]:
+    """The rows of a finished run, without opening it for writing; DataError for others."""
     rows = Rows()
     for number, line in text_lines(path, "file of rows"):
         row = parse_json(line, f"{path}, line {number}", otherwise="pass a run's folder")
@@ -154,6 +163,7 @@ def read_rows(path: Path) -> list[Row]:
             raise DataError(
                 f"{path}, line {number} isn't a row with a key of its own; pass a run's folder."
             ) from error
+    check_rows(rows.all(), shape, path)
     return rows.all()
 
 

@@ -10,6 +10,7 @@ A run doesn't know what its rows mean; `care.evaluate` does.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -25,6 +26,7 @@ from care.machine import machine_facts, peak_memory_gib, versions
 from care.reading import read_json
 from care.rows import Row, Rows
 from care.secrets import hidden
+from care.shapes import NUMBER, NUMBER_OR_NONE, TEXT_OR_NONE, Kind, check
 from care.storage import (
     NO_LINK,
     PART,
@@ -42,6 +44,38 @@ except ImportError:  # Windows: runs work there, but two at once in one folder a
 
 SCHEMA = "care.run/1"
 """Version of the layout of manifest.json and rows.jsonl."""
+
+_MANIFEST: Kind = {
+    "schema": str,
+    "created": datetime,
+    "config": {
+        "model?": TEXT_OR_NONE, "suites?": [str], "utility?": [str], "repairs?": [str],
+        "adaptive?": [str], "limit?": frozenset({int, None}), "seed?": int, "dtype?": str,
+        "cuts_refusals?": bool, "max_new_tokens?": int, "test_length?": int,
+        "attacks?": TEXT_OR_NONE, "benign?": TEXT_OR_NONE,
+    },
+    "config_digest": str,
+    "stages": [
+        {"name": str, "seconds": NUMBER, "attempts": int, "status": ("running", "done", "failed"),
+         "peak_memory_gib": NUMBER_OR_NONE}
+    ],
+    "resumed": list,
+    "pinned?": {str: dict},
+    "suites?": {str: dict},
+    "judges?": {str: dict},
+    "files?": {str: str},
+    "machine?": dict,
+    "versions?": dict,
+    "model?": str,
+    "leaks?": str,
+    "repair_leaks?": {
+        str: {
+            "checked": str, "why": str,
+            "found": {str: {"examples": int, "of": int, "ids": [str]}},
+        }
+    },
+}  # fmt: skip
+"""What is read of manifest.json, here and by those who judge or convert a run."""
 
 MANIFEST, ROWS, ANSWERS, LOCK = "manifest.json", "rows.jsonl", "answers.jsonl", ".lock"
 
@@ -146,6 +180,21 @@ class Run:
         """Put facts into the manifest (suites, model, …) and save it, without keys in them."""
         self.manifest |= hidden(json.loads(to_json(facts)))
         self.write_json(MANIFEST, self.manifest)
+
+    def sign(self, name: str) -> None:
+        """Keep the digest of a file in the manifest, by which `intact` tells damage later."""
+        digests = self.manifest.get("files", {})
+        self.record(files=digests | {name: self._digest(self.path / name)})
+
+    def intact(self, name: str) -> bool:
+        """Whether a file is as it was signed; True also of one that neither is nor was signed."""
+        return self._digest(self.path / name) == self.manifest.get("files", {}).get(name)
+
+    def _digest(self, path: Path) -> str | None:
+        if not path.is_file():
+            return None
+        with storage_errors(f"read {path}"):
+            return hashlib.sha256(path.read_bytes()).hexdigest()
 
     def pin(self, what: str, facts: Mapping[str, Any]) -> None:
         """Hold the run to facts that decide its rows and are found out after it was opened.
@@ -272,7 +321,7 @@ class Run:
                 pinned={},
             )
             return
-        self.manifest = _read_manifest(self.path / MANIFEST)
+        self.manifest = read_manifest(self.path / MANIFEST)
         if config is not None and self.manifest["config_digest"] != digest:
             changed = _differences(self.manifest["config"], hidden(plain))
             raise UsageError(
@@ -288,13 +337,15 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A run's manifest; DataError for a file that isn't one."""
     manifest = read_json(path, "manifest", otherwise="restore it or start a new run")
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         raise DataError(
             f"{path} isn't the manifest of a run this version can resume (schema {SCHEMA}); "
             "choose another folder."
         )
+    check(manifest, _MANIFEST, str(path), "restore it or start a new run")
     return manifest
 
 

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 from care.checks import MAX_NAME
 from care.errors import DataError, UsageError
 from care.integrations.inspect_shared import require_inspect
-from care.reading import read_json
 from care.rejudge import VERDICTS, Examples, by_place, judged, judges_of, read_rows
 from care.rows import Row
-from care.runs import MANIFEST, ROWS
+from care.run_shapes import ROW, VERDICT
+from care.runs import MANIFEST, ROWS, read_manifest
 from care.same import is_same, warn_of_old
 from care.scorecard import RULES, cluster_of
 from care.storage import storage_errors
@@ -68,13 +68,11 @@ def write_logs(run: Path, out: Path, *, images: bool = False) -> list[Path]:
 def _read(run: Path, images: bool) -> _Run:
     if not (run / MANIFEST).is_file() or not (run / ROWS).is_file():
         raise UsageError(f"There is no run in {run}; pass the folder of a finished evaluation.")
-    manifest = read_json(run / MANIFEST, "manifest", otherwise="pass a run's folder")
-    if not isinstance(manifest, dict) or not {"created", "config"} <= manifest.keys():
-        raise DataError(f"{run / MANIFEST} isn't the manifest of a run; pass a run's folder.")
-    rows = [row for row in read_rows(run / ROWS) if {"suite", "defense"} <= row.keys()]
+    manifest = read_manifest(run / MANIFEST)
+    rows = read_rows(run / ROWS, ROW)
     if not rows:
         raise DataError(f"The run in {run} holds no judged answers; evaluate first.")
-    verdicts = read_rows(run / VERDICTS) if (run / VERDICTS).is_file() else []
+    verdicts = read_rows(run / VERDICTS, VERDICT) if (run / VERDICTS).is_file() else []
     # A judge of pictures says nothing of answers.
     judges = judges_of(row for row in verdicts if row["outcome"] is not None)
     seen = {RULES: rows} | {name: judged(rows, verdicts, name) for name in judges}
