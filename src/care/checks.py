@@ -39,5 +39,7 @@ def named_options(wanted: str, what: str) -> tuple[str, dict[str, str]]:
             raise UsageError(
                 f"An option of {what} is written option=value, got {part!r} in {wanted!r}."
             )
+        if key in options:
+            raise UsageError(f"The option {key} of {what} is there twice in {wanted!r}; leave one.")
         options[key] = value
     return name, options

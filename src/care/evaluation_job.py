@@ -39,11 +39,12 @@ from care.jobs import Job, load_model, started
 from care.jobs import make_judge as rules_of
 from care.judges import Judge, refused
 from care.judges.compare import read_labels, with_labels
-from care.judges.registry import make_judge, needs_images, shown_name
+from care.judges.registry import check_judge, make_judge, needs_images, shown_name
 from care.progress import Progress
 from care.rejudge import open_verdicts, record_identity, rejudge
+from care.repair import Repair
 from care.rows import Row, Rows
-from care.runs import Run
+from care.runs import MANIFEST, Run, copy_run
 from care.scorecard import MARGIN, RULES, scorecard
 from care.storage import write_whole
 
@@ -115,6 +116,12 @@ class EvaluationJob:
             raise UsageError(
                 f"two judges have one name in {', '.join(shown)}; give one another with as=NAME"
             )
+        defenses = [UNDEFENDED, *_names(self.repairs)]
+        if len(set(defenses)) < len(defenses):
+            raise UsageError(
+                f"two defenses have one name in {', '.join(defenses)}, where {UNDEFENDED} is the "
+                "bare model; name each repair once, or give its folder another name"
+            )
         names = [attack.name for attack in self.attacks]
         if len(set(names)) < len(names):
             raise UsageError(
@@ -172,9 +179,13 @@ def evaluate(job: EvaluationJob, progress: Bar = None) -> dict[str, Any]:
     """Answer, judge and tabulate; the scorecard, which is also written to table.json."""
     suites = chosen_suites(job.suites, job.utility, job.model, job.limit, job.seed)
     labels = read_labels(job.labels) if job.labels else None  # before hours of work
+    for wanted in job.judges:
+        check_judge(wanted)
     requests = held_out(job.attacks, job.suites, job.limit, job.seed)
     tested = list({suite.name: suite for suite in (*requests, *suites)}.values())
     repairs = {name: path for name, path in job.defenses.items() if path is not None}
+    for path in repairs.values():
+        Repair.from_pretrained(path)  # a damaged one shows before the model is loaded
     leaking = repair_leaks(repairs, tested, job.allow_leaks)
     if not job.allow_leaks:
         check_goals(job.attacks, job, requests)
@@ -197,16 +208,21 @@ def rejudge_run(
     labels: Path | None = None,
     margin: float = MARGIN,
     retry: bool = False,
+    out: Path | None = None,
     progress: Bar = None,
 ) -> dict[str, Any]:
     """Judge a finished run's answers again and write its table.json anew; the scorecard.
 
-    The first of `judges` that judges answers makes the main table. Raises UsageError for a folder
-    that isn't a run, and what `care.rejudge.rejudge` raises.
+    The first of `judges` that judges answers makes the main table. With `out` the run is copied
+    there first and left as it is. Raises UsageError for a folder that isn't a run or an `out` that
+    holds something, and what `care.rejudge.rejudge` raises.
     """
     hand = read_labels(labels) if labels else None
-    if not path.is_dir():
+    for wanted in judges:
+        check_judge(wanted)
+    if not (path / MANIFEST).is_file():
         raise UsageError(f"There is no run in {path}; pass the folder of a finished evaluation.")
+    path = copy_run(path, out) if out is not None else path
     with Run(path, resume=True) as run:
         config = run.manifest["config"]
         if config.get("cuts_refusals", True) and any(not w.startswith(RULES) for w in judges):
@@ -267,8 +283,6 @@ def _answer(
 ) -> list[Suite]:
     """Answer all suites and the held-out `requests` beside the image attacks' pictures; returns
     every suite that was asked."""
-    from care.repair import Repair
-
     attacks, places = job.attacks, job.defenses
     vlm = load_model(job.job())
     defenses = [

@@ -43,6 +43,7 @@ from care.inquiry import BRIEF, Inquiry, InquiryConfig, complete
 from care.jobs import (
     BASELINE,
     Job,
+    check_files,
     load_model,
     make_judge,
     mean_rates,
@@ -327,6 +328,7 @@ def _sample(suite: Suite, split: str) -> Suite:
 
 
 def _open(job: Job) -> Run:
+    check_files(job)
     run = Run(job.out, resume=job.resume, config=job.config())
     run.record(**started(job))
     return run

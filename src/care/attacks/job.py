@@ -154,6 +154,8 @@ def run(job: AttackJob, progress: Bar | None = None, vlm: VLM | None = None) -> 
     config = job.config()
     examples, targets = requests_of(job)
     start = _start(job)
+    if job.repair is not None:
+        Repair.from_pretrained(job.repair)  # a damaged one shows before the model is loaded
     vlm = vlm or load_model(job)
     repair = None if job.repair is None else Repair.from_pretrained(job.repair, vlm)
     facts: dict[str, Any] = {

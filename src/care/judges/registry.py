@@ -37,14 +37,19 @@ def make_judge(wanted: str, rules: Judge | None = None) -> AnyJudge:
     Raises UsageError for an unknown name or option, and what the judge raises that can't be had.
     """
     name, options = _parsed(wanted)
-    entry = JUDGES[name]
     shown = str(options.pop("as", name))
-    if unknown := sorted(options.keys() - set(entry.options)):
-        raise UsageError(
-            f"The judge {name} has no option {unknown[0]!r}; it takes "
-            f"{', '.join((*entry.options, 'as'))}."
-        )
-    return entry.make(shown, options, rules or Judge())
+    return JUDGES[name].make(shown, options, rules or Judge())
+
+
+def check_judge(wanted: str) -> None:
+    """Raise what `make_judge` would for a name, option or file, without loading a model."""
+    name, options = _parsed(wanted)
+    if name in _LIGHT:
+        make_judge(wanted)
+    elif "template" in options:
+        from care.judges.templates import read_template
+
+        read_template(options["template"])
 
 
 def shown_name(wanted: str) -> str:
@@ -63,6 +68,11 @@ def _parsed(wanted: str) -> tuple[str, dict[str, Any]]:
     if name not in JUDGES:
         raise UsageError(f"There is no judge {name!r}; there are {', '.join(JUDGES)}.")
     options: dict[str, Any] = dict(given)
+    known = (*JUDGES[name].options, "as")
+    if unknown := sorted(options.keys() - set(known)):
+        raise UsageError(
+            f"The judge {name} has no option {unknown[0]!r}; it takes {', '.join(known)}."
+        )
     return name, options
 
 
@@ -142,6 +152,9 @@ def _config(kind: type, given: dict[str, Any]) -> Any:
             raise UsageError(f"The option {key} is a number, got {value!r}.") from error
     return kind(**typed)
 
+
+_LIGHT = ("rules", "toxic-words-standin", "api")
+"""Judges that load nothing when they are made."""
 
 _LOADING = ("model", "revision", "dtype", "device_map", "batch_size")
 _PROMPTED = (*_LOADING, "template", "max_response_tokens")
