@@ -103,7 +103,7 @@ def spoil(path: Path, how: str) -> None:
     elif how == "a socket":
         with socket.socket(socket.AF_UNIX) as made:
             made.bind(path.name)  # in the present folder, since its path may be too long
-            os.replace(path.name, path)
+            Path(path.name).replace(path)
     elif how == "a huge file":
         with path.open("wb") as file:
             file.truncate(8 * GIB)  # sparse

@@ -257,7 +257,7 @@ def _compare(
 def requests_of(job: AttackJob) -> tuple[list[Example], list[str]]:
     """What the image is optimised on: requests, and how their answers are wished to begin."""
     if job.corpus is not None:
-        return corpus_requests(valid_text(read_text(job.corpus, "corpus")).splitlines())
+        return corpus_requests(read_text(job.corpus, "corpus").splitlines())
     if job.requests is None:
         from care.embedded.attack import requests
 
@@ -272,6 +272,7 @@ def requests_of(job: AttackJob) -> tuple[list[Example], list[str]]:
     if target is None:
         assert openings is not None
         return examples, openings
+    target = valid_text(target)
     return examples, [target.replace("{goal}", e.goal or e.prompt) for e in examples]
 
 
