@@ -358,3 +358,8 @@ def test_ctrl_c_keeps_what_is_done(care_repair, tmp_path):
     code, shown = care_repair(job, "--resume", "--seed", "1")
     assert code == 2
     assert "seed: 0 then, 1 now" in shown
+
+
+def test_a_model_whose_configuration_is_nested_without_end(refused, tmp_path):
+    (tmp_path / "config.json").write_text('{"a":' * 100_000)
+    refused(lambda job: VLM.from_pretrained(str(tmp_path)), str(tmp_path), "could not be loaded")

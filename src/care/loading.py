@@ -36,7 +36,7 @@ def load_pretrained(
     except ImportError as error:
         reason = " ".join(str(error).split())
         raise MissingDependencyError(f"Loading {name} needs more: {reason}") from error
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RecursionError) as error:
         raise _loading_error(name, error) from error
     return model, processor
 
