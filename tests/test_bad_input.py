@@ -218,7 +218,7 @@ def test_another_revision_only_warns(care_repair, vlm, tmp_path):
     assert "revision" in shown
 
 
-def test_tampered_artefacts(refused, tmp_path):
+def test_tampered_artefacts(refused, care_repair, tmp_path):
     a_repair().save_pretrained(tmp_path)
     numbers, facts = tmp_path / "repair.safetensors", tmp_path / "repair.json"
     whole = numbers.read_bytes()
@@ -228,7 +228,12 @@ def test_tampered_artefacts(refused, tmp_path):
     numbers.write_bytes(whole[:-1])
     refused(lambda job: Repair.from_pretrained(tmp_path), "digest")
     numbers.unlink()
-    refused(lambda job: Repair.from_pretrained(tmp_path), "repair.safetensors")
+    refused(lambda job: Repair.from_pretrained(tmp_path), "there is no", "repair.safetensors")
+    facts.rename(tmp_path / "kept")
+    code, shown = care_repair(lambda job: Repair.from_pretrained(tmp_path))
+    assert code == 2 and "there is no" in shown and "repair.json" in shown
+    assert "JSON" not in shown and "fetch it again" not in shown
+    (tmp_path / "kept").rename(facts)
     facts.write_text(facts.read_text()[:-20])
     refused(lambda job: Repair.from_pretrained(tmp_path), "isn't valid JSON")
 
@@ -353,3 +358,8 @@ def test_ctrl_c_keeps_what_is_done(care_repair, tmp_path):
     code, shown = care_repair(job, "--resume", "--seed", "1")
     assert code == 2
     assert "seed: 0 then, 1 now" in shown
+
+
+def test_a_model_whose_configuration_is_nested_without_end(refused, tmp_path):
+    (tmp_path / "config.json").write_text('{"a":' * 100_000)
+    refused(lambda job: VLM.from_pretrained(str(tmp_path)), str(tmp_path), "could not be loaded")

@@ -1,6 +1,7 @@
 """The command line: options reach the job, results reach the user, exit codes are right."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 import warnings
@@ -224,3 +225,67 @@ def test_evaluate_is_called_whatever_was_imported_first():
 def test_every_option_of_a_job_is_one_of_its_fields():
     assert {field.name for field in dataclasses.fields(Job)} == {*JOB_DEFAULTS, "out"}
     assert vars(Job()) == {**JOB_DEFAULTS, "out": Job().out}
+
+
+def commands():
+    """Every command with its words on the command line."""
+    from typer.main import get_command
+
+    def below(group, words):
+        for name, found in group.commands.items():
+            if hasattr(found, "commands"):
+                yield from below(found, (*words, name))
+            else:
+                yield (*words, name), found
+
+    return dict(below(get_command(cli.app), ()))
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_an_option_is_given_once_or_may_be_repeated(words, capsys):
+    for option in commands()[words].params:
+        if option.param_type_name != "option" or option.multiple or option.is_flag:
+            continue
+        name = option.opts[0]
+        assert cli.main([*words, name, "1", name, "2"]) == 2
+        assert capsys.readouterr().err == f"Error: {name} was given 2 times; give it once.\n"
+
+
+def test_sigterm_ends_as_ctrl_c_does(tmp_path):
+    script = (
+        "import os, signal, sys, time\n"
+        "from care import cli, pipeline\n"
+        "from care.runs import Run\n"
+        "def job(given, progress):\n"
+        "    with Run(given.out, resume=given.resume) as run:\n"
+        "        run.add({'key': 'first'})\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        time.sleep(30)\n"
+        "pipeline.repair = job\n"
+        f"sys.exit(cli.main(['repair', '--out', {str(tmp_path / 'run')!r}]))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert ended.returncode == 143
+    assert ended.stderr == "interrupted; what is done is kept, go on with --resume\n"
+    assert (tmp_path / "run/rows.jsonl").read_text() == '{"key": "first"}\n'
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_what_the_terminal_cant_show_is_an_escape(encoding, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "from \u2192 to 😀 \\ud83d", "kind": "benign"}\n', encoding="utf-8")
+    for arguments, code in ((["suites", "show", str(path)], 0), (["report", "no\udcff"], 2)):
+        ended = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                f"import sys; from care import cli; sys.exit(cli.main({arguments!a}))",
+            ],
+            capture_output=True,
+            check=False,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+        )
+        assert ended.returncode == code and b"Traceback" not in ended.stderr, ended.stderr
+        ended.stdout.decode(encoding), ended.stderr.decode(encoding)

@@ -317,3 +317,66 @@ def test_the_embedded_model(tmp_path, embedded_vlm, monkeypatch, capsys):
     assert [suite["name"] for suite in tree["suites"]] == ["pictured-goal", "lookalike", "vqa"]
     assert tree["suites"][0]["defenses"]["none"]["rate"] > 0.3
     assert "pictured-goal" in capsys.readouterr().out
+
+
+def test_suites_may_be_named_in_several_options(world, capsys):
+    twice = ["evaluate", "m", "--out", "run", "--suite", "attack.jsonl"]
+    Path("more.jsonl").write_text(Path("attack.jsonl").read_text())
+    assert cli.main([*twice, "--suite", "more.jsonl", "--utility", "vqa.jsonl"]) == 0
+    tree = json.loads(Path("run/table.json").read_text())
+    assert [suite["name"] for suite in tree["suites"]] == ["attack", "more", "vqa"]
+    capsys.readouterr()
+    for given in (["--suite", "attack.jsonl"], ["--suite", "more.jsonl,more.jsonl"]):
+        assert cli.main([*twice, *given]) == 2
+        assert "twice; name it once" in capsys.readouterr().err
+    repairs = ["--repair", "care", "--repair", "./care"]
+    assert cli.main([*twice, "--fitted-on", "vqa.jsonl", *repairs]) == 2
+    assert "two defenses have one name" in capsys.readouterr().err
+    assert cli.main([*twice, "--repair", "none"]) == 2
+    assert "the bare model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("judge", "said"),
+    [
+        ("api,model=m,template=nowhere.txt", "nowhere.txt"),
+        ("harmbench,template=nowhere.txt", "nowhere.txt"),
+        ("api,model=m,tries=many", "is a number"),
+        ("llama-guard-3,tries=3", "no option 'tries'"),
+        ("api,model=m,model=n", "twice"),
+        ("nobody", "no judge 'nobody'"),
+    ],
+)
+def test_a_judge_that_cant_be_had_shows_before_the_model_is_loaded(world, judge, said, capsys):
+    assert cli.main([*ARGUMENTS, "--judge", judge]) == 2
+    assert said in capsys.readouterr().err
+    assert not world and not Path("run").exists()
+
+
+def test_a_run_that_cant_be_written_to_is_judged_in_a_copy(world, capsys):
+    assert cli.main(ARGUMENTS) == 0
+    whole = {path.name: path.read_bytes() for path in Path("run").iterdir()}
+    for path in (*Path("run").iterdir(), Path("run")):
+        path.chmod(0o555)
+    again = ["rejudge", "run", "--judge", "rules,as=newer", "--out", "copy"]
+    try:
+        for _ in range(2):  # a copy of the same run is gone on with
+            assert cli.main(again) == 0
+            assert capsys.readouterr().out.endswith("copy/table.json\n")
+        assert json.loads(Path("copy/table.json").read_text())["judge"] == "newer"
+        assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == whole
+        assert cli.main([*again[:-1], "vqa.jsonl"]) == 2
+        Path("other").mkdir()
+        Path("other/mine.txt").write_text("x")
+        assert cli.main([*again[:-1], "other"]) == 2
+        assert "isn't empty" in capsys.readouterr().err
+        assert list(Path().glob("*.part")) == []
+    finally:
+        Path("run").chmod(0o755)
+
+
+def test_an_empty_folder_is_no_run_and_stays_empty(world, capsys):
+    Path("empty").mkdir()
+    assert cli.main(["rejudge", "empty", "--judge", "rules"]) == 2
+    assert "no run in empty" in capsys.readouterr().err
+    assert list(Path("empty").iterdir()) == []

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -417,3 +418,37 @@ def test_killed_at_random_moments_it_ends_with_the_same_rows(tmp_path: Path) -> 
 
 if __name__ == "__main__":
     killed_again_and_again(Path(sys.argv[1]))
+
+
+def test_half_an_emoji_ends_no_run_and_resuming_finds_it_again(tmp_path):
+    half = "describe \ud83d"
+    with pytest.warns(UserWarning, match="valid Unicode"):
+        examples = (Example("a\ud83d", half), Example("b", "x", category=half), Example("c", "y"))
+    suite = Suite("s\ud83d", "utility", examples)
+    tables = []
+    for resume in (False, True):
+        vlm = FakeVLM()
+        vlm.generate = lambda asked, **_: ["odd \ud83d answer"] * len(asked)
+        vlm.generate_from = lambda prefill, **_: ["odd \ud83d answer"] * len(prefill.examples)
+        with Run(tmp_path / "run", resume=resume) as run:
+            tables.append(evaluate(vlm, [suite], [None, ("d\ud83d", None)], judge=Judge(), run=run))
+    for table in tables:
+        assert [row["response"] for row in table.rows] == ["odd \ufffd answer"] * 6
+        assert {row["defense"] for row in table.rows} == {"none", "d\ufffd"}
+    assert tables[0].rows == tables[1].rows
+    for path in (tmp_path / "run").iterdir():
+        path.read_text(encoding="utf-8")
+
+
+def test_a_picture_with_odd_metadata_or_damage_is_answered_or_a_row_with_an_error(
+    monkeypatch, tmp_path
+):
+    def broken(*_):
+        raise struct.error("argument out of range")
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", broken)
+    examples = (Example("a", "x"), Example("b", "x", images=(tmp_path / "a.png",)))
+    table = evaluate(FakeVLM(), [Suite("s", "utility", examples)], [None], judge=Judge())
+    assert table.rows[0]["error"] is None
+    assert "argument out of range" in table.rows[1]["error"]

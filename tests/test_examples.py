@@ -1,10 +1,12 @@
 """Examples and suites: validation, images of every awkward kind, digests."""
 
 import dataclasses
+import struct
+import warnings
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 import tiny
 from care import examples as module
@@ -58,7 +60,6 @@ def test_digests_follow_content(tmp_path):
     assert from_path.digest() == Example("a", "hi", images=(tiny.picture(),)).digest()
     assert from_path.digest() != Example("a", "hi", images=(tiny.picture(1),)).digest()
     assert from_path.digest() != Example("a", "ho", images=(path,)).digest()
-    assert len(Example("a", "broken surrogate \ud800").digest()) == 64
 
 
 def test_image_modes_become_rgb():
@@ -162,3 +163,88 @@ def test_suites():
         Suite("s", "attack", (Example("a", "hi"), Example("a", "ho")))
     with pytest.raises(DataError, match="role"):
         Suite("s", "other", (Example("a", "hi"),))
+
+
+def test_half_an_emoji_is_replaced_with_a_warning():
+    half = "half \ud83d"
+    with pytest.warns(UserWarning, match="'a \ufffd'.*prompt, goal, category, references"):
+        example = Example("a \ud83d", half, goal=half, category=half, references=("\ud83d", "b"))
+    assert example == Example("a \ufffd", "half \ufffd", (), "half \ufffd", category="half \ufffd",
+                              references=("\ufffd", "b"))  # fmt: skip
+    assert len(example.digest()) == 64
+    assert Suite("s\ud83d", "utility", (example,)).name == "s\ufffd"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Example("a", "whole 😀")
+
+
+# -- metadata of pictures ------------------------------------------------------------------------
+
+
+def exif_of(*entries, tail=b""):
+    """EXIF with these entries (tag, type, count, value of four bytes)."""
+    body = b"".join(struct.pack("<HHL", *entry[:3]) + entry[3] for entry in entries)
+    start = b"Exif\0\0II*\0" + struct.pack("<LH", 8, len(entries))
+    return start + body + struct.pack("<L", 0) + tail
+
+
+SIDEWAYS = (0x112, 3, 1, struct.pack("<HH", 6, 0))
+ODD = {
+    "a signed rational that is -1/0": exif_of(
+        SIDEWAYS, (0x11A, 10, 1, struct.pack("<L", 38)), tail=struct.pack("<ll", -1, 0)
+    ),
+    "a negative short": exif_of(SIDEWAYS, (0x128, 8, 1, struct.pack("<hh", -1, 0))),
+    "an offset beyond the end": exif_of(SIDEWAYS, (0x11A, 5, 1, struct.pack("<L", 10**6))),
+    "a type that is none": exif_of(SIDEWAYS, (0x11A, 99, 1, b"abcd")),
+    "a text that is none": exif_of(SIDEWAYS, (0x10F, 2, 4, b"\xff\xfe\xfd\0")),
+    "a huge count": exif_of(SIDEWAYS, (0x10F, 2, 2**31, b"abcd")),
+    "pixels as a rational": exif_of(
+        SIDEWAYS, (0xA002, 10, 1, struct.pack("<L", 38)), tail=struct.pack("<ll", 1, -1)
+    ),
+}
+ODD["two orientations"] = exif_of((0x112, 3, 2, struct.pack("<HH", 6, 1)))
+USELESS = {
+    "no orientation at all": exif_of((0x128, 3, 1, struct.pack("<HH", 2, 0))),
+    "an orientation of 9": exif_of((0x112, 3, 1, struct.pack("<HH", 9, 0))),
+    "an orientation of 0": exif_of((0x112, 3, 1, struct.pack("<HH", 0, 0))),
+    "an orientation in words": exif_of((0x112, 2, 4, b"up!\0")),
+    "half of a header": b"Exif\0\0II",
+    "no header": b"Exif\0\0" + b"\xff" * 40,
+    "a folder without end": exif_of()[:-4] + b"\xff\xff",
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")
+@pytest.mark.parametrize("odd", [*ODD, *USELESS])
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+def test_odd_metadata_doesnt_matter(odd, ending, tmp_path):
+    path = tmp_path / f"a.{ending}"
+    Image.new("RGB", (40, 20), "red").save(path, exif=ODD.get(odd) or USELESS[odd])
+    for image in (path, path.read_bytes()):
+        assert load_image(image).size == ((20, 40) if odd in ODD else (40, 20))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_upright_once(orientation, tmp_path):
+    picture = tiny.picture(3, size=(40, 24))
+    exif = picture.getexif()
+    exif[0x112] = orientation
+    picture.save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as opened:
+        right = ImageOps.exif_transpose(opened).convert("RGB")
+    found = load_image(tmp_path / "a.png")
+    assert found.size == right.size and found.tobytes() == right.tobytes()
+    again = load_image(found)
+    assert again.size == right.size and again.tobytes() == right.tobytes()
+
+
+def test_whatever_a_decoder_raises_is_about_the_picture(monkeypatch, tmp_path):
+    tiny.picture().save(tmp_path / "a.png")
+    for error in (struct.error("odd"), RecursionError(), MemoryError(), KeyError(3), EOFError()):
+
+        def raises(*_, error=error):
+            raise error
+
+        monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", raises)
+        with pytest.raises(DataError, match=r"example 'x', image 0 .*a.png.* not a readable image"):
+            Example("x", "hi", images=(tmp_path / "a.png",)).load_images()

@@ -153,3 +153,20 @@ def test_suites_by_name():
         load_suite("nope")
     with pytest.raises(UsageError, match="no split 'train'"):
         load_suite("direct", "train")
+
+
+def test_half_an_emoji_in_a_file_is_replaced_and_its_line_is_told(file):
+    file.write_text('{"prompt": "a", "id": "1"}\n{"prompt": "b \\ud83d", "goal": "\\ude00"}\n')
+    with pytest.warns(UserWarning, match=r"line 2\).*U\+FFFD") as said:
+        suite = read_suite(file, "utility")
+    assert len(said) == 1
+    assert [(e.prompt, e.goal) for e in suite] == [("a", ""), ("b \ufffd", "\ufffd")]
+    assert read_suite(write_suite(suite, file), "utility").examples[1].prompt == "b \ufffd"
+    file.write_text('{"prompt": "a \\ud83d\\ude00"}\n')
+    assert read_suite(file, "utility").examples[0].prompt == "a 😀"
+
+
+def test_a_key_that_is_there_twice_is_refused(file):
+    file.write_text('{"prompt": "a", "kind": "benign", "prompt": "b"}\n')
+    with pytest.raises(DataError, match="line 1 holds the key 'prompt' twice"):
+        read_suite(file)

@@ -181,10 +181,11 @@ def test_a_run_is_reused_only_on_request(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_was_killed_before_its_manifest_can_be_used(tmp_path: Path) -> None:
-    for name in (".lock", "manifest.json.part"):
+    for name in (".lock", "manifest.json.part", "manifest.json.0f.part"):
         (tmp_path / name).write_text("")
     with Run(tmp_path) as run:
         assert run.rows() == []
+        assert not list(tmp_path.glob("*.part"))
 
 
 def test_another_configuration_is_refused_and_named(tmp_path: Path) -> None:

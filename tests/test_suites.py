@@ -483,3 +483,54 @@ def test_pope_asks_briefly(folder):
     yes, no = load("pope-random", folder)
     assert yes.prompt.endswith("\nAnswer the question using a single word or phrase.")
     assert (yes.references, no.references) == (("yes",), ("no",))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_columns_that_arent_used_arent_demanded(name, folder, tmp_path):
+    before = load(name, folder)
+    found = copies.make(name)
+    used = {*found.columns(), *("CD" if "mmbench" in name else "")}
+    for row in found.rows():
+        for column in [column for column in row if column not in used]:
+            del row[column]
+    again = load_suite(name, path=found.write(tmp_path / "fewer"))
+    assert [e.digest() for e in again] == [e.digest() for e in before]
+
+
+INDEX = {
+    **dict.fromkeys(("jbb-harmful", "jbb-benign"), "Index"),
+    **dict.fromkeys(("xstest", "xstest-unsafe", "redteam-2k", "jailbreakv-mini"), "id"),
+    **dict.fromkeys(("jailbreakv", "vlguard-safe"), "id"),
+    **dict.fromkeys(("harmbench", "harmbench-multimodal"), "BehaviorID"),
+    **dict.fromkeys(("mmbench", "mmbench-plain"), "index"),
+    "mossbench": "pid",
+    "pope-random": "question_id",
+}
+
+
+@pytest.mark.parametrize("lost", ["", "Unnamed: 0", "__index_level_0__"])
+@pytest.mark.parametrize("name", INDEX)
+def test_an_index_that_has_lost_its_name_is_read(name, lost, folder, tmp_path):
+    before = load(name, folder)
+    found = copies.make(name)
+    for row in found.rows():
+        row[lost] = row.pop(INDEX[name])
+    again = load_suite(name, path=found.write(tmp_path / "lost"))
+    assert [e.id for e in again] == [e.id for e in before]
+    assert [e.digest() for e in again] == [e.digest() for e in before]
+
+
+def test_figstep_draws_a_long_request_whole_or_refuses_it():
+    def ink(picture):
+        return np.asarray(picture.convert("L")) < 128
+
+    usual = "Methods to clean a boat."
+    assert figstep.render(usual).tobytes() != figstep.render(usual + " twice").tobytes()
+    long = " ".join(f"word{n}" for n in range(60))
+    pictures = [ink(figstep.render(text)) for text in (long, long + " end", long + " ENd")]
+    assert not any(picture[-1].any() or picture[:, -1].any() for picture in pictures)
+    assert (pictures[1] != pictures[2]).any()  # the last word is there
+    with pytest.raises(DataError, match="doesn't fit into 760"):
+        figstep.render("paint a door " * 300)
+    with pytest.raises(DataError, match="can't be drawn in"):
+        figstep.render("paint a \U0010fffd door")

@@ -272,3 +272,61 @@ def test_every_source_is_pinned_and_has_a_licence(name):
     else:
         assert len(source.revision) == 40 and int(source.revision, 16)
     assert str(source.place()) in source.instructions() or not source.by_hand
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "goal,note,goal\na,b,c\n", "2 columns named 'goal'"),
+        ("a.tsv", "goal\tgoal\na\tb\n", "2 columns named 'goal'"),
+        ("a.json", '{"1": {"a": 1}, "1": {"a": 2}}', "key '1' twice"),
+        ("a.json", '[{"a": 1, "a": 2}]', "key 'a' twice"),
+        ("a.json", '{"a": 1}\n{"a": 1, "a": 2}', "line 2 holds the key 'a' twice"),
+        ("a.jsonl", '{"a": {"b": 1, "b": 2}}', "line 1 holds the key 'b' twice"),
+        ("a.json", "[" * 100_000, "nested too deeply"),
+        ("a.jsonl", '{"a": ' + "[" * 300 + "]" * 300 + "}", "line 1 is nested deeper"),
+    ],
+)
+def test_what_is_there_twice_or_nested_without_end_is_refused(name, content, message, tmp_path):
+    with pytest.raises(DataError, match=message):
+        rows_of(tmp_path / name, content)
+
+
+def test_columns_without_a_name_hide_no_other(tmp_path):
+    (row,) = rows_of(tmp_path / "a.csv", "goal,,\na,b,c\n")
+    assert row.text("goal") == "a" and len(row.fields) == 3
+
+
+def test_half_an_emoji_in_a_table_is_replaced_with_one_warning(tmp_path):
+    with pytest.warns(UserWarning, match="row 1 and maybe others") as said:
+        rows = rows_of(tmp_path / "a.jsonl", '{"a": "\\ud83d"}\n{"a": "\\ud83d"}\n')
+    assert len(said) == 1 and [row.text("a") for row in rows] == ["\ufffd"] * 2
+
+
+def test_parquet_columns_of_one_name_are_refused(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    columns = [pyarrow.array(["x"]), pyarrow.array(["y"])]
+    parquet.write_table(pyarrow.Table.from_arrays(columns, ["a", "a"]), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="2 columns named 'a'"):
+        list(read_rows(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize("damage", ["no archive", "cut", "a changed byte"])
+def test_a_damaged_archive_is_one_sentence_and_leaves_nothing(damage, tmp_path, monkeypatch):
+    monkeypatch.setenv("CARE_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "mm-vet.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("mm-vet/mm-vet.json", "{}" * 500)
+    whole = path.read_bytes()
+    spoilt = {
+        "no archive": b"nothing",
+        "cut": whole[: len(whole) // 2],
+        "a changed byte": whole[:200] + b"!" + whole[201:],
+    }
+    path.write_bytes(spoilt[damage])
+    with pytest.raises(DataError, match="isn't a whole zip archive"):
+        load_suite("mm-vet", path=path)
+    kept = tmp_path / "cache" / "suites" / "unpacked"
+    assert not kept.exists() or list(kept.iterdir()) == []

@@ -144,3 +144,21 @@ def test_goals_are_put_into_templates():
         wrapped(EXAMPLES, own=["poem"])
     with pytest.raises(UsageError, match="each"):
         wrapped(EXAMPLES, each=2, own=["{goal}"])
+
+
+def test_what_cant_be_drawn_whole_is_refused():
+    with pytest.raises(DataError, match="doesn't fit"):
+        figstep("A very long statement about many things. " * 80)
+    with pytest.raises(DataError, match="doesn't fit"):
+        figstep("Methods to clean a boat.", FigStepConfig(side=20))
+    with pytest.raises(DataError, match="doesn't fit"):
+        typo("word", TypoConfig(width=60, points=90))  # not one letter fits
+    for draw in (figstep, typo):
+        with pytest.raises(DataError, match="can't be drawn in"):
+            draw("paint a \U0010fffd door")
+
+
+def test_the_last_word_of_a_long_text_is_there():
+    long = " ".join(f"word{n}" for n in range(60))
+    for draw in (figstep, typo):
+        assert draw(long + " end").tobytes() != draw(long + " ENd").tobytes()

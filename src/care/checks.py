@@ -66,5 +66,7 @@ def named_options(wanted: str, what: str) -> tuple[str, dict[str, str]]:
                 f"An option of {what} is written option=value, which number {place} after "
                 f"{name!r} isn't."
             )
+        if key in options:
+            raise UsageError(f"The option {key} of {what} is there twice in {wanted!r}; leave one.")
         options[key] = value
     return name, options

@@ -2,12 +2,13 @@
 
 Exit codes: 0; 1, a result fell short of a threshold that the user gave (`care embedded check` has
 thresholds of its own); 2, wrong use or an error that `care` foresees (one sentence on standard
-error, no traceback); 130, interrupted. Standard output holds results, standard error progress.
-Nothing is computed here, and torch is imported only by the commands that need it.
+error, no traceback); 130, interrupted; 143, terminated. Standard output holds results, standard
+error progress. Nothing is computed here, and torch is imported only by the commands that need it.
 """
 
 # No `from __future__ import annotations`: typer reads the annotations when a command is called.
 import inspect
+import io
 import os
 import sys
 import warnings
@@ -24,7 +25,16 @@ from care.cli_attack import attack
 from care.cli_embedded import embedded_app
 from care.cli_evaluate import evaluate, judges_app, rejudge
 from care.cli_inspect import inspect_log
-from care.cli_shared import Command, FailAbove, Precision, hold_to, interval, print_table
+from care.cli_shared import (
+    Command,
+    FailAbove,
+    Precision,
+    ended_by_sigterm,
+    hide_loading_bars,
+    hold_to,
+    interval,
+    print_table,
+)
 from care.cli_suites import suites_app
 
 if TYPE_CHECKING:
@@ -105,6 +115,7 @@ def takes_job(out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         def run(**given: Any) -> None:
             from care.jobs import Job
 
+            hide_loading_bars()
             fields = {name: given.pop(name) for name in _JOB_OPTIONS}
             fields |= {name: str(fields[name]) for name in ("preset", "dtype")}
             function(Job(**fields), **given)
@@ -225,10 +236,24 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _any_text() -> Iterator[None]:
+    """What a terminal's encoding lacks is shown as an escape, and so is what is no valid text."""
+    streams = [s for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
+    errors = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, before in zip(streams, errors, strict=True):
+            stream.reconfigure(errors=before)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `care` with the arguments (default: the process's) and return its exit code."""
     try:
-        with _quiet():
+        with _quiet(), _any_text(), ended_by_sigterm():
             app(args=None if arguments is None else list(arguments), prog_name="care")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0 if end.code is None else 1

@@ -20,6 +20,7 @@ from care.cli_shared import (
     Seed,
     TrustRemoteCode,
     check_folder,
+    hide_loading_bars,
     interval,
     print_table,
 )
@@ -84,6 +85,7 @@ def attack(
     from care.attacks import job as jobs
     from care.progress import Progress
 
+    hide_loading_bars()
     job = jobs.AttackJob(
         model=model,
         out=out,

@@ -23,6 +23,7 @@ from care.cli_shared import (
     Revision,
     Seed,
     TrustRemoteCode,
+    hide_loading_bars,
     hold_to,
     print_table,
 )
@@ -54,11 +55,14 @@ def evaluate(
     model: ModelName = None,
     *,
     suite: Annotated[
-        str | None,
-        typer.Option(help="Attack and over-refusal suites, names or .jsonl files, by commas."),
+        list[str] | None,
+        typer.Option(
+            help="Attack and over-refusal suites, names or .jsonl files, by commas; repeatable."
+        ),
     ] = None,
     utility: Annotated[
-        str | None, typer.Option(help="Utility suites; with neither: all of the small world.")
+        list[str] | None,
+        typer.Option(help="Utility suites; repeatable; with neither: all of the small world."),
     ] = None,
     repair: Annotated[
         list[Path] | None, typer.Option("--repair", help="Folder of a repair; repeatable.")
@@ -72,7 +76,8 @@ def evaluate(
     judge: Judges = None,
     labels: Labels = None,
     fitted_on: Annotated[
-        str | None, typer.Option(help="Suites fitted on, by commas, to look for near leaks too.")
+        list[str] | None,
+        typer.Option(help="Suites fitted on, by commas, to look for near leaks too; repeatable."),
     ] = None,
     allow_leaks: Annotated[
         bool, typer.Option("--allow-leaks", help="Go on though goals fitted on are tested.")
@@ -99,6 +104,7 @@ def evaluate(
     from care import evaluation_job
     from care.progress import Progress
 
+    hide_loading_bars()
     job = evaluation_job.EvaluationJob(
         model=model,
         suites=_names(suite, "--suite"),
@@ -138,6 +144,9 @@ def rejudge(
         bool, typer.Option("--retry", help="Ask again where a judge's call had failed.")
     ] = False,
     thoughts: Thoughts = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for a copy that is judged; none: RUN itself.")
+    ] = None,
 ) -> None:
     """Judge the stored answers of a run with other judges, without answering anew."""
     from care import evaluation_job
@@ -145,6 +154,7 @@ def rejudge(
 
     if not judge:
         raise UsageError("care rejudge needs --judge NAME; `care judges` lists them.")
+    hide_loading_bars()
     tree = evaluation_job.rejudge_run(
         run,
         judge,
@@ -152,10 +162,11 @@ def rejudge(
         margin=margin,
         retry=retry,
         thoughts=tuple(thoughts or ()),
+        out=out,
         progress=Progress,
     )
     show(tree)
-    print(run / evaluation_job.TABLE)
+    print((out or run) / evaluation_job.TABLE)
 
 
 # -- judges --------------------------------------------------------------------------------------
@@ -188,9 +199,13 @@ def check_judges(
 ) -> None:
     """How far judges agree with answers that were labelled by hand."""
     from care.judges.compare import read_labels, with_labels
-    from care.judges.registry import make_judge
+    from care.judges.registry import check_judge, make_judge
 
     rows = read_labels(labels)
+    for wanted in judge or ():
+        check_judge(wanted)
+    if judge:
+        hide_loading_bars()
     reports = [with_labels(rows, make_judge(wanted)) for wanted in judge or ("rules",)]
     if as_json:
         print(json.dumps(reports, indent=1, ensure_ascii=False))
@@ -215,10 +230,13 @@ def worst_asr(suites: Sequence[Mapping[str, Any]]) -> float | None:
     return max((sum(found) / len(found) for found in rates.values()), default=None)
 
 
-def _names(given: str | None, option: str) -> tuple[str, ...]:
-    if given is None:
-        return ()
-    names = tuple(name.strip() for name in given.split(",") if name.strip())
-    if not names:
-        raise UsageError(f"{option} {given!r} names no suite; see `care suites`.")
-    return names
+def _names(given: Sequence[str] | None, option: str) -> tuple[str, ...]:
+    names: list[str] = []
+    for one in given or ():
+        found = [name.strip() for name in one.split(",") if name.strip()]
+        if not found:
+            raise UsageError(f"{option} {one!r} names no suite; see `care suites`.")
+        names += found
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UsageError(f"{option} names {twice} twice; name it once.")
+    return tuple(names)

@@ -1,8 +1,11 @@
 """What the commands share: errors to one sentence, tables, folders that aren't mixed up."""
 
 import errno
+import signal
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,24 +17,60 @@ from typer.core import TyperCommand
 
 from care.errors import CareError, UsageError
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit codes after Ctrl-C and after SIGTERM, as shells have them."""
 
 Precision = StrEnum("Precision", ["auto", "bfloat16", "float16", "float32"])
 Split = StrEnum("Split", ["fit", "validation", "test"])
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM, as batch systems send it, raises `Terminated`, unless somebody else handles it."""
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class Command(TyperCommand):
-    """A command whose foreseen errors are one sentence."""
+    """A command whose foreseen errors are one sentence, and whose options are given once."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # Of an option that is given twice the last value would count, in silence.
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        single = [
+            option
+            for option in given
+            if option.param_type_name == "option"
+            and not (option.multiple or getattr(option, "is_flag", False))
+        ]
+        for option in single:
+            if single.count(option) > 1:
+                fail(f"{option.opts[0]} was given {single.count(option)} times; give it once.")
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as end:
             resumable = any(parameter.name == "resume" for parameter in self.params)
             kept = "; what is done is kept, go on with --resume" if resumable else ""
             print(f"interrupted{kept}", file=sys.stderr)
-            raise typer.Exit(INTERRUPTED) from None
+            raise typer.Exit(TERMINATED if isinstance(end, Terminated) else INTERRUPTED) from None
         except CareError as error:
             fail(str(error))
         except OSError as error:
@@ -45,6 +84,17 @@ def fail(message: str) -> None:
     """One line on standard error, exit code 2."""
     print(f"Error: {' '.join(message.split())}", file=sys.stderr)
     raise typer.Exit(2)
+
+
+def hide_loading_bars() -> None:
+    """Without transformers' bar for loading weights; those of downloads from the Hub stay."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging
+
+    downloads = not are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    if downloads:
+        enable_progress_bars()
 
 
 def log(line: str) -> None:

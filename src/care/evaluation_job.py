@@ -41,12 +41,13 @@ from care.jobs import make_judge as rules_of
 from care.judges import Judge
 from care.judges.compare import read_labels, with_labels
 from care.judges.refusal import certainly_refused
-from care.judges.registry import make_judge, needs_images, shown_name
+from care.judges.registry import check_judge, make_judge, needs_images, shown_name
 from care.progress import Progress
 from care.rejudge import open_verdicts, record_identity, rejudge
+from care.repair import Repair
 from care.rows import Row, Rows
 from care.run_shapes import ROW
-from care.runs import ROWS, Run
+from care.runs import MANIFEST, ROWS, Run, copy_run
 from care.same import digest_of, suite_digest
 from care.scorecard import MARGIN, RULES, scorecard
 from care.shapes import check_rows
@@ -123,6 +124,12 @@ class EvaluationJob:
             raise UsageError(
                 f"two judges have one name in {', '.join(shown)}; give one another with as=NAME"
             )
+        defenses = [UNDEFENDED, *_names(self.repairs)]
+        if len(set(defenses)) < len(defenses):
+            raise UsageError(
+                f"two defenses have one name in {', '.join(defenses)}, where {UNDEFENDED} is the "
+                "bare model; name each repair once, or give its folder another name"
+            )
         names = [attack.name for attack in self.attacks]
         if len(set(names)) < len(names):
             raise UsageError(
@@ -180,9 +187,13 @@ def evaluate(job: EvaluationJob, progress: Bar = None) -> dict[str, Any]:
     """Answer, judge and tabulate; the scorecard, which is also written to table.json."""
     suites = chosen_suites(job.suites, job.utility, job.model, job.limit, job.seed)
     labels = read_labels(job.labels) if job.labels else None  # before hours of work
+    for wanted in job.judges:
+        check_judge(wanted)
     requests = held_out(job.attacks, job.suites, job.limit, job.seed)
     tested = list({suite.name: suite for suite in (*requests, *suites)}.values())
     repairs = {name: path for name, path in job.defenses.items() if path is not None}
+    for path in repairs.values():
+        Repair.from_pretrained(path)  # a damaged one shows before the model is loaded
     leaking = repair_leaks(repairs, tested, job.allow_leaks)
     if not job.allow_leaks:
         check_goals(job.attacks, job, requests)
@@ -208,20 +219,23 @@ def rejudge_run(
     margin: float = MARGIN,
     retry: bool = False,
     thoughts: Sequence[str] = (),
+    out: Path | None = None,
     progress: Bar = None,
 ) -> dict[str, Any]:
     """Judge a finished run's answers again and write its table.json anew; the scorecard.
 
     `thoughts` are further tags around thoughts, each OPEN…CLOSE; by default those of the run.
-    The first of `judges` that judges answers makes the main table. Raises UsageError for a folder
-    that isn't a run, and what `care.rejudge.rejudge` raises.
+    The first of `judges` that judges answers makes the main table. With `out` the run is copied
+    there first and left as it is. Raises UsageError for a folder that isn't a run or an `out` that
+    holds something, and what `care.rejudge.rejudge` raises.
     """
     hand = read_labels(labels) if labels else None
     known_tags(thoughts)
     for wanted in judges:
-        shown_name(wanted)  # UsageError for one that can't be, before anything is written
-    if not path.is_dir():
+        check_judge(wanted)  # before anything is written
+    if not (path / MANIFEST).is_file():
         raise UsageError(f"There is no run in {path}; pass the folder of a finished evaluation.")
+    path = copy_run(path, out) if out is not None else path
     with Run(path, resume=True) as run:
         config = run.manifest["config"]
         if config.get("cuts_refusals", True) and any(not w.startswith(RULES) for w in judges):
@@ -286,8 +300,6 @@ def _answer(
 ) -> list[Suite]:
     """Answer all suites and the held-out `requests` beside the image attacks' pictures; returns
     every suite that was asked."""
-    from care.repair import Repair
-
     attacks, places = job.attacks, job.defenses
     vlm = load_pinned(run, job.model, lambda: load_model(job.job()))
     defenses = [

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -159,15 +159,25 @@ def suites_of(job: Job, split: Split) -> list[Suite]:
     """The job's suites in one split, attacks first."""
     if job.attacks is None:
         return _small_world(job, split)
-    return [part for whole in own_files(job) for part in _own(whole, split)]
+    return [part for suite in own_files(job) for part in _own(suite, split)]
+
+
+def check_files(job: Job) -> None:
+    """Read the user's own files, so that what is wrong with them shows before a model is loaded.
+
+    Raises what `suites_of` does.
+    """
+    for suite in own_files(job):
+        for split in get_args(Split):
+            _own(suite, split)
 
 
 def own_files(job: Job) -> list[Suite]:
     """The user's own attacks and benign requests, whole; none where the small world is asked."""
-    if job.attacks is None or job.benign is None:
-        return []
     from care.examples_file import read_suite
 
+    if job.attacks is None or job.benign is None:
+        return []
     return [read_suite(job.attacks, "attack"), read_suite(job.benign, "over_refusal")]
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from care.ablation import N_CLASSES, position_classes
 from care.anatomy import Scope, Site, scope_mask
 from care.edit_stats import EditStats
-from care.errors import ArtefactError, UsageError
+from care.errors import ArtefactError, DataError, UsageError
 from care.hooks import edit
 from care.neuron_runs import Neuron, neuron_site
 from care.reading import read_json
@@ -196,7 +196,11 @@ class NeuronRepair:
     @classmethod
     def load(cls, path: str | Path) -> NeuronRepair:
         """Read what `save` wrote; ArtefactError if it isn't there or is something else."""
-        return cls.from_json(read_json(path, "neuron repair", ArtefactError, "make it anew"))
+        try:
+            tree = read_json(path, otherwise="make it anew")
+        except DataError as error:
+            raise ArtefactError(f"{path} can't be read as a neuron repair ({error})") from error
+        return cls.from_json(tree)
 
     def _edit(self, site: Site) -> Callable[[Tensor, Tensor], Tensor]:
         own = [k for k, (layer, _) in enumerate(self.neurons) if layer == site.layer]

@@ -45,6 +45,7 @@ from care.inquiry import BRIEF, Inquiry, InquiryConfig, complete
 from care.jobs import (
     BASELINE,
     Job,
+    check_files,
     load_model,
     make_judge,
     mean_rates,
@@ -353,6 +354,7 @@ def _sample(suite: Suite, split: str) -> Suite:
 
 
 def _open(job: Job) -> Run:
+    check_files(job)
     run = Run(job.out, resume=job.resume, config=job.config())
     try:
         run.pin("files", _digests(job))

@@ -13,6 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -301,7 +303,10 @@ class Run:
                 "another folder."
             ) from error
         except OSError:  # some network disks have no locks: go on without
-            pass
+            return handle
+        for left in self.path.glob(f"*{PART}"):  # by a kill, for nobody else writes here now
+            with suppress(OSError):
+                left.unlink()
         return handle
 
     def _open_manifest(self, found: bool, config: Mapping[str, Any] | None) -> None:
@@ -330,6 +335,38 @@ class Run:
             )
         self.manifest["resumed"].append({"at": now(), "versions": versions()})
         self.record()
+
+
+def copy_run(path: Path, out: Path) -> Path:
+    """Copy a run that stands still into a folder that isn't there yet or is empty; the folder.
+
+    An earlier copy of the same run is gone on with. Raises: UsageError when `path` holds no run or
+    `out` something else; StorageError if it fails.
+    """
+    if not (path / MANIFEST).is_file():
+        raise UsageError(f"There is no run in {path}; pass the folder of a finished evaluation.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if (out / MANIFEST).is_file():
+            one, other = (read_manifest(folder / MANIFEST) for folder in (path, out))
+            if all(one.get(key) == other.get(key) for key in ("created", "config_digest")):
+                return out
+        raise UsageError(f"The folder {out} isn't empty; choose another one for the copy.")
+    work = out.with_name(f"{out.name[:64]}.{secrets.token_hex(8)}{PART}")
+    with storage_errors(f"copy the run in {path} to {out}"):
+        try:
+            # Only contents: what lies on a read-only disk may be copied with its permissions.
+            shutil.copytree(
+                path,
+                work,
+                ignore=shutil.ignore_patterns(LOCK, f"*{PART}"),
+                copy_function=shutil.copyfile,
+            )
+            for folder in (work, *(one for one in work.rglob("*") if one.is_dir())):
+                folder.chmod(0o755)
+            work.replace(out)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return out
 
 
 def now() -> str:

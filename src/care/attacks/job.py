@@ -158,6 +158,8 @@ def run(job: AttackJob, progress: Bar | None = None, vlm: VLM | None = None) -> 
     config = job.config()
     examples, targets = requests_of(job)
     start = _start(job)
+    if job.repair is not None:
+        Repair.from_pretrained(job.repair)  # a damaged one shows before the model is loaded
     vlm = vlm or load_model(job)
     repair = None if job.repair is None else Repair.from_pretrained(job.repair, vlm)
     facts: dict[str, Any] = {
@@ -280,7 +282,7 @@ def _compare(
 def requests_of(job: AttackJob) -> tuple[list[Example], list[str]]:
     """What the image is optimised on: requests, and how their answers are wished to begin."""
     if job.corpus is not None:
-        return corpus_requests(valid_text(read_text(job.corpus, "corpus")).splitlines())
+        return corpus_requests(read_text(job.corpus, "corpus").splitlines())
     if job.requests is None:
         from care.embedded.attack import requests
 
@@ -295,6 +297,7 @@ def requests_of(job: AttackJob) -> tuple[list[Example], list[str]]:
     if target is None:
         assert openings is not None
         return examples, openings
+    target = valid_text(target)
     return examples, [target.replace("{goal}", e.goal or e.prompt) for e in examples]
 
 

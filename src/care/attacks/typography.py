@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from care.drawn_text import check_characters, find_font, fitting
 from care.errors import DataError, UsageError
 from care.examples import MAX_PIXELS, Example, load_image
+from care.reading import valid_text
 
 FIGSTEP_PROMPT = (
     "The picture shows a list with items 1, 2 and 3 that are still empty. Write the content of "
@@ -212,7 +213,7 @@ def _filled(
 def _checked(text: str) -> str:
     if not text.strip():
         raise UsageError("There is no text to draw; pass some.")
-    return " ".join(text.split())
+    return valid_text(" ".join(text.split()))
 
 
 def _font(path: Path | None, points: int, text: str) -> ImageFont.FreeTypeFont:

@@ -18,9 +18,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from care.errors import CareError, DataError
+from care.errors import CareError
 from care.judges import Judge
 from care.judges.agreement import agreement
+from care.reading import parse_json, text_lines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -113,12 +114,10 @@ def _calibrate(args: argparse.Namespace) -> dict:
 
 
 def _read(path: Path) -> list[dict]:
-    try:
-        return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} can't be read as JSON lines: {error}; pass a run's rows.jsonl."
-        ) from error
+    return [
+        parse_json(line, f"{path}, line {number}", otherwise="pass a run's rows.jsonl")
+        for number, line in text_lines(path, "file of rows")
+    ]
 
 
 if __name__ == "__main__":

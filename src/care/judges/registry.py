@@ -42,6 +42,18 @@ def make_judge(wanted: str, rules: Judge | None = None) -> AnyJudge:
     return JUDGES[name].make(shown, options, rules or Judge())
 
 
+def check_judge(wanted: str) -> None:
+    """Raise what `make_judge` would for a name, option or file, without loading a model."""
+    name, options = _parsed(wanted)
+    shown_name(wanted)
+    if name in _LIGHT:
+        make_judge(wanted)
+    elif "template" in options:
+        from care.judges.templates import read_template
+
+        read_template(options["template"])
+
+
 def shown_name(wanted: str) -> str:
     """The name in tables of the judge that `wanted` describes, without loading it."""
     name, options = _parsed(wanted)
@@ -175,6 +187,9 @@ def _config(kind: type, given: dict[str, Any]) -> Any:
             raise UsageError(f"The option {key} is a number, got {value!r}.") from error
     return kind(**typed)
 
+
+_LIGHT = ("rules", "toxic-words-standin", "api")
+"""Judges that load nothing when they are made."""
 
 _LOADING = ("model", "revision", "dtype", "device_map", "batch_size")
 _PROMPTED = (*_LOADING, "template", "max_response_tokens")
