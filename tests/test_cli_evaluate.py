@@ -317,3 +317,17 @@ def test_the_embedded_model(tmp_path, embedded_vlm, monkeypatch, capsys):
     assert [suite["name"] for suite in tree["suites"]] == ["pictured-goal", "lookalike", "vqa"]
     assert tree["suites"][0]["defenses"]["none"]["rate"] > 0.3
     assert "pictured-goal" in capsys.readouterr().out
+
+
+def test_answers_that_are_no_answers_are_told(world, monkeypatch, capsys):
+    monkeypatch.setattr(FakeVLM, "_answer", lambda self, example, batch: "the the the " * 9)
+    assert cli.main(ARGUMENTS) == 0
+    told = "Nearly all answers under none to attack, vqa are degenerate"
+    assert told in capsys.readouterr().err
+    assert told in json.loads(Path("run/table.json").read_text())["warnings"][0]
+
+
+def test_answers_that_are_answers_are_no_warning(world, capsys):
+    assert cli.main(ARGUMENTS) == 0
+    assert json.loads(Path("run/table.json").read_text())["warnings"] == []
+    assert "degenerate" not in capsys.readouterr().err

@@ -24,7 +24,7 @@ from care.cli_attack import attack
 from care.cli_embedded import embedded_app
 from care.cli_evaluate import evaluate, judges_app, rejudge
 from care.cli_inspect import inspect_log
-from care.cli_shared import Command, FailAbove, Precision, hold_to, interval, print_table
+from care.cli_shared import Command, FailAbove, Precision, Seed, hold_to, interval, print_table
 from care.cli_suites import suites_app
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ _JOB_OPTIONS: dict[str, tuple[Any, Any]] = {
     "model": (_MODEL, None),
     "out": (_option(Path, "Folder of the run."), None),
     "resume": (_option(bool, "Go on with the run in --out, or start.", "--resume"), False),
-    "seed": (_option(int, "Seed of everything random.", min=0), 0),
+    "seed": (Seed, 0),
     "preset": (_option(Preset, "How the repair is fitted."), Preset["corrected"]),
     "attacks": (_option(Path | None, "Attacks of your own, JSON Lines.", **_FILE), None),
     "benign": (_option(Path | None, "Benign requests of your own.", **_FILE), None),

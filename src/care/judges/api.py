@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import os
 import re
 import time
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+from care.checks import require
 from care.errors import UsageError
 from care.judges import Judge
 from care.judges.models import Finding, ModelJudge, Pictures
@@ -37,6 +39,9 @@ REFUSED = frozenset({401, 403})
 """Replies after which no further call is made."""
 LONGEST_WAIT = 60.0
 """Most seconds between two tries, whatever the server asks for."""
+
+_MOST = {"timeout": 86_400, "tries": 1000, "wait": 3600, "parallel": 256}
+"""Greatest values of options; a wait beyond `LONGEST_WAIT` is cut to that."""
 
 _WORD = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 
@@ -69,6 +74,7 @@ class ApiConfig:
             raise UsageError("an API judge needs the name of a model; pass model=NAME")
         if not self.url.startswith(("http://", "https://")):
             raise UsageError(f"url must begin with http:// or https://, got {self.url!r}")
+        require(self, dict.fromkeys(_MOST, -math.inf), _MOST)
         if self.tries < 1 or self.parallel < 1 or not self.timeout > 0 or self.wait < 0:
             raise UsageError(
                 "tries and parallel must be at least 1, timeout positive and wait not negative, "

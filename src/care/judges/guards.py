@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from care.errors import ModelError, UsageError
+from care.checks import MAX_BATCH, require
+from care.errors import ModelError
 from care.judges import Judge
 from care.judges.classifiers import load_text_model, loaded_revision
 from care.judges.models import Finding, ModelJudge, Pictures
@@ -58,8 +59,7 @@ class GuardConfig:
     """Conversations without pictures that are read at once; with pictures it is one."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UsageError(f"batch_size must be at least 1, got {self.batch_size}")
+        require(self, {"batch_size": 1}, MAX_BATCH)
 
 
 class GuardJudge(ModelJudge):
