@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from care import cli
+from care.attacks.job import AttackJob
 from care.checks import MAX_NAME, check_file_name, require, require_level
 from care.constants import ConstantConfig
 from care.diagnosis import DiagnosisConfig
 from care.effects import EffectsConfig
 from care.errors import UsageError
+from care.evaluation_attacks import ImageAttack
+from care.evaluation_job import EvaluationJob
 from care.faithfulness import FaithfulnessConfig
+from care.jobs import Job
+from care.judges.registry import make_judge
 from care.neuron_report import NeuronConfig
 from care.stability import StabilityConfig
 
@@ -79,3 +87,87 @@ def test_no_name_leads_out_of_a_folder(name):
     except UsageError:
         return
     assert (Path("/folder") / name).resolve().parent == Path("/folder")
+
+
+@pytest.mark.parametrize("value", [math.inf, 1e999, math.nan, -math.inf, "5", True, [1]], ids=str)
+def test_what_is_no_finite_number_is_refused(value):
+    @dataclass(frozen=True)
+    class Config:
+        steps: Any
+
+    with pytest.raises(UsageError, match=r"^steps must be "):
+        require(Config(value), {"steps": 1})
+    with pytest.raises(UsageError, match="at most 1,000, got 1001"):
+        require(Config(1001), {"steps": 1}, 1000)
+    require(Config(1000), {"steps": 1}, {"steps": 1000})
+    require(Config(None), {"steps": 1}, 1000)
+
+
+HUGE = ("inf", "1e999", "nan", str(2**70), "1" * 400, "-1", "1e38", "9" * 5000)
+"""Texts that a user may pass for a number, few of which are one for any option."""
+
+
+@pytest.mark.parametrize("value", HUGE, ids=lambda text: text[:9])
+@pytest.mark.parametrize(
+    "wanted",
+    ["api,model=m,timeout=", "api,model=m,tries=", "api,model=m,wait=", "api,model=m,parallel="],
+)
+def test_numbers_of_a_judge_have_limits(wanted, value):
+    with pytest.raises(UsageError) as told:
+        make_judge(wanted + value)
+    assert "\n" not in str(told.value) and len(str(told.value)) < 300
+
+
+@pytest.mark.parametrize("value", HUGE, ids=lambda text: text[:9])
+@pytest.mark.parametrize("option", ["steps", "restarts", "kappa", "batch_size", "evasion"])
+def test_numbers_of_an_attack_have_limits(option, value):
+    with pytest.raises(UsageError) as told:
+        attack = ImageAttack.parse(f"pgd-32,{option}={value}")
+        attack.job(EvaluationJob(), Path("x"), Path("repair")).config()
+    assert "\n" not in str(told.value) and len(str(told.value)) < 300
+
+
+@pytest.mark.parametrize("value", [2**70, 10**400, math.inf, math.nan, -1])
+@pytest.mark.parametrize("kind", [Job, EvaluationJob, AttackJob])
+@pytest.mark.parametrize("field", ["batch_size", "max_new_tokens", "seed", "limit", "test_length"])
+def test_numbers_of_a_job_have_limits(kind, field, value):
+    if field in {f.name for f in fields(kind)}:
+        with pytest.raises(UsageError, match=r"batch|seed|must be"):
+            kind(**{field: value}).config()
+
+
+@pytest.mark.parametrize("value", HUGE, ids=lambda text: text[:9])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["evaluate", "--suite", "x.jsonl", "--batch-size"],
+        ["evaluate", "--suite", "x.jsonl", "--max-new-tokens"],
+        ["evaluate", "--suite", "x.jsonl", "--seed"],
+        ["evaluate", "--suite", "x.jsonl", "--limit"],
+        ["evaluate", "--suite", "x.jsonl", "--margin"],
+        ["evaluate", "--suite", "x.jsonl", "--fail-above"],
+        ["repair", "nowhere", "--seed"],
+        ["repair", "nowhere", "--batch-size"],
+        ["repair", "nowhere", "--max-new-tokens"],
+        ["repair", "nowhere", "--test-length"],
+        ["diagnose", "nowhere", "--seed"],
+        ["attack", "nowhere", "--evasion"],
+        ["attack", "nowhere", "--kappa"],
+        ["attack", "nowhere", "--steps"],
+        ["attack", "nowhere", "--restarts"],
+        ["attack", "nowhere", "--batch-size"],
+        ["suites", "check", "direct", "direct", "--threshold"],
+    ],
+    ids=" ".join,
+)
+def test_numbers_of_a_command_have_limits(command, value, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*command, value]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_option_that_stands_twice_is_refused():
+    with pytest.raises(UsageError, match=r"option steps of an attack stands twice"):
+        ImageAttack.parse("pgd-32,steps=1,steps=2")
+    with pytest.raises(UsageError, match=r"option model of a judge stands twice"):
+        make_judge("api,model=a,model=b")

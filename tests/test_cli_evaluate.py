@@ -380,3 +380,17 @@ def test_an_empty_folder_is_no_run_and_stays_empty(world, capsys):
     assert cli.main(["rejudge", "empty", "--judge", "rules"]) == 2
     assert "no run in empty" in capsys.readouterr().err
     assert list(Path("empty").iterdir()) == []
+
+
+def test_answers_that_are_no_answers_are_told(world, monkeypatch, capsys):
+    monkeypatch.setattr(FakeVLM, "_answer", lambda self, example, batch: "the the the " * 9)
+    assert cli.main(ARGUMENTS) == 0
+    told = "Nearly all answers under none to attack, vqa are degenerate"
+    assert told in capsys.readouterr().err
+    assert told in json.loads(Path("run/table.json").read_text())["warnings"][0]
+
+
+def test_answers_that_are_answers_are_no_warning(world, capsys):
+    assert cli.main(ARGUMENTS) == 0
+    assert json.loads(Path("run/table.json").read_text())["warnings"] == []
+    assert "degenerate" not in capsys.readouterr().err

@@ -25,7 +25,9 @@ import numpy as np
 from care.anatomy import Site, SiteKind
 from care.errors import DataError
 from care.examples import Example
+from care.kept import KeptBatches
 from care.repair import Modality, Repair
+from care.same import digest_of
 from care.statistics import Interval, bootstrap_mean, difference
 
 if TYPE_CHECKING:
@@ -79,8 +81,11 @@ def scan_channels(
     batch_size: int = 32,
     seed: int = 0,
     advance: Callable[[int], None] | None = None,
+    kept: KeptBatches | None = None,
 ) -> list[ChannelEffect]:
     """The effect of `close(site, modality)` for every pair; `advance` gets numbers of requests.
+
+    Batches that are `kept` aren't asked again.
 
     A modality of which fewer than two goals get past the bare model is left out. DataError if fewer
     than two benign goals are not refused.
@@ -94,7 +99,7 @@ def scan_channels(
         (s, m) for s in sites for m in modalities if len(set(goals[own[m]])) >= _LEAST_GOALS
     ]
     closed = [close(site, modality) for site, modality in pairs]
-    bare, *repaired = refused_under(vlm, asked, [None, *closed], batch_size, advance)
+    bare, *repaired = refused_under(vlm, asked, [None, *closed], batch_size, advance, kept)
     harmless = ~bare & ~is_attack
     if len(set(goals[harmless])) < _LEAST_GOALS:
         raise DataError(
@@ -119,11 +124,13 @@ def refused_under(
     repairs: Sequence[Repair | None],
     batch_size: int = 32,
     advance: Callable[[int], None] | None = None,
+    kept: KeptBatches | None = None,
 ) -> np.ndarray:
     """Whether the answers would begin with a refusal, (R, N) bool, under R repairs (None: bare).
 
     A batch of prompts is read once for all repairs that edit nothing before the last position, and
-    then forgotten. `advance` gets the number of requests just finished.
+    then forgotten. `advance` gets the number of requests just finished. Batches that are `kept`
+    aren't asked again.
     """
 
     def refuses(reading: Prefill, repair: Repair | None) -> np.ndarray:
@@ -138,7 +145,13 @@ def refused_under(
         reading = vlm.prefill([asked[place] for place in chunk], batch_size=len(chunk))
         return list(np.array([refuses(reading, repair) for repair in repairs]).T)
 
-    return np.array(vlm.in_batches(list(asked), batch_size, work, advance)).T
+    asking = work
+    if kept is not None:
+        facts = {"repairs": [digest_of(repair) for repair in repairs]}
+        asking = kept.over(
+            work, asked, facts, lambda rows: {"refused": np.array(rows)}, lambda a: [*a["refused"]]
+        )
+    return np.array(vlm.in_batches(list(asked), batch_size, asking, advance)).T
 
 
 def recommend(effects: Sequence[ChannelEffect], n_layers: int) -> dict[Modality, list[Site]]:

@@ -10,11 +10,21 @@ Not here: what a field means, and checks of several fields together.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from care.errors import UsageError
+
+MANY = 10**9
+"""Greatest number of examples, steps or bytes of anything that a user may ask for."""
+
+MAX_BATCH = 2**20
+"""Most examples at once, and most tokens of an answer; no memory holds more."""
+
+MAX_SEED = 2**32 - 1
+"""Greatest seed that every library takes."""
 
 MAX_NAME = 80
 """Greatest length of a name that becomes that of a file."""
@@ -25,12 +35,25 @@ _RESERVED = {"CON", "PRN", "AUX", "NUL"} | {f"{p}{n}" for p in ("COM", "LPT") fo
 """Names that stand for devices on Windows, with any ending."""
 
 
-def require(config: Any, least: Mapping[str, float]) -> None:
-    """UsageError unless every field named in `least` is None or at least as great as its bound."""
+def require(
+    config: Any, least: Mapping[str, float], most: Mapping[str, float] | float = math.inf
+) -> None:
+    """UsageError unless every field named in `least` is None or a number within its bounds.
+
+    `most` are greatest values by name, or one for all; no field may be infinite or NaN.
+    """
     for name, bound in least.items():
         value = getattr(config, name)
-        if value is not None and value < bound:
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+            raise UsageError(f"{name} must be a number, got {value!r:.40}.")
+        if value < bound:
             raise UsageError(f"{name} must be at least {bound}, got {value}.")
+        limit = most.get(name, math.inf) if isinstance(most, Mapping) else most
+        if value > limit or value == math.inf:
+            told = f"at most {limit:,}" if limit < math.inf else "finite"
+            raise UsageError(f"{name} must be {told}, got {value!r:.40}.")
 
 
 def require_level(level: float) -> None:
@@ -55,7 +78,8 @@ def check_file_name(name: str, what: str) -> str:
 
 
 def named_options(wanted: str, what: str) -> tuple[str, dict[str, str]]:
-    """NAME[,option=value]… as a name and its options; UsageError for an option without a value."""
+    """NAME[,option=value]… as a name and its options; UsageError for an option without a value or
+    one that stands twice."""
     name, *parts = (part.strip() for part in wanted.split(","))
     options: dict[str, str] = {}
     for place, part in enumerate(parts, start=1):

@@ -1,6 +1,7 @@
 """What the commands share: errors to one sentence, tables, folders that aren't mixed up."""
 
 import errno
+import math
 import signal
 import sys
 import threading
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperCommand
 
+from care.checks import MAX_SEED
 from care.errors import CareError, UsageError
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -122,7 +124,7 @@ Revision = Annotated[str | None, typer.Option(help="Revision of the model.")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the model's own code.")
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of everything random.")]
 
 FailAbove = Annotated[
     float | None,
@@ -134,6 +136,8 @@ def hold_to(threshold: float | None, found: float | None) -> None:
     """Exit with 1 if the mean ASR after the repair exceeds the threshold."""
     if threshold is None:
         return
+    if math.isnan(threshold):  # no rate is above it, so that everything would pass
+        raise UsageError("--fail-above is not a number; pass a rate from 0 to 1.")
     if found is None:
         raise UsageError(
             "--fail-above needs at least one attack suite, but none was evaluated; add one with "

@@ -37,9 +37,11 @@ from care.anatomy import Role, Scope, Site, scope_mask
 from care.checks import require, require_level
 from care.errors import FitError, UsageError
 from care.hooks import read
+from care.kept import KeptBatches
 from care.metrics import Measure, Pass, first_token, passes, refusal_log_odds
 from care.pairs import Pair, align
 from care.replay import Replay
+from care.same import example_digest
 from care.scan import name_of
 from care.statistics import Interval, bootstrap_mean
 from care.vlm import VLM
@@ -145,12 +147,13 @@ def site_effects(
     measures: Sequence[Measure] = (),
     config: EffectsConfig | None = None,
     advance: Callable[[int], None] | None = None,
+    kept: KeptBatches | None = None,
 ) -> tuple[SiteEffects, ...]:
     """Total, direct and indirect effects of N pairs through each of S mediators.
 
     `measures` are several m, by default the refusal log-odds alone; the effects by the first come
     first. Those that need the same answer share a pass. `advance` gets the number of newly
-    finished (pair, mediator) combinations.
+    finished (pair, mediator) combinations. Batches that are `kept` aren't asked again.
 
     Raises UsageError without mediators, FitError for values that aren't finite, SiteError for
     unknown sites; at least two goals are needed.
@@ -163,7 +166,7 @@ def site_effects(
             f"Effects need pairs with at least 2 different goals, got {len(pairs)} pairs."
         )
     errors: dict[int, np.ndarray] = {}
-    everything = exchange(vlm, pairs, chosen, measures, config, advance, errors)
+    everything = exchange(vlm, pairs, chosen, measures, config, advance, errors, kept)
     goals = goals_of([pair.attack for pair in pairs])
     return tuple(
         _effects(
@@ -188,6 +191,7 @@ def exchange(
     config: EffectsConfig,
     advance: Callable[[int], None] | None = None,
     errors: dict[int, np.ndarray] | None = None,
+    kept: KeptBatches | None = None,
 ) -> list[Exchanged]:
     """Run every pair as it is and with each mediator's activations exchanged; one a measure.
 
@@ -214,8 +218,16 @@ def exchange(
             errors.update(_identity_errors(made, asked, config.scopes, replayed))
         return list(zip(np.stack(rows).transpose(3, 0, 1, 2), shares, strict=True))
 
-    attacks = [pair.attack for pair in pairs]
-    found = vlm.in_batches(attacks, config.batch_size, work)
+    attacks, asking = [pair.attack for pair in pairs], work
+    if kept is not None:
+        facts = {
+            "benign": [example_digest(pair.benign) for pair in pairs],
+            "mediators": [name_of(sites) for sites in mediators],
+            "measures": [measure.name for measure in measures],
+            "config": asdict(config),
+        }
+        asking = kept.over(work, attacks, facts, *_forms(len(mediators), errors, advance))
+    found = vlm.in_batches(attacks, config.batch_size, asking)
     aligned = np.array([share for _, share in found])
     values = np.stack([row for row, _ in found], axis=-1)  # (1 + S, 2, M, N)
     exchanged = []
@@ -224,6 +236,38 @@ def exchange(
         _check_finite(measure, benign + attack)
         exchanged.append(Exchanged(benign[0], attack[0], benign[1:], attack[1:], aligned))
     return exchanged
+
+
+def _forms(
+    mediators: int,
+    errors: dict[int, np.ndarray] | None,
+    advance: Callable[[int], None] | None,
+) -> tuple[Callable[[Any], dict[str, np.ndarray]], Callable[[Any], Any]]:
+    """How a batch is kept: its values, and the identity's errors if they were taken in it."""
+    taken: list[int] = []
+
+    def pack(found: list[tuple[np.ndarray, float]]) -> dict[str, np.ndarray]:
+        arrays = {
+            "values": np.array([row for row, _ in found]),
+            "aligned": np.array([share for _, share in found], np.float64),
+        }
+        if errors and not taken:
+            arrays |= {f"error {row}": np.asarray(each) for row, each in errors.items()}
+        taken.append(1)
+        return arrays
+
+    def unpack(arrays: dict[str, np.ndarray]) -> list[tuple[np.ndarray, float]]:
+        found = [(row, float(share)) for row, share in
+                 zip(arrays["values"], arrays["aligned"], strict=True)]  # fmt: skip
+        stored = {int(k.split()[1]): v for k, v in arrays.items() if k.startswith("error ")}
+        if errors is not None and stored:
+            errors.update(stored)
+        taken.append(1)
+        if advance is not None:
+            advance(mediators * len(found))
+        return found
+
+    return pack, unpack
 
 
 def _check_finite(measure: Measure, values: np.ndarray) -> None:

@@ -287,4 +287,6 @@ def _number(key: str, value: str, kind: type) -> Any:
     try:
         return kind(value)
     except ValueError as error:
-        raise UsageError(f"The option {key} of an attack is a number, got {value!r}.") from error
+        raise UsageError(
+            f"The option {key} of an attack is a number, got {value!r:.40}."
+        ) from error

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from care.checks import MANY, MAX_BATCH, MAX_SEED, require
 from care.correction import JudgeAccuracy
 from care.errors import DataError, UsageError
 from care.evaluate import UNDEFENDED
@@ -51,6 +52,7 @@ from care.runs import MANIFEST, ROWS, Run, copy_run
 from care.same import digest_of, suite_digest
 from care.scorecard import MARGIN, RULES, scorecard
 from care.shapes import check_rows
+from care.table import Table
 from care.thoughts import known_tags
 
 Bar = Callable[..., Progress] | None
@@ -110,10 +112,11 @@ class EvaluationJob:
     """Further tags between which the model thinks before it answers, each OPEN…CLOSE."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_new_tokens", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} must be at least 1, got {value}")
+        require(
+            self,
+            {"batch_size": 1, "max_new_tokens": 1, "limit": 1, "seed": 0},
+            {"batch_size": MAX_BATCH, "max_new_tokens": MAX_BATCH, "limit": MANY, "seed": MAX_SEED},
+        )
         if not 0.0 < self.margin < 1.0:
             raise UsageError(f"the margin must lie between 0 and 1, got {self.margin}")
         known_tags(self.thoughts)
@@ -359,6 +362,8 @@ def _judge_and_tabulate(
         tree = _tree(run, verdicts, names, reports, margin, seed)
     finally:
         verdicts.close()
+    for sentence in tree["warnings"]:
+        warnings.warn(sentence, stacklevel=1)
     run.write(TABLE, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
     return tree
 
@@ -388,7 +393,20 @@ def _tree(
     facts = {key: run.manifest.get(key) for key in kept}
     config = run.manifest["config"]
     found = threats(_attacks(config), run.path, _defenses(config), tree["suites"])
-    return tree | {"labels": list(reports), "threats": found, "run": facts}
+    more = {"labels": list(reports), "threats": found, "run": facts, "warnings": _broken(rows)}
+    return tree | more
+
+
+def _broken(rows: list[Row]) -> list[str]:
+    """A sentence for each defense whose answers are no answers, which a rate doesn't show."""
+    cells: dict[str, list[str]] = {}
+    for suite, defense in Table(rows).broken():
+        cells.setdefault(defense, []).append(suite)
+    return [
+        f"Nearly all answers under {defense} to {', '.join(suites)} are degenerate (broken text), "
+        "so that its rates there say nothing about safety."
+        for defense, suites in cells.items()
+    ]
 
 
 def _record(

@@ -32,6 +32,7 @@ from care.effects import EffectsConfig, site_effects
 from care.errors import FitError, UsageError
 from care.examples import Example
 from care.faithfulness import FaithfulnessConfig, faithfulness, steps
+from care.kept import KeptBatches
 from care.mediation import diagnose
 from care.metrics import first_token, refusal_contrast, refusal_log_odds
 from care.neuron_estimates import estimate
@@ -188,8 +189,10 @@ class Inquiry:
 
     # -- effects ---------------------------------------------------------------------------------
 
-    def effects(self) -> list[dict[str, Any]]:
+    def effects(self, kept: KeptBatches | None = None) -> list[dict[str, Any]]:
         """Causal effects of each kind of pairs through every FFN and attention output.
+
+        Batches that are `kept` aren't asked again.
 
         Of kinds with pairs of at least two goals; of the first kind by two metrics, of others by
         the first token alone, which is many times as cheap.
@@ -211,6 +214,7 @@ class Inquiry:
                     measures=measures[: None if not found else 1],
                     config=self.config.effects,
                     advance=bar.advance,
+                    kept=kept,
                 )
                 found += [{"pairs": name, **row.to_json()} for row in rows]
         return found

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from care.checks import require
+from care.checks import MANY, MAX_BATCH, MAX_SEED, require
 from care.errors import DataError, UsageError
 from care.examples import Example, Suite
 from care.fitting import Preset
@@ -98,7 +98,12 @@ class Job:
     def __post_init__(self) -> None:
         if (self.attacks is None) != (self.benign is None):
             raise UsageError("pass both --attacks and --benign, or neither")
-        require(self, {"batch_size": 1, "max_new_tokens": 1, "test_length": 1})
+        require(
+            self,
+            {"batch_size": 1, "max_new_tokens": 1, "test_length": 1, "seed": 0},
+            {"batch_size": MAX_BATCH, "max_new_tokens": MAX_BATCH, "test_length": MANY,
+             "seed": MAX_SEED},
+        )  # fmt: skip
 
     @property
     def batch(self) -> int:

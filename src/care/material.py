@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from care.examples import Example
 from care.hooks import read
 from care.judges import Judge
 from care.judges.refusal import certainly_refused
+from care.kept import KeptBatches, texts_from, texts_to
 from care.leaks import SCHEME, goal_digests
 from care.prefill import Prefill, first_logits
 from care.storage import write_whole
@@ -86,12 +87,13 @@ def gather(
     max_new_tokens: int = 12,
     sites: Sequence[Site] = (),
     progress: Callable[[int], None] | None = None,
+    kept: KeptBatches | None = None,
 ) -> Material:
     """Let the model answer, and sort its answers by outcome.
 
     With `sites`, activations at the decision position are taken on the way, from the same reading
-    of the prompts. FitError if no attack worked, no malicious request was refused, or no benign one
-    answered.
+    of the prompts. Batches that are `kept` aren't asked again. FitError if no attack worked, no
+    malicious request was refused, or no benign one answered.
     """
     requests = [*attacks, *benign]
 
@@ -101,7 +103,11 @@ def gather(
         rows = decisions(vlm, reading, sites) if sites else {}
         return [(a, {site: rows[site][place] for site in sites}) for place, a in enumerate(answers)]
 
-    found = vlm.in_batches(requests, batch_size, work, progress)
+    asking = work
+    if kept is not None:
+        facts = {"sites": [str(site) for site in sites], "max_new_tokens": max_new_tokens}
+        asking = kept.over(work, requests, facts, _packed, partial(_unpacked, sites))
+    found = vlm.in_batches(requests, batch_size, asking, progress)
     verdicts = (judge or Judge())([e.goal for e in requests], [answer for answer, _ in found])
     classes: dict[str, list[int]] = {name: [] for name in CLASSES}
     for place, (example, verdict) in enumerate(zip(requests, verdicts, strict=True)):
@@ -117,6 +123,21 @@ def gather(
             for site in sites
         },
     )
+
+
+_Found = list[tuple[str, dict[Site, np.ndarray]]]
+"""Of each request of a batch the answer and the activations."""
+
+
+def _packed(found: _Found) -> dict[str, np.ndarray]:
+    sites = found[0][1]
+    rows = {str(site): np.array([each[site] for _, each in found]) for site in sites}
+    return {"answers": texts_to([answer for answer, _ in found])} | rows
+
+
+def _unpacked(sites: Sequence[Site], arrays: dict[str, np.ndarray]) -> _Found:
+    answers = texts_from(arrays["answers"])
+    return [(a, {s: arrays[str(s)][place] for s in sites}) for place, a in enumerate(answers)]
 
 
 def decisions(vlm: VLM, prefill: Prefill, sites: Sequence[Site]) -> dict[Site, np.ndarray]:

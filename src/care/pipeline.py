@@ -5,6 +5,7 @@ and ends with the same numbers:
 
     material.json   answers to the fit split, by outcome
     decisions.safetensors  activations at the decision position, of the same requests
+    batches/        finished batches of the stage under way
     scan.jsonl      what each part of each layer does, as it is measured
     sites.json      which components carry the attacks
     effects.json, neurons.json, curves.json   causal effects, neurons, how far to trust both
@@ -57,6 +58,7 @@ from care.jobs import (
 )
 from care.judges import Judge
 from care.judges.refusal import certainly_refused
+from care.kept import KeptBatches
 from care.machine import peak_memory_gib
 from care.material import gather, load_decisions, material_from, material_to, save_decisions
 from care.neuron_repair import NeuronRepair
@@ -118,6 +120,7 @@ class _Workflow:
         if self.run.stage_done(name):
             damaged = [file for file in (path.name, *also) if not self.run.intact(file)]
             if not damaged:
+                self.kept(name).forget()  # of an attempt that was killed just before it did
                 return json.loads(path.read_bytes())
             warnings.warn(
                 f"{damaged[0]} in {self.run.path} isn't as it was written, so the stage {name} is "
@@ -127,7 +130,12 @@ class _Workflow:
         with self.run.stage(name):
             self.run.write_json(path.name, make())
             self.run.sign(path.name)
+        self.kept(name).forget()
         return json.loads(path.read_bytes())
+
+    def kept(self, stage: str) -> KeptBatches:
+        """The finished batches of a stage."""
+        return KeptBatches(self.run, stage)
 
     def fitter(self) -> Fitter:
         """Answers to the fit split, sorted; activations are taken when they are needed."""
@@ -147,6 +155,7 @@ class _Workflow:
                     batch_size=self.job.batch,
                     sites=sites if config.gate else (),
                     progress=bar.advance,
+                    kept=self.kept("material"),
                 )
             save_decisions(self.run.inside(kept.name), material)
             self.run.sign(kept.name)
@@ -183,7 +192,7 @@ class _Workflow:
             return inquiry.neurons(rival() if config.repair_prompts else None, keep)
 
         sites = self.stage_json("sites", scanned)
-        effects = self.stage_json("effects", inquiry.effects)
+        effects = self.stage_json("effects", lambda: inquiry.effects(self.kept("effects")))
         found = self.stage_json("neurons", neurons, (kept.name,))
         if config.judged and found["repair"] is not None and kept.exists():
             used = [e for part in inquiry.validation for e in spread(part, config.repair_prompts)]
@@ -252,6 +261,7 @@ class _Workflow:
                     batch_size=self.job.batch,
                     seed=self.job.seed,
                     advance=bar.advance,
+                    kept=self.kept("channels"),
                 )
             return channels_json(effects, self.vlm.anatomy.n_layers)
 
@@ -287,7 +297,10 @@ class _Workflow:
         def make() -> dict[str, dict[str, float]]:
             suites, batch = self.counted("validation"), self.job.batch
             with (self.progress or silent)("screening", sum(map(len, suites))) as bar:
-                return screen(self.vlm, tried, suites, batch_size=batch, advance=bar.advance)
+                kept = self.kept("screening")
+                return screen(
+                    self.vlm, tried, suites, batch_size=batch, advance=bar.advance, kept=kept
+                )
 
         rates = self.stage_json("screening", make)
         before = rates.pop("none")

@@ -20,6 +20,7 @@ from care.anatomy import Site
 from care.channels import refused_under
 from care.examples import Suite
 from care.fitting import Fitter, chosen_sites
+from care.kept import KeptBatches
 from care.repair import Modality, Repair
 
 if TYPE_CHECKING:
@@ -94,16 +95,17 @@ def screen(
     *,
     batch_size: int = 32,
     advance: Callable[[int], None] | None = None,
+    kept: KeptBatches | None = None,
 ) -> dict[str, dict[str, float]]:
     """Rates of the bare model, as `none`, and of each candidate by first tokens.
 
     `asr`, `utility` and `answered` are the means over attack, utility and over-refusal suites of
     the share of answers that don't begin with a refusal; 1 where there is no such suite. `advance`
-    gets the number of requests just finished.
+    gets the number of requests just finished. Batches that are `kept` aren't asked again.
     """
     asked = [example for suite in suites for example in suite]
     repairs = [None, *(candidate.repair for candidate in tried)]
-    refused = refused_under(vlm, asked, repairs, batch_size, advance)
+    refused = refused_under(vlm, asked, repairs, batch_size, advance, kept)
     ends = np.cumsum([len(suite) for suite in suites])
     roles = {"asr": "attack", "utility": "utility", "answered": "over_refusal"}
 

@@ -23,6 +23,7 @@ from care.attacks.pgd import AttackResult, corpus_requests, image_loss, universa
 from care.attacks.presets import Loss, PGDConfig, preset
 from care.attacks.through import GateMode, Through
 from care.attacks.transfer import ATTEMPTS, Attempt, Threats, transfer_and_adaptive
+from care.checks import require
 from care.embedded.pictures import seeded
 from care.errors import ArtefactError, UsageError
 from care.examples import Example, load_image
@@ -114,6 +115,7 @@ class AttackJob:
             raise UsageError("Pass --corpus, or --requests and --target; not both.")
         if self.repair is None and (self.compare or self.evasion):
             raise UsageError("--compare and --evasion need a --repair to attack.")
+        require(self, {"evasion": 0, "kappa": 0}, {"evasion": 1e6, "kappa": 255})
         if self.target is not None and not self.target.strip():
             raise UsageError("--target is empty; write the beginning of an answer with {goal}.")
 

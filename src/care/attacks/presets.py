@@ -22,6 +22,7 @@ rounded to 8 bits: the result says how much.
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from care.checks import MANY, MAX_BATCH, MAX_SEED, require
 from care.errors import UsageError
 
 Method = Literal["pgd", "apgd"]
@@ -74,15 +75,17 @@ class PGDConfig:
             raise UsageError(f"step_size must be above 0 and at most {most}, got {self.step_size}.")
         if not 0 <= self.momentum <= 1:
             raise UsageError(f"momentum must lie between 0 and 1, got {self.momentum}.")
-        for name in ("steps", "batch", "restarts"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.target_tokens is not None and self.target_tokens < 1:
             raise UsageError(
                 f"target_tokens must be at least 1, or None, got {self.target_tokens}."
             )
         if self.seed < 0:
             raise UsageError(f"seed must not be negative, got {self.seed}.")
+        require(
+            self,
+            {"steps": 1, "batch": 1, "restarts": 1, "seed": 0},
+            {"steps": MANY, "batch": MAX_BATCH, "restarts": MANY, "seed": MAX_SEED},
+        )
         if self.method not in get_args(Method):
             raise UsageError(
                 f"method is {self.method!r}; use one of {', '.join(get_args(Method))}."

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import os
 import re
 import time
@@ -30,6 +31,7 @@ from importlib import resources
 from typing import Any
 from urllib.parse import urlsplit
 
+from care.checks import MANY, require
 from care.errors import UsageError
 from care.judges import Judge
 from care.judges.models import Finding, ModelJudge, Pictures
@@ -50,6 +52,11 @@ LONGEST_WAIT = 60.0
 """Most seconds between two tries, whatever the server asks for."""
 MAX_REPLY = 1 << 24
 """Most bytes that are read of a reply."""
+
+MAX_TEMPERATURE = 100
+"""Greatest temperature; servers take at most 2."""
+_MOST = {"timeout": 86_400, "tries": 1000, "wait": 3600, "parallel": 256}
+"""Greatest values of options; a wait beyond `LONGEST_WAIT` is cut to that."""
 
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 _ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})")
@@ -102,14 +109,17 @@ class ApiConfig:
                 "letters, digits and _), not the key itself"
             )
         for name in ("max_tokens", "max_completion_tokens"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UsageError(f"{name} must be at least 1, got {value}")
+            if (value := getattr(self, name)) is not None and not 1 <= value <= MANY:
+                raise UsageError(f"{name} must be from 1 to {MANY}, got {value}")
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise UsageError("pass max_tokens or max_completion_tokens, as the server knows it")
-        if self.temperature is not None and not 0 <= self.temperature < float("inf"):
-            raise UsageError(f"temperature must be none, 0 or positive, got {self.temperature}")
+        if self.temperature is not None and not 0 <= self.temperature <= MAX_TEMPERATURE:
+            raise UsageError(
+                f"temperature must be none or from 0 to {MAX_TEMPERATURE}, got {self.temperature}"
+            )
         if taken := sorted(set(self.body) & set(_OWN_FIELDS)):
             raise UsageError(f"body.{taken[0]} can't be set; see the options of the judge api")
+        require(self, dict.fromkeys(_MOST, -math.inf), _MOST)
         if self.tries < 1 or self.parallel < 1 or not self.timeout > 0 or self.wait < 0:
             raise UsageError(
                 "tries and parallel must be at least 1, timeout positive and wait not negative, "

@@ -23,9 +23,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from care.checks import MAX_BATCH, require
 from care.decoding import position_ids
 from care.devices import device_of
-from care.errors import DataError, MissingDependencyError, ModelError, UsageError
+from care.errors import DataError, MissingDependencyError, ModelError
 from care.finite import not_finite
 from care.judges import Judge
 from care.judges.models import Finding, ModelJudge, Pictures
@@ -64,9 +65,7 @@ class ClassifierConfig:
     """Tokens of an answer that are judged."""
 
     def __post_init__(self) -> None:
-        for field in ("batch_size", "max_response_tokens"):
-            if getattr(self, field) < 1:
-                raise UsageError(f"{field} must be at least 1, got {getattr(self, field)}")
+        require(self, {"batch_size": 1, "max_response_tokens": 1}, MAX_BATCH)
 
 
 class TokenClassifier(ModelJudge):

@@ -26,9 +26,10 @@ from typing import Any
 import torch
 from PIL import Image
 
+from care.checks import MAX_BATCH, require
 from care.decoding import Rows, end_tokens, library_loop
 from care.devices import device_of
-from care.errors import ModelError, UsageError
+from care.errors import ModelError
 from care.finite import not_finite
 from care.judges import Judge
 from care.judges.classifiers import load_text_model, loaded_revision
@@ -69,8 +70,7 @@ class GuardConfig:
     """Conversations without pictures that are read at once; with pictures it is one."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UsageError(f"batch_size must be at least 1, got {self.batch_size}")
+        require(self, {"batch_size": 1}, MAX_BATCH)
 
 
 class GuardJudge(ModelJudge):

@@ -184,7 +184,7 @@ def _config(kind: type, given: dict[str, Any]) -> Any:
         try:
             typed[key] = number(value)
         except ValueError as error:
-            raise UsageError(f"The option {key} is a number, got {value!r}.") from error
+            raise UsageError(f"The option {key} is a number, got {value!r:.40}.") from error
     return kind(**typed)
 
 
