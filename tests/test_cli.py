@@ -289,3 +289,16 @@ def test_what_the_terminal_cant_show_is_an_escape(encoding, tmp_path):
         )
         assert ended.returncode == code and b"Traceback" not in ended.stderr, ended.stderr
         ended.stdout.decode(encoding), ended.stderr.decode(encoding)
+
+
+def test_bars_of_loading_are_hidden_and_those_of_downloads_stay(calls):
+    from huggingface_hub.utils import are_progress_bars_disabled
+    from transformers.utils import logging
+
+    logging.enable_progress_bar()
+    assert cli.main(["repair"]) == 0
+    try:
+        assert not logging.is_progress_bar_enabled()
+        assert not are_progress_bars_disabled()
+    finally:
+        logging.enable_progress_bar()
