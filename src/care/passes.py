@@ -96,17 +96,15 @@ class Pass:
         """Pre-hook of a module whose input is needed."""
         self.inputs[module] = args[0] if args else kwargs["hidden_states"]
 
-    def at(self, h: Tensor) -> Tensor:
+    def check(self, h: Tensor) -> None:
         """Verify that h is (B, T, ·) for the roles of the pass, and bring those to its device."""
-        roles = self.roles
-        if h.ndim != 3 or h.shape[:2] != roles.shape:
+        if h.shape[:-1] != self.roles.shape:
             raise SiteError(
-                f"Activations of shape {tuple(h.shape)} don't fit the {tuple(roles.shape)} "
+                f"Activations of shape {tuple(h.shape)} don't fit the {tuple(self.roles.shape)} "
                 "positions of this pass."
             )
-        if roles.device != h.device:
-            self._roles = roles = roles.to(h.device)
-        return roles
+        if self.roles.device != h.device:
+            self._roles = self.roles.to(h.device)
 
     # -- inside ------------------------------------------------------------------------------------
 
