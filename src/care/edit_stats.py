@@ -15,8 +15,8 @@ from torch import Tensor
 
 from care.anatomy import Role, Site
 
-_TOGETHER = 2 * 2**20
-"""Bytes of activations that are measured together; as much is held of what they were before."""
+_TOGETHER = 2**20
+"""Entries of h that are measured together: 2 MiB a site in bfloat16, and as much of h'."""
 
 
 class SiteStats:
@@ -43,17 +43,15 @@ class SiteStats:
         self._idle = after is before
         if self._idle:
             return
-        if stream is not None or after.nbytes >= _TOGETHER or torch.is_grad_enabled():
+        size = after.numel()
+        if stream is not None or size >= _TOGETHER or torch.is_grad_enabled():
             self._measure()
             with torch.no_grad():
                 self._count(before, after, roles, stream)
-        else:
-            self._keep(before, after, roles)
-
-    def _keep(self, before: Tensor, after: Tensor, roles: Tensor) -> None:
-        """With a copy of h', which what comes later in the model may change in place."""
+            return
+        # A copy of h', which what comes later in the model may change in place.
         self._waiting.append((before, after.clone(), roles))
-        self._held += after.nbytes
+        self._held += size
         if self._held >= _TOGETHER:
             self._measure()
 

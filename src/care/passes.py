@@ -98,13 +98,16 @@ class Pass:
 
     def check(self, h: Tensor) -> None:
         """Verify that h is (B, T, ·) for the roles of the pass, and bring those to its device."""
-        if h.shape[:-1] != self.roles.shape:
+        roles = self._roles
+        if roles is None:
+            raise SiteError(self._unknown)
+        if h.ndim != 3 or h.size(0) != roles.size(0) or h.size(1) != roles.size(1):
             raise SiteError(
-                f"Activations of shape {tuple(h.shape)} don't fit the {tuple(self.roles.shape)} "
+                f"Activations of shape {tuple(h.shape)} don't fit the {tuple(roles.shape)} "
                 "positions of this pass."
             )
-        if self.roles.device != h.device:
-            self._roles = self.roles.to(h.device)
+        if roles.get_device() != h.get_device():  # numbers, which are had faster than devices
+            self._roles = roles.to(h.device)
 
     # -- inside ------------------------------------------------------------------------------------
 
