@@ -109,6 +109,30 @@ def test_statistics_of_a_change_that_float16_cannot_hold():
     assert stats.relative_norm == pytest.approx(2)
 
 
+def test_statistics_do_not_depend_on_when_they_are_measured():
+    """Passes of any size, with rows that fall away, one by one or together."""
+    generator = torch.Generator().manual_seed(0)
+    passes = []
+    for rows, length in ((3, 5), (3, 1), (2, 1), (2, 1), (1, 4)):
+        before = torch.randn(rows, length, 8, generator=generator)
+        roles = torch.randint(0, 4, (rows, length), generator=generator)
+        moved = torch.rand(rows, length, 1, generator=generator) < 0.7
+        passes.append((before, torch.where(moved, before + 1, before), roles))
+    together, single = SiteStats(), SiteStats()
+    for each in passes:
+        single.add(*each)
+        with torch.no_grad():
+            together.add(*each)
+        last = single.last
+    assert last.shape == (3, 1) and torch.equal(together.last, last)
+    expected = sum(((b != a).any(-1) & (r != Role.PAD)).sum() for b, a, r in passes)
+    assert together.tokens == single.tokens == expected
+    assert together.relative_norm == pytest.approx(single.relative_norm)
+    together.add(*[passes[0][0]] * 2, passes[0][2])
+    assert together.last is None and together.tokens == expected
+    assert together.calls == len(passes) + 1
+
+
 def counting(seen):
     def look(h, roles):
         seen.append(roles.clone())

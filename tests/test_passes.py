@@ -12,11 +12,12 @@ from transformers import DynamicCache, StaticCache
 
 import tiny
 from care.anatomy import Role, Site, roles_of_inputs, scope_mask
-from care.caches import cache_argument, cached_positions, caches_in, may_hold_state
+from care.caches import NAMES, cache_argument, cached_positions, caches_in, may_hold_state
 from care.errors import SiteError
 from care.examples import Example
 from care.hooks import edit, read
-from care.repair import Channel, Repair
+from care.passes import Pass
+from care.repair import Channel, Repair, _SiteEdit
 from care.subspace import random_subspace
 from care.vlm import VLM
 
@@ -119,6 +120,61 @@ def test_a_prompt_is_a_prompt_and_the_rest_an_answer(models, family, way):
     first, *steps = seen_roles(vlm, lambda: WAYS[way](vlm, examples))
     assert sorted(first.tolist()) == sorted(whole.tolist())
     assert len(steps) == STEPS - 1 and all((roles == Role.RESPONSE).all() for roles in steps)
+
+
+def test_in_a_decode_step_a_decision_costs_nothing(models, monkeypatch):
+    """Where nothing is in scope, activations are neither copied nor multiplied nor masked."""
+    calls = []
+    whole = _SiteEdit._edited
+    monkeypatch.setattr(_SiteEdit, "_edited", lambda *args: calls.append(1) or whole(*args))
+    for scopes, count in ((("decision",), 1), (("decision", "response"), STEPS)):
+        for family, way in (("llava", "VLM"), ("qwen3_vl", "VLM"), ("llava", "generate")):
+            with repair(*scopes).applied(models[family]) as stats:
+                WAYS[way](models[family], EXAMPLES)
+            assert len(calls) == count and stats[SITE].calls == STEPS
+            calls.clear()
+
+
+def test_roles_that_are_known_to_be_answers_need_no_look(vlm):
+    """`answering` gives the same edits as the roles themselves."""
+    roles = torch.full((2, 1), int(Role.RESPONSE))
+    h = torch.randn(2, 1, tiny.WIDTH)
+    channels = [
+        Channel(SITE, modality, scopes, random_subspace(tiny.WIDTH, 4, seed=seed))
+        for seed, (modality, scopes) in enumerate(
+            [("image", ("all",)), ("text", ("response",)), ("text", ("decision",))]
+        )
+    ]
+    for some in (channels[:1], channels[:2], channels[1:], channels[2:]):
+        context = Pass(vlm, lambda: None)
+        with vlm.known_roles(roles, answering=True):
+            context.begin(vlm.model, (), {})
+        site_edit = _SiteEdit(some, "adaptive")
+        assert context.answering and context.unpadded
+        assert torch.equal(site_edit.within(h, context), site_edit(h, roles))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_cache_is_passed_under_the_name_that_the_model_takes(name):
+    """Another name is an error, as it will be for the older one."""
+    model, processor = tiny.tiny_llava(3)
+    family, own = type(model), cache_argument(model)
+    expected = VLM(model, processor).generate(EXAMPLES, max_new_tokens=STEPS)
+
+    def forward(self, input_ids=None, attention_mask=None, logits_to_keep=0, **others):
+        assert others.keys() & set(NAMES) <= {name}
+        others = {own if key == name else key: value for key, value in others.items()}
+        common = {"attention_mask": attention_mask, "logits_to_keep": logits_to_keep}
+        return family.forward(self, input_ids, **common, **others)
+
+    taken = list(inspect.signature(forward).parameters.values())
+    cache = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
+    forward.__signature__ = inspect.Signature([*taken[:-1], cache, taken[-1]])
+    model.__class__ = type("Named", (family,), {"forward": forward})
+    vlm = VLM(model, processor)
+    assert cache_argument(model) == name
+    assert vlm.generate(EXAMPLES, max_new_tokens=STEPS) == expected
+    assert vlm.generate_from(vlm.prefill(EXAMPLES), max_new_tokens=STEPS) == expected
 
 
 # -- several tokens after a cache ------------------------------------------------------------------

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from care.anatomy import Role, Scope, Site, scope_mask
 from care.edit_stats import EditStats, SiteStats
 from care.errors import SiteError, UsageError
-from care.hooks import Recorder, checked_edit, hooked, read
+from care.hooks import Recorder, fitting, hooked, read
 from care.pairs import align
 from care.passes import Pass
 from care.vlm import VLM
@@ -91,14 +91,16 @@ def ablate(
                 new = h + scale * (new - h)
             mask = scope_mask(context.roles, scopes)[..., None]
             stream = context.inputs[_layer(vlm, site)] if site.kind != "ffn_neurons" else None
-            new = torch.where(mask, new, h)
-            return checked_edit(site, h, new, context.roles, stats[site], stream)
+            new = fitting(site, h, torch.where(mask, new, h))
+            stats[site].add(h, new, context.roles, stream)
+            return new
 
         watched = [_layer(vlm, site) for site in checked]
         if how == "previous-layer":
             watched += [_attention(vlm, site) for site in checked if site.kind == "mhsa_out"]
         following = how in ("resample", "paired")
-        stack.enter_context(hooked(vlm, checked, visit, following=following, inputs=watched))
+        visits = {site: partial(visit, site) for site in checked}
+        stack.enter_context(hooked(vlm, visits, following=following, inputs=watched))
         yield stats
 
 

@@ -94,6 +94,11 @@ def scope_mask(roles: Tensor, scopes: Sequence[Scope]) -> Tensor:
     return mask
 
 
+def reaches_answers(scopes: Sequence[Scope]) -> bool:
+    """Whether `scopes` hold tokens of answers; if not, a decode step has nothing in scope."""
+    return not {"response", "all"}.isdisjoint(scopes)
+
+
 def _decisions(roles: Tensor) -> Tensor:
     """Mask (B, T) of each row's last position before its answer; none in a decode step."""
     length = roles.shape[1]

@@ -1,8 +1,11 @@
 """What was edited at the sites of a model: how many positions, and by how much.
 
-A decode step has few positions, and to measure what was done to them takes longer than the edit
+A decode step has few positions, and to measure what was done to them takes as long as the edit
 itself. Small passes are therefore copied (one operation) and measured together, when there are
 enough of them or someone asks. Everything stays on the device until it is asked for.
+
+Positions are counted as often as they are edited: a guess of lookup decoding that is thrown away
+was edited as well, and without a cache every pass edits the whole sequence again.
 """
 
 from __future__ import annotations
@@ -12,8 +15,8 @@ from torch import Tensor
 
 from care.anatomy import Role, Site
 
-_TOGETHER = 256
-"""Positions that are measured together: 4 MiB a site at D = 4096 in bfloat16."""
+_TOGETHER = 2**20
+"""Entries of h that are measured together: 2 MiB a site in bfloat16, and as much of h'."""
 
 
 class SiteStats:
@@ -22,8 +25,9 @@ class SiteStats:
     def __init__(self) -> None:
         self.calls = 0
         self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
-        """h, h' (B, T, D) and roles (B, T) of passes with the same B."""
-        self._positions = 0
+        """h, h' (B, T, D) and roles (B, T) of passes."""
+        self._held = 0
+        self._idle = False
         self._sums: Tensor | None = None
         self._last: Tensor | None = None
 
@@ -36,23 +40,19 @@ class SiteStats:
         the layer, if it is given.
         """
         self.calls += 1
-        with torch.no_grad():
-            if after is before:
-                self._measure()
-                self._last = None
-            elif stream is not None or roles.numel() >= _TOGETHER:
-                self._measure()
-                self._count(before, after, roles, stream)
-            else:
-                self._keep(before, after, roles)
-
-    def _keep(self, before: Tensor, after: Tensor, roles: Tensor) -> None:
-        """With a copy of h', which what comes later in the model may change in place."""
-        if self._waiting and len(self._waiting[0][-1]) != len(roles):
+        self._idle = after is before
+        if self._idle:
+            return
+        size = after.numel()
+        if stream is not None or size >= _TOGETHER or torch.is_grad_enabled():
             self._measure()
-        self._waiting.append((before.detach(), after.clone(), roles))
-        self._positions += roles.numel()
-        if self._positions >= _TOGETHER:
+            with torch.no_grad():
+                self._count(before, after, roles, stream)
+            return
+        # A copy of h', which what comes later in the model may change in place.
+        self._waiting.append((before, after.clone(), roles))
+        self._held += size
+        if self._held >= _TOGETHER:
             self._measure()
 
     @torch.no_grad()
@@ -60,11 +60,11 @@ class SiteStats:
         """Count what waits."""
         if not self._waiting:
             return
-        length = self._waiting[-1][-1].shape[1]
-        passes = zip(*self._waiting, strict=True)
-        before, after, roles = (torch.cat(column, dim=1) for column in passes)
-        self._waiting, self._positions = [], 0
-        self._count(before, after, roles, last=length)
+        last = self._waiting[-1][-1].shape
+        passes = ((part.flatten(0, 1) for part in each) for each in self._waiting)
+        before, after, roles = (torch.cat(column)[None] for column in zip(*passes, strict=True))
+        self._waiting, self._held = [], 0
+        self._count(before, after, roles, last=last)
 
     def _count(
         self,
@@ -72,7 +72,7 @@ class SiteStats:
         after: Tensor,
         roles: Tensor,
         stream: Tensor | None = None,
-        last: int | None = None,
+        last: torch.Size | None = None,
     ) -> None:
         if after.dtype == torch.float16:  # where the difference may overflow
             after = after.float()
@@ -86,7 +86,8 @@ class SiteStats:
             if base is not None
         ]
         found = torch.stack([changed, *ratios, *ratios][:3]).double()  # (3, B, T)
-        self._last = found[..., -last if last else 0 :].sum(dim=2)
+        ending = found if last is None else found[..., -last.numel() :].reshape(3, *last)
+        self._last = ending.sum(dim=2)
         sums = found.sum(dim=(1, 2))
         self._sums = sums if self._sums is None else self._sums + sums.to(self._sums.device)
 
@@ -95,7 +96,7 @@ class SiteStats:
         """Of the last pass, for each row: changed positions, and the sums of their ‖Δh‖/‖h‖ and
         ‖Δh‖/‖x‖ (3, B), float64 on the device; None if nothing was done."""
         self._measure()
-        return self._last
+        return None if self._idle else self._last
 
     @property
     def tokens(self) -> int:

@@ -28,6 +28,9 @@ Edit = Callable[[Tensor, Tensor], Tensor]
 Sink = Callable[[Site, Tensor, Tensor], None]
 """Called with (site, h (B, T, D), roles (B, T)) at every pass."""
 
+Visit = Callable[[Tensor, Pass], Tensor | None]
+"""(h (B, T, D) at one site, pass) -> what takes the place of h; None leaves it as it is."""
+
 
 class Recorder:
     """Activations of the last forward pass at each site."""
@@ -61,13 +64,31 @@ def edit(vlm: VLM, edits: Mapping[Site, Edit]) -> Iterator[EditStats]:
     Yields statistics that count what was really changed. Raises SiteError on entry for no sites
     or unknown ones, and from the pass in which an edit returns another shape.
     """
+
+    def checked(site: Site, h: Tensor, context: Pass) -> Tensor:
+        return fitting(site, h, edits[site](h, context.roles))
+
+    with edited(vlm, {site: partial(checked, site) for site in edits}) as stats:
+        yield stats
+
+
+@contextmanager
+def edited(vlm: VLM, edits: Mapping[Site, Callable[[Tensor, Pass], Tensor]]) -> Iterator[EditStats]:
+    """`edit` for edits (h, pass) -> h' that need more of a pass than its roles.
+
+    They return what is in shape, type and device like h, or h itself if there is nothing to do.
+    """
     stats = EditStats({site: SiteStats() for site in vlm.anatomy.check(edits)})
 
-    def visit(site: Site, h: Tensor, context: Pass) -> Tensor:
-        new = edits[site](h, context.roles)
-        return checked_edit(site, h, new, context.roles, stats[site])
+    def counted(change: Callable[[Tensor, Pass], Tensor], own: SiteStats) -> Visit:
+        def visit(h: Tensor, context: Pass) -> Tensor:
+            new = change(h, context)
+            own.add(h, new, context.roles)
+            return new
 
-    with hooked(vlm, list(stats), visit):
+        return visit
+
+    with hooked(vlm, {site: counted(edits[site], own) for site, own in stats.items()}):
         yield stats
 
 
@@ -82,60 +103,58 @@ def read(
     scope_mask(torch.zeros(1, 1, dtype=torch.long), scopes)  # a wrong scope fails here, not later
     recorder = Recorder(vlm.anatomy.check(sites), scopes)
 
-    def visit(site: Site, h: Tensor, context: Pass) -> None:
+    def see(site: Site, h: Tensor, context: Pass) -> None:
         recorder.record(site, h, context.roles)
         if sink is not None:
             sink(site, h, context.roles)
 
-    with hooked(vlm, recorder.sites, visit):
+    with hooked(vlm, {site: partial(see, site) for site in recorder.sites}):
         yield recorder
 
 
 # -- hooks ------------------------------------------------------------------------------------
 
-Visit = Callable[[Site, Tensor, Pass], Tensor | None]
-
 
 @contextmanager
 def hooked(
     vlm: VLM,
-    sites: Sequence[Site],
-    visit: Visit,
+    visits: Mapping[Site, Visit],
     *,
     following: bool = False,
     inputs: Iterable[nn.Module] = (),
 ) -> Iterator[None]:
-    """Call `visit` at each site in every pass; a tensor that it returns replaces the activation.
+    """Call what is to visit each site in every pass; a tensor that it returns replaces h.
 
-    The pass that `visit` is given holds what the modules `inputs` were called with and, if
-    `following`, how much of an answer is before it. Raises SiteError on leaving if a site was never
-    reached.
+    The pass that it is given holds what the modules `inputs` were called with and, if `following`,
+    how much of an answer is before it. Raises SiteError on leaving if a site was never reached.
     """
-    calls = dict.fromkeys(sites, 0)
-
+    reached: set[int] = set()
     with ExitStack() as stack:
         context = Pass(vlm, stack.enter_context(watched(vlm.model)), following)
 
-        def counted(site: Site, h: Tensor) -> Tensor | None:
-            context.at(h)
-            calls[site] += 1
-            return visit(site, h, context)
-
         def keep(handle: Any) -> None:
             stack.callback(handle.remove)
+
+        def reaching(place: int, visit: Visit) -> Callable[[Tensor], Tensor | None]:
+            def at_site(h: Tensor) -> Tensor | None:
+                context.check(h)
+                reached.add(place)
+                return visit(h, context)
+
+            return at_site
 
         keep(vlm.model.register_forward_pre_hook(context.begin, with_kwargs=True))
         keep(vlm.model.register_forward_hook(context.end, always_call=True))
         for module in dict.fromkeys(inputs):
             keep(module.register_forward_pre_hook(context.keep_input, with_kwargs=True))
-        for site in calls:
-            module = vlm.anatomy.module(site)
+        for place, (site, visit) in enumerate(visits.items()):
+            module, at_site = vlm.anatomy.module(site), reaching(place, visit)
             if site.kind == "ffn_neurons":
-                keep(module.register_forward_pre_hook(_input_hook(partial(counted, site))))
+                keep(module.register_forward_pre_hook(_input_hook(at_site)))
             else:
-                keep(module.register_forward_hook(_output_hook(partial(counted, site))))
+                keep(module.register_forward_hook(_output_hook(at_site)))
         yield
-    silent = [str(site) for site, count in calls.items() if not count]
+    silent = [str(site) for place, site in enumerate(visits) if place not in reached]
     if context.completed and silent:
         raise SiteError(
             f"The model ran without ever passing through {', '.join(silent)}; nothing was read or "
@@ -165,18 +184,9 @@ def _input_hook(visit: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
     return hook
 
 
-def checked_edit(
-    site: Site,
-    h: Tensor,
-    new: Any,
-    roles: Tensor,
-    stats: SiteStats,
-    stream: Tensor | None = None,
-) -> Tensor:
-    """`new` in the type of h, counted in `stats`; SiteError if it doesn't have the shape of h."""
+def fitting(site: Site, h: Tensor, new: Any) -> Tensor:
+    """`new` in the type of h; SiteError if it doesn't have the shape of h."""
     if not isinstance(new, Tensor) or new.shape != h.shape:
         got = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
         raise SiteError(f"The edit at {site} returned {got} for activations {tuple(h.shape)}.")
-    new = new.to(h)
-    stats.add(h, new, roles, stream)
-    return new
+    return new.to(h)

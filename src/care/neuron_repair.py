@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 
 from care.ablation import N_CLASSES, position_classes
-from care.anatomy import Scope, Site, scope_mask
+from care.anatomy import Scope, Site, reaches_answers, scope_mask
 from care.edit_stats import EditStats
 from care.errors import ArtefactError, DataError, UsageError
-from care.hooks import edit
+from care.hooks import edited
 from care.neuron_runs import Neuron, neuron_site
+from care.passes import Pass
 from care.reading import read_json
 from care.storage import config_digest, to_json, write_whole
 from care.vlm import VLM
@@ -137,7 +138,7 @@ class NeuronRepair:
     def applied(self, vlm: VLM) -> Iterator[EditStats]:
         """Suppress the neurons while the context is open; yields counts of what was edited."""
         self.check(vlm)
-        with edit(vlm, {site: self._edit(site) for site in self.sites}) as stats:
+        with edited(vlm, {site: self._edit(site) for site in self.sites}) as stats:
             yield stats
 
     def only(self, neurons: Sequence[Neuron], name: str | None = None) -> NeuronRepair:
@@ -202,14 +203,17 @@ class NeuronRepair:
             raise ArtefactError(f"{path} can't be read as a neuron repair ({error})") from error
         return cls.from_json(tree)
 
-    def _edit(self, site: Site) -> Callable[[Tensor, Tensor], Tensor]:
+    def _edit(self, site: Site) -> Callable[[Tensor, Pass], Tensor]:
         own = [k for k, (layer, _) in enumerate(self.neurons) if layer == site.layer]
         columns = torch.tensor([self.neurons[k][1] for k in own])
         means = torch.tensor([self.means[k] for k in own]).T  # (5, chosen)
         return partial(self._suppress, columns, means)
 
-    def _suppress(self, columns: Tensor, means: Tensor, h: Tensor, roles: Tensor) -> Tensor:
+    def _suppress(self, columns: Tensor, means: Tensor, h: Tensor, context: Pass) -> Tensor:
         """h (B, T, F) -> h with columns moved towards the means (5, chosen) of their classes."""
+        if context.answering and not reaches_answers(self.scopes):
+            return h
+        roles = context.roles
         columns, means = columns.to(h.device), means.to(h.device)
         old = h[..., columns]
         moved = torch.lerp(old.float(), means[position_classes(roles)], self.strength).to(h)

@@ -96,17 +96,18 @@ class Pass:
         """Pre-hook of a module whose input is needed."""
         self.inputs[module] = args[0] if args else kwargs["hidden_states"]
 
-    def at(self, h: Tensor) -> Tensor:
+    def check(self, h: Tensor) -> None:
         """Verify that h is (B, T, ·) for the roles of the pass, and bring those to its device."""
-        roles = self.roles
-        if h.ndim != 3 or h.shape[:2] != roles.shape:
+        roles = self._roles
+        if roles is None:
+            raise SiteError(self._unknown)
+        if h.ndim != 3 or h.size(0) != roles.size(0) or h.size(1) != roles.size(1):
             raise SiteError(
                 f"Activations of shape {tuple(h.shape)} don't fit the {tuple(roles.shape)} "
                 "positions of this pass."
             )
-        if roles.device != h.device:
-            self._roles = roles = roles.to(h.device)
-        return roles
+        if roles.get_device() != h.get_device():  # numbers, which are had faster than devices
+            self._roles = roles.to(h.device)
 
     # -- inside ------------------------------------------------------------------------------------
 

@@ -30,18 +30,21 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
-from care.anatomy import Scope, Site, scope_mask
+from care.anatomy import Scope, Site, reaches_answers, scope_mask
 from care.edit_stats import EditStats
 from care.errors import ArtefactError, SiteError, UsageError
 from care.gate import Gate
-from care.hooks import edit
+from care.hooks import edited
+from care.passes import Pass
 from care.subspace import Subspace
 
 if TYPE_CHECKING:
     from care.vlm import VLM
 
 Modality = Literal["image", "text"]
+_TINY = torch.finfo(torch.float32).tiny
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 
 MAX_STRENGTH = 50
@@ -103,26 +106,30 @@ def _is_finite(number: object) -> bool:
 
 
 class _Numbers(NamedTuple):
-    """C channels of one site side by side, padded to the greatest K and F."""
+    """C channels of one site side by side, padded to the greatest K and F.
+
+    Read and write share the directions: they are large beside what lies between, and to fetch them
+    from memory a second time would cost as much as the first.
+    """
 
     read: Tensor
-    """a Q of all channels, then u / (high − low) of all gates (D, C·K + C·F)."""
+    """Qᵀ of all channels, then uᵀ / (high − low) of all gates (C·K + C·F, D)."""
+    write: Tensor
+    """The first rows of `read` (C·K, D)."""
     bias: Tensor
-    """Added to what is read (C·K + C·F): −a Qᵀ μ, then −(uᵀ μ_gate + low) / (high − low), which
+    """Added to what is read (C·K + C·F): −Qᵀ μ, then −(uᵀ μ_gate + low) / (high − low), which
     is 1 without a gate, so that it is always open."""
     stretch: Tensor
     """R (C, K, K) of Q = V R with orthonormal V, so that ‖Q z‖ = ‖R z‖; C and K are its shape."""
-    write: Tensor
-    """−Qᵀ (C·K, D)."""
+    strengths: Tensor
+    """a (C, 1)."""
 
 
 class _Inside(NamedTuple):
     """The tokens of one pass that the channels of a site edit."""
 
-    mask: Tensor
-    """(B·T, C, 1) of bool; C is 1 where all channels edit the same."""
-    everywhere: bool
-    """The mask is known to be all true."""
+    mask: Tensor | None
+    """(B·T, C, 1) of bool; C is 1 where all channels edit the same. None: all of them."""
     nowhere: bool
     """The mask is known to be all false."""
 
@@ -138,15 +145,21 @@ class _Insides:
         """For roles (B, T) and the scopes of C channels."""
         if roles is not self._roles:
             self._roles, self._known = roles, {}
-        if scopes not in self._known:
-            masks = [scope_mask(roles, each).flatten()[:, None, None] for each in scopes]
-            mask = masks[0] if len(masks) == 1 else torch.cat(masks, dim=1)
-            # Asked of an accelerator, these would wait for it in every pass.
-            asked = mask.device.type == "cpu"
-            everywhere = asked and bool(mask.all())
-            nowhere = asked and not everywhere and not mask.any()
-            self._known[scopes] = _Inside(mask, everywhere, nowhere)
-        return self._known[scopes]
+        inside = self._known.get(scopes)
+        if inside is None:
+            inside = self._known[scopes] = _inside(roles, scopes)
+        return inside
+
+
+def _inside(roles: Tensor, scopes: tuple[tuple[Scope, ...], ...]) -> _Inside:
+    masks = [scope_mask(roles, each).flatten()[:, None, None] for each in scopes]
+    mask = masks[0] if len(masks) == 1 else torch.cat(masks, dim=1)
+    if mask.device.type != "cpu":  # to ask an accelerator is to wait for it, in every pass
+        return _Inside(mask, False)
+    return _Inside(None if bool(mask.all()) else mask, not mask.any())
+
+
+_EVERYWHERE = _Inside(None, False)
 
 
 class _SiteEdit:
@@ -163,31 +176,56 @@ class _SiteEdit:
         self._insides = insides or _Insides()
         scopes = tuple(channel.scopes for channel in self._channels)
         self._scopes = scopes if len(set(scopes)) > 1 else scopes[:1]
+        answers = [reaches_answers(each) for each in scopes]
+        self._answers, self._all_answer = any(answers), all(answers)
         self._gated = any(channel.gate is not None for channel in self._channels)
         self._weighs = fusion == "adaptive" and len(self._channels) > 1
         self._stretches = self._weighs and not all(map(_reads_orthonormally, self._channels))
+        strengths = {channel.strength for channel in self._channels}
+        self._strength = float(strengths.pop()) if len(strengths) == 1 else None
         self._kept: dict[tuple[torch.device, torch.dtype], _Numbers] = {}
 
     def __call__(self, h: Tensor, roles: Tensor) -> Tensor:
         """h (B, T, D), roles (B, T) -> h' (B, T, D)."""
-        if not self._channels:
+        return self._edited(h, self._insides.of(roles, self._scopes)) if self._channels else h
+
+    def within(self, h: Tensor, context: Pass) -> Tensor:
+        """The same in a pass, where it may be known without looking that all are an answer's."""
+        if not context.answering or not self._channels:
+            return self(h, context.roles)
+        if not self._answers:
             return h
-        inside = self._insides.of(roles, self._scopes)
+        if context.unpadded and self._all_answer:
+            return self._edited(h, _EVERYWHERE)
+        return self(h, context.roles)
+
+    def _edited(self, h: Tensor, inside: _Inside) -> Tensor:
+        # In a decode step every call counts: the memory that was fetched for the last one is cold.
         if inside.nowhere:
             return h
-        numbers = self._numbers(h)
-        rows = h.flatten(0, -2).to(numbers.read.dtype)
-        read = rows @ numbers.read + numbers.bias
-        count, rank, _ = numbers.stretch.shape
-        z = read[:, : count * rank].view(-1, count, rank)
+        read, write, bias, stretch, strengths = self._numbers(h)
+        rows = h.to(read.dtype).flatten(0, -2)
+        count, rank, _ = stretch.shape
+        if bias.dtype == read.dtype:
+            z = seen = linear(rows, read, bias)
+        else:
+            z = seen = linear(rows, read) + bias
         if self._gated:
-            openness = read[:, count * rank :].view(len(rows), count, -1)
-            z = z * self._opened(openness)
-        if not inside.everywhere:
-            z = torch.where(inside.mask, z, 0.0)
-        if self._weighs:
-            z = z * self._weights(z, numbers.stretch)
-        edited = torch.addmm(rows, z.flatten(1).to(rows.dtype), numbers.write)
+            z = seen[:, : count * rank]
+        if self._weighs or self._gated or self._strength is None or inside.mask is not None:
+            z = z.view(-1, count, rank)
+            if self._gated:
+                openness = seen[:, count * rank :].view(len(rows), count, -1)
+                z = z * self._opened(openness)
+            if inside.mask is not None:
+                z = torch.where(inside.mask, z, 0.0)
+            if self._strength is None:
+                z = z * strengths
+            if self._weighs:
+                z = z * self._weights(z, stretch)
+            z = z.view(-1, count * rank)
+        strength = 1.0 if self._strength is None else self._strength
+        edited = torch.addmm(rows, z.to(rows.dtype), write, alpha=-strength)
         return edited.to(h.dtype).view_as(h)
 
     def _opened(self, openness: Tensor) -> Tensor:
@@ -199,20 +237,20 @@ class _SiteEdit:
         if self._stretches:
             z = torch.einsum("nck,cjk->ncj", z, stretch)
         norms = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
-        return norms / norms.sum(dim=-2, keepdim=True).clamp_min(torch.finfo(norms.dtype).tiny)
+        return norms / norms.sum(dim=-2, keepdim=True).clamp_min(_TINY)
 
     def _numbers(self, h: Tensor) -> _Numbers:
         key = (h.device, h.dtype)
-        if key not in self._kept:
+        numbers = self._kept.get(key)
+        if numbers is None:
             products = h.dtype
             # In float16 a coordinate of a large activation overflows where no entry of h does, and
             # in bfloat16 a large mean doesn't cancel in a gate. On the CPU float32 is the fastest.
             if self._gated or h.dtype == torch.float16 or h.device.type == "cpu":
                 products = torch.promote_types(h.dtype, torch.float32)
             with torch.inference_mode(False):  # they may be needed for gradients later
-                numbers = _side_by_side(self._channels, h.device, products)
-            self._kept[key] = numbers
-        return self._kept[key]
+                numbers = self._kept[key] = _side_by_side(self._channels, h.device, products)
+        return numbers
 
 
 def _side_by_side(
@@ -225,36 +263,36 @@ def _side_by_side(
     """
     count, width = len(channels), channels[0].subspace.width
     rank = max(channel.subspace.rank for channel in channels)
-    read, write = torch.zeros(2, width, count, rank, dtype=torch.float64)
+    directions = torch.zeros(count, rank, width, dtype=torch.float64)
     stretch = torch.zeros(count, rank, rank, dtype=torch.float64)
     for place, channel in enumerate(channels):
         own, basis = slice(channel.subspace.rank), torch.from_numpy(channel.subspace.basis).double()
-        read[:, place, own] = channel.strength * basis
-        write[:, place, own] = -basis
+        directions[place, own] = basis.T
         upper = torch.linalg.qr(basis, mode="r").R
         stretch[place, : len(upper), own] = upper
     gates, shut = _gates(channels)
-    reading = torch.cat([read.flatten(1), gates], dim=1).to(products)
+    read = torch.cat([directions.flatten(0, 1), gates]).to(products)
     # Of the rounded directions, so that a mean that is large beside h − μ cancels in z.
-    rounded = reading.double()
+    rounded = read.double()
     means = torch.stack([torch.from_numpy(c.subspace.mean).double() for c in channels])
-    centre = torch.einsum("cd,dck->ck", means, rounded[:, : count * rank].view_as(read))
+    centre = torch.einsum("cd,ckd->ck", means, rounded[: count * rank].view(count, rank, width))
     for place, channel in enumerate(channels):
         if channel.gate is not None:
-            filters = rounded[:, count * rank :].view(width, *shut.shape)[:, place]
-            shut[place] += torch.from_numpy(channel.gate.mean).double() @ filters
+            filters = rounded[count * rank :].view(*shut.shape, width)[place]
+            shut[place] += filters @ torch.from_numpy(channel.gate.mean).double()
     exact = torch.promote_types(products, torch.float32)
     bias = -torch.cat([centre.flatten(), shut.flatten()]).to(device, exact)
-    writing = write.flatten(1).T.contiguous().to(device, products)
-    return _Numbers(reading.to(device), bias, stretch.to(device, exact), writing)
+    read, strengths = read.to(device), torch.tensor([[float(c.strength)] for c in channels])
+    stretch, strengths = stretch.to(device, exact), strengths.to(device, exact)
+    return _Numbers(read, read[: count * rank], bias, stretch, strengths)
 
 
 def _gates(channels: Sequence[Channel]) -> tuple[Tensor, Tensor]:
-    """Scaled filters (D, C·F), and thresholds (C, F) without their means; F is 0 without gates."""
+    """Scaled filters (C·F, D), and thresholds (C, F) without their means; F is 0 without gates."""
     gates = [channel.gate for channel in channels]
     most = max((len(gate.low) for gate in gates if gate is not None), default=0)
     width = channels[0].subspace.width
-    filters = torch.zeros(width, len(channels), most, dtype=torch.float64)
+    filters = torch.zeros(len(channels), most, width, dtype=torch.float64)
     shut = torch.full((len(channels), most), -1.0, dtype=torch.float64)
     for place, gate in enumerate(gates):
         if gate is not None:
@@ -263,8 +301,8 @@ def _gates(channels: Sequence[Channel]) -> tuple[Tensor, Tensor]:
             )
             scale, own = high - low, slice(len(low))
             shut[place] = 1.0  # padding is shut
-            filters[:, place, own], shut[place, own] = read / scale, low / scale
-    return filters.flatten(1), shut
+            filters[place, own], shut[place, own] = (read / scale).T, low / scale
+    return filters.flatten(0, 1), shut
 
 
 def _reads_orthonormally(channel: Channel) -> bool:
@@ -330,7 +368,7 @@ class Repair:
             site: _SiteEdit([c for c in self.channels if c.site == site], self.fusion, insides)
             for site in self.sites
         }
-        with edit(vlm, edits) as stats:
+        with edited(vlm, {site: one.within for site, one in edits.items()}) as stats:
             yield stats
 
     def only(self, modality: Modality) -> Repair:
