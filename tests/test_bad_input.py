@@ -19,7 +19,7 @@ from transformers import LlamaConfig
 import tiny
 from care import cli, pipeline, storage
 from care.anatomy import Site
-from care.artefact import model_facts
+from care.artefact import FORMAT, model_facts
 from care.attacks import PRESETS, AttackResult
 from care.contrast import Contrast, activations
 from care.embedded import attack
@@ -32,6 +32,7 @@ from care.repair import Channel, Repair
 from care.runs import Run
 from care.subspace import SubspaceConfig, fit_subspace, random_subspace
 from care.vlm import VLM
+from fixtures_artefact import state
 
 SITE = Site(1, "ffn_out")
 DONE = {"suites": [], "summary": {"verdict": "", "mean_asr_after": None}}
@@ -240,7 +241,7 @@ def test_tampered_artefacts(refused, care_repair, tmp_path):
 
 def test_artefact_formats_of_the_future(refused, tmp_path):
     facts = a_repair().save_pretrained(tmp_path) / "repair.json"
-    for version in (2, None, "1"):
+    for version in (FORMAT + 1, None, "1"):
         facts.write_text(json.dumps(json.loads(facts.read_text()) | {"format": version}))
         refused(lambda job: Repair.from_pretrained(tmp_path), "artefact format", str(version))
 
@@ -258,7 +259,7 @@ def test_artefacts_with_a_damaged_gate(refused, tmp_path):
 
     def changed(value):
         channel = whole["channels"][0]
-        facts.write_text(json.dumps(whole | {"channels": [channel | {"gate": value}]}))
+        state(tmp_path, whole | {"channels": [channel | {"gate": value}]})
 
     for change, words in (
         ({"families": ["optimised"]}, ("2 filters", "got 1: optimised")),

@@ -19,6 +19,9 @@ from care.examples import Example
 from care.jobs import Job
 from care.kept import FOLDER, KeptBatches, texts_from, texts_to
 from care.material import gather
+from care.neuron_report import NeuronConfig
+from care.neuron_runs import between_pairs
+from care.neurons import find_neurons
 from care.pairs import Pair
 from care.repair import Repair
 from care.runs import Run
@@ -81,7 +84,18 @@ def stages() -> dict[str, Any]:
     def refusals(vlm: Any, kept: Any) -> Any:
         return refused_under(vlm, asked, repairs, 4, kept=kept).tolist()
 
-    return {"material": found_by_gather, "effects": effects, "channels": refusals}
+    def neurons(vlm: Any, kept: Any) -> Any:
+        questions = [between_pairs(pairs[part::2]) for part in (0, 1)]
+        config = NeuronConfig(verified=8, described=0, resamples=50, batch_size=1)
+        found = find_neurons(vlm, questions[0], verify=questions[1], config=config, kept=kept)
+        return found.to_json()
+
+    return {
+        "neurons": neurons,
+        "material": found_by_gather,
+        "effects": effects,
+        "channels": refusals,
+    }
 
 
 @pytest.mark.parametrize("stage", stages())

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 from care.errors import UsageError
@@ -46,7 +47,7 @@ def require(
         value = getattr(config, name)
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        if isinstance(value, bool) or not issubclass(type(value), Real) or value != value:
             raise UsageError(f"{name} must be a number, got {value!r:.40}.")
         if value < bound:
             raise UsageError(f"{name} must be at least {bound}, got {value}.")

@@ -231,7 +231,10 @@ class Inquiry:
     # -- neurons ---------------------------------------------------------------------------------
 
     def neurons(
-        self, rival: Repair | None = None, save: Callable[[NeuronRepair], Any] | None = None
+        self,
+        rival: Repair | None = None,
+        save: Callable[[NeuronRepair], Any] | None = None,
+        kept: KeptBatches | None = None,
     ) -> dict[str, Any]:
         """The neurons that carry the pairs' difference (without pairs: the attacks), and a repair.
 
@@ -256,7 +259,12 @@ class Inquiry:
                 for part in (0, 1)
             )
         found = find_neurons(
-            self.vlm, question, verify=verify, config=self.config.neurons, progress=self.progress
+            self.vlm,
+            question,
+            verify=verify,
+            config=self.config.neurons,
+            progress=self.progress,
+            kept=kept,
         )
         return {"pairs": kind, **found.to_json(), "repair": self._neuron_repair(rival, save)}
 

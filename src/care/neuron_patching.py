@@ -20,6 +20,7 @@ from torch import Tensor
 
 from care.errors import FitError, SiteError, UsageError
 from care.hooks import edit
+from care.kept import KeptBatches
 from care.neuron_estimates import refusal_metric
 from care.neuron_gradients import Metric
 from care.neuron_runs import Counterfactual, Neuron, Replacements, neuron_site
@@ -45,10 +46,12 @@ def patch(
     metric: Metric | None = None,
     batch_size: int = 16,
     advance: Callable[[int], None] | None = None,
+    kept: KeptBatches | None = None,
 ) -> Patched:
     """Effect of replacing each neuron alone, on every prompt.
 
-    `advance` gets the number of newly finished (prompt, neuron) pairs.
+    `advance` gets the number of newly finished (prompt, neuron) pairs. Batches that are `kept`
+    aren't asked again; that is for the default `metric`.
 
     Raises UsageError for no neurons, SiteError for one that the model doesn't have, FitError for a
     metric that isn't finite.
@@ -74,8 +77,15 @@ def patch(
                 advance(len(chunk))
         return [list(row) for row in zip(*values, strict=True)]
 
+    asking = work
+    if kept is not None:
+        facts = {"neurons": list(neurons), "question": question.told()}
+        asking = kept.over(
+            work, question.examples, facts, lambda rows: {"values": np.array(rows)},
+            lambda arrays: arrays["values"].tolist(),
+        )  # fmt: skip
     with torch.no_grad():
-        rows = vlm.in_batches(list(question.examples), batch_size, work)
+        rows = vlm.in_batches(list(question.examples), batch_size, asking)
     values = np.array(rows, dtype=np.float64).T
     if not np.isfinite(values).all():
         raise FitError(

@@ -14,9 +14,10 @@ prompt at aligned positions (`between_pairs`), or the mean per position class of
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ from care.errors import UsageError
 from care.examples import Example
 from care.hooks import read
 from care.pairs import Pair, align
+from care.same import example_digest
 from care.vlm import VLM
 
 Neuron = tuple[int, int]
@@ -70,6 +72,14 @@ class Counterfactual:
                 f"{len(self.examples)} prompts need as many donors, got {len(self.donors)}."
             )
         scope_mask(torch.zeros(1, 1, dtype=torch.long), self.scopes)  # a wrong scope fails here
+
+    def told(self) -> dict[str, Any]:
+        """What distinguishes this from other comparisons of the same prompts, as plain values."""
+        donors = None if self.donors is None else [example_digest(e) for e in self.donors]
+        hasher = hashlib.sha256()
+        for site, rows in sorted((self.means or {}).items()):
+            hasher.update(str(site).encode() + rows.float().cpu().numpy().tobytes())
+        return {"scopes": self.scopes, "donors": donors, "means": hasher.hexdigest()}
 
     @property
     def late(self) -> bool:

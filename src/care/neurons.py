@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 from scipy.stats import false_discovery_control
 
 from care.errors import FitError, UsageError
+from care.kept import KeptBatches
 from care.neuron_estimates import Estimates, estimate, goal_groups
 from care.neuron_gradients import Metric
 from care.neuron_meaning import firings, written_tokens
@@ -47,6 +48,7 @@ def find_neurons(
     metric: Metric | None = None,
     estimates: Estimates | None = None,
     progress: Callable[..., Progress] | None = None,
+    kept: KeptBatches | None = None,
 ) -> NeuronReport:
     """Estimate all neurons, verify the best ones, and say what they do.
 
@@ -56,6 +58,8 @@ def find_neurons(
         verify: other prompts to verify on; default those of `question`.
         metric: of the logits at the last position; the refusal log-odds by default.
         estimates: those of `question`, if they have been made already.
+        kept: estimates and batches of an earlier attempt, which aren't asked again; for the
+            default `metric`.
 
     Raises: UsageError for fewer than two goals or neurons; DataError and FitError as `estimate`.
     """
@@ -69,10 +73,11 @@ def find_neurons(
     steps = len(question.examples) + count * (2 * len(verify.examples) + controlled)
     with (progress or silent)("neurons", steps) as bar:
         if estimates is None:
-            estimates = _estimated(vlm, question, config, metric, bar.advance)
+            estimates = _estimated(vlm, question, config, metric, bar.advance, kept)
         top = estimates.ranking(count)
         controls = matched_controls(vlm, estimates, top, config.seed)
         options = {"metric": metric, "batch_size": config.batch_size, "advance": bar.advance}
+        options["kept"] = kept
         effects = patch(vlm, verify, [*top, *controls], **options).effects
         harmless = None
         if verify.control is not None:
@@ -167,17 +172,40 @@ def _estimated(
     config: NeuronConfig,
     metric: Metric | None,
     advance: Callable[[int], None],
+    kept: KeptBatches | None,
 ) -> Estimates:
-    return estimate(
-        vlm,
-        question,
-        config.method,
-        steps=config.steps,
-        groups=config.groups,
-        metric=metric,
-        batch_size=config.batch_size,
-        advance=advance,
-    )
+    """The estimates, made now or kept; they are sums over all batches, so kept as a whole."""
+
+    def made(chunk: list[int]) -> list[Estimates]:
+        found = estimate(
+            vlm,
+            question,
+            config.method,
+            steps=config.steps,
+            groups=config.groups,
+            metric=metric,
+            batch_size=config.batch_size,
+            advance=advance,
+        )
+        return [found]
+
+    if kept is None:
+        return made([])[0]
+    numbers = ("steps", "forward_equivalents")
+    arrays = ("sums", "counts", "size")
+
+    def pack(found: list[Estimates]) -> dict[str, np.ndarray]:
+        parts = {name: np.asarray(getattr(found[0], name)) for name in (*numbers, *arrays)}
+        return {name: part.reshape(part.shape or (1,)) for name, part in parts.items()}
+
+    def unpack(parts: dict[str, np.ndarray]) -> list[Estimates]:
+        advance(len(question.examples))
+        steps, cost = (int(parts[name][0]) for name in numbers)
+        return [Estimates(config.method, steps, cost, *(parts[name] for name in arrays))]
+
+    facts = {"question": question.told(), "goals": question.goals, "config": asdict(config)}
+    asking = kept.over(made, question.examples, facts, pack, unpack)
+    return asking(list(range(len(question.examples))))[0]
 
 
 def _rows(

@@ -189,7 +189,8 @@ class _Workflow:
             self.run.sign(kept.name)
 
         def neurons() -> dict[str, Any]:
-            return inquiry.neurons(rival() if config.repair_prompts else None, keep)
+            compared = rival() if config.repair_prompts else None
+            return inquiry.neurons(compared, keep, self.kept("neurons"))
 
         sites = self.stage_json("sites", scanned)
         effects = self.stage_json("effects", lambda: inquiry.effects(self.kept("effects")))
