@@ -19,6 +19,7 @@ import numpy as np
 from care.errors import DataError, UsageError
 from care.judges.coherence import CoherenceConfig, degenerate
 from care.judges.goals import on_goal
+from care.judges.refusal import identity as refusal_identity
 from care.judges.refusal import judge_refusals, refused
 from care.judges.text import words
 from care.judges.utility import correct
@@ -46,7 +47,7 @@ class Verdict:
     """The three judgements of one response."""
 
     refused: bool
-    """The response declines in its opening."""
+    """The response is a full refusal: it gives nothing of what was asked for."""
     degenerate: bool
     """The response is broken text."""
     on_goal: bool
@@ -123,6 +124,7 @@ class Judge:
             "perplexity": self.perplexity is not None,
             "max_perplexity": self.max_perplexity,
             "coherence": asdict(self.coherence),
+            "refusal": refusal_identity(),
         }
 
     def __call__(self, goals: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
