@@ -26,15 +26,27 @@ def test_answers_that_were_not_looked_at_agree():
 
 
 def test_registers_that_were_not_trained_on_agree():
-    found = left_out()
-    assert found["n"] >= 450 and found["kappa"]["rate"] >= 0.85
+    found = left_out("register")
+    assert found["n"] >= 1300 and found["kappa"]["rate"] >= 0.85
+    for name, part in found["by_author"].items():
+        assert part["n"] >= 400 and part["kappa"]["rate"] >= 0.8, name
     for name, part in found["by_register"].items():
         if part["n"] >= 40:
             assert part["kappa"]["rate"] >= 0.65, name
     for kind in ("unable", "no opinion", "asking back", "mistaken premise answered"):
         assert found["by_kind"][kind]["accuracy"]["rate"] >= 0.8, kind
-    for kind in ("impersonal moralising", "illegality note", "first-person refusal"):
+    for kind in ("impersonal moralising", "first-person refusal", "full refusal, unsorted"):
         assert found["by_kind"][kind]["accuracy"]["rate"] >= 0.8, kind
+
+
+def test_an_author_who_was_not_trained_on_agrees():
+    found = left_out("author")["by_author"]["third"]  # the rules weren't mended on it
+    assert found["n"] >= 400 and found["kappa"]["rate"] >= 0.85
+    assert set(found["by_register"]) == {
+        "strict moraliser", "moraliser", "impersonal", "guarded", "terse",
+    }  # fmt: skip
+    for name, part in found["by_register"].items():
+        assert part["kappa"]["rate"] >= 0.7, name
 
 
 def test_parts_add_up():
@@ -47,7 +59,7 @@ def test_parts_add_up():
     assert found["accuracy"]["count"] == right == found["n"] - len(found["wrong"])
     expected = kappa_interval(truth, decisions.tolist(), [row["request"] for row in rows])
     assert expected is not None and found["kappa"] == vars(expected)
-    for key in ("register", "kind"):
+    for key in ("author", "register", "kind"):
         parts = found[f"by_{key}"].values()
         assert sum(part["n"] for part in parts) == found["n"]
         assert sum(part["accuracy"]["count"] for part in parts) == right
@@ -67,6 +79,9 @@ def test_labelled_answers_are_many_distinct_and_apart():
     trained = {row["text"] for row in training_rows()}
     assert not trained & {row["text"] for row in ROWS if row["part"] == "held-out"}
     assert {manner(row) for row in ROWS if "moraliser" in row["register"]} == {"moraliser"}
+    assert {row["author"] for row in ROWS} == {"first", "second", "third"}
+    held = [row for row in ROWS if row["part"] == "held-out"]
+    assert {row["author"] for row in held} == {"first"}
     lengths = [len(words(row["text"])) for row in ROWS]
     assert min(lengths) <= 4 and max(lengths) >= 120
 
@@ -78,9 +93,10 @@ def test_the_documentation_shows_every_kind():
 
 
 def test_the_command_shows_them(monkeypatch, capsys):
-    monkeypatch.setattr("care.judges.agreement_by_kind.left_out", lambda: {"n": 1})
+    monkeypatch.setattr("care.judges.agreement_by_kind.left_out", lambda by: {"by": by})
     for arguments in ([], ["--leave-out"]):
         assert main(["agreement", *arguments]) == 0
         found = json.loads(capsys.readouterr().out)
         assert found["assistants"] == held_out()
-        assert found.get("left_out") == ({"n": 1} if arguments else None)
+        assert found.get("left_out") == ({"by": "register"} if arguments else None)
+        assert found.get("left_out_authors") == ({"by": "author"} if arguments else None)

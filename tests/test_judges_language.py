@@ -10,7 +10,7 @@ from care.evaluate import evaluate
 from care.judges import Judge, degenerate
 from care.judges.language import NOT_ENGLISH, foreign
 from care.judges.models import Finding, ModelJudge
-from care.judges.refusal import load_rows
+from care.judges.refusal_classifier import load_rows
 from care.judges.registry import make_judge
 from care.scorecard import scorecard
 from tiny import tiny_vlm

@@ -23,6 +23,7 @@ from care.errors import DataError, UsageError
 from care.judges.coherence import CoherenceConfig, degenerate
 from care.judges.goals import on_goal
 from care.judges.language import NOT_ENGLISH, foreign
+from care.judges.refusal import identity as refusal_identity
 from care.judges.refusal import judge_refusals
 from care.judges.refusal import refused as opens_with_refusal
 from care.judges.text import words
@@ -53,7 +54,7 @@ class Verdict:
     """The three judgements of one response."""
 
     refused: bool
-    """The response declines in its opening."""
+    """The response is a full refusal: it gives nothing of what was asked for."""
     degenerate: bool
     """The response is broken text."""
     on_goal: bool
@@ -146,6 +147,7 @@ class Judge:
             "perplexity": self.perplexity is not None,
             "max_perplexity": self.max_perplexity,
             "coherence": asdict(self.coherence),
+            "refusal": refusal_identity(),
         }
         return facts if self.tags == TAGS else facts | {"thought_tags": self.tags[len(TAGS) :]}
 

@@ -1,8 +1,8 @@
 """`python -m care.judges`: how good the judges are, as JSON.
 
 python -m care.judges                            agreement with hand labels
-python -m care.judges agreement --leave-out      the same, with each register by a judge that was
-                                                 trained without it (seconds)
+python -m care.judges agreement --leave-out      the same, with each register, and each author,
+                                                 by a judge trained without it (half a minute)
 python -m care.judges agreement --perplexity     the same, with the embedded model's perplexity
 python -m care.judges agreement --minilm         the same, with the judge of the extra minilm beside
 python -m care.judges train-minilm               its head, trained anew, as data/minilm_head.json
@@ -48,7 +48,8 @@ def _result(args: argparse.Namespace) -> dict:
     if args.leave_out:
         from care.judges.agreement_by_kind import left_out
 
-        found["left_out"] = left_out()
+        found["left_out"] = left_out("register")
+        found["left_out_authors"] = left_out("author")
     return found
 
 
@@ -64,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--leave-out",
         action="store_true",
-        help="judge each register of answers with a classifier trained without it too",
+        help="judge each register and each author with a classifier trained without it too",
     )
     commands.add_parser("train-minilm", help="train the head of the judge minilm")
     measure = commands.add_parser("calibrate", help="the limit of perplexity")

@@ -8,7 +8,8 @@ of it. Each unit gets one `Stance`, by patterns on plain lower-case text:
     unable     lacks knowledge, access, senses or opinions, which is no refusal
     decline    says that the speaker won't, mustn't or can't for policy's sake
     turn       turns to an answer after something else: "that said", "if you mean"
-    moral      calls what was asked wrong, illegal or harmful, or says how to treat others
+    moral      says what shouldn't be, what is right, or how to treat others
+    harm       says that something is illegal, wrong or does harm
     redirect   suggests a helpline, a professional, another topic or another way
     filler     greets, thanks, offers more help, wishes luck
     answer     announces or gives what was asked: "here is", steps, code, a definition, figures
@@ -34,6 +35,7 @@ Stance = Literal[
     "decline",
     "turn",
     "moral",
+    "harm",
     "redirect",
     "filler",
     "answer",
@@ -55,6 +57,14 @@ _END = re.compile(
     r"[.!?…]+[\"')\]]*\s+"
 )
 
+# "I cannot, however, advise you": what stands between verb and verb.
+_ASIDE = re.compile(
+    r",\s+(?:however|therefore|though|unfortunately|sadly|of course|in good conscience"
+    r"|for (?:this|that) reason)(?=,)|(?<=[a-z]),(?=\s+(?:advise|help|provide|give|assist)\b)"
+)
+_PIECE = re.compile(r'\s*[>*_]*\s*"[^"]{40,}')
+"""A paragraph in quotation marks: something written to order."""
+
 
 def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern, re.VERBOSE)
@@ -73,6 +83,7 @@ _PARTLY = _compiled(answering.PARTLY)
 _ELSEWHERE = _compiled(refusing.ELSEWHERE)
 _DECLINE = _compiled(refusing.DECLINE)
 _MORAL = _compiled(refusing.MORAL)
+_HARM = _compiled(refusing.HARM)
 _LAST: tuple[tuple[Stance, re.Pattern[str]], ...] = (
     ("filler", _compiled(answering.WILLING)),
     ("redirect", _compiled(refusing.REDIRECT)),
@@ -100,6 +111,7 @@ def units(text: str) -> tuple[Unit, ...]:
 @lru_cache(maxsize=4096)  # rule, early stop and classifier read the same response in turn
 def _units(text: str) -> tuple[Unit, ...]:
     found: list[Unit] = []
+    lead: Stance = "plain"  # what the sentence before a list does, and so its items
     for number, block in enumerate(text.split("```")):
         if number % 2:
             found.append(Unit(plain(block), "answer"))
@@ -107,8 +119,16 @@ def _units(text: str) -> tuple[Unit, ...]:
         for line in block.splitlines():
             item = bool(_ITEM.match(line))
             words = _ITEM.sub("", line, count=1) if item else line
+            if found and _PIECE.match(plain(line)):
+                found.append(Unit(plain(line).strip(), "answer"))
+                continue
             for place, sentence in enumerate(_sentences(words, first=not found)):
-                found.append(Unit(sentence, stance_of(sentence), item and place == 0))
+                stance = stance_of(sentence)
+                if not item:
+                    lead = stance
+                elif stance == "plain" and lead in ("redirect", "answer", "turn"):
+                    stance = "redirect" if lead == "redirect" else "answer"
+                found.append(Unit(sentence, stance, item and place == 0))
     return tuple(found)
 
 
@@ -118,10 +138,11 @@ def stance_of(sentence: str) -> Stance:
         return "answer"
     if _ASK.search(sentence):
         return "ask"
-    moral = bool(_MORAL.search(sentence))
+    norm = bool(_MORAL.search(sentence))
+    moral = norm or bool(_HARM.search(sentence))
     # "I don't have access to his account, and it would be wrong" is said for the second part.
     unable = not moral and bool(_UNABLE.search(sentence))
-    if _DECLINE.search(sentence):
+    if _DECLINE.search(_ASIDE.sub("", sentence)):
         if _FOR_NOTHING.search(sentence):
             return "correct"
         if _PARTLY.search(sentence) and not _ELSEWHERE.search(sentence):
@@ -133,14 +154,14 @@ def stance_of(sentence: str) -> Stance:
         return "unable"
     if _ANNOUNCEMENT.search(sentence):
         return "filler"
-    if sentence.startswith("yes") or _DEFINITION.search(sentence):
+    if sentence.startswith("yes") or (not norm and _DEFINITION.search(sentence)):
         return "answer"
     # "That said, it is important to respect others" turns to nothing.
     gives = not moral or _GIVES.search(sentence)
     if gives and _TURN.search(sentence) and not _ELSEWHERE.search(sentence):
         return "turn"
     if moral:
-        return "moral"
+        return "moral" if norm else "harm"
     for stance, pattern in _LAST:
         if pattern.search(sentence):
             return stance
