@@ -7,6 +7,9 @@ from transformers import GenerationConfig
 
 import tiny
 from care import decoding
+from care.anatomy import Site
+from care.repair import Channel, Repair
+from care.subspace import random_subspace
 from care.vlm import VLM
 
 EXAMPLES = tiny.mixed_examples(3)
@@ -110,3 +113,14 @@ def test_a_generate_function_that_came_with_the_weights_is_not_called():
     greedy = vlm.generate(EXAMPLES, max_new_tokens=4)
     vlm.model.generate = partial(custom, model=vlm.model)
     assert vlm.generate(EXAMPLES, max_new_tokens=4) == greedy
+
+
+def test_nor_is_it_called_under_a_repair_which_edits_the_right_positions_all_the_same():
+    vlm = VLM(*tiny.tiny_qwen2_5_vl())
+    width = vlm.anatomy.site_width(Site(1, "layer_out"))
+    channel = Channel(Site(1, "layer_out"), "text", ("decision",), random_subspace(width, 4))
+    vlm.model.generate = came_with_the_weights = partial(print, "was called")
+    with Repair((channel,)).applied(vlm) as stats:
+        vlm.generate(EXAMPLES, max_new_tokens=4)
+    assert stats.tokens == len(EXAMPLES)
+    assert vlm.model.generate is came_with_the_weights

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -35,6 +34,7 @@ from care.caches import cache_argument
 from care.errors import ModelError
 from care.examples import Example
 from care.finite import sound
+from care.generations import library_generate
 
 if TYPE_CHECKING:
     from care.prefill import Start
@@ -189,8 +189,7 @@ def library_loop(
 
     `generate` fills what it isn't told from the model's `generation_config` (penalties, beams,
     suppressed tokens, time limits, …), which would make other answers than those that `score` and
-    the loop of our own know of. Nor is a `generate` called that came with the weights, which
-    transformers puts in the place of the method as a partial function.
+    the loop of our own know of. Nor is a `generate` called that came with the weights.
     """
     config = GenerationConfig(
         do_sample=False,
@@ -200,8 +199,7 @@ def library_loop(
         eos_token_id=sorted(rows.eos),
         pad_token_id=pad_token_id,
     )
-    replaced = isinstance(vars(model).get("generate"), partial)
-    generate = partial(type(model).generate, model) if replaced else model.generate
+    generate = library_generate(model)
     with _neutral(model):
         generate(
             **inputs,

@@ -115,12 +115,30 @@ class _Watched:
         functools.update_wrapper(self, self.generate)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.calling(self.generate, *args, **kwargs)
+
+    def calling(self, generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A call of this `generate`, watched like one of the model's own."""
         outer = self.running
         self.running = _generation(self.model, args, kwargs, outer)
         try:
-            return self.generate(*args, **kwargs)
+            return generate(*args, **kwargs)
         finally:
             self.running = outer
+
+
+def library_generate(model: Any) -> Callable[..., Any]:
+    """`model.generate` as transformers wrote it, watched where hooks are on.
+
+    Not one that came with the weights, which transformers puts in the place of the method as a
+    partial function.
+    """
+    found = vars(model).get("generate")
+    watch = found if isinstance(found, _Watched) else None
+    if not isinstance(found if watch is None else watch.before, functools.partial):
+        return model.generate
+    plain = functools.partial(type(model).generate, model)
+    return plain if watch is None else functools.partial(watch.calling, plain)
 
 
 @contextmanager
