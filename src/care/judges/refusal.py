@@ -115,7 +115,7 @@ class Refusals:
 
 
 def judge_refusals(texts: Sequence[str]) -> Refusals:
-    """Rule and classifier on N responses; trains the classifier at the first call (1 s)."""
+    """Rule and classifier on N responses; trains the classifier at the first call (2 s)."""
     rule = np.array([refused(text) for text in texts], dtype=bool)
     certain = np.array([certainly_refused(text) for text in texts], dtype=bool)
     return Refusals(rule, probabilities(texts), certain)

@@ -5,8 +5,7 @@
 
 It is trained at first use, in less than two seconds, on `refusal_train.jsonl` and on the
 development part of `refusal_assistants.jsonl`. Vocabulary and stances alone do about as well as
-each other on answers of a kind of assistant that wasn't trained on; together they do better
-(docs/evaluation.md).
+each other on answers of a kind of assistant that wasn't trained on; together they do better.
 """
 
 import json

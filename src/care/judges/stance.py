@@ -70,23 +70,28 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern, re.VERBOSE)
 
 
+def _from_a_word(pattern: str) -> re.Pattern[str]:
+    # Nothing is tried inside a word: two thirds of the time for long patterns.
+    return _compiled(rf"(?:^|\b)(?:{pattern}\n)")
+
+
 _LETTER = _compiled(answering.LETTER)
-_ASK = _compiled(answering.ASK)
-_CORRECT = _compiled(answering.CORRECT)
+_ASK = _from_a_word(answering.ASK)
+_CORRECT = _from_a_word(answering.CORRECT)
 _FOR_NOTHING = _compiled(answering.FOR_NOTHING)
-_UNABLE = _compiled(answering.UNABLE_TO_KNOW)
+_UNABLE = _from_a_word(answering.UNABLE_TO_KNOW)
 _ANNOUNCEMENT = _compiled(answering.ANNOUNCEMENT)
 _DEFINITION = _compiled(answering.DEFINITION)
 _TURN = _compiled(answering.TURN)
 _GIVES = _compiled(answering.GIVES)
 _PARTLY = _compiled(answering.PARTLY)
-_ELSEWHERE = _compiled(refusing.ELSEWHERE)
-_DECLINE = _compiled(refusing.DECLINE)
-_MORAL = _compiled(refusing.MORAL)
+_ELSEWHERE = _from_a_word(refusing.ELSEWHERE)
+_DECLINE = _from_a_word(refusing.DECLINE)
+_MORAL = _from_a_word(refusing.MORAL)
 _HARM = _compiled(refusing.HARM)
 _LAST: tuple[tuple[Stance, re.Pattern[str]], ...] = (
     ("filler", _compiled(answering.WILLING)),
-    ("redirect", _compiled(refusing.REDIRECT)),
+    ("redirect", _from_a_word(refusing.REDIRECT)),
     ("filler", _compiled(answering.FILLER)),
     ("answer", _compiled(answering.ANSWER)),
 )
