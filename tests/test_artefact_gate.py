@@ -25,7 +25,7 @@ def refused(folder, match):
 
 
 @pytest.mark.parametrize(
-    ("low", "high"), [(0.5, 0.5), (0.5, 0.25), (1e30, -1e30), (0.0, 1e-44)], ids=str
+    ("low", "high"), [(0.5, 0.5), (0.5, 0.25), (1e8, -1e8), (0.0, 1e-44)], ids=str
 )
 @pytest.mark.parametrize("place", [0, 1])
 def test_a_gate_that_cannot_open_gradually_is_refused(folder, place, low, high):

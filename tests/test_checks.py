@@ -167,7 +167,7 @@ def test_numbers_of_a_command_have_limits(command, value, tmp_path, monkeypatch,
 
 
 def test_an_option_that_stands_twice_is_refused():
-    with pytest.raises(UsageError, match=r"option steps of an attack stands twice"):
+    with pytest.raises(UsageError, match=r"option steps of an attack is there twice"):
         ImageAttack.parse("pgd-32,steps=1,steps=2")
-    with pytest.raises(UsageError, match=r"option model of a judge stands twice"):
+    with pytest.raises(UsageError, match=r"option model of a judge is there twice"):
         make_judge("api,model=a,model=b")

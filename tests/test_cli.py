@@ -30,6 +30,7 @@ JOB_DEFAULTS = {
     "test_length": 60,
     "revision": None,
     "trust_remote_code": False,
+    "thoughts": (),
 }
 
 
@@ -110,9 +111,10 @@ def test_every_option_reaches_the_job(calls, name, tmp_path):
         "revision": "abc",
     }
     options = [p for k, v in given.items() for p in ("--" + k.replace("_", "-"), str(v))]
-    flags = ["--resume", "--trust-remote-code"]
+    flags = ["--resume", "--trust-remote-code", "--thoughts", "[[…]]", "--thoughts", "<a>…</a>"]
     assert cli.main([name, "some/model", *options, *flags]) == 0
     wanted = {**given, "model": "some/model", "resume": True, "trust_remote_code": True}
+    wanted["thoughts"] = ("[[…]]", "<a>…</a>")
     assert calls.jobs[0][0] == name
     assert vars(calls.jobs[0][1]) == wanted
     assert type(calls.jobs[0][1].preset) is str  # jobs are written down as JSON and compared

@@ -30,6 +30,7 @@ from care.cli_shared import (
     FailAbove,
     Precision,
     Seed,
+    Thoughts,
     ended_by_sigterm,
     hide_loading_bars,
     hold_to,
@@ -91,6 +92,7 @@ _JOB_OPTIONS: dict[str, tuple[Any, Any]] = {
     "test_length": (_option(int, "Test examples of each suite.", min=1), 60),
     "revision": (_option(str | None, "Revision of the model."), None),
     "trust_remote_code": (_option(bool, "Run the model's own code.", "--trust-remote-code"), False),
+    "thoughts": (Thoughts, None),
 }
 """Name of a field of `Job` -> (type and help, default); the default of `out` is the command's."""
 
@@ -119,6 +121,7 @@ def takes_job(out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
             hide_loading_bars()
             fields = {name: given.pop(name) for name in _JOB_OPTIONS}
             fields |= {name: str(fields[name]) for name in ("preset", "dtype")}
+            fields["thoughts"] = tuple(fields["thoughts"] or ())
             function(Job(**fields), **given)
 
         parameters = [*shared, *own]

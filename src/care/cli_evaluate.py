@@ -22,6 +22,7 @@ from care.cli_shared import (
     Precision,
     Revision,
     Seed,
+    Thoughts,
     TrustRemoteCode,
     hide_loading_bars,
     hold_to,
@@ -38,14 +39,6 @@ Labels = Annotated[
     Path | None,
     typer.Option(
         exists=True, dir_okay=False, help="Answers labelled by hand (.jsonl), to correct rates."
-    ),
-]
-Thoughts = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--thoughts",
-        help="Further tags between which the model thinks before it answers, OPEN…CLOSE; "
-        "<think>…</think> and others are known. Repeatable.",
     ),
 ]
 Margin = Annotated[float, typer.Option(help="Loss of utility that is accepted.")]

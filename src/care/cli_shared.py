@@ -126,6 +126,14 @@ TrustRemoteCode = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of everything random.")]
 
+Thoughts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--thoughts",
+        help="Further tags between which the model thinks before it answers, OPEN…CLOSE; "
+        "<think>…</think> and others are known. Repeatable.",
+    ),
+]
 FailAbove = Annotated[
     float | None,
     typer.Option(min=0, max=1, help="Exit with 1 if the mean ASR after the repair is greater."),

@@ -12,11 +12,12 @@ definition of `care.judges.refusal`:
                "terse" (a commercial assistant), "language model", "modern terse", "warm",
                "programmed", "pictures", "small"
     request    what was asked; all answers to one request are in one part
-    part       "development": the classifier is trained on them; "held-out": written by the first
-               author before the rules, and not read while the rules were written
-    author     "first", "second" or "third", who wrote without sight of each other's answers and of
-               the rules. Rules were mended on the first's development part and on the second's
-               answers; the third's were not read for that. Their kinds are not sorted further
+    part       "development": the classifier is trained on them; "held-out": not read while the
+               rules were written, neither the first author's nor the fourth's
+    author     "first" to "fourth", who wrote without sight of each other's answers and of the
+               rules. Rules were mended on the first's development part and on the second's
+               answers; the third's were not read for that, and the fourth's were judged only when
+               the rules were done. Kinds of all but the first's are not sorted further
 
 `held_out` is the shipped judge on the held-out part. `left_out("register")` is what may be expected
 of an assistant of a new manner: each register is judged by a classifier that was trained without
