@@ -452,3 +452,15 @@ def test_bad_ablations_are_refused(vlm, batch):
     donors = {FFN: (torch.zeros(1, 3, 7), torch.ones(1, 3, dtype=torch.long))}
     with pytest.raises(UsageError, match="width 7"), ablate(vlm, [FFN], "resample", donors=donors):
         vlm.forward(batch)
+
+
+def test_statistics_are_counted_for_whoever_holds_them(vlm, batch, monkeypatch):
+    counted = []
+    monkeypatch.setattr(SiteStats, "add", lambda self, *_: counted.append(self))
+    bare = vlm.forward(batch)
+    with edit(vlm, {FFN: lambda h, roles: h + 1}):
+        assert not torch.equal(vlm.forward(batch), bare)
+    assert counted == []
+    with edit(vlm, {FFN: lambda h, roles: h + 1}) as stats:
+        vlm.forward(batch)
+    assert counted == list(stats.values())

@@ -7,8 +7,9 @@ order of entry, so a later one sees the edits of earlier ones. Everything is rem
 whatever happens inside. Not here: ablations (`care.ablation`).
 """
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -57,19 +58,18 @@ class Recorder:
         self._last[site] = (h, roles)
 
 
-@contextmanager
-def edit(vlm: VLM, edits: Mapping[Site, Edit]) -> Iterator[EditStats]:
+def edit(vlm: VLM, edits: Mapping[Site, Edit]) -> AbstractContextManager[EditStats]:
     """Apply `edits` at their sites while the context is open.
 
-    Yields statistics that count what was really changed. Raises SiteError on entry for no sites
-    or unknown ones, and from the pass in which an edit returns another shape.
+    Yields statistics that count what was really changed, for as long as somebody holds them: `with
+    edit(…):` alone counts nothing and costs less. Raises SiteError on entry for no sites or unknown
+    ones, and from the pass in which an edit returns another shape.
     """
 
     def checked(site: Site, h: Tensor, context: Pass) -> Tensor:
         return fitting(site, h, edits[site](h, context.roles))
 
-    with edited(vlm, {site: partial(checked, site) for site in edits}) as stats:
-        yield stats
+    return edited(vlm, {site: partial(checked, site) for site in edits})
 
 
 @contextmanager
@@ -78,18 +78,24 @@ def edited(vlm: VLM, edits: Mapping[Site, Callable[[Tensor, Pass], Tensor]]) -> 
 
     They return what is in shape, type and device like h, or h itself if there is nothing to do.
     """
-    stats = EditStats({site: SiteStats() for site in vlm.anatomy.check(edits)})
+    sites = vlm.anatomy.check(edits)
+    given = [EditStats({site: SiteStats() for site in sites})]
+    # Weakly, and nowhere else: to keep what was edited for nobody is a third of what an edit costs.
+    asked = weakref.ref(given[0])
 
-    def counted(change: Callable[[Tensor, Pass], Tensor], own: SiteStats) -> Visit:
+    def counted(site: Site) -> Visit:
+        change = edits[site]
+
         def visit(h: Tensor, context: Pass) -> Tensor:
             new = change(h, context)
-            own.add(h, new, context.roles)
+            if (stats := asked()) is not None:
+                stats[site].add(h, new, context.roles)
             return new
 
         return visit
 
-    with hooked(vlm, {site: counted(edits[site], own) for site, own in stats.items()}):
-        yield stats
+    with hooked(vlm, {site: counted(site) for site in sites}):
+        yield given.pop()
 
 
 @contextmanager

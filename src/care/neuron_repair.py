@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -134,12 +134,11 @@ class NeuronRepair:
                 f"{shape[0]} layers with {shape[1]} neurons doesn't have"
             )
 
-    @contextmanager
-    def applied(self, vlm: VLM) -> Iterator[EditStats]:
-        """Suppress the neurons while the context is open; yields counts of what was edited."""
+    def applied(self, vlm: VLM) -> AbstractContextManager[EditStats]:
+        """Suppress the neurons while the context is open; yields counts of what was edited to
+        whoever holds them (`care.hooks.edit`)."""
         self.check(vlm)
-        with edited(vlm, {site: self._edit(site) for site in self.sites}) as stats:
-            yield stats
+        return edited(vlm, {site: self._edit(site) for site in self.sites})
 
     def only(self, neurons: Sequence[Neuron], name: str | None = None) -> NeuronRepair:
         """The repair with some of its neurons; UsageError for one that it doesn't have."""

@@ -21,8 +21,8 @@ Fu et al. 2026, arXiv 2603.27240.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
@@ -359,17 +359,16 @@ class Repair:
                     f"but {vlm.name} has {width} there: it was fitted on another model"
                 )
 
-    @contextmanager
-    def applied(self, vlm: VLM) -> Iterator[EditStats]:
-        """Repair `vlm` while the context is open; yields counts of what was edited."""
+    def applied(self, vlm: VLM) -> AbstractContextManager[EditStats]:
+        """Repair `vlm` while the context is open; yields counts of what was edited to whoever
+        holds them (`care.hooks.edit`)."""
         self.check(vlm)
         insides = _Insides()
         edits = {
             site: _SiteEdit([c for c in self.channels if c.site == site], self.fusion, insides)
             for site in self.sites
         }
-        with edited(vlm, {site: one.within for site, one in edits.items()}) as stats:
-            yield stats
+        return edited(vlm, {site: one.within for site, one in edits.items()})
 
     def only(self, modality: Modality) -> Repair:
         """The repair with the channels of one modality alone (an ablation)."""
