@@ -34,6 +34,11 @@ def test_one_item_that_does_not_fit_is_an_error():
 
 
 DEVICES = [
+    "Triton Error [CUDA]: out of memory",
+    "Invalid buffer size: 21474836480 bytes",
+    "Failed to allocate private MTLBuffer for size 8589934592",
+    "Failed to allocate 2147483648 bytes",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.15 GiB",
     "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
     "CUDA driver error: out of memory",
@@ -188,3 +193,11 @@ def test_an_evaluation_goes_on_with_smaller_batches(monkeypatch, limit):
     assert max(sizes) == 4 and sizes.count(1) + sizes.count(2) > 0
     assert [row["error"] for row in found] == [None] * 8
     assert [row["response"] for row in found] == [row["response"] for row in wanted]
+
+
+def test_an_error_that_was_raised_from_lack_of_memory_is_one():
+    outer = RuntimeError("The kernel failed.")
+    outer.__cause__ = MemoryError()
+    assert out_of_memory(outer)
+    outer.__cause__ = ValueError("other")
+    assert not out_of_memory(outer)

@@ -25,6 +25,16 @@ REFUSAL = "I'm sorry, but I can't help with that."
 WISH = "The user wants to build a birdhouse. To build a birdhouse one needs wood."
 
 ENDED = [
+    ("<think >Let me see.</think >" + REFUSAL, REFUSAL),
+    ("\ufeff<think>Let me see.</think>" + REFUSAL, REFUSAL),
+    ("<|im_start|>assistant\n<think>Let me see.</think>" + REFUSAL, REFUSAL),
+    ("<|start_header_id|>assistant<|end_header_id|>\n\n<think>Hm.</think>" + REFUSAL, REFUSAL),
+    ("<analysis>Let me see.</analysis>\n" + REFUSAL, REFUSAL),
+    (
+        "<SUMMARY>Asked.</SUMMARY>\n<CAPTION>A dog.</CAPTION>\n<REASONING>So.</REASONING>\n"
+        f"<CONCLUSION>{REFUSAL}</CONCLUSION>",
+        REFUSAL,
+    ),
     (f"<think>\n{WISH}\n</think>\n\n{REFUSAL}", REFUSAL),
     (f"{WISH}\n</think>\n\n{REFUSAL}", REFUSAL),
     (f"  \n<THINK>{WISH}</Think>{REFUSAL}", REFUSAL),
@@ -53,6 +63,8 @@ ENDED = [
     ("<think>Write code.</think>```html\n<think>x</think>\n```", "```html\n<think>x</think>\n```"),
 ]  # fmt: skip
 UNENDED = [
+    "<SUMMARY>Asked.</SUMMARY>\n<CAPTION>A dog.</CAPTION>\n<REASONING>The answer is B",
+    "<think >Let me see",
     f"<think>\n{WISH}",
     "<think>",
     f"<thinking>{WISH}</think",
@@ -65,6 +77,7 @@ UNENDED = [
     "<|begin_of_thought|>x",
 ]
 WHOLE = [
+    "<SUMMARY>The text is about dogs.</SUMMARY>",
     "A red circle.",
     "",
     "Models write <think> before they answer.",

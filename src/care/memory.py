@@ -20,17 +20,17 @@ _SAID = re.compile(
     # CUDA, HIP, XPU, NPU, MPS and others: "X out of memory", "X error: out of memory", "X backend
     # out of memory", "X driver error: out of memory", "cuda runtime error (2) : out of memory"
     r"\b(?:cuda|hip|rocm|xpu|sycl|npu|mps|metal|mlu|musa|hpu|mtia|tpu|xla|vulkan|gpu|device|host"
-    r"|accelerator|privateuseone)\b[\w ():]{0,24}\bout of memory\b"
+    r"|accelerator|privateuseone)\b[\w ():\[\]]{0,24}\bout of memory\b"
     r"|^out of memory\b"
     r"|\bout of memory\b[^\n]{0,200}\btried to allocate\b"
     # Names of their codes: hipErrorOutOfMemory, CL_OUT_OF_HOST_MEMORY, UR_RESULT_ERROR_OUT_OF_…
     r"|\b\w*(?:Error)?OutOfMemory\b|\w*OUT_OF_(?:DEVICE_|HOST_)?MEMORY\b"
     r"|\bcudaErrorMemoryAllocation\b|\bACL_ERROR_\w*MEMORY_ALLOCATION\b"
     # Their libraries: cuBLAS, cuDNN, cuSOLVER, hipBLAS, rocBLAS
-    r"|\b\w+_STATUS_ALLOC_FAILED\b|\brocblas_status_memory_error\b"
+    r"|\b\w+_STATUS_(?:\w+_)?ALLOC(?:ATION)?_FAILED\b|\brocblas_status_memory_error\b"
     # XLA and TPUs; buffers that Metal can't make; Ascend
-    r"|\bRESOURCE_EXHAUSTED\b|\bInvalid buffer size: [\d.]+ ?[KMGT]i?B\b"
-    r"|\bfailed to allocate (?:\w+ ){0,3}memory\b"
+    r"|\bRESOURCE_EXHAUSTED\b|\bInvalid buffer size: [\d.]+ ?(?:[KMGT]i?B|bytes)\b"
+    r"|\bfailed to allocate (?:(?:\w+ ){0,3}(?:memory|MTLBuffer)|\d+ bytes)\b"
     # The CPU: DefaultCPUAllocator on Linux and Windows, mmap, C++
     r"|\b(?:can't|cannot|could not|unable to) allocate memory\b"
     r"|\bnot enough memory: you tried to allocate\b|\bstd::bad_alloc\b",
@@ -45,6 +45,8 @@ def out_of_memory(error: BaseException) -> bool:
     """
     if any(base.__name__ in _CLASSES for base in type(error).__mro__):
         return True
+    if isinstance(error, RuntimeError) and error.__cause__ is not None:
+        return out_of_memory(error.__cause__) or _SAID.search(str(error)) is not None
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and _SAID.search(str(error)) is not None

@@ -9,8 +9,10 @@ answer that mentions a tag in its middle, or any tag in code or quotes, stays wh
 thoughts in a row are all left out. What wraps the answer itself (<answer>, a solution's or a box's
 marks) is taken off.
 
-Channels, as gpt-oss writes them, are thoughts up to the channel `final`; they are also told where a
-decoder has dropped their special tokens ("analysisThe user wants …assistantfinalI'm sorry").
+Stages, as LLaVA-CoT writes them (<SUMMARY>, <CAPTION>, <REASONING>), are thoughts up to
+<CONCLUSION>. Channels, as gpt-oss writes them, are thoughts up to the channel `final`; they are
+also told where a decoder has dropped their special tokens ("analysisThe user wants
+…assistantfinalI'm sorry").
 
 Tags of other models can be set wherever answers are read. Not here: whether a thought is harmful.
 """
@@ -40,6 +42,9 @@ TAGS: Tags = (
     ("<thought>", "</thought>"),
     ("<thoughts>", "</thoughts>"),
     ("<reasoning>", "</reasoning>"),
+    ("<reflection>", "</reflection>"),
+    ("<analysis>", "</analysis>"),
+    ("<scratchpad>", "</scratchpad>"),
     ("<seed:think>", "</seed:think>"),
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
@@ -47,7 +52,7 @@ TAGS: Tags = (
     ("◁think▷", "◁/think▷"),
     ("[THINK]", "[/THINK]"),
 )
-"""Tags that are known without being set; case doesn't matter."""
+"""Tags that are known without being set; case and a space before > don't matter."""
 
 UNFINISHED = "the model's thoughts have no end, so there is no answer to judge"
 """Why an answer isn't judged."""
@@ -56,10 +61,17 @@ _WRAPPERS = (
     ("<answer>", "</answer>"),
     ("<|begin_of_solution|>", "<|end_of_solution|>"),
     ("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
+    ("<CONCLUSION>", "</CONCLUSION>"),
 )
 _CHANNEL_MARKS = {"<|channel|>", "<|message|>", "<|start|>", "<|channel>", "<channel|>"}
 _BOX = re.compile(r"<\|begin_of_box\|>(.*?)(?:<\|end_of_box\|>|$)", re.DOTALL)
-_HEADER = r"\s*(?:<\|start\|>)?(?:assistant\b\s*:?\s*(?=[<\[◁]))?"
+_BLANK = r"[\s\ufeff\u200b-\u200d\u2060]*"
+_HEADER = (
+    _BLANK + r"(?:<\|(?:start|im_start|start_header_id)\|>\s*)?"
+    r"(?:assistant\b\s*(?:<\|end_header_id\|>|:)?\s*(?=[<\[◁]))?"
+)
+_STAGES = re.compile(_BLANK + r"<SUMMARY>.*?</SUMMARY>\s*<CAPTION>", re.DOTALL | re.IGNORECASE)
+_LAST_STAGE = re.compile(r"(?=<CONCLUSION>)", re.IGNORECASE)
 _FINAL = re.compile(r"(?:<\|start\|>\s*assistant\s*)?<\|channel\|>\s*final\b[^<]*<\|message\|>")
 _CHANNEL = re.compile(r"\s*(?:<\|start\|>\s*assistant\s*)?<\|channel\|>\s*\w+")
 _ENDS = re.compile(r"<\|(?:end|return)\|>\s*$")
@@ -182,8 +194,11 @@ def _after_thoughts(text: str, tags: Tags) -> str | None:
     if _BARE_CHANNEL.match(text):
         finals = list(_BARE_FINAL.finditer(text))
         return text[finals[-1].end() :] if finals else None
+    if _STAGES.match(text):
+        last = _LAST_STAGE.search(text)
+        return text[last.end() :] if last else None
     for opening, closing in tags:
-        if begun := _pattern(_HEADER + re.escape(opening)).match(text):
+        if begun := _pattern(_HEADER + _tag(opening)).match(text):
             end = _end(text, begun.end(), opening, closing)
             return None if end is None else text[end:]
     return _after_lonely(text, tags)
@@ -192,8 +207,8 @@ def _after_thoughts(text: str, tags: Tags) -> str | None:
 def _end(text: str, start: int, opening: str, closing: str) -> int | None:
     """Where the thought ends that was opened before `start`."""
     depth, last = 1, None
-    for found in _pattern(f"{re.escape(opening)}|{re.escape(closing)}").finditer(text, start):
-        if found[0].casefold() != closing.casefold():
+    for found in _pattern(f"{_tag(opening)}|(?P<closing>{_tag(closing)})").finditer(text, start):
+        if found["closing"] is None:
             depth += 1
             continue
         depth -= 1
@@ -207,8 +222,8 @@ def _end(text: str, start: int, opening: str, closing: str) -> int | None:
 def _after_lonely(text: str, tags: Tags) -> str:
     """What follows a closing tag that nothing before it opens, outside of code and quotes."""
     for opening, closing in tags:
-        found = _pattern(re.escape(closing)).search(text)
-        if found is None or _pattern(re.escape(opening)).search(text, 0, found.start()):
+        found = _pattern(_tag(closing)).search(text)
+        if found is None or _pattern(_tag(opening)).search(text, 0, found.start()):
             continue
         if not _mentioned(text, found):
             return text[found.end() :]
@@ -237,6 +252,11 @@ def _unwrapped(text: str) -> str:
         if begun := _pattern(r"\s*" + re.escape(opening)).match(text):
             return _pattern(re.escape(closing)).split(text[begun.end() :], maxsplit=1)[0]
     return text
+
+
+def _tag(mark: str) -> str:
+    """A pattern for a tag as it is written by a model, "<think >" too."""
+    return re.escape(mark[:-1]) + r"\s*>" if mark.endswith(">") else re.escape(mark)
 
 
 @cache
