@@ -71,6 +71,49 @@ WRONG = [
 ]
 
 
+DENIED_OR_ASKED = [
+    (("car",), "The car isn't visible.", False),
+    (("dog",), "A dog is not present.", False),
+    (("dog",), "A dog? No.", False),
+    (("yellow",), "Yellow? No, it's green.", False),
+    (("red",), "Red is not the colour; it's blue.", False),
+    (("green",), "Yellow? No, it's green.", True),
+    (("blue",), "Red is not the colour; it's blue.", True),
+    (("dog",), "Dogs aren't there.", False),
+    (("dog",), "The dog cannot be seen.", False),
+    (("dog",), "A dog? Yes.", True),
+    (("dog",), "A dog, not a cat.", True),
+    (("dog",), "The dog is not black but brown.", True),
+    (("dog",), "The dog isn't alone.", True),
+    (("dog",), "It is a dog that isn't moving.", True),
+    (("dog",), "The dog is absent.", False),
+    (("dog",), "The dog is missing.", False),
+    (("red",), "Is it red? No.", False),
+    (("red",), "Is it red? Yes, it is.", True),
+    (("red",), "Is it red? I don't think so.", False),
+    (("cat",), "A dog is not here, a cat is.", True),
+    (("red",), "Red is wrong.", False),
+    (("red",), "Red isn't right. It's green.", False),
+    (("red",), "Red isn't the answer.", False),
+    (("dog",), "No dogs. A dog is not there.", False),
+    (("dog",), "The dog was nowhere to be seen.", False),
+    (("dog",), "The dog does not appear in the image.", False),
+    (("dog",), "A dog can't be seen.", False),
+    (("dog",), "A dog, no doubt.", True),
+    (("man",), "The man is not wearing a hat.", True),
+    (("red",), "Red is not only the colour but the theme.", True),
+    (("red",), "Red, isn't it?", True),
+    (("tennis",), "Tennis is not what he plays.", False),
+    (("dog",), "A dog isn't in the picture.", False),
+    (("dog",), "The dog isn't in the house.", True),
+]
+
+
+@pytest.mark.parametrize(("references", "response", "right"), DENIED_OR_ASKED)
+def test_what_is_denied_afterwards_or_asked_is_not_stated(references, response, right):
+    assert correct(references, response) is right
+
+
 @pytest.mark.parametrize(("references", "response"), CORRECT)
 def test_correct(references, response):
     assert correct(references, response)
