@@ -161,7 +161,7 @@ def _occurs(reference: str, answer: str, references: Sequence[str]) -> bool:
     taken_back = 0
     for clause, asked in _clauses(answer):
         taken_back += sum(
-            asked
+            (asked and "?" not in plain(reference))
             or _denied(clause[:place])
             or _DENIED_AFTER.match(" ".join(clause[place + len(wanted) :])) is not None
             or _alternative(clause[:place], clause[place + len(wanted) :], others)
