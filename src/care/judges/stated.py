@@ -46,7 +46,7 @@ _CONTINUED = re.compile(
 _DECLARED = re.compile(
     r"(?:\banswer|\bresponse|\bconclusion|\bverdict|\bresult|\bi would|\bi'd|\bi will|\bi'll|\bi"
     r"|\bit|\bit's|\bthat|\bthat's)\b"
-    rf"[^?]{{0,80}}?(?:\bis|\bbe|\bsay|\banswer|\bguess|'s)\s+(?:an?\s+|the\s+)?"
+    rf"[^?]{{0,80}}?(?:\bis|\bbe|\bsay|\banswer|\bguess|\bthat|'s)\s+(?:an?\s+|the\s+)?"
     rf"(?P<word>{_EITHER})(?:\s+from me)?$"
 )
 _LONGEST = 160  # characters of a clause in which yes or no is declared
@@ -55,6 +55,10 @@ _NOTHING_SEEN = re.compile(
     r"(?:there(?:'s|\s+(?:is|are|was|were))|i\s+(?:can\s+)?(?:see|find|detect|notice))"
     r"\s+no\s+(?P<a>.+)"
     r"|no\s+(?P<b>.+)"
+)
+_NOBODY = re.compile(
+    r"(?:no[ -]one|nobody|nothing|none(?:\s+of\s+\w+)?)\s+(?:is|are|was|were|can\s+be)\s+"
+    r"(?:\w+\s+){0,2}?(?:in|on|at|there|here|visible|present|seen|shown|depicted|\w+ing)\b"
 )
 _IDIOM = re.compile(
     r"(?:\w+\s+)?(?:doubt|idea|problem|matter|wonder|clue|one|question|worries|way|answer|reason"
@@ -72,6 +76,8 @@ def stated_yes_no(answer: str) -> str | None:
     said = {word for clause in clauses if (word := _said(clause)) is not None}
     if not said:
         seen = [found for clause in clauses[:2] if (found := _NOTHING_SEEN.fullmatch(clause))]
+        if any(map(_NOBODY.match, clauses[:2])):
+            return "no"
         if seen and not _IDIOM.match(seen[0]["a"] or seen[0]["b"]):
             return "no"
     return said.pop() if len(said) == 1 else None

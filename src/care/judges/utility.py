@@ -42,6 +42,7 @@ _DENIED_AFTER = re.compile(
     r"|frame|view))\b"
     r"|(?:is|are|was|were) (?:absent|missing|nowhere|wrong|incorrect|false)\b)"
 )
+_UNIT = re.compile(r"(?<=\d)(?=(?:[cmk]?m|[mk]?g|m?l|mph|ft|lbs?|oz|px|am|pm|min)\b)")
 _AFFIRMED = re.compile(
     r"(?:yes|yeah|yep|yup|definitely|certainly|absolutely|correct|right|sure|indeed|of course"
     r"|probably|exactly|it is$|i think so)\b"
@@ -102,6 +103,9 @@ def stated_option(response: str, letters: str = LETTERS) -> str | None:
 def answer_words(text: str) -> list[str]:
     """Normalised words of `text`: no articles, digits for number words, singulars."""
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", plain(text))
+    text = re.sub(
+        r"(?<=\d)\.(?=\d)", "point", _UNIT.sub(" ", text)
+    )  # one word each, "3 cm" = "3cm"
     found = [word.removesuffix("'s") for word in words(text)]
     # An answer can be an article ("a" as a letter); only then articles are kept.
     kept = [word for word in found if word not in _ARTICLES] or found
