@@ -3,6 +3,8 @@
     stated_number("There are three circles.")           3
     stated_number("It isn't 3 but 4.")                  4
     stated_number("2 dogs and 3 cats, so 5 in total")   5
+    stated_number("3 dogs, 2 of them brown")            3
+    stated_number("1, 2, 3. There are 3.")              3
     stated_number("3 or 4")                             None
 
 A number that is declared ("the answer is", "in total", "=") counts, the last one; otherwise the one
@@ -37,6 +39,15 @@ _NUMBER = re.compile(
     )""",
     re.VERBOSE,
 )
+_STEP = re.compile(r"\s*(?:,\s*(?:and\s+)?|\.\.\.\s*|…\s*)")
+_PARTS = re.compile(
+    rf"(?<=\w)\s*(?:[,(]|[-–—]\s|\bincluding\b|\bof\s+which\b|\bwith\b(?=[^,]{{0,20}}\bof\b))\s*"
+    rf"(?:including\s+|with\s+|and\s+|of\s+wh\w+\s+)?(?:\d+|{_WORD})\s*"
+    r"(?:of\s+(?:them|these|those|which|whom)\b|(?<=\s)(?:is|are|in|on|at|being)\b"
+    r"|(?<=\s)(?:\w+\s+){0,2}(?:ones?|of\s+(?:them|which|whom))\b).*",
+    re.DOTALL,
+)
+"""What is said of a part of what was counted: ", 2 of them brown"."""
 _LATEX = re.compile(r"\\(?:boxed|text\w*|mathrm|mathbf)\s*\{|[${}]|\\[(\[\])]")
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _SENTENCE = re.compile(r"(?<!\d)[.!?;]+(?!\d)|[.!?;]+(?=\s|$)|\n+")
@@ -80,15 +91,36 @@ def stated_number(answer: str) -> float | None:
     declared = [one for one in _numbers(text) if _declared(text, one) and not _open(text, one)]
     if declared:
         return declared[-1].value
-    for sentence in _SENTENCE.split(text):
+    for sentence in _SENTENCE.split(_counted_up(text)):
         before = re.split(r":(?=\s)", sentence, maxsplit=1)[0]
         if _numbers(before):
             sentence = before  # "3 circles: 1 red and 2 blue"
+        sentence = _PARTS.sub("", sentence)
         found = [one for one in _numbers(sentence) if not _denied(sentence, one)]
         if found:
             several = len({one.value for one in found}) > 1
             return None if several or any(_open(sentence, one) for one in found) else found[0].value
     return None
+
+
+def _counted_up(text: str) -> str:
+    """`text` without the numbers of a count from one ("1, 2, 3"), but the last where it ends so."""
+    found = _numbers(text)
+    for first, one in enumerate(found):
+        if one.value != 1:
+            continue
+        last = first
+        while (
+            last + 1 < len(found)
+            and found[last + 1].value == found[last].value + 1
+            and _STEP.fullmatch(text[found[last].end : found[last + 1].start])
+        ):
+            last += 1
+        if last - first > 1 and re.match(r"\s*(?:[.!;:,…]|$)", text[found[last].end :]):
+            more = any(other.start > found[last].end for other in found)
+            until = found[last].end if more else found[last].start
+            return text[: one.start] + text[until:]
+    return text
 
 
 def number_of(text: str) -> float | None:

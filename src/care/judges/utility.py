@@ -6,9 +6,9 @@ What the answer *states* is compared with the references, by their kind:
   references (the option's text) decide;
 - a number: as `numbers` reads it;
 - other text: a reference must occur as whole words, and not only where it is denied ("not red but
-  blue") or one of two ("red or blue"). Both sides are compared lower-case, without articles, with
-  number words as digits and with plurals as singulars ("cars" = "car"). Parts that <AND> joins must
-  all occur.
+  blue", "a car isn't visible"), asked for ("red? No") or one of two ("red or blue"). Both sides are
+  compared lower-case, without articles, with number words as digits and with plurals as singulars
+  ("cars" = "car"). Parts that <AND> joins must all occur.
 
 An answer that states nothing of the kind isn't right. Limits: an answer that lists every colour
 matches all of them; ask questions with short answers. How often this agrees with labels by hand,
@@ -32,6 +32,21 @@ _ARTICLES = frozenset({"a", "an", "the"})
 _DENIAL = re.compile(r"n't$|^(?:not|no|never|neither|nor|cannot|without|doubt)$")
 _NO_DENIAL = frozenset({"only", "just", "merely", "simply", "doubt", "question"})
 _CLAUSE = re.compile(r"[.!?;:\n]+|,(?!\d)|\bbut\b")
+# After a word, as `answer_words` writes it (no articles, "doe" for "does"): "isn't visible".
+_DENIED_AFTER = re.compile(
+    r"(?:itself )?(?:(?:(?:is|are|was|were|does|do|did|ca|could)n't|cannot"
+    r"|(?:is|are|was|were|doe|do|did|can|could|would) not)"
+    r"(?: (?:be|actually|really|clearly|currently|even|anywhere))*"
+    r" (?:visible|present|there|here|seen|shown|depicted|pictured|found|detected|right|correct|true"
+    r"|it|answer|colou?r|one|case|what|appear|exist|in (?:this |that )?(?:picture|image|photo|scene"
+    r"|frame|view))\b"
+    r"|(?:is|are|was|were) (?:absent|missing|nowhere|wrong|incorrect|false)\b)"
+)
+_UNIT = re.compile(r"(?<=\d)(?=(?:[cmk]?m|[mk]?g|m?l|mph|ft|lbs?|oz|px|am|pm|min)\b)")
+_AFFIRMED = re.compile(
+    r"(?:yes|yeah|yep|yup|definitely|certainly|absolutely|correct|right|sure|indeed|of course"
+    r"|probably|exactly|it is$|i think so)\b"
+)
 _IRREGULAR = {
     "people": "person", "men": "man", "women": "woman", "children": "child", "mice": "mouse",
     "geese": "goose", "feet": "foot", "teeth": "tooth", "leaves": "leaf", "loaves": "loaf",
@@ -88,6 +103,9 @@ def stated_option(response: str, letters: str = LETTERS) -> str | None:
 def answer_words(text: str) -> list[str]:
     """Normalised words of `text`: no articles, digits for number words, singulars."""
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", plain(text))
+    text = re.sub(
+        r"(?<=\d)\.(?=\d)", "point", _UNIT.sub(" ", text)
+    )  # one word each, "3 cm" = "3cm"
     found = [word.removesuffix("'s") for word in words(text)]
     # An answer can be an article ("a" as a letter); only then articles are kept.
     kept = [word for word in found if word not in _ARTICLES] or found
@@ -145,13 +163,28 @@ def _occurs(reference: str, answer: str, references: Sequence[str]) -> bool:
         return bool(places)
     others = [answer_words(other) for other in references]
     taken_back = 0
-    for clause in map(answer_words, _CLAUSE.split(plain(answer))):
+    for clause, asked in _clauses(answer):
         taken_back += sum(
-            _denied(clause[:place])
+            (asked and "?" not in plain(reference))
+            or _denied(clause[:place])
+            or _DENIED_AFTER.match(" ".join(clause[place + len(wanted) :])) is not None
             or _alternative(clause[:place], clause[place + len(wanted) :], others)
             for place in _places(wanted, clause)
         )
     return len(places) > taken_back
+
+
+def _clauses(answer: str) -> list[tuple[list[str], bool]]:
+    """The words of each clause, and whether it is a question to which what follows says no yes."""
+    pieces = _CLAUSE.split(plain(answer))
+    marks = [*_CLAUSE.findall(plain(answer)), ""]
+    found = [(answer_words(piece), mark) for piece, mark in zip(pieces, marks, strict=True)]
+    found = [(said, mark) for said, mark in found if said]
+    follow = [*(" ".join(said) for said, _ in found[1:]), ""]
+    return [
+        (said, "?" in mark and bool(after) and not _AFFIRMED.match(after))
+        for (said, mark), after in zip(found, follow, strict=True)
+    ]
 
 
 def _places(wanted: Sequence[str], said: Sequence[str]) -> list[int]:
