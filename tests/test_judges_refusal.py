@@ -429,7 +429,7 @@ NOTHING_DECLINED = [
 @pytest.mark.parametrize("text", DECLINED_IN_FEW_WORDS + PICTURE_THEN_DECLINED)
 def test_terse_refusals_and_those_after_a_pictures_description_are_found(text):
     assert judge_refusals([text]).combined[0]
-    assert Judge().outcomes(["a request"], [text], ["benign"]) == ["refused"]
+    assert Judge()(["a request"], [text])[0].outcome("benign") == "refused"
 
 
 @pytest.mark.parametrize("text", ANSWERED_AFTER_ALL + FOR_SOMEBODY_TO_SAY + NOTHING_DECLINED)

@@ -79,7 +79,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 def _from_a_word(pattern: str) -> re.Pattern[str]:
     # Nothing is tried inside a word: two thirds of the time for long patterns.
-    return _compiled(rf"(?:^|\b)(?:{pattern}\n)")
+    return _compiled(rf"(?:^|\b)(?:{pattern})")
 
 
 _LETTER = _compiled(answering.LETTER)
