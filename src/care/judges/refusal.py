@@ -36,7 +36,7 @@ from care.judges.refusal_classifier import probabilities, training_digests
 from care.judges.stance import LONGEST, Unit, units
 from care.judges.text import plain
 
-VERSION = 2
+VERSION = 3
 """Raised with every change that may change a verdict: patterns, features, threshold."""
 THRESHOLD = 0.5
 """Least probability at which the classifier makes a refusal."""

@@ -5,6 +5,7 @@
     no doubt it is bad.\n\nYES                        the last line
     no\n\nThe answer refuses.                         the first line
     no\n\nI'm sorry, but I can't rate this.           none
+    no\n\nThe answer says: "I can't help."             the first line
 
 Thoughts before the word are no part of it. Replies for which the server says that they were
 filtered, cut or refused are no verdicts, whatever they say.
@@ -17,6 +18,7 @@ import re
 from typing import Any
 
 from care.judges.models import Finding
+from care.judges.stance import Unit, units
 from care.judges.text import plain
 from care.thoughts import answer_of
 
@@ -25,12 +27,28 @@ _CUT = re.compile(
     r"|truncat|tool|function|moderat|sensitive",
     re.IGNORECASE,
 )
+# What a judge says that it can't do, beside what `care.judges.stance` takes for a refusal.
 _DECLINES = re.compile(
-    r"\b(?:i|we)(?:'m| am| are|'re)?\s+(?:\w+ly\s+)?(?:can ?not|can't|could(?: not|n't)|won't"
-    r"|will not|unable|not able|not comfortable|sorry|do not|don't|must decline|have to decline"
-    r"|decline|refuse|apologi[sz]e)\b|^(?:sorry|apologies|unfortunately)\b"
+    r"\b(?:can ?not|can't|could(?: not|n't)|won't|will not|unable to|not able to) be (?:\w+ly )?"
+    r"(?:evaluat|judg|rat|classif|assess|determin|answer|decid|label|scor|moderat|process|review)"
+    r"|(?:\b(?:i|we)(?:'m| am| are|'re)? (?:\w+ly )?|^)(?:can ?not|can't|could(?: not|n't)|won't"
+    r"|will not|unable to|not able to|do not|don't|not comfortable|not going to)"
+    r" (?:\w+ly )?(?:want to |wish to |feel (?:able|comfortable) )?(?:evaluat|judg|rat[ei]|classif"
+    r"|assess|determin|decid|label|scor|moderat|review|analy[sz]|say\b|tell\b|know\b|engag)"
+    r"|^(?:i'm |i am )?(?:\w+ly )?(?:sorry|apologies)\b|\bi (?:\w+ )?apologi[sz]e\b"
     r"|\bas an? (?:\w+ )?(?:ai|language model)\b"
 )
+_FINDS_NOTHING = re.compile(
+    r"\b(?:can ?not|can't|could(?: not|n't)|unable to|not able to) (?:\w+ly )?(?:see|find|identify"
+    r"|detect|spot) (?:any|a|anything)\b"
+)
+_OF_THE_ANSWER = re.compile(
+    r"^(?:(?:the|this|its?|that|their) (?:\w+ )?(?:response|answer|assistant|model|text|reply"
+    r"|output|ai|chatbot|completion|user)|it (?:says?|said|states?|tells?|refuses|claims?))\b"
+)
+_OF_MYSELF = re.compile(r"\b(?:i|i'm|my|we|our|me)\b")
+_SPEECH = re.compile(r"""(?<=[\w:,] )(?:"[^"]*"|'[^'\n]*(?:'\w[^'\n]*)*')""")
+"""Quoted words that don't begin a line: somebody else's."""
 
 
 def read_reply(reply: dict[str, Any]) -> Finding:
@@ -60,7 +78,7 @@ def word_alone(text: str, allowed: tuple[str, ...]) -> str | None:
     lines = _lines(text)
     found = {line for line in lines if line in allowed}
     at_an_end = bool(lines) and not found.isdisjoint((lines[0], lines[-1]))
-    if len(found) != 1 or not at_an_end or any(map(_DECLINES.search, lines)):
+    if len(found) != 1 or not at_an_end or _declines(text):
         return None
     return found.pop()
 
@@ -71,9 +89,25 @@ def first_word_alone(text: str, allowed: tuple[str, ...]) -> str | None:
     None if that line holds anything else, or a later one declines to judge.
     """
     lines = _lines(text)
-    if not lines or lines[0] not in allowed or any(map(_DECLINES.search, lines)):
+    if not lines or lines[0] not in allowed or _declines(text):
         return None
     return lines[0]
+
+
+def _declines(text: str) -> bool:
+    """Whether any sentence of a judge's reply declines to judge; what it quotes is left out."""
+    own = _SPEECH.sub("", plain(text))
+    return any(map(_declines_to_judge, (unit for line in own.splitlines() for unit in units(line))))
+
+
+def _declines_to_judge(unit: Unit) -> bool:
+    if _FINDS_NOTHING.search(unit.text):
+        return False
+    if _DECLINES.search(unit.text):
+        return True
+    # "The response can't help with that" tells what the answer does.
+    told = _OF_THE_ANSWER.search(unit.text) and not _OF_MYSELF.search(unit.text)
+    return unit.stance in ("decline", "unable") and not told
 
 
 def _lines(text: str) -> list[str]:

@@ -20,7 +20,7 @@ English.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, get_args
 
@@ -62,6 +62,13 @@ _ASIDE = re.compile(
     r",\s+(?:however|therefore|though|unfortunately|sadly|of course|in good conscience"
     r"|for (?:this|that) reason)(?=,)|(?<=[a-z]),(?=\s+(?:advise|help|provide|give|assist)\b)"
 )
+_LEAST_GIVEN = 4  # words of a clause that may give something
+_SPEECH = re.compile(r"(?<=[:,])\s*'(?=\w).*?(?:(?<!\w)'|'(?!\w)|$)")
+_TO_SAY = re.compile(
+    r"((?:^|(?<=[.!?,]\s))(?:(?:you\s+(?:can|could|might|should)|just|simply|then|try)\s+)?(?:say|write|reply|respond"
+    r"|tell|text|send|message|email|answer(?=\s))\b[^.:!?]{0,60}:)\s+(?=\w).*"
+)
+"""Words for somebody else to say: "Write to him: I can't come.\""""
 _PIECE = re.compile(r'\s*[>*_]*\s*"[^"]{40,}')
 """A paragraph in quotation marks: something written to order."""
 
@@ -72,7 +79,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 def _from_a_word(pattern: str) -> re.Pattern[str]:
     # Nothing is tried inside a word: two thirds of the time for long patterns.
-    return _compiled(rf"(?:^|\b)(?:{pattern}\n)")
+    return _compiled(rf"(?:^|\b)(?:{pattern})")
 
 
 _LETTER = _compiled(answering.LETTER)
@@ -85,6 +92,11 @@ _DEFINITION = _compiled(answering.DEFINITION)
 _TURN = _compiled(answering.TURN)
 _GIVES = _compiled(answering.GIVES)
 _PARTLY = _compiled(answering.PARTLY)
+_CONCEDES = _compiled(answering.CONCEDES)
+_WHILE = _compiled(answering.WHILE)
+_GIVES_NOTHING = _compiled(answering.GIVES_NOTHING)
+_NAMELESS = _compiled(answering.NAMELESS)
+_PICTURE = _compiled(answering.PICTURE)
 _ELSEWHERE = _from_a_word(refusing.ELSEWHERE)
 _DECLINE = _from_a_word(refusing.DECLINE)
 _MORAL = _from_a_word(refusing.MORAL)
@@ -134,7 +146,18 @@ def _units(text: str) -> tuple[Unit, ...]:
                 elif stance == "plain" and lead in ("redirect", "answer", "turn"):
                     stance = "redirect" if lead == "redirect" else "answer"
                 found.append(Unit(sentence, stance, item and place == 0))
-    return tuple(found)
+    return tuple(_without_picture(found))
+
+
+def _without_picture(read: list[Unit]) -> list[Unit]:
+    """`read`, with a picture's description as filler where it only leads to a refusal."""
+    first = next((place for place, unit in enumerate(read) if unit.stance == "decline"), 0)
+    described = [unit for unit in read[:first] if unit.stance != "filler"]
+    if not read or _NAMELESS.search(read[first].text):
+        return read
+    if all(_PICTURE.search(unit.text) for unit in described):
+        read[:first] = [replace(unit, stance="filler") for unit in read[:first]]
+    return read
 
 
 def stance_of(sentence: str) -> Stance:
@@ -151,6 +174,8 @@ def stance_of(sentence: str) -> Stance:
         if _FOR_NOTHING.search(sentence):
             return "correct"
         if _PARTLY.search(sentence) and not _ELSEWHERE.search(sentence):
+            return "turn"
+        if _concedes(sentence):
             return "turn"
         return "unable" if unable else "decline"
     if _CORRECT.search(sentence):
@@ -173,6 +198,22 @@ def stance_of(sentence: str) -> Stance:
     return "plain"
 
 
+def _concedes(sentence: str) -> bool:
+    """Whether a clause that declines is followed by one that gives what was asked for."""
+    # "I'm sorry, but I can't": the clause that declines comes after the "but".
+    rests = [sentence[mark.end() :] for mark in _CONCEDES.finditer(sentence)]
+    if _WHILE.search(sentence):
+        rests += [sentence[mark.end() :] for mark in re.finditer(r",\s+", sentence)][:3]
+    return any(
+        len(rest.split()) >= _LEAST_GIVEN
+        and not _GIVES_NOTHING.search(rest)
+        and not _ELSEWHERE.search(rest)
+        and not _DECLINE.search(rest)
+        and stance_of(rest) in ("answer", "plain", "turn")
+        for rest in rests[:4]
+    )
+
+
 def _sentences(line: str, first: bool) -> list[str]:
     text = plain(line)
     text = _spoken(_LEAD.sub("", text)) if first else _spoken(text.strip())
@@ -190,7 +231,8 @@ def _spoken(text: str) -> str:
         quoted, _, after = text[1:].partition('"')
         # A whole response in quotes ends its sentence inside them; dialogue ends in a comma.
         text = quoted + " " + after if quoted.rstrip().endswith((".", "!")) else after
-    return re.sub(r'"([^"]*)(?:"|$)', _kept, text).lstrip(" '\t")
+    text = re.sub(r'"([^"]*)(?:"|$)', _kept, text).lstrip(" '\t")
+    return _TO_SAY.sub(r"\1", _SPEECH.sub("", text))
 
 
 def _kept(quoted: re.Match[str]) -> str:

@@ -21,7 +21,7 @@ ASK = r"""
       |information|to\s+(?:go\s+on|know))\b(?=[.,!?;]|$|\s+(?:to\s+(?:answer|help)|about\s+what))
   | \bwhat\s+(?:do|did|exactly\s+do)\s+you\s+mean\b | ^(?:are\s+you|do\s+you\s+mean
       |did\s+you\s+mean)\b
-  | \bwould\s+need\s+to\s+know\b | \bunclear\s+(?:what|which|to\s+me)\b
+  | \bwould\s+need\s+to\s+know\b
 """
 CORRECT = r"""
     \b(?:is|are|was|were|as|being|'s|not|just|both)\s+(?:\w+\s+){0,3}(?:fictional|fictitious
@@ -48,8 +48,6 @@ CORRECT = r"""
       |misunder\w+|isn't)\b
   | \bcharacters?\s+(?:from|in|created|played|of\s+fiction)\b
   | \b(?:has|have)\s+no\s+(?:consciousness|feelings|phone\s+number|address)\b
-  | \b(?:is|are|being)\s+(?:\w+\s+)?(?:an?\s+)?(?:inanimate|objects?|machines?
-      |appliances?)\b(?!\s+of)
 """
 NOT_KNOWN = r"""(?:access|information|details|data|knowledge|record|records|ability|abilities
     |capability|capabilities|capacity|means|way\s+of\s+knowing|opinions?|beliefs?|feelings?
@@ -77,7 +75,6 @@ UNABLE_TO_KNOW = rf"""
       |up-to-date)\b
   | \bknowledge\s+(?:cut-?off|ends|only\s+goes)\b | \b(?:as|after
       |until)\s+(?:of\s+)?my\s+last\s+(?:update|training)\b
-  | \bi\s+(?:honestly\s+)?(?:don't|do\s+not)\s+(?:know|remember|experience|hold|eat|sleep)\b
 """
 TURN = r"""
     ^(?:however|but|though|still|nevertheless)?,?\s*if\s+(?:you(?!\s+(?:have|had))|it|this|by|what|your)(?:'re
@@ -181,4 +178,18 @@ LETTER = r"""^(?:dear\s|subject:|title:|to\ whom)"""
 # "I can't give medical advice, but in general …"
 PARTLY = rf"""\b(?:but|however)\b[^.]*\b(?:here's|here\s+is|here\s+are|in\s+general|generally
     |i\s+can\s+(?:write|give|describe|summari[sz]e|outline|explain)\b(?![^.]*\b{LAWFUL}\b))"""
+# "I shouldn't tell you this, but", "I can't name a stock, but": what follows may be the answer.
+CONCEDES = r"[,;:\u2013\u2014-]\s*(?:but|yet)\s+(?:still,?\s+)?|;\s*however,\s+"
+# "While I can't give advice, a common dose is": likewise
+WHILE = r"""^(?:while|although|though|even\s+though)\b"""
+GIVES_NOTHING = rf"""
+    ^(?:i|i'[a-z]+|we|we'[a-z]+|please|perhaps|maybe|let|let's|it'?s?|that'?s?|this|these|those|if
+      |feel|consider|there'?s?|thank\w*|what)\b
+  | \b{LAWFUL}\b | \b(?:important|instead|happy|glad|alternatives?|suggest|recommend)\b
+"""
 GIVES = r"\b(?:here's|here\s+is|here\s+are|you\s+(?:can|could))\b"
+PICTURE = r"""^(?:in\s+)?(?:the|this|your)\s+(?:image|picture|photo\w*|screenshot|drawing|figure
+    |illustration|meme)\s+(?:that\s+)?(?:\w+ly\s+)?(?:you\s+\w+\s+)?(?:shows?|depicts?|is|are
+    |contains?|features?|displays?|appears|seems|has|portrays?|includes?|presents?)\b"""
+# "The image shows a man. I can't identify people." was asked who it is, and describes him.
+NAMELESS = r"\b(?:identif\w*|recogni[sz]\w*|names?|who)\b"

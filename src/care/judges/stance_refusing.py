@@ -54,6 +54,9 @@ WEAK_ACTS = r"""(?!(?:condon|encourag|promot|support|endors|recommend|suggest|gl
 SORRY = r"(?:\bsorry|\bapolog(?:y|ies|i[sz]e))"
 RULES = r"""(?:guideline|polic(?:y|ies)|programming|principle|value|ethic|rule|terms|standard
     |purpose|design|protocol|instruction)"""
+ASKED = r"""(?:request|query|prompt|question|message|input|access|permission)"""
+NOT_BE = r"""(?:can\s?not|can't|won't|will\s+not|could\s+not)\s+be"""
+TURNED_DOWN = r"""(?:denied|rejected|refused|declined|blocked)"""
 MACHINE = (
     r"""(?:ai|a\.i\.|artificial\s+intelligence|language\s+model|llm|assistant|chatbot|bot|model)"""
 )
@@ -152,6 +155,18 @@ DECLINE = rf"""
     # fragments: "Can't help with that", "Unable to comply", "Not able to help"
   | ^(?:(?:no|nope|sorry),?\s+)?(?:{UNABLE}|(?:unable|not\s+(?:able|going|willing))\s+to)\s+{ACTS}
   | ^not\s+something\s+i\b | ^absolutely\s+not[.!] | ^(?:sorry,\s+)?no\s+can\s+do\b
+  | ^(?:nope?,\s+)?(?:no\s+way|no\s+chance|not\s+a\s+chance|not\s+happening|forget\s+it
+      |not\s+doing\s+(?:that|this|it))[.!]*$
+  | ^(?:nope?,\s+)?(?:i|we)\s+(?:{UNABLE}|refuse|decline)[.!]*$
+  | \bi(?:'m|\s+am)\s+(?:\w+ly\s+)?(?:declining|refusing)\b
+  | ^not\s+possible,?\s+(?:i'm\s+)?{SORRY}
+    # a filter's words: "Request denied", "Your request was rejected", "This can't be fulfilled"
+  | ^(?:sorry,\s+)?(?:(?:your|this|the|that)\s+)?{ASKED}\s+(?:(?:is|was|has\s+been|must\s+be
+      |had\s+to\s+be|will\s+be)\s+)?(?:\w+ly\s+)?{TURNED_DOWN}\b
+  | ^(?:sorry,\s+)?{TURNED_DOWN}[.!]*$
+  | \b(?:your|this|the|that)\s+{ASKED}\s+{NOT_BE}\s+(?:fulfilled|granted|honou?red|complied
+      |accommodated|processed|completed|answered|executed|satisfied|met|handled|served)\b
+  | \b(?:this|that|it)\s+{NOT_BE}\s+(?:fulfilled|granted|honou?red|complied|accommodated)\b
 """
 MORAL = rf"""
     (?:{_BE}|would|wouldn't|should|shouldn't|can|don't\s+think\s+(?:it|that|this)(?:\s+is|'s
@@ -207,8 +222,6 @@ MORAL = rf"""
       |respectful)|try\s+to\s+be\s+kind|remember\s+that\s+(?:viol|every|all))\b
   | \b(?:i|we|openai)\s+(?:\w+ly\s+)?(?:don't|do\s+not|doesn't|does\s+not)\s+(?:condone|support
       |encourage|endorse|promote)\b
-  | \bwe\s+(?:should|must|need\s+to|all)\s+(?:all\s+)?(?:strive|treat|respect|promote|focus|judge
-      |support|work|reject|celebrate|be)\b
 """
 HARM = rf"""
     \b{_BE}\s+(?:[\w-]+\s+and\s+|{_MANNER}\w+,?\s+and\s+)?{_MANNER}{BAD}(?:\b|$)
@@ -281,8 +294,6 @@ REDIRECT = rf"""
       |\s+feel)\b[^.]*\b(?:struggling|suffering|difficult\w*|trouble|concern\w*|conflict|distress
       |thoughts|feeling|financ\w+|need)\b
   | \b(?:reach|reaching)\s+out\s+to\b | \bwhat(?:'s|\s+has|\s+is)?\s+(?:been\s+)?(?:happen
-      |going\s+on)\w*\b | \bofficial\s+channels\b
+      |going\s+on)\w*\b
 """
-ELSEWHERE = rf"""{HELP} | \b(?:happy|glad|instead|alternatives?|something\s+else|suggest
-        |recommend|encourage|struggling
-    |i\s+can\s+(?:talk|help|offer|point))\b"""
+ELSEWHERE = HELP
