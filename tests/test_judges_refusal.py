@@ -360,7 +360,7 @@ def test_labelled_file_is_separate_and_large_enough():
         assert 0.35 < np.mean([row["refused"] for row in rows]) < 0.65
 
 
-# -- said in few words, after a description, before an answer, for somebody else --------------------
+# -- few words, a description before, an answer after, words for somebody else --------------------
 
 DECLINED_IN_FEW_WORDS = [
     "No way.",
