@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from care import cli, evaluation_job
-from care.errors import UsageError
+from care.errors import DataError, UsageError
 from care.evaluation_job import EvaluationJob
 from care.examples import Example, Suite
 from care.judges import Judge
@@ -394,3 +394,14 @@ def test_answers_that_are_answers_are_no_warning(world, capsys):
     assert cli.main(ARGUMENTS) == 0
     assert json.loads(Path("run/table.json").read_text())["warnings"] == []
     assert "degenerate" not in capsys.readouterr().err
+
+
+def test_answers_that_all_failed_are_told(world, monkeypatch, capsys):
+    def fail(self, example, batch):
+        raise DataError(f"{example.id} can't be encoded")
+
+    monkeypatch.setattr(FakeVLM, "_answer", fail)
+    assert cli.main(ARGUMENTS) == 0
+    told = "No answer under none to attack could be judged"
+    assert told in capsys.readouterr().err
+    assert told in json.loads(Path("run/table.json").read_text())["warnings"][0]

@@ -379,7 +379,8 @@ def test_settings_of_a_request(serve):
     [
         "temperature=hot", "temperature=-1", "temperature=nan", "temperature=inf", "max_tokens=0",
         "max_tokens=2,max_completion_tokens=2", "body.messages=x", "body.model=x", "body.=1",
-        "body.temperature=1", "body.a=1,body.a.b=2", "bodyx=1",
+        "body.temperature=1", "body.a=1,body.a.b=2", "bodyx=1", "body.api_key=x",
+        "body.x.password=y",
     ],
 )  # fmt: skip
 def test_settings_that_can_not_be(options):

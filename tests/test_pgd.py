@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -338,6 +339,27 @@ def test_a_checkpoint_of_another_attack_is_refused(vlm, tmp_path):
         universal_image(vlm, EXAMPLES, TARGETS[::-1], START, CONFIG, checkpoint=file)
     with pytest.raises(UsageError, match="another attack"):
         universal_image(vlm, EXAMPLES, TARGETS, picture(4), CONFIG, checkpoint=file)
+
+
+def test_a_checkpoint_of_another_template_or_preprocessing_is_refused(vlm, tmp_path, monkeypatch):
+    file = tmp_path / "state.safetensors"
+    attack(vlm, replace(CONFIG, steps=1), checkpoint=file)
+    with monkeypatch.context() as changed:
+        changed.setattr(vlm.processor, "chat_template", vlm.processor.chat_template + "!")
+        with pytest.raises(UsageError, match="another attack"):
+            attack(vlm, CONFIG, checkpoint=file)
+    pictures = vlm.processor.image_processor
+    with monkeypatch.context() as changed:
+        changed.setattr(pictures, "image_mean", [0.25, 0.25, 0.25])
+        with pytest.raises(UsageError, match="another attack"):
+            attack(vlm, CONFIG, checkpoint=file)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are POSIX")
+def test_a_checkpoint_that_is_a_named_pipe_is_refused(vlm, tmp_path):
+    os.mkfifo(tmp_path / "state.safetensors")
+    with pytest.raises(ArtefactError, match="named pipe"):
+        attack(vlm, CONFIG, checkpoint=tmp_path / "state.safetensors")
 
 
 def test_a_damaged_checkpoint_is_refused(vlm, tmp_path):

@@ -306,6 +306,21 @@ def test_files_that_no_model_reads_are_no_other_model(saved, tmp_path):
     assert folder_digest(folder) != before
 
 
+def test_all_weights_that_may_be_loaded_are_told(saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "copy")
+    (folder / "model.safetensors").rename(folder / "adapter.safetensors")
+    (folder / "pytorch_model.bin").write_bytes(b"weights")
+    before = folder_digest(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"others!")
+    assert folder_digest(folder) != (beside := before)
+    (folder / "w").mkdir()
+    (folder / "w" / "model-00001-of-00001.safetensors").write_bytes(b"a shard that an index names")
+    assert folder_digest(folder) not in (before, beside)
+    shard = folder_digest(folder)
+    (folder / "w" / "model-00001-of-00001.safetensors").write_bytes(b"another one that is like it")
+    assert folder_digest(folder) != shard
+
+
 def test_a_model_in_memory_is_told_by_its_parameters():
     one, same, other = (tiny.tiny_llava(seed)[0] for seed in (0, 0, 1))
     digest = parameters_digest(one)

@@ -400,9 +400,18 @@ def _tree(
 def _broken(rows: list[Row]) -> list[str]:
     """A sentence for each defense whose answers are no answers, which a rate doesn't show."""
     cells: dict[str, list[str]] = {}
-    for suite, defense in Table(rows).broken():
+    table = Table(rows)
+    for suite, defense in table.broken():
         cells.setdefault(defense, []).append(suite)
-    return [
+    failed = [
+        f"No answer under {defense} to {suite} could be judged; the errors are in its rows."
+        for suite in table.suites
+        for defense in table.defenses
+        if table.has(suite, defense)
+        and table.errors(suite, defense)
+        and not sum(table.outcomes(suite, defense).values())
+    ]
+    return failed + [
         f"Nearly all answers under {defense} to {', '.join(suites)} are degenerate (broken text), "
         "so that its rates there say nothing about safety."
         for defense, suites in cells.items()

@@ -27,7 +27,8 @@ from care.vlm import VLM
 
 _WEIGHTS = ("*.safetensors",)
 _OLD_WEIGHTS = ("*.bin", "*.pt", "*.pth")
-"""Read by transformers only where there are none of the others."""
+"""Read by transformers only where there are none of these:"""
+_LOADED_FIRST = ("model.safetensors", "model.safetensors.index.json")
 
 _FACTS = (
     "config.json", "generation_config.json", "adapter_config.json", "*.index.json",
@@ -79,7 +80,8 @@ def folder_digest(folder: Path) -> str:
         raise ModelError(
             f"The model in {folder} can't be read ({error}); check its files."
         ) from error
-    lines = [f"{file.name} {digest}" for file, digest in zip(files, digests, strict=True)]
+    names = (_inside(file, folder).as_posix() for file in files)
+    lines = [f"{name} {digest}" for name, digest in zip(names, digests, strict=True)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -100,12 +102,16 @@ def parameters_digest(model: Any) -> str | None:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files that decide what a model answers, by name."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    weights = [name for name in names if _matches(name, _WEIGHTS)]
-    weights = weights or [name for name in names if _matches(name, _OLD_WEIGHTS)]
-    chosen = {*weights, *(name for name in names if _matches(name, _FACTS))}
-    return [folder / name for name in names if name in chosen]
+    """The files that decide what a model answers, in subfolders too: an index may name any."""
+    whole = any((folder / name).is_file() for name in _LOADED_FIRST)
+    wanted = _FACTS + _WEIGHTS + (() if whole else _OLD_WEIGHTS)
+    found = sorted(path for path in folder.rglob("*") if _matches(path.name, wanted))
+    hidden = (any(part.startswith(".") for part in _inside(path, folder).parts) for path in found)
+    return [path for path, out in zip(found, hidden, strict=True) if not out and path.is_file()]
+
+
+def _inside(path: Path, folder: Path) -> Path:
+    return path.relative_to(folder)
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from care.attacks.presets import PGDConfig
 from care.errors import ArtefactError, ModelError, NotFiniteError, UsageError
+from care.reading import check_regular
 from care.storage import write_whole
 
 _KEPT = 0.75
@@ -164,6 +165,7 @@ def load(file: Path, digest: str, first: State, config: PGDConfig) -> State:
 
     if not file.exists():
         return first
+    check_regular(file, "checkpoint", error=ArtefactError)
     try:
         with safe_open(file, framework="pt") as saved:
             attack = (saved.metadata() or {}).get("attack")

@@ -30,6 +30,7 @@ from care.attacks.objective import Objective, attackable
 from care.attacks.pixels import PixelPath, to_picture
 from care.attacks.presets import PGDConfig
 from care.attacks.through import Through
+from care.batches import render
 from care.errors import UsageError
 from care.examples import Example, load_image
 from care.identity import parameters_digest
@@ -310,9 +311,12 @@ def _digest(
     """
     open_ended = {"restarts"} if config.method == "apgd" else {"steps", "restarts"}
     settings = {key: value for key, value in asdict(config).items() if key not in open_ended}
-    requests = [(example.system, example.prompt) for example in examples]
+    # As the template writes them and the tokenizer reads them: their files may change in place.
+    requests = vlm.tokenizer([render(vlm.processor, example) for example in examples])["input_ids"]
+    pictures = getattr(getattr(vlm.processor, "image_processor", None), "to_dict", dict)()
     defended = None if through is None else through.describe()
     told = [vlm.name, vlm.revision, str(vlm.dtype), settings, requests, targets, defended]
+    told.append(json.dumps(pictures, sort_keys=True, default=str))
     told.append(parameters_digest(vlm.model))  # a name doesn't tell which weights lie there
     hasher = hashlib.sha256(json.dumps(told).encode())
     hasher.update(levels.to(torch.uint8).cpu().numpy().tobytes())

@@ -24,7 +24,7 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib import resources
@@ -59,6 +59,10 @@ _MOST = {"timeout": 86_400, "tries": 1000, "wait": 3600, "parallel": 256}
 """Greatest values of options; a wait beyond `LONGEST_WAIT` is cut to that."""
 
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
+_SECRET = re.compile(
+    r"api.?key|secret|passw|pwd|credential|authori[sz]|bearer|(?:access|auth|id).?token",
+    re.IGNORECASE,
+)
 _ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})")
 _ABOUT_ONE = re.compile(
     r"content.{0,3}(?:filter|polic|management)|moderat|safety|context.{0,3}length"
@@ -117,6 +121,11 @@ class ApiConfig:
             raise UsageError(
                 f"temperature must be none or from 0 to {MAX_TEMPERATURE}, got {self.temperature}"
             )
+        if secret := [name for name in _names(self.body) if _SECRET.search(name)]:
+            raise UsageError(
+                f"body.{secret[0]} sounds like a secret, and what is sent is recorded; put the key "
+                "into the environment variable that key_variable names"
+            )
         if taken := sorted(set(self.body) & set(_OWN_FIELDS)):
             raise UsageError(f"body.{taken[0]} can't be set; see the options of the judge api")
         require(self, dict.fromkeys(_MOST, -math.inf), _MOST)
@@ -125,6 +134,14 @@ class ApiConfig:
                 "tries and parallel must be at least 1, timeout positive and wait not negative, "
                 f"got {self.tries}, {self.parallel}, {self.timeout} and {self.wait}"
             )
+
+
+def _names(fields: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    """Names of fields at any depth, as body.NAME has them."""
+    for name, value in fields.items():
+        yield before + name
+        if isinstance(value, Mapping):
+            yield from _names(value, f"{before}{name}.")
 
 
 class ApiJudge(ModelJudge):
