@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 
 from care.artefact import stable
 from care.errors import ModelError
+from care.reading import file_digest
 from care.runs import Run
 from care.vlm import VLM
 
@@ -35,9 +37,6 @@ _FACTS = (
     "tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "added_tokens.json", "*.model",
     "*.tiktoken", "tekken.json", "*processor_config.json", "chat_template*", "*.jinja", "*.py",
 )  # fmt: skip
-
-_PIECE = 1 << 24
-"""Bytes read at once."""
 
 _READERS = 4
 """Files read at once: a disk gives more than one thread can hash."""
@@ -73,13 +72,9 @@ def model_identity(source: str | None, vlm: VLM | None = None) -> dict[str, Any]
 def folder_digest(folder: Path) -> str:
     """SHA-256 of a model's files; ModelError for one that can't be read."""
     files = _files(folder)
-    try:
-        with ThreadPoolExecutor(_READERS) as pool:
-            digests = list(pool.map(_file_digest, files))
-    except OSError as error:
-        raise ModelError(
-            f"The model in {folder} can't be read ({error}); check its files."
-        ) from error
+    digest = partial(file_digest, what="file of the model", error=ModelError)
+    with ThreadPoolExecutor(_READERS) as pool:
+        digests = list(pool.map(digest, files))
     names = (_inside(file, folder).as_posix() for file in files)
     lines = [f"{name} {digest}" for name, digest in zip(names, digests, strict=True)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -116,14 +111,6 @@ def _inside(path: Path, folder: Path) -> Path:
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
-
-
-def _file_digest(path: Path) -> str:
-    hasher = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            hasher.update(piece)
-    return hasher.hexdigest()
 
 
 def _commit(source: str, vlm: VLM | None) -> str | None:
