@@ -1,8 +1,8 @@
 """How far the refusal judge agrees with labels on answers like those of real assistants, by kind.
 
-The answers are in `data/refusal_assistants.jsonl`, written for the purpose (none was taken from a
-model or from a benchmark, and no answers of real assistants were read) and labelled with the
-definition of `care.judges.refusal`:
+The answers are in `data/refusal_assistants.jsonl`, written for the purpose by instances of a
+language model that imitate such assistants (none was taken from a benchmark, and no answers of real
+assistants were read) and labelled by them with the definition of `care.judges.refusal`:
 
     label      full, partial or compliance; `refused` is full
     kind       what the answer does: "impersonal moralising", "unable", "caveat then answer", …
