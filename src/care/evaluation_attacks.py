@@ -14,7 +14,6 @@ made goes on from its checkpoint. Not here: how an image is optimised (`care.att
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,17 +23,17 @@ from typing import TYPE_CHECKING, Any
 from care.attacks.job import AttackJob, made_of, requests_of
 from care.attacks.job import run as make_image
 from care.checks import check_file_name, named_options
-from care.errors import UsageError
+from care.errors import StorageError, UsageError
 from care.evaluate import UNDEFENDED
 from care.evaluation_leaks import refuse_leaks
 from care.evaluation_suites import named_suite
 from care.examples import Example, Suite
 from care.progress import Progress, silent
-from care.reading import read_json
+from care.reading import file_digest, read_json
 from care.run_shapes import ATTACK
 from care.runs import Run
 from care.shapes import check
-from care.storage import storage_errors, to_json
+from care.storage import to_json
 
 if TYPE_CHECKING:
     from care.evaluation_job import EvaluationJob
@@ -256,9 +255,8 @@ def _check_made_of(folder: Path, job: AttackJob, label: str) -> None:
     found = _facts(folder)
     kept = found.get("made_of") or {}
     differing = [key for key in wanted if kept.get(key) != wanted[key]]
-    with storage_errors(f"read {folder / 'image.png'}"):
-        image = (folder / "image.png").read_bytes()
-    if hashlib.sha256(image).hexdigest() != found["images"]["image"]["sha256"]:
+    image = file_digest(folder / "image.png", "image of the attack", error=StorageError)
+    if image != found["images"]["image"]["sha256"]:
         differing.append("picture")
     if differing:
         raise UsageError(

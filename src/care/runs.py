@@ -10,7 +10,6 @@ A run doesn't know what its rows mean; `care.evaluate` does.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
@@ -25,7 +24,7 @@ from typing import Any
 
 from care.errors import DataError, StorageError, UsageError
 from care.machine import machine_facts, peak_memory_gib, versions
-from care.reading import read_json
+from care.reading import file_digest, read_json
 from care.rows import Row, Rows
 from care.secrets import hidden
 from care.shapes import NUMBER, NUMBER_OR_NONE, TEXT_OR_NONE, Kind, check
@@ -195,8 +194,7 @@ class Run:
     def _digest(self, path: Path) -> str | None:
         if not path.is_file():
             return None
-        with storage_errors(f"read {path}"):
-            return hashlib.sha256(path.read_bytes()).hexdigest()
+        return file_digest(path, error=StorageError)
 
     def pin(self, what: str, facts: Mapping[str, Any]) -> None:
         """Hold the run to facts that decide its rows and are found out after it was opened.

@@ -22,7 +22,7 @@ English.
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Literal
 
 from care.judges import stance_answering as answering
 from care.judges import stance_refusing as refusing
@@ -41,7 +41,6 @@ Stance = Literal[
     "answer",
     "plain",
 ]
-STANCES: tuple[Stance, ...] = get_args(Stance)
 
 LONGEST = 1500
 """Characters of a response that are read; what comes later changes no judgement."""
