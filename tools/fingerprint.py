@@ -1,0 +1,261 @@
+"""What the package says and finds, as one JSON file, to show that moving code changed nothing.
+
+    python tools/fingerprint.py take FILE           names, help of every command, a whole job
+    python tools/fingerprint.py run FOLDER FILE     the results of a finished run, such as a demo
+    python tools/fingerprint.py compare A B         what differs; exits with 1 where anything does
+
+The job is attack, diagnosis, repair and proof on a tiny random model with a made-up judge, and an
+evaluation of the repair that it found: everything but the size is real. Two fingerprints taken on
+one machine are equal to the last bit. For another machine, `--tolerance` says how far figures may
+lie apart, and digests are then not compared. Times, dates, memory, the machine, versions and the
+command line are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import inspect
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest.mock import patch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from care import evaluation_job, material, pipeline
+from care.diagnosis import DiagnosisConfig
+from care.inquiry import InquiryConfig
+from care.judges import Judge, Verdict
+from care.neuron_report import NeuronConfig
+from care.stability import StabilityConfig
+
+RESULTS = ("report.json", "diagnosis.json", "table.json")
+"""Files of a run that hold what it found."""
+
+PASSING = frozenset(
+    {"command", "cost", "created", "date", "machine", "peak_memory_gib", "seconds", "versions"}
+)
+"""Keys of results that no two runs share."""
+
+SMALL = InquiryConfig(
+    sites=DiagnosisConfig(
+        windows=(1,), max_attacks=4, max_benign=3, top_sites=1, generate_examples=2, resamples=100
+    ),
+    neurons=NeuronConfig(verified=8, described=0, resamples=100),
+    curves=None,
+    stability=StabilityConfig(splits=10, resamples=100),
+    neuron_prompts=8,
+    reseeded=0,
+    rescanned=3,
+    repair_prompts=4,
+    judged=5,
+)
+"""The diagnosis of a model of four layers."""
+
+
+class MadeUpJudge(Judge):
+    """Refused or not by a hash of the goal and the answer; harmless requests mostly aren't."""
+
+    def __call__(self, goals: Any, responses: Any) -> list[Verdict]:
+        drawn = [
+            zlib.crc32(f"{g}/{a}".encode()) % 10 for g, a in zip(goals, responses, strict=True)
+        ]
+        return [
+            Verdict(refused=number < (1 if "good" in goal else 4), degenerate=False, on_goal=True)
+            for goal, number in zip(goals, drawn, strict=True)
+        ]
+
+
+def take() -> dict[str, Any]:
+    """The fingerprint of the package that is imported."""
+    with TemporaryDirectory() as folder, contextlib.chdir(folder):  # paths are part of what is told
+        return {"names": names(), "help": helps(), "job": tiny_job(Path())}
+
+
+def names() -> dict[str, str]:
+    """The public names, with their signatures where they can be called."""
+    import care
+
+    told = {}
+    for name in sorted(care.__all__):
+        found = getattr(care, name)
+        try:
+            told[name] = str(inspect.signature(found))
+        except (TypeError, ValueError):
+            told[name] = type(found).__name__
+    return told
+
+
+def helps() -> dict[str, str]:
+    """The help of `care` and of every command below it, 100 columns wide."""
+    told: dict[str, str] = {}
+    waiting: list[tuple[str, ...]] = [()]
+    while waiting:
+        command = waiting.pop()
+        text = _help(command)
+        told[" ".join(("care", *command))] = text
+        waiting += [(*command, name) for name in _commands(text)]
+    return told
+
+
+def _help(command: tuple[str, ...]) -> str:
+    code = "import sys; sys.argv[0] = 'care'; from care.cli import main; main()"
+    shown = {"COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1", "TERM": "dumb"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command, "--help"],
+        env={**os.environ, **shown},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+def _commands(text: str) -> Iterator[str]:
+    """The commands that a help lists, in the box of that name."""
+    inside = False
+    for line in text.splitlines():
+        if "Commands" in line:
+            inside = True
+        elif inside and line.startswith(("│ ", "| ")) and line[2:3].strip():
+            yield line[2:].split()[0]
+        elif inside and line.startswith(("╰", "+--", "└")):
+            inside = False
+
+
+def tiny_job(folder: Path) -> dict[str, Any]:
+    """What `care repair`, `care diagnose` and `care evaluate` find on a tiny random model."""
+    import tiny
+
+    vlm = tiny.tiny_vlm()
+    files = own_files(folder)
+    options: dict[str, Any] = {"batch_size": 8, "max_new_tokens": 4}
+    with (
+        patch.object(pipeline, "load_model", lambda job: vlm),
+        patch.object(pipeline, "make_judge", lambda job: MadeUpJudge()),
+        patch.object(pipeline, "InquiryConfig", lambda: SMALL),
+        patch.object(material, "Judge", MadeUpJudge),
+        patch.object(evaluation_job, "load_model", lambda job: vlm),
+        patch.object(evaluation_job, "rules_of", lambda job: MadeUpJudge()),
+    ):
+        pipeline.repair(pipeline.Job(out=folder / "repair", test_length=8, **options, **files))
+        pipeline.diagnose(pipeline.Job(out=folder / "diagnose", test_length=8, **options, **files))
+        evaluation_job.evaluate(
+            evaluation_job.EvaluationJob(
+                suites=tuple(map(str, files.values())),
+                repairs=(folder / "repair" / "repair",),
+                allow_leaks=True,
+                limit=20,
+                out=folder / "evaluate",
+                **options,
+            )
+        )
+    return {name: results(folder / name) for name in ("repair", "diagnose", "evaluate")}
+
+
+def own_files(folder: Path) -> dict[str, Path]:
+    """120 attacks and 120 harmless requests, half of either with a picture."""
+    import tiny
+
+    for place in range(20):
+        tiny.picture(place).save(folder / f"{place}.png")
+    paths = {}
+    for name, word, kind in (("attacks", "bad", "malicious"), ("benign", "good", "benign")):
+        lines = []
+        for i in range(120):
+            line: dict[str, Any] = {"id": f"{word}{i}", "prompt": f"{word} thing {i}?"}
+            line |= {"goal": f"{word} {i}", "kind": kind}
+            line |= {"images": [f"{i // 2 % 20}.png"]} if i % 2 else {}
+            lines.append(json.dumps(line) + "\n")
+        paths[name] = folder / f"{name}.jsonl"
+        paths[name].write_text("".join(lines))
+    return paths
+
+
+def results(run: Path) -> dict[str, Any]:
+    """What a run found: its JSON without what passes, and the files of its repair by digest."""
+    found: dict[str, Any] = {
+        name: lasting(json.loads((run / name).read_text("utf-8")))
+        for name in RESULTS
+        if (run / name).exists()
+    }
+    files = sorted(path for path in (run / "repair").rglob("*") if path.is_file())
+    found["repair"] = {
+        str(path.relative_to(run / "repair")): _file(path) for path in files if path.suffix != ".md"
+    }
+    return found
+
+
+def _file(path: Path) -> Any:
+    if path.suffix == ".json":
+        return lasting(json.loads(path.read_text("utf-8")))
+    return sha256(path.read_bytes()).hexdigest()
+
+
+def lasting(value: Any) -> Any:
+    """A tree without what no two runs share."""
+    if isinstance(value, dict):
+        return {key: lasting(item) for key, item in value.items() if key not in PASSING}
+    return [lasting(item) for item in value] if isinstance(value, list) else value
+
+
+def differences(one: Any, other: Any, tolerance: float, path: str = "") -> Iterator[str]:
+    """Every place where two trees differ; figures by more than `tolerance` (relative)."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in sorted({*one, *other}):
+            if key not in one or key not in other:
+                yield f"{path}/{key}: {'added' if key in other else 'gone'}"
+            else:
+                yield from differences(one[key], other[key], tolerance, f"{path}/{key}")
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        for place, (left, right) in enumerate(zip(one, other, strict=True)):
+            yield from differences(left, right, tolerance, f"{path}/{place}")
+    elif isinstance(one, float) and isinstance(other, float) and tolerance:
+        if not math.isclose(one, other, rel_tol=tolerance, abs_tol=tolerance):
+            yield f"{path}: {one} became {other}"
+    elif one != other and not (tolerance and _is_digest(one) and _is_digest(other)):
+        yield f"{path}: {_short(one)} became {_short(other)}"
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 200 else text[:200] + "…"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("take").add_argument("file", type=Path)
+    of_run = commands.add_parser("run")
+    of_run.add_argument("folder", type=Path)
+    of_run.add_argument("file", type=Path)
+    compare = commands.add_parser("compare")
+    compare.add_argument("files", type=Path, nargs=2)
+    compare.add_argument("--tolerance", type=float, default=0.0)
+    asked = parser.parse_args()
+    if asked.command == "compare":
+        one, other = (json.loads(path.read_text("utf-8")) for path in asked.files)
+        found = list(differences(one, other, asked.tolerance))
+        print("\n".join(found) or "equal")
+        return bool(found)
+    made = take() if asked.command == "take" else results(asked.folder)
+    asked.file.write_text(json.dumps(made, indent=1, sort_keys=True) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
