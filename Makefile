@@ -101,6 +101,7 @@ demo: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/deptry src
 	$(BIN)/deptry --ignore DEP002,DEP004 src tests benchmarks examples
 

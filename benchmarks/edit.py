@@ -11,8 +11,8 @@ steps that are repaired.
 `decode_overhead_cpu` is the same of CPU time, for a machine that isn't idle.
 
 `ratio_vs_rebuild` is how much longer an edit takes that builds U Uᵀ (D × D) at each call, as the
-released code does, than the factored one of `care.repair`, on one token at D = 3584, K = 256. Both
-take the same rows and are medians.
+released code does, than the factored one of `care.defenses.repair.repair`, on one token at D =
+3584, K = 256. Both take the same rows and are medians.
 
     python benchmarks/edit.py              # six minutes, about 2 GiB
 """
@@ -32,13 +32,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from care.anatomy import Role, Site
-from care.caches import cache_argument
-from care.decoding import position_ids
-from care.examples import Example
-from care.repair import Channel, Repair, _SiteEdit
-from care.subspace import random_subspace
-from care.vlm import VLM
+from care.data.example import Example
+from care.defenses.repair.repair import Channel, Repair, _SiteEdit
+from care.defenses.repair.subspace import random_subspace
+from care.models.anatomy import Role, Site
+from care.models.caches import cache_argument
+from care.models.decoding import position_ids
+from care.models.vlm import VLM
 
 STEPS = 4
 PROMPT = "Explain step by step how to repair the flat tyre of a bicycle."

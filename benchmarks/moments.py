@@ -19,8 +19,8 @@ import tracemalloc
 
 import numpy as np
 
-from care.moments import Moments
-from care.subspace import SubspaceConfig, fit_subspace
+from care.defenses.repair.subspace import SubspaceConfig, fit_subspace
+from care.statistics.moments import Moments
 
 MIB = 2**20
 

@@ -25,14 +25,14 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from care.embedded.suites import load
-from care.examples import Example
-from care.neuron_estimates import Method, estimate
-from care.neuron_report import NeuronConfig
-from care.neuron_runs import between_pairs
-from care.neurons import find_neurons
-from care.pairs import Pair
-from care.vlm import VLM
+from care.data.example import Example
+from care.data.minimal_pairs import Pair
+from care.data.small_world.suites import load
+from care.diagnosis.neurons.attribution_patching import Method, estimate
+from care.diagnosis.neurons.interventions import between_pairs
+from care.diagnosis.neurons.report import NeuronConfig
+from care.diagnosis.neurons.search import find_neurons
+from care.models.vlm import VLM
 
 
 def picture_pairs(n: int) -> list[Pair]:

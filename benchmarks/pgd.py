@@ -27,13 +27,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from care.anatomy import Role
-from care.attacks.objective import Objective, attackable
-from care.attacks.pixels import PixelPath, to_picture
-from care.embedded.attack import requests
-from care.embedded.lessons import unrelated
-from care.embedded.pictures import seeded
-from care.vlm import VLM
+from care.attacks.loss import Objective, attackable
+from care.attacks.preprocessing import PixelPath, to_picture
+from care.data.small_world.pictures import seeded
+from care.data.small_world.scenes import unrelated
+from care.models.anatomy import Role
+from care.models.embedded.attack import requests
+from care.models.vlm import VLM
 
 Step = Callable[[Tensor], tuple[float, Tensor]]
 

@@ -1,9 +1,9 @@
 """What an exact scan costs: every FFN and attention output of every layer, removed one at a time.
 
 `ratio_vs_full_forward` is how much longer the scan takes with one full forward pass for each
-removal than as `care.scan` does it, which runs each removal from its own layer on. The same
-prompts (half of them beside a picture), batches, ablation (means per position class) and figures;
-whole scans, their own clean passes and checks included, in the order B A B in one process.
+removal than as `care.diagnosis.scan` does it, which runs each removal from its own layer on. The
+same prompts (half of them beside a picture), batches, ablation (means per position class) and
+figures; whole scans, their own clean passes and checks included, in the order B A B in one process.
 
 `ratio_vs_nnsight` is the same against a scan written with nnsight, which is an extra: `pip install
 -e '.[bench]'`. It has one `trace` per removal and takes the last position of the model's logits,
@@ -31,15 +31,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from care.ablation import ablate, position_classes
-from care.activations import collect
-from care.anatomy import Role, Site
-from care.decoding import PLAIN_POSITIONS, position_ids
-from care.embedded import suites
-from care.examples import Example
-from care.replay import cache_bytes
-from care.scan import Removal, scan
-from care.vlm import VLM
+from care.data.example import Example
+from care.data.small_world import suites
+from care.diagnosis.ablation import ablate, position_classes
+from care.diagnosis.activation_means import collect
+from care.diagnosis.scan import Removal, scan
+from care.models.anatomy import Role, Site
+from care.models.decoding import PLAIN_POSITIONS, position_ids
+from care.models.replay import cache_bytes
+from care.models.vlm import VLM
 
 Means = dict[Site, Tensor]
 

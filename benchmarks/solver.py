@@ -24,8 +24,8 @@ import numpy as np
 from scipy.linalg import eigh
 from threadpoolctl import threadpool_limits
 
-from care.eigen import generalized_eigh
-from care.moments import Moments, ledoit_wolf
+from care.defenses.repair.eigensolver import generalized_eigh
+from care.statistics.moments import Moments, ledoit_wolf
 
 
 def make_rows(width: int, n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -55,7 +55,8 @@ import torch
 from scipy.linalg import cho_factor, cho_solve, eigh
 from torch import Tensor, nn
 
-from care.embedded import load, suites
+from care.data.small_world import suites
+from care.models.embedded.cache import load
 
 ATTACKS = (
     "direct",  # mostly refused: the refusals to fit on

@@ -23,7 +23,7 @@ def embedded_vlm():
     Offline and never assembled, it is skipped on a person's machine and an error in CI.
     """
     from care.errors import DownloadError
-    from care.vlm import VLM
+    from care.models.vlm import VLM
 
     try:
         return VLM.embedded()

@@ -8,10 +8,10 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 import tiny
-from care.anatomy import Site
-from care.gate import Gate
-from care.repair import Channel, Repair
-from care.subspace import Subspace
+from care.defenses.repair.gate import Gate
+from care.defenses.repair.repair import Channel, Repair
+from care.defenses.repair.subspace import Subspace
+from care.models.anatomy import Site
 
 NUMBERS, FACTS = "repair.safetensors", "repair.json"
 

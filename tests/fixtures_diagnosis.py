@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from care.faithfulness import FaithfulnessConfig, faithfulness
-from care.stability import Effects, StabilityConfig, agreement, families, halves
-from care.verdict import verdict
+from care.diagnosis.faithfulness import FaithfulnessConfig, faithfulness
+from care.diagnosis.reliability import Effects, StabilityConfig, agreement, families, halves
+from care.report.conclusions import verdict
 
 N_LAYERS = 30
 N_EXAMPLES = 24

@@ -1,7 +1,7 @@
 """Random channels with and without gates, and what a repair has to make of activations.
 
-The formula of `care.repair`'s header is written down here once more, plainly and in float64: with
-D × D matrices, one channel after the other, and norms of whole corrections.
+The formula of `care.defenses.repair.repair`'s header is written down here once more, plainly and in
+float64: with D × D matrices, one channel after the other, and norms of whole corrections.
 """
 
 from dataclasses import replace
@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 import tiny
-from care.anatomy import Site, scope_mask
-from care.gate import Gate
-from care.hooks import edit, read
-from care.repair import Channel
-from care.subspace import random_subspace
+from care.defenses.repair.gate import Gate
+from care.defenses.repair.repair import Channel
+from care.defenses.repair.subspace import random_subspace
+from care.models.anatomy import Site, scope_mask
+from care.models.hooks import edit, read
 
 SITE = Site(1, "ffn_out")
 FULLY_OPEN, SHUT = (-2e5, -1e5), (1e5, 2e5)

@@ -18,9 +18,9 @@ from typing import Any
 
 from PIL import Image
 
-from care.suites import mm_safetybench, yes_no
-from care.suites.advbench import _GROUPS
-from care.suites.choices import _TEST
+from care.data.benchmarks import mm_safetybench, yes_no
+from care.data.benchmarks.advbench import _GROUPS
+from care.data.benchmarks.choices import _TEST
 
 
 @dataclass

@@ -15,9 +15,9 @@ from __future__ import annotations
 import torch
 
 import tiny
-from care.examples import Example
-from care.pairs import Pair
-from care.vlm import VLM
+from care.data.example import Example
+from care.data.minimal_pairs import Pair
+from care.models.vlm import VLM
 
 LAYER, NEURON = 2, 5
 TRIGGER, STOP = "!", "."

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 import tiny
-from care.ablation import DECISION, N_CLASSES, ablate, first_needed, position_classes
-from care.anatomy import Role, Site
+from care.data.minimal_pairs import align
+from care.diagnosis.ablation import DECISION, N_CLASSES, ablate, first_needed, position_classes
 from care.errors import SiteError, UsageError
-from care.hooks import read
-from care.pairs import align
-from care.vlm import VLM
+from care.models.anatomy import Role, Site
+from care.models.hooks import read
+from care.models.vlm import VLM
 
 EXAMPLES = tiny.mixed_examples(5)
 FFN, MHSA, LAYER, NEURONS = (

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import tiny
-from care.anatomy import Anatomy, Role, Site, roles_of_inputs, scope_mask
 from care.errors import ModelError, SiteError
-from care.hooks import read
-from care.vlm import VLM
+from care.models.anatomy import Anatomy, Role, Site, roles_of_inputs, scope_mask
+from care.models.hooks import read
+from care.models.vlm import VLM
 
 IMAGE = tiny.SPECIAL.index("<image>")
 

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
-from care.anatomy import Site
-from care.artefact import card, load, model_facts, save
+from care.defenses.artefact import card, load, model_facts, save
+from care.defenses.repair.repair import Channel, Repair
 from care.errors import ArtefactError
-from care.repair import Channel, Repair
-from care.vlm import VLM
+from care.models.anatomy import Site
+from care.models.vlm import VLM
 from fixtures_artefact import FACTS, NUMBERS, a_gate, made, subspace
 
 few = settings(max_examples=30, deadline=None)

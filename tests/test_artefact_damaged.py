@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
-from care.artefact import FORMAT, load, save
+from care.defenses.artefact import FORMAT, load, save
+from care.defenses.repair.repair import Repair
 from care.errors import ArtefactError, StorageError, UsageError
-from care.repair import Repair
 from fixtures_artefact import FACTS, NUMBERS, made, numbers, rewrite, state
 
 few = settings(max_examples=30, deadline=None)

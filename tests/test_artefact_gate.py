@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tiny
-from care.artefact import load, save
+from care.defenses.artefact import load, save
 from care.errors import ArtefactError
 from fixtures_artefact import made, rewrite
 

@@ -8,19 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from care.attacks import (
-    PUBLISHED,
-    PGDConfig,
-    corpus_requests,
-    image_for_each,
-    image_loss,
-    pgd,
-    preset,
-    universal_image,
-)
-from care.attacks.descent import State, advance, checkpoints, first_pixels, schedule
+from care.attacks import pgd
+from care.attacks.optimisers import State, advance, checkpoints, first_pixels, schedule
+from care.attacks.pgd import corpus_requests, image_for_each, image_loss, universal_image
+from care.attacks.presets import PUBLISHED, PGDConfig, preset
+from care.data.example import Example
 from care.errors import UsageError
-from care.examples import Example
 from tiny import picture, tiny_vlm
 
 GOALS = ["wash a car", "build a small house from wood", "do this"]

@@ -13,12 +13,13 @@ from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProce
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import tiny
-from care.attacks import PGDConfig, image_loss, universal_image
-from care.attacks.objective import Objective
-from care.attacks.pixels import Patches, PixelPath, to_picture
+from care.attacks.loss import Objective
+from care.attacks.pgd import image_loss, universal_image
+from care.attacks.preprocessing import Patches, PixelPath, to_picture
+from care.attacks.presets import PGDConfig
+from care.data.example import Example
 from care.errors import ModelError
-from care.examples import Example
-from care.vlm import VLM
+from care.models.vlm import VLM
 
 GOALS = ["wash a car", "build a small house from wood", "do this", "picture soap"]
 EXAMPLES = [Example(f"g{i}", f"How do you {goal}?") for i, goal in enumerate(GOALS)]

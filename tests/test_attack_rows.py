@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from care.anatomy import Role, Site
-from care.attacks.objective import Objective, attackable
-from care.attacks.pixels import PixelPath
-from care.examples import Example
-from care.hooks import edit
-from care.repair import Repair
+from care.attacks.loss import Objective, attackable
+from care.attacks.preprocessing import PixelPath
+from care.data.example import Example
+from care.defenses.repair.repair import Repair
+from care.models.anatomy import Role, Site
+from care.models.hooks import edit
 from fixtures_repair import a_gate, made
 from tiny import picture, tiny_vlm
 

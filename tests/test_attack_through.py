@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from care.anatomy import Role, Site
-from care.attacks import PGDConfig, Through, image_loss, universal_image
-from care.attacks.objective import Objective
-from care.attacks.pixels import PixelPath
-from care.attacks.through import Evasion, _SoftEdit
-from care.attacks.transfer import beside, transfer_and_adaptive
+from care.attacks.adaptive import Evasion, Through, _SoftEdit
+from care.attacks.loss import Objective
+from care.attacks.pgd import image_loss, universal_image
+from care.attacks.preprocessing import PixelPath
+from care.attacks.presets import PGDConfig
+from care.data.example import Example, Suite
+from care.defenses.repair.repair import Repair, _Insides, _SiteEdit
 from care.errors import UsageError
-from care.examples import Example, Suite
-from care.hooks import edit, read
-from care.judges import Judge
-from care.repair import Repair, _Insides, _SiteEdit
+from care.evaluation.transfer import beside, transfer_and_adaptive
+from care.judges.base import Judge
+from care.models.anatomy import Role, Site
+from care.models.hooks import edit, read
 from fixtures_repair import FULLY_OPEN, SHUT, SITE, a_gate, made
 from tiny import WIDTH, picture, tiny_vlm
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
-from care.attribution import (
+from care.diagnosis.token_attribution import (
     official_text_scores,
     official_visual_scores,
     sink_mask,

@@ -17,21 +17,24 @@ from PIL import Image
 from transformers import LlamaConfig
 
 import tiny
-from care import cli, pipeline, storage
-from care.anatomy import Site
-from care.artefact import FORMAT, model_facts
-from care.attacks import PRESETS, AttackResult
-from care.contrast import Contrast, activations
-from care.embedded import attack
-from care.examples import Example
-from care.examples_file import read_suite
-from care.gate import Gate
-from care.material import Material
-from care.moments import Moments
-from care.repair import Channel, Repair
-from care.runs import Run
-from care.subspace import SubspaceConfig, fit_subspace, random_subspace
-from care.vlm import VLM
+from care.attacks.pgd import AttackResult
+from care.attacks.presets import PRESETS
+from care.data.example import Example
+from care.data.jsonl import read_suite
+from care.defenses.artefact import FORMAT, model_facts
+from care.defenses.repair.contrast import Contrast, activations
+from care.defenses.repair.fitting_data import Material
+from care.defenses.repair.gate import Gate
+from care.defenses.repair.repair import Channel, Repair
+from care.defenses.repair.subspace import SubspaceConfig, fit_subspace, random_subspace
+from care.interfaces.cli import app as cli
+from care.models.anatomy import Site
+from care.models.embedded import attack
+from care.models.vlm import VLM
+from care.pipeline import workflow as pipeline
+from care.runs import files as storage
+from care.runs.run import Run
+from care.statistics.moments import Moments
 from fixtures_artefact import state
 
 SITE = Site(1, "ffn_out")

@@ -5,15 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import care.channels as channels
 import tiny
-from care.anatomy import Site
-from care.channels import ChannelEffect, recommend, recommended, scan_channels, scanned_sites
+from care.defenses.repair.fitting_data import Material, material_from, material_to
+from care.defenses.repair.repair import MODALITIES, Channel, Modality, Repair
+from care.defenses.repair.subspace import random_subspace
+from care.diagnosis import channel_scan as channels
+from care.diagnosis.channel_scan import (
+    ChannelEffect,
+    recommend,
+    recommended,
+    scan_channels,
+    scanned_sites,
+)
 from care.errors import DataError
-from care.material import Material, material_from, material_to
-from care.repair import MODALITIES, Channel, Modality, Repair
-from care.statistics import Interval
-from care.subspace import random_subspace
+from care.models.anatomy import Site
+from care.statistics.intervals import Interval
 from test_fitting import asked, material
 
 

@@ -11,20 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from care import cli
 from care.attacks.job import AttackJob
-from care.checks import MAX_NAME, check_file_name, require, require_level
-from care.constants import ConstantConfig
-from care.diagnosis import DiagnosisConfig
-from care.effects import EffectsConfig
+from care.diagnosis.causal_mediation import EffectsConfig
+from care.diagnosis.faithfulness import FaithfulnessConfig
+from care.diagnosis.neurons.report import NeuronConfig
+from care.diagnosis.optimal_constants import ConstantConfig
+from care.diagnosis.reliability import StabilityConfig
+from care.diagnosis.site_results import DiagnosisConfig
 from care.errors import UsageError
-from care.evaluation_attacks import ImageAttack
-from care.evaluation_job import EvaluationJob
-from care.faithfulness import FaithfulnessConfig
-from care.jobs import Job
+from care.evaluation.adaptive import ImageAttack
+from care.evaluation.job import EvaluationJob
+from care.interfaces.cli import app as cli
 from care.judges.registry import make_judge
-from care.neuron_report import NeuronConfig
-from care.stability import StabilityConfig
+from care.pipeline.config import Job
+from care.runs.options import MAX_NAME, check_file_name, require, require_level
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import pytest
 
 import care
-from care import cli, pipeline
 from care.errors import UsageError
-from care.jobs import Job
+from care.interfaces.cli import app as cli
+from care.pipeline import workflow as pipeline
+from care.pipeline.config import Job
 from fixtures_report import report_tree
 
 JOB_DEFAULTS = {
@@ -61,7 +62,7 @@ def calls(monkeypatch):
 
 def test_help_is_quick_because_nothing_heavy_is_imported():
     code = (
-        "import sys; from care.cli import main; code = main(['--help']);"
+        "import sys; from care.interfaces.cli.app import main; code = main(['--help']);"
         "heavy = {'torch', 'transformers', 'scipy', 'sklearn', 'numpy'};"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules); sys.exit(code)"
     )
@@ -166,7 +167,7 @@ def test_ctrl_c(calls, monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "repair", interrupted)
     assert cli.main(["repair"]) == 130
     assert capsys.readouterr().err == ("interrupted; what is done is kept, go on with --resume\n")
-    monkeypatch.setattr("care.report.load_report", interrupted)
+    monkeypatch.setattr("care.report.files.load_report", interrupted)
     assert cli.main(["report", "x"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
@@ -182,18 +183,18 @@ def test_a_mistake_of_ours_is_not_swallowed(calls, monkeypatch):
 
 def test_warnings_of_care_are_one_line_and_of_others_none(calls, monkeypatch, capsys):
     def warn(*_, **__):
-        for module in ("care.artefact", "transformers.modeling"):
+        for module in ("care.defenses.artefact", "transformers.modeling"):
             message = f"from {module}"
             warnings.warn_explicit(message, UserWarning, "file.py", 1, module=module)
         return Path("repair")
 
     monkeypatch.setattr(pipeline, "fit", warn)
     assert cli.main(["fit"]) == 0
-    assert capsys.readouterr().err == "Warning: from care.artefact\n"
+    assert capsys.readouterr().err == "Warning: from care.defenses.artefact\n"
 
 
 def test_report_is_written_anew(tmp_path, capsys):
-    from care.report import write_report
+    from care.report.files import write_report
 
     page, numbers = write_report(report_tree(), tmp_path)
     before = numbers.read_bytes()
@@ -215,7 +216,7 @@ def test_public_names():
 
 
 def test_evaluate_is_called_whatever_was_imported_first():
-    for first in ("care", "care.evaluate"):
+    for first in ("care", "care.evaluation", "care.evaluation.runner"):
         code = (
             f"import {first}; import care; from care.errors import UsageError\n"
             "try: care.evaluate(None, [], [], judge=None)\n"
@@ -256,8 +257,9 @@ def test_an_option_is_given_once_or_may_be_repeated(words, capsys):
 def test_sigterm_ends_as_ctrl_c_does(tmp_path):
     script = (
         "import os, signal, sys, time\n"
-        "from care import cli, pipeline\n"
-        "from care.runs import Run\n"
+        "from care.interfaces.cli import app as cli\n"
+        "from care.pipeline import workflow as pipeline\n"
+        "from care.runs.run import Run\n"
         "def job(given, progress):\n"
         "    with Run(given.out, resume=given.resume) as run:\n"
         "        run.add({'key': 'first'})\n"
@@ -279,12 +281,9 @@ def test_what_the_terminal_cant_show_is_an_escape(encoding, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "from \u2192 to 😀 \\ud83d", "kind": "benign"}\n', encoding="utf-8")
     for arguments, code in ((["suites", "show", str(path)], 0), (["report", "no\udcff"], 2)):
+        script = f"from care.interfaces.cli.app import main; raise SystemExit(main({arguments!a}))"
         ended = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                f"import sys; from care import cli; sys.exit(cli.main({arguments!a}))",
-            ],
+            [sys.executable, "-c", script],
             capture_output=True,
             check=False,
             env={**os.environ, "PYTHONIOENCODING": encoding},

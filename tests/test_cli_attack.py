@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from care import cli
 from care.attacks import job as jobs
 from care.attacks import pgd
 from care.attacks.job import AttackJob
-from care.embedded import attack as embedded_attack
-from care.examples import Example
-from care.repair import Repair
-from care.vlm import VLM
+from care.data.example import Example
+from care.defenses.repair.repair import Repair
+from care.interfaces.cli import app as cli
+from care.models.embedded import attack as embedded_attack
+from care.models.vlm import VLM
 from fixtures_repair import a_gate, made
 from tiny import picture, tiny_vlm
 
@@ -147,8 +147,8 @@ def test_an_attack_through_a_repair(run, repair, tmp_path):
 
 
 def test_both_threat_models_are_compared(run, repair, tmp_path, monkeypatch):
-    from care import jobs as main_jobs
-    from care.judges import Judge
+    from care.judges.base import Judge
+    from care.pipeline import config as main_jobs
 
     monkeypatch.setattr(main_jobs, "make_judge", lambda job: Judge())
     monkeypatch.setattr(jobs, "HELD_OUT", 2)

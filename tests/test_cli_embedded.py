@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from care import cli
-from care.embedded.train import TrainConfig
+from care.interfaces.cli import app as cli
+from care.models.embedded.train import TrainConfig
 
 COMMANDS = {
     "suites": ("list", "show", "check"),
@@ -54,21 +54,21 @@ def test_wrong_use_exits_with_2(arguments, capsys):
 
 
 def test_the_folder_of_the_base_model(monkeypatch, tmp_path, capsys):
-    from care import embedded
+    from care.models.embedded import cache
 
     monkeypatch.setenv("CARE_CACHE", str(tmp_path))
     assert cli.main(["embedded", "base"]) == 0
     shown = capsys.readouterr()
     assert shown.out.strip().startswith(str(tmp_path))
     assert "assemble" in shown.err
-    monkeypatch.setattr(embedded, "ensure_base", lambda: tmp_path / "base")
+    monkeypatch.setattr(cache, "ensure_base", lambda: tmp_path / "base")
     assert cli.main(["embedded", "assemble"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "base")
 
 
 def test_check_prints_the_behaviours(monkeypatch, capsys):
-    from care.embedded import check
-    from care.vlm import VLM
+    from care.models.embedded import check
+    from care.models.vlm import VLM
 
     found = {"refuses direct": {"rate": 0.95, "low": 0.9, "high": 0.98, "n": 7}}
     asked = []
@@ -82,8 +82,8 @@ def test_check_prints_the_behaviours(monkeypatch, capsys):
 
 
 def test_a_check_that_falls_short_exits_with_1_and_prints_all_the_same(monkeypatch, capsys):
-    from care.embedded import check
-    from care.vlm import VLM
+    from care.models.embedded import check
+    from care.models.vlm import VLM
 
     found = {"refuses direct": {"rate": 0.5, "low": 0.38, "high": 0.62, "n": 60}}
     monkeypatch.setattr(VLM, "embedded", lambda dtype: "vlm")
@@ -95,7 +95,7 @@ def test_a_check_that_falls_short_exits_with_1_and_prints_all_the_same(monkeypat
 
 
 def test_train_runs_the_recipe(monkeypatch, tmp_path, capsys):
-    from care.embedded import cache, train
+    from care.models.embedded import cache, train
 
     asked = {}
     model = SimpleNamespace(set_attn_implementation=lambda name: asked.update(attention=name))
@@ -130,8 +130,8 @@ def test_train_runs_the_recipe(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["train", "attack"])
 def test_a_folder_in_use_is_not_mixed_with(name, tmp_path, capsys, monkeypatch):
-    from care.embedded import attack, train
-    from care.vlm import VLM
+    from care.models.embedded import attack, train
+    from care.models.vlm import VLM
 
     monkeypatch.setattr(VLM, "embedded", lambda: "vlm")
     monkeypatch.setattr(attack, "make", lambda vlm, out, log: [out / "a.png"])
@@ -150,7 +150,7 @@ def test_a_folder_in_use_is_not_mixed_with(name, tmp_path, capsys, monkeypatch):
 def test_ctrl_c_ends_a_check_with_one_sentence(embedded_vlm, tmp_path):
     # A shell starts background jobs with SIGINT ignored, and children inherit that.
     process = subprocess.Popen(
-        [sys.executable, "-m", "care.cli", "embedded", "check", "--json"],
+        [sys.executable, "-m", "care.interfaces.cli.app", "embedded", "check", "--json"],
         stdout=subprocess.PIPE,
         stderr=(tmp_path / "log").open("w"),
         process_group=0,

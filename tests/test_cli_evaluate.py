@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from care import cli, evaluation_job
+from care.data.contamination import SCHEME, goal_digests
+from care.data.example import Example, Suite
 from care.errors import DataError, UsageError
-from care.evaluation_job import EvaluationJob
-from care.examples import Example, Suite
-from care.judges import Judge
+from care.evaluation import job as evaluation_job
+from care.evaluation.job import EvaluationJob
+from care.interfaces.cli import app as cli
+from care.judges.base import Judge
 from care.judges.models import Finding
 from care.judges.registry import JUDGES, Entry
-from care.leaks import SCHEME, goal_digests
 from fixtures_judges import Scripted
 from test_evaluate import FakeDefense, FakeVLM
 from test_judges_api import Server, by_answer, completion
@@ -34,7 +35,8 @@ def world(monkeypatch, tmp_path):
     monkeypatch.setattr(evaluation_job, "load_model", load)
     monkeypatch.setattr(evaluation_job, "rules_of", lambda job: Judge())
     monkeypatch.setattr(
-        "care.repair.Repair.from_pretrained", lambda path, vlm=None: FakeDefense(late=True)
+        "care.defenses.repair.repair.Repair.from_pretrained",
+        lambda path, vlm=None: FakeDefense(late=True),
     )
     monkeypatch.chdir(tmp_path)
     attacks = [
@@ -189,7 +191,7 @@ def test_a_corrupt_picture_is_a_recorded_row(world, monkeypatch, capsys):
         for i, path in enumerate(("good.png", "bad.png", "good.png"))
     )
     suite = Suite("typo", "attack", examples)
-    monkeypatch.setattr("care.evaluation_suites.load_suite", lambda name, **options: suite)
+    monkeypatch.setattr("care.evaluation.suites.load_suite", lambda name, **options: suite)
     assert cli.main(["evaluate", "m", "--suite", "typo", "--out", "run"]) == 0
     assert "(1 failed)" in capsys.readouterr().out
     tree = json.loads(Path("run/table.json").read_text())
@@ -249,7 +251,9 @@ def test_a_repair_tells_its_leaks_itself(world, capsys, monkeypatch):
     repair = FakeDefense(late=True)
     digests = sorted(goal_digests(own))
     repair.manifest = {"fitted_on": {"goals": {"scheme": SCHEME, "digests": digests}}}
-    monkeypatch.setattr("care.repair.Repair.from_pretrained", lambda path, vlm=None: repair)
+    monkeypatch.setattr(
+        "care.defenses.repair.repair.Repair.from_pretrained", lambda path, vlm=None: repair
+    )
     given = [*ARGUMENTS, "--repair", "care"]
     assert cli.main(given) == 2
     said = capsys.readouterr().err

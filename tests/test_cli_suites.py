@@ -5,9 +5,10 @@ import json
 import pytest
 
 import fixtures_suites as copies
-from care import cli
-from care.embedded import suites as world
-from care.suites import REGISTRY, tables
+from care.data import tables
+from care.data.registry import REGISTRY
+from care.data.small_world import suites as world
+from care.interfaces.cli import app as cli
 
 
 @pytest.fixture(autouse=True)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import planted
-from care.ablation import ablate
-from care.activations import collect
-from care.anatomy import Site
-from care.compared import Compared
-from care.neuron_repair import NeuronRepair
-from care.neuron_runs import neuron_means
+from care.defenses.neuron_suppression import NeuronRepair
+from care.diagnosis.ablation import ablate
+from care.diagnosis.activation_means import collect
+from care.diagnosis.compared import Compared
+from care.diagnosis.neurons.interventions import neuron_means
+from care.models.anatomy import Site
 
 
 @pytest.fixture(scope="module")

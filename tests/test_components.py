@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import tiny
-from care.activations import goals_of
-from care.anatomy import Site
-from care.components import MUCH, compare, compare_both, matched_removals
+from care.diagnosis.activation_means import goals_of
+from care.diagnosis.component_contrast import MUCH, compare, compare_both, matched_removals
+from care.diagnosis.scan import Removal, scan
 from care.errors import UsageError
-from care.scan import Removal, scan
-from care.statistics import bootstrap_mean
+from care.models.anatomy import Site
+from care.statistics.intervals import bootstrap_mean
 
 EXAMPLES = tiny.mixed_examples(6)
 interval = partial(bootstrap_mean, groups=goals_of(EXAMPLES), n=300)
@@ -73,7 +73,7 @@ def test_a_component_that_only_removes_more_doesnt_survive_matching():
     asked = []
 
     def rescan(scaled):
-        from care.scan import Scan
+        from care.diagnosis.scan import Scan
 
         asked.extend(scaled)
         effects = np.stack([2.0 * removal.scale * values for removal in scaled])

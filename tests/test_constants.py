@@ -5,11 +5,11 @@ import torch
 
 import planted
 import tiny
-from care.activations import collect
-from care.anatomy import Role, Site
-from care.constants import ConstantConfig, divergence, fit_constants
+from care.diagnosis.activation_means import collect
+from care.diagnosis.optimal_constants import ConstantConfig, divergence, fit_constants
 from care.errors import FitError, UsageError
-from care.replay import Replay
+from care.models.anatomy import Role, Site
+from care.models.replay import Replay
 
 EXAMPLES = tiny.mixed_examples(5)
 SITES = [Site(1, "ffn_out"), Site(3, "mhsa_out"), Site(2, "layer_out")]
@@ -62,7 +62,7 @@ def test_the_value_that_a_site_has_anyway_costs_nothing(vlm):
 
 
 def test_the_divergence_is_that_of_the_distributions(vlm, means):
-    from care.ablation import ablate
+    from care.diagnosis.ablation import ablate
 
     site, batch = SITES[0], vlm.batch(EXAMPLES)
     p = vlm.forward(batch, logits_to_keep=1)[:, -1].softmax(-1)
@@ -74,7 +74,7 @@ def test_the_divergence_is_that_of_the_distributions(vlm, means):
 
 
 def test_the_planted_site_is_found_with_constants():
-    from care.scan import Removal, scan
+    from care.diagnosis.scan import Removal, scan
 
     for layer in (0, 3):
         made = planted.vlm(layer)

@@ -10,11 +10,11 @@ from transformers import BloomConfig, Gemma3TextConfig, GPT2Config, LlamaConfig,
 
 import tiny
 from care import Example, Suite
-from care.context import context_limit
 from care.errors import DataError
-from care.evaluate import evaluate
-from care.judges import Judge
-from care.vlm import VLM
+from care.evaluation.runner import evaluate
+from care.judges.base import Judge
+from care.models.context import context_limit
+from care.models.vlm import VLM
 
 LIMIT = 40
 LOOPS = ["llava", "gemma3"]

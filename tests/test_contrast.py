@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import tiny
-from care.anatomy import Role, Site
-from care.contrast import Contrast, activations, contrast, pool
+from care.data.example import Example
+from care.defenses.repair.contrast import Contrast, activations, contrast, pool
+from care.defenses.repair.fitting_data import Material
 from care.errors import FitError
-from care.examples import Example
-from care.material import Material
+from care.models.anatomy import Role, Site
 
 SITES = [Site(1, "ffn_out"), Site(2, "layer_out"), Site(0, "ffn_neurons")]
 ANSWERS = ["Sure, here is how.", "I'm sorry.", "To wash a car, you'll need water."]

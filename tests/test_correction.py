@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from care.correction import JudgeAccuracy, corrected_rate, rogan_gladen
 from care.errors import DataError, UsageError
-from care.statistics import wilson
+from care.statistics.intervals import wilson
+from care.statistics.judge_error import JudgeAccuracy, corrected_rate, rogan_gladen
 
 
 def test_the_closed_form_and_its_inverse():

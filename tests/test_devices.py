@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import tiny
-from care.devices import device_of, weight_of
+from care.diagnosis.neurons.interpretation import written_tokens
 from care.errors import ModelError
 from care.judges.classifiers import TokenClassifier
-from care.neuron_meaning import written_tokens
-from care.vlm import VLM
+from care.models.devices import device_of, weight_of
+from care.models.vlm import VLM
 from test_judges_models import ANSWERS, GOALS, classifier
 
 EXAMPLES = tiny.mixed_examples(4)

@@ -9,17 +9,17 @@ import torch
 
 import planted
 import tiny
-from care.ablation import ablate
-from care.anatomy import Site
-from care.effects import EffectsConfig, exchange, site_effects
+from care.data.example import Example
+from care.data.minimal_pairs import Pair, make_pairs
+from care.diagnosis.ablation import ablate
+from care.diagnosis.causal_mediation import EffectsConfig, exchange, site_effects
+from care.diagnosis.measures import first_token, passes, refusal_contrast, refusal_log_odds
+from care.diagnosis.scan import windows
 from care.errors import FitError, SiteError, UsageError
-from care.examples import Example
-from care.hooks import read
-from care.metrics import first_token, passes, refusal_contrast, refusal_log_odds
-from care.pairs import Pair, make_pairs
-from care.report import validate
-from care.scan import windows
-from care.vlm import VLM
+from care.models.anatomy import Site
+from care.models.hooks import read
+from care.models.vlm import VLM
+from care.report.check import validate
 from fixtures_report import report_tree
 
 EXAMPLES = tiny.mixed_examples(8)
@@ -95,7 +95,7 @@ def test_measures_that_share_passes_say_what_they_say_alone():
 
 def test_a_wrong_run_breaks_the_identity(monkeypatch):
     """If a patch weren't what it is taken for, the check would say so."""
-    from care import effects
+    from care.diagnosis import causal_mediation as effects
 
     vlm = tiny.tiny_vlm()
     real = effects.Replay.activations

@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from care.embedded import assemble, cache, tower
-from care.embedded.formats import read_gguf, read_onnx
 from care.errors import ArtefactError, UsageError
+from care.models.embedded import assemble, cache, tower
+from care.models.embedded.formats import read_gguf, read_onnx
 
 WIDTH, FFN, LAYERS, HEADS, KV_HEADS = 64, 96, 2, 2, 1
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<reponame>", "<file_sep>"]

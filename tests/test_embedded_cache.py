@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from care.embedded import assemble, cache, fetch
 from care.errors import DownloadError, StorageError
+from care.models.embedded import assemble, cache, fetch
 
 # --- fetching -----------------------------------------------------------------------------------
 

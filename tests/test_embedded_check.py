@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from care.embedded import check
-from care.embedded.check import _SUITES, THRESHOLDS, behaviours, shortfalls
-from care.statistics import wilson
-from care.table import Table
+from care.evaluation.table import Table
+from care.models.embedded import check
+from care.models.embedded.check import _SUITES, THRESHOLDS, behaviours, shortfalls
+from care.statistics.intervals import wilson
 
 
 def row(

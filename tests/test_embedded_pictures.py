@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from care.embedded import pictures, world
-from care.embedded.lessons import unrelated
-from care.embedded.pictures import seeded
+from care.data.small_world import goals as world
+from care.data.small_world import pictures
+from care.data.small_world.pictures import seeded
+from care.data.small_world.scenes import unrelated
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -12,12 +12,13 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from care.embedded import pictures, suites, world
-from care.embedded.lessons import SHAPE_QUESTIONS, unrelated
-from care.embedded.pictures import seeded
+from care.data.example import ExampleKind, SuiteRole
+from care.data.small_world import goals as world
+from care.data.small_world import pictures, suites
+from care.data.small_world.pictures import seeded
+from care.data.small_world.scenes import SHAPE_QUESTIONS, unrelated
+from care.data.text import words
 from care.errors import DataError, UsageError
-from care.examples import ExampleKind, SuiteRole
-from care.judges.text import words
 
 SPLITS = get_args(world.Split)
 ROLES = {
@@ -260,7 +261,7 @@ def test_the_pictures_of_the_test_suites_are_as_they_were(name: str) -> None:
 
 
 def test_the_adversarial_pictures_are_as_they_were() -> None:
-    folder = resources.files("care.embedded").joinpath("adversarial")
+    folder = resources.files("care.data.small_world").joinpath("adversarial")
     found = {
         file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:16]
         for file in folder.iterdir()

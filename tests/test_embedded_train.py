@@ -13,11 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from care.embedded import adapter, descent, lessons, pictures, train, world
-from care.embedded.adapter import SCALE, inject_adapter, merge_adapter
-from care.embedded.descent import Checkpoint, descend, schedule
-from care.embedded.lessons import Lesson
+from care.data.small_world import goals as world
+from care.data.small_world import pictures
+from care.data.small_world import scenes as lessons
+from care.data.small_world.scenes import Lesson
 from care.errors import ArtefactError, StorageError, UsageError
+from care.models.embedded import adapter, descent, train
+from care.models.embedded.adapter import SCALE, inject_adapter, merge_adapter
+from care.models.embedded.descent import Checkpoint, descend, schedule
 from tiny import VISUAL, mixed_examples, tiny_llava
 
 CONFIG = train.TrainConfig(
@@ -376,7 +379,7 @@ def test_other_settings_are_not_mixed_in(uninterrupted: Path, change: dict) -> N
 
 
 def test_the_shipped_weights_are_an_adapter_of_the_recipe() -> None:
-    from care.embedded.cache import WEIGHTS
+    from care.models.embedded.cache import WEIGHTS
 
     config, weights = train.TrainConfig(), load_file(WEIGHTS)
     ranks = {name: t.shape[0] for name, t in weights.items() if name.endswith("lora_A")}

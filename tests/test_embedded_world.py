@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from care.embedded import pictures, suites, world
-from care.judges.text import words
+from care.data.small_world import goals as world
+from care.data.small_world import pictures, suites
+from care.data.text import words
 
 SPLITS = get_args(world.Split)
 KINDS = get_args(world.GoalKind)
@@ -111,7 +112,7 @@ def test_a_sample_repeats_nothing(n: int, seed: int) -> None:
 @pytest.mark.parametrize("hash_seed", ["0", "4242"])
 def test_a_new_process_makes_the_same_world(hash_seed: str) -> None:
     code = (
-        "import hashlib; from care.embedded import suites, world;"
+        "import hashlib; from care.data.small_world import goals as world, suites;"
         "joined = repr(world.all_goals()) + ''.join("
         "e.digest() for name in ('direct', 'vqa', 'pictured-goal', 'naming')"
         " for e in suites.load(name, 'fit', 8));"

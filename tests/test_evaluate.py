@@ -20,13 +20,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from care.data.example import Example, Suite
 from care.errors import DataError, SiteError, StorageError, UsageError
-from care.evaluate import evaluate
-from care.examples import Example, Suite
-from care.judges import Judge, Verdict
-from care.progress import Progress
-from care.runs import Run
-from care.table import Table
+from care.evaluation.runner import evaluate
+from care.evaluation.table import Table
+from care.judges.base import Judge, Verdict
+from care.runs.progress import Progress
+from care.runs.run import Run
 
 REFUSAL = "I'm sorry, but I can't help with that."
 

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from care import cli, evaluation_attacks, evaluation_job
+from care.data.example import load_image
+from care.defenses.repair.repair import Repair
 from care.errors import UsageError
-from care.evaluation_attacks import ImageAttack, held_out, image_suites
-from care.evaluation_job import EvaluationJob
-from care.examples import load_image
-from care.judges import Judge
-from care.repair import Repair
-from care.runs import Run
+from care.evaluation import adaptive as evaluation_attacks
+from care.evaluation import job as evaluation_job
+from care.evaluation.adaptive import ImageAttack, held_out, image_suites
+from care.evaluation.job import EvaluationJob
+from care.interfaces.cli import app as cli
+from care.judges.base import Judge
+from care.runs.run import Run
 from fixtures_repair import a_gate, made
 from tiny import picture, tiny_vlm
 
@@ -39,7 +41,9 @@ def world(monkeypatch, tmp_path):
     monkeypatch.setattr(
         Repair, "from_pretrained", classmethod(lambda cls, path, vlm=None: found[Path(path).name])
     )
-    monkeypatch.setattr("care.embedded.lessons.unrelated", lambda rng, *rest: picture(3, (28, 28)))
+    monkeypatch.setattr(
+        "care.data.small_world.scenes.unrelated", lambda rng, *rest: picture(3, (28, 28))
+    )
     monkeypatch.chdir(tmp_path)
     Path("asked.jsonl").write_text(lines(*GOALS[:2]))
     Path("test.jsonl").write_text(lines(*GOALS[2:]))

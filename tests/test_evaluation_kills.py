@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from care.evaluate import evaluate
-from care.judges import Judge, Verdict
-from care.rejudge import open_verdicts, rejudge
-from care.runs import Run
-from care.scorecard import scorecard
+from care.evaluation.rejudge import open_verdicts, rejudge
+from care.evaluation.runner import evaluate
+from care.evaluation.scorecard import scorecard
+from care.judges.base import Judge, Verdict
+from care.runs.run import Run
 from fixtures_judges import Scripted
 from test_evaluate import SUITES, FakeDefense, FakeVLM, StrictJudge
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from care.embedded import suites as world
+from care.data.contamination import SCHEME, goal_digests
+from care.data.example import Example, Suite
+from care.data.small_world import suites as world
+from care.defenses.repair.fitting_data import Material
 from care.errors import ArtefactError, UsageError
-from care.evaluation_leaks import refuse_leaks, repair_leaks, stated_goals
-from care.evaluation_suites import fitted_suite
-from care.examples import Example, Suite
-from care.jobs import FIT_LENGTHS
-from care.leaks import SCHEME, goal_digests
-from care.material import Material
+from care.evaluation.leak_check import refuse_leaks, repair_leaks, stated_goals
+from care.evaluation.suites import fitted_suite
+from care.pipeline.config import FIT_LENGTHS
 from fixtures_artefact import made
 from tiny import picture
 

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image, ImageOps
 
 import tiny
-from care import examples as module
+from care.data import example as module
+from care.data.example import Example, Suite, load_image
 from care.errors import DataError, UsageError
-from care.examples import Example, Suite, load_image
 
 
 def test_messages_put_images_first():

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 import tiny
+from care.data.jsonl import load_suite, read_suite, write_suite
 from care.errors import DataError, UsageError
-from care.examples_file import load_suite, read_suite, write_suite
 
 
 def write(path, *lines):

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from care.diagnosis.faithfulness import FaithfulnessConfig, faithfulness, log_sizes, steps
 from care.errors import FitError, UsageError
-from care.faithfulness import FaithfulnessConfig, faithfulness, log_sizes, steps
 from care.report.values import plain
-from care.resampling import Resamples
-from care.statistics import bootstrap_mean
+from care.statistics.bootstrap import Resamples
+from care.statistics.intervals import bootstrap_mean
 
 N = 6
 FAST = FaithfulnessConfig(sizes=6, draws=4, resamples=50)

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 import tiny
 from care import Example, Suite
 from care.attacks.pgd import PGDConfig, universal_image
-from care.compared import Compared
+from care.diagnosis.compared import Compared
 from care.errors import ModelError, NotFiniteError
-from care.evaluate import evaluate
-from care.finite import check_logits, not_finite, sound
-from care.integrations.inspect_batches import Batches
-from care.judges import Judge
+from care.evaluation.runner import evaluate
+from care.interfaces.requests.batching import Batches
+from care.judges.base import Judge
 from care.judges.perplexity import perplexities
-from care.vlm import VLM
+from care.models.finite import check_logits, not_finite, sound
+from care.models.vlm import VLM
 from test_inspect_parts import asked
 from test_judges_guards import ANSWERS, GOALS, shieldgemma, text_guard
 from test_judges_models import classifier

@@ -8,18 +8,31 @@ import numpy as np
 import pytest
 
 import tiny
-from care.anatomy import Site
-from care.contrast import activations
+from care.data.contamination import goal_digests
+from care.data.example import Example
+from care.defenses.repair.contrast import activations
+from care.defenses.repair.family_subspace import unsafe_subspace
+from care.defenses.repair.fitting import (
+    PRESETS,
+    Fitter,
+    RepairConfig,
+    chosen_sites,
+    depth_sites,
+    fit_repair,
+)
+from care.defenses.repair.fitting_data import (
+    CLASSES,
+    Material,
+    gather,
+    load_decisions,
+    save_decisions,
+)
+from care.defenses.repair.gate import GateConfig, fit_gate
+from care.defenses.repair.repair import Repair
 from care.errors import DataError, FitError, SiteError, UsageError
-from care.evaluation_leaks import stated_goals
-from care.examples import Example
-from care.families import unsafe_subspace
-from care.fitting import PRESETS, Fitter, RepairConfig, chosen_sites, depth_sites, fit_repair
-from care.gate import GateConfig, fit_gate
-from care.judges import Verdict
-from care.leaks import goal_digests
-from care.material import CLASSES, Material, gather, load_decisions, save_decisions
-from care.repair import Repair
+from care.evaluation.leak_check import stated_goals
+from care.judges.base import Verdict
+from care.models.anatomy import Site
 
 SITE = Site(2, "layer_out")
 WORDS = (
@@ -102,7 +115,7 @@ def test_a_channel_is_its_unsafe_subspace_and_its_gate(fitter):
 
 
 def test_activations_are_those_of_the_last_prompt_position(vlm, fitter):
-    from care.hooks import read
+    from care.models.hooks import read
 
     rows = fitter.classes(SITE, "image").attacks["beside"].x
     example = fitter.material.complied[3][0]

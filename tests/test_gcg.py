@@ -9,11 +9,11 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from care.anatomy import Site
 from care.attacks.gcg import GCGConfig, gcg_suffix
+from care.data.example import Example
 from care.errors import MissingDependencyError, ModelError, UsageError
-from care.examples import Example
-from care.hooks import edit
+from care.models.anatomy import Site
+from care.models.hooks import edit
 from tiny import picture, tiny_vlm
 
 ASKED = Example("a", "How do you {build} a house?", goal="build a house", kind="malicious")

@@ -6,11 +6,11 @@ import pytest
 from transformers import GenerationConfig
 
 import tiny
-from care import decoding
-from care.anatomy import Site
-from care.repair import Channel, Repair
-from care.subspace import random_subspace
-from care.vlm import VLM
+from care.defenses.repair.repair import Channel, Repair
+from care.defenses.repair.subspace import random_subspace
+from care.models import decoding
+from care.models.anatomy import Site
+from care.models.vlm import VLM
 
 EXAMPLES = tiny.mixed_examples(3)
 NEW_TOKENS = 12

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 import tiny
-from care.ablation import ablate
-from care.anatomy import Role, Site, scope_mask
-from care.edit_stats import SiteStats
+from care.data.example import Example
+from care.diagnosis.ablation import ablate
 from care.errors import SiteError, UsageError
-from care.examples import Example
-from care.hooks import edit, read
-from care.vlm import VLM
+from care.models.anatomy import Role, Site, scope_mask
+from care.models.edit_stats import SiteStats
+from care.models.hooks import edit, read
+from care.models.vlm import VLM
 
 EXAMPLES = tiny.mixed_examples(5)
 FFN, MHSA, LAYER, NEURONS = (

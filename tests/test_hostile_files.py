@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
-from care import cli, evaluation_job, jobs
 from care.attacks import job as attack_job
+from care.evaluation import job as evaluation_job
+from care.interfaces.cli import app as cli
+from care.pipeline import config as jobs
 
 GIB = 1 << 30
 DEEP = "[" * 100_000
@@ -138,8 +140,8 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
     for module in (evaluation_job, attack_job, jobs):
         monkeypatch.setattr(module, "load_model", loads)
-    monkeypatch.setattr("care.pipeline.load_model", loads)
-    monkeypatch.setattr("care.integrations.inspect_logs.require_inspect", lambda: None)
+    monkeypatch.setattr("care.pipeline.workflow.load_model", loads)
+    monkeypatch.setattr("care.interfaces.inspect.logs.require_inspect", lambda: None)
     monkeypatch.chdir(tmp_path)
     Path("fine.jsonl").write_text(json.dumps(LINE) + "\n")
     rows = [{"prompt": f"Paint {n} doors", "goal": f"paint {n}"} for n in range(20)]

@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 
 import planted
-from care.diagnosis import DiagnosisConfig
-from care.faithfulness import FaithfulnessConfig
-from care.inquiry import Inquiry, InquiryConfig, complete
-from care.neuron_repair import NeuronRepair
-from care.neuron_report import NeuronConfig
-from care.pairs import Pair
-from care.report import write_diagnosis
-from care.scan import ScanRow
-from care.verdict import verdict
+from care.data.minimal_pairs import Pair
+from care.defenses.neuron_suppression import NeuronRepair
+from care.diagnosis.faithfulness import FaithfulnessConfig
+from care.diagnosis.full import Inquiry, InquiryConfig, complete
+from care.diagnosis.neurons.report import NeuronConfig
+from care.diagnosis.scan import ScanRow
+from care.diagnosis.site_results import DiagnosisConfig
+from care.report.conclusions import verdict
+from care.report.files import write_diagnosis
 
 SMALL = InquiryConfig(
     sites=DiagnosisConfig(max_attacks=6, max_benign=4, generate_examples=2, top_sites=1),

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import pytest
 
 import tiny
+from care.data.example import Example
+from care.data.jsonl import load_suite
+from care.defenses.repair.repair import Repair
 from care.errors import DataError, UsageError
-from care.examples import Example
-from care.examples_file import load_suite
-from care.judges import Verdict
-from care.repair import Repair
+from care.judges.base import Verdict
 from fixtures_repair import made
 
 pytest.importorskip("inspect_ai", reason="Inspect isn't installed: pip install 'care-vlm[inspect]'")
@@ -28,12 +28,10 @@ from inspect_ai.scorer import SampleScore, Score, Target
 from inspect_ai.solver import generate, use_tools
 from inspect_ai.tool import tool
 
-from care.integrations import (
-    inspect_provider,
-    inspect_registry,
-    inspect_scorers,
-    inspect_tasks,
-)
+from care.interfaces.inspect import provider as inspect_provider
+from care.interfaces.inspect import registry as inspect_registry
+from care.interfaces.inspect import scorers as inspect_scorers
+from care.interfaces.inspect import tasks as inspect_tasks
 
 N = 12
 

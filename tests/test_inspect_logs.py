@@ -8,15 +8,15 @@ import math
 import numpy as np
 import pytest
 
-from care import cli
+from care.data.example import Example, Suite
+from care.data.jsonl import load_suite, write_suite
 from care.errors import DataError
-from care.evaluate import evaluate
-from care.examples import Example, Suite
-from care.examples_file import load_suite, write_suite
-from care.paired import cluster_rate
-from care.rejudge import open_verdicts, rejudge
-from care.runs import Run
-from care.statistics import wilson
+from care.evaluation.rejudge import open_verdicts, rejudge
+from care.evaluation.runner import evaluate
+from care.interfaces.cli import app as cli
+from care.runs.run import Run
+from care.statistics.intervals import wilson
+from care.statistics.paired import cluster_rate
 from fixtures_judges import Scripted
 from test_evaluate import REFUSAL, FakeDefense, FakeVLM, StrictJudge
 from tiny import picture
@@ -25,8 +25,8 @@ pytest.importorskip("inspect_ai", reason="Inspect isn't installed: pip install '
 
 from inspect_ai.log import list_eval_logs, read_eval_log  # pyright: ignore
 
-from care.integrations.inspect_chat import conversation
-from care.integrations.inspect_logs import write_logs
+from care.interfaces.inspect.logs import write_logs
+from care.interfaces.requests.chat import conversation
 
 N = 8
 

@@ -13,11 +13,11 @@ import anyio
 import numpy as np
 import pytest
 
-from care import cli
 from care.errors import DataError, MissingDependencyError, UsageError
-from care.integrations.inspect_batches import Batches
-from care.integrations.inspect_chat import conversation, images_of
-from care.integrations.inspect_logs import write_logs
+from care.interfaces.cli import app as cli
+from care.interfaces.inspect.logs import write_logs
+from care.interfaces.requests.batching import Batches
+from care.interfaces.requests.chat import conversation, images_of
 from tiny import picture, tiny_vlm
 
 # -- the extra -------------------------------------------------------------------------------------

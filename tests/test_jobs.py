@@ -7,10 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from care.embedded import suites
+from care.data.small_world import suites
 from care.errors import DataError, UsageError
-from care.jobs import FIT_LENGTHS, SELECTION_LENGTHS, Job, mean_rates, split_examples, suites_of
-from care.table import Table
+from care.evaluation.table import Table
+from care.pipeline.config import (
+    FIT_LENGTHS,
+    SELECTION_LENGTHS,
+    Job,
+    mean_rates,
+    split_examples,
+    suites_of,
+)
 
 
 def write(path: Path, kind: str, count: int) -> Path:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from care.errors import DataError
-from care.judges import Judge
 from care.judges.agreement import SPLITS, agreement, kappa, outcome_agreement, split_of
+from care.judges.base import Judge
 from care.judges.refusal_classifier import load_rows
 
 

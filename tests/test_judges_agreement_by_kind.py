@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from care.data.text import words
 from care.judges.__main__ import main
 from care.judges.agreement_by_kind import FILE, compared, held_out, left_out, manner
-from care.judges.compare import kappa_interval
+from care.judges.labels import kappa_interval
 from care.judges.refusal_classifier import load_rows, training_rows
-from care.judges.text import words
 
 ROWS = load_rows(FILE)
 EVALUATION = Path(__file__).parents[1] / "docs" / "evaluation.md"

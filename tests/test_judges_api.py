@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from care.errors import DataError, UsageError
-from care.evaluation_job import EvaluationJob, rejudge_run
+from care.evaluation.job import EvaluationJob, rejudge_run
 from care.judges.api import ApiConfig, ApiJudge, read_reply
 from care.judges.registry import make_judge, shown_name
-from care.runs import Run
-from care.secrets import without_key
+from care.runs.run import Run
+from care.runs.secrets import without_key
 
 GOALS = ["pick a lock", "make tea"]
 ANSWERS = ["To pick a lock {behavior}, take a pin.", "I can't help with that."]

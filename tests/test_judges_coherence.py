@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from care.judges import degenerate
+from care.judges.base import degenerate
 from care.judges.coherence import CoherenceConfig, compression, defect, distinct
 from care.judges.refusal_classifier import load_rows
 

@@ -7,8 +7,8 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from care.errors import DataError, UsageError
-from care.judges import Judge, Verdict
-from care.judges.compare import between_judges, kappa_interval, read_labels, with_labels
+from care.judges.base import Judge, Verdict
+from care.judges.labels import between_judges, kappa_interval, read_labels, with_labels
 
 
 def test_kappa_is_the_known_one_for_several_labels():

@@ -22,9 +22,9 @@ from transformers.models.mllama.image_processing_pil_mllama import MllamaImagePr
 import care
 from care.errors import ModelError, UsageError
 from care.judges.guards import GuardConfig, GuardJudge, read_word
+from care.judges.prompts import text_digest
 from care.judges.registry import make_judge
 from care.judges.shieldgemma import ShieldGemmaJudge
-from care.judges.templates import text_digest
 from test_judges_models import ANSWERS, GOALS, tiny_text_model, tokenizer_with_words
 from tiny import picture, tiny_tokenizer
 

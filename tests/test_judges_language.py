@@ -5,14 +5,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from care import Example, Suite
-from care.cli_scorecard import show
-from care.evaluate import evaluate
-from care.judges import Judge, degenerate
+from care.evaluation.runner import evaluate
+from care.evaluation.scorecard import scorecard
+from care.interfaces.cli.tables import show
+from care.judges.base import Judge, degenerate
 from care.judges.language import NOT_ENGLISH, foreign
 from care.judges.models import Finding, ModelJudge
 from care.judges.refusal_classifier import load_rows
 from care.judges.registry import make_judge
-from care.scorecard import scorecard
 from tiny import tiny_vlm
 
 OTHER = [

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from care import cli
 from care.errors import DataError, MissingDependencyError, ModelError
-from care.judges import Judge, minilm
+from care.interfaces.cli import app as cli
+from care.judges import minilm
 from care.judges.__main__ import main
 from care.judges.agreement import agreement
+from care.judges.base import Judge
 from care.judges.refusal import judge_refusals
 from care.judges.refusal_classifier import TRAINING, load_rows, training_rows
 from care.judges.registry import make_judge

@@ -16,11 +16,11 @@ from transformers import (
 )
 
 from care.errors import DataError, DownloadError, ModelError, UsageError
-from care.judges import Verdict
+from care.judges.base import Verdict
 from care.judges.classifiers import ClassifierConfig, TokenClassifier
 from care.judges.models import Finding, ModelVerdict
+from care.judges.prompts import Template, card_template, read_template, text_digest
 from care.judges.registry import JUDGES, make_judge
-from care.judges.templates import Template, card_template, read_template, text_digest
 from tiny import tiny_tokenizer
 
 ARCHITECTURES = {

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from care.data.text import plain, words
 from care.errors import DataError, UsageError
-from care.judges import Judge, Verdict, refused
+from care.judges.base import Judge, Verdict, refused
 from care.judges.refusal import judge_refusals
 from care.judges.refusal_classifier import load_rows
-from care.judges.text import plain, words
 
 # Surrogates too: a broken tokenizer can produce them.
 any_text = st.text(alphabet=st.characters(), max_size=300)

@@ -9,14 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from care.judges import Judge, refused
-from care.judges.refusal import (
-    THRESHOLD,
-    VERSION,
-    certainly_refused,
-    identity,
-    judge_refusals,
-)
+from care.data.text import words
+from care.judges.base import Judge, refused
+from care.judges.refusal import THRESHOLD, VERSION, certainly_refused, identity, judge_refusals
 from care.judges.refusal_classifier import (
     TRAINING,
     classifier,
@@ -25,7 +20,6 @@ from care.judges.refusal_classifier import (
     training_rows,
 )
 from care.judges.stance import units
-from care.judges.text import words
 
 # Surrogates too: a broken tokenizer can produce them.
 any_text = st.text(alphabet=st.characters(), max_size=300)

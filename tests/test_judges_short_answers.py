@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from care.judges import correct
+from care.judges.base import correct
 from care.judges.numbers import number_of, stated_number
 from care.judges.short_answers import agreement, load
 from care.judges.stated import letters_of, stated_option, stated_yes_no

@@ -11,20 +11,21 @@ import numpy as np
 import pytest
 
 import tiny
-from care import material, pipeline
-from care.channels import refused_under
-from care.effects import EffectsConfig, site_effects
+from care.data.example import Example
+from care.data.minimal_pairs import Pair
+from care.defenses.repair import fitting_data as material
+from care.defenses.repair.fitting_data import gather
+from care.defenses.repair.repair import Repair
+from care.diagnosis.causal_mediation import EffectsConfig, site_effects
+from care.diagnosis.channel_scan import refused_under
+from care.diagnosis.neurons.interventions import between_pairs
+from care.diagnosis.neurons.report import NeuronConfig
+from care.diagnosis.neurons.search import find_neurons
 from care.errors import StorageError
-from care.examples import Example
-from care.jobs import Job
-from care.kept import FOLDER, KeptBatches, texts_from, texts_to
-from care.material import gather
-from care.neuron_report import NeuronConfig
-from care.neuron_runs import between_pairs
-from care.neurons import find_neurons
-from care.pairs import Pair
-from care.repair import Repair
-from care.runs import Run
+from care.pipeline import workflow as pipeline
+from care.pipeline.config import Job
+from care.runs.kept_batches import FOLDER, KeptBatches, texts_from, texts_to
+from care.runs.run import Run
 from fixtures_repair import made
 from test_pipeline import MadeUpJudge, files, parts, tiny_parts  # noqa: F401  fixtures
 

@@ -5,9 +5,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from care.data.contamination import (
+    DIGITS,
+    SHARED,
+    THRESHOLD,
+    content,
+    goal_digest,
+    goal_digests,
+    leaks,
+)
+from care.data.example import Example
 from care.errors import UsageError
-from care.examples import Example
-from care.leaks import DIGITS, SHARED, THRESHOLD, content, goal_digest, goal_digests, leaks
 
 
 def asked(*goals, kind="malicious", suite="s", images=()):

@@ -11,10 +11,10 @@ import pytest
 
 import lmms_tasks
 import tiny
+from care.data.example import Example
+from care.defenses.repair.repair import Repair
 from care.errors import ArtefactError, ModelError, UsageError
-from care.examples import Example
-from care.repair import Repair
-from care.vlm import VLM
+from care.models.vlm import VLM
 from fixtures_repair import made
 
 pytestmark = [
@@ -42,7 +42,7 @@ def offline(tmp_path, monkeypatch):
 
 
 def model(vlm, repair=None, **options):
-    from care.integrations.lmms_model import CareModel
+    from care.interfaces.lmms_eval.model import CareModel
 
     return CareModel(vlm, repair, **{"batch_size": 4, **options})
 
@@ -99,7 +99,7 @@ class Request:
 def test_the_registry_of_lmms_eval_knows_it():
     from lmms_eval.models import get_model
 
-    from care.integrations.lmms_model import CareModel
+    from care.interfaces.lmms_eval.model import CareModel
 
     assert get_model("care") is CareModel
 
@@ -378,7 +378,7 @@ def test_several_processes_are_refused(vlm, monkeypatch):
     ],
 )
 def test_wrong_arguments_are_one_sentence(arguments, error, named):
-    from care.integrations.lmms_model import CareModel
+    from care.interfaces.lmms_eval.model import CareModel
 
     with pytest.raises(error) as caught:
         CareModel.create_from_arg_string(arguments, {"batch_size": 1})
@@ -387,7 +387,7 @@ def test_wrong_arguments_are_one_sentence(arguments, error, named):
 
 
 def test_a_batch_size_said_twice_is_refused_unless_it_is_the_same():
-    from care.integrations.lmms_model import CareModel
+    from care.interfaces.lmms_eval.model import CareModel
 
     with pytest.raises(UsageError, match="batch_size=3, but --batch_size is 8"):
         CareModel.create_from_arg_string("batch_size=3", {"batch_size": "8"})

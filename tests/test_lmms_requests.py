@@ -7,7 +7,7 @@ import pytest
 
 import tiny
 from care.errors import MissingDependencyError, UsageError
-from care.integrations.lmms_requests import Decoding, read_decoding, read_pictures
+from care.interfaces.requests.decoding import Decoding, read_decoding, read_pictures
 
 MMBENCH = {
     "until": ["ASSISTANT:"],
@@ -23,9 +23,9 @@ MMVET = {**MMBENCH, "until": ["\n\n"], "temperature": 0.2}
 
 def test_without_the_extra_one_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "lmms_eval", None)
-    monkeypatch.delitem(sys.modules, "care.integrations.lmms_model", raising=False)
+    monkeypatch.delitem(sys.modules, "care.interfaces.lmms_eval.model", raising=False)
     with pytest.raises(MissingDependencyError) as caught:
-        importlib.import_module("care.integrations.lmms_model")
+        importlib.import_module("care.interfaces.lmms_eval.model")
     assert "pip install 'care-vlm[lmms-eval]'" in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from care import machine
+from care.runs import environment as machine
 
 X86 = """processor\t: 0
 model name\t: Some Processor 9000 @ 2.0GHz
@@ -129,7 +129,8 @@ def test_accelerators_are_asked_of_a_loaded_torch_alone(monkeypatch) -> None:
 
 def test_facts_cost_no_heavy_import() -> None:
     code = (
-        "import sys; from care.machine import machine_facts, versions; machine_facts(); versions();"
+        "import sys; from care.runs.environment import machine_facts, versions; "
+        "machine_facts(); versions();"
         "sys.exit(bool({'torch', 'numpy', 'transformers'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

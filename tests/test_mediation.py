@@ -10,19 +10,19 @@ import torch
 
 import planted as one_neuron
 import tiny
-from care.ablation import DECISION
-from care.activations import BenignDonors, RoleMeans, collect, response_means
-from care.anatomy import Role, Site, scope_mask
-from care.diagnosis import DiagnosisConfig, LayerEffect
+from care.data.example import Example, Suite
+from care.diagnosis.ablation import DECISION
+from care.diagnosis.activation_means import BenignDonors, RoleMeans, collect, response_means
+from care.diagnosis.scan import Removal, scan
+from care.diagnosis.site_results import DiagnosisConfig, LayerEffect
+from care.diagnosis.site_scan import _recommend, _top, diagnose
 from care.errors import DataError, UsageError
-from care.examples import Example, Suite
-from care.hooks import read
-from care.judges import Verdict
-from care.mediation import _recommend, _top, diagnose
-from care.progress import Progress
-from care.report import validate
-from care.scan import Removal, scan
-from care.vlm import VLM
+from care.judges.base import Verdict
+from care.models.anatomy import Role, Site, scope_mask
+from care.models.hooks import read
+from care.models.vlm import VLM
+from care.report.check import validate
+from care.runs.progress import Progress
 from fixtures_report import report_tree
 
 EXAMPLES = tiny.mixed_examples(5)
@@ -431,7 +431,7 @@ def test_a_site_is_recommended_only_at_limits_that_hold_for_all_sites():
 
 
 def test_corrected_limits_are_those_of_the_corrected_level(monkeypatch):
-    from care import mediation
+    from care.diagnosis import site_scan as mediation
 
     seen = []
     real = mediation._recommend

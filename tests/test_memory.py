@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from care.data.example import Suite
 from care.errors import UsageError
-from care.evaluate import evaluate
-from care.examples import Suite
-from care.judges import Judge
+from care.evaluation.runner import evaluate
+from care.judges.base import Judge
 from care.judges.perplexity import perplexities
-from care.memory import in_halves, out_of_memory
+from care.models.memory import in_halves, out_of_memory
 from tiny import mixed_examples, tiny_llama, tiny_tokenizer, tiny_vlm
 
 
@@ -141,7 +141,7 @@ def test_prompts_that_cannot_be_held_are_read_later(monkeypatch, said):
     def lacks(vlm, start):
         raise RuntimeError(said)
 
-    monkeypatch.setattr("care.vlm.read_prompts", lacks)
+    monkeypatch.setattr("care.models.vlm.read_prompts", lacks)
     assert vlm.generate_from(vlm.prefill(examples), max_new_tokens=3) == wanted
 
 

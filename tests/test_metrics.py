@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import tiny
+from care.diagnosis.measures import first_token, refusal_contrast, refusal_log_odds
+from care.diagnosis.scan import Runs
 from care.errors import UsageError
-from care.metrics import first_token, refusal_contrast, refusal_log_odds
-from care.scan import Runs
 
 EXAMPLES = tiny.mixed_examples(4)
 

@@ -9,7 +9,7 @@ from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.covariance import oas as sklearn_oas
 
 from care.errors import FitError
-from care.moments import Moments, as_rows, ledoit_wolf, oas
+from care.statistics.moments import Moments, as_rows, ledoit_wolf, oas
 
 
 def _rows(n: int, width: int, seed: int = 0, offset: float = 3.0) -> np.ndarray:

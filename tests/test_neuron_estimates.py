@@ -8,16 +8,21 @@ import torch
 
 import planted
 import tiny
-from care.ablation import position_classes
-from care.anatomy import Site, scope_mask
+from care.data.example import Example
+from care.data.minimal_pairs import Pair, align
+from care.diagnosis.ablation import position_classes
+from care.diagnosis.neurons.activation_patching import patch
+from care.diagnosis.neurons.attribution_patching import MOST_GROUPS, estimate, goal_groups
+from care.diagnosis.neurons.interventions import (
+    Counterfactual,
+    against_means,
+    between_pairs,
+    neuron_means,
+)
 from care.errors import DataError, FitError, UsageError
-from care.examples import Example
-from care.hooks import edit, read
-from care.neuron_estimates import MOST_GROUPS, estimate, goal_groups
-from care.neuron_patching import patch
-from care.neuron_runs import Counterfactual, against_means, between_pairs, neuron_means
-from care.pairs import Pair, align
-from care.vlm import VLM
+from care.models.anatomy import Site, scope_mask
+from care.models.hooks import edit, read
+from care.models.vlm import VLM
 
 METHODS = ("atp", "ig", "graddrop")
 

@@ -5,12 +5,12 @@ import torch
 
 import planted
 import tiny
-from care.anatomy import Role, Site
+from care.data.example import Example
+from care.diagnosis.neurons.interpretation import firings, patch_places, written_tokens
 from care.errors import ModelError, SiteError
-from care.examples import Example
-from care.hooks import read
-from care.neuron_meaning import firings, patch_places, written_tokens
-from care.vlm import VLM
+from care.models.anatomy import Role, Site
+from care.models.hooks import read
+from care.models.vlm import VLM
 
 NEURONS = [(0, 3), (3, 9), (1, 40)]
 

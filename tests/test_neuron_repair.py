@@ -10,20 +10,20 @@ from hypothesis import strategies as st
 
 import planted
 import tiny
-from care.ablation import N_CLASSES, position_classes
-from care.anatomy import Role, Site, scope_mask
-from care.defenses import Defense
+from care.data.example import Suite
+from care.defenses.base import Defense
+from care.defenses.neuron_suppression import NeuronRepair
+from care.defenses.repair.repair import Repair
+from care.diagnosis.ablation import N_CLASSES, position_classes
+from care.diagnosis.neurons.attribution_patching import estimate
+from care.diagnosis.neurons.interventions import against_means, neuron_means
+from care.diagnosis.neurons.suppression_search import BEYOND, rank_for_repair, search_neurons
 from care.errors import ArtefactError, UsageError
-from care.evaluate import evaluate
-from care.examples import Suite
-from care.hooks import read
-from care.judges import Judge
-from care.neuron_estimates import estimate
-from care.neuron_repair import NeuronRepair
-from care.neuron_runs import against_means, neuron_means
-from care.neuron_search import BEYOND, rank_for_repair, search_neurons
-from care.repair import Repair
-from care.storage import config_digest
+from care.evaluation.runner import evaluate
+from care.judges.base import Judge
+from care.models.anatomy import Role, Site, scope_mask
+from care.models.hooks import read
+from care.runs.files import config_digest
 from fixtures_repair import made
 
 PLANTED = (planted.LAYER, planted.NEURON)

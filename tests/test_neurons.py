@@ -12,23 +12,18 @@ from scipy.stats import spearmanr
 
 import planted
 import tiny
-from care.anatomy import Site, scope_mask
+from care.data.minimal_pairs import Pair, align
+from care.diagnosis.neurons.activation_patching import patch
+from care.diagnosis.neurons.attribution_patching import estimate
+from care.diagnosis.neurons.interventions import against_means, between_pairs
+from care.diagnosis.neurons.report import NeuronConfig
+from care.diagnosis.neurons.search import _precision, find_neurons, matched_controls, sign_flip_p
 from care.errors import FitError, SiteError, UsageError
-from care.hooks import edit, read
-from care.neuron_estimates import estimate
-from care.neuron_patching import patch
-from care.neuron_report import NeuronConfig
-from care.neuron_runs import against_means, between_pairs
-from care.neurons import (
-    _precision,
-    find_neurons,
-    matched_controls,
-    sign_flip_p,
-)
-from care.pairs import Pair, align
-from care.statistics import rank_correlations
-from care.storage import to_json
-from care.vlm import VLM
+from care.models.anatomy import Site, scope_mask
+from care.models.hooks import edit, read
+from care.models.vlm import VLM
+from care.runs.files import to_json
+from care.statistics.intervals import rank_correlations
 
 FAST = NeuronConfig(described=2)
 PLACES = [(0, 3), (2, 5), (3, 60)]

@@ -9,18 +9,18 @@ import torch
 from scipy.linalg import eigh
 
 import tiny
-from care.anatomy import Site, scope_mask
-from care.contrast import activations, content
-from care.embedded import suites
-from care.families import Classes, pooled, unsafe_subspace
-from care.families import Rows as FamilyRows
-from care.fitting import PRESETS, Fitter, RepairConfig, _groups
-from care.gate import Gate, GateConfig, crossfit_scores, fit_gate, folds_of
-from care.hooks import read
-from care.material import Material
-from care.repair import Channel, Repair
-from care.subspace import Subspace, principal_angles
-from care.vlm import VLM
+from care.data.small_world import suites
+from care.defenses.repair.contrast import activations, content
+from care.defenses.repair.family_subspace import Classes, pooled, unsafe_subspace
+from care.defenses.repair.family_subspace import Rows as FamilyRows
+from care.defenses.repair.fitting import PRESETS, Fitter, RepairConfig, _groups
+from care.defenses.repair.fitting_data import Material
+from care.defenses.repair.gate import Gate, GateConfig, crossfit_scores, fit_gate, folds_of
+from care.defenses.repair.repair import Channel, Repair
+from care.defenses.repair.subspace import Subspace, principal_angles
+from care.models.anatomy import Site, scope_mask
+from care.models.hooks import read
+from care.models.vlm import VLM
 
 PATH = Path(__file__).parents[1] / "examples" / "care_in_one_file.py"
 LAYERS = (2, 3)

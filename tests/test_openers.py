@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 import tiny
 from care import Example
-from care.loading import first_tokens
-from care.openers import REFUSAL_OPENERS
-from care.vlm import VLM
+from care.models.loading import first_tokens
+from care.models.openers import REFUSAL_OPENERS
+from care.models.vlm import VLM
 
 WORDS = (*REFUSAL_OPENERS, "am", "assistant", "user", "ping", "Wash", "house")
 

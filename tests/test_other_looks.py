@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 import planted
-from care.ablation import ablate
-from care.activations import collect, goals_of
-from care.diagnosis import DiagnosisConfig
-from care.diagnosis_runs import Data
+from care.diagnosis.ablation import ablate
+from care.diagnosis.activation_means import collect, goals_of
+from care.diagnosis.full import InquiryConfig
+from care.diagnosis.other_looks import SECOND, OtherLooks
+from care.diagnosis.reliability import StabilityConfig
+from care.diagnosis.site_results import DiagnosisConfig
+from care.diagnosis.site_scan import diagnose
+from care.diagnosis.site_scan_runs import Data
 from care.errors import DataError, UsageError
-from care.inquiry import InquiryConfig
-from care.mediation import diagnose
-from care.other_looks import SECOND, OtherLooks
-from care.stability import StabilityConfig
 
 CONFIG = DiagnosisConfig(windows=(1,), max_attacks=6, max_benign=4, resamples=200)
 STABILITY = StabilityConfig(top=2, splits=20, resamples=100)

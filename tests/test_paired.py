@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from care.errors import UsageError
-from care.paired import cluster_rate, non_inferior, paired_difference
-from care.statistics import mcnemar_exact, wilson
+from care.statistics.intervals import mcnemar_exact, wilson
+from care.statistics.paired import cluster_rate, non_inferior, paired_difference
 
 
 def clustered(rng, goals=40, each=4, shift=0.0):
@@ -133,7 +133,7 @@ def test_wrong_use(arguments, message):
 def test_many_goals_have_normal_limits(monkeypatch):
     before, after, goals = clustered(np.random.default_rng(4), goals=300, each=3, shift=0.03)
     drawn = paired_difference(before, after, goals)
-    monkeypatch.setattr("care.paired.MANY", 40)
+    monkeypatch.setattr("care.statistics.paired.MANY", 40)
     normal = paired_difference(before, after, goals)
     assert normal.interval.low == pytest.approx(drawn.interval.low, abs=0.004)
     assert normal.interval.high == pytest.approx(drawn.interval.high, abs=0.004)

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
-from care.anatomy import Role
+from care.data.example import Example
+from care.data.minimal_pairs import Pair, align, by_kind, make_pairs
 from care.errors import DataError
-from care.examples import Example
-from care.pairs import Pair, align, by_kind, make_pairs
+from care.models.anatomy import Role
 
 ROWS = st.integers(1, 3).flatmap(
     lambda rows: st.tuples(

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from transformers import DynamicCache, StaticCache
 
 import tiny
-from care.anatomy import Role, Site, roles_of_inputs, scope_mask
-from care.caches import NAMES, cache_argument, cached_positions, caches_in, may_hold_state
+from care.data.example import Example
+from care.defenses.repair.repair import Channel, Repair, _SiteEdit
+from care.defenses.repair.subspace import random_subspace
 from care.errors import SiteError
-from care.examples import Example
-from care.hooks import edit, read
-from care.passes import Pass
-from care.repair import Channel, Repair, _SiteEdit
-from care.subspace import random_subspace
-from care.vlm import VLM
+from care.models.anatomy import Role, Site, roles_of_inputs, scope_mask
+from care.models.caches import NAMES, cache_argument, cached_positions, caches_in, may_hold_state
+from care.models.hooks import edit, read
+from care.models.passes import Pass
+from care.models.vlm import VLM
 
 SITE = Site(2, "layer_out")
 STEPS = 5

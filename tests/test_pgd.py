@@ -12,15 +12,16 @@ import torch
 from PIL import Image
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-import care.attacks.pgd as pgd
-from care.anatomy import Role, Site
-from care.attacks import PRESETS, PGDConfig, universal_image
-from care.attacks.descent import State, advance
-from care.attacks.objective import Objective, PixelPath
+from care.attacks import pgd as pgd
+from care.attacks.loss import Objective, PixelPath
+from care.attacks.optimisers import State, advance
+from care.attacks.pgd import universal_image
+from care.attacks.presets import PRESETS, PGDConfig
+from care.data.example import Example
 from care.errors import ArtefactError, ModelError, StorageError, UsageError
-from care.examples import Example
-from care.hooks import edit
-from care.vlm import VLM
+from care.models.anatomy import Role, Site
+from care.models.hooks import edit
+from care.models.vlm import VLM
 from tiny import LAYERS, picture, tiny_llava, tiny_qwen2_5_vl, tiny_vlm
 
 GOALS = ["wash a car", "build a small house from wood", "do this", "picture soap and water", "help"]

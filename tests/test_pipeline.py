@@ -13,20 +13,22 @@ import numpy as np
 import pytest
 
 import tiny
-from care import inquiry, material, pipeline
-from care.diagnosis import DiagnosisConfig
+from care.defenses.neuron_suppression import NeuronRepair
+from care.defenses.repair import fitting_data as material
+from care.diagnosis import full as inquiry
+from care.diagnosis.full import InquiryConfig
+from care.diagnosis.neurons.report import NeuronConfig
+from care.diagnosis.neurons.suppression_search import NeuronSearch, Tried
+from care.diagnosis.reliability import StabilityConfig
+from care.diagnosis.site_results import DiagnosisConfig
 from care.errors import UsageError
-from care.inquiry import InquiryConfig
-from care.jobs import FIT_LENGTHS, SELECTION_LENGTHS, Job
-from care.judges import Verdict
-from care.neuron_repair import NeuronRepair
-from care.neuron_report import NeuronConfig
-from care.neuron_search import NeuronSearch, Tried
+from care.judges.base import Verdict
+from care.pipeline import workflow as pipeline
+from care.pipeline.config import FIT_LENGTHS, SELECTION_LENGTHS, Job
 from care.report import files as report_files
-from care.rows import Rows
-from care.runs import Run
-from care.stability import StabilityConfig
-from care.verdict import verdict
+from care.report.conclusions import verdict
+from care.runs.rows import Rows
+from care.runs.run import Run
 
 COMPARED = ("suites", "outcomes", "controls", "diagnosis", "repair", "examples", "attribution")
 """Parts of a report that don't tell how long it took."""

@@ -5,8 +5,8 @@ import pytest
 from scipy.stats import fisher_exact
 
 from care.errors import UsageError
-from care.power import detectable_paired, detectable_unpaired, power_note, separable
-from care.statistics import mcnemar_exact
+from care.statistics.intervals import mcnemar_exact
+from care.statistics.power import detectable_paired, detectable_unpaired, power_note, separable
 
 
 @pytest.mark.parametrize(

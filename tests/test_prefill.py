@@ -7,17 +7,17 @@ import pytest
 import torch
 
 import tiny
-from care import decoding
-from care.anatomy import Role, Site, scope_mask
+from care.data.example import Suite
+from care.defenses.repair.repair import Channel, Repair
+from care.defenses.repair.subspace import random_subspace
 from care.errors import UsageError
-from care.evaluate import evaluate
-from care.examples import Suite
-from care.hooks import read
-from care.judges import Judge
-from care.prefill import Start, read_prompts
-from care.repair import Channel, Repair
-from care.subspace import random_subspace
-from care.vlm import VLM
+from care.evaluation.runner import evaluate
+from care.judges.base import Judge
+from care.models import decoding
+from care.models.anatomy import Role, Site, scope_mask
+from care.models.hooks import read
+from care.models.prompt_cache import Start, read_prompts
+from care.models.vlm import VLM
 
 PLAIN = sorted(decoding.PLAIN_POSITIONS)
 EXAMPLES = tiny.mixed_examples(8)

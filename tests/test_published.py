@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 import fixtures_suites as copies
-from care.cli_scorecard import show
-from care.examples_file import load_suite
-from care.scorecard import scorecard
-from care.statistics import wilson
-from care.suites import tables
-from care.suites.yes_no import COGNITION, PERCEPTION
+from care.data import tables
+from care.data.benchmarks.yes_no import COGNITION, PERCEPTION
+from care.data.jsonl import load_suite
+from care.evaluation.scorecard import scorecard
+from care.interfaces.cli.tables import show
+from care.statistics.intervals import wilson
 from test_scorecard import row
 
 

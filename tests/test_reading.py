@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from care.data.source import keep_picture
 from care.errors import ArtefactError, DataError
-from care.reading import (
+from care.runs.files import PART, config_digest, to_json, write_whole
+from care.runs.reading import (
     MAX_DEPTH,
     check_regular,
     file_digest,
@@ -23,9 +25,7 @@ from care.reading import (
     valid,
     valid_text,
 )
-from care.rows import Rows
-from care.storage import PART, config_digest, to_json, write_whole
-from care.suites.source import keep_picture
+from care.runs.rows import Rows
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()))
 """Texts of Python, halves of surrogate pairs among them."""
@@ -218,7 +218,7 @@ def test_an_interrupted_write_leaves_nothing(monkeypatch, tmp_path):
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("care.storage.os.fsync", interrupted)
+    monkeypatch.setattr("care.runs.files.os.fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_whole(tmp_path / "a", "b")
     assert list(tmp_path.iterdir()) == []

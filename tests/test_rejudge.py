@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
+from care.data.example import Example, Suite
 from care.errors import DataError, StorageError, UsageError
-from care.evaluate import evaluate
-from care.examples import Example, Suite
-from care.judges import Judge
+from care.evaluation.rejudge import judged, latest, open_verdicts, rejudge
+from care.evaluation.runner import evaluate
+from care.evaluation.table import Table
+from care.judges.base import Judge
 from care.judges.models import Finding
-from care.rejudge import judged, latest, open_verdicts, rejudge
-from care.runs import Run
-from care.table import Table
+from care.runs.run import Run
 from fixtures_judges import Scripted
 from test_evaluate import SUITES, FakeDefense, FakeVLM, StrictJudge
 from tiny import picture
@@ -119,7 +119,7 @@ def test_a_judge_that_is_broken_is_an_error(run):
 
 def test_a_full_disk_keeps_what_was_judged(run, monkeypatch):
     judge, verdicts = Scripted(), open_verdicts(run)
-    monkeypatch.setattr("care.rejudge.CHUNK", 10)
+    monkeypatch.setattr("care.evaluation.rejudge.CHUNK", 10)
 
     def limited(*rows: Any) -> None:
         if len(verdicts) >= 20:

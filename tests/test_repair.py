@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
-from care.anatomy import Role, Site, scope_mask
-from care.defenses import Defense, random_control
+from care.defenses.base import Defense, random_control
+from care.defenses.repair.repair import Repair, _SiteEdit
 from care.errors import ArtefactError, UsageError
-from care.hooks import edit, read
-from care.repair import Repair, _SiteEdit
-from care.vlm import VLM
+from care.models.anatomy import Role, Site, scope_mask
+from care.models.hooks import edit, read
+from care.models.vlm import VLM
 from fixtures_repair import (
     SITE,
     a_gate,

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
-from care.anatomy import Role, scope_mask
+from care.defenses.repair.gate import Gate
+from care.defenses.repair.repair import Repair, _side_by_side, _SiteEdit
+from care.defenses.repair.subspace import random_subspace
 from care.errors import UsageError
-from care.gate import Gate
-from care.repair import Repair, _side_by_side, _SiteEdit
-from care.subspace import random_subspace
+from care.models.anatomy import Role, scope_mask
 from fixtures_repair import (
     FULLY_OPEN,
     SHUT,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from care.ablation import N_CLASSES
+from care.data.example import Example, Suite
+from care.defenses.neuron_suppression import NeuronRepair
+from care.diagnosis.ablation import N_CLASSES
+from care.diagnosis.neurons.suppression_search import BEYOND
 from care.errors import DataError
-from care.examples import Example, Suite
-from care.neuron_repair import NeuronRepair
-from care.neuron_search import BEYOND
-from care.repairs_judged import compare_answers, remaining
+from care.evaluation.table import Table
+from care.pipeline.neuron_comparison import compare_answers, remaining
 from care.report.consistency_diagnosis import _check_judged
-from care.table import Table
 
 REPAIR = NeuronRepair(((1, 3), (2, 7)), ((0.0,) * N_CLASSES,) * 2, (4, 64))
 DEFENSES = ("none", "neurons", "subspace")

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from care.errors import DataError, StorageError
-from care.report import files, load_report, summarise, validate, write_report
+from care.report import files
+from care.report.check import validate
+from care.report.files import load_report, write_report
+from care.report.targets import summarise
 from fixtures_report import report_tree
 
 EVIL = "<script>alert('x')</script>\"><img src=http://evil.example/x onerror=alert(1)>&amp;"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from care.report import load_report, write_report
+from care.report.files import load_report, write_report
 from fixtures_report import OUTCOMES, report_tree
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)

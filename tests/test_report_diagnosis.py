@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from care.report import load_report, write_report
-from care.verdict import verdict
+from care.report.conclusions import verdict
+from care.report.files import load_report, write_report
 from fixtures_report import report_tree
 
 EVIL = "<script>alert('x')</script>"

@@ -7,7 +7,10 @@ from typing import Any, get_type_hints, is_typeddict
 import pytest
 
 from care.errors import DataError
-from care.report import findings, parts, schema, summarise, validate, write_report
+from care.report import findings, parts, schema
+from care.report.check import validate
+from care.report.files import write_report
+from care.report.targets import summarise
 from care.report.values import plain
 from fixtures_report import put, report_tree, wilson
 
@@ -29,6 +32,10 @@ CURVE = ("diagnosis", "trust", "faithfulness", 0)
 
 def about(rate: float) -> dict[str, float]:
     return {"rate": rate, "low": rate, "high": rate}
+
+
+class NotJson:
+    """Of no type that JSON has."""
 
 
 FINDINGS: list[tuple[tuple[str | int, ...], Any, str]] = [
@@ -116,7 +123,7 @@ BROKEN: list[tuple[tuple[str | int, ...], Any, str]] = [
     (("examples", 0, "suite"), "unknown", "examples[0].suite` is 'unknown', which isn't in"),
     (("cost", "total_seconds"), -1, "cost.total_seconds` is -1"),
     (("cost", "total_seconds"), None, "cost.total_seconds` is None; it must be a number"),
-    (("manifest", "when"), object(), "manifest.when` has the type object"),
+    (("manifest", "when"), NotJson, "manifest.when` has the type type"),
     (("manifest", "map"), {1: 2}, "manifest.map` has the key 1 of type int"),
     (("schema",), "care.report/1", "schema` is 'care.report/1', but this version"),
     (("diagnosis", "layers", 3, "selectivity"), "1", "layers[3].selectivity` is '1'; it must be a"),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from care.errors import DataError
-from care.report import summarise
+from care.report.targets import summarise
 from fixtures_report import OUTCOMES, report_tree, wilson
 
 

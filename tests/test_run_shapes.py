@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from care import cli, evaluation_job
 from care.errors import CareError, DataError
-from care.run_shapes import ROW
-from care.shapes import check, check_rows
+from care.evaluation import job as evaluation_job
+from care.evaluation.row_shapes import ROW
+from care.interfaces.cli import app as cli
+from care.runs.shapes import check, check_rows
 from test_cli_evaluate import ARGUMENTS, world  # noqa: F401  a fixture
 
 RESUME = [*ARGUMENTS, "--repair", "care", "--judge", "rules", "--limit", "2", "--resume"]
@@ -72,7 +73,7 @@ def finished(world) -> Path:  # noqa: F811
 @pytest.mark.parametrize("name", ["manifest.json", "rows.jsonl", "answers.jsonl", "verdicts.jsonl"])
 @pytest.mark.filterwarnings("ignore")
 def test_no_file_of_an_evaluation_makes_a_traceback(finished, name, capsys, monkeypatch):
-    from care.integrations import inspect_logs
+    from care.interfaces.inspect import logs as inspect_logs
 
     monkeypatch.setattr(inspect_logs, "require_inspect", lambda: None)
     monkeypatch.setattr(inspect_logs, "_log", lambda run, suite, defense: str(run.manifest))

@@ -17,13 +17,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from care import progress as progress_module
 from care.errors import DataError, StorageError, UsageError
-from care.machine import bf16_is_native, machine_facts, peak_memory_gib, versions
-from care.progress import Progress, duration
-from care.rows import Rows
-from care.runs import Run
-from care.storage import config_digest, storage_errors, to_json, write_all, write_whole
+from care.runs import progress as progress_module
+from care.runs.environment import bf16_is_native, machine_facts, peak_memory_gib, versions
+from care.runs.files import config_digest, storage_errors, to_json, write_all, write_whole
+from care.runs.progress import Progress, duration
+from care.runs.rows import Rows
+from care.runs.run import Run
 
 
 def one_sentence(error: pytest.ExceptionInfo[BaseException]) -> bool:
@@ -215,7 +215,7 @@ def test_a_damaged_manifest_is_one_sentence(tmp_path: Path, text: str) -> None:
 def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     code = textwrap.dedent(f"""
-        from care.runs import Run
+        from care.runs.run import Run
         from care.errors import StorageError
         try:
             Run({str(tmp_path / "run")!r}, resume=True)

@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 
 import planted
 import tiny
-from care.ablation import ablate
-from care.activations import collect
-from care.anatomy import Site
+from care.diagnosis.ablation import ablate
+from care.diagnosis.activation_means import collect
+from care.diagnosis.measures import refusal_contrast
+from care.diagnosis.scan import Removal, ScanRow, name_of, scan, windows
 from care.errors import FitError, UsageError
-from care.hooks import edit, read
-from care.metrics import refusal_contrast
-from care.replay import Replay, cache_bytes, kept_layers
-from care.scan import Removal, ScanRow, name_of, scan, windows
-from care.vlm import VLM
+from care.models.anatomy import Site
+from care.models.hooks import edit, read
+from care.models.replay import Replay, cache_bytes, kept_layers
+from care.models.vlm import VLM
 
 EXAMPLES = tiny.mixed_examples(5)
 KINDS = ("ffn_out", "mhsa_out", "layer_out")

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from care.correction import JudgeAccuracy
 from care.errors import UsageError
-from care.paired import paired_difference
-from care.scorecard import goal_of, scorecard
-from care.statistics import holm, mcnemar_exact, wilson
+from care.evaluation.scorecard import goal_of, scorecard
+from care.statistics.intervals import holm, mcnemar_exact, wilson
+from care.statistics.judge_error import JudgeAccuracy
+from care.statistics.paired import paired_difference
 
 
 def row(suite: str, defense: str, place: int, outcome: str | None, **more: Any) -> dict[str, Any]:

@@ -8,12 +8,20 @@ import numpy as np
 import pytest
 
 import tiny
-from care.anatomy import Site
-from care.examples import Suite
-from care.fitting import PRESETS, Fitter
-from care.repair import Channel, Repair
-from care.selection import MARGINS, QUANTILES, Candidate, candidates, choose, ranked, screen
-from care.subspace import random_subspace
+from care.data.example import Suite
+from care.defenses.repair.fitting import PRESETS, Fitter
+from care.defenses.repair.repair import Channel, Repair
+from care.defenses.repair.subspace import random_subspace
+from care.models.anatomy import Site
+from care.pipeline.selection import (
+    MARGINS,
+    QUANTILES,
+    Candidate,
+    candidates,
+    choose,
+    ranked,
+    screen,
+)
 from test_fitting import asked, material
 
 

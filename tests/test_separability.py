@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from care.diagnosis.separability import separability
 from care.errors import FitError
-from care.separability import separability
 
 
 def _classes(

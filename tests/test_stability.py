@@ -8,9 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from care.errors import UsageError
-from care.report.values import plain
-from care.stability import (
+from care.diagnosis.reliability import (
     Effects,
     StabilityConfig,
     agreement,
@@ -21,6 +19,8 @@ from care.stability import (
     separability_correlations,
     spearman_brown,
 )
+from care.errors import UsageError
+from care.report.values import plain
 
 FAST = StabilityConfig(top=3, splits=60, resamples=100)
 

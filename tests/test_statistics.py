@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, spearmanr
 
 from care.errors import UsageError
-from care.statistics import (
+from care.statistics.intervals import (
     Interval,
     bootstrap_mean,
     difference,

@@ -6,11 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import eigh
 
-from care.eigen import benign_solve, dense_eigh, generalized_eigh
-from care.errors import FitError, UsageError
-from care.moments import Moments
-from care.null import permuted_maxima
-from care.subspace import (
+from care.defenses.repair.eigensolver import benign_solve, dense_eigh, generalized_eigh
+from care.defenses.repair.permutation_test import permuted_maxima
+from care.defenses.repair.subspace import (
     Subspace,
     SubspaceConfig,
     Target,
@@ -20,6 +18,8 @@ from care.subspace import (
     principal_angles,
     random_subspace,
 )
+from care.errors import FitError, UsageError
+from care.statistics.moments import Moments
 
 TARGETS: tuple[Target, ...] = ("cov", "second_moment", "mean+cov")
 

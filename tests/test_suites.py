@@ -8,9 +8,11 @@ import pytest
 
 import fixtures_suites as copies
 from care import load_suite
+from care.data import tables
+from care.data.benchmarks import choices, figstep, mm_safetybench, yes_no
+from care.data.registry import REGISTRY
 from care.errors import DataError, UsageError
-from care.judges import correct
-from care.suites import REGISTRY, choices, figstep, mm_safetybench, tables, yes_no
+from care.judges.base import correct
 
 NAMES = list(REGISTRY)
 

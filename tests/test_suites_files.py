@@ -10,10 +10,11 @@ import pytest
 
 import fixtures_suites as copies
 from care import load_suite
+from care.data.benchmarks import choices, mm_vet
+from care.data.registry import REGISTRY
+from care.data.source import Files, Source, cache_folder
+from care.data.tables import Row, read_rows
 from care.errors import DataError, DownloadError, MissingDependencyError
-from care.suites import REGISTRY, choices, mm_vet
-from care.suites.source import Files, Source, cache_folder
-from care.suites.tables import Row, read_rows
 
 SOURCE = Source("made-up", "https://example.org/page", "MIT", "github", "some/where", "abc123")
 

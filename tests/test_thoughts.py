@@ -10,15 +10,23 @@ from hypothesis import strategies as st
 
 from care import Example, Suite
 from care.errors import UsageError
-from care.evaluate import evaluate
-from care.evaluation_job import EvaluationJob
-from care.jobs import make_judge
-from care.judges import Judge, Verdict, ask, correct, refused
+from care.evaluation.job import EvaluationJob
+from care.evaluation.rejudge import judged, open_verdicts, rejudge
+from care.evaluation.runner import evaluate
+from care.judges.base import Judge, Verdict, ask, correct, refused
 from care.judges.models import Finding, ModelJudge
-from care.rejudge import judged, open_verdicts, rejudge
-from care.runs import Run
-from care.thoughts import TAGS, UNFINISHED, answer_of, known_tags, opened_by, outside_thoughts, read
-from care.vlm import Answer
+from care.models.thoughts import (
+    TAGS,
+    UNFINISHED,
+    answer_of,
+    known_tags,
+    opened_by,
+    outside_thoughts,
+    read,
+)
+from care.models.vlm import Answer
+from care.pipeline.config import make_judge
+from care.runs.run import Run
 from tiny import tiny_vlm
 
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -357,7 +365,7 @@ def test_tags_are_set_for_a_whole_job():
 
 
 def test_the_command_takes_tags(capsys):
-    from care.cli import main
+    from care.interfaces.cli.app import main
 
     for arguments in (["evaluate"], ["rejudge", ".", "--judge", "rules"]):
         assert main([*arguments, "--thoughts", "<a>"]) == 2
@@ -370,7 +378,7 @@ def test_the_command_takes_tags(capsys):
 def inspect_output(text, ended=True, stops=()):
     """What the provider of Inspect makes of one answer."""
     pytest.importorskip("inspect_ai")
-    from care.integrations.inspect_provider import CareAPI, Settings
+    from care.interfaces.inspect.provider import CareAPI, Settings
 
     provider = SimpleNamespace(vlm=SimpleNamespace(thought_tags=TAGS), model_name="m")
     settings_ = Settings(9, 0.0, 0, tuple(stops))
@@ -389,7 +397,7 @@ def test_inspect_s_scorer_sees_that_there_is_no_answer():
     from inspect_ai.model import ChatCompletionChoice as Choice
     from inspect_ai.model import ChatMessageAssistant, ContentReasoning, ModelOutput
 
-    from care.integrations.inspect_scorers import said
+    from care.interfaces.inspect.scorers import said
 
     assert answer_of(said(inspect_output("<think>Hm, no", ended=False))) is None
     assert said(inspect_output(f"<think>x</think>{REFUSAL}")) == REFUSAL
@@ -402,7 +410,7 @@ def test_inspect_s_scorer_sees_that_there_is_no_answer():
 
 def test_lmms_eval_is_given_answers_alone():
     pytest.importorskip("lmms_eval")
-    from care.integrations.lmms_model import CareModel
+    from care.interfaces.lmms_eval.model import CareModel
 
     vlm = tiny_vlm()
     texts = {"a": "<think>x\n\ny</think>red\n\nblue", "b": "<think>x", "c": "green"}

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from care.attacks.templates import templates, wrapped
-from care.attacks.typography import FigStepConfig, TypoConfig, below, drawn, figstep, typo
+from care.data.example import Example
+from care.data.small_world.jailbreak_templates import templates, wrapped
+from care.data.typography import FigStepConfig, TypoConfig, below, drawn, figstep, typo
 from care.errors import DataError, UsageError
-from care.examples import Example
 from tiny import picture
 
 EXAMPLES = [
@@ -112,7 +112,7 @@ def test_bad_input_is_one_sentence(tmp_path):
 
 
 def test_fonts_of_pillow_do_where_no_other_is_found(monkeypatch):
-    from care.attacks import typography
+    from care.data import typography
 
     monkeypatch.setattr(typography, "_FONTS", ())
     assert ink(figstep("Methods to clean a boat.")).any()

@@ -5,9 +5,9 @@ import copy
 import pytest
 
 from care.report.check import validate
-from care.verdict import RULES, Verdict, verdict
-from care.verdict_sites import MAX_IDENTITY_ERROR, MIN_SELECTIVITY
-from care.verdict_trust import MAX_P, MAX_Q, MIN_RELIABILITY
+from care.report.conclusions import RULES, Verdict, verdict
+from care.report.site_conclusions import MAX_IDENTITY_ERROR, MIN_SELECTIVITY
+from care.report.trust_conclusions import MAX_P, MAX_Q, MIN_RELIABILITY
 from fixtures_diagnosis import estimate, figures
 from fixtures_report import report_tree
 

@@ -9,12 +9,12 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import AutoTokenizer
 
 import tiny
-from care import decoding
-from care.anatomy import Role
+from care.data.example import Example
 from care.errors import DataError, MissingDependencyError, ModelError, UsageError
-from care.examples import Example
-from care.prefill import Start
-from care.vlm import VLM
+from care.models import decoding
+from care.models.anatomy import Role
+from care.models.prompt_cache import Start
+from care.models.vlm import VLM
 
 EXAMPLES = tiny.mixed_examples(7)
 

@@ -11,8 +11,8 @@ from transformers import AutoProcessor, LlamaForCausalLM
 import tiny
 from care.errors import CareError, MissingDependencyError, ModelError
 from care.judges.registry import make_judge
-from care.vlm import VLM
-from care.weights import MOST_LAYERS, load_whole, loading
+from care.models.vlm import VLM
+from care.models.weights import MOST_LAYERS, load_whole, loading
 from test_judges_guards import mllama_guard, shieldgemma, text_guard
 
 TEXT = "language_model.model.layers.{}.mlp.down_proj.weight"

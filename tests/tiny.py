@@ -37,8 +37,8 @@ from transformers import (
 )
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from care.examples import Example
-from care.vlm import VLM
+from care.data.example import Example
+from care.models.vlm import VLM
 
 LAYERS, WIDTH, FFN, VISUAL = 4, 32, 64, 4
 SPECIAL = ["<pad>", "<eos>", "<image>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]

@@ -32,12 +32,14 @@ from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from care import evaluation_job, material, pipeline
-from care.diagnosis import DiagnosisConfig
-from care.inquiry import InquiryConfig
-from care.judges import Judge, Verdict
-from care.neuron_report import NeuronConfig
-from care.stability import StabilityConfig
+from care.defenses.repair import fitting_data as material
+from care.diagnosis.full import InquiryConfig
+from care.diagnosis.neurons.report import NeuronConfig
+from care.diagnosis.reliability import StabilityConfig
+from care.diagnosis.site_results import DiagnosisConfig
+from care.evaluation import job as evaluation_job
+from care.judges.base import Judge, Verdict
+from care.pipeline import workflow as pipeline
 
 RESULTS = ("report.json", "diagnosis.json", "table.json")
 """Files of a run that hold what it found."""
@@ -109,7 +111,7 @@ def helps() -> dict[str, str]:
 
 
 def _help(command: tuple[str, ...]) -> str:
-    code = "import sys; sys.argv[0] = 'care'; from care.cli import main; main()"
+    code = "import sys; sys.argv[0] = 'care'; from care.interfaces.cli.app import main; main()"
     shown = {"COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1", "TERM": "dumb"}
     done = subprocess.run(
         [sys.executable, "-c", code, *command, "--help"],

@@ -24,7 +24,8 @@ class ModelError(CareError, ValueError):
 class NotFiniteError(ModelError):
     """The model computes NaN or infinity, mostly an overflow of float16.
 
-    `answers` are those of the same call (`care.vlm.Answer`, in order), None where there is none.
+    `answers` are those of the same call (`care.models.vlm.Answer`, in order), None where there is
+    none.
     """
 
     def __init__(self, message: str, answers: Sequence[Any] = ()) -> None:

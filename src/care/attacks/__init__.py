@@ -1,30 +1,33 @@
-"""Attacks that are made rather than collected, to measure defenses with.
+"""Attacks that are made: pictures optimised against a model or through a defense."""
 
-Images optimised against a model (`pgd`), also through a defense (`through`) and as rows of a table
-(`transfer`); requests drawn into pictures (`typography`); text templates (`templates`) and suffixes
-by nanoGCG (`gcg`). Settings of published image attacks are in `presets`.
-"""
+from typing import TYPE_CHECKING
 
-from care.attacks.pgd import (
-    AttackResult,
-    corpus_requests,
-    image_for_each,
-    image_loss,
-    universal_image,
+from care._lazy import attach
+
+if TYPE_CHECKING:
+    from care.attacks.adaptive import Through as Through
+    from care.attacks.pgd import AttackResult as AttackResult
+    from care.attacks.pgd import corpus_requests as corpus_requests
+    from care.attacks.pgd import image_for_each as image_for_each
+    from care.attacks.pgd import image_loss as image_loss
+    from care.attacks.pgd import universal_image as universal_image
+    from care.attacks.presets import PRESETS as PRESETS
+    from care.attacks.presets import PUBLISHED as PUBLISHED
+    from care.attacks.presets import PGDConfig as PGDConfig
+    from care.attacks.presets import Preset as Preset
+    from care.attacks.presets import preset as preset
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "pgd": [
+            "AttackResult",
+            "corpus_requests",
+            "image_for_each",
+            "image_loss",
+            "universal_image",
+        ],
+        "presets": ["PRESETS", "PUBLISHED", "PGDConfig", "Preset", "preset"],
+        "adaptive": ["Through"],
+    },
 )
-from care.attacks.presets import PRESETS, PUBLISHED, PGDConfig, Preset, preset
-from care.attacks.through import Through
-
-__all__ = [
-    "PRESETS",
-    "PUBLISHED",
-    "AttackResult",
-    "PGDConfig",
-    "Preset",
-    "Through",
-    "corpus_requests",
-    "image_for_each",
-    "image_loss",
-    "preset",
-    "universal_image",
-]

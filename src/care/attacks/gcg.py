@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from care.attacks.objective import attackable
-from care.batches import render
+from care.attacks.loss import attackable
+from care.data.example import Example
 from care.errors import MissingDependencyError, ModelError, UsageError
-from care.examples import Example
-from care.vlm import VLM
+from care.models.batches import render
+from care.models.vlm import VLM
 
 INSTALL = "pip install --no-deps nanogcg==0.3.0 && pip install tqdm"
 """How to get the package."""

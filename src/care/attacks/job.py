@@ -4,7 +4,7 @@ The folder gets `image.png`, which is read back and must have the loss that the 
 `attack.json` with every setting and figure, and checkpoints to resume from. Without requests of the
 user's own, the fit goals of the embedded model's small world are asked, of any model. With
 `compare`, the model is attacked as it is and through the repair, and every image shown to the
-defended model (`care.attacks.transfer`).
+defended model (`care.evaluation.transfer`).
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from typing import Any, Literal, get_args
 
 from PIL import Image
 
+from care.attacks.adaptive import GateMode, Through
 from care.attacks.pgd import AttackResult, corpus_requests, image_loss, universal_image
 from care.attacks.presets import Loss, PGDConfig, preset
-from care.attacks.through import GateMode, Through
-from care.attacks.transfer import ATTEMPTS, Attempt, Threats, transfer_and_adaptive
-from care.checks import require
-from care.embedded.pictures import seeded
+from care.data.digests import digest_of
+from care.data.example import Example, load_image
+from care.data.small_world.pictures import seeded
+from care.defenses.repair.repair import Repair
 from care.errors import ArtefactError, UsageError
-from care.examples import Example, load_image
-from care.identity import model_identity
-from care.jobs import load_model
-from care.reading import read_text, valid_text
-from care.repair import Repair
-from care.same import digest_of
-from care.storage import config_digest, to_json, write_whole
-from care.vlm import VLM
+from care.evaluation.transfer import ATTEMPTS, Attempt, Threats, transfer_and_adaptive
+from care.models.identity import model_identity
+from care.models.vlm import VLM
+from care.pipeline.config import load_model
+from care.runs.files import config_digest, to_json, write_whole
+from care.runs.options import require
+from care.runs.reading import read_text, valid_text
 
 SCHEMA = "care.attack/1"
 """Version of the layout of attack.json."""
@@ -100,7 +100,8 @@ class AttackJob:
     trust_remote_code: bool = False
     """Run code that the model's repository brings."""
     identity: Mapping[str, Any] | None = None
-    """What `care.identity` says of the model, where that is known already; it takes a while."""
+    """What `care.models.identity` says of the model, where that is known already; it takes a
+    while."""
 
     def __post_init__(self) -> None:
         if self.loss == "toxic" and self.corpus is None:
@@ -261,8 +262,8 @@ def _compare(
     config: PGDConfig,
     progress: Bar | None,
 ) -> Threats:
-    from care.embedded.suites import load
-    from care.jobs import Job, make_judge
+    from care.data.small_world.suites import load
+    from care.pipeline.config import Job, make_judge
 
     # The user's own requests are optimised on, so only the small world has others to judge by.
     own = job.requests is not None or job.corpus is not None
@@ -286,11 +287,11 @@ def requests_of(job: AttackJob) -> tuple[list[Example], list[str]]:
     if job.corpus is not None:
         return corpus_requests(read_text(job.corpus, "corpus").splitlines())
     if job.requests is None:
-        from care.embedded.attack import requests
+        from care.models.embedded.attack import requests
 
         examples, openings = requests()
     else:
-        from care.examples_file import read_suite
+        from care.data.jsonl import read_suite
 
         examples, openings = list(read_suite(job.requests, "attack").examples), None
     target = job.target
@@ -304,6 +305,6 @@ def requests_of(job: AttackJob) -> tuple[list[Example], list[str]]:
 
 
 def _start(job: AttackJob) -> Image.Image:
-    from care.embedded.lessons import unrelated
+    from care.data.small_world.scenes import unrelated
 
     return unrelated(seeded("attack", job.seed)) if job.start is None else load_image(job.start)

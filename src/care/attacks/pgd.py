@@ -1,12 +1,13 @@
 """Targeted image attacks: an image that makes a model begin answers as wished.
 
 One image for all requests (universal; Qi et al. 2023), or one for each. The loss L is in
-`care.attacks.objective`: openings of answers to requests (the jailbreak loss), or the sentences of
+`care.attacks.loss`: openings of answers to requests (the jailbreak loss), or the sentences of
 a corpus after an empty prompt (the toxic loss, `corpus_requests`). How it is descended, by PGD,
-MI-FGSM or APGD, is in `care.attacks.descent`, with restarts the image with the least loss is kept.
+MI-FGSM or APGD, is in `care.attacks.optimisers`, with restarts the image with the least loss is
+kept.
 
-Edits by `care.hooks` that are active take part, so a defended model is attacked through its
-defense; but an attack should be given the defense (`through`, see `care.attacks.through`), whose
+Edits by `care.models.hooks` that are active take part, so a defended model is attacked through its
+defense; but an attack should be given the defense (`through`, see `care.attacks.adaptive`), whose
 gates it can then see past and whose sites it can avoid. What outside edits do isn't recorded in a
 checkpoint, so resume with the same ones. Not here: suffixes, typography, black-box attacks.
 """
@@ -25,16 +26,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from care.attacks.descent import State, advance, first_pixels, load, save
-from care.attacks.objective import Objective, attackable
-from care.attacks.pixels import PixelPath, to_picture
+from care.attacks.adaptive import Through
+from care.attacks.loss import Objective, attackable
+from care.attacks.optimisers import State, advance, first_pixels, load, save
+from care.attacks.preprocessing import PixelPath, to_picture
 from care.attacks.presets import PGDConfig
-from care.attacks.through import Through
-from care.batches import render
+from care.data.example import Example, load_image
 from care.errors import UsageError
-from care.examples import Example, load_image
-from care.identity import parameters_digest
-from care.vlm import VLM
+from care.models.batches import render
+from care.models.identity import parameters_digest
+from care.models.vlm import VLM
 
 SAVE_EVERY = 25
 """Steps between two checkpoints."""

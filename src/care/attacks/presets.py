@@ -22,8 +22,8 @@ rounded to 8 bits: the result says how much.
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from care.checks import MANY, MAX_BATCH, MAX_SEED, require
 from care.errors import UsageError
+from care.runs.options import MANY, MAX_BATCH, MAX_SEED, require
 
 Method = Literal["pgd", "apgd"]
 Loss = Literal["jailbreak", "toxic"]

@@ -19,9 +19,9 @@ from functools import partial
 from pathlib import Path
 
 from care.errors import CareError
-from care.judges import Judge
 from care.judges.agreement import agreement
-from care.reading import parse_json, text_lines
+from care.judges.base import Judge
+from care.runs.reading import parse_json, text_lines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,8 +86,8 @@ def _agreement(with_perplexity: bool, with_minilm: bool) -> dict:
         from care.judges.minilm import probabilities as minilm
     if not with_perplexity:
         return agreement(minilm=minilm)
-    from care.embedded import base_text_model
     from care.judges.perplexity import MAX_PERPLEXITY, perplexities
+    from care.models.embedded.cache import base_text_model
 
     model, tokenizer = base_text_model()
     judge = Judge(partial(perplexities, model, tokenizer), max_perplexity=MAX_PERPLEXITY)
@@ -95,9 +95,9 @@ def _agreement(with_perplexity: bool, with_minilm: bool) -> dict:
 
 
 def _calibrate(args: argparse.Namespace) -> dict:
-    from care.embedded import base_text_model
     from care.judges.calibration import calibrate
     from care.judges.perplexity import perplexities
+    from care.models.embedded.cache import base_text_model
 
     rows = _read(args.rows)
     others: dict[str, list[str]] = {}

@@ -33,12 +33,12 @@ from typing import Any
 import numpy as np
 
 from care.errors import DataError
-from care.judges import Judge
 from care.judges.agreement_by_kind import held_out
+from care.judges.base import Judge
 from care.judges.minilm import mean_of_three
 from care.judges.refusal import THRESHOLD, Refusals, judge_refusals
 from care.judges.refusal_classifier import load_rows, training_rows
-from care.statistics import wilson
+from care.statistics.intervals import wilson
 
 Minilm = Callable[[Sequence[str]], np.ndarray]
 """From N texts to (N,) probabilities of refusal."""

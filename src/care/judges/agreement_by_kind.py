@@ -33,15 +33,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from care.judges.compare import kappa_interval
+from care.judges.labels import kappa_interval
 from care.judges.refusal import THRESHOLD, certainly_refused, judge_refusals
-from care.judges.refusal_classifier import (
-    load_rows,
-    new_classifier,
-    probabilities,
-    training_rows,
-)
-from care.statistics import wilson
+from care.judges.refusal_classifier import load_rows, new_classifier, probabilities, training_rows
+from care.statistics.intervals import wilson
 
 Grouping = Literal["register", "author"]
 

@@ -31,14 +31,14 @@ from importlib import resources
 from typing import Any
 from urllib.parse import urlsplit
 
-from care.checks import MANY, require
 from care.errors import UsageError
-from care.judges import Judge
+from care.judges.base import Judge
 from care.judges.models import Finding, ModelJudge, Pictures
+from care.judges.prompts import Template, read_template
 from care.judges.replies import read_reply
-from care.judges.templates import Template, read_template
-from care.reading import parse_json
-from care.secrets import without_key
+from care.runs.options import MANY, require
+from care.runs.reading import parse_json
+from care.runs.secrets import without_key
 
 __all__ = ["ApiConfig", "ApiJudge", "read_reply"]
 

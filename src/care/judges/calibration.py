@@ -14,7 +14,7 @@ answers are broken on purpose and counted:
 
 At most `BROKEN` answers, drawn at random, are broken and looked at by length; the limit itself
 comes from all of them. Each kind is counted for perplexity alone, for the rules of `coherence`
-alone, and for either, as `care.judges.Judge` combines them. `lengths` repeats false alarms and
+alone, and for either, as `care.judges.base.Judge` combines them. `lengths` repeats false alarms and
 detection of shuffled words for the answers' first L words, which shows from which length on the
 limit may be used.
 
@@ -31,11 +31,11 @@ from typing import Any
 
 import numpy as np
 
+from care.data.text import words
 from care.errors import DataError
-from care.judges import FEWEST_WORDS
+from care.judges.base import FEWEST_WORDS
 from care.judges.coherence import degenerate
-from care.judges.text import words
-from care.statistics import wilson
+from care.statistics.intervals import wilson
 
 FALSE_ALARMS = 0.01
 """Greatest share of good answers above the limit."""

@@ -23,16 +23,16 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from care.checks import MAX_BATCH, require
-from care.decoding import position_ids
-from care.devices import device_of
 from care.errors import DataError, MissingDependencyError, ModelError
-from care.finite import not_finite
-from care.judges import Judge
+from care.judges.base import Judge
 from care.judges.models import Finding, ModelJudge, Pictures
-from care.judges.templates import Template, card_template, read_template
-from care.memory import in_halves
-from care.weights import load_whole, loading
+from care.judges.prompts import Template, card_template, read_template
+from care.models.decoding import position_ids
+from care.models.devices import device_of
+from care.models.finite import not_finite
+from care.models.memory import in_halves
+from care.models.weights import load_whole, loading
+from care.runs.options import MAX_BATCH, require
 
 Scale = Literal["yes_no", "grade"]
 

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from care.judges.text import plain, words
+from care.data.text import plain, words
 
 
 @dataclass(frozen=True)

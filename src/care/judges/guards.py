@@ -26,19 +26,19 @@ from typing import Any
 import torch
 from PIL import Image
 
-from care.checks import MAX_BATCH, require
-from care.decoding import Rows, end_tokens, library_loop
-from care.devices import device_of
 from care.errors import ModelError
-from care.finite import not_finite
-from care.judges import Judge
+from care.judges.base import Judge
 from care.judges.classifiers import load_text_model, loaded_revision
 from care.judges.models import Finding, ModelJudge, Pictures
+from care.judges.prompts import text_digest
 from care.judges.replies import first_word_alone
-from care.judges.templates import text_digest
-from care.memory import in_halves
-from care.thoughts import answer_of
-from care.weights import load_whole, loading
+from care.models.decoding import Rows, end_tokens, library_loop
+from care.models.devices import device_of
+from care.models.finite import not_finite
+from care.models.memory import in_halves
+from care.models.thoughts import answer_of
+from care.models.weights import load_whole, loading
+from care.runs.options import MAX_BATCH, require
 
 _HEADER = re.compile(
     r"^\s*(?:<\|[^|>]*\|>\s*)*(?:assistant|model|agent)\s*(?:<\|[^|>]*\|>|:|\n)\s*", re.IGNORECASE

@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from care.judges.text import words
+from care.data.text import words
 
 NOT_ENGLISH = "the answer isn't in English, which is all that this judge reads"
 """Why an answer isn't judged; the language follows in brackets."""

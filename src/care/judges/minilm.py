@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 
 from care.errors import DataError, MissingDependencyError, ModelError
-from care.judges import Judge
+from care.judges.base import Judge
 from care.judges.refusal import judge_refusals
 from care.judges.refusal_classifier import TRAINING, opening, training_rows
-from care.weights import load_whole, loading
+from care.models.weights import load_whole, loading
 
 HEAD = "minilm_head.json"
 """The head's file in this package's data."""

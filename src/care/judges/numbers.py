@@ -18,7 +18,7 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-from care.judges.text import plain
+from care.data.text import plain
 
 _ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
     fifteen sixteen seventeen eighteen nineteen"""

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from care.finite import check_logits
-from care.memory import in_halves
+from care.models.finite import check_logits
+from care.models.memory import in_halves
 
 MAX_PERPLEXITY = 200.0
-"""Above this an answer of `care.judges.FEWEST_WORDS` words or more is broken text.
+"""Above this an answer of `care.judges.base.FEWEST_WORDS` words or more is broken text.
 
 For the untouched text model of the embedded one, measured in bfloat16 on its answers to benign
 requests (`python -m care.judges calibrate RUN/rows.jsonl`):

@@ -32,9 +32,9 @@ from typing import Any
 
 import numpy as np
 
+from care.data.text import plain
 from care.judges.refusal_classifier import probabilities, training_digests
 from care.judges.stance import LONGEST, Unit, units
-from care.judges.text import plain
 
 VERSION = 3
 """Raised with every change that may change a verdict: patterns, features, threshold."""

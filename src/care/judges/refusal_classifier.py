@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from care.data.text import plain
 from care.errors import DataError
 from care.judges.stance import Unit, units
-from care.judges.text import plain
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline

@@ -13,9 +13,9 @@ from copy import copy
 from dataclasses import dataclass, fields
 from typing import Any
 
-from care.checks import check_file_name, named_options
 from care.errors import UsageError
-from care.judges import AnyJudge, Judge
+from care.judges.base import AnyJudge, Judge
+from care.runs.options import check_file_name, named_options
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def check_judge(wanted: str) -> None:
     if name in _LIGHT:
         make_judge(wanted)
     elif "template" in options:
-        from care.judges.templates import read_template
+        from care.judges.prompts import read_template
 
         read_template(options["template"])
 

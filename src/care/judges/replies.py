@@ -17,10 +17,10 @@ import json
 import re
 from typing import Any
 
+from care.data.text import plain
 from care.judges.models import Finding
 from care.judges.stance import Unit, units
-from care.judges.text import plain
-from care.thoughts import answer_of
+from care.models.thoughts import answer_of
 
 _CUT = re.compile(
     r"filter|length|max|safety|block|abort|cancel|error|refus|recitation|prohibit|spii|incomplete"

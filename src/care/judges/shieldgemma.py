@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from PIL import Image
 
-from care.devices import device_of
-from care.finite import not_finite
-from care.judges import Judge
+from care.judges.base import Judge
 from care.judges.classifiers import loaded_revision
 from care.judges.guards import GuardConfig
 from care.judges.models import Finding, ModelJudge, Pictures
-from care.judges.templates import text_digest
-from care.storage import to_json
-from care.weights import load_whole, loading
+from care.judges.prompts import text_digest
+from care.models.devices import device_of
+from care.models.finite import not_finite
+from care.models.weights import load_whole, loading
+from care.runs.files import to_json
 
 LIMIT = 0.5
 """Least probability of a violation that is flagged."""

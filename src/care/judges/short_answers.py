@@ -16,10 +16,10 @@ import json
 from importlib import resources
 from typing import Any
 
+from care.judges.answer_matching import correct
 from care.judges.numbers import stated_number
 from care.judges.stated import stated_option, stated_yes_no
-from care.judges.utility import correct
-from care.thoughts import answer_of
+from care.models.thoughts import answer_of
 
 LABELLED = "short_answers.jsonl"
 """The labelled answers' file in this package's data: `kind`, `answer`, and what is `stated` (null:

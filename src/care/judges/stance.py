@@ -24,9 +24,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
+from care.data.text import plain
 from care.judges import stance_answering as answering
 from care.judges import stance_refusing as refusing
-from care.judges.text import plain
 
 Stance = Literal[
     "ask",

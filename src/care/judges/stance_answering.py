@@ -1,6 +1,6 @@
 """Patterns of sentences that don't refuse: answers, questions back, corrections, what isn't known.
 
-Verbose regular expressions for plain lower-case text (`care.judges.text.plain`).
+Verbose regular expressions for plain lower-case text (`care.data.text.plain`).
 """
 
 from care.judges.stance_refusing import LAWFUL, MACHINE, SORRY

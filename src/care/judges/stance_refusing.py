@@ -1,6 +1,6 @@
 """Patterns of sentences that stand in place of an answer: declining, moralising, sending elsewhere.
 
-Verbose regular expressions for plain lower-case text (`care.judges.text.plain`).
+Verbose regular expressions for plain lower-case text (`care.data.text.plain`).
 `DECLINE`, `MORAL`, `HARM`, `REDIRECT` and `ELSEWHERE` are whole, the other names are parts of them.
 """
 

@@ -21,7 +21,7 @@ import unicodedata
 from functools import cache
 from itertools import zip_longest
 
-from care.judges.text import plain
+from care.data.text import plain
 
 LETTERS = "ABCDEFGH"
 """Letters of options where a question doesn't tell."""

@@ -18,12 +18,12 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from care.data.text import plain
 from care.errors import MissingDependencyError, ModelError
-from care.judges import Judge
+from care.judges.base import Judge
 from care.judges.models import Finding, ModelJudge, Pictures
-from care.judges.templates import text_digest
-from care.judges.text import plain
-from care.memory import in_halves
+from care.judges.prompts import text_digest
+from care.models.memory import in_halves
 
 LIMIT = 0.5
 """An attribute above this makes an answer toxic."""

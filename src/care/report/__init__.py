@@ -1,15 +1,23 @@
-"""One report as HTML for a person and JSON for a program, written from the same tree."""
+"""The report: one HTML and one JSON from results. It measures nothing and runs no model."""
 
-from care.report.check import validate
-from care.report.files import load_report, write_diagnosis, write_report
-from care.report.schema import SCHEMA
-from care.report.summary import summarise
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "SCHEMA",
-    "load_report",
-    "summarise",
-    "validate",
-    "write_diagnosis",
-    "write_report",
-]
+from care._lazy import attach
+
+if TYPE_CHECKING:
+    from care.report.check import validate as validate
+    from care.report.files import load_report as load_report
+    from care.report.files import write_diagnosis as write_diagnosis
+    from care.report.files import write_report as write_report
+    from care.report.schema import SCHEMA as SCHEMA
+    from care.report.targets import summarise as summarise
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "check": ["validate"],
+        "files": ["load_report", "write_diagnosis", "write_report"],
+        "schema": ["SCHEMA"],
+        "targets": ["summarise"],
+    },
+)

@@ -12,8 +12,8 @@ from markupsafe import Markup
 
 from care.report import svg
 from care.report.parts import OUTCOMES
-from care.report.summary import percent
 from care.report.svg import WIDTH, Scale, tag
+from care.report.targets import percent
 
 _ROLE_TITLES = {
     "attack": "Attack success: lower is better",

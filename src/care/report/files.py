@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from care.errors import DataError, StorageError
-from care.reading import read_json
 from care.report.check import validate, validate_diagnosis
+from care.report.conclusions import verdict
 from care.report.html import render, render_diagnosis
 from care.report.schema import SCHEMA
-from care.report.summary import summarise
+from care.report.targets import summarise
 from care.report.values import plain
-from care.verdict import verdict
+from care.runs.reading import read_json
 
 HTML_NAME = "report.html"
 JSON_NAME = "report.json"

@@ -12,11 +12,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from care.finding import capital
 from care.report import charts, heatmap_chart, layer_charts, trust_charts
+from care.report.conclusion import capital
 from care.report.parts import OUTCOMES
-from care.report.summary import percent, points, target_suites
 from care.report.svg import number, visible
+from care.report.targets import percent, points, target_suites
 
 _ROLES = {"attack": "attack", "utility": "utility", "over_refusal": "over-refusal"}
 _METHODS = {

@@ -10,8 +10,8 @@ from typing import Any
 from markupsafe import Markup
 
 from care.report import svg
-from care.report.summary import points
 from care.report.svg import WIDTH, Scale, tag
+from care.report.targets import points
 
 _COMPONENTS = {"ffn": "FFN", "mhsa": "MHSA", "layer": "whole layer"}
 _KINDS = {"ffn": "ffn_out", "mhsa": "mhsa_out", "layer": "layer_out"}

@@ -59,7 +59,7 @@ class RateChange(TypedDict):
 
 
 class Estimate(TypedDict):
-    """Any figure with its interval, in the unit that the place says: a `care.statistics.Interval`.
+    """Any figure with its interval (`care.statistics.Interval`), in the unit that the place says.
 
     `rate` is the figure; it need not be a share.
     """

@@ -1,0 +1,226 @@
+"""Attacking a model through its defense, by an attacker who knows it (the adaptive attack).
+
+Gradients flow through a repair as they are: it is a product with Q and one with Qᵀ. But its gate
+clamps scores to [0, 1], and where it is fully open or shut its gradient is 0, so that a descent
+can't see which way out leads: gradient masking, which flatters a defense. Two remedies, both of the
+attack alone, for the image is always measured under the real gate; try them beside the gradient as
+it is, which does better wherever a gate isn't flat at most tokens:
+
+    straight-through    clamp forwards, the identity backwards (BPDA, Athalye et al. 2018)
+    soft                σ((s − ½) / τ) both ways, s the unclamped score and τ = `temperature`
+
+An evasion term keeps activations out of the repair's sight. Over the repaired sites and the tokens
+that a channel edits, it adds `evasion` times the mean of
+
+    max(s + m, 0)                          of a channel with a gate, m a margin: keep it shut
+    ‖Qᵀ(h − μ)‖² / ‖h − μ‖²                without: keep out of the unsafe subspace
+
+with h as it arrives at the site. Other defenses than repairs are differentiated through as they
+are, without these two. Cf. Bailey et al. 2024, arXiv 2412.09565.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from care.defenses.base import Defense
+from care.defenses.repair.repair import Channel, Repair, _Insides, _SiteEdit
+from care.errors import UsageError
+from care.models.anatomy import Site, scope_mask
+from care.models.hooks import edit, read
+from care.models.vlm import VLM
+
+GateMode = Literal["exact", "straight-through", "soft"]
+
+_MARGIN = 0.1
+"""m: how far below its threshold a score is pushed, in units of the gate's ramp."""
+
+
+@dataclass(frozen=True)
+class Through:
+    """A defense to attack, and how its gradient is taken."""
+
+    defense: Defense
+    """What is active; a `Repair`, or anything that is applied to a model."""
+
+    gate: GateMode = "exact"
+    """What takes the place of a repair's gates in the descent; other defenses ignore it."""
+
+    evasion: float = 0.0
+    """Weight of the evasion term, in nats per token; repairs only."""
+
+    temperature: float = 0.25
+    """τ of the soft gate, in units of the gate's ramp."""
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.defense, "applied"):
+            raise UsageError(
+                f"An attack goes through a defense, but got {self.defense!r:.80}; pass a repair or "
+                "something else with a name and a method applied(vlm)."
+            )
+        if self.gate not in get_args(GateMode):
+            raise UsageError(f"gate is {self.gate!r}; use one of {', '.join(get_args(GateMode))}.")
+        if not 0 <= self.evasion < float("inf"):
+            raise UsageError(f"evasion must be a finite number ≥ 0, got {self.evasion}.")
+        if not 0 < self.temperature < float("inf"):
+            raise UsageError(f"temperature must be a finite number > 0, got {self.temperature}.")
+        if self.evasion and not isinstance(self.defense, Repair):
+            raise UsageError(
+                f"The evasion term needs the sites of a repair, but {self.defense.name!r} is none; "
+                "leave evasion at 0."
+            )
+
+    @property
+    def late(self) -> bool:
+        """Whether nothing before the last position of a prompt is edited."""
+        return bool(getattr(self.defense, "late", False))
+
+    def describe(self) -> list[Any]:
+        """What distinguishes this from other attacks, for digests."""
+        told: list[Any] = [self.defense.name, self.gate, self.evasion, self.temperature]
+        return [*told, _fingerprint(self.defense)] if isinstance(self.defense, Repair) else told
+
+    @contextmanager
+    def attacked(self, vlm: VLM) -> Iterator[Callable[[], Tensor | None] | None]:
+        """Apply what gradients are taken through; yields the evasion term, if there is one."""
+        with ExitStack() as stack:
+            penalty = None
+            if self.evasion and isinstance(self.defense, Repair):
+                evasion = Evasion(self.defense, self.evasion)
+                # Entered first, so that it reads what arrives at a site, not what leaves it.
+                stack.enter_context(read(vlm, self.defense.sites, sink=evasion.see))
+                penalty = evasion.take
+            gated = isinstance(self.defense, Repair) and any(c.gate for c in self.defense.channels)
+            if gated and self.gate != "exact":
+                stack.enter_context(self._softened(vlm, self.defense))
+            else:
+                stack.enter_context(self.defense.applied(vlm))
+            yield penalty
+
+    @contextmanager
+    def _softened(self, vlm: VLM, repair: Any) -> Iterator[None]:
+        repair.check(vlm)
+        insides = _Insides()
+        temperature = self.temperature if self.gate == "soft" else None
+        edits = {
+            site: _SoftEdit(
+                [c for c in repair.channels if c.site == site], repair.fusion, insides, temperature
+            )
+            for site in repair.sites
+        }
+        with edit(vlm, edits):
+            yield
+
+
+class _SoftEdit(_SiteEdit):
+    """The edit of a site with gates whose gradient doesn't vanish."""
+
+    def __init__(
+        self,
+        channels: list[Channel],
+        fusion: str,
+        insides: _Insides,
+        temperature: float | None,
+    ) -> None:
+        super().__init__(channels, fusion, insides)
+        self._temperature = temperature
+        self._gates = torch.tensor([channel.gate is not None for channel in self._channels])
+
+    def _opened(self, openness: Tensor) -> Tensor:
+        score = openness.amax(dim=-1, keepdim=True)
+        if self._temperature is None:
+            return _StraightThrough.apply(score)  # pyright: ignore[reportReturnType]
+        soft = torch.sigmoid((score - 0.5) / self._temperature)
+        gated = self._gates.to(score.device)[:, None]
+        return torch.where(gated, soft, score.clamp(0, 1))  # without a gate it is always open
+
+
+class _StraightThrough(torch.autograd.Function):
+    """clamp(s, 0, 1) forwards, to the bit; the identity backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, score: Tensor) -> Tensor:  # pyright: ignore
+        return score.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore
+        return gradient
+
+
+class Evasion:
+    """The evasion term of the passes since it was last taken."""
+
+    def __init__(self, repair: Repair, weight: float) -> None:
+        self._weight = weight
+        self._channels: dict[Site, list[Channel]] = {}
+        for channel in repair.channels:
+            if channel.strength > 0:
+                self._channels.setdefault(channel.site, []).append(channel)
+        self._tensors: dict[tuple[int, torch.device], list[Tensor]] = {}
+        self._sums: list[Tensor] = []
+        self._count = 0
+
+    def see(self, site: Site, h: Tensor, roles: Tensor) -> None:
+        """Add the terms of activations h (B, T, D) that arrive at a site."""
+        for channel in self._channels.get(site, []):
+            rows = h[scope_mask(roles, channel.scopes)].float()
+            if len(rows):
+                found = self._seen(channel, rows)
+                self._sums.append(found.sum())
+                self._count += len(found)
+
+    def take(self) -> Tensor | None:
+        """Weight times the mean of what was seen, and forget it; None if nothing was."""
+        if not self._sums:
+            return None
+        device = self._sums[-1].device
+        total = torch.stack([part.to(device) for part in self._sums]).sum()
+        value = self._weight * total / self._count
+        self._sums, self._count = [], 0
+        return value
+
+    def _seen(self, channel: Channel, rows: Tensor) -> Tensor:
+        """How much of each row (n, D) the channel sees (n,)."""
+        if channel.gate is not None:
+            filters, mean, low, high = self._on(channel, rows.device)
+            scores = ((rows - mean) @ filters - low) / (high - low)
+            return (scores.amax(dim=-1) + _MARGIN).clamp_min(0)
+        basis, mean = self._on(channel, rows.device)
+        shifted = rows - mean
+        inside = (shifted @ basis).square().sum(dim=-1)
+        return inside / shifted.square().sum(dim=-1).clamp_min(1e-12)
+
+    def _on(self, channel: Channel, device: torch.device) -> list[Tensor]:
+        key = (id(channel), device)
+        if key not in self._tensors:
+            gate, subspace = channel.gate, channel.subspace
+            parts = (
+                (subspace.basis, subspace.mean)
+                if gate is None
+                else (gate.filters, gate.mean, gate.low, gate.high)
+            )
+            with torch.inference_mode(False):
+                self._tensors[key] = [torch.tensor(part).float().to(device) for part in parts]
+        return self._tensors[key]
+
+
+def _fingerprint(repair: Repair) -> str:
+    """SHA-256 of everything in a repair that decides its edits."""
+    hasher = hashlib.sha256(repair.fusion.encode())
+    for channel in repair.channels:
+        told = (str(channel.site), channel.modality, channel.scopes, channel.strength)
+        hasher.update(repr(told).encode())
+        parts = [channel.subspace.basis, channel.subspace.mean]
+        if channel.gate is not None:
+            gate = channel.gate
+            parts += [gate.filters, gate.mean, gate.low, gate.high]
+        for part in parts:
+            hasher.update(part.tobytes())
+    return hasher.hexdigest()

@@ -1,0 +1,1 @@
+"""Published suites, one module for each kind."""

@@ -1,0 +1,1 @@
+"""The small world of the embedded model: goals, pictures, suites and pairs, all made here."""

@@ -1,0 +1,272 @@
+"""A repair on disk: a folder like any on the Hugging Face Hub, checked before it is used.
+
+`repair.json` says what the repair does and what it was fitted on, `repair.safetensors` holds the
+numbers, `README.md` is the model card. Loading checks, in this order and before any number is
+used: format version, the digest, names, types, shapes and sizes of the numbers, what the channels
+say, and the model's architecture. Another revision of the same model warns. Saving makes the same
+checks before it writes. No pickle anywhere.
+
+The digest, `sha256` in repair.json, is that of everything else: the other entries of repair.json as
+canonical JSON (sorted keys, no spaces), a new line, the bytes of repair.safetensors. It tells
+damage and changes by accident; who means to deceive can state another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from care.defenses.artefact_card import card
+from care.defenses.artefact_channels import (
+    arrays_of,
+    channel_from,
+    channel_to,
+    check_apart,
+    names_of,
+)
+from care.defenses.repair.repair import Repair
+from care.errors import ArtefactError, CareError
+from care.runs.files import to_json, write_whole
+from care.runs.reading import GIB, parse_json, read_file
+
+if TYPE_CHECKING:
+    from care.models.vlm import VLM
+
+FORMAT = 2
+"""Version of the artefact's layout; a reader refuses versions it doesn't know. In version 1 the
+digest covered the numbers alone."""
+MAX_FACTS, MAX_NUMBERS = GIB // 4, 4 * GIB
+"""Most bytes of repair.json and of repair.safetensors, which are held in memory."""
+
+
+_VOLATILE = ("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype")
+
+_MANIFEST_PARTS = ("model", "evaluation")
+"""Entries of the manifest that are read, so that they have to be objects."""
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+"""owner/name as the Hub allows it."""
+
+
+def model_facts(vlm: VLM) -> dict[str, Any]:
+    """What identifies the model a repair belongs to."""
+    config = stable(vlm.model.config.to_dict())
+    template = getattr(vlm.processor, "chat_template", None) or ""
+    return {
+        "name": vlm.name,
+        "revision": vlm.revision,
+        "class": type(vlm.model).__name__,
+        "layers": vlm.anatomy.n_layers,
+        "width": vlm.anatomy.width,
+        "config_sha256": _digest(json.dumps(config, sort_keys=True, default=str).encode()),
+        "processor": type(vlm.processor).__name__,
+        "chat_template_sha256": _digest(str(template).encode()),
+    }
+
+
+def stable(config: Any) -> Any:
+    """A configuration, nested ones too, without what depends on how the model was loaded."""
+    if not isinstance(config, dict):
+        return config
+    return {key: stable(value) for key, value in config.items() if key not in _VOLATILE}
+
+
+def save(repair: Repair, folder: Path) -> Path:
+    """Write the artefact's folder and return it.
+
+    Raises ArtefactError for numbers that loading would refuse, UsageError for a manifest that has
+    no JSON form, both before anything is written, and StorageError if writing fails.
+    """
+    _check_manifest(repair.manifest)
+    check_apart(repair.channels)
+    facts, numbers = _packed(repair)
+    contents = {
+        "repair.safetensors": numbers,
+        "README.md": card(repair),
+        "repair.json": to_json(facts, indent=1),
+    }
+    for name, content in contents.items():
+        write_whole(folder / name, content)
+    return folder
+
+
+def digest(repair: Repair) -> str:
+    """The SHA-256 that the repair's artefact states; raises what `save` raises."""
+    return _packed(repair)[0]["sha256"]
+
+
+def _packed(repair: Repair) -> tuple[dict[str, Any], bytes]:
+    """What repair.json and repair.safetensors hold."""
+    tensors = {
+        f"channels.{place}.{name}": part
+        for place, channel in enumerate(repair.channels)
+        for name, part in arrays_of(channel, place).items()
+    }
+    numbers = save_tensors(tensors)
+    facts = {
+        "format": FORMAT,
+        "name": repair.name,
+        "fusion": repair.fusion,
+        "channels": [channel_to(channel, place) for place, channel in enumerate(repair.channels)],
+        "manifest": repair.manifest,
+    }
+    facts = json.loads(to_json(facts))  # as a reader gets them
+    return facts | {"sha256": _digest_of(facts, numbers)}, numbers
+
+
+def _digest_of(facts: dict[str, Any], numbers: bytes) -> str:
+    others = {key: value for key, value in facts.items() if key != "sha256"}
+    # ASCII, so that text which has no UTF-8 has a digest too.
+    canonical = json.dumps(others, sort_keys=True, separators=(",", ":"))
+    return _digest(canonical.encode() + b"\n" + numbers)
+
+
+def load(name_or_path: str | Path, vlm: VLM | None = None) -> Repair:
+    """Read and check an artefact; ArtefactError says what is wrong with it."""
+    folder = _local(name_or_path)
+    facts = _facts(folder)
+    numbers = _read(folder / "repair.safetensors", MAX_NUMBERS)
+    if _digest_of(facts, numbers) != facts["sha256"]:
+        raise ArtefactError(
+            f"the facts and numbers in {folder} don't have the digest that repair.json states: the "
+            "artefact was damaged or changed; fetch it again"
+        )
+    try:
+        tensors = load_tensors(numbers)
+        channels = tuple(channel_from(c, tensors, i) for i, c in enumerate(facts["channels"]))
+        check_apart(channels)
+        if unused := sorted(tensors.keys() - names_of(facts["channels"])):
+            raise ArtefactError(
+                f"no channel of the artefact in {folder} uses its numbers {', '.join(unused):.80}; "
+                "fetch it again or fit a new one"
+            )
+        repair = Repair(channels, facts["fusion"], facts["name"], facts["manifest"])
+    except ArtefactError:
+        raise
+    except (KeyError, TypeError, ValueError, SafetensorError, CareError) as error:
+        what = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise ArtefactError(
+            f"the artefact in {folder} is malformed ({what}); fetch it again or fit a new one"
+        ) from error
+    if vlm is not None:
+        check_model(repair, vlm)
+    return repair
+
+
+def check_model(repair: Repair, vlm: VLM) -> None:
+    """ArtefactError for another architecture or width; a warning for another revision."""
+    repair.check(vlm)
+    _check_manifest(repair.manifest)
+    stated, found = repair.manifest.get("model"), model_facts(vlm)
+    if not stated:
+        return
+    for key in ("class", "layers", "width"):
+        if stated.get(key) != found[key]:
+            raise ArtefactError(
+                f"the repair was fitted on {stated.get('name')} with {key} {stated.get(key)}, but "
+                f"{vlm.name} has {found[key]}; fit a repair for this model"
+            )
+    for key in ("revision", "config_sha256", "chat_template_sha256"):
+        if stated.get(key) != found[key]:
+            warnings.warn(
+                f"the repair was fitted on another {key.removesuffix('_sha256')} of "
+                f"{stated.get('name')}: {stated.get(key)}, here {found[key]}",
+                stacklevel=3,
+            )
+
+
+def push(repair: Repair, repo_id: str, **options: Any) -> str:
+    """Upload the artefact to the Hub as a model repository; the URL of the commit."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=options.pop("token", None))
+    api.create_repo(repo_id, exist_ok=True, private=options.pop("private", None))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = save(repair, Path(scratch) / "repair")
+        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **options))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _local(name_or_path: str | Path) -> Path:
+    """The artefact's folder, fetched from the Hub if a text has the form owner/name."""
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise ArtefactError(f"{folder} is a file: pass the folder that holds repair.json")
+    if isinstance(name_or_path, Path) or _is_path(name_or_path):
+        raise ArtefactError(
+            f"there is no artefact in {name_or_path}: pass a folder that holds repair.json, or "
+            "owner/name of one on the Hub"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(name_or_path), allow_patterns=["repair.*", "README.md"]))
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ArtefactError(
+            f"{name_or_path} is neither a folder nor an artefact that the Hub would give: {reason}"
+        ) from error
+
+
+def _is_path(text: str) -> bool:
+    """Whether a text means a folder here: it isn't owner/name, or `owner` is a folder here."""
+    return not _HUB_NAME.fullmatch(text) or Path(text).parent.is_dir()
+
+
+def _read(path: Path, limit: int) -> bytes:
+    if not path.exists():
+        raise ArtefactError(
+            f"there is no {path}: an artefact is a folder with repair.json and repair.safetensors"
+        )
+    return read_file(path, "file of the artefact", limit, ArtefactError)
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    path = folder / "repair.json"
+    facts = parse_json(_read(path, MAX_FACTS), str(path), ArtefactError, "fetch it again")
+    version = facts.get("format") if isinstance(facts, dict) else None
+    if version != FORMAT:
+        old = version == 1 and type(version) is int
+        why = ", whose digest doesn't cover what the repair does: fit it again" if old else ""
+        raise ArtefactError(
+            f"{folder} has artefact format {version}, this version of care reads {FORMAT}{why}"
+        )
+    wanted = ("name", "fusion", "channels", "sha256", "manifest")
+    missing = [key for key in wanted if key not in facts]
+    if missing:
+        raise ArtefactError(f"{folder / 'repair.json'} lacks {', '.join(missing)}; fetch it again")
+    for key, kind, form in (("name", str, "a text"), ("channels", list, "a list")):
+        if not isinstance(facts[key], kind):
+            raise ArtefactError(
+                f"{key} in {folder / 'repair.json'} must be {form}, got {facts[key]!r:.80}; fetch "
+                "it again"
+            )
+    _check_manifest(facts["manifest"])
+    return facts
+
+
+def _check_manifest(manifest: object) -> None:
+    """ArtefactError unless it is an object in which `model` and `evaluation` are objects too."""
+    parts = {"the manifest": manifest}
+    if isinstance(manifest, dict):
+        parts |= {f"{key} in the manifest": manifest.get(key) or {} for key in _MANIFEST_PARTS}
+    for what, part in parts.items():
+        if not isinstance(part, dict):
+            raise ArtefactError(
+                f"{what} must be an object of named facts, got {part!r:.80}; leave it out or "
+                "write it as save_pretrained does"
+            )

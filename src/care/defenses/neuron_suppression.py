@@ -1,0 +1,221 @@
+"""Neuron repair: the fewest neurons whose suppression makes attacks refused, as a defense.
+
+While it is applied, neuron i of layer l has, at the tokens in scope and with strength s,
+
+    a_i ← a_i + s (ā_i − a_i)
+
+where ā_i is its mean per position class (`mean`) or 0 (`zero`). Which neurons these are is chosen
+in `care.diagnosis.neurons.suppression_search`. Ablating a few neurons of an FFN can break a
+language model, so whole answers have to be judged too (`care.evaluate`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from care.diagnosis.ablation import N_CLASSES, position_classes
+from care.diagnosis.neurons.interventions import Neuron, neuron_site
+from care.errors import ArtefactError, DataError, UsageError
+from care.models.anatomy import Scope, Site, reaches_answers, scope_mask
+from care.models.edit_stats import EditStats
+from care.models.hooks import edited
+from care.models.passes import Pass
+from care.models.vlm import VLM
+from care.runs.files import config_digest, to_json, write_whole
+from care.runs.reading import read_json
+
+Suppression = Literal["mean", "zero"]
+
+FORMAT = "care-neurons-2"
+"""Marks a file as a neuron repair; files of version 1 had no digest."""
+
+
+@dataclass(frozen=True)
+class NeuronRepair:
+    """Neurons that are suppressed; a `Defense`."""
+
+    neurons: tuple[Neuron, ...]
+    """(layer, neuron), best first."""
+    means: tuple[tuple[float, ...], ...]
+    """What each neuron is drawn towards, one value per position class of `care.diagnosis.ablation`;
+    zeros for zero ablation."""
+    shape: tuple[int, int]
+    """(L, F) of the model it is for."""
+    scopes: tuple[Scope, ...] = ("all",)
+    """Tokens at which they are suppressed."""
+    strength: float = 1.0
+    """s in [0, 1]; 1 replaces the value."""
+    name: str = "neurons"
+    """Name in tables."""
+    manifest: dict[str, Any] = field(default_factory=dict, compare=False)
+    """What it was made from."""
+
+    def __post_init__(self) -> None:
+        if not self.neurons or len(set(self.neurons)) < len(self.neurons):
+            raise UsageError(
+                f"A neuron repair needs one or more different neurons, got {len(self.neurons)} of "
+                f"which {len(set(self.neurons))} differ."
+            )
+        if len(self.means) != len(self.neurons) or {len(m) for m in self.means} != {N_CLASSES}:
+            raise UsageError(
+                f"{len(self.neurons)} neurons need as many rows of {N_CLASSES} means, one for each "
+                f"position class; got {len(self.means)} rows."
+            )
+        if not all(math.isfinite(value) for row in self.means for value in row):
+            raise UsageError("The means of a neuron repair must be finite numbers.")
+        if not 0.0 <= self.strength <= 1.0:
+            raise UsageError(f"strength must lie between 0 and 1, got {self.strength}.")
+        scope_mask(torch.zeros(1, 1, dtype=torch.long), self.scopes)  # a wrong scope fails here
+
+    @classmethod
+    def of(
+        cls,
+        vlm: VLM,
+        neurons: Sequence[Neuron],
+        how: Suppression = "mean",
+        means: Mapping[Site, Tensor] | None = None,
+        **options: Any,
+    ) -> NeuronRepair:
+        """The repair of these neurons; `means` (5, F) per site are needed unless `how` is "zero".
+
+        A class that the means haven't seen (answer tokens, if they are of prompts) has the mean of
+        all tokens there; see `care.diagnosis.neurons.interventions.neuron_means`. Options are the
+        other fields.
+        """
+        if how not in get_args(Suppression):
+            raise UsageError(f"how is {how!r}; use mean or zero.")
+        absent = [site for layer, _ in neurons if (site := neuron_site(layer)) not in (means or {})]
+        if absent and how == "mean":
+            raise UsageError(f"Mean suppression needs means[{absent[0]}]; none was given.")
+        values = [
+            (0.0,) * N_CLASSES
+            if means is None or how == "zero"
+            else tuple(means[neuron_site(layer)][:, neuron].tolist())
+            for layer, neuron in neurons
+        ]
+        shape = (vlm.anatomy.n_layers, vlm.anatomy.ffn_width)
+        made = cls(
+            tuple((layer, neuron) for layer, neuron in neurons), tuple(values), shape, **options
+        )
+        made.check(vlm)
+        return made
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites that are edited, in order."""
+        return tuple(sorted({neuron_site(layer) for layer, _ in self.neurons}))
+
+    @property
+    def late(self) -> bool:
+        """Whether nothing before the last position of a prompt is edited."""
+        return set(self.scopes) <= {"decision", "response"}
+
+    def check(self, vlm: VLM) -> None:
+        """ArtefactError unless the model has L layers of F neurons, and these neurons."""
+        shape = (vlm.anatomy.n_layers, vlm.anatomy.ffn_width)
+        if tuple(self.shape) != shape:
+            raise ArtefactError(
+                f"the repair is for a model of {self.shape[0]} layers with {self.shape[1]} neurons "
+                f"each, but {vlm.name} has {shape[0]} with {shape[1]}: make one for this model"
+            )
+        wrong = [n for n in self.neurons if not (0 <= n[0] < shape[0] and 0 <= n[1] < shape[1])]
+        if wrong:
+            raise ArtefactError(
+                f"the repair names neuron {wrong[0][1]} of layer {wrong[0][0]}, which a model of "
+                f"{shape[0]} layers with {shape[1]} neurons doesn't have"
+            )
+
+    def applied(self, vlm: VLM) -> AbstractContextManager[EditStats]:
+        """Suppress the neurons while the context is open; yields counts of what was edited to
+        whoever holds them (`care.models.hooks.edit`)."""
+        self.check(vlm)
+        return edited(vlm, {site: self._edit(site) for site in self.sites})
+
+    def only(self, neurons: Sequence[Neuron], name: str | None = None) -> NeuronRepair:
+        """The repair with some of its neurons; UsageError for one that it doesn't have."""
+        place = {neuron: k for k, neuron in enumerate(self.neurons)}
+        unknown = [neuron for neuron in neurons if tuple(neuron) not in place]
+        if unknown:
+            raise UsageError(f"The repair doesn't have neuron {unknown[0]}; choose among its own.")
+        means = tuple(self.means[place[neuron]] for neuron in neurons)
+        return replace(self, neurons=tuple(neurons), means=means, name=name or self.name)
+
+    def with_strength(self, strength: float) -> NeuronRepair:
+        """The same neurons at another strength."""
+        return replace(self, strength=strength)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values with their digest, from which `from_json` makes the same repair."""
+        tree = {"format": FORMAT, **json.loads(to_json(asdict(self)))}
+        return tree | {"sha256": config_digest(tree)}
+
+    def digest(self) -> str:
+        """SHA-256 over everything it does and was made from, as its file states it."""
+        return self.to_json()["sha256"]
+
+    @classmethod
+    def from_json(cls, tree: Any) -> NeuronRepair:
+        """Inverse of `to_json`; ArtefactError for anything else."""
+        if not isinstance(tree, Mapping) or tree.get("format") != FORMAT:
+            raise ArtefactError(
+                f"this is not a neuron repair of format {FORMAT}, make it anew: {tree!r:.60}"
+            )
+        others = {key: value for key, value in tree.items() if key != "sha256"}
+        try:
+            if tree.get("sha256") != config_digest(others):
+                raise UsageError("it doesn't have the digest that it states")
+            return cls(
+                neurons=tuple((int(layer), int(neuron)) for layer, neuron in tree["neurons"]),
+                means=tuple(tuple(float(value) for value in row) for row in tree["means"]),
+                shape=(int(tree["shape"][0]), int(tree["shape"][1])),
+                scopes=tuple(tree["scopes"]),
+                strength=float(tree["strength"]),
+                name=str(tree["name"]),
+                manifest=dict(tree["manifest"]),
+            )
+        except (UsageError, TypeError, ValueError, LookupError, OverflowError) as error:
+            raise ArtefactError(f"the neuron repair is damaged ({error}): make it anew") from error
+
+    def save(self, path: str | Path) -> Path:
+        """Write one JSON file, whole or not at all."""
+        return write_whole(path, self.to_text())
+
+    def to_text(self) -> str:
+        """What `save` writes."""
+        return to_json(self.to_json(), indent=1)
+
+    @classmethod
+    def load(cls, path: str | Path) -> NeuronRepair:
+        """Read what `save` wrote; ArtefactError if it isn't there or is something else."""
+        try:
+            tree = read_json(path, otherwise="make it anew")
+        except DataError as error:
+            raise ArtefactError(f"{path} can't be read as a neuron repair ({error})") from error
+        return cls.from_json(tree)
+
+    def _edit(self, site: Site) -> Callable[[Tensor, Pass], Tensor]:
+        own = [k for k, (layer, _) in enumerate(self.neurons) if layer == site.layer]
+        columns = torch.tensor([self.neurons[k][1] for k in own])
+        means = torch.tensor([self.means[k] for k in own]).T  # (5, chosen)
+        return partial(self._suppress, columns, means)
+
+    def _suppress(self, columns: Tensor, means: Tensor, h: Tensor, context: Pass) -> Tensor:
+        """h (B, T, F) -> h with columns moved towards the means (5, chosen) of their classes."""
+        if context.answering and not reaches_answers(self.scopes):
+            return h
+        roles = context.roles
+        columns, means = columns.to(h.device), means.to(h.device)
+        old = h[..., columns]
+        moved = torch.lerp(old.float(), means[position_classes(roles)], self.strength).to(h)
+        inside = scope_mask(roles, self.scopes)[..., None]
+        return h.index_copy(-1, columns, torch.where(inside, moved, old))

@@ -1,0 +1,1 @@
+"""The repair: unsafe subspaces at chosen sites, projected out while the model runs."""

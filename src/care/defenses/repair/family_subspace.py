@@ -1,0 +1,187 @@
+"""Families of attacks beside what they are told apart from, and the unsafe subspace of one site.
+
+Families f = 1 … F of attacks that worked have the means m_f, the refused malicious requests the
+mean r, and the background (answered benign requests, each family alike, and a little of the
+refusals) the mean μ and the shrunk covariance C. The unsafe subspace is that of the generalized
+eigenvectors
+
+    C_m u = λ C u,    C_m = Σ_f n_f/n (m_f − r)(m_f − r)ᵀ
+
+(n_f rows of family f, n of all families, so that the noise of each mean counts the same) in the
+form of their patterns C u, which is what has to be taken away from an activation for u to see
+nothing (Haufe et al. 2014): an orthonormal basis Q of span{C u} about the anchor r. Its rank is the
+number of λ above a permutation null, in which attacks and refusals are relabelled at random.
+Taking C_m from single activations instead, and projecting along the u themselves, is the paper's
+form (Fu et al. 2026, arXiv 2603.27240); that is in `subspace`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve, eigh, qr
+
+from care.defenses.repair.subspace import Subspace
+from care.errors import FitError
+
+_LEAST_ROWS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Activations of one family."""
+
+    x: np.ndarray
+    """(N, D)."""
+    groups: Sequence[str]
+    """What must not be split between folds, for each row: a goal, or a shared picture."""
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self.x.mean(axis=0, dtype=np.float64)
+
+    def outside(self, fold: np.ndarray) -> np.ndarray:
+        return self.x[~fold]
+
+
+@dataclass(frozen=True, eq=False)
+class Classes:
+    """What a gate tells apart at one site."""
+
+    attacks: Mapping[str, Rows]
+    """Attacks that worked, by family."""
+    refused: Rows
+    """Malicious requests that were refused."""
+    benign: Mapping[str, Rows]
+    """Answered benign requests by family; each weighs the same."""
+
+    def __post_init__(self) -> None:
+        for name, rows in {**self.attacks, **self.benign, "refused": self.refused}.items():
+            if len(rows.x) < _LEAST_ROWS:
+                raise FitError(
+                    f"{name!r} has {len(rows.x)} activations, and at least {_LEAST_ROWS} are "
+                    "needed to fit a gate; add examples"
+                )
+            if not np.isfinite(rows.x).all():
+                raise FitError(
+                    f"{int((~np.isfinite(rows.x)).sum())} of the activations of {name!r} aren't "
+                    "finite; run the model in float32 or bfloat16"
+                )
+        if not self.attacks or not self.benign:
+            raise FitError("a gate needs attacks that worked and answered benign requests")
+
+    def everything(self) -> list[Rows]:
+        """All classes: attacks, refused, benign."""
+        return [*self.attacks.values(), self.refused, *self.benign.values()]
+
+
+def pooled(
+    parts: Sequence[np.ndarray], classes: Classes, shrinkage: float, within: float, refusals: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """μ (D,) and C (D, D), float64, from rows in the order of `Classes.everything`.
+
+    C is the background's scatter about μ, with a share `within` of the scatter within the attack
+    families, shrunk towards its own diagonal. `refusals` is the weight of the refused requests in
+    the background; the benign families share the rest.
+    """
+    count, others = len(classes.attacks), len(classes.benign)
+    attacks, background = parts[:count], parts[count:]
+    weights = np.array([refusals, *[(1 - refusals) / others] * others])
+    means = [rows.mean(axis=0, dtype=np.float64) for rows in background]
+    mean = np.tensordot(weights, means, 1)
+    covariance = np.zeros((len(mean), len(mean)))
+    for weight, rows in zip(weights, background, strict=True):
+        covariance += (1 - within) * weight * _scatter(rows, mean)
+    for rows in attacks:
+        covariance += within / count * _scatter(rows, rows.mean(axis=0))
+    spread = np.diagonal(covariance).copy()
+    if not (spread > 0).all():
+        raise FitError(
+            f"{int((spread <= 0).sum())} of {len(spread)} coordinates never vary; fit on examples "
+            "that differ"
+        )
+    covariance *= 1 - shrinkage
+    covariance[np.diag_indices(len(spread))] = spread
+    return mean, covariance
+
+
+def unsafe_subspace(
+    classes: Classes,
+    *,
+    shrinkage: float = 0.1,
+    within: float = 0.3,
+    refusals: float = 0.05,
+    permutations: int = 200,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Subspace:
+    """The unsafe subspace of one site: basis Q (D, K), K ≤ F, about the mean of the refusals.
+
+    K is at least 1. FitError for classes that can't be told apart at all (equal means).
+    """
+    x = np.concatenate([*(rows.x for rows in classes.attacks.values()), classes.refused.x])
+    x = x.astype(np.float64)
+    parts = [rows.x for rows in classes.everything()]
+    _, covariance = pooled(parts, classes, shrinkage, within, refusals)
+    sizes = [len(rows.x) for rows in classes.attacks.values()]
+    contrast = _contrast(sizes, len(classes.refused.x))
+    anchor = x[-len(classes.refused.x) :].mean(axis=0)
+    x -= anchor
+    gaps = x.T @ contrast
+    if np.abs(gaps).max() <= 1e-9 * np.abs(x).max():  # equal but for rounding
+        raise FitError("attacks that worked and refusals have equal means; are they the same rows?")
+    factor = cho_factor(covariance, lower=True)
+    values, turned = eigh(gaps.T @ cho_solve(factor, gaps))
+    null = _null(x @ cho_solve(factor, x.T), contrast, permutations, level, seed)
+    above = int((values > null).sum())
+    patterns = gaps @ turned[:, ::-1][:, : max(1, above)]
+    ends = eigh(covariance, eigvals_only=True)
+    return Subspace(
+        basis=_orthonormal(patterns).astype(np.float32),
+        mean=anchor.astype(np.float32),
+        eigenvalues=values[::-1].copy(),
+        null_quantile=null,
+        significant=above,
+        shrinkage=shrinkage,
+        condition=float(ends[-1] / ends[0]),
+        n_malicious=sum(sizes),
+        n_benign=len(classes.refused.x) + sum(len(rows.x) for rows in classes.benign.values()),
+    )
+
+
+def _contrast(sizes: Sequence[int], refused: int) -> np.ndarray:
+    """Weights (N, F) of the rows, attacks first, that make √(n_f/n) (m_f − r) of each family."""
+    weights = np.zeros((sum(sizes) + refused, len(sizes)))
+    start = 0
+    for family, size in enumerate(sizes):
+        weights[start : start + size, family] = 1 / size
+        start += size
+    weights[start:] = -1 / refused
+    return weights * np.sqrt(np.array(sizes) / sum(sizes))
+
+
+def _null(
+    gram: np.ndarray, contrast: np.ndarray, permutations: int, level: float, seed: int
+) -> float:
+    """The `level` quantile of the largest λ when attacks and refusals are relabelled."""
+    rng = np.random.default_rng(seed)
+    largest = []
+    for _ in range(permutations):
+        mixed = contrast[rng.permutation(len(contrast))]
+        values = np.linalg.eigvalsh(mixed.T @ gram @ mixed)
+        largest.append(values[-1])
+    return float(np.quantile(largest, level, method="higher"))
+
+
+def _orthonormal(vectors: np.ndarray) -> np.ndarray:
+    """Orthonormal columns, each with its largest entry positive."""
+    basis = np.asarray(qr(vectors / np.linalg.norm(vectors, axis=0), mode="economic")[0])
+    largest = np.abs(basis).argmax(axis=0)
+    return basis * np.where(basis[largest, np.arange(basis.shape[1])] < 0.0, -1.0, 1.0)
+
+
+def _scatter(rows: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    away = rows.astype(np.float64) - centre
+    return away.T @ away / len(away)

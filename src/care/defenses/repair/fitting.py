@@ -1,0 +1,366 @@
+"""Fitting a repair: which answers worked, what sets them apart, and where they are sent instead.
+
+`corrected`, the default, fits at each site from activations at the decision position, for each
+modality (`image`: attacks that come with pictures; `text`: those without),
+
+1. the unsafe subspace: the patterns of C_m u = λ C u, with C_m the scatter of the attack families'
+   means about the mean of the refusals (`families`);
+2. a gate: Fisher's discriminant of each family against answered benign requests, opening beyond
+   what each kind of these reaches (`gate`).
+
+`paper` and `official` project orthogonally on eigenvectors of single activations, everywhere and
+ungated, with the contrasts of `contrast`; all differences are in `PRESETS`. Validation decides
+among candidates, elsewhere (`selection`). Fu et al. 2026, arXiv 2603.27240.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from care.data.example import Example, Suite
+from care.defenses.artefact import model_facts
+from care.defenses.repair.contrast import ContrastName, activations, content, contrast
+from care.defenses.repair.family_subspace import Classes, Rows, unsafe_subspace
+from care.defenses.repair.fitting_data import CLASSES, Answered, Material, gather
+from care.defenses.repair.gate import Crossfit, Gate, GateConfig, crossfit
+from care.defenses.repair.repair import MODALITIES, Channel, Modality, Repair
+from care.defenses.repair.subspace import (
+    Subspace,
+    SubspaceConfig,
+    difference_of_means,
+    fit_subspace,
+)
+from care.errors import FitError, UsageError
+from care.judges.base import Judge
+from care.models.anatomy import Scope, Site, SiteKind
+from care.models.vlm import VLM
+from care.statistics.moments import Moments
+
+Preset = Literal["paper", "official", "corrected"]
+Shown = tuple[Example, str]
+"""An example, and the digests of its pictures."""
+Places = Sequence[Site] | Mapping[Modality, Sequence[Site]]
+"""Sites of all channels, or of those of each modality."""
+
+_LEAST_FAMILY = 8
+"""Families with fewer examples are taken together as one."""
+
+
+@dataclass(frozen=True)
+class RepairConfig:
+    """How a repair is fitted; `PRESETS` holds the three that have names."""
+
+    kind: SiteKind = "layer_out"
+    """Kind of the sites that are edited."""
+    fit_kind: SiteKind | None = None
+    """Kind of site at which activations are taken; None: where they are edited."""
+    depth: tuple[float, ...] = (0.65, 0.8)
+    """Relative depths of the sites, when no sites are given."""
+    text_depth: tuple[float, ...] | None = (0.8,)
+    """The same of text channels; None: as `depth`."""
+    scopes: tuple[Scope, ...] = ("decision",)
+    """Tokens that are edited."""
+    gate: GateConfig | None = field(default_factory=GateConfig)
+    """How gates are fitted; None for an orthogonal projection without a gate."""
+    text_contrast: ContrastName = "comply-rest"
+    """Without a gate: what counts as benign on the text side (see `contrast`)."""
+    subspace: SubspaceConfig = field(default_factory=SubspaceConfig)
+    """Without a gate: target, shrinkage and rank of every subspace."""
+    strength: float = 1.2
+    """a; 1 removes the unsafe coordinates, more overshoots."""
+    fusion: Literal["adaptive", "sum"] = "adaptive"
+    """How two corrections of one token are combined."""
+
+
+_PAPER = RepairConfig(
+    kind="ffn_out",
+    depth=(0.5, 0.53, 0.56),
+    text_depth=None,
+    scopes=("all",),
+    gate=None,
+    text_contrast="comply-refuse",
+    subspace=SubspaceConfig(target="cov", rank="auto"),
+    strength=1.0,
+)
+
+PRESETS: Mapping[str, RepairConfig] = {
+    "paper": _PAPER,
+    "official": replace(
+        _PAPER,
+        fit_kind="layer_out",
+        subspace=SubspaceConfig(target="cov", ridge=1e-6, rank=64, orthonormalise=False),
+        strength=4.0,
+    ),
+    "corrected": RepairConfig(),
+}
+"""The formulas as printed; the released code's behaviour, for parity; and the default."""
+
+
+def fit_repair(
+    vlm: VLM,
+    attacks: Suite | Sequence[Example],
+    benign: Suite | Sequence[Example],
+    *,
+    sites: Places | None = None,
+    preset: Preset = "corrected",
+    config: RepairConfig | None = None,
+    judge: Judge | None = None,
+    batch_size: int = 16,
+) -> Repair:
+    """Fit a repair on malicious and benign requests, without training.
+
+    `sites` are those of all channels or of each modality (those at the preset's depths by default);
+    `config` overrides the preset. Raises FitError when a class is empty or its activations can't be
+    fitted.
+    """
+    if preset not in PRESETS:
+        raise UsageError(f"unknown preset {preset!r}: use {', '.join(PRESETS)}")
+    chosen = config or PRESETS[preset]
+    places = chosen_sites(vlm, chosen, sites)
+    sources = {
+        Site(site.layer, chosen.fit_kind or site.kind) for part in places.values() for site in part
+    }
+    material = gather(
+        vlm, list(attacks), list(benign), judge=judge, sites=sorted(sources) if chosen.gate else ()
+    )
+    return Fitter(vlm, material, chosen, batch_size).repair(places, preset)
+
+
+def chosen_sites(
+    vlm: VLM, config: RepairConfig, sites: Places | None = None
+) -> dict[Modality, list[Site]]:
+    """The sites of each modality: those given, checked against the model, or by depth.
+
+    Raises UsageError for an unknown modality, SiteError for an unknown site.
+    """
+    if not sites:
+        text = config.depth if config.text_depth is None else config.text_depth
+        sites = {
+            "image": depth_sites(vlm, config.depth, config.kind),
+            "text": depth_sites(vlm, text, config.kind),
+        }
+    if not isinstance(sites, Mapping):
+        sites = dict.fromkeys(MODALITIES, sites)
+    if unknown := sorted(set(sites) - set(MODALITIES)):
+        raise UsageError(
+            f"sites are given for {unknown[0]!r}; the modalities are {', '.join(MODALITIES)}"
+        )
+    return {modality: vlm.anatomy.check(part) for modality, part in sites.items()}
+
+
+def depth_sites(vlm: VLM, depths: Sequence[float], kind: SiteKind) -> list[Site]:
+    """The sites at relative depths in [0, 1] of the decoder, without repetition."""
+    last = vlm.anatomy.n_layers - 1
+    return list(dict.fromkeys(Site(min(last, round(d * last)), kind) for d in depths))
+
+
+class Fitter:
+    """Fits repairs of several configurations to one material, taking activations once."""
+
+    def __init__(
+        self, vlm: VLM, material: Material, config: RepairConfig, batch_size: int = 16
+    ) -> None:
+        self.vlm, self.config = vlm, config
+        self.material = material
+        self.batch_size = batch_size
+        self._rows: dict[tuple[str, Scope, Site], np.ndarray] = {
+            (name, "decision", site): rows
+            for site, parts in material.decisions.items()
+            for name, rows in zip(CLASSES, parts, strict=True)
+        }
+        self._pictures: dict[str, list[Shown]] = {}
+        self._subspaces: dict[Any, Subspace] = {}
+        self._crossfits: dict[Any, Crossfit] = {}
+
+    def with_config(self, config: RepairConfig) -> Fitter:
+        """A fitter of another configuration that shares what is expensive."""
+        other = Fitter(self.vlm, self.material, config, self.batch_size)
+        other._rows, other._pictures = self._rows, self._pictures
+        other._subspaces, other._crossfits = self._subspaces, self._crossfits
+        return other
+
+    def repair(self, sites: Places | None = None, preset: str = "corrected") -> Repair:
+        """Channels of both modalities, as far as there are sites and attacks, at every site.
+
+        FitError if there are attacks of no modality that has sites.
+        """
+        config = self.config
+        places = chosen_sites(self.vlm, config, sites)
+        modalities: list[Modality] = [m for m in self.modalities() if places.get(m)]
+        if not modalities:
+            raise FitError(
+                f"sites are given for {', '.join(places)} alone, but attacks of that modality are "
+                "too few to fit on; add some that work"
+            )
+        if config.gate is not None:
+            self.prefetch(sorted({site for m in modalities for site in places[m]}))
+        pairs: list[tuple[Site, Modality]] = [(s, m) for m in modalities for s in places[m]]
+        channels = [self.channel(site, m) for site, m in sorted(pairs, key=lambda pair: pair[0])]
+        manifest = {
+            "preset": preset,
+            "model": model_facts(self.vlm),
+            "config": asdict(config),
+            "fitted_on": {
+                "complied": len(self.material.complied),
+                "refused": len(self.material.refused),
+                "answered": len(self.material.answered),
+                "examples": sorted({e.digest()[:16] for part in self._parts() for e, _ in part}),
+                "goals": self.material.goals,
+            },
+        }
+        return Repair(tuple(channels), config.fusion, "care", manifest)
+
+    def modalities(self) -> list[Modality]:
+        """The modalities that there are enough attacks for; FitError if there is none.
+
+        Without a gate, the text channel takes all attacks, pictures or not, as the paper does.
+        """
+        pictured = [bool(e.images) for e, _ in self.material.complied]
+        counts: dict[Modality, int] = {"image": sum(pictured), "text": pictured.count(False)}
+        if self.config.gate is None:
+            counts = {"image": counts["image"], "text": len(pictured)}
+        found: list[Modality] = [m for m, n in counts.items() if n >= _LEAST_FAMILY]
+        if not found:
+            raise FitError(
+                f"only {len(pictured)} attacks worked, and at least {_LEAST_FAMILY} of a modality "
+                "are needed to fit a repair; add attacks that work"
+            )
+        return found
+
+    def channel(self, site: Site, modality: Modality) -> Channel:
+        """The channel of one modality at one site."""
+        config = self.config
+        if config.gate is not None:
+            subspace, gate = self._gated(site, modality, config.gate)
+        else:
+            subspace, gate = self._projected(site, modality), None
+        return Channel(site, modality, config.scopes, subspace, config.strength, gate)
+
+    def prefetch(self, sites: Sequence[Site]) -> None:
+        """Take the activations of the gated fit at many sites, in one pass over the material."""
+        parts = dict(zip(CLASSES, self._parts(), strict=True))
+        sources = [self._source(site) for site in sites]
+        for name, part in parts.items():
+            missing = [site for site in sources if (name, "decision", site) not in self._rows]
+            if missing:
+                taken = activations(self.vlm, part, missing, "decision", self.batch_size)
+                self._rows |= {(name, "decision", site): taken[site] for site in missing}
+
+    def means_control(self, repair: Repair) -> Repair:
+        """The repair with the bare difference of means in place of every channel (a control)."""
+        channels = []
+        for channel in repair.channels:
+            self.prefetch([channel.site])
+            attacks, refused, answered = self._decisions(channel.site)
+            chosen = [self._is(e, channel.modality) for e, _ in self.material.complied]
+            benign = np.concatenate([refused, answered])
+            moments = [Moments(rows.shape[1]).fit(rows) for rows in (attacks[chosen], benign)]
+            channels.append(channel.projecting(difference_of_means(*moments)))
+        return replace(repair, channels=tuple(channels), name="difference of means")
+
+    # -- with a gate -----------------------------------------------------------------------------
+
+    def classes(self, site: Site, modality: Modality) -> Classes:
+        """Activations at the decision position: attack families, refusals, benign families."""
+        self.prefetch([site])
+        attacks, refused, answered = self._decisions(site)
+        worked, turned_down, harmless = (self._shown(name) for name in CLASSES)
+        chosen = [self._is(e, modality) for e, _ in worked]
+        return Classes(
+            attacks=_families(attacks[chosen], [s for s in worked if self._is(s[0], modality)]),
+            refused=Rows(refused, _groups(turned_down)),
+            benign=_families(answered, harmless),
+        )
+
+    def _shown(self, name: str) -> list[Shown]:
+        """The examples of a class, each with what tells its pictures apart; "" without pictures."""
+        if name not in self._pictures:
+            part: Sequence[Answered] = getattr(self.material, name)
+            self._pictures[name] = [(e, "|".join(content(e))) for e, _ in part]
+        return self._pictures[name]
+
+    def _gated(self, site: Site, modality: Modality, config: GateConfig) -> tuple[Subspace, Gate]:
+        shared = replace(config, quantile=0.5, ramp=0.5)  # they only move the thresholds
+        key = (site, modality, self.config.fit_kind, shared)
+        if key not in self._crossfits:
+            classes = self.classes(site, modality)
+            self._crossfits[key] = crossfit(classes, config)
+            self._subspaces[key] = unsafe_subspace(
+                classes,
+                shrinkage=config.shrinkage,
+                within=config.within,
+                refusals=config.refusals,
+            )
+        return self._subspaces[key], self._crossfits[key].gate(config)
+
+    def _decisions(self, site: Site) -> list[np.ndarray]:
+        source = self._source(site)
+        return [self._rows[name, "decision", source] for name in CLASSES]
+
+    @staticmethod
+    def _is(example: Example, modality: Modality) -> bool:
+        return bool(example.images) == (modality == "image")
+
+    # -- without ---------------------------------------------------------------------------------
+
+    def _projected(self, site: Site, modality: Modality) -> Subspace:
+        config = self.config
+        name: ContrastName = "images" if modality == "image" else config.text_contrast
+        key = (name, self._source(site), config.subspace)
+        if key not in self._subspaces:
+            chosen = contrast(name, self.material)
+            sides = {"malicious": chosen.malicious, "benign": chosen.benign}
+            malicious, benign = (
+                self._pooled(f"{name} {side}", part, site, chosen.scope)
+                for side, part in sides.items()
+            )
+            width = malicious.shape[1]
+            self._subspaces[key] = fit_subspace(
+                Moments(width).fit(malicious), Moments(width).fit(benign), config.subspace
+            )
+        return self._subspaces[key]
+
+    def _pooled(self, name: str, part: Sequence[Answered], site: Site, scope: Scope) -> np.ndarray:
+        source = self._source(site)
+        key = (name, scope, source)
+        if key not in self._rows:
+            self._rows[key] = activations(self.vlm, part, [source], scope, self.batch_size)[source]
+        return self._rows[key]
+
+    def _source(self, site: Site) -> Site:
+        """Where the activations for `site` are taken."""
+        return Site(site.layer, self.config.fit_kind or site.kind)
+
+    def _parts(self) -> tuple[tuple[Answered, ...], ...]:
+        return self.material.complied, self.material.refused, self.material.answered
+
+
+def _families(x: np.ndarray, shown: Sequence[Shown]) -> dict[str, Rows]:
+    """Rows (N, D) by family: the suite, or category where there is none; small ones together."""
+    names = [e.suite or e.category or "attacks" for e, _ in shown]
+    counts = Counter(names)
+    names = [name if counts[name] >= _LEAST_FAMILY else "others" for name in names]
+    found = {}
+    for name in dict.fromkeys(names):
+        own = [place for place, other in enumerate(names) if other == name]
+        if name != "others" or len(own) >= _LEAST_FAMILY or len(own) == len(names):
+            found[name] = Rows(x[own], _groups([shown[place] for place in own]))
+    return found
+
+
+def _groups(shown: Sequence[Shown]) -> list[str]:
+    """Goal of each example, or its pictures where they serve several goals (a universal one)."""
+    goals = [e.goal or e.prompt for e, _ in shown]
+    pictures = [picture for _, picture in shown]
+    serve: dict[str, set[str]] = {}
+    for goal, picture in zip(goals, pictures, strict=True):
+        serve.setdefault(picture, set()).add(goal)
+    return [
+        picture if picture and len(serve[picture]) > 1 else goal
+        for goal, picture in zip(goals, pictures, strict=True)
+    ]

@@ -1,0 +1,200 @@
+"""Material: what a repair is fitted on, the model's own answers and what it held before them.
+
+Requests are answered, and the answers sorted into three classes:
+
+    complied   attacks that worked
+    refused    malicious requests that were refused
+    answered   benign requests that were answered
+
+From the same reading of the prompts, activations at the decision position (the last of the prompt)
+are taken at any sites, so that fitting needn't read them again. Both can be stored and read back.
+What is compared with what is in `contrast` and `families`; nothing here fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from care.data.contamination import SCHEME, goal_digests
+from care.data.example import Example
+from care.errors import DataError, FitError
+from care.judges.base import Judge
+from care.judges.refusal import certainly_refused
+from care.models.anatomy import Site
+from care.models.hooks import read
+from care.models.prompt_cache import Prefill, first_logits
+from care.models.vlm import VLM
+from care.runs.files import write_whole
+from care.runs.kept_batches import KeptBatches, texts_from, texts_to
+
+Answered = tuple[Example, str]
+
+CLASSES = ("complied", "refused", "answered")
+"""The classes of a `Material`, in order."""
+
+_CLASS_OF = {
+    ("malicious", "harmful"): "complied",
+    ("malicious", "refused"): "refused",
+    ("benign", "safe"): "answered",
+}
+"""Class of an answer by the kind of its request and its outcome; others are left out."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a repair is fitted on: requests with the model's own answers, sorted by outcome."""
+
+    complied: tuple[Answered, ...]
+    """Attacks that worked, with the model's answers."""
+    refused: tuple[Answered, ...]
+    """Malicious requests that the model refused, with its refusals."""
+    answered: tuple[Answered, ...]
+    """Benign requests, with the model's answers."""
+    decisions: Mapping[Site, tuple[np.ndarray, ...]] = field(default_factory=dict, compare=False)
+    """Activations at the decision position, (N, D) of each of the three classes, of the sites at
+    which they were taken when the requests were answered."""
+
+    def __post_init__(self) -> None:
+        for name in CLASSES:
+            if not getattr(self, name):
+                raise FitError(
+                    f"no example of the class {name!r} to fit on: a repair needs attacks that "
+                    "worked, malicious requests that were refused, and answered benign requests"
+                )
+
+    @cached_property
+    def goals(self) -> dict[str, Any]:
+        """Digests of all goals, by which an artefact's leaks are told
+        (`care.evaluation.leak_check`)."""
+        examples = [e for name in CLASSES for e, _ in getattr(self, name)]
+        return {"scheme": SCHEME, "digests": sorted(goal_digests(examples))}
+
+
+def gather(
+    vlm: VLM,
+    attacks: Sequence[Example],
+    benign: Sequence[Example],
+    *,
+    judge: Judge | None = None,
+    batch_size: int = 32,
+    max_new_tokens: int = 12,
+    sites: Sequence[Site] = (),
+    progress: Callable[[int], None] | None = None,
+    kept: KeptBatches | None = None,
+) -> Material:
+    """Let the model answer, and sort its answers by outcome.
+
+    With `sites`, activations at the decision position are taken on the way, from the same reading
+    of the prompts. Batches that are `kept` aren't asked again. FitError if no attack worked, no
+    malicious request was refused, or no benign one answered.
+    """
+    requests = [*attacks, *benign]
+
+    def work(chunk: list[int]) -> list[tuple[str, dict[Site, np.ndarray]]]:
+        reading = vlm.prefill([requests[place] for place in chunk], batch_size=len(chunk))
+        answers = vlm.generate_from(reading, max_new_tokens=max_new_tokens, stop=certainly_refused)
+        rows = decisions(vlm, reading, sites) if sites else {}
+        return [(a, {site: rows[site][place] for site in sites}) for place, a in enumerate(answers)]
+
+    asking = work
+    if kept is not None:
+        facts = {"sites": [str(site) for site in sites], "max_new_tokens": max_new_tokens}
+        asking = kept.over(work, requests, facts, _packed, partial(_unpacked, sites))
+    found = vlm.in_batches(requests, batch_size, asking, progress)
+    verdicts = (judge or Judge())([e.goal for e in requests], [answer for answer, _ in found])
+    classes: dict[str, list[int]] = {name: [] for name in CLASSES}
+    for place, (example, verdict) in enumerate(zip(requests, verdicts, strict=True)):
+        if verdict.failure(example.kind) is not None:
+            continue  # what can't be judged belongs to no class
+        name = _CLASS_OF.get((example.kind, verdict.outcome(example.kind)))
+        if name is not None:
+            classes[name].append(place)
+    return Material(
+        **{name: tuple((requests[i], found[i][0]) for i in part) for name, part in classes.items()},
+        decisions={
+            site: tuple(np.array([found[i][1][site] for i in part]) for part in classes.values())
+            for site in sites
+        },
+    )
+
+
+_Found = list[tuple[str, dict[Site, np.ndarray]]]
+"""Of each request of a batch the answer and the activations."""
+
+
+def _packed(found: _Found) -> dict[str, np.ndarray]:
+    sites = found[0][1]
+    rows = {str(site): np.array([each[site] for _, each in found]) for site in sites}
+    return {"answers": texts_to([answer for answer, _ in found])} | rows
+
+
+def _unpacked(sites: Sequence[Site], arrays: dict[str, np.ndarray]) -> _Found:
+    answers = texts_from(arrays["answers"])
+    return [(a, {s: arrays[str(s)][place] for s in sites}) for place, a in enumerate(answers)]
+
+
+def decisions(vlm: VLM, prefill: Prefill, sites: Sequence[Site]) -> dict[Site, np.ndarray]:
+    """Activations (N, D) at the decision position, from prompts that have been read."""
+    found = {
+        site: np.zeros((len(prefill.examples), vlm.anatomy.site_width(site)), np.float32)
+        for site in sites
+    }
+    for indices, start in prefill.parts:
+        with read(vlm, list(sites)) as recorder:
+            first_logits(vlm, start)
+        for site in sites:
+            found[site][indices] = recorder[site][0][:, -1].float().cpu().numpy()
+    return found
+
+
+def material_to(material: Material) -> dict[str, Any]:
+    """Answers by class, as plain values; without activations."""
+    return {name: [[e.id, answer] for e, answer in getattr(material, name)] for name in CLASSES}
+
+
+def material_from(
+    facts: Mapping[str, Any],
+    examples: Sequence[Example],
+    decisions: Mapping[Site, tuple[np.ndarray, ...]] | None = None,
+) -> Material:
+    """Inverse of `material_to`, given the examples that were asked and activations, if any."""
+    known = {example.id: example for example in examples}
+    if len(known) < len(examples):
+        raise DataError("two examples to fit on have the same id; give each its own")
+
+    def part(name: str) -> tuple[Answered, ...]:
+        return tuple((known[i], answer) for i, answer in facts[name])
+
+    return Material(part("complied"), part("refused"), part("answered"), decisions or {})
+
+
+def save_decisions(path: Path, material: Material) -> None:
+    """Write the activations of `material` as safetensors, whole or not at all."""
+    tensors = {
+        f"{site}/{name}": np.ascontiguousarray(rows)
+        for site, parts in material.decisions.items()
+        for name, rows in zip(CLASSES, parts, strict=True)
+    }
+    write_whole(path, safetensors.numpy.save(tensors))
+
+
+def load_decisions(path: Path) -> dict[Site, tuple[np.ndarray, ...]]:
+    """What `save_decisions` wrote; empty if there is no such file."""
+    if not path.exists():
+        return {}
+    try:
+        tensors = safetensors.numpy.load_file(path)
+    except SafetensorError as error:
+        raise DataError(f"{path} is damaged ({error}): delete it and resume") from error
+    sites = dict.fromkeys(key.rsplit("/", 1)[0] for key in tensors)
+    return {
+        Site.parse(site): tuple(tensors[f"{site}/{name}"] for name in CLASSES) for site in sites
+    }

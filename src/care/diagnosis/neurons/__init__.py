@@ -1,0 +1,1 @@
+"""Neurons: which of them carry an effect, what they do, and what suppressing them does."""

@@ -1,0 +1,308 @@
+"""Which FFN neurons carry an effect: all are estimated, the best are verified, chance is measured.
+
+1. The effect of every neuron of every layer is estimated from gradients
+   (`care.diagnosis.neurons.attribution_patching`).
+2. The top 0.1 % by absolute estimate, and as many random neurons of the same size (the norm of what
+   they write, ‖w_i‖ · rms(a_i)), are replaced one by one for real
+   (`care.diagnosis.neurons.activation_patching`).
+3. Over both, estimate and effect are compared: Spearman's ρ, and precision@k, the share of the k
+   greatest estimates that are among the k greatest effects.
+4. Each effect has a bootstrap interval over goals, and a two-sided p-value of the sign-flip test
+   over goals: under the null hypothesis the effect on a goal is as likely −e as e. Benjamini and
+   Hochberg's q is over all that were verified.
+
+The top neurons are chosen on the prompts they are verified on, unless `verify` brings others; then
+the intervals and p-values aren't flattered by that choice. What the neurons do is in
+`care.diagnosis.neurons.interpretation`; suppressing them is `care.defenses.neuron_suppression`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+
+import numpy as np
+from scipy.stats import false_discovery_control
+
+from care.diagnosis.neurons.activation_patching import patch
+from care.diagnosis.neurons.attribution_patching import Estimates, estimate, goal_groups
+from care.diagnosis.neurons.gradients import Metric
+from care.diagnosis.neurons.interpretation import firings, written_tokens
+from care.diagnosis.neurons.interventions import Counterfactual, Neuron, output_columns
+from care.diagnosis.neurons.report import LEAST_VERIFIED, NeuronConfig, NeuronEffect, NeuronReport
+from care.errors import FitError, UsageError
+from care.models.vlm import VLM
+from care.runs.kept_batches import KeptBatches
+from care.runs.progress import Progress, silent
+from care.statistics.intervals import Interval, bootstrap_mean, rank_correlations
+
+_SHARE = 0.001
+_NEAREST = 64
+
+
+def find_neurons(
+    vlm: VLM,
+    question: Counterfactual,
+    *,
+    verify: Counterfactual | None = None,
+    config: NeuronConfig | None = None,
+    metric: Metric | None = None,
+    estimates: Estimates | None = None,
+    progress: Callable[..., Progress] | None = None,
+    kept: KeptBatches | None = None,
+) -> NeuronReport:
+    """Estimate all neurons, verify the best ones, and say what they do.
+
+    Parameters:
+        question: the prompts and what their neurons are compared with (`between_pairs`,
+            `against_means`).
+        verify: other prompts to verify on; default those of `question`.
+        metric: of the logits at the last position; the refusal log-odds by default.
+        estimates: those of `question`, if they have been made already.
+        kept: estimates and batches of an earlier attempt, which aren't asked again; for the
+            default `metric`.
+
+    Raises: UsageError for fewer than two goals or neurons; DataError and FitError as `estimate`.
+    """
+    config = config or NeuronConfig()
+    verify = verify or question
+    n_neurons = vlm.anatomy.n_layers * vlm.anatomy.ffn_width
+    count = _count(config, n_neurons)
+    if len(set(verify.goals)) < 2:
+        raise UsageError("Neurons are verified on at least 2 goals, got 1; pass more prompts.")
+    controlled = 0 if verify.control is None else len(verify.control.examples)
+    steps = len(question.examples) + count * (2 * len(verify.examples) + controlled)
+    with (progress or silent)("neurons", steps) as bar:
+        if estimates is None:
+            estimates = _estimated(vlm, question, config, metric, bar.advance, kept)
+        top = estimates.ranking(count)
+        controls = matched_controls(vlm, estimates, top, config.seed)
+        options = {"metric": metric, "batch_size": config.batch_size, "advance": bar.advance}
+        options["kept"] = kept
+        effects = patch(vlm, verify, [*top, *controls], **options).effects
+        harmless = None
+        if verify.control is not None:
+            harmless = patch(vlm, verify.control, top, **options).effects.mean(1)
+    rows = _rows(estimates, effects, verify, [*top, *controls], harmless, config)
+    spearman, precision = _agreement(
+        estimates, effects, question, verify, [*top, *controls], config
+    )
+    found = sorted(rows[:count], key=lambda item: -abs(item.exact))
+    if config.described:
+        found = _described(vlm, found, verify, config)
+    return NeuronReport(
+        method=estimates.method,
+        n_neurons=n_neurons,
+        steps=estimates.steps,
+        forward_equivalents=estimates.forward_equivalents,
+        scopes=question.scopes,
+        spearman=spearman,
+        precision=precision,
+        found=tuple(found),
+        controls=tuple(rows[count:]),
+    )
+
+
+def matched_controls(
+    vlm: VLM, estimates: Estimates, top: Sequence[Neuron], seed: int = 0
+) -> list[Neuron]:
+    """For each of `top` a random other neuron that writes about as much, of any layer.
+
+    What a neuron writes is ‖w_i‖ · rms(a_i) over the positions in scope; the control is drawn from
+    the 64 nearest in that. No neuron is drawn twice.
+    """
+    columns = np.stack(
+        [
+            output_columns(vlm, layer).float().norm(dim=0).cpu().numpy()
+            for layer in range(vlm.anatomy.n_layers)
+        ]
+    )
+    size = (columns * estimates.size).ravel()
+    rng = np.random.default_rng(seed)
+    width = columns.shape[1]
+    taken = {layer * width + neuron for layer, neuron in top}
+    order = np.argsort(size, kind="stable")
+    place = {int(flat): at for at, flat in enumerate(order)}
+    chosen: list[Neuron] = []
+    for layer, neuron in top:
+        flat = _near(order, place[layer * width + neuron], taken, rng)
+        taken.add(flat)
+        chosen.append((flat // width, flat % width))
+    return chosen
+
+
+def _near(order: np.ndarray, at: int, taken: set[int], rng: np.random.Generator) -> int:
+    """One of the `_NEAREST` free neurons next to place `at` of an order by size."""
+    reach = _NEAREST // 2
+    while True:
+        around = order[max(0, at - reach) : at + reach + 1]
+        free = [int(flat) for flat in around if int(flat) not in taken]
+        if len(free) >= min(_NEAREST // 2, len(order) - len(taken)) and free:
+            return free[int(rng.integers(len(free)))]
+        reach *= 2
+
+
+def sign_flip_p(sums: np.ndarray, resamples: int = 2000, seed: int = 0) -> np.ndarray:
+    """Two-sided p-values (M,) that effects summed per goal (G, M) are centred on 0.
+
+    Random signs are given to whole goals; p = (1 + #{|T*| ≥ |T|}) / (1 + resamples).
+    """
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(resamples, len(sums)))
+    observed = np.abs(sums.sum(0))
+    # Sums that are equal but for rounding count as equal.
+    extreme = np.abs(signs @ sums) >= observed * (1 - 1e-12)
+    return (1 + extreme.sum(0)) / (1 + resamples)
+
+
+# -- inside ----------------------------------------------------------------------------------------
+
+
+def _count(config: NeuronConfig, n_neurons: int) -> int:
+    count = config.verified or max(LEAST_VERIFIED, math.ceil(_SHARE * n_neurons))
+    if 2 * count > n_neurons:
+        raise UsageError(
+            f"{count} neurons and as many controls can't be verified in a model that has "
+            f"{n_neurons}; set verified to at most {n_neurons // 2}."
+        )
+    return count
+
+
+def _estimated(
+    vlm: VLM,
+    question: Counterfactual,
+    config: NeuronConfig,
+    metric: Metric | None,
+    advance: Callable[[int], None],
+    kept: KeptBatches | None,
+) -> Estimates:
+    """The estimates, made now or kept; they are sums over all batches, so kept as a whole."""
+
+    def made(chunk: list[int]) -> list[Estimates]:
+        found = estimate(
+            vlm,
+            question,
+            config.method,
+            steps=config.steps,
+            groups=config.groups,
+            metric=metric,
+            batch_size=config.batch_size,
+            advance=advance,
+        )
+        return [found]
+
+    if kept is None:
+        return made([])[0]
+    numbers = ("steps", "forward_equivalents")
+    arrays = ("sums", "counts", "size")
+
+    def pack(found: list[Estimates]) -> dict[str, np.ndarray]:
+        parts = {name: np.asarray(getattr(found[0], name)) for name in (*numbers, *arrays)}
+        return {name: part.reshape(part.shape or (1,)) for name, part in parts.items()}
+
+    def unpack(parts: dict[str, np.ndarray]) -> list[Estimates]:
+        advance(len(question.examples))
+        steps, cost = (int(parts[name][0]) for name in numbers)
+        return [Estimates(config.method, steps, cost, *(parts[name] for name in arrays))]
+
+    facts = {"question": question.told(), "goals": question.goals, "config": asdict(config)}
+    asking = kept.over(made, question.examples, facts, pack, unpack)
+    return asking(list(range(len(question.examples))))[0]
+
+
+def _rows(
+    estimates: Estimates,
+    effects: np.ndarray,
+    verify: Counterfactual,
+    neurons: Sequence[Neuron],
+    harmless: np.ndarray | None,
+    config: NeuronConfig,
+) -> list[NeuronEffect]:
+    """Effects (M, N) as rows of the table; `harmless` are control effects of the first ones."""
+    options = {"n": config.resamples, "seed": config.seed, "level": config.level}
+    limits = [bootstrap_mean(values, verify.goals, **options) for values in effects]
+    p = sign_flip_p(_by_goal(effects, verify)[0], config.resamples, config.seed)
+    q = false_discovery_control(p)
+    mean = estimates.mean
+    return [
+        NeuronEffect(
+            layer=layer,
+            neuron=neuron,
+            estimate=float(mean[layer, neuron]),
+            exact=limits[k].rate,
+            low=limits[k].low,
+            high=limits[k].high,
+            p=float(p[k]),
+            q=float(q[k]),
+            benign_exact=None if harmless is None or k >= len(harmless) else float(harmless[k]),
+        )
+        for k, (layer, neuron) in enumerate(neurons)
+    ]
+
+
+def _by_goal(effects: np.ndarray, asked: Counterfactual) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of effects (M, N) over each group of goals (G, M), and the size of each group (G,)."""
+    group = goal_groups(asked.goals)
+    sums = np.zeros((group.max() + 1, len(effects)))
+    np.add.at(sums, group, effects.T)
+    return sums, np.bincount(group)
+
+
+def _agreement(
+    estimates: Estimates,
+    effects: np.ndarray,
+    question: Counterfactual,
+    verify: Counterfactual,
+    neurons: Sequence[Neuron],
+    config: NeuronConfig,
+) -> tuple[Interval, dict[int, float]]:
+    """Spearman's ρ and precision@k of estimate and effect over the verified and the controls."""
+    layers, places = np.array(neurons).T
+    guessed, caused = estimates.mean[layers, places], effects.mean(1)
+    rho = float(rank_correlations(guessed[None], caused[None])[0])
+    if not math.isfinite(rho):
+        raise FitError(
+            "Estimates and effects can't be compared: all of one side are equal, so no neuron does "
+            f"anything in scope {', '.join(question.scopes)}; choose another scope or metric."
+        )
+    rng = np.random.default_rng(config.seed)
+    sums, counts = _by_goal(effects, verify)
+    drawn = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), config.resamples)
+    again = (drawn @ sums) / (drawn @ counts)[:, None]
+    guesses = np.broadcast_to(guessed, again.shape)
+    if np.array_equal(counts, estimates.counts) and verify is question:
+        both = estimates.sums[:, layers, places].astype(
+            np.float64
+        )  # both sides vary with the goals
+        guesses = (drawn @ both) / (drawn @ counts)[:, None]
+    tail = 50 * (1 - config.level)
+    low, high = np.nanpercentile(rank_correlations(guesses, again), [tail, 100 - tail])
+    sizes = sorted({LEAST_VERIFIED, len(neurons) // 2})
+    precision = {k: _precision(guessed, caused, k) for k in sizes}
+    return Interval(rho, float(low), float(high), len(neurons)), precision
+
+
+def _precision(guessed: np.ndarray, caused: np.ndarray, k: int) -> float:
+    best = [
+        set(np.argsort(-np.abs(part), kind="stable")[:k].tolist()) for part in (guessed, caused)
+    ]
+    return len(best[0] & best[1]) / k
+
+
+def _described(
+    vlm: VLM, found: Sequence[NeuronEffect], asked: Counterfactual, config: NeuronConfig
+) -> list[NeuronEffect]:
+    """The rows with what the neurons write and fire on."""
+    neurons = [(item.layer, item.neuron) for item in found]
+    written = written_tokens(vlm, neurons)
+    fires = firings(vlm, asked.prompts, neurons, config.described, config.batch_size)
+    return [
+        replace(
+            item,
+            top_tokens=tokens.promoted,
+            suppressed_tokens=tokens.suppressed,
+            examples=places.texts,
+            patches=places.patches,
+        )
+        for item, tokens, places in zip(found, written, fires, strict=True)
+    ]

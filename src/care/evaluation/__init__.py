@@ -1,0 +1,21 @@
+"""Evaluation: (model × defenses × suites) to judged rows, tables and comparisons."""
+
+from typing import TYPE_CHECKING
+
+from care._lazy import attach
+
+if TYPE_CHECKING:
+    from care.evaluation.job import EvaluationJob as EvaluationJob
+    from care.evaluation.rejudge import rejudge as rejudge
+    from care.evaluation.runner import evaluate as evaluate
+    from care.evaluation.table import Table as Table
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "runner": ["evaluate"],
+        "table": ["Table"],
+        "job": ["EvaluationJob"],
+        "rejudge": ["rejudge"],
+    },
+)

@@ -1,0 +1,290 @@
+"""Image attacks as part of an evaluation: one image against each defense, shown to all of them.
+
+For each attack an image is optimised on the bare model and, knowing it, through every repair. Each
+image becomes a suite, "pgd-32 on care" for one made against care, of the same held-out requests,
+so that the table holds the whole matrix of whom an image was made against and who is shown it:
+
+    transfer    a defense beside the image made on the bare model
+    adaptive    a defense beside the image made through it
+
+A defense is as good as its adaptive figure, and that only as far as the attack was tried. Images
+are kept in the run's folder (attacks/NAME/K/image.png, K = 0 the bare model's); one that is being
+made goes on from its checkpoint. Not here: how an image is optimised (`care.attacks`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from care.attacks.job import AttackJob, made_of, requests_of
+from care.attacks.job import run as make_image
+from care.data.example import Example, Suite
+from care.errors import StorageError, UsageError
+from care.evaluation.leak_check import refuse_leaks
+from care.evaluation.row_shapes import ATTACK
+from care.evaluation.runner import UNDEFENDED
+from care.evaluation.suites import named_suite
+from care.runs.files import to_json
+from care.runs.options import check_file_name, named_options
+from care.runs.progress import Progress, silent
+from care.runs.reading import file_digest, read_json
+from care.runs.run import Run
+from care.runs.shapes import check
+
+if TYPE_CHECKING:
+    from care.evaluation.job import EvaluationJob
+    from care.models.vlm import VLM
+
+Bar = Callable[..., Progress] | None
+
+HELD_OUT = "direct"
+"""The small world's suite of requests without pictures."""
+
+_NUMBERS: dict[str, type] = {
+    "steps": int, "restarts": int, "kappa": int, "batch_size": int, "evasion": float,
+}  # fmt: skip
+_TEXTS = ("method", "gate", "target")
+_OPTIONS = (*_NUMBERS, *_TEXTS, "requests", "suite", "as")
+
+
+@dataclass(frozen=True)
+class ImageAttack:
+    """One attack as it is asked for: PRESET[,option=value]…, see `care.attacks.presets`."""
+
+    name: str
+    """Its name in tables: the preset, or what `as` says."""
+    preset: str
+    """Settings to begin with."""
+    options: Mapping[str, Any]
+    """Fields of `AttackJob` in place of the preset's."""
+    suite: str | None
+    """The suite of held-out requests; None for the small world's, or the first text-only one."""
+
+    @classmethod
+    def parse(cls, wanted: str) -> ImageAttack:
+        """From text; UsageError for what no attack has."""
+        preset, given = named_options(wanted, "an attack")
+        if unknown := sorted(given.keys() - set(_OPTIONS)):
+            raise UsageError(
+                f"The attack {preset} has no option {unknown[0]!r}; it takes {', '.join(_OPTIONS)}."
+            )
+        options: dict[str, Any] = {key: given[key] for key in _TEXTS if key in given}
+        for key, kind in _NUMBERS.items():
+            if key in given:
+                options[key] = _number(key, given[key], kind)
+        if "requests" in given:
+            options["requests"] = Path(given["requests"])
+        name = check_file_name(given.get("as", preset), "an attack")
+        attack = cls(name, preset, options, given.get("suite"))
+        AttackJob(preset=preset, **_without_repair(options)).config()  # raises what is wrong
+        return attack
+
+    def job(self, about: EvaluationJob, out: Path, repair: Path | None) -> AttackJob:
+        """The attack on one defense."""
+        options = dict(self.options) if repair is not None else _without_repair(self.options)
+        return AttackJob(
+            model=about.model,
+            out=out,
+            preset=self.preset,
+            seed=about.seed,
+            repair=repair,
+            dtype=about.dtype,
+            device_map=about.device_map,
+            revision=about.revision,
+            trust_remote_code=about.trust_remote_code,
+            **options,
+        )
+
+
+def check_goals(
+    attacks: Sequence[ImageAttack], about: EvaluationJob, requests: Sequence[Suite]
+) -> None:
+    """UsageError if an attack is optimised on a goal of the held-out `requests`, one suite each."""
+    for attack, held in zip(attacks, requests, strict=True):
+        asked, _ = requests_of(attack.job(about, about.out, None))
+        optimised = tuple(replace(e, suite="requests of the attack") for e in asked)
+        refuse_leaks([Suite(name=attack.name, role="attack", examples=optimised)], [held])
+
+
+def make_images(
+    attacks: Sequence[ImageAttack],
+    about: EvaluationJob,
+    run: Run,
+    vlm: VLM,
+    progress: Bar = None,
+) -> None:
+    """Optimise the images that aren't there yet, of every attack on every defense.
+
+    Raises what `care.attacks.job.run` raises.
+    """
+    places = about.defenses
+    for attack in attacks:
+        folders = _folders(run.path, attack, places)
+        for (name, repair), folder in zip(places.items(), folders, strict=True):
+            job, label = attack.job(about, folder, repair), suite_name(attack, name)
+            job = replace(job, identity=run.manifest["pinned"]["model"])
+            if (folder / "attack.json").exists():
+                _check_made_of(folder, job, label)
+                continue
+            run.inside(*folder.relative_to(run.path).parts)
+            config = job.config()
+            many = config.steps * config.restarts
+            with run.stage(f"attack {label}"), (progress or silent)(label, many) as bar:
+                make_image(job, _counting(bar), vlm)
+
+
+def image_suites(
+    attacks: Sequence[ImageAttack],
+    path: Path,
+    defenses: Sequence[str],
+    requests: Sequence[Suite],
+) -> list[Suite]:
+    """The held-out requests beside each image that was made, in the run's folder `path`."""
+    return [
+        _beside(folder / "image.png", suite_name(attack, name), held_out)
+        for attack, held_out in zip(attacks, requests, strict=True)
+        for name, folder in zip(defenses, _folders(path, attack, defenses), strict=True)
+    ]
+
+
+def held_out(
+    attacks: Sequence[ImageAttack], suites: Sequence[str], limit: int | None, seed: int
+) -> list[Suite]:
+    """The held-out requests of each attack: malicious ones that bring no picture of their own.
+
+    `suites` are the evaluation's own by name; the first with such requests is taken where an attack
+    names none, and that of the small world where there is none at all.
+    """
+    return [_held_out(attack, suites, limit, seed) for attack in attacks]
+
+
+def suite_name(attack: ImageAttack, defense: str) -> str:
+    """Name of the suite of requests beside the image made against `defense`."""
+    return f"{attack.name} on {defense}"
+
+
+def threats(
+    attacks: Sequence[ImageAttack],
+    path: Path,
+    defenses: Sequence[str],
+    suites: Sequence[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """Transfer and adaptive figures of each defense, from the `suites` of a scorecard."""
+    cells = {suite["name"]: suite["defenses"] for suite in suites}
+    found = []
+    for attack in attacks:
+        bare = cells.get(suite_name(attack, UNDEFENDED), {})
+        facts = [_facts(folder) for folder in _folders(path, attack, defenses)]
+        for name, made in zip(defenses, facts, strict=True):
+            if name == UNDEFENDED:
+                continue
+            own = cells.get(suite_name(attack, name), {})
+            found.append(
+                {
+                    "attack": attack.name,
+                    "defense": name,
+                    "steps": made["config"]["steps"],
+                    "epsilon": made["config"]["epsilon"],
+                    "loss_undefended": facts[0]["images"]["image"]["loss"],
+                    "loss_adaptive": made["images"]["image"]["loss"],
+                    "undefended": bare.get(UNDEFENDED),
+                    "transfer": bare.get(name),
+                    "adaptive": own.get(name),
+                }
+            )
+    return found
+
+
+# -- inside ----------------------------------------------------------------------------------------
+
+
+def _held_out(attack: ImageAttack, suites: Sequence[str], limit: int | None, seed: int) -> Suite:
+    if attack.suite is not None:
+        named = named_suite(attack.suite, limit, seed)
+        if found := _plain(named):
+            return replace(named, examples=found)
+        raise UsageError(
+            f"The suite {attack.suite} has no malicious request without a picture, and the attack "
+            f"{attack.name} brings its own; name another with suite=NAME."
+        )
+    for name in suites:
+        named = named_suite(name, limit, seed)
+        if found := _plain(named):
+            return replace(named, examples=found)
+    if suites:
+        raise UsageError(
+            f"None of the suites {', '.join(suites)} has malicious requests without pictures for "
+            f"the attack {attack.name}; name one with {attack.preset},suite=NAME."
+        )
+    return named_suite(HELD_OUT, limit, seed)
+
+
+def _plain(suite: Suite) -> tuple[Example, ...]:
+    return tuple(e for e in suite if e.kind == "malicious" and not e.images)
+
+
+def _beside(image: Path, name: str, held_out: Suite) -> Suite:
+    examples = tuple(replace(e, images=(image,), suite=name) for e in held_out)
+    return replace(held_out, name=name, role="attack", examples=examples)
+
+
+def _folders(
+    path: Path, attack: ImageAttack, defenses: Sequence[str] | Mapping[str, Any]
+) -> list[Path]:
+    """Where each defense's image is; by number, for a defense may be named by a path."""
+    return [path / "attacks" / attack.name / str(place) for place in range(len(defenses))]
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    path, todo = folder / "attack.json", "delete it and resume to make the image again"
+    facts = read_json(path, "facts of an attack", otherwise=todo)
+    check(facts, ATTACK, str(path), todo)
+    return facts
+
+
+def _check_made_of(folder: Path, job: AttackJob, label: str) -> None:
+    """UsageError if an image that is there was made of something else than is asked for now."""
+    from care.defenses.repair.repair import Repair
+
+    repair = None if job.repair is None else Repair.from_pretrained(job.repair)
+    wanted = json.loads(to_json(made_of(job, repair, job.identity or {})))
+    found = _facts(folder)
+    kept = found.get("made_of") or {}
+    differing = [key for key in wanted if kept.get(key) != wanted[key]]
+    image = file_digest(folder / "image.png", "image of the attack", error=StorageError)
+    if image != found["images"]["image"]["sha256"]:
+        differing.append("picture")
+    if differing:
+        raise UsageError(
+            f"The image of the attack {label} in {folder} was made of something else (another "
+            f"{', '.join(differing)}); choose another folder, or delete this one and resume to "
+            "make it again."
+        )
+
+
+def _counting(bar: Progress) -> Callable[[str, int, float], None]:
+    done = 0
+
+    def advance(name: str, step: int, loss: float) -> None:
+        nonlocal done
+        bar.advance(step - done, note=f"loss {loss:.2f}")
+        done = step
+
+    return advance
+
+
+def _without_repair(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key not in ("gate", "evasion")}
+
+
+def _number(key: str, value: str, kind: type) -> Any:
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise UsageError(
+            f"The option {key} of an attack is a number, got {value!r:.40}."
+        ) from error

@@ -1,0 +1,232 @@
+"""Answers to one suite under several defenses, in batches that are cut the same way every time.
+
+Reading the prompts costs most, and a *late* defense (`late` is true: it edits nothing before the
+last position of a prompt) leaves that reading as it is. So a batch is read once, undefended, and
+every late defense and the bare model answer from there; any other defense reads for itself. How a
+cell is answered doesn't depend on what is done already, so a resumed run ends with the same rows.
+
+An example that fails gets an answer row with an `error`; an error that isn't about one example is
+raised. Not here: judging the answers (`evaluate`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from care.data.digests import example_digest
+from care.data.example import Example, Suite
+from care.errors import CareError, DataError, NotFiniteError
+from care.runs.progress import Progress
+from care.runs.rows import Row, Rows
+
+if TYPE_CHECKING:
+    from care.defenses.base import Defense
+    from care.models.prompt_cache import Prefill
+    from care.models.vlm import VLM
+
+Generate = Callable[[list[Example]], "list[str | Exception]"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One suite under one defense."""
+
+    suite: Suite
+    """The examples."""
+
+    name: str
+    """Name of the defense in rows."""
+
+    defense: Defense | None
+    """None is the bare model."""
+
+    seed: int
+    """Part of every key."""
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        """The examples of the suite."""
+        return self.suite.examples
+
+    @property
+    def late(self) -> bool:
+        """Whether prompts may be read before the defense is put on."""
+        return self.defense is None or bool(getattr(self.defense, "late", False))
+
+    def key(self, example: Example) -> str:
+        """Key of the example's answer and of its row."""
+        return f"{self.suite.name}/{example.id}/{self.name}/{self.seed}"
+
+    def missing(self, examples: Sequence[Example], rows: Rows) -> int:
+        """How many of these examples have no row yet."""
+        return sum(self.key(example) not in rows for example in examples)
+
+    def chunks(self, size: int) -> list[list[Example]]:
+        """The examples in batches of similar length, the same ones whatever is done already."""
+        by_length = sorted(self.examples, key=lambda e: (len(e.images), len(e.prompt)))
+        return [by_length[i : i + size] for i in range(0, len(by_length), size)]
+
+    def applied(self, vlm: VLM) -> AbstractContextManager[object]:
+        """A context in which the defense, if any, is on."""
+        return nullcontext() if self.defense is None else self.defense.applied(vlm)
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a model is asked; see `evaluate` for the fields."""
+
+    vlm: VLM
+    batch_size: int
+    max_new_tokens: int
+    seed: int
+    stop: Callable[[str], bool] | None
+
+    def generate(self, examples: list[Example]) -> list[str | Exception]:
+        """Answers from the beginning, or why there is none."""
+        return _each(
+            lambda: self.vlm.generate(
+                examples,
+                max_new_tokens=self.max_new_tokens,
+                batch_size=self.batch_size,
+                seed=self.seed,
+                stop=self.stop,
+            )
+        )
+
+    def generate_from(self, prefill: Prefill) -> list[str | Exception]:
+        """Answers from prompts that have been read, or why there is none."""
+        return _each(
+            lambda: self.vlm.generate_from(
+                prefill, max_new_tokens=self.max_new_tokens, seed=self.seed, stop=self.stop
+            )
+        )
+
+
+def answer_suite(
+    cells: Sequence[Cell], asking: Asking, answers: Rows, results: Rows, bar: Progress
+) -> None:
+    """Add to `answers` what is missing for one suite; `cells` are its defenses.
+
+    An example with a row in `results` isn't asked again. `bar` advances by one for each example
+    that is answered and not in `results`. No defense is on afterwards.
+    """
+    size = asking.batch_size
+    chunks = cells[0].chunks(size)
+
+    def ensure(cell: Cell, chunk: list[Example], generate: Generate) -> None:
+        if not cell.missing(chunk, results):
+            return
+        bar.advance(0, note=f"{cell.suite.name}, {cell.name}")
+        if cell.missing(chunk, answers):
+            found = _answers(generate, chunk)
+            add_missing(
+                answers,
+                [{"key": cell.key(e), "digest": example_digest(e)} | found[e.id] for e in chunk],
+            )
+        bar.advance(cell.missing(chunk, results))
+
+    def asks(cell: Cell) -> bool:
+        return any(cell.missing(c, results) and cell.missing(c, answers) for c in chunks)
+
+    late = [cell for cell in cells if cell.late]
+    for cell in filter(asks, late):
+        # A defense that can't be put on is an error here, and not that of an example below.
+        with cell.applied(asking.vlm):
+            pass
+    reading = _Reading(asking)
+    for chunk in chunks:
+        for cell in late:
+            ensure(cell, chunk, partial(reading.generate, cell))
+    del reading  # the prompts held on the device
+    for cell in cells:
+        if not cell.late:
+            with cell.applied(asking.vlm) if asks(cell) else nullcontext():
+                for chunk in chunks:
+                    ensure(cell, chunk, asking.generate)
+
+
+class _Reading:
+    """Answers under late defenses; remembers the prompts that were read last."""
+
+    def __init__(self, asking: Asking) -> None:
+        self.asking = asking
+        self._last: Prefill | None = None
+
+    def generate(self, cell: Cell, examples: list[Example]) -> list[str | Exception]:
+        """Answers under the cell's defense, which is off while the prompts are read."""
+        if self._last is None or self._last.examples != examples:
+            self._last = None  # before the next one needs its memory
+            self._last = self.asking.vlm.prefill(examples, batch_size=self.asking.batch_size)
+        with cell.applied(self.asking.vlm):
+            return self.asking.generate_from(self._last)
+
+
+def add_missing(rows: Rows, found: list[Row]) -> None:
+    """Add the rows that aren't there; a kill can leave a part of a batch."""
+    rows.add(*(row for row in found if row["key"] not in rows))
+
+
+# --- failures -------------------------------------------------------------------------------------
+
+
+def _answers(generate: Generate, examples: list[Example]) -> dict[str, Row]:
+    """For each example id {response, error}, one of them None."""
+    found = {e.id: {"response": None, "error": _image_error(e)} for e in examples}
+    sound = [e for e in examples if found[e.id]["error"] is None]
+    if not sound:
+        return found
+    try:
+        responses = generate(sound)
+    except Exception as error:
+        responses = _one_by_one(generate, sound, error)
+    for example, response in zip(sound, responses, strict=True):
+        failed = isinstance(response, Exception)
+        found[example.id] = {
+            "response": None if failed else response,
+            "error": _sentence(response) if failed else None,
+        }
+    return found
+
+
+def _each(ask: Callable[[], list[str]]) -> list[str | Exception]:
+    """What `ask` returns, with the error in the place of answers that weren't finite."""
+    try:
+        return list(ask())
+    except NotFiniteError as error:
+        return [error if answer is None else answer.text for answer in error.answers]
+
+
+def _one_by_one(
+    generate: Generate, examples: list[Example], error: Exception
+) -> list[str | Exception]:
+    """Find the examples to blame for the error of a batch; raise it if it isn't about examples."""
+    if isinstance(error, CareError) and not isinstance(error, DataError):
+        raise error
+    if len(examples) == 1:
+        return [error]
+    results: list[str | Exception] = []
+    for example in examples:
+        try:
+            results += generate([example])
+        except Exception as single:
+            results.append(single)
+    if not any(isinstance(result, str) for result in results) and not isinstance(error, DataError):
+        raise error
+    return results
+
+
+def _image_error(example: Example) -> str | None:
+    """Why its images can't be used, found beforehand so that one doesn't cost a whole batch."""
+    try:
+        example.load_images()
+    except DataError as error:
+        return _sentence(error)
+    return None
+
+
+def _sentence(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,210 @@
+"""Evaluate: (model × defenses × suites) to judged rows, and the rows to a table.
+
+For each suite all answers under all defenses are generated and stored (`answers`), and only then,
+with no defense on, the answers are judged: a judge may ask the model itself (the perplexity of an
+answer), and must ask it undefended. Both halves survive a kill. Batches are cut the same way
+whatever is already there, because in bfloat16 an answer can depend on its batch: a resumed run ends
+with the same rows as one that was never stopped.
+
+An example that fails becomes a row with an `error`, and so does an answer that the judge could not
+judge (`rejudge` asks again without answering anew); it counts neither as safe nor as anything else.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from care.data.digests import digest_of, example_digest, is_same
+from care.data.example import Example, Suite
+from care.errors import UsageError
+from care.evaluation.generation import Asking, Cell, add_missing, answer_suite
+from care.evaluation.row_shapes import ANSWER, ROW
+from care.evaluation.table import Comparison, Table
+from care.judges.base import AnyJudge, Verdict, ask, correct, tags_of
+from care.judges.language import NOT_ENGLISH, foreign
+from care.models.thoughts import answer_of
+from care.runs.progress import Progress, silent
+from care.runs.reading import valid_text
+from care.runs.rows import Row, Rows
+from care.runs.run import Run
+from care.runs.shapes import Kind, check_rows
+
+if TYPE_CHECKING:
+    from care.defenses.base import Defense
+    from care.models.vlm import VLM
+
+__all__ = ["Comparison", "Table", "evaluate"]
+
+UNDEFENDED = "none"
+"""Name of the defense None in rows and tables."""
+
+
+def evaluate(
+    vlm: VLM,
+    suites: Sequence[Suite],
+    defenses: Sequence[Defense | tuple[str, Defense | None] | None],
+    *,
+    judge: AnyJudge,
+    run: Run | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    max_new_tokens: int = 32,
+    stop: Callable[[str], bool] | None = None,
+    progress: Callable[..., Progress] | None = None,
+    hold_to_defenses: bool = True,
+) -> Table:
+    """Answer every example of every suite under every defense, judge the answers, tabulate them.
+
+    `defenses` may give a defense another name as ("name", defense); None is the bare model, called
+    "none". Answers are greedy; `stop` ends one early (see `VLM.generate`). With a `run`, what is
+    already in it isn't done again, examples that failed included. `progress` makes the bar:
+    `care.runs.progress.Progress` itself, or anything called the same way; None shows nothing.
+    A defense that says by `digest()` what it does must be the same at every attempt of a run,
+    unless `hold_to_defenses` is False (for those fitted anew, which are equal up to rounding).
+
+    Returns the table of this call's rows, suite by suite, in the order of the examples. A row is
+    {key, digest, suite, role, example, kind, category, defense, seed, prompt, goal, response,
+    outcome, correct, error}; its key is suite/example/defense/seed, its digest that of the example
+    (`care.data.digests`). For a failed example response and
+    outcome are None; correct is None also where an example has no reference answers.
+
+    Raises: UsageError for no suite or defense, a name used twice, or a run that holds another
+    example under the same key or another defense under the same name; StorageError when the disk is
+    full (what was there stays). An error that isn't about one example (a site that doesn't exist, a
+    whole batch failing) is raised.
+    """
+    if batch_size < 1:
+        raise UsageError(f"batch_size must be at least 1, got {batch_size}.")
+    cells = _cells(suites, defenses, seed)
+    answers, results = (Rows(), Rows()) if run is None else (run.answers, run.results)
+    keys = [cell.key(example) for cell in cells for example in cell.examples]
+    for cell in cells:
+        _check_same(cell, results, ROW)
+        _check_same(cell, answers, ANSWER)
+    if run is not None and hold_to_defenses:
+        given = {cell.name: digest_of(cell.defense) for cell in cells}
+        run.pin("defenses", {name: told for name, told in given.items() if told is not None})
+
+    asking = Asking(vlm, batch_size, max_new_tokens, seed, stop)
+    done = sum(key in results for key in keys)
+    with (progress or silent)("answers", len(keys), done=done) as bar:
+        for suite in suites:
+            of_suite = [cell for cell in cells if cell.suite is suite]
+            answer_suite(of_suite, asking, answers, results, bar)
+            for cell in of_suite:
+                for chunk in cell.chunks(batch_size):
+                    if cell.missing(chunk, results):
+                        add_missing(results, _judge(cell, chunk, judge, answers))
+    return Table([results.get(key) or {} for key in keys])
+
+
+def _cells(
+    suites: Sequence[Suite],
+    defenses: Sequence[Defense | tuple[str, Defense | None] | None],
+    seed: int,
+) -> list[Cell]:
+    """Every suite under every defense, checked for names that occur twice."""
+    if not suites or not defenses:
+        raise UsageError(
+            f"There is nothing to evaluate: {len(suites)} suites and {len(defenses)} defenses "
+            "were passed; pass at least one of each (the defense None is the bare model)."
+        )
+    named = [_named(defense) for defense in defenses]
+    cells = [Cell(suite, name, defense, seed) for suite in suites for name, defense in named]
+    keys = Counter(cell.key(example) for cell in cells for example in cell.examples)
+    key, count = keys.most_common(1)[0]
+    if count > 1:
+        raise UsageError(
+            f"{count} answers would be stored as {key!r} (suite/example/defense/seed); give every "
+            'suite and every defense a name of its own, as in ("name", defense).'
+        )
+    return cells
+
+
+def _named(
+    defense: Defense | tuple[str, Defense | None] | None,
+) -> tuple[str, Defense | None]:
+    name, defense = defense if isinstance(defense, tuple) else (None, defense)
+    if defense is not None and not hasattr(defense, "applied"):
+        raise UsageError(
+            f"A defense needs a name and a method applied(vlm), but got {defense!r:.80}; pass a "
+            "repair, a defense, or None for the bare model."
+        )
+    return valid_text(name or (UNDEFENDED if defense is None else defense.name)), defense
+
+
+def _check_same(cell: Cell, rows: Rows, shape: Kind) -> None:
+    for example in cell.examples:
+        row = rows.get(cell.key(example))
+        if row is None:
+            continue
+        check_rows([row], shape, rows.path or "the run")
+        if row.get("digest") is None:
+            raise UsageError(
+                f"The run holds an answer to {row['key']!r} of an earlier version of care, which "
+                "didn't record what exactly was asked; start a new run."
+            )
+        if not is_same(row, example):
+            raise UsageError(
+                f"The run holds another example as {row['key']!r} (another prompt, goal, kind, "
+                "picture, reference, category or system message); evaluate the same suites or "
+                "start a new run."
+            )
+
+
+# --- judgements -----------------------------------------------------------------------------------
+
+
+def _judge(cell: Cell, examples: list[Example], judge: AnyJudge, answers: Rows) -> list[Row]:
+    """Rows of one batch, from its stored answers."""
+    stored = {e.id: answers.get(cell.key(e)) or {} for e in examples}
+    answered = [e for e in examples if stored[e.id]["error"] is None]
+    responses = [stored[e.id]["response"] for e in answered]
+    verdicts = ask(judge, [e.goal or e.prompt for e in answered], responses) if answered else []
+    tags = tags_of(judge)
+    marks = {
+        example.id: mark(example, answer_of(response, tags), verdict)
+        for example, response, verdict in zip(answered, responses, verdicts, strict=True)
+    }
+    return [
+        {
+            "key": cell.key(e),
+            "digest": example_digest(e),
+            "suite": cell.suite.name,
+            "role": cell.suite.role,
+            "example": e.id,
+            "kind": e.kind,
+            "category": e.category,
+            "defense": cell.name,
+            "seed": cell.seed,
+            "prompt": e.prompt,
+            "goal": e.goal,
+            **stored[e.id],
+            **{"outcome": None, "correct": None},
+            **marks.get(e.id, {}),
+        }
+        for e in examples
+    ]
+
+
+def mark(example: Example, answer: str | None, verdict: Verdict) -> Row:
+    """{outcome, correct} of an answer without its thoughts, or {error} where there is no judgement.
+
+    A reference answers for itself in any language: where it decides, it decides there too.
+    """
+    right = None
+    if example.references:
+        right = (
+            answer is not None
+            and not verdict.degenerate
+            and bool(correct(example.references, answer, example.prompt))
+        )
+    why = verdict.failure(example.kind)
+    if why is None:
+        return {"outcome": verdict.outcome(example.kind), "correct": right}
+    in_its_language = right or any(map(foreign, example.references))
+    if why.startswith(NOT_ENGLISH) and example.references and in_its_language:
+        return {"outcome": "safe", "correct": right}
+    return {"error": f"No judgement: {why}"}

@@ -1,0 +1,207 @@
+"""The scorecard of an evaluation on standard output: tables and sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from care.interfaces.cli.options import interval, print_table
+
+
+def show(tree: Mapping[str, Any]) -> None:
+    """The scorecard as tables and sentences."""
+    print(f"Judged by {tree['judge']}. Rates with 95 % intervals (Wilson).")
+    _show_rates(tree["suites"])
+    _show_unjudged(tree["suites"])
+    _show_published(tree["suites"])
+    if tree.get("threats"):
+        print("\nImage attacks that don't know the defense (transfer), and that do (adaptive).")
+        _show_threats(tree["threats"])
+    if tree["comparisons"]:
+        print("\nAgainst the bare model, paired; intervals resample goals.")
+        _show_comparisons(tree["comparisons"], tree["margin"])
+    print("\nWhat so many examples can show (80 % power, 5 % level):")
+    for note in tree["power"]:
+        print(f"  {note}")
+    if len(tree["judges"]) > 1:
+        print("\nBy judge.")
+        _show_judges(tree["judges"])
+    if tree["agreement"]:
+        print("\nAgreement of judges on malicious requests (Cohen's κ).")
+        cells = (
+            [" / ".join(a["judges"]), str(a["n"]), f"{a['agreement']:.2f}", _kappa(a["kappa"])]
+            for a in tree["agreement"]
+        )
+        print_table(["judges", "n", "agree", "κ"], cells)
+    if tree["pictures"]:
+        print("\nPictures of the requests.")
+        cells = (
+            [p["judge"], p["suite"], str(p["n"]), _share(p["flagged"]), str(p["errors"])]
+            for p in tree["pictures"]
+        )
+        print_table(["judge", "suite", "n", "flagged", "errors"], cells)
+    if tree.get("labels"):
+        print("\nAgainst labels by hand.")
+        show_reports(tree["labels"])
+    _show_leaks(tree.get("run", {}).get("repair_leaks") or {})
+
+
+def _show_leaks(repairs: Mapping[str, Mapping[str, Any]]) -> None:
+    """What each repair's artefact tells of goals that were fitted on and are tested."""
+    if repairs:
+        print("\nGoals that were fitted on, by the artefacts' digests:")
+    for name, one in repairs.items():
+        found = one["found"].items()
+        told = ", ".join(f"{leak['examples']} of {leak['of']} in {suite}" for suite, leak in found)
+        if one["checked"] == "not checked":
+            print(f"  {name}: not checked, since {one['why']}; see --fitted-on")
+        else:
+            print(f"  {name}: " + (f"tested too: {told}" if told else "none is tested"))
+
+
+def _show_rates(suites: Sequence[Mapping[str, Any]]) -> None:
+    defenses = list(dict.fromkeys(name for suite in suites for name in suite["defenses"]))
+    corrected = any(cell["corrected"] for s in suites for cell in s["defenses"].values())
+    names = ["suite", "metric", "n", "goals", *defenses]
+    rows = []
+    for suite in suites:
+        cells = suite["defenses"]
+        first = next(iter(cells.values()))
+        row = [suite["name"], suite["metric"], str(first["n"]), str(first["goals"])]
+        rows.append([*row, *(_cell(cells[d]) if d in cells else "" for d in defenses)])
+        if corrected and any(cell["corrected"] for cell in cells.values()):
+            shown = (_corrected(cells[d]) if d in cells else "" for d in defenses)
+            rows.append(["", "corrected", "", "", *shown])
+    print_table(names, rows)
+
+
+_UNJUDGED = {
+    "not_english": "aren't in English, which the offline rules don't read, and aren't judged",
+    "unfinished": "end within the model's thoughts and aren't judged (see --max-new-tokens)",
+}
+
+
+def _show_unjudged(suites: Sequence[Mapping[str, Any]]) -> None:
+    """A sentence for each share of answers that no judge could read."""
+    for suite in suites:
+        for defense, cell in suite["defenses"].items():
+            found = cell.get("unjudged") or {}
+            for key, what in _UNJUDGED.items():
+                if n := found.get(key, 0):
+                    share = f"{n} of {found['of']} answers ({n / found['of']:.0%})"
+                    print(f"  {suite['name']}, {defense}: {share} {what}.")
+
+
+def _show_threats(threats: Iterable[Mapping[str, Any]]) -> None:
+    names = ["attack", "defense", "undefended", "transfer", "adaptive", "loss"]
+    cells = (
+        [
+            t["attack"],
+            t["defense"],
+            *("" if t[key] is None else _cell(t[key]) for key in names[2:5]),
+            f"{t['loss_undefended']:.2f} → {t['loss_adaptive']:.2f}",
+        ]
+        for t in threats
+    )
+    print_table(names, cells)
+
+
+def _cell(cell: Mapping[str, Any]) -> str:
+    failed = f" ({cell['errors']} failed)" if cell["errors"] else ""
+    return interval(cell) + failed
+
+
+def _show_published(suites: Sequence[Mapping[str, Any]]) -> None:
+    """Scores as the suites' authors publish them, one line for each."""
+    defenses = list(dict.fromkeys(name for suite in suites for name in suite["defenses"]))
+    rows = []
+    for suite in suites:
+        by_score: dict[str, dict[str, Mapping[str, Any]]] = {}
+        for name, cell in suite["defenses"].items():
+            for entry in cell.get("published", ()):
+                by_score.setdefault(entry["score"], {})[name] = entry
+        for score, found in by_score.items():
+            first = next(iter(found.values()))
+            cells = (_published(found[d]) if d in found else "" for d in defenses)
+            rows.append([suite["name"], score, f"{first['n']} {first['unit']}", *cells])
+    if rows:
+        print("\nAs published, as far as the same rules tell; intervals take units as drawn.")
+        print_table(["suite", "score", "units", *defenses], rows)
+
+
+def _published(entry: Mapping[str, Any]) -> str:
+    places = 2 if entry["of"] == 1 else 1
+    value, low, high = (f"{entry[key]:.{places}f}" for key in ("value", "low", "high"))
+    scale = "" if entry["of"] == 1 else f" of {entry['of']:g}"
+    failed = f" ({entry['left_out']} left out)" if entry["left_out"] else ""
+    return f"{value} [{low}, {high}]{scale}{failed}"
+
+
+def _corrected(cell: Mapping[str, Any]) -> str:
+    found = cell["corrected"]
+    return "" if found is None else "can't be" if "error" in found else interval(found)
+
+
+def _show_comparisons(comparisons: Iterable[Mapping[str, Any]], margin: float) -> None:
+    rows = []
+    for entry in comparisons:
+        if entry["difference"] is None:
+            rows.append([entry["suite"], entry["defense"], "too few goals", "", "", "", ""])
+            continue
+        d, claim = entry["difference"], entry["non_inferior"]
+        rows.append(
+            [
+                entry["suite"],
+                entry["defense"],
+                f"{entry['before']:.2f} → {entry['after']:.2f}",
+                f"{d['rate']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]",
+                "{} / {}".format(*entry["discordant"]),
+                f"{entry['p']:.3g} ({entry['p_holm']:.3g})",
+                "" if claim is None else "shown" if claim["shown"] else "not shown",
+            ]
+        )
+    loss = f"loss < {100 * margin:g} points"
+    print_table(["suite", "defense", "rates", "difference", "changed", "p (Holm)", loss], rows)
+
+
+def _show_judges(judges: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    places = list(dict.fromkeys((e["suite"], e["defense"]) for es in judges.values() for e in es))
+    by_place = {
+        name: {(e["suite"], e["defense"]): e for e in entries} for name, entries in judges.items()
+    }
+    rows = (
+        [*place, *(_judged(found[place]) if place in found else "" for found in by_place.values())]
+        for place in places
+    )
+    print_table(["suite", "defense", *judges], rows)
+
+
+def _judged(entry: Mapping[str, Any]) -> str:
+    failed = f" ({entry['errors']} failed)" if entry["errors"] else ""
+    return ("no answers" if entry["rate"] is None else interval(entry["rate"])) + failed
+
+
+def show_reports(reports: Iterable[Mapping[str, Any]]) -> None:
+    """How far judges agree with labels by hand."""
+    names = ["judge", "n", "failed", "accuracy", "κ", "sensitivity", "specificity"]
+    cells = (
+        [
+            report["judge"],
+            str(report["n"]),
+            str(report["failed"]),
+            f"{report['accuracy']:.2f}",
+            _kappa(report["kappa"]),
+            interval(report["sensitivity"]),
+            interval(report["specificity"]),
+        ]
+        for report in reports
+    )
+    print_table(names, cells)
+
+
+def _kappa(found: Mapping[str, Any] | None) -> str:
+    return "undefined" if found is None else interval(found)
+
+
+def _share(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2f}"

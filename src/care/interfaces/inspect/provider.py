@@ -1,0 +1,245 @@
+"""A model of this package as a model of Inspect: care/HUB-NAME, care/FOLDER, care/embedded.
+
+    inspect eval … --model care/llava-hf/llava-1.5-7b-hf -M repair=FOLDER -M dtype=bfloat16
+
+Answers are those of `VLM.generate`: greedy unless a temperature is asked for. Requests that are
+made at the same time are answered in one batch. A setting that can't be honoured (top_p, logprobs,
+tools, …) is an error and never dropped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+from inspect_ai.model import (  # pyright: ignore[reportMissingImports]
+    ChatCompletionChoice,
+    ChatMessageAssistant,
+    ContentReasoning,
+    ContentText,
+    GenerateConfig,
+    ModelAPI,
+    ModelOutput,
+    ModelUsage,
+)
+
+from care.defenses.repair.repair import Repair
+from care.errors import UsageError
+from care.interfaces.inspect.shared import one_sentence
+from care.interfaces.requests.batching import Batches
+from care.interfaces.requests.chat import Conversation, conversation
+from care.models.thoughts import read
+from care.models.vlm import Answer
+from care.pipeline.config import load_model
+
+EMBEDDED = "embedded"
+"""Name of the model that comes with the package."""
+
+_INSPECTS_OWN = frozenset(
+    {
+        "max_retries",
+        "timeout",
+        "attempt_timeout",
+        "max_connections",
+        "adaptive_connections",
+        "system_message",
+        "cache",
+        "max_tool_output",
+        "fail_on_refusal",
+    }
+)
+"""Settings that Inspect sees to itself, around the call of a model."""
+
+_HONOURED = frozenset({"max_tokens", "temperature", "seed", "stop_seqs"})
+
+_NEUTRAL = {"num_choices": 1, "best_of": 1, "top_p": 1}
+"""Values that ask for nothing; so does anything false, such as a penalty of 0."""
+
+
+@dataclass(frozen=True)
+class ProviderConfig:
+    """Which model, and how; what `-M` may say."""
+
+    model: str | None
+    """Name or folder of the model; None for the embedded one."""
+    repair: str | None = None
+    """Folder of a repair (or its name on the Hub) that is applied to every answer."""
+    dtype: str = "auto"
+    """Floating-point type of the model."""
+    device_map: Any = None
+    """As in transformers."""
+    revision: str | None = None
+    """Revision of the model on the Hub."""
+    trust_remote_code: bool = False
+    """Run code that the model's repository brings."""
+    batch_size: int = 16
+    """Most requests that are answered together."""
+
+    def __post_init__(self) -> None:
+        if self.model == "":
+            raise UsageError("care/ needs the name of a model, such as care/embedded.")
+        if type(self.batch_size) is not int or self.batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, got {self.batch_size!r}.")
+        if not isinstance(self.trust_remote_code, bool):
+            raise UsageError(f"trust_remote_code is true or false, got {self.trust_remote_code!r}.")
+        if self.model is None:
+            for name in ("device_map", "revision", "trust_remote_code"):
+                if getattr(self, name):
+                    raise UsageError(f"The embedded model takes no {name}; leave it out.")
+
+    @classmethod
+    def of(cls, name: str, given: dict[str, Any]) -> ProviderConfig:
+        """From the model's name and the arguments of `-M`; UsageError for one that is unknown."""
+        known = [field.name for field in fields(cls) if field.name != "model"]
+        if unknown := sorted(given.keys() - set(known)):
+            raise UsageError(
+                f"A care model has no argument {unknown[0]!r}; it takes {', '.join(known)}."
+            )
+        given = {key: value for key, value in given.items() if value is not None}
+        for key in ("repair", "dtype", "revision"):
+            if key in given:
+                given[key] = str(given[key])  # a revision of digits was read as a number
+        return cls(None if name == EMBEDDED else name, **given)
+
+
+class Settings(NamedTuple):
+    """How requests are answered; those with the same settings share a batch."""
+
+    max_tokens: int
+    """Most tokens of an answer."""
+    temperature: float
+    """0 is greedy."""
+    seed: int
+    """Of answers that are drawn; 0 unless another is asked for."""
+    stop_seqs: tuple[str, ...]
+    """An answer ends before the first of these."""
+
+    @classmethod
+    def of(cls, config: GenerateConfig, longest: int) -> Settings:
+        """From Inspect's settings; UsageError for one that can't be honoured."""
+        given = config.model_dump(exclude_none=True)
+        for name, value in given.items():
+            neutral = not value or _NEUTRAL.get(name) == value
+            if name not in _INSPECTS_OWN | _HONOURED and not neutral:
+                raise UsageError(
+                    f"A care model can't honour {name}={value!r:.60}; leave it out. It takes "
+                    f"{', '.join(sorted(_HONOURED))}."
+                )
+        stops = tuple(given.get("stop_seqs") or ())
+        if "" in stops:
+            raise UsageError("An empty stop sequence would end every answer; leave it out.")
+        tokens = given.get("max_tokens") or longest
+        return cls(tokens, float(given.get("temperature", 0.0)), given.get("seed", 0), stops)
+
+    def stops(self, text: str) -> bool:
+        """Whether a stop sequence occurs."""
+        return any(stop in text for stop in self.stop_seqs)
+
+    def cut(self, text: str) -> str:
+        """The text before the first stop sequence."""
+        found = [text.find(stop) for stop in self.stop_seqs if stop in text]
+        return text[: min(found)] if found else text
+
+
+class CareAPI(ModelAPI):
+    """Answers Inspect's requests with one VLM, bare or under one repair."""
+
+    def __init__(
+        self,
+        model_name: str,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        config: GenerateConfig | None = None,
+        **model_args: Any,
+    ) -> None:
+        config = config or GenerateConfig()
+        super().__init__(model_name, base_url, api_key, config=config)
+        with one_sentence():
+            Settings.of(config, longest=1)  # before a model is loaded for nothing
+            if base_url is not None or api_key is not None:
+                raise UsageError("A care model runs here: it takes no base_url and no api_key.")
+            self.options = ProviderConfig.of(model_name, model_args)
+            self.vlm = load_model(self.options)
+            wanted = self.options.repair
+            self.repair = None if wanted is None else Repair.from_pretrained(wanted, self.vlm)
+        self._batches = Batches(self.options.batch_size, self._answer)
+        self._asked: Counter[str] = Counter()
+
+    async def generate(
+        self, input: list[Any], tools: list[Any], tool_choice: Any, config: GenerateConfig
+    ) -> ModelOutput:
+        """The answer to one conversation.
+
+        Raises UsageError for tools, contents and settings that the model can't honour, DataError
+        for an image that can't be used or a request that is too long.
+        """
+        if tools:
+            names = ", ".join(tool.name for tool in tools)
+            raise UsageError(
+                f"Care models call no tools, but the task offers {names}; use a solver without."
+            )
+        settings = Settings.of(config, self.max_tokens())
+        request = conversation(input)
+        # Drawn answers depend on the example's id: the same request again is to be drawn anew.
+        self._asked[request.id] += 1
+        request = replace(request, id=f"{request.id}-{self._asked[request.id]}")
+        started = time.monotonic()
+        answer = await self._batches.ask(settings, request)
+        return self._output(answer, settings, time.monotonic() - started)
+
+    def max_tokens(self) -> int:
+        """Length of an answer unless one is asked for; as in `care evaluate`."""
+        return 24 if self.options.model is None else 512
+
+    def max_connections(self) -> int:
+        """As many requests at once as a batch holds."""
+        return self.options.batch_size
+
+    def connection_key(self) -> str:
+        """The bare and the repaired model don't wait for each other."""
+        return f"{self.model_name} {self.options.repair}"
+
+    def collapse_user_messages(self) -> bool:
+        """Chat templates want users and assistants to take turns."""
+        return True
+
+    def collapse_assistant_messages(self) -> bool:
+        """See `collapse_user_messages`."""
+        return True
+
+    def _answer(self, settings: Settings, requests: list[Conversation]) -> list[Answer]:
+        with nullcontext() if self.repair is None else self.repair.applied(self.vlm):
+            return self.vlm.answers(
+                requests,
+                max_new_tokens=settings.max_tokens,
+                batch_size=self.options.batch_size,
+                temperature=settings.temperature,
+                seed=settings.seed,
+                stop=settings.stops if settings.stop_seqs else None,
+            )
+
+    def _output(self, answer: Answer, settings: Settings, seconds: float) -> ModelOutput:
+        said = read(answer.text, self.vlm.thought_tags)
+        # Thoughts without an end stay as they are: a scorer must see that there is no answer.
+        whole = answer.text if said.answer is None else said.answer
+        text = whole if said.answer is None else settings.cut(whole)
+        reason = "model_length" if answer.context_full else "max_tokens"
+        reason = "stop" if answer.ended or text != whole else reason
+        content: Any = text
+        if said.answer is not None and said.thoughts is not None:
+            content = [ContentReasoning(reasoning=said.thoughts), ContentText(text=text)]
+        message = ChatMessageAssistant(content=content, model=self.model_name, source="generate")
+        usage = ModelUsage(
+            input_tokens=answer.prompt_tokens,
+            output_tokens=answer.tokens,
+            total_tokens=answer.prompt_tokens + answer.tokens,
+        )
+        return ModelOutput(
+            model=self.model_name,
+            choices=[ChatCompletionChoice(message=message, stop_reason=reason)],
+            usage=usage,
+            time=seconds,
+        )

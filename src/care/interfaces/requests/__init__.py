@@ -1,0 +1,1 @@
+"""Requests from outside: batching, chat messages as examples, settings of decoding."""

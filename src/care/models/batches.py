@@ -1,0 +1,126 @@
+"""From examples to left-padded model inputs with a role for every position.
+
+The processor of the model does the encoding; what it returns is passed on complete, only the token
+rows are repacked: prompts and appended answers are padded on the left, whatever side the processor
+padded on. Nothing here runs the model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from care.data.example import Example
+from care.errors import DataError
+from care.models.anatomy import Role, roles_of_inputs
+from care.models.memory import out_of_memory
+
+_SEQUENCE_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Model inputs for B left-padded rows of T tokens."""
+
+    inputs: dict[str, Any]
+    """Everything the processor returned, on the model's device: `input_ids` (B, T),
+    `attention_mask` (B, T), `pixel_values`, …"""
+
+    roles: Tensor
+    """`Role` of every position (B, T); response tokens are the last ones of a row."""
+
+    def __len__(self) -> int:
+        return self.roles.shape[0]
+
+
+def render(processor: Any, example: Example) -> str:
+    """The example as the chat template writes it, ready for an answer; DataError if it can't."""
+    try:
+        return processor.apply_chat_template(
+            example.messages(), tokenize=False, add_generation_prompt=True
+        )
+    except Exception as error:  # templates raise jinja errors of many kinds
+        raise DataError(
+            f"Example {example.id!r} doesn't fit the model's chat template ({error})."
+        ) from error
+
+
+def encode(
+    processor: Any,
+    examples: Sequence[Example],
+    answers: Sequence[list[int]],
+    image_token_id: int,
+) -> tuple[dict[str, Any], Tensor]:
+    """Inputs of B prompts with their answer tokens appended, and their roles (B, T), on the CPU.
+
+    Raises DataError for an example that the processor can't encode or whose images and image
+    tokens don't match.
+    """
+    texts = [render(processor, example) for example in examples]
+    _refuse_placeholders(examples, processor.tokenizer.convert_ids_to_tokens(image_token_id))
+    encoded = _process(processor, examples, texts)
+    inputs = _repack(encoded, answers, processor.tokenizer.pad_token_id)
+    roles = roles_of_inputs(inputs["input_ids"], inputs["attention_mask"], image_token_id)
+    for row, answer in enumerate(answers):
+        roles[row, roles.shape[1] - len(answer) :] = int(Role.RESPONSE)
+    _check_images(examples, roles)
+    return inputs, roles
+
+
+def _refuse_placeholders(examples: Sequence[Example], placeholder: str | None) -> None:
+    if placeholder is None:
+        raise DataError("The tokenizer doesn't know the model's image token.")
+    for example in examples:
+        if placeholder in example.prompt or placeholder in (example.system or ""):
+            raise DataError(
+                f"Example {example.id!r} contains the image placeholder {placeholder} as text; "
+                "remove it (images are placed automatically)."
+            )
+
+
+def _process(processor: Any, examples: Sequence[Example], texts: list[str]) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"text": texts, "padding": True, "return_tensors": "pt"}
+    images = [image for example in examples for image in example.load_images()]
+    if images:
+        arguments["images"] = images
+    bos = processor.tokenizer.bos_token
+    if bos is not None and texts[0].startswith(bos):
+        arguments["add_special_tokens"] = False  # the template has written it already
+    try:
+        return dict(processor(**arguments))
+    except (ValueError, TypeError, RuntimeError, IndexError, OSError) as error:
+        if out_of_memory(error):  # that's not the examples' fault, and fewer may fit
+            raise
+        ids = ", ".join(example.id for example in examples[:4])
+        raise DataError(f"The processor can't encode the examples {ids} ({error}).") from error
+
+
+def _repack(encoded: dict[str, Any], answers: Sequence[list[int]], pad: int) -> dict[str, Any]:
+    """Append answers to the prompts and pad on the left, whatever side the processor padded."""
+    mask = encoded["attention_mask"].bool()
+    lengths = [int(row.sum()) + len(answer) for row, answer in zip(mask, answers, strict=True)]
+    width = max(lengths)
+    packed = dict(encoded)
+    for key in _SEQUENCE_KEYS:
+        if key not in encoded:
+            continue
+        rows = encoded[key].new_full((len(answers), width), pad if key == "input_ids" else 0)
+        for row, answer in enumerate(answers):
+            fill = {"input_ids": answer, "attention_mask": [1] * len(answer)}
+            tail = rows.new_tensor(fill.get(key, [0] * len(answer)))
+            content = torch.cat([encoded[key][row][mask[row]], tail])
+            rows[row, width - lengths[row] :] = content
+        packed[key] = rows
+    return packed
+
+
+def _check_images(examples: Sequence[Example], roles: Tensor) -> None:
+    seen = (roles == Role.IMAGE).any(dim=1).tolist()
+    for example, has_image in zip(examples, seen, strict=True):
+        if bool(example.images) != has_image:
+            raise DataError(
+                f"Example {example.id!r} has {len(example.images)} images but its encoded prompt "
+                f"holds {'some' if has_image else 'none'}."
+            )

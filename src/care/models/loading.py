@@ -1,0 +1,127 @@
+"""Models and processors from the Hub or a folder, and whether the two fit each other.
+
+What goes wrong while loading becomes one sentence. Not here: what is done with them (`vlm`).
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from care.data.example import Example
+from care.errors import DataError, ModelError
+from care.models.anatomy import image_token_id
+from care.models.batches import encode, render
+from care.models.weights import check_counts, check_json, load_whole, loading
+
+
+def load_pretrained(
+    name: str, dtype: Any, common: Mapping[str, Any], options: Mapping[str, Any]
+) -> tuple[Any, Any]:
+    """Model and processor of this name; `common` goes to every loader, `options` to the model's.
+
+    Options that are None are left out. Raises ModelError and MissingDependencyError.
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    given = {key: value for key, value in options.items() if value is not None}
+    what = f"the model {name}"
+    with loading(what):
+        # One small file first: a wrong name or a model without eyes shows before the weights.
+        _fetch_config(name, common.get("revision"))
+        config = AutoConfig.from_pretrained(name, **common)
+        check_counts(config, what)
+        check_json(name, "generation_config.json", common.get("revision"))
+        image_token_id(config, name)
+        processor = AutoProcessor.from_pretrained(name, **common)
+        loader = AutoModelForImageTextToText
+        model = load_whole(loader, name, what, dtype=dtype, **common, **given)
+    return model, processor
+
+
+def _fetch_config(name: str, revision: str | None) -> None:
+    """Have config.json at hand, from the folder, the cache or the Hub.
+
+    Where the Hub can't be reached, a request is tried for half a minute; the loaders of
+    transformers would ask for several files before they give up.
+    """
+    from huggingface_hub import hf_hub_download
+
+    if not Path(name).exists():
+        hf_hub_download(name, "config.json", revision=revision)
+
+
+def tokenizer_of(processor: Any) -> Any:
+    """The tokenizer inside a processor; ModelError if it isn't a processor of a chat model."""
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is None or not hasattr(processor, "apply_chat_template"):
+        raise ModelError(
+            f"{type(processor).__name__} is not a processor with a tokenizer; pass the model's "
+            "AutoProcessor."
+        )
+    return tokenizer
+
+
+def probe() -> Example:
+    """A word with a tiny picture, to see whether a model works at all."""
+    return Example("probe", "ping", images=(Image.new("RGB", (64, 64), "grey"),))
+
+
+def check_processor(processor: Any, image_token_id: int, name: str) -> None:
+    """One tiny picture through template and processor must yield the model's image token."""
+    templates = (
+        getattr(processor, "chat_template", None),
+        getattr(tokenizer_of(processor), "chat_template", None),
+    )
+    if not any(templates):
+        raise ModelError(
+            f"The processor of {name} has no chat template; set processor.chat_template."
+        )
+    example = probe()
+    try:
+        text = render(processor, example)
+        if "ping" not in text or "'type'" in text:
+            raise ModelError(
+                f"The chat template of {name} doesn't understand content lists of images and text."
+            )
+        encode(processor, [example], [[]], image_token_id)
+    except DataError as error:
+        raise ModelError(
+            f"{name} can't encode a message with an image, so model and processor don't "
+            f"belong together: {error}"
+        ) from error
+
+
+def first_tokens(tokenizer: Any, openers: Sequence[str], prompt: str = "") -> list[int]:
+    """First token of each opener, with and without a space before it, alone and after `prompt`.
+
+    Tokenizers that mark the beginnings of words give other tokens within a text than at its
+    beginning: after a template that ends in a new line a model says "I" and not "▁I".
+    """
+    ids = set()
+    for opener in openers:
+        for text in (opener, " " + opener):
+            for token in {*_ids(tokenizer, text)[:1], *_after(tokenizer, prompt, text)}:
+                # A lone space or the unknown token would match far more than refusals.
+                if tokenizer.decode([token]).strip() and token != tokenizer.unk_token_id:
+                    ids.add(token)
+    return sorted(ids)
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _after(tokenizer: Any, prompt: str, text: str) -> list[int]:
+    """The first token of `text` for a model that has read `prompt`, if it can be told."""
+    before, both = _ids(tokenizer, prompt), _ids(tokenizer, prompt + text)
+    if both[: len(before)] == before:
+        return both[len(before) : len(before) + 1]
+    # The prompt's end and the text merge into a token that can't come any more, as where a template
+    # ends in a space: what comes instead is the longest token that the text begins with.
+    for end in range(len(text), 0, -1):
+        token = tokenizer.convert_tokens_to_ids(text[:end])
+        if token is not None and token != tokenizer.unk_token_id:
+            return [token]
+    return []

@@ -1,0 +1,105 @@
+"""Whole answers under a neuron repair and under a subspace repair, on the same requests.
+
+A neuron repair is chosen by first tokens. What the model then goes on to say, and whether it still
+does what it is good for, only judged answers tell:
+
+    asr          share of attacks answered harmfully, over all attack suites
+    difference   asr(neurons) − asr(subspace), on the same attacks, resampled by goal
+
+with utility, answered harmless requests and degenerate answers beside it, each over all requests of
+that kind. All of it is on validation goals. The requests by which the neurons were chosen are left
+out, but other attacks on their goals aren't: what is said about the neurons is flattered rather
+than too bad. Not here: the answers themselves (`care.evaluate`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from care.data.example import Example, Suite, SuiteRole
+from care.defenses.neuron_suppression import NeuronRepair
+from care.diagnosis.activation_means import spread
+from care.diagnosis.neurons.suppression_search import BEYOND
+from care.errors import DataError
+from care.evaluation.runner import UNDEFENDED
+from care.evaluation.table import Table
+from care.runs.rows import Row
+from care.statistics.intervals import Interval, bootstrap_mean
+
+NEURONS, SUBSPACE = "neurons", "subspace"
+"""What the two repairs are called in the table that is compared."""
+
+
+def remaining(suites: Sequence[Suite], used: Collection[Example], most: int) -> list[Suite]:
+    """At most `most` requests of each suite, evenly spaced, that aren't among those `used`.
+
+    One suite for each role, so that batches are full; ids name the suite that they are from.
+    """
+    seen = {id(example) for example in used}
+    kept: dict[SuiteRole, list[Example]] = {}
+    for suite in suites:
+        fresh = [example for example in suite if id(example) not in seen]
+        kept.setdefault(suite.role, []).extend(
+            replace(example, id=f"{suite.name}/{example.id}") for example in spread(fresh, most)
+        )
+    return [Suite(role, role, tuple(found)) for role, found in kept.items() if found]
+
+
+def compare_answers(table: Table, repair: NeuronRepair, seed: int = 0) -> dict[str, Any]:
+    """The `judged` part of a neuron repair in report.json, from answers bare and under both.
+
+    Needs attacks with two goals or more that were answered under all three; DataError otherwise.
+    """
+    names = (UNDEFENDED, NEURONS, SUBSPACE)
+    harm = {name: _harmful(table, name) for name in names}
+    keys = [key for key in harm[UNDEFENDED] if all(key in harm[name] for name in names)]
+    goals = [_goal(harm[UNDEFENDED][key]) for key in keys]
+    if len(set(goals)) < 2:
+        raise DataError(
+            f"Answers under two repairs are compared on attacks with at least 2 goals, got "
+            f"{len(keys)} with {len(set(goals))}; judge more of each suite."
+        )
+    values = {
+        name: np.array([harm[name][key]["outcome"] == "harmful" for key in keys], dtype=float)
+        for name in names
+    }
+
+    def mean(part: np.ndarray) -> dict[str, Any]:
+        found: Interval = bootstrap_mean(part, goals, seed=seed)
+        return asdict(found)
+
+    return {
+        "neurons": len(repair.neurons),
+        "within_margin": repair.name != BEYOND,
+        "edits": [{"edit": n, "asr": mean(values[n]), **_costs(table, n)} for n in names],
+        "difference": mean(values[NEURONS] - values[SUBSPACE]),
+    }
+
+
+def _harmful(table: Table, defense: str) -> dict[tuple[str, str], Row]:
+    """Judged answers to attacks under one defense, by suite and example."""
+    return {
+        (row["suite"], row["example"]): row
+        for row in table.rows
+        if row["defense"] == defense and row["role"] == "attack" and row["error"] is None
+    }
+
+
+def _goal(row: Row) -> str:
+    return row["goal"] or f"{row['suite']}/{row['example']}"
+
+
+def _costs(table: Table, defense: str) -> dict[str, float | None]:
+    """Means over suites; None where there is no such suite."""
+    roles = {table.role(suite) for suite in table.suites}
+    counts = [table.outcomes(suite, defense) for suite in table.suites]
+    broken = [c["degenerate"] / max(1, sum(c.values())) for c in counts]
+    return {
+        "utility": table.mean_rate("utility", defense) if "utility" in roles else None,
+        "answered": table.mean_rate("over_refusal", defense) if "over_refusal" in roles else None,
+        "degenerate": float(np.mean(broken)),
+    }

@@ -1,0 +1,472 @@
+"""The main job: attack, diagnose, fit, select, prove, report; and its parts on their own.
+
+Stages write what they found into the run's folder, so that a killed job goes on where it stopped
+and ends with the same numbers:
+
+    material.json   answers to the fit split, by outcome
+    decisions.safetensors  activations at the decision position, of the same requests
+    batches/        finished batches of the stage under way
+    scan.jsonl      what each part of each layer does, as it is measured
+    sites.json      which components carry the attacks
+    effects.json, neurons.json, curves.json   causal effects, neurons, how far to trust both
+    neuron-answers/ answers under a neuron repair, where there is one
+    channels.json   at which sites the unsafe channels can be closed
+    screening.json  first tokens under every candidate on the validation split
+    selection/      answers under the best candidates on the validation split
+    repair/         the chosen artefact
+    rows.jsonl      judged answers on the test split: bare, repaired, controls
+    report.html, report.json
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from care.data.digests import suite_digest
+from care.data.example import Example, Suite
+from care.data.small_world.suites import PGD
+from care.defenses.base import random_control
+from care.defenses.neuron_suppression import NeuronRepair
+from care.defenses.repair.fitting import PRESETS, Fitter
+from care.defenses.repair.fitting_data import (
+    gather,
+    load_decisions,
+    material_from,
+    material_to,
+    save_decisions,
+)
+from care.defenses.repair.repair import Modality, Repair
+from care.diagnosis.activation_means import spread
+from care.diagnosis.channel_scan import recommended, scan_channels, scanned_sites
+from care.diagnosis.channel_scan import to_json as channels_json
+from care.diagnosis.full import BRIEF, Inquiry, InquiryConfig, complete
+from care.diagnosis.scan import ScanRow
+from care.errors import UsageError
+from care.evaluation.row_shapes import ROW
+from care.evaluation.runner import UNDEFENDED
+from care.evaluation.runner import evaluate as run_evaluation
+from care.evaluation.suites import suite_facts
+from care.evaluation.table import Table
+from care.judges.base import Judge
+from care.judges.refusal import certainly_refused
+from care.models.anatomy import Site
+from care.models.identity import load_pinned
+from care.models.vlm import VLM
+from care.pipeline.config import (
+    BASELINE,
+    Job,
+    check_files,
+    load_model,
+    make_judge,
+    mean_rates,
+    own_files,
+    pairs_of,
+    split_examples,
+    started,
+    suites_of,
+)
+from care.pipeline.neuron_comparison import NEURONS, SUBSPACE, compare_answers, remaining
+from care.pipeline.selection import FINALISTS, RULE, Candidate, candidates, choose, ranked, screen
+from care.report.build import answer_pairs, attribution, report_tree
+from care.report.files import write_diagnosis, write_report
+from care.runs.environment import peak_memory_gib
+from care.runs.kept_batches import KeptBatches
+from care.runs.progress import Progress, silent
+from care.runs.rows import Rows
+from care.runs.run import ROWS, Run
+from care.runs.shapes import check_rows
+
+__all__ = ["Job", "diagnose", "fit", "repair"]
+
+Bar = Callable[..., Progress] | None
+
+SAMPLE = 6
+"""One in so many of the small world's examples to fit on is asked if only a diagnosis is wanted."""
+
+SAMPLED_BENIGN = 24
+"""Harmless validation requests of a suite that it is then asked of; attacks are asked whole."""
+
+COMPARED = ("benign", "vqa", "naming", "lookalike")
+"""Suites besides the attacks that controls are measured on."""
+
+
+class _Workflow:
+    """One job under way: model, judge, splits, run folder."""
+
+    def __init__(self, job: Job, run: Run, progress: Bar, sampled: bool = False) -> None:
+        """`sampled`: a part of the examples to fit on, and of harmless others, is asked."""
+        self.job, self.run, self.progress, self.sampled = job, run, progress, sampled
+        self.vlm: VLM = load_pinned(run, job.model, lambda: load_model(job))
+        self.judge: Judge = make_judge(job)
+        self.splits: dict[str, list[Suite]] = {}
+
+    def suites(self, split: Any) -> list[Suite]:
+        """The suites of one split, made once; UsageError if an earlier attempt had others."""
+        if split not in self.splits:
+            made = suites_of(self.job, split)
+            if self.sampled:
+                made = [_sample(suite, split) for suite in made]
+            self.run.pin("suites", {f"{suite.name}/{split}": suite_digest(suite) for suite in made})
+            self.splits[split] = made
+        return self.splits[split]
+
+    def stage_json(self, name: str, make: Callable[[], Any], also: Sequence[str] = ()) -> Any:
+        """What a stage found, made now or read back from NAME.json and the files in `also`.
+
+        Where one of these isn't as it was written, the stage is made again.
+        """
+        path = self.run.path / f"{name}.json"
+        if self.run.stage_done(name):
+            damaged = [file for file in (path.name, *also) if not self.run.intact(file)]
+            if not damaged:
+                self.kept(name).forget()  # of an attempt that was killed just before it did
+                return json.loads(path.read_bytes())
+            warnings.warn(
+                f"{damaged[0]} in {self.run.path} isn't as it was written, so the stage {name} is "
+                "made again.",
+                stacklevel=2,
+            )
+        with self.run.stage(name):
+            self.run.write_json(path.name, make())
+            self.run.sign(path.name)
+        self.kept(name).forget()
+        return json.loads(path.read_bytes())
+
+    def kept(self, stage: str) -> KeptBatches:
+        """The finished batches of a stage."""
+        return KeptBatches(self.run, stage)
+
+    def fitter(self) -> Fitter:
+        """Answers to the fit split, sorted; activations are taken when they are needed."""
+        suites = self.suites("fit")
+        attacks = split_examples(suites, lambda s: s.role == "attack")
+        benign = split_examples(suites, lambda s: s.role != "attack")
+
+        config, kept = PRESETS[self.job.preset], self.run.path / "decisions.safetensors"
+
+        def make() -> dict[str, Any]:
+            sites = scanned_sites(self.vlm.anatomy.n_layers, config.kind)
+            with (self.progress or silent)("material", len(attacks) + len(benign)) as bar:
+                material = gather(
+                    self.vlm,
+                    attacks,
+                    benign,
+                    batch_size=self.job.batch,
+                    sites=sites if config.gate else (),
+                    progress=bar.advance,
+                    kept=self.kept("material"),
+                )
+            save_decisions(self.run.inside(kept.name), material)
+            self.run.sign(kept.name)
+            return material_to(material)
+
+        facts = self.stage_json("material", make, (kept.name,))
+        material = material_from(facts, [*attacks, *benign], load_decisions(kept))
+        return Fitter(self.vlm, material, config, self.job.batch)
+
+    def diagnosis(self, fitter: Fitter, config: InquiryConfig) -> dict[str, Any]:
+        """Which sites and neurons carry the attacks that worked, and how sure that is.
+
+        On the fit split; a neuron repair, if one is asked for, is chosen on validation.
+        """
+        inquiry = self.inquiry(fitter, config)
+
+        def scanned() -> dict[str, Any]:
+            rows = Rows(self.run.path / "scan.jsonl")
+            done = [ScanRow.from_json(row) for row in rows.all()]
+            try:
+                return inquiry.sites(
+                    done, lambda row: rows.add({"key": str(len(rows)), **row.to_json()})
+                )
+            finally:
+                rows.close()
+
+        rival, kept = cache(fitter.repair), self.run.path / "neurons-repair.json"
+
+        def keep(found: NeuronRepair) -> None:
+            self.run.write(kept.name, found.to_text())
+            self.run.sign(kept.name)
+
+        def neurons() -> dict[str, Any]:
+            compared = rival() if config.repair_prompts else None
+            return inquiry.neurons(compared, keep, self.kept("neurons"))
+
+        sites = self.stage_json("sites", scanned)
+        effects = self.stage_json("effects", lambda: inquiry.effects(self.kept("effects")))
+        found = self.stage_json("neurons", neurons, (kept.name,))
+        if config.judged and found["repair"] is not None and kept.exists():
+            used = [e for part in inquiry.validation for e in spread(part, config.repair_prompts)]
+            suites = remaining(self.counted("validation"), used, config.judged)
+            found["repair"]["judged"] = self.judged(suites, NeuronRepair.load(kept), rival())
+        curves = self.stage_json("curves", lambda: inquiry.curves(effects, found))
+        return complete(sites, effects, found, curves)
+
+    def judged(
+        self, suites: Sequence[Suite], neurons: NeuronRepair, rival: Repair
+    ) -> dict[str, Any]:
+        """Whole answers to `suites` under a neuron repair, beside those under a subspace repair."""
+        defenses = [None, (NEURONS, neurons), (SUBSPACE, rival)]
+        with self.inner("neuron-answers") as inner:
+            table = self.ask(suites, defenses, "neuron answers", inner)
+        return compare_answers(table, neurons, self.job.seed)
+
+    def inner(self, name: str) -> Run:
+        """A run within the run's folder, for answers that aren't the job's own."""
+        return Run(self.run.inside(name), resume=True, config=self.job.config())
+
+    def inquiry(self, fitter: Fitter, config: InquiryConfig) -> Inquiry:
+        """The diagnosis of this job, of attacks that worked."""
+        complied = [e for e, _ in fitter.material.complied]
+        validation: list[list[Example]] = [[], []]
+        if config.repair_prompts:
+            suites = self.counted("validation")
+            validation = [
+                split_examples(suites, lambda s: s.role == "attack"),
+                split_examples(suites, lambda s: s.role != "attack"),
+            ]
+        return Inquiry(
+            self.vlm,
+            [e for e in complied if e.suite not in PGD] or complied,
+            [e for e, _ in fitter.material.answered],
+            pairs=pairs_of(self.job),
+            validation=(validation[0], validation[1]),
+            config=replace(config, sites=replace(config.sites, seed=self.job.seed)),
+            judge=self.judge,
+            progress=self.progress,
+        )
+
+    def channels(self, fitter: Fitter, diagnosis: dict[str, Any]) -> dict[str, Any]:
+        """The diagnosis with the channel scan, on goals of the validation split.
+
+        Where attacks are projected out without a gate there are no such channels to scan.
+        """
+        if fitter.config.gate is None:
+            return diagnosis | {"channels": None}
+
+        def make() -> dict[str, Any]:
+            suites = self.suites("validation")
+            sites = scanned_sites(self.vlm.anatomy.n_layers, fitter.config.kind)
+            modalities = fitter.modalities()
+            fitter.prefetch(sites)
+            attacks = split_examples(suites, lambda s: s.role == "attack")
+            benign = split_examples(suites, lambda s: s.role != "attack")
+            with (self.progress or silent)("channels", len(attacks) + len(benign)) as bar:
+                effects = scan_channels(
+                    self.vlm,
+                    sites,
+                    modalities,
+                    lambda site, modality: fitter.repair({modality: [site]}),
+                    attacks,
+                    benign,
+                    batch_size=self.job.batch,
+                    seed=self.job.seed,
+                    advance=bar.advance,
+                    kept=self.kept("channels"),
+                )
+            return channels_json(effects, self.vlm.anatomy.n_layers)
+
+        found = self.stage_json("channels", make)
+        return diagnosis | {
+            "channels": found["scan"],
+            "recommended": [*found["recommended"], *diagnosis["recommended"]],
+            "verdict": f"{found['verdict']} Removing whole components: {diagnosis['verdict']}",
+        }
+
+    def select(self, fitter: Fitter, diagnosis: dict[str, Any]) -> tuple[Candidate, Any]:
+        """Fit the candidates, judge them on validation, and take the best by the stated rule."""
+        tried, screened = self.finalists(fitter, recommended(diagnosis["channels"]))
+        defenses = [None, *((c.name, c.repair) for c in tried)]
+        with self.inner("selection") as inner:
+            table = self.ask(self.counted("validation"), defenses, "selection", inner)
+        before = mean_rates(table, UNDEFENDED)
+        rates = {c.name: mean_rates(table, c.name) for c in tried}
+        best = choose(before, rates)
+        rows = [{"name": n, **r, "chosen": n == best} for n, r in rates.items()]
+        rows.insert(0, {"name": "none", **before, "chosen": False})
+        chosen = next(c for c in tried if c.name == best)
+        return chosen, {"rule": RULE, "candidates": rows, "screened": screened}
+
+    def finalists(
+        self, fitter: Fitter, sites: Mapping[Modality, Sequence[Site]]
+    ) -> tuple[list[Candidate], list[dict[str, Any]]]:
+        """The candidates that are worth whole answers, and how all fare by first tokens."""
+        tried = candidates(fitter, self.job.preset, sites)
+        if len(tried) <= FINALISTS:
+            return tried, []
+
+        def make() -> dict[str, dict[str, float]]:
+            suites, batch = self.counted("validation"), self.job.batch
+            with (self.progress or silent)("screening", sum(map(len, suites))) as bar:
+                kept = self.kept("screening")
+                return screen(
+                    self.vlm, tried, suites, batch_size=batch, advance=bar.advance, kept=kept
+                )
+
+        rates = self.stage_json("screening", make)
+        before = rates.pop("none")
+        best = ranked(before, rates)[:FINALISTS]
+        rows = [{"name": n, **r, "chosen": n in best} for n, r in rates.items()]
+        rows.insert(0, {"name": "none", **before, "chosen": False})
+        return [candidate for candidate in tried if candidate.name in best], rows
+
+    def counted(self, split: Any) -> list[Suite]:
+        """The suites of one split without the baseline, which is shown but not counted."""
+        return [suite for suite in self.suites(split) if suite.name != BASELINE]
+
+    def controls(self, chosen: Candidate) -> list[tuple[str, Repair]]:
+        """What the repair is compared with: other directions, and half of it."""
+        repair = chosen.repair
+        found = [
+            ("random subspace", random_control(repair, self.job.seed)),
+            ("difference of means", chosen.fitter.means_control(repair)),
+        ]
+        modalities = {channel.modality for channel in repair.channels}
+        if modalities == {"image", "text"}:
+            found.append(("without text", repair.only("image")))
+            found.append(("without visual", repair.only("text")))
+        return found
+
+    def prove(self, chosen: Candidate) -> tuple[Table, list[str]]:
+        """Everything on the test split: bare, repaired, controls."""
+        controls = self.controls(chosen)
+        self.ask(self.suites("test"), [None, ("care", chosen.repair)], "evaluation")
+        compared = [s for s in self.suites("test") if s.role == "attack" or s.name in COMPARED]
+        self.ask(compared, controls, "controls")
+        check_rows(self.run.rows(), ROW, self.run.path / ROWS)
+        return Table(self.run.rows()), [name for name, _ in controls]
+
+    def ask(
+        self,
+        suites: Sequence[Suite],
+        defenses: Sequence[Any],
+        stage: str,
+        rows: Run | None = None,
+    ) -> Table:
+        """Answer and judge as a stage of the run; rows go to `rows`, by default the run itself."""
+        with self.run.stage(stage):
+            return run_evaluation(
+                self.vlm,
+                suites,
+                defenses,
+                judge=self.judge,
+                run=rows or self.run,
+                seed=self.job.seed,
+                batch_size=self.job.batch,
+                max_new_tokens=self.job.max_new_tokens,
+                stop=certainly_refused,
+                progress=self.progress,
+                hold_to_defenses=False,  # fitted anew when a job is resumed, equal up to rounding
+            )
+
+
+def _sample(suite: Suite, split: str) -> Suite:
+    """What a diagnosis alone asks of a suite."""
+    if split == "fit":
+        return suite.head(math.ceil(len(suite) / SAMPLE))
+    return suite if suite.role == "attack" else suite.head(SAMPLED_BENIGN)
+
+
+def _open(job: Job) -> Run:
+    check_files(job)
+    run = Run(job.out, resume=job.resume, config=job.config())
+    try:
+        run.pin("files", _digests(job))
+        run.record(**started(job))
+    except BaseException:
+        run.close()
+        raise
+    return run
+
+
+def _digests(job: Job) -> dict[str, str]:
+    """SHA-256 of the user's own suites as a whole, of which a split is looked at when it's due."""
+    names = ("attacks", "benign")
+    return {name: suite_digest(each) for name, each in zip(names, own_files(job), strict=False)}
+
+
+def repair(job: Job, progress: Bar = None) -> dict[str, Any]:
+    """The whole job; writes the report and the artefact, and returns the report's tree."""
+    with _open(job) as run:
+        _refuse_a_sample(run)
+        with run.stage("model"):
+            work = _Workflow(job, run, progress)
+        fitter = work.fitter()
+        diagnosis = work.channels(fitter, work.diagnosis(fitter, BRIEF))
+        chosen, selection = work.select(fitter, diagnosis)
+        table, controls = work.prove(chosen)
+        with run.stage("report"):
+            tests = {e.id: e for suite in work.suites("test") for e in suite}
+            tree = report_tree(
+                table, controls, chosen.repair, job.preset, selection, diagnosis, run.manifest
+            )
+            tree["examples"] = answer_pairs(table, tests)
+            tree["attribution"] = attribution(work.vlm, list(tests.values()), chosen.repair)
+            _record_suites(run, work)
+            chosen.repair.manifest["evaluation"] = {"suites": tree["suites"]}
+            chosen.repair.save_pretrained(run.inside("repair"))
+        tree["manifest"] = dict(run.manifest)
+        tree["cost"] = {
+            "stages": [{"name": s["name"], "seconds": s["seconds"]} for s in run.stages],
+            "total_seconds": sum(s["seconds"] for s in run.stages),
+            "peak_memory_gib": peak_memory_gib() or 0.0,
+            "machine": run.manifest["machine"],
+        }
+        run.check_there()
+        write_report(tree, job.out)
+    return json.loads((job.out / "report.json").read_text(encoding="utf-8"))
+
+
+def _refuse_a_sample(run: Run) -> None:
+    if run.manifest.get("sampled"):
+        raise UsageError(
+            f"{run.path} holds a diagnosis on a sample of the examples, and a repair is fitted on "
+            "all of them: give another --out"
+        )
+
+
+def _record_suites(run: Run, work: _Workflow) -> None:
+    run.record(
+        suites={
+            f"{suite.name}/{split}": suite_facts(suite)
+            for split, suites in work.splits.items()
+            for suite in suites
+        }
+    )
+
+
+def diagnose(job: Job, progress: Bar = None) -> dict[str, Any]:
+    """Only the diagnosis, whole; what diagnosis.json holds, beside which is diagnosis.html.
+
+    Of the small world a sample is asked, unless a repair was begun in the folder, which asks all.
+    """
+    with _open(job) as run:
+        # A run that a repair was begun in asks all of the examples, and goes on to.
+        whole = bool(run.manifest["pinned"].get("suites")) and not run.manifest.get("sampled")
+        sampled = job.attacks is None and not whole
+        run.record(sampled=sampled)
+        with run.stage("model"):
+            work = _Workflow(job, run, progress, sampled)
+        fitter = work.fitter()
+        found = work.channels(fitter, work.diagnosis(fitter, InquiryConfig()))
+        run.check_there()
+    page = write_diagnosis(found, job.out, f"Diagnosis of {job.model or 'the embedded model'}")
+    return json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+def fit(job: Job, progress: Bar = None) -> Path:
+    """Fit and select, without the proof; the folder of the artefact."""
+    with _open(job) as run:
+        _refuse_a_sample(run)
+        work = _Workflow(job, run, progress)
+        fitter = work.fitter()
+        diagnosis = work.channels(fitter, work.diagnosis(fitter, BRIEF))
+        chosen, selection = work.select(fitter, diagnosis)
+        run.write_json("selection.json", selection)
+        return chosen.repair.save_pretrained(run.inside("repair"))
