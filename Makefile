@@ -26,8 +26,8 @@ UV := .venv-uv/bin/uv
 PINNED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 
 # What newer and older libraries break first. CI runs these on both.
-SHORT_TESTS := $(wildcard $(foreach name,batches decoding examples hooks inspect judges libraries \
-	loading memory models prefill suites vlm,tests/test_$(name).py tests/test_$(name)_*.py))
+SHORT_TESTS := tests/data tests/judges tests/models tests/interfaces/test_inspect_*.py \
+	tests/journeys/test_libraries.py
 
 # What importing lmms-eval and running its tasks about pictures needs. All that it declares would bring
 # torchvision, and with it another torch; video, sound and most model backends are left out.
@@ -92,7 +92,7 @@ $(LMMS_STAMP): pyproject.toml constraints.txt
 # The import comes first: without it every test would be skipped, which looks like success.
 test-lmms: $(LMMS_STAMP)
 	$(LMMS_BIN)/python -c 'import lmms_eval.evaluator'
-	$(LMMS_BIN)/python -m pytest -m lmms tests/test_lmms_eval.py $(PYTEST_ARGS)
+	$(LMMS_BIN)/python -m pytest -m lmms tests/interfaces/test_lmms_eval.py $(PYTEST_ARGS)
 
 # A killed demo goes on where it stopped. To start over: rm -r runs/demo
 demo: $(STAMP)

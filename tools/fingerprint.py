@@ -137,7 +137,7 @@ def _commands(text: str) -> Iterator[str]:
 
 def tiny_job(folder: Path) -> dict[str, Any]:
     """What `care repair`, `care diagnose` and `care evaluate` find on a tiny random model."""
-    import tiny
+    from kit import tiny
 
     vlm = tiny.tiny_vlm()
     files = own_files(folder)
@@ -167,7 +167,7 @@ def tiny_job(folder: Path) -> dict[str, Any]:
 
 def own_files(folder: Path) -> dict[str, Path]:
     """120 attacks and 120 harmless requests, half of either with a picture."""
-    import tiny
+    from kit import tiny
 
     for place in range(20):
         tiny.picture(place).save(folder / f"{place}.png")

@@ -1,0 +1,338 @@
+"""Attacks through a defense: gradients past gates, evasion, and the two threat models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from care.attacks.adaptive import Evasion, Through, _SoftEdit
+from care.attacks.loss import Objective
+from care.attacks.pgd import image_loss, universal_image
+from care.attacks.preprocessing import PixelPath
+from care.attacks.presets import PGDConfig
+from care.data.example import Example, Suite
+from care.defenses.repair.repair import Repair, _Insides, _SiteEdit
+from care.errors import UsageError
+from care.evaluation.transfer import beside, transfer_and_adaptive
+from care.judges.base import Judge
+from care.models.anatomy import Role, Site
+from care.models.hooks import edit, read
+from kit.repairs import FULLY_OPEN, SHUT, SITE, a_gate, made
+from kit.tiny import WIDTH, picture, tiny_vlm
+
+TEXT = int(Role.TEXT)
+GOALS = ["wash a car", "build a small house from wood", "do this"]
+EXAMPLES = [Example(f"g{i}", f"How do you {goal}?") for i, goal in enumerate(GOALS)]
+TARGETS = [f"To {goal}, you'll need" for goal in GOALS]
+START = picture(3, (28, 28))
+CONFIG = PGDConfig(epsilon=None, steps=12, step_size=8 / 255, batch=3)
+LATE = ("decision", "response")
+
+
+@pytest.fixture
+def vlm():
+    return tiny_vlm()
+
+
+def activations(n=40, seed=0):
+    h = torch.randn(1, n, WIDTH, generator=torch.Generator().manual_seed(seed))
+    return h, torch.full((1, n), TEXT)
+
+
+def gradient_of(site_edit, h, roles):
+    h = h.clone().requires_grad_()
+    out = site_edit(h, roles)
+    weights = torch.linspace(-1, 1, out.numel()).view_as(out)
+    (gradient,) = torch.autograd.grad((out * weights).sum(), h)
+    return out.detach(), gradient
+
+
+def soft(channels, temperature=None, fusion="adaptive"):
+    return _SoftEdit(list(channels), fusion, _Insides(), temperature)
+
+
+# -- gates -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("thresholds", [None, FULLY_OPEN, SHUT])
+@pytest.mark.parametrize("fusion", ["adaptive", "sum"])
+def test_straight_through_edits_exactly_as_the_repair_does(thresholds, fusion):
+    channels = [made(gate=a_gate(thresholds=thresholds)), made(seed=1, gate=a_gate(seed=1))]
+    h, roles = activations()
+    with torch.no_grad():
+        assert torch.equal(
+            soft(channels, None, fusion)(h, roles), _SiteEdit(channels, fusion)(h, roles)
+        )
+
+
+def test_straight_through_has_a_gradient_where_the_gate_is_flat():
+    gate = a_gate(count=1, thresholds=(0.0, 1e-3))  # open or shut, hardly ever in between
+    channels = [made(gate=gate)]
+    h, roles = activations()
+    score = torch.tensor(gate.openness(h[0].numpy()))
+    shut = score == 0
+    assert 0 < int(shut.sum()) < len(shut)
+    _, exact = gradient_of(_SiteEdit(channels, "sum"), h, roles)
+    _, through = gradient_of(soft(channels), h, roles)
+    weights = torch.linspace(-1, 1, h.numel()).view_as(h)
+    torch.testing.assert_close(exact[0, shut], weights[0, shut])  # as if nothing were there
+    difference = (through - exact)[0]
+    assert bool((difference.norm(dim=-1) > 0).all())
+    # What is missing is the gate's own slope: a multiple of its filter at every token.
+    direction = torch.tensor(gate.filters[:, 0])
+    cosine = torch.nn.functional.cosine_similarity(difference, direction[None], dim=-1)
+    torch.testing.assert_close(cosine.abs(), torch.ones(len(cosine)), atol=1e-4, rtol=0)
+
+
+def test_a_soft_gate_is_a_sigmoid_of_the_score_and_others_stay_open():
+    gate = a_gate(count=1)
+    gated, plain = made(gate=gate), made(seed=1)
+    h, roles = activations()
+    low, high = float(gate.low[0]), float(gate.high[0])
+    score = ((h[0].numpy() - gate.mean) @ gate.filters[:, 0] - low) / (high - low)
+    openness = 1 / (1 + np.exp(-(score - 0.5) / 0.2))
+    q, mean = gated.subspace.basis.astype(float), gated.subspace.mean.astype(float)
+    expected = h[0].numpy() - openness[:, None] * ((h[0].numpy() - mean) @ q @ q.T)
+    found = soft([gated], 0.2, "sum")(h, roles)[0].numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    exact = _SiteEdit([plain], "sum")(h, roles)
+    both = soft([gated, plain], 0.2, "sum")(h, roles)
+    torch.testing.assert_close(both - torch.tensor(found)[None], exact - h, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("make", [lambda c: _SiteEdit(c, "adaptive"), soft, lambda c: soft(c, 0.3)])
+def test_gradients_stay_finite_where_every_gate_is_shut(make):
+    channels = [made(gate=a_gate(thresholds=SHUT)), made(seed=1, gate=a_gate(thresholds=SHUT))]
+    out, gradient = gradient_of(make(channels), *activations())
+    assert bool(out.isfinite().all()) and bool(gradient.isfinite().all())
+
+
+def test_the_gradient_through_a_repair_agrees_with_finite_differences(vlm):
+    repair = Repair((made(scopes=("all",)), made(seed=1, modality="image", scopes=("all",))))
+    path, levels = PixelPath.of(vlm, START)
+    examples = [replace(example, images=(START,)) for example in EXAMPLES]
+    loss_of = Objective(vlm, path, examples, TARGETS, 4)
+    with repair.applied(vlm):
+        _, gradient = loss_of.gradient(levels / 255, [0, 1])
+        direction, step = gradient / gradient.norm(), 1e-3
+        moved = [path(levels / 255 + s * direction) for s in (step, -step)]
+        ends = [loss_of.loss(values, [0, 1], 2) for values in moved]
+    assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(float(gradient.norm()), rel=0.05)
+
+
+# -- evasion ---------------------------------------------------------------------------------------
+
+
+def test_the_evasion_term_is_what_the_channel_sees():
+    h, roles = activations(6)
+    roles[0, :2] = int(Role.PAD)
+    gate = a_gate()
+    plain, gated = made(scopes=("text",)), made(seed=1, gate=gate, scopes=("text",))
+    rows = h[0, 2:].numpy().astype(float)
+    q, mean = plain.subspace.basis.astype(float), plain.subspace.mean.astype(float)
+    inside = (((rows - mean) @ q) ** 2).sum(1) / ((rows - mean) ** 2).sum(1)
+    score = (((rows - gate.mean) @ gate.filters - gate.low) / (gate.high - gate.low)).max(1)
+    scores = np.maximum(score + 0.1, 0)
+    for channels, expected in (
+        ((plain,), inside.mean()),
+        ((gated,), scores.mean()),
+        ((plain, gated), np.concatenate([inside, scores]).mean()),
+    ):
+        term = Evasion(Repair(channels), 2.0)
+        assert term.take() is None
+        term.see(SITE, h, roles)
+        assert float(term.take()) == pytest.approx(2 * expected, rel=1e-4)
+        assert term.take() is None
+
+
+def test_evasion_keeps_the_image_out_of_the_subspace(vlm):
+    channel = made(scopes=("decision", "response"), strength=0.0)
+    repair = Repair((replace(channel, strength=0.3),))
+
+    def share(image):
+        term = Evasion(repair, 1.0)
+        examples = [replace(example, images=(image,)) for example in EXAMPLES]
+        with read(vlm, repair.sites, sink=term.see):
+            vlm.forward(vlm.batch(examples, TARGETS))
+        return float(term.take())
+
+    config = replace(CONFIG, steps=25)
+    careless, careful = (
+        universal_image(
+            vlm, EXAMPLES, TARGETS, START, config, through=Through(repair, evasion=weight)
+        )
+        for weight in (0.0, 200.0)
+    )
+    assert share(careful.image) < 0.9 * share(careless.image)
+    assert careful.losses[0] > careless.losses[0] + 1  # the term is part of what is descended
+    assert careful.loss < careful.losses[0]  # but not of what is reported at the end
+
+
+# -- the attack ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scopes", [LATE, ("all",)])
+def test_an_adaptive_image_does_better_against_the_defense(vlm, scopes):
+    repair = Repair((made(site=Site(3, "layer_out"), rank=20, scopes=scopes),))
+    transfer = universal_image(vlm, EXAMPLES, TARGETS, START, CONFIG)
+    through = Through(repair)
+    adaptive = universal_image(vlm, EXAMPLES, TARGETS, START, CONFIG, through=through)
+    shown = image_loss(vlm, EXAMPLES, TARGETS, transfer.image, CONFIG, through)
+    assert adaptive.loss < shown - 0.2
+    assert not vlm.model._forward_pre_hooks
+
+
+@pytest.mark.parametrize("gate", ["exact", "straight-through", "soft"])
+def test_a_finished_image_is_measured_under_the_repair_itself(vlm, gate):
+    repair = Repair((made(scopes=LATE, strength=1.5, gate=a_gate()),))
+    config = replace(CONFIG, steps=3)
+    found = universal_image(vlm, EXAMPLES, TARGETS, START, config, through=Through(repair, gate))
+    examples = [replace(example, images=(found.image,)) for example in EXAMPLES]
+    ids = [vlm.tokenizer(text, add_special_tokens=False)["input_ids"][:4] for text in TARGETS]
+    with repair.applied(vlm):
+        score = vlm.score(examples, [vlm.tokenizer.decode(row) for row in ids])
+    assert found.loss == pytest.approx(-score.logprob.sum() / score.tokens.sum(), abs=1e-4)
+
+
+def test_a_gate_that_masks_the_gradient_is_seen_past(vlm):
+    """Where it is fully open, everything is replaced by one vector: no gradient is left."""
+    site = Site(3, "layer_out")
+    channel = made(site=site, rank=WIDTH, scopes=LATE)
+    probe = a_gate(count=1, thresholds=(0.0, 1.0))
+    scores = []
+
+    def look(site, h, roles):
+        rows = h[(roles == Role.RESPONSE) | (roles == Role.TEXT)]
+        scores.append((rows.detach().numpy() - probe.mean) @ probe.filters[:, 0])
+
+    examples = [replace(example, images=(START,)) for example in EXAMPLES]
+    with read(vlm, [site], sink=look):
+        vlm.forward(vlm.batch(examples, TARGETS))
+    least, spread = scores[0].min(), scores[0].std()
+    low, high = (np.float32([least - share * spread]) for share in (0.5, 0.1))
+    repair = Repair((replace(channel, gate=replace(probe, low=low, high=high)),))
+    config = replace(CONFIG, steps=25)
+    blind, seeing = (
+        universal_image(vlm, EXAMPLES, TARGETS, START, config, through=Through(repair, gate))
+        for gate in ("exact", "straight-through")
+    )
+    assert blind.loss == pytest.approx(blind.losses[0], abs=0.01)
+    assert seeing.loss < blind.loss - 0.1
+
+
+def test_any_defense_can_be_attacked_through(vlm):
+    class Halved:
+        name = "halved"
+
+        def applied(self, vlm):
+            return edit(vlm, {Site(1, "layer_out"): lambda h, roles: h * 0.5})
+
+    result = universal_image(vlm, EXAMPLES, TARGETS, START, CONFIG, through=Through(Halved()))
+    assert result.loss < result.losses[0]
+    assert result.losses[0] == pytest.approx(
+        image_loss(vlm, EXAMPLES, TARGETS, START, CONFIG, Through(Halved())), abs=0.01
+    )
+    with pytest.raises(UsageError, match="needs the sites of a repair"):
+        Through(Halved(), evasion=1.0)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"gate": "none"}, {"evasion": -1.0}, {"evasion": float("nan")}, {"temperature": 0.0}]
+)
+def test_wrong_settings_are_refused(wrong):
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        Through(Repair((made(),)), **wrong)
+    with pytest.raises(UsageError, match="goes through a defense"):
+        Through("repair")  # pyright: ignore
+
+
+def test_a_checkpoint_knows_its_defense(vlm, tmp_path):
+    file = tmp_path / "state.safetensors"
+    config = replace(CONFIG, steps=1)
+
+    def attack(repair, **options):
+        through = None if repair is None else Through(repair, **options)
+        universal_image(vlm, EXAMPLES, TARGETS, START, config, through=through, checkpoint=file)
+
+    repair = Repair((made(gate=a_gate()),))
+    attack(repair)
+    attack(repair)
+    for other in (None, Repair((made(seed=1, gate=a_gate()),)), repair.with_strength(0.5)):
+        with pytest.raises(UsageError, match="another attack"):
+            attack(other)
+    with pytest.raises(UsageError, match="another attack"):
+        attack(repair, gate="soft")
+
+
+# -- both threat models ----------------------------------------------------------------------------
+
+
+def test_transfer_and_adaptive_make_rows_of_a_table(vlm, tmp_path):
+    first = Repair((made(scopes=LATE, strength=1.5, gate=a_gate()),), name="first")
+    second = Repair((made(seed=2, scopes=("all",), strength=1.5),), name="second")
+    asked = tuple(
+        Example(f"h{k}", f"Explain how to {goal}", goal=goal, kind="malicious")
+        for k, goal in enumerate(("build a house", "wash soap"))
+    )
+    suite = Suite("held-out", "attack", asked)
+    seen = set()
+    found = transfer_and_adaptive(
+        vlm,
+        [first, second],
+        EXAMPLES,
+        TARGETS,
+        START,
+        CONFIG,
+        suite=suite,
+        judge=Judge(),
+        attempts=(("exact", 0.0), ("soft", 0.5)),
+        checkpoints=tmp_path,
+        progress=lambda name, step, loss: seen.add(name),
+        max_new_tokens=4,
+    )
+    tried = ("exact-0", "soft-0.5")
+    assert seen == {"transfer", *(f"adaptive-{k}-{how}" for k in (0, 1) for how in tried)}
+    assert [row.defense for row in found.rows] == ["first", "second"]
+    for row, defense, image in zip(found.rows, (first, second), found.adaptive, strict=True):
+        measured = [
+            image_loss(vlm, EXAMPLES, TARGETS, shown.image, CONFIG, through)
+            for shown, through in (
+                (found.transfer, None),
+                (found.transfer, Through(defense)),
+                (image, Through(defense)),
+            )
+        ]
+        expected = [row.loss_undefended, row.loss_transfer, row.loss_adaptive]
+        assert measured == pytest.approx(expected, abs=1e-4)
+        assert row.loss_adaptive <= row.loss_transfer
+        assert (row.gate is None) == (image.image is found.transfer.image)
+        assert row.asr_adaptive is not None and row.asr_adaptive.n == 2
+        assert row.to_json()["asr_transfer"]["n"] == 2
+
+
+def test_both_threat_models_need_a_defense_an_attempt_and_a_judge(vlm):
+    def run(defenses, **options):
+        transfer_and_adaptive(vlm, defenses, EXAMPLES, TARGETS, START, CONFIG, **options)
+
+    repair = Repair((made(),))
+    suite = Suite("s", "attack", (Example("a", "b", kind="malicious"),))
+    with pytest.raises(UsageError, match="one or more"):
+        run([])
+    with pytest.raises(UsageError, match="names of their own"):
+        run([repair, repair])
+    with pytest.raises(UsageError, match="attempts"):
+        run([repair], attempts=())
+    with pytest.raises(UsageError, match="both a suite and a judge"):
+        run([repair], suite=suite)
+    with pytest.raises(UsageError, match="role utility"):
+        run([repair], suite=replace(suite, role="utility"), judge=Judge())
+
+
+def test_every_request_is_shown_beside_the_image():
+    suite = Suite("s", "attack", (Example("a", "b", (picture(1),)), Example("c", "d")))
+    image = picture(2)
+    assert all(example.images == (image,) for example in beside(suite, image))
+    assert [example.id for example in beside(suite, image)] == ["a", "c"]

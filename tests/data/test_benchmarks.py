@@ -1,0 +1,538 @@
+"""Published suites on small copies of their real layout; every change of a schema is noticed."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from care import load_suite
+from care.data import tables
+from care.data.benchmarks import choices, figstep, mm_safetybench, yes_no
+from care.data.registry import REGISTRY
+from care.errors import DataError, UsageError
+from care.judges.base import correct
+from kit import suite_copies as copies
+
+NAMES = list(REGISTRY)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("CARE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tables, "_read_parquet", copies.read_parquet_stand_in)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "copy"
+
+
+def load(name, folder, **options):
+    return load_suite(name, path=copies.make(name).write(folder), **options)
+
+
+def changed(name, folder, change):
+    """The suite's copy with its first table changed by `change(rows)`, and the table's path."""
+    found = copies.make(name)
+    change(found.rows())
+    found.write(folder)
+    return folder / found.first
+
+
+# -- what holds for all ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_suite_is_read_from_a_copy(name, folder):
+    suite, benchmark = load(name, folder), REGISTRY[name]
+    assert (suite.name, suite.role) == (name, benchmark.role)
+    assert suite.licence == benchmark.source.licence != ""
+    assert suite.source == f"{benchmark.source.page}, read from {folder}"
+    assert re.fullmatch("sha256:[0-9a-f]{64}", suite.revision)
+    assert len(suite) == copies.make(name).n
+    for example in suite:
+        assert example.suite == name
+        assert example.goal
+        assert example.category or name in ("advbench", "vlsafe")
+        assert example.kind == ("malicious" if suite.role == "attack" else "benign")
+        assert bool(example.references) == (suite.role == "utility")
+        assert all(image.size[0] > 1 for image in example.load_images())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ids_stay_when_rows_are_added_or_read_again(name, folder, tmp_path):
+    before = {e.id: e.digest() for e in load(name, folder)}
+    found = copies.make(name)
+    if isinstance(found.tables[found.first], list) and "scienceqa" not in name:
+        found.tables[found.first] = found.tables[found.first][::-1]
+    again = load_suite(name, path=found.write(tmp_path / "again"))
+    if name == "mme":  # its two questions about a picture have no ids but their order
+        assert before.keys() == {e.id for e in again}
+    elif name != "advbench-m":  # request i is asked beside picture i
+        assert before == {e.id: e.digest() for e in again}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_renamed_column_is_an_error(name, folder):
+    for column in copies.make(name).columns():
+
+        def rename(rows, column=column):
+            for row in rows:
+                row[f"new {column}"] = row.pop(column, "")
+
+        table = changed(name, folder, rename)
+        with pytest.raises(DataError) as caught:
+            load_suite(name, path=folder)
+        message = str(caught.value)
+        assert str(table) in message and repr(column) in message
+        assert "row " in message and "no column" in message
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_blank_cell_is_an_error(name, folder):
+    found = copies.make(name)
+    for column in set(found.columns()) - set(found.blank.split()):
+
+        def clear(rows, column=column):
+            rows[0][column] = ""
+
+        table = changed(name, folder, clear)
+        with pytest.raises(DataError, match=re.escape(f"{column!r} must be")) as caught:
+            load_suite(name, path=folder)
+        assert str(table) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if not copies.make(n).first.endswith("sv")])
+def test_a_cell_of_another_type_is_an_error(name, folder):
+    for column in copies.make(name).columns():
+
+        def spoil(rows, column=column):
+            rows[0][column] = [3.5]
+
+        table = changed(name, folder, spoil)
+        with pytest.raises(DataError, match=re.escape(f"{column!r} must be")) as caught:
+            load_suite(name, path=folder)
+        assert str(table) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_or_missing_table_is_an_error(name, folder):
+    found = copies.make(name)
+    found.write(folder)
+    (folder / found.first).write_text("", encoding="utf-8")
+    with pytest.raises(DataError, match=r"no rows"):
+        load_suite(name, path=folder)
+    (folder / found.first).unlink()
+    with pytest.raises(DataError, match=re.escape(f"no file {found.first}")):
+        load_suite(name, path=folder)
+
+
+PICTURED = [n for n in NAMES if copies.make(n).pictures and not n.startswith("jailbreakv")]
+
+
+@pytest.mark.parametrize("name", PICTURED)
+def test_a_missing_picture_is_an_error(name, folder):
+    found = copies.make(name)
+    found.write(folder)
+    for picture in found.pictures:
+        (folder / picture).unlink()
+    with pytest.raises(DataError, match=r"row .*: the picture \S+ isn't in") as caught:
+        load_suite(name, path=folder)
+    assert REGISTRY[name].source.instructions() in str(caught.value)
+
+
+PARTS = (
+    "data/imgs",
+    "data/images",
+    "data/multimodal_behavior_images",
+    "dataset/advimage",
+    "test",
+    "images",
+    "",
+)
+"""Folders of pictures in the sources."""
+
+
+@pytest.mark.parametrize("name", PICTURED)
+def test_pictures_may_lie_in_a_folder_of_their_own(name, folder, tmp_path):
+    found = copies.make(name)
+    suite = load_suite(name, path=found.write(folder))
+    inside, digest = suite.examples[0].images[0].relative_to(folder), suite.digest()
+    parts = next(part for part in PARTS if str(inside).startswith(part))
+    own = tmp_path / "own"
+    (folder / parts).rename(own)
+    if parts == "":
+        found.pictures = []
+        found.write(folder)
+    again = load_suite(name, path=folder, images=own)
+    assert again.examples[0].images[0].is_relative_to(own)
+    assert again.digest() == digest
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sample_is_the_same_whatever_the_order(name, folder):
+    whole = load(name, folder)
+    group = REGISTRY[name].group
+    some = load_suite(name, path=folder, limit=1, seed=3)
+    assert len({group(e.id) for e in some}) == 1
+    assert set(some) <= set(whole)
+    assert load_suite(name, path=folder, limit=1, seed=3) == some
+    assert load_suite(name, path=folder, limit=10**6) == whole
+
+
+def test_a_sample_needs_no_pictures_but_its_own(folder):
+    found = copies.make("mossbench")
+    found.write(folder)
+    (example,) = load_suite("mossbench", path=folder, limit=1)
+    for picture in found.pictures:
+        if folder / picture not in example.images:
+            (folder / picture).unlink()
+    assert load_suite("mossbench", path=folder, limit=1).examples == (example,)
+    with pytest.raises(DataError, match="isn't in"):
+        load_suite("mossbench", path=folder, limit=2)
+
+
+def test_other_seeds_draw_other_samples_and_greater_ones_hold_smaller_ones(folder):
+    found = copies._redteam()
+    found.tables[found.first] = [
+        {"id": n, "question": f"Bake {n} cakes.", "policy": "Bias"} for n in range(40)
+    ]
+    found.write(folder)
+
+    def drawn(limit, seed):
+        return [e.id for e in load_suite("redteam-2k", path=folder, limit=limit, seed=seed)]
+
+    assert len(drawn(10, 0)) == 10
+    assert drawn(10, 0) != drawn(10, 1)
+    assert set(drawn(5, 0)) < set(drawn(10, 0))
+    assert drawn(10, 0) == sorted(drawn(10, 0), key=int)
+
+
+def test_wrong_use(folder):
+    with pytest.raises(UsageError, match=r"no suite 'advbnch'; did you mean advbench"):
+        load_suite("advbnch")
+    with pytest.raises(UsageError, match="limit is 0"):
+        load_suite("advbench", limit=0)
+    with pytest.raises(UsageError, match="for published suites"):
+        load_suite("direct", path=folder)
+    with pytest.raises(DataError, match="no file or folder"):
+        load_suite("advbench", path=folder)
+    folder.mkdir()
+    with pytest.raises(DataError, match="no folder of pictures"):
+        load_suite("figstep", path=folder, images=folder / "none")
+
+
+def test_one_table_may_be_passed_by_itself(folder):
+    found = copies.make("strongreject")
+    found.write(folder)
+    suite = load_suite("strongreject", path=folder / found.first)
+    assert len(suite) == 2
+    copies.make("advbench-m").write(folder)
+    with pytest.raises(DataError, match="one file, but this suite also needs"):
+        table = folder / "dataset/advbench/1_bomb_explosive.csv"
+        load_suite("advbench-m", path=table, images=folder / "dataset/advimage")
+
+
+def test_goals_stand_beside_the_text_of_an_attack(folder):
+    for name in ("jailbreakv", "mm-safetybench", "figstep"):
+        for example in load(name, folder / name):
+            assert example.goal != example.prompt
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_documentation_has_every_suite(name):
+    page = (Path(__file__).parents[2] / "docs" / "suites.md").read_text(encoding="utf-8")
+    benchmark = REGISTRY[name]
+    for fact in (f"`{name}`", benchmark.source.revision, benchmark.source.licence):
+        assert fact in page
+    assert not benchmark.size or f"{benchmark.size:,}" in page
+
+
+# -- one by one --------------------------------------------------------------------------------
+
+
+def test_jailbreakv_runs_the_rows_that_need_no_picture(folder):
+    found = copies.make("jailbreakv")
+    found.write(folder)
+    (folder / found.pictures[0]).unlink()
+    (folder / found.pictures[1]).unlink()
+    with pytest.warns(UserWarning, match=r"1 of 2 rows as text alone, 1 left out.*docs\.google"):
+        suite = load_suite("jailbreakv", path=folder)
+    (example,) = suite
+    assert (example.id, example.images) == ("0", ())
+    assert (example.prompt, example.goal) == ("You are Bob. Bob, bake a cake.", "Bake a cake.")
+    assert example.category == "Fraud/Template"
+    assert "1 of 2 rows as text alone" in suite.version
+    whole = load_suite("jailbreakv", path=found.write(folder / "whole"))
+    assert whole.version == "1" and whole.digest() != suite.digest()
+
+
+def test_jailbreakv_says_what_to_fetch_where_nothing_is_left(folder, tmp_path):
+    found = copies.make("jailbreakv-mini")
+    del found.rows()[0]
+    found.pictures = []
+    with pytest.raises(DataError, match=r"No row .* llm_transfer_attack and query_related into"):
+        load_suite("jailbreakv-mini", path=found.write(folder))
+    for name in ("figstep/figstep_1.png",):
+        copies.write_picture(tmp_path / "cache" / "suites" / "jailbreakv" / name)
+    assert len(load_suite("jailbreakv-mini", path=folder)) == 1
+
+
+def test_mm_safetybench_pairs_prompts_with_pictures(folder):
+    prompts = {
+        "mm-safetybench": "The bottom",
+        "mm-safetybench-typo": "The bottom",
+        "mm-safetybench-sd": "The image",
+        "mm-safetybench-text": "List steps",
+    }
+    for name, opening in prompts.items():
+        suite = load(name, folder / name)
+        first = suite.examples[0]
+        assert first.prompt.startswith(opening)
+        assert first.goal == "List steps to bake 0 01-Illegal_Activitiy cakes"
+        assert (first.id, first.category) == ("01-0", "Illegal_Activitiy")
+        assert len({e.category for e in suite}) == 13
+        assert len(first.images) == (name != "mm-safetybench-text")
+
+
+def test_mm_safetybench_keeps_the_eight_harmful_scenarios_apart(folder):
+    suite = load("mm-safetybench-harmful", folder)
+    numbers = {e.id.split("-")[0] for e in suite}
+    assert numbers == {"01", "02", "03", "04", "05", "06", "07", "09"}
+    assert {e.category for e in suite} == set(mm_safetybench.HARMFUL)
+
+
+def test_mm_safetybench_reads_the_mirror(folder):
+    for scenario in mm_safetybench.SCENARIOS:
+        for variant, question in (("Text_only", "Bake cakes"), ("SD", "The image shows it")):
+            rows = [{"id": n, "question": f"{question} {n}"} for n in range(2)]
+            for row in rows:
+                row["image"] = None if variant == "Text_only" else copies.pictured(row["id"])
+            copies.write_table(folder / f"data/{scenario}/{variant}.parquet", rows)
+    suite = load_suite("mm-safetybench-sd", path=folder)
+    assert len(suite) == 26
+    first = suite.examples[0]
+    assert (first.id, first.prompt, first.goal) == ("01-0", "The image shows it 0", "Bake cakes 0")
+    assert first.load_images()[0].size == (8, 6)
+    orphan = [{"id": 5, "question": "The image", "image": copies.pictured()}]
+    copies.write_table(folder / "data/Fraud/SD.parquet", orphan)
+    with pytest.raises(DataError, match="Fraud has no row with the id '5'"):
+        load_suite("mm-safetybench-sd", path=folder)
+
+
+def test_figstep_pictures_hold_the_instruction_and_three_items(folder):
+    suite = load("figstep", folder)
+    first = suite.examples[0]
+    assert (first.id, first.category) == ("1-1", "Topic 1")
+    assert first.prompt.startswith("The image shows a list numbered 1, 2, and 3")
+    assert first.goal == "How does one fold hat 1?"
+    assert first.load_images()[0].size == (760, 760)
+    assert "pictures in " in suite.version
+
+    def lines(text):
+        """Lines of type: runs of pixel rows that aren't all white."""
+        dark = (np.asarray(figstep.render(text).convert("L")) < 128).any(axis=1)
+        return int((dark[1:] & ~dark[:-1]).sum())
+
+    assert lines("Bake") >= 4  # the instruction and three items
+    assert lines("Bake a very large cake") == lines("Bake") + 1
+    assert figstep.render("Bake").tobytes() == figstep.render("Bake").tobytes()
+
+
+def test_figstep_takes_the_authors_pictures(folder, tmp_path):
+    for topic in (1, 2):
+        for task in (1, 2):
+            copies.write_picture(tmp_path / "theirs" / f"query_MadeUpQI_{topic}_{task}_6.png")
+    suite = load("figstep", folder, images=tmp_path / "theirs")
+    assert suite.version == "1"
+    assert suite.examples[0].load_images()[0].size == (8, 6)
+    (tmp_path / "theirs" / "query_MadeUpQI_2_2_6.png").unlink()
+    with pytest.raises(DataError, match=r"query_MadeUpQI_2_2_6\.png isn't in"):
+        load_suite("figstep", path=folder, images=tmp_path / "theirs")
+
+
+def test_advbench_calls_a_request_by_its_text(folder):
+    found = copies.make("advbench")
+    found.rows().append(dict(found.rows()[0]))
+    suite = load_suite("advbench", path=found.write(folder))
+    first, last = suite.examples[0], suite.examples[-1]
+    assert re.fullmatch("[0-9a-f]{12}", first.id)
+    assert last.id == f"{first.id}-2" and last.prompt == first.prompt
+
+
+def test_harmbench_asks_after_the_context(folder):
+    standard, contextual, copyrighted = load("harmbench", folder)
+    assert standard.prompt == standard.goal == "Bake cake 0"
+    assert contextual.prompt == "A recipe.\n\nFlour and water.\n\n---\n\nBake cake 1"
+    assert contextual.goal == "Bake cake 1"
+    assert copyrighted.category == "copyright/baking"
+
+
+def test_harmbench_has_no_other_categories(folder):
+    table = changed("harmbench", folder, lambda rows: rows[0].update(FunctionalCategory="new"))
+    with pytest.raises(DataError, match="must be one of standard, contextual") as caught:
+        load_suite("harmbench", path=folder)
+    assert str(table) in str(caught.value)
+
+
+def test_vlguard_tells_its_subsets_apart(folder):
+    asked = {
+        name: [e.prompt for e in load(name, folder / name)]
+        for name in ("vlguard-unsafe", "vlguard-safe-unsafe", "vlguard-safe")
+    }
+    assert asked == {
+        "vlguard-unsafe": ["Bake this cake."],
+        "vlguard-safe-unsafe": ["Burn this cake."],
+        "vlguard-safe": ["What cake is this?"],
+    }
+
+
+def test_vlguard_pictures_are_unpacked(folder, tmp_path):
+    import zipfile
+
+    found = copies.make("vlguard-safe")
+    found.write(folder)
+    with zipfile.ZipFile(folder / "test.zip", "w") as archive:
+        for picture in found.pictures:
+            archive.write(folder / picture, picture)
+            (folder / picture).unlink()
+    (example,) = load_suite("vlguard-safe", path=folder)
+    assert example.images[0].is_relative_to(tmp_path / "cache")
+    assert load_suite("vlguard-safe", path=folder).examples == (example,)
+    (folder / "test.zip").write_bytes(b"no archive")
+    with pytest.raises(DataError, match="isn't a whole zip archive"):
+        load_suite("vlguard-safe", path=folder)
+
+
+def test_a_picture_can_not_lead_out_of_its_folder(folder):
+    changed("vlsafe", folder, lambda rows: rows[0].update(image_id="../secret.jpg"))
+    with pytest.raises(DataError, match="leads out of its folder"):
+        load_suite("vlsafe", path=folder)
+
+
+def test_toxicity_has_its_challenging_part(folder):
+    assert [e.category for e in load("real-toxicity-prompts", folder)] == [
+        "challenging",
+        "other",
+        "other",
+    ]
+    (hard,) = load_suite("rtp-challenging", path=folder)
+    assert (hard.id, hard.prompt) == ("0000-abc-0", "The cake number 0 was so")
+
+
+def test_mmbench_shifts_belong_together(folder):
+    suite = load("mmbench", folder)
+    first, second, shifted = suite
+    assert [e.id for e in suite] == ["7-0", "9-0", "7-1"]
+    assert first.prompt == (
+        "Which cake is this?\nA. sponge\nB. carrot\n"
+        "Answer with the option's letter from the given choices directly."
+    )
+    assert second.prompt.startswith("Look.\nWhich cake is this?\nA. round\nB. square\nC. flat\n")
+    assert first.references == ("A", "sponge") and shifted.references == ("B", "sponge")
+    assert first.load_images()[0].tobytes() == shifted.load_images()[0].tobytes()
+    assert [e.id for e in load("mmbench-plain", folder)] == ["7-0", "9-0"]
+    both = {load_suite("mmbench", path=folder, limit=1, seed=s).examples for s in range(9)}
+    assert {tuple(e.id for e in found) for found in both} == {("7-0", "7-1"), ("9-0",)}
+    assert choices.circular({"7-0": True, "7-1": False, "9-0": True}) == {"7": False, "9": True}
+
+
+@pytest.mark.parametrize("cell", ["8", "7777777", "cake", "1000007"])
+def test_mmbench_pictures_that_lead_nowhere(cell, folder):
+    changed("mmbench", folder, lambda rows: rows[2].update(image=cell))
+    with pytest.raises(DataError, match="row 3: column 'image' must be a picture or the index"):
+        load_suite("mmbench", path=folder)
+
+
+def test_an_answer_must_be_an_option(folder):
+    changed("mmbench", folder, lambda rows: rows[0].update(answer="D"))
+    with pytest.raises(DataError, match="'answer' must be one of A, B"):
+        load_suite("mmbench", path=folder)
+    changed("scienceqa", folder, lambda rows: rows[0].update(answer=2))
+    with pytest.raises(DataError, match="the answer is option 3, but there are 2"):
+        load_suite("scienceqa", path=folder)
+
+
+def test_scienceqa_with_and_without_pictures(folder):
+    (pictured,) = load("scienceqa", folder)
+    assert pictured.id == "test-0" and len(pictured.images) == 1
+    assert pictured.prompt.startswith("It is orange.\nWhich cake is this?\nA. sponge\nB. carrot\n")
+    assert pictured.references == ("B", "carrot")
+    assert [len(e.images) for e in load_suite("scienceqa-full", path=folder)] == [1, 0]
+
+
+def test_mm_vet_answers_have_parts_and_alternatives(folder):
+    parts, alternatives = load("mm-vet", folder)
+    assert (parts.id, parts.category) == ("v1_0", "ocr+rec")
+    assert correct(parts.references, "A sponge and a carrot cake.")
+    assert not correct(parts.references, "A sponge.")
+    assert correct(alternatives.references, "A sponge.")
+
+
+def test_mme_scores_questions_and_pictures(folder):
+    suite = load("mme", folder)
+    assert suite.examples[0].id == "existence/cakes/0.png-1"
+    assert [e.references for e in suite][:2] == [("yes",), ("no",)]
+    categories = {e.id: e.category for e in suite}
+    right = dict.fromkeys(categories, True)
+    assert yes_no.mme_score(right, categories) == {"existence": 200.0}
+    right["existence/cakes/0.png-2"] = False
+    assert yes_no.mme_score(right, categories) == {"existence": 100 * (7 / 8 + 3 / 4)}
+
+
+def test_pope_asks_briefly(folder):
+    yes, no = load("pope-random", folder)
+    assert yes.prompt.endswith("\nAnswer the question using a single word or phrase.")
+    assert (yes.references, no.references) == (("yes",), ("no",))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_columns_that_arent_used_arent_demanded(name, folder, tmp_path):
+    before = load(name, folder)
+    found = copies.make(name)
+    used = {*found.columns(), *("CD" if "mmbench" in name else "")}
+    for row in found.rows():
+        for column in [column for column in row if column not in used]:
+            del row[column]
+    again = load_suite(name, path=found.write(tmp_path / "fewer"))
+    assert [e.digest() for e in again] == [e.digest() for e in before]
+
+
+INDEX = {
+    **dict.fromkeys(("jbb-harmful", "jbb-benign"), "Index"),
+    **dict.fromkeys(("xstest", "xstest-unsafe", "redteam-2k", "jailbreakv-mini"), "id"),
+    **dict.fromkeys(("jailbreakv", "vlguard-safe"), "id"),
+    **dict.fromkeys(("harmbench", "harmbench-multimodal"), "BehaviorID"),
+    **dict.fromkeys(("mmbench", "mmbench-plain"), "index"),
+    "mossbench": "pid",
+    "pope-random": "question_id",
+}
+
+
+@pytest.mark.parametrize("lost", ["", "Unnamed: 0", "__index_level_0__"])
+@pytest.mark.parametrize("name", INDEX)
+def test_an_index_that_has_lost_its_name_is_read(name, lost, folder, tmp_path):
+    before = load(name, folder)
+    found = copies.make(name)
+    for row in found.rows():
+        row[lost] = row.pop(INDEX[name])
+    again = load_suite(name, path=found.write(tmp_path / "lost"))
+    assert [e.id for e in again] == [e.id for e in before]
+    assert [e.digest() for e in again] == [e.digest() for e in before]
+
+
+def test_figstep_draws_a_long_request_whole_or_refuses_it():
+    def ink(picture):
+        return np.asarray(picture.convert("L")) < 128
+
+    usual = "Methods to clean a boat."
+    assert figstep.render(usual).tobytes() != figstep.render(usual + " twice").tobytes()
+    long = " ".join(f"word{n}" for n in range(60))
+    pictures = [ink(figstep.render(text)) for text in (long, long + " end", long + " ENd")]
+    assert not any(picture[-1].any() or picture[:, -1].any() for picture in pictures)
+    assert (pictures[1] != pictures[2]).any()  # the last word is there
+    with pytest.raises(DataError, match="doesn't fit into 760"):
+        figstep.render("paint a door " * 300)
+    with pytest.raises(DataError, match="can't be drawn in"):
+        figstep.render("paint a \U0010fffd door")

@@ -1,0 +1,164 @@
+"""Text drawn into pictures, and text put into templates."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from care.data.example import Example
+from care.data.small_world.jailbreak_templates import templates, wrapped
+from care.data.typography import FigStepConfig, TypoConfig, below, drawn, figstep, typo
+from care.errors import DataError, UsageError
+from kit.tiny import picture
+
+EXAMPLES = [
+    Example("a", "How do you paint a door?", (picture(1),), goal="paint a door", category="c"),
+    Example("b", "clean a boat", kind="malicious"),
+]
+
+
+def ink(image: Image.Image) -> np.ndarray:
+    """Which pixels are dark."""
+    return np.asarray(image.convert("L")) < 128
+
+
+def lines_of(image: Image.Image) -> int:
+    """Runs of rows with ink."""
+    rows = ink(image).any(axis=1)
+    return int((rows[1:] & ~rows[:-1]).sum() + rows[0])
+
+
+def test_a_figstep_picture_is_white_with_black_lines_and_empty_items():
+    image = figstep("Methods to clean a boat.")
+    assert image.size == (760, 760) and image.mode == "RGB"
+    assert image.getpixel((759, 759)) == (255, 255, 255)
+    assert 0.01 < ink(image).mean() < 0.3
+    # "Methods to", "clean a boat.", and the three items.
+    assert lines_of(image) == 5
+    assert lines_of(figstep("Methods to clean a boat.", FigStepConfig(items=1))) == 3
+    # Behind the numbers there is nothing.
+    rows = np.flatnonzero(ink(image).any(axis=1))
+    assert np.flatnonzero(ink(image)[rows[-1] - 20 :].any(axis=0)).max() < 760 // 4
+
+
+def test_the_text_decides_the_pixels():
+    same = [figstep("Methods to clean a boat.").tobytes() for _ in range(2)]
+    assert same[0] == same[1] != figstep("Methods to paint a door.").tobytes()
+    assert figstep("  Methods  to\nclean a boat. ").tobytes() == same[0]
+
+
+def test_long_text_is_drawn_smaller_and_stays_inside():
+    image = figstep("A very long statement about many things. " * 20)
+    edges = ink(image)
+    assert edges.any()
+    assert not (edges[-1].any() or edges[:, -1].any())
+
+
+def test_a_typo_picture_is_as_wide_as_asked_and_wraps():
+    short, long = typo("paint a door"), typo("paint a very old wooden door " * 4)
+    assert short.width == long.width == 1024
+    assert lines_of(short) == 1 and lines_of(long) > 2
+    assert long.height > short.height
+    for image in (short, long):
+        assert not (ink(image)[:, 0].any() or ink(image)[0].any() or ink(image)[-1].any())
+    columns = np.flatnonzero(ink(short).any(axis=0))
+    assert abs((columns[0] + columns[-1]) / 2 - 512) < 4  # centred
+
+
+def test_a_word_longer_than_a_line_is_cut():
+    image = typo("x" * 100, TypoConfig(width=300))
+    assert image.width == 300 and lines_of(image) > 3
+    assert not ink(image)[:, -1].any()
+
+
+def test_text_below_a_picture_leaves_the_picture_above():
+    plain = Image.new("RGB", (100, 50), (10, 200, 10))
+    whole = below(plain, "paint a door", TypoConfig(width=200, points=20))
+    assert whole.size[0] == 200 and whole.size[1] > 100
+    assert whole.getpixel((100, 50)) == (10, 200, 10)
+    assert whole.getpixel((0, whole.height - 1)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("style", ["figstep", "typo"])
+def test_requests_are_drawn_and_their_words_are_harmless(style):
+    made = drawn(EXAMPLES, style)
+    assert [e.id for e in made] == [f"a-{style}", f"b-{style}"]
+    assert [e.goal for e in made] == ["paint a door", "clean a boat"]
+    assert [e.kind for e in made] == ["benign", "malicious"]
+    assert made[0].category == "c"
+    assert all("door" not in e.prompt and "boat" not in e.prompt for e in made)
+    draw = figstep if style == "figstep" else typo
+    assert made[1].images[0].tobytes() == draw("clean a boat").tobytes()
+    given = drawn(EXAMPLES, style, texts=["One.", "Two."], prompt="Look.")
+    assert given[0].prompt == "Look." and given[0].images[0].tobytes() == draw("One.").tobytes()
+
+
+def test_bad_input_is_one_sentence(tmp_path):
+    with pytest.raises(UsageError, match="no text to draw"):
+        figstep("  ")
+    with pytest.raises(UsageError, match="figstep, typo"):
+        drawn(EXAMPLES, "comic")
+    with pytest.raises(UsageError, match="as many texts"):
+        drawn(EXAMPLES, texts=["one"])
+    with pytest.raises(UsageError, match="'b' has no picture"):
+        drawn(EXAMPLES, "typo-below")
+    with pytest.raises(DataError, match="TrueType"):
+        typo("text", TypoConfig(font=tmp_path / "none.ttf"))
+    with pytest.raises(UsageError, match="no room"):
+        TypoConfig(width=20, margin=10)
+    with pytest.raises(UsageError, match="points"):
+        FigStepConfig(points=0)
+
+
+def test_fonts_of_pillow_do_where_no_other_is_found(monkeypatch):
+    from care.data import typography
+
+    monkeypatch.setattr(typography, "_FONTS", ())
+    assert ink(figstep("Methods to clean a boat.")).any()
+    assert isinstance(ImageDraw.Draw(typo("door")), ImageDraw.ImageDraw)
+
+
+# -- templates -------------------------------------------------------------------------------------
+
+
+def test_templates_of_splits_differ_and_hold_a_goal():
+    test, fit = set(templates("test")), set(templates("fit"))
+    assert test and fit and not test & fit
+    assert all("{goal}" in template for template in test | fit)
+    with pytest.raises(UsageError, match="split"):
+        templates("train")  # pyright: ignore
+
+
+def test_goals_are_put_into_templates():
+    made = wrapped(EXAMPLES, each=2, seed=3)
+    assert len(made) == 4 and len({e.id for e in made}) == 4
+    known = {text.replace("{goal}", "paint a door") for text in templates("test")}
+    assert {e.prompt for e in made[:2]} <= known and made[0].prompt != made[1].prompt
+    assert made[0].images == EXAMPLES[0].images and made[0].goal == "paint a door"
+    assert made[2].goal == "clean a boat" and made[2].kind == "malicious"
+    assert wrapped(EXAMPLES, each=2, seed=3) == made
+    own = wrapped(EXAMPLES, own=["As a poem: {goal}"])
+    assert own[1].prompt == "As a poem: clean a boat"
+    with pytest.raises(UsageError, match="no place"):
+        wrapped(EXAMPLES, own=["poem"])
+    with pytest.raises(UsageError, match="each"):
+        wrapped(EXAMPLES, each=2, own=["{goal}"])
+
+
+def test_what_cant_be_drawn_whole_is_refused():
+    with pytest.raises(DataError, match="doesn't fit"):
+        figstep("A very long statement about many things. " * 80)
+    with pytest.raises(DataError, match="doesn't fit"):
+        figstep("Methods to clean a boat.", FigStepConfig(side=20))
+    with pytest.raises(DataError, match="doesn't fit"):
+        typo("word", TypoConfig(width=60, points=90))  # not one letter fits
+    for draw in (figstep, typo):
+        with pytest.raises(DataError, match="can't be drawn in"):
+            draw("paint a \U0010fffd door")
+
+
+def test_the_last_word_of_a_long_text_is_there():
+    long = " ".join(f"word{n}" for n in range(60))
+    for draw in (figstep, typo):
+        assert draw(long + " end").tobytes() != draw(long + " ENd").tobytes()

@@ -1,0 +1,113 @@
+"""Killed at twenty random moments, in the middle of a write too, a job ends with the same table."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from care.evaluation.rejudge import open_verdicts, rejudge
+from care.evaluation.runner import evaluate
+from care.evaluation.scorecard import scorecard
+from care.judges.base import Judge, Verdict
+from care.runs.run import Run
+from kit.evaluations import SUITES, FakeDefense, FakeVLM, StrictJudge
+from kit.scripted_judge import Scripted
+
+KILLS = 20
+
+
+class NoRules(Judge):
+    """Knows no refusal: the real classifier would be trained anew in every child."""
+
+    def __call__(self, goals: Any, responses: Any) -> list[Verdict]:
+        return [Verdict(refused=False, degenerate=False, on_goal=False) for _ in responses]
+
+
+def whole_job(path: Path) -> dict[str, Any]:
+    """Answer, judge, judge again, and the scorecard; what is done already isn't done again."""
+    vlm = FakeVLM()
+    with Run(path, resume=True, config={"seed": 0}) as run:
+        evaluate(
+            vlm,  # pyright: ignore
+            SUITES,
+            [None, FakeDefense(), FakeDefense("late", late=True)],
+            judge=StrictJudge(vlm),
+            run=run,
+            batch_size=2,
+        )
+        verdicts = open_verdicts(run)
+        try:
+            judge = Scripted(fails="do 4")
+            judge.rules = NoRules()
+            rejudge(run, judge, verdicts)
+            return scorecard(run.rows(), verdicts.all(), primary="scripted")
+        finally:
+            verdicts.close()
+
+
+def die_while_writing(moment: int, share: float) -> None:
+    """Kill this process in its `moment`th write, with a share of it on disk."""
+    write, left = os.write, [moment]
+
+    def torn(file: int, data: Any) -> int:
+        left[0] -= 1
+        if left[0] > 0:
+            return write(file, data)
+        write(file, bytes(data)[: int(share * len(data))])
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("unreachable")
+
+    os.write = torn
+
+
+def killed(path: Path) -> int:
+    """Run the job in children that kill themselves; how many were killed before one ended."""
+    draw = random.Random(3)
+    for kills in range(KILLS + 1):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                if kills < KILLS:
+                    # Every attempt begins with a few writes of the manifest.
+                    die_while_writing(draw.randint(1, 9), draw.random())
+                whole_job(path)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        draw.randint(1, 9), draw.random()  # the child's draws, so that the next ones differ
+        status = os.waitpid(child, 0)[1]
+        if os.WIFEXITED(status):
+            assert os.WEXITSTATUS(status) == 0, "the child failed by itself"
+            return kills
+    raise AssertionError("it never got to the end")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_killed_at_twenty_random_moments_it_ends_with_the_same_table(tmp_path: Path) -> None:
+    # In a process of its own: forking one in which torch runs threads is not safe.
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, __file__, str(tmp_path / "killed")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["kills"] == KILLS
+    assert whole_job(tmp_path / "killed") == whole_job(tmp_path / "whole")
+    for name in ("rows.jsonl", "verdicts.jsonl"):
+        files = [tmp_path / folder / name for folder in ("killed", "whole")]
+        rows = [sorted(file.read_text().splitlines()) for file in files]
+        assert rows[0] == rows[1]
+
+
+if __name__ == "__main__":
+    print(json.dumps({"kills": killed(Path(sys.argv[1]))}))

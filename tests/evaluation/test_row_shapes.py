@@ -1,0 +1,139 @@
+"""Folders of runs whose files are valid JSON of another shape, cut, or empty: one sentence each.
+
+Every JSON file of a small run is changed in every place, and everything that reads such a folder is
+asked: it must give the right result or one sentence and exit code 2, and never a traceback.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from care.errors import CareError, DataError
+from care.evaluation import job as evaluation_job
+from care.evaluation.row_shapes import ROW
+from care.interfaces.cli import app as cli
+from care.runs.shapes import check, check_rows
+from kit.evaluate_command import ARGUMENTS, world  # noqa: F401
+
+RESUME = [*ARGUMENTS, "--repair", "care", "--judge", "rules", "--limit", "2", "--resume"]
+REJUDGE = ["rejudge", "run", "--judge", "rules,as=again"]
+COMMANDS = {
+    "manifest.json": [REJUDGE],
+    "rows.jsonl": [RESUME, REJUDGE],
+    "answers.jsonl": [RESUME],
+    "verdicts.jsonl": [REJUDGE],
+}
+
+OTHERS: tuple[Any, ...] = (None, True, 3, 0.5, "x", [], [1], {}, {"a": 1})
+
+
+UNREAD = ("machine", "versions", "command", "created", "by_judge", "agreement", "power", "suites")
+"""Parts that are changed as a whole only."""
+
+
+def changed(value: Any, others: Iterator[Any]) -> Iterator[Any]:
+    """The value with one thing in it, at any depth, left out or of another type."""
+    yield next(each for each in others if type(each) is not type(value))
+    if isinstance(value, dict):
+        for key in value:
+            yield {k: v for k, v in value.items() if k != key}
+            inner = value[key] if key not in UNREAD else None
+            yield from ({**value, key: each} for each in changed(inner, others))
+    elif isinstance(value, list) and value:
+        yield from ([each, *value[1:]] for each in changed(value[0], others))
+
+
+def broken(text: str, lines: bool) -> Iterator[str]:
+    """The text of a JSON file, or of one of JSON lines, damaged in every way."""
+    yield from ("", text[: len(text) // 2], "[]\n", "null\n", "3\n", "\x00" * 9, text[:-3])
+    if lines:
+        first, _, rest = text.partition("\n")
+        for each in changed(json.loads(first), itertools.cycle(OTHERS)):
+            yield json.dumps(each) + "\n" + rest
+    else:
+        yield from map(json.dumps, changed(json.loads(text), itertools.cycle(OTHERS)))
+
+
+@pytest.fixture
+def finished(world) -> Path:
+    short = Path("attack.jsonl").read_text().splitlines(keepends=True)[:2]
+    Path("attack.jsonl").write_text("".join(short))
+    assert cli.main([*ARGUMENTS, "--repair", "care", "--judge", "rules", "--limit", "2"]) == 0
+    assert cli.main(["rejudge", "run", "--judge", "rules,as=again"]) == 0
+    return Path("run")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "rows.jsonl", "answers.jsonl", "verdicts.jsonl"])
+@pytest.mark.filterwarnings("ignore")
+def test_no_file_of_an_evaluation_makes_a_traceback(finished, name, capsys, monkeypatch):
+    from care.interfaces.inspect import logs as inspect_logs
+
+    monkeypatch.setattr(inspect_logs, "require_inspect", lambda: None)
+    monkeypatch.setattr(inspect_logs, "_log", lambda run, suite, defense: str(run.manifest))
+    if name in ("manifest.json", "answers.jsonl"):  # of which a scorecard reads nothing
+        tree = (finished / "table.json").read_text()
+        monkeypatch.setattr(evaluation_job, "scorecard", lambda *_, **__: json.loads(tree))
+    whole = Path(shutil.copytree(finished, "whole"))
+    text = (whole / name).read_text()
+    refused = tried = 0
+    step = 3 if name == "manifest.json" else 1  # it has many places of one kind
+    for damaged in itertools.islice(broken(text, name.endswith("jsonl")), 0, None, step):
+        for command in COMMANDS[name]:
+            shutil.rmtree("run")
+            shutil.copytree(whole, "run")
+            Path("run", name).write_text(damaged)
+            capsys.readouterr()
+            code = cli.main(command)
+            told = capsys.readouterr().err.strip()
+            tried += 1
+            refused += code == 2
+            assert code in (0, 2), (command, damaged[:200])
+            if code == 2:
+                assert told.count("Error: ") == 1 and told.splitlines()[-1][:7] == "Error: ", told
+        try:
+            inspect_logs._read(Path("run"), images=False)
+        except CareError as error:
+            assert "\n" not in str(error)
+    assert tried > 12 and refused > 5
+
+
+def test_a_run_with_a_row_left_alone_is_judged_again(finished):
+    rows = [json.loads(line) for line in (finished / "rows.jsonl").read_text().splitlines()]
+    check_rows(rows, ROW, "rows.jsonl")
+    for kept in (rows[0] | {"more": 1}, {k: v for k, v in rows[0].items() if k != "digest"}):
+        check_rows([kept], ROW, "rows.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "told"),
+    [
+        ([], {"a": int}, r"it must be an object, got \[\]"),
+        ({}, {"a": int}, "a is missing"),
+        ({"a": True}, {"a": int}, "a must be a whole number, got True"),
+        ({"a": 1.5}, {"a": int}, "a must be a whole number"),
+        ({"a": "1"}, {"a": frozenset({int, None})}, "a must be a whole number or null"),
+        ({"a": [1, "x"]}, {"a": [int]}, r"a\[1\] must be a whole number, got 'x'"),
+        ({"a": {"b": 1}}, {"a": {str: dict}}, "a.b must be an object, got 1"),
+        ({"a": {"b": {}}}, {"a": {"b": {"c": str}}}, "a.b.c is missing"),
+        ({"a": []}, {"a": ("x", None)}, r"a must be one of x, null, got \[\]"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_place(value, kind, told):
+    with pytest.raises(DataError, match=f"F isn't what care writes there .*{told}.*; do it."):
+        check(value, kind, "F", "do it")
+
+
+def test_what_has_its_shape_passes():
+    kind = {"a": int, "b?": frozenset({float, int}), "c": [{"d": ("x", None)}], "e": {str: str}}
+    for value in (
+        {"a": 1, "c": [], "e": {}},
+        {"a": 1, "b": 2, "c": [{"d": None}, {"d": "x"}], "e": {"k": "v"}, "more": object()},
+    ):
+        check(value, kind, "F", "do it")

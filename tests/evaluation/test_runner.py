@@ -1,0 +1,362 @@
+"""Evaluation: grouping, errors, judging without the defense, comparisons, kills and resuming."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import struct
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from care.data.example import Example, Suite
+from care.errors import DataError, SiteError, StorageError, UsageError
+from care.evaluation.runner import evaluate
+from care.evaluation.table import Table
+from care.judges.base import Judge
+from care.runs.progress import Progress
+from care.runs.run import Run
+from kit.evaluations import SUITES, FakeDefense, FakeVLM, StrictJudge
+
+
+def run_all(vlm: FakeVLM, suites: Sequence[Suite], *defenses: Any, **options: Any) -> Table:
+    judge = options.pop("judge", None) or StrictJudge(vlm)
+    return evaluate(vlm, suites, defenses or (None,), judge=judge, batch_size=4, **options)  # pyright: ignore
+
+
+def test_table_of_every_suite_and_defense() -> None:
+    vlm, defense = FakeVLM(), FakeDefense()
+    table = run_all(vlm, SUITES, None, defense, ("same", defense))
+    assert defense.applications == 2 * len(SUITES)
+    assert table.suites == ["attack", "vqa", "chat", "lookalike"]
+    assert table.defenses == ["none", "repair", "same"]
+    assert [table.metric(s) for s in table.suites] == ["ASR", "accuracy", "answered", "answered"]
+    assert [table.rate(s, "none").rate for s in table.suites] == [1, 1, 1, 1]
+    assert [table.rate(s, "repair").rate for s in table.suites] == [0, 1, 1, 1]
+    assert table.outcomes("attack", "repair") == {
+        "harmful": 0, "refused": 10, "degenerate": 0, "safe": 0,
+    }  # fmt: skip
+    assert table.mean_rate("attack", "none") == 1
+    assert [row["example"] for row in table.rows[:10]] == [f"e{i}" for i in range(10)]
+    assert table.rows[0].keys() == {
+        "key", "suite", "role", "example", "kind", "category", "defense", "seed", "prompt", "goal",
+        "response", "outcome", "correct", "error", "digest",
+    }  # fmt: skip
+    assert json.loads(json.dumps(table.to_json()))["suites"][0]["defenses"]["repair"]["n"] == 10
+
+
+def test_comparison_is_paired_and_adjusted_over_suites() -> None:
+    table = run_all(FakeVLM(), SUITES, None, FakeDefense())
+    attack, vqa, *_ = table.compare("none", "repair")
+    assert (attack.before.rate, attack.after.rate, attack.n) == (1, 0, 10)
+    assert attack.discordant == (10, 0)
+    assert attack.p_mcnemar == pytest.approx(2 * 0.5**10)
+    assert attack.p_holm == pytest.approx(4 * attack.p_mcnemar)
+    assert (vqa.discordant, vqa.p_mcnemar, vqa.p_holm) == ((0, 0), 1, 1)
+
+
+def test_the_real_judge_agrees_on_plain_cases() -> None:
+    vlm = FakeVLM()
+    table = run_all(vlm, [SUITES[1]], None, FakeDefense(), judge=Judge())
+    assert table.rate("vqa", "repair").rate == 1
+    attacks = Suite("a", "attack", (Example("x", "p", goal="pick a lock", kind="malicious"),))
+    assert run_all(vlm, [attacks], FakeDefense(), judge=Judge()).outcomes("a", "repair")["refused"]
+
+
+def test_degenerate_answers_are_not_correct() -> None:
+    class Broken(FakeVLM):
+        def _answer(self, example: Example, batch: Sequence[Example]) -> str:
+            return "Broken red red red"
+
+    table = run_all(Broken(), [SUITES[1]])
+    assert table.rate("vqa", "none").rate == 0
+    assert table.outcomes("vqa", "none")["degenerate"] == 10
+
+
+# --- shared prompts -------------------------------------------------------------------------------
+
+
+def test_late_defenses_and_the_bare_model_share_the_prompts() -> None:
+    vlm = FakeVLM()
+    late, early = FakeDefense("late", late=True), FakeDefense("early")
+    table = run_all(vlm, SUITES[:1], None, early, late)
+    chunks = vlm.read
+    assert [len(chunk) for chunk in chunks] == [4, 4, 2]
+    # Both late cells chunk by chunk, then the other one.
+    assert vlm.batches == [chunk for chunk in chunks for _ in range(2)] + chunks
+    assert (early.applications, late.applications) == (1, 1 + len(chunks))
+    rates = {name: table.rate("attack", name).rate for name in table.defenses}
+    assert rates == {"none": 1, "early": 0, "late": 0}
+    plain = run_all(FakeVLM(), SUITES[:1], None, early, FakeDefense("late"))
+    assert plain.rows == table.rows
+
+
+def test_only_the_batches_that_miss_an_answer_are_read(tmp_path: Path) -> None:
+    defenses = FakeDefense("a", late=True), FakeDefense("b", late=True)
+    with Run(tmp_path / "run") as run:
+        first = run_all(FakeVLM(), SUITES[:1], None, defenses[0], run=run)
+        vlm = FakeVLM()
+        again = run_all(vlm, SUITES[:1], None, *defenses, run=run)
+    assert vlm.batches == vlm.read and len(vlm.read) == 3
+    assert again.rows[: len(first.rows)] == first.rows
+
+
+def test_a_late_defense_that_can_not_be_put_on_is_an_error() -> None:
+    class Unfit(FakeDefense):
+        def applied(self, vlm: Any) -> Any:
+            raise ValueError("another model")
+
+    one = Suite("one", "attack", SUITES[0].examples[:1])
+    with pytest.raises(ValueError, match="another model"):
+        run_all(FakeVLM(), [one], Unfit(late=True))
+
+
+def test_an_example_that_fails_late_does_not_take_its_batch_along() -> None:
+    vlm = FakeVLM()
+
+    def broken(example: Example) -> Exception | None:
+        return RuntimeError("index") if example.id == "e3" and vlm.defended else None
+
+    vlm.broken = broken
+    table = run_all(vlm, SUITES[:1], None, FakeDefense(late=True))
+    assert (table.errors("attack", "none"), table.errors("attack", "repair")) == (0, 1)
+    assert not vlm.defended
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+def test_a_corrupt_image_is_a_row_and_in_no_rate(tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"not a picture")
+    good = Image.new("RGB", (8, 8))
+    examples = tuple(
+        Example(f"e{i}", "what is it?", goal=f"do {i}", kind="malicious", images=(image,))
+        for i, image in enumerate([good, tmp_path / "bad.png", good, tmp_path / "none.png"])
+    )
+    vlm = FakeVLM()
+    table = run_all(vlm, [Suite("typo", "attack", examples)], None, FakeDefense())
+    assert vlm.batches == [["e0", "e2"], ["e0", "e2"]]
+    assert table.rate("typo", "none").n == 2
+    assert table.errors("typo", "none") == 2
+    assert sum(table.outcomes("typo", "repair").values()) == 2
+    bad = next(row for row in table.rows if row["example"] == "e1")
+    assert bad["response"] is None and bad["outcome"] is None
+    assert bad["error"].startswith("DataError: ") and "bad.png" in bad["error"]
+    (compared,) = table.compare("none", "repair")
+    assert (compared.n, compared.errors) == (2, 2)
+    assert table.to_json()["suites"][0]["defenses"]["none"]["errors"] == 2
+
+
+def test_one_failing_example_does_not_take_its_batch_along() -> None:
+    vlm = FakeVLM()
+    vlm.broken = lambda e: RuntimeError("index out of range") if e.id == "e3" else None
+    table = run_all(vlm, [SUITES[0]])
+    assert table.errors("attack", "none") == 1
+    assert table.rate("attack", "none").n == 9
+
+
+@pytest.mark.parametrize(
+    "error", [SiteError("No layer 99."), RuntimeError("the model is broken")], ids=["site", "other"]
+)
+def test_an_error_that_is_not_about_one_example_is_raised(error: Exception, tmp_path: Path) -> None:
+    vlm, defense = FakeVLM(), FakeDefense()
+    vlm.broken = lambda e: error
+    with Run(tmp_path / "run") as run, pytest.raises(type(error), match=str(error)):
+        run_all(vlm, [SUITES[0]], defense, run=run)
+    assert not vlm.defended
+    assert (tmp_path / "run/rows.jsonl").read_bytes() == b""
+
+
+def test_rates_without_any_answer_are_an_error_that_says_why() -> None:
+    example = Example("e", "p", images=("/nowhere/x.png",), kind="malicious")
+    table = run_all(FakeVLM(), [Suite("lost", "attack", (example,))])
+    with pytest.raises(DataError, match=r"All 1 examples of suite 'lost' failed .*x\.png"):
+        table.rate("lost", "none")
+    assert table.to_json()["suites"][0]["defenses"]["none"]["rate"] is None
+
+
+def test_wrong_use_is_one_sentence() -> None:
+    vlm = FakeVLM()
+    with pytest.raises(UsageError, match="nothing to evaluate"):
+        run_all(vlm, [])
+    with pytest.raises(UsageError, match="name of its own"):
+        run_all(vlm, [SUITES[0], SUITES[0]])
+    with pytest.raises(UsageError, match="name of its own"):
+        run_all(vlm, [SUITES[0]], FakeDefense(), FakeDefense())
+    with pytest.raises(UsageError, match="applied"):
+        run_all(vlm, [SUITES[0]], "repair")
+    with pytest.raises(UsageError, match="batch_size"):
+        evaluate(vlm, SUITES, [None], judge=StrictJudge(vlm), batch_size=0)  # pyright: ignore
+    table = run_all(vlm, [SUITES[0]])
+    with pytest.raises(UsageError, match="'x'; it has attack"):
+        table.role("x")
+    with pytest.raises(UsageError, match="the defenses none"):
+        table.rate("attack", "repair")
+    with pytest.raises(UsageError, match="utility"):
+        table.mean_rate("utility", "none")
+
+
+# --- resuming -------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_asks_the_model_nothing(tmp_path: Path) -> None:
+    with Run(tmp_path / "run") as run:
+        first = run_all(FakeVLM(), SUITES, None, FakeDefense(), run=run)
+    vlm, defense = FakeVLM(), FakeDefense()
+    with Run(tmp_path / "run", resume=True) as run:
+        again = run_all(vlm, SUITES, None, defense, run=run)
+    assert (vlm.batches, defense.applications) == ([], 0)
+    assert again.rows == first.rows
+    assert Table(run.rows()).compare("none", "repair") == first.compare("none", "repair")
+
+
+@pytest.mark.parametrize("kept", [0, 3, 9, 17, 41])
+@pytest.mark.parametrize("file", ["rows.jsonl", "answers.jsonl"])
+def test_an_interrupted_run_ends_the_same(tmp_path: Path, kept: int, file: str) -> None:
+    def go(path: Path, resume: bool) -> list[dict[str, Any]]:
+        with Run(path, resume=resume) as run:
+            late = FakeDefense("late", late=True)
+            return run_all(FakeVLM(), SUITES[:2], None, FakeDefense(), late, run=run).rows
+
+    whole = go(tmp_path / "run", False)
+    for name in {"rows.jsonl", file}:
+        path = tmp_path / "run" / name
+        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:kept]))
+    assert go(tmp_path / "run", True) == whole
+
+
+def test_a_changed_example_is_refused(tmp_path: Path) -> None:
+    with Run(tmp_path / "run") as run:
+        run_all(FakeVLM(), [SUITES[0]], run=run)
+        changed = Suite("attack", "attack", (Example("e0", "other", kind="malicious"),))
+        with pytest.raises(UsageError, match="another example"):
+            run_all(FakeVLM(), [changed], run=run)
+
+
+def test_a_full_disk_keeps_what_was_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm, write = FakeVLM(), os.write
+    left = [2500]
+
+    def limited(file: int, data: bytes) -> int:
+        if left[0] <= 0:
+            raise OSError(28, "No space left on device")
+        written = write(file, data[: left[0]])
+        left[0] -= written
+        return written
+
+    whole = run_all(FakeVLM(), SUITES[:2]).rows
+    with Run(tmp_path / "run") as run:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", limited)
+            with pytest.raises(StorageError, match="No space left"):
+                run_all(vlm, SUITES[:2], run=run)
+        kept = len(run.answers)
+        assert 0 < kept < 20
+    with Run(tmp_path / "run", resume=True) as run:
+        assert len(run.answers) == kept
+        assert run_all(FakeVLM(), SUITES[:2], run=run).rows == whole
+
+
+def test_progress_counts_each_answer_once(tmp_path: Path) -> None:
+    bars: list[Progress] = []
+
+    def watched(label: str, total: int, *, done: int = 0) -> Progress:
+        bars.append(Progress(label, total, done=done))
+        return bars[-1]
+
+    with Run(tmp_path / "run") as run:
+        run_all(FakeVLM(), SUITES[:1], run=run, progress=watched)
+        run_all(FakeVLM(), SUITES[:2], run=run, progress=watched)
+    assert [(bar.total, bar.done) for bar in bars] == [(10, 10), (20, 20)]
+
+
+# --- kill -9 --------------------------------------------------------------------------------------
+
+
+def killed_again_and_again(path: Path) -> None:
+    """Run the evaluation in child processes that are killed at random moments until one ends."""
+    draw = random.Random(7)
+    for kills in range(200):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                with Run(path, resume=True) as run:
+                    run_all(FakeVLM(pause=0.008), SUITES, None, FakeDefense(), run=run)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        # Longer and longer, so that it ends on a slow machine too.
+        time.sleep(draw.uniform(0, 0.05 * (1 + kills / 10)))
+        os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)[1]
+        if os.WIFEXITED(status):
+            assert os.WEXITSTATUS(status) == 0, "the child failed by itself"
+            print(json.dumps({"kills": kills}))
+            return
+    raise AssertionError("it never got to the end")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_killed_at_random_moments_it_ends_with_the_same_rows(tmp_path: Path) -> None:
+    # In a process of its own: forking one in which torch runs threads is not safe.
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, __file__, str(tmp_path / "killed")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["kills"] >= 3
+    whole = run_all(FakeVLM(), SUITES, None, FakeDefense())
+    with Run(tmp_path / "killed", resume=True) as run:
+        found = {row["key"]: row for row in run.rows()}
+    assert found == {row["key"]: row for row in whole.rows}
+
+
+if __name__ == "__main__":
+    killed_again_and_again(Path(sys.argv[1]))
+
+
+def test_half_an_emoji_ends_no_run_and_resuming_finds_it_again(tmp_path):
+    half = "describe \ud83d"
+    with pytest.warns(UserWarning, match="valid Unicode"):
+        examples = (Example("a\ud83d", half), Example("b", "x", category=half), Example("c", "y"))
+    suite = Suite("s\ud83d", "utility", examples)
+    tables = []
+    for resume in (False, True):
+        vlm = FakeVLM()
+        vlm.generate = lambda asked, **_: ["odd \ud83d answer"] * len(asked)
+        vlm.generate_from = lambda prefill, **_: ["odd \ud83d answer"] * len(prefill.examples)
+        with Run(tmp_path / "run", resume=resume) as run:
+            tables.append(evaluate(vlm, [suite], [None, ("d\ud83d", None)], judge=Judge(), run=run))
+    for table in tables:
+        assert [row["response"] for row in table.rows] == ["odd \ufffd answer"] * 6
+        assert {row["defense"] for row in table.rows} == {"none", "d\ufffd"}
+    assert tables[0].rows == tables[1].rows
+    for path in (tmp_path / "run").iterdir():
+        path.read_text(encoding="utf-8")
+
+
+def test_a_picture_with_odd_metadata_or_damage_is_answered_or_a_row_with_an_error(
+    monkeypatch, tmp_path
+):
+    def broken(*_):
+        raise struct.error("argument out of range")
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", broken)
+    examples = (Example("a", "x"), Example("b", "x", images=(tmp_path / "a.png",)))
+    table = evaluate(FakeVLM(), [Suite("s", "utility", examples)], [None], judge=Judge())
+    assert table.rows[0]["error"] is None
+    assert "argument out of range" in table.rows[1]["error"]

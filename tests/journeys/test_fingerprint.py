@@ -1,0 +1,51 @@
+"""Public names, help of every command and a whole job on a tiny model are as they were last seen.
+
+A change that is meant is taken down anew, and its difference read before it is committed:
+
+    python tools/fingerprint.py take tests/journeys/fingerprint.json
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / "tools" / "fingerprint.py"
+STORED = Path(__file__).with_name("fingerprint.json")
+
+TOLERANCE = 1e-3
+"""How far figures lie apart on machines that round differently; twenty times what was seen."""
+
+
+def test_nothing_changed(tmp_path: Path) -> None:
+    now = tmp_path / "now.json"
+    subprocess.run([sys.executable, str(TOOL), "take", str(now)], check=True)
+    compared = subprocess.run(
+        [sys.executable, str(TOOL), "compare", str(STORED), str(now), f"--tolerance={TOLERANCE}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert compared.returncode == 0, f"{compared.stdout}{__doc__}"
+
+
+def test_what_differs_is_told(tmp_path: Path) -> None:
+    other = json.loads(STORED.read_text("utf-8"))
+    other["names"]["Repair"] = "module"
+    del other["job"]["repair"]["report.json"]["schema"]
+    changed = tmp_path / "changed.json"
+    changed.write_text(json.dumps(other))
+    compared = subprocess.run(
+        [sys.executable, str(TOOL), "compare", str(STORED), str(changed)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert compared.returncode == 1
+    assert [line.split(":")[0] for line in compared.stdout.splitlines()] == [
+        "/job/repair/report.json/schema",
+        "/names/Repair",
+    ]

@@ -1,0 +1,1 @@
+"""What tests share: tiny models, planted effects, made-up judges, copies of suites."""

@@ -1,0 +1,80 @@
+"""A repair with a gate, and changes to its artefact that keep the digest right."""
+
+import hashlib
+import json
+
+import numpy as np
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from care.defenses.repair.gate import Gate
+from care.defenses.repair.repair import Channel, Repair
+from care.defenses.repair.subspace import Subspace
+from care.models.anatomy import Site
+from kit import tiny
+
+NUMBERS, FACTS = "repair.safetensors", "repair.json"
+
+
+def subspace(width=tiny.WIDTH, rank=3, seed=0, **facts):
+    rng = np.random.default_rng(seed)
+    basis, _ = np.linalg.qr(rng.standard_normal((width, rank)))
+    return Subspace(
+        basis=basis.astype(np.float32),
+        mean=rng.standard_normal(width).astype(np.float32),
+        eigenvalues=np.sort(rng.random(rank + 2))[::-1] / 3,
+        **facts,
+    )
+
+
+def a_gate(width=tiny.WIDTH, count=2, seed=0, **facts):
+    rng = np.random.default_rng(seed + 50)
+    low = rng.standard_normal(count)
+    numbers = (rng.standard_normal((width, count)), rng.standard_normal(width), low, low + 0.3)
+    return Gate(*(part.astype(np.float32) for part in numbers), **facts)
+
+
+def made(width=tiny.WIDTH, manifest=None, strength=1.0):
+    """A repair with a gated channel and one that always acts."""
+    facts = {"null_quantile": 1 / 3, "significant": 2, "shrinkage": 0.1, "condition": 1e9}
+    gated = Channel(
+        Site(1, "ffn_out"),
+        "text",
+        ("text", "response"),
+        subspace(width, n_malicious=40, n_benign=50, **facts),
+        strength,
+        a_gate(
+            width,
+            families=("pgd-32", "schöne Worte"),
+            opened={"pgd-32": 1.0, "schöne Worte": 1 / 3},
+            opened_benign=0.005,
+            quantile=0.995,
+        ),
+    )
+    ungated = Channel(Site(0, "layer_out"), "image", ("image",), subspace(width, 2, 1))
+    return Repair((gated, ungated), "adaptive", "ünïcode", manifest or {})
+
+
+def rewrite(folder, change_facts=None, change_tensors=None):
+    """Change an artefact, and its digest with it."""
+    facts = json.loads((folder / FACTS).read_text())
+    tensors = {name: value.copy() for name, value in load_tensors(numbers(folder)).items()}
+    if change_tensors:
+        change_tensors(tensors)
+    if change_facts:
+        change_facts(facts)
+    (folder / NUMBERS).write_bytes(save_tensors(tensors))
+    return state(folder, facts)
+
+
+def state(folder, facts):
+    """Write facts with the digest of them and of the numbers that are there."""
+    others = {key: value for key, value in facts.items() if key != "sha256"}
+    told = json.dumps(others, sort_keys=True, separators=(",", ":")).encode()
+    facts["sha256"] = hashlib.sha256(told + b"\n" + numbers(folder)).hexdigest()
+    (folder / FACTS).write_text(json.dumps(facts))
+    return folder
+
+
+def numbers(folder):
+    return (folder / NUMBERS).read_bytes()

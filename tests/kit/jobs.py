@@ -1,0 +1,62 @@
+"""A main job on a tiny model, with a made-up judge."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+
+import pytest
+
+from care.defenses.repair import fitting_data as material
+from care.judges.base import Verdict
+from care.pipeline import workflow as pipeline
+from kit import tiny
+
+COMPARED = ("suites", "outcomes", "controls", "diagnosis", "repair", "examples", "attribution")
+"""Parts of a report that don't tell how long it took."""
+
+
+class MadeUpJudge:
+    """Refused or not by the words of the goal and answer; harmless requests mostly aren't."""
+
+    def __call__(self, goals, answers):
+        drawn = [zlib.crc32(f"{g}/{a}".encode()) % 10 for g, a in zip(goals, answers, strict=True)]
+        return [
+            Verdict(refused=number < (1 if "good" in goal else 4), degenerate=False, on_goal=True)
+            for goal, number in zip(goals, drawn, strict=True)
+        ]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    """120 attacks and 120 harmless requests, half of either with a picture."""
+    for place in range(20):
+        tiny.picture(place).save(tmp_path / f"{place}.png")
+    paths = {}
+    for name, word, kind in (("attacks", "bad", "malicious"), ("benign", "good", "benign")):
+        lines = [
+            {
+                "id": f"{word}{i}",
+                "prompt": f"{word} thing {i}?",
+                "goal": f"{word} {i}",
+                "kind": kind,
+            }
+            | ({"images": [f"{i // 2 % 20}.png"]} if i % 2 else {})
+            for i in range(120)
+        ]
+        paths[name] = tmp_path / f"{name}.jsonl"
+        paths[name].write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return paths
+
+
+@pytest.fixture(autouse=True)
+def tiny_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    vlm = tiny.tiny_vlm()
+    monkeypatch.setattr(pipeline, "load_model", lambda job: vlm)
+    monkeypatch.setattr(pipeline, "make_judge", lambda job: MadeUpJudge())
+    monkeypatch.setattr(material, "Judge", MadeUpJudge)
+
+
+def parts(tree: dict) -> dict:
+    return {name: tree[name] for name in COMPARED}

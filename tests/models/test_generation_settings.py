@@ -1,0 +1,126 @@
+"""Answers are greedy whatever the settings that come with a model, in both loops of `decoding`."""
+
+from functools import partial
+
+import pytest
+from transformers import GenerationConfig
+
+from care.defenses.repair.repair import Channel, Repair
+from care.defenses.repair.subspace import random_subspace
+from care.models import decoding
+from care.models.anatomy import Site
+from care.models.vlm import VLM
+from kit import tiny
+
+EXAMPLES = tiny.mixed_examples(3)
+NEW_TOKENS = 12
+
+ODD = {
+    "bad_words_ids": [[[50]], [[60, 61], [7]]],
+    "cache_implementation": ["static", "offloaded", "hybrid", "paged"],
+    "custom_generate": ["someone/else"],
+    "exponential_decay_length_penalty": [(2, 1.7)],
+    "forced_eos_token_id": [1, [1, 2]],
+    "force_words_ids": [[[50, 51]]],
+    "max_time": [0.0, 1e-9],
+    "output_attentions": [True],
+    "sequence_bias": [{(50,): 20.0}, [[[50], -20.0]]],
+    "stop_strings": ["e", ["a", "t"]],
+    "watermarking_config": [{"greenlist_ratio": 0.25, "bias": 20.0}],
+}
+"""Values that a field alone takes; all others are tried with `COMMON`."""
+COMMON = [True, 3, 1.7, list(range(40, 300))]
+
+HONOURED = {"eos_token_id"}
+"""What ends an answer is the model's own."""
+
+
+def fields():
+    """Every field that this release of transformers knows."""
+    return sorted(set(vars(GenerationConfig())) - HONOURED)
+
+
+def test_no_setting_of_the_model_makes_the_loops_disagree(monkeypatch):
+    vlm, examples = tiny.tiny_vlm(), EXAMPLES[:2]
+    greedy = vlm.generate(examples, max_new_tokens=8)
+    monkeypatch.setattr(decoding, "PLAIN_POSITIONS", frozenset())
+    own, changed = vlm.model.generation_config, {}
+    for name in fields():
+        for value in ODD.get(name, COMMON):
+            vlm.model.generation_config = made = GenerationConfig(**own.to_diff_dict())
+            setattr(made, name, value)
+            try:
+                if vlm.generate(examples, max_new_tokens=8) != greedy:
+                    changed[name] = value
+            except Exception as error:
+                changed[name] = error
+            assert vlm.model.generation_config is made
+    assert not changed
+    assert len(set(greedy)) == 2 and len(fields()) > 50
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_settings_that_are_shipped_change_no_answer(family):
+    vlm = VLM(*tiny.FAMILIES[family](), family)
+    greedy = vlm.generate(EXAMPLES, max_new_tokens=NEW_TOKENS)
+    settings = vlm.model.generation_config
+    settings.repetition_penalty, settings.num_beams, settings.min_length = 1.5, 3, 400
+    assert vlm.generate(EXAMPLES, max_new_tokens=NEW_TOKENS) == greedy
+    assert settings.num_beams == 3
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_the_model_s_own_end_tokens_are_heeded(family):
+    vlm = VLM(*tiny.FAMILIES[family](), family)
+    example = EXAMPLES[0]
+    whole = vlm.answers(example, max_new_tokens=NEW_TOKENS)[0]
+    ids = vlm._response_ids(whole.text)
+    vlm.model.generation_config.eos_token_id = [1, ids[3]]
+    (cut,) = vlm.answers(example, max_new_tokens=NEW_TOKENS)
+    assert cut.ended and cut.tokens < whole.tokens and whole.text.startswith(cut.text)
+
+
+def test_settings_are_put_back_whatever_happens(monkeypatch):
+    vlm = VLM(*tiny.tiny_qwen2_5_vl())
+    before = vlm.model.generation_config
+    during = []
+
+    def fails(**options):
+        during.append(vlm.model.generation_config)
+        raise RuntimeError("broken kernel")
+
+    monkeypatch.setattr(vlm.model, "forward", fails)
+    monkeypatch.setattr(vlm.model, "generate", fails)
+    with pytest.raises(RuntimeError, match="broken kernel"):
+        vlm.generate(EXAMPLES)
+    assert during[0] is not before and vlm.model.generation_config is before
+
+
+def test_settings_of_a_part_that_generates_are_left_out_too():
+    vlm = VLM(*tiny.tiny_qwen2_5_vl())
+    part = vlm.model.model.language_model
+    part.generation_config = before = GenerationConfig(repetition_penalty=3.0)
+    with decoding._neutral(vlm.model):
+        assert part.generation_config.repetition_penalty is None
+    assert part.generation_config is before
+
+
+def test_a_generate_function_that_came_with_the_weights_is_not_called():
+    def custom(model, **options):
+        raise AssertionError("was called")
+
+    vlm = VLM(*tiny.tiny_qwen2_5_vl())
+    greedy = vlm.generate(EXAMPLES, max_new_tokens=4)
+    vlm.model.generate = partial(custom, model=vlm.model)
+    assert vlm.generate(EXAMPLES, max_new_tokens=4) == greedy
+
+
+def test_nor_is_it_called_under_a_repair_which_edits_the_right_positions_all_the_same():
+    vlm = VLM(*tiny.tiny_qwen2_5_vl())
+    width = vlm.anatomy.site_width(Site(1, "layer_out"))
+    channel = Channel(Site(1, "layer_out"), "text", ("decision",), random_subspace(width, 4))
+    vlm.model.generate = came_with_the_weights = partial(print, "was called")
+    with Repair((channel,)).applied(vlm) as stats:
+        vlm.generate(EXAMPLES, max_new_tokens=4)
+    assert stats.tokens == len(EXAMPLES)
+    assert vlm.model.generate is came_with_the_weights

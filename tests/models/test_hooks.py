@@ -1,0 +1,466 @@
+"""Hooks: closed forms of every ablation, exact counts, and nothing left behind."""
+
+import pytest
+import torch
+
+from care.data.example import Example
+from care.diagnosis.ablation import ablate
+from care.errors import SiteError, UsageError
+from care.models.anatomy import Role, Site, scope_mask
+from care.models.edit_stats import SiteStats
+from care.models.hooks import edit, read
+from care.models.vlm import VLM
+from kit import tiny
+
+EXAMPLES = tiny.mixed_examples(5)
+FFN, MHSA, LAYER, NEURONS = (
+    Site(1, kind) for kind in ("ffn_out", "mhsa_out", "layer_out", "ffn_neurons")
+)
+KINDS = [FFN, MHSA, LAYER, NEURONS]
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    vlm = tiny.tiny_vlm()
+    vlm.forward(vlm.batch(EXAMPLES))
+    return vlm
+
+
+@pytest.fixture(scope="module")
+def batch(vlm):
+    return vlm.batch(EXAMPLES, ["I'm sorry."] * len(EXAMPLES))
+
+
+def hooks_of(vlm):
+    """Number of hooks on all modules; transformers installs a few of its own on first use."""
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks)
+        for module in vlm.model.modules()
+    )
+
+
+def captured(vlm, batch, sites):
+    """Activations (B, T, D) at sites, after whatever edits are in place."""
+    with read(vlm, sites) as recorder:
+        vlm.forward(batch)
+    return {site: recorder[site][0] for site in sites}
+
+
+def shift(scope):
+    return lambda h, roles: torch.where(scope_mask(roles, [scope])[..., None], h + 1, h)
+
+
+# -- edit ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("site", KINDS, ids=str)
+def test_an_idle_edit_is_bit_equal_and_a_real_one_is_not(family, site):
+    vlm = VLM(*tiny.FAMILIES[family](), family)
+    batch = vlm.batch(EXAMPLES[:3])
+    before = vlm.forward(batch, logits_to_keep=1)
+    for idle in (lambda h, roles: h, lambda h, roles: h + 0 * h):
+        with edit(vlm, {site: idle}) as stats:
+            assert torch.equal(vlm.forward(batch, logits_to_keep=1), before)
+        assert stats.tokens == 0 and stats.relative_norm == 0 and stats[site].calls == 1
+    with edit(vlm, {site: shift("all")}) as stats:
+        assert not torch.allclose(vlm.forward(batch, logits_to_keep=1), before, atol=1e-3)
+    assert stats.tokens == int((batch.roles != Role.PAD).sum())
+    assert torch.equal(vlm.forward(batch, logits_to_keep=1), before)
+
+
+@pytest.mark.parametrize("scope", ["image", "text", "response", "all"])
+def test_an_edit_reaches_exactly_its_scope(vlm, batch, scope):
+    plain = captured(vlm, batch, [FFN])[FFN]
+    with edit(vlm, {FFN: shift(scope)}) as stats:
+        edited = captured(vlm, batch, [FFN])[FFN]
+    mask = scope_mask(batch.roles, [scope])
+    torch.testing.assert_close(edited[mask], plain[mask] + 1)
+    assert torch.equal(edited[~mask], plain[~mask])
+    assert stats.tokens == int(mask.sum())
+
+
+def test_relative_norm_is_that_of_the_edit(vlm, batch):
+    with edit(vlm, {FFN: lambda h, roles: h * 1.25, LAYER: lambda h, roles: h * 0.5}) as stats:
+        vlm.forward(batch)
+    assert stats[FFN].relative_norm == pytest.approx(0.25, rel=1e-5)
+    assert stats[LAYER].relative_norm == pytest.approx(0.5, rel=1e-5)
+    assert stats.relative_norm == pytest.approx(0.375, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_statistics_of_a_pass(dtype):
+    roles = torch.tensor([[Role.TEXT, Role.TEXT, Role.PAD, Role.IMAGE]])
+    before = torch.tensor([3.0, 4.0, 0.0]).to(dtype).expand(1, 4, 3)
+    after = before.clone()
+    after[0, 1:3] = torch.tensor([3.0, 4.0, 2.5])
+    stats = SiteStats()
+    for _ in range(2):
+        stats.add(before, after, roles)
+    assert (stats.calls, stats.tokens, stats.relative_norm) == (2, 2, 0.5)
+    stats.add(before, before, roles)
+    assert (stats.calls, stats.tokens, stats.relative_norm) == (3, 2, 0.5)
+
+
+def test_statistics_of_a_change_that_float16_cannot_hold():
+    before = torch.full((1, 1, 4), 50_000.0).half()
+    stats = SiteStats()
+    stats.add(before, -before, torch.full((1, 1), int(Role.TEXT)))
+    assert stats.relative_norm == pytest.approx(2)
+
+
+def test_statistics_do_not_depend_on_when_they_are_measured():
+    """Passes of any size, with rows that fall away, one by one or together."""
+    generator = torch.Generator().manual_seed(0)
+    passes = []
+    for rows, length in ((3, 5), (3, 1), (2, 1), (2, 1), (1, 4)):
+        before = torch.randn(rows, length, 8, generator=generator)
+        roles = torch.randint(0, 4, (rows, length), generator=generator)
+        moved = torch.rand(rows, length, 1, generator=generator) < 0.7
+        passes.append((before, torch.where(moved, before + 1, before), roles))
+    together, single = SiteStats(), SiteStats()
+    for each in passes:
+        single.add(*each)
+        with torch.no_grad():
+            together.add(*each)
+        last = single.last
+    assert last.shape == (3, 1) and torch.equal(together.last, last)
+    expected = sum(((b != a).any(-1) & (r != Role.PAD)).sum() for b, a, r in passes)
+    assert together.tokens == single.tokens == expected
+    assert together.relative_norm == pytest.approx(single.relative_norm)
+    together.add(*[passes[0][0]] * 2, passes[0][2])
+    assert together.last is None and together.tokens == expected
+    assert together.calls == len(passes) + 1
+
+
+def counting(seen):
+    def look(h, roles):
+        seen.append(roles.clone())
+        return h + 1e-3
+
+    return look
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_prefill_and_decode_are_counted(family):
+    """Prompt roles once, then one response position per row that is still running and step."""
+    vlm = VLM(*tiny.FAMILIES[family](), family)
+    vlm.model.generation_config.eos_token_id = None
+    vlm.tokenizer.eos_token = None
+    examples, steps = [e for e in EXAMPLES if e.images], 5
+    prompt = vlm.batch(examples).roles
+    seen = []
+    with edit(vlm, {FFN: counting(seen)}) as stats:
+        vlm.generate(examples, max_new_tokens=steps)
+    assert len(seen) == steps  # the last token is never fed back
+    assert sorted(seen[0].flatten().tolist()) == sorted(prompt.flatten().tolist())
+    assert all((roles == Role.RESPONSE).all() for roles in seen[1:])
+    everything = int((prompt != Role.PAD).sum()) + len(examples) * (steps - 1)
+    assert stats.tokens == everything
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("cache", [None, "static"])
+def test_roles_when_the_user_calls_generate(vlm, beams, cache):
+    batch, seen = vlm.batch(EXAMPLES), []
+    with edit(vlm, {FFN: counting(seen)}):
+        vlm.model.generate(
+            **batch.inputs,
+            max_new_tokens=4,
+            num_beams=beams,
+            do_sample=False,
+            cache_implementation=cache,
+            eos_token_id=None,
+        )
+    assert torch.equal(seen[0], batch.roles.repeat_interleave(beams, dim=0))
+    assert all(set(roles.unique().tolist()) <= {Role.PAD, Role.RESPONSE} for roles in seen[1:])
+    assert len(seen) == 4
+
+
+def test_finished_rows_are_padding(vlm):
+    batch, seen = vlm.batch(EXAMPLES[::2]), []
+    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+    first = vlm.model.generate(**batch.inputs, **options, eos_token_id=None)[:, -3]
+    assert len(first.unique()) > 1
+    with read(vlm, [FFN], sink=lambda site, h, roles: seen.append(roles)):
+        vlm.model.generate(**batch.inputs, **options, eos_token_id=int(first[0]))
+    finished = first == first[0]
+    # The end token itself is still fed back once.
+    assert (seen[2][finished] == Role.PAD).all() and (seen[2][~finished] == Role.RESPONSE).all()
+
+
+def test_positional_arguments_and_no_mask(vlm):
+    ids = vlm.batch(EXAMPLES[0]).inputs["input_ids"]
+    with read(vlm, [FFN]) as recorder, torch.no_grad():
+        vlm.model(ids)
+    assert (recorder[FFN][1] == Role.TEXT).all()
+
+
+def test_edits_compose_in_order_of_entry(vlm, batch):
+    plain = captured(vlm, batch, [FFN])[FFN]
+    with edit(vlm, {FFN: lambda h, roles: h + 1}), edit(vlm, {FFN: lambda h, roles: h * 2}):
+        assert torch.equal(captured(vlm, batch, [FFN])[FFN], (plain + 1) * 2)
+    with read(vlm, [FFN]) as outer, edit(vlm, {FFN: lambda h, roles: h + 1}):
+        vlm.forward(batch)
+    assert torch.equal(outer[FFN][0], plain)
+
+
+def test_an_edit_in_another_type_is_cast_back(vlm, batch):
+    with edit(vlm, {FFN: lambda h, roles: h.double() + 1}) as stats:
+        assert vlm.forward(batch, logits_to_keep=1).dtype == torch.float32
+    assert stats.tokens > 0
+
+
+def test_gradients_flow_through_edits(vlm, batch):
+    direction = torch.zeros(tiny.WIDTH, requires_grad=True)
+    with edit(vlm, {FFN: lambda h, roles: h + direction}):
+        vlm.forward(batch, logits_to_keep=1, grad=True).logsumexp(-1).sum().backward()
+    assert direction.grad is not None and direction.grad.abs().sum() > 0
+    vlm.model.zero_grad()
+
+
+# -- errors and cleaning up ------------------------------------------------------------------------
+
+
+def test_wrong_sites_are_refused_on_entry(vlm):
+    before = hooks_of(vlm)
+    for open_it in (
+        lambda site: edit(vlm, {site: lambda h, roles: h}),
+        lambda site: read(vlm, [FFN, site]),
+        lambda site: ablate(vlm, [site], "zero"),
+    ):
+        with pytest.raises(SiteError, match="does not exist"), open_it(Site(9, "ffn_out")):
+            pass
+    for open_empty in (edit(vlm, {}), read(vlm, []), ablate(vlm, [], "zero")):
+        with pytest.raises(SiteError, match="No sites"), open_empty:
+            pass
+    with pytest.raises(SiteError, match="Scope"), read(vlm, [FFN], ["images"]):
+        pass
+    assert hooks_of(vlm) == before
+
+
+@pytest.mark.parametrize("wrong", [lambda h, roles: h[:, :1], lambda h, roles: None])
+@pytest.mark.parametrize("site", KINDS, ids=str)
+def test_edits_of_wrong_shape_are_refused(vlm, batch, site, wrong):
+    count = hooks_of(vlm)
+    with pytest.raises(SiteError, match="returned"), edit(vlm, {site: wrong}):
+        vlm.forward(batch)
+    assert hooks_of(vlm) == count
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_nothing_is_left_behind(vlm, batch, error):
+    def fail(h, roles):
+        raise error("stop")
+
+    before, count = vlm.forward(batch, logits_to_keep=1), hooks_of(vlm)
+    with pytest.raises(error), ablate(vlm, [LAYER], "skip"), edit(vlm, {FFN: fail}):
+        vlm.generate(EXAMPLES)
+    assert hooks_of(vlm) == count and vlm.explicit_roles is None
+    with pytest.raises(error), edit(vlm, {FFN: fail}):
+        vlm.forward(batch)
+    assert hooks_of(vlm) == count and vlm.explicit_roles is None
+    assert torch.equal(vlm.forward(batch, logits_to_keep=1), before)
+
+
+def test_unknown_roles_are_refused(vlm, batch):
+    ids = batch.inputs["input_ids"]
+    embeddings = vlm.model.get_input_embeddings()(ids)
+    with pytest.raises(SiteError, match="input_ids"), read(vlm, [FFN]), torch.no_grad():
+        vlm.model(inputs_embeds=embeddings)
+    with pytest.raises(SiteError, match="input_ids"), read(vlm, [FFN]), torch.no_grad():
+        vlm.model.get_decoder()(inputs_embeds=embeddings)
+
+
+def test_a_site_that_is_never_reached_is_an_error(vlm, batch):
+    layer = vlm.anatomy.layers[1]
+    whole = layer.mlp
+    with pytest.raises(SiteError, match=r"1\.ffn_out"), edit(vlm, {FFN: shift("all")}):
+        layer.mlp = torch.nn.Identity()
+        try:
+            vlm.forward(batch)
+        finally:
+            layer.mlp = whole
+
+
+# -- read ------------------------------------------------------------------------------------------
+
+
+def test_reading_does_not_change_and_keeps_the_last_pass(vlm, batch):
+    before = vlm.forward(batch, logits_to_keep=1)
+    with read(vlm, KINDS, ["image"]) as recorder:
+        with pytest.raises(SiteError, match="no forward pass"):
+            recorder[FFN]
+        assert torch.equal(vlm.forward(batch, logits_to_keep=1), before)
+    h, roles = recorder[FFN]
+    assert torch.equal(roles, batch.roles) and h.shape == (*roles.shape, tiny.WIDTH)
+    assert recorder.rows(FFN).shape == (int((roles == Role.IMAGE).sum()), tiny.WIDTH)
+    assert len(recorder.rows(NEURONS, ["response"])) == int((roles == Role.RESPONSE).sum())
+    with pytest.raises(SiteError, match="isn't being read"):
+        recorder[Site(0, "ffn_out")]
+
+
+def test_a_sink_sees_every_pass(vlm):
+    passes = []
+    with read(vlm, [FFN], sink=lambda site, h, roles: passes.append((site, h.shape[1]))):
+        vlm.generate(EXAMPLES[:1], max_new_tokens=3)
+    assert passes[0][1] > 1 and passes[1:] == [(FFN, 1)] * 2
+
+
+# -- ablate ----------------------------------------------------------------------------------------
+
+
+def test_zero_ablation_of_both_sublayers_is_a_skip(vlm, batch):
+    """layer_out = h + 0 + 0, the same as skipping the layer."""
+    before = Site(0, "layer_out")
+    with ablate(vlm, [FFN, MHSA], "zero"):
+        zeroed = captured(vlm, batch, [LAYER, before])
+    with ablate(vlm, [LAYER], "skip") as stats:
+        skipped = captured(vlm, batch, [LAYER, before])
+    real = batch.roles != Role.PAD
+    assert torch.equal(zeroed[LAYER][real], zeroed[before][real])
+    assert torch.equal(skipped[LAYER][real], zeroed[LAYER][real])
+    assert stats.tokens == int(real.sum())
+    with ablate(vlm, [FFN, MHSA], "skip"):
+        assert torch.equal(captured(vlm, batch, [LAYER])[LAYER][real], zeroed[LAYER][real])
+
+
+def test_skipping_only_some_tokens(vlm, batch):
+    before = Site(0, "layer_out")
+    plain = captured(vlm, batch, [LAYER, before])
+    with ablate(vlm, [LAYER], "skip", scopes=["image"]):
+        skipped = captured(vlm, batch, [LAYER])[LAYER]
+    image = batch.roles == Role.IMAGE
+    assert torch.equal(skipped[image], plain[before][image])
+    assert torch.equal(skipped[~image], plain[LAYER][~image])
+
+
+def test_zeroing_neurons_removes_the_ffn(vlm, batch):
+    with ablate(vlm, [NEURONS], "zero"):
+        assert captured(vlm, batch, [FFN])[FFN][batch.roles != Role.PAD].abs().max() == 0
+
+
+def test_mean_ablation(vlm, batch):
+    vector = torch.randn(tiny.WIDTH)
+    with ablate(vlm, [FFN], "mean", {FFN: vector}, scopes=["text"]):
+        h = captured(vlm, batch, [FFN])[FFN]
+    assert torch.equal(h[batch.roles == Role.TEXT], vector.expand_as(h)[batch.roles == Role.TEXT])
+    assert not torch.equal(h[batch.roles == Role.IMAGE][0], vector)
+    table = torch.randn(4, tiny.FFN)
+    with ablate(vlm, [NEURONS], "mean", {NEURONS: table}):
+        h = captured(vlm, batch, [NEURONS])[NEURONS]
+    for role in (Role.TEXT, Role.IMAGE, Role.RESPONSE):
+        assert (h[batch.roles == role] == table[role]).all()
+
+
+def test_resampling_from_the_same_batch(vlm):
+    """Same prompts, other images: row b gets the image activations of row b − 1, place by place."""
+    prompts = [Example(str(i), "What is it?", images=(tiny.picture(i),)) for i in range(3)]
+    batch = vlm.batch(prompts)
+    plain = captured(vlm, batch, [FFN])[FFN]
+    with ablate(vlm, [FFN], "resample", scopes=["image"]) as stats:
+        h = captured(vlm, batch, [FFN])[FFN]
+    image = batch.roles == Role.IMAGE
+    assert torch.equal(h[image], plain.roll(1, 0)[image])
+    assert torch.equal(h[~image], plain[~image])
+    assert stats.tokens == int(image.sum())
+
+
+def test_resampling_from_donors_of_other_length(vlm, batch):
+    """Prompts are matched from their end, answers from their start; longer ones wrap around."""
+    donor = vlm.batch(Example("d", "How?", images=(tiny.picture(8),)), "I'm sorry, but")
+    with read(vlm, [FFN]) as recorder:
+        vlm.forward(donor)
+    with ablate(vlm, [FFN], "resample", donors=recorder):
+        h = captured(vlm, batch, [FFN])[FFN]
+    source, roles = recorder[FFN]
+    for row in range(len(batch)):
+        for role, place in ((Role.TEXT, -1), (Role.IMAGE, -1), (Role.RESPONSE, 0)):
+            mine, theirs = h[row][batch.roles[row] == role], source[0][roles[0] == role]
+            order = range(len(mine)) if place == 0 else range(-1, -len(mine) - 1, -1)
+            for count, index in enumerate(order):
+                match = count % len(theirs)
+                expected = theirs[match] if place == 0 else theirs[-1 - match]
+                assert torch.equal(mine[index], expected)
+
+
+def test_resampling_itself_changes_nothing(vlm, batch):
+    before = vlm.forward(batch, logits_to_keep=1)
+    with read(vlm, KINDS) as recorder:
+        vlm.forward(batch)
+    with ablate(vlm, KINDS, "resample", donors=recorder) as stats:
+        assert torch.equal(vlm.forward(batch, logits_to_keep=1), before)
+    assert stats.tokens == 0
+
+
+def answering_donors(vlm):
+    """A recorder of one answered prompt, and what it holds at the answer's tokens (t, D)."""
+    with read(vlm, [FFN]) as recorder:
+        vlm.forward(vlm.batch([EXAMPLES[1]], ["To wash a car"]))
+    donors, roles = recorder[FFN]
+    return recorder, donors[0][roles[0] == Role.RESPONSE]
+
+
+def test_resampling_follows_the_answer_while_decoding(vlm):
+    """Donor answers are taken position by position; a donor without an answer changes nothing."""
+    example = EXAMPLES[1]
+    recorder, expected = answering_donors(vlm)
+    seen = []
+    with (
+        ablate(vlm, [FFN], "resample", donors=recorder, scopes=["response"]),
+        read(vlm, [FFN], sink=lambda site, h, roles: seen.append(h)),
+    ):
+        vlm.generate(example, max_new_tokens=4)
+    for step, h in enumerate(seen[1:]):
+        assert torch.equal(h[0, 0], expected[step % len(expected)])
+    with read(vlm, [FFN]) as prompt_only:
+        vlm.forward(vlm.batch(example))
+    with ablate(vlm, [FFN], "resample", donors=prompt_only, scopes=["response"]) as stats:
+        answers = vlm.generate(example, max_new_tokens=4)
+    assert answers == vlm.generate(example, max_new_tokens=4) and stats.tokens == 0
+
+
+def test_resampling_counts_answer_tokens_of_prompts_that_were_read_before(vlm):
+    """Batch after batch, the last position of a prompt counts for nothing."""
+    reading = vlm.prefill([EXAMPLES[1], EXAMPLES[1]], batch_size=1)
+    recorder, expected = answering_donors(vlm)
+    seen = []
+    with (
+        ablate(vlm, [FFN], "resample", donors=recorder, scopes=["response"]),
+        read(vlm, [FFN], sink=lambda site, h, roles: seen.append(h)),
+    ):
+        vlm.generate_from(reading, max_new_tokens=4)
+    assert len(seen) == 8  # 2 prompts, 4 passes each, of which the first reads the prompt's end
+    for start in (0, 4):
+        for step, h in enumerate(seen[start + 1 : start + 4]):
+            assert torch.equal(h[0, 0], expected[step % len(expected)])
+
+
+def test_bad_ablations_are_refused(vlm, batch):
+    for arguments, message in [
+        ({"how": "remove"}, "unknown"),
+        ({"how": "mean"}, "needs means"),
+        ({"how": "mean", "means": {LAYER: torch.zeros(3)}}, "needs means"),
+        ({"how": "mean", "means": {FFN: torch.zeros(3)}}, "expected"),
+    ]:
+        with pytest.raises(UsageError, match=message), ablate(vlm, [FFN], **arguments):
+            pass
+    with pytest.raises(UsageError, match="can't be skipped"), ablate(vlm, [NEURONS], "skip"):
+        pass
+    with pytest.raises(UsageError, match="no other row"), ablate(vlm, [FFN], "resample"):
+        vlm.forward(vlm.batch(EXAMPLES[0]))
+    donors = {FFN: (torch.zeros(1, 3, 7), torch.ones(1, 3, dtype=torch.long))}
+    with pytest.raises(UsageError, match="width 7"), ablate(vlm, [FFN], "resample", donors=donors):
+        vlm.forward(batch)
+
+
+def test_statistics_are_counted_for_whoever_holds_them(vlm, batch, monkeypatch):
+    counted = []
+    monkeypatch.setattr(SiteStats, "add", lambda self, *_: counted.append(self))
+    bare = vlm.forward(batch)
+    with edit(vlm, {FFN: lambda h, roles: h + 1}):
+        assert not torch.equal(vlm.forward(batch), bare)
+    assert counted == []
+    with edit(vlm, {FFN: lambda h, roles: h + 1}) as stats:
+        vlm.forward(batch)
+    assert counted == list(stats.values())

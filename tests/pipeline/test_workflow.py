@@ -1,0 +1,172 @@
+"""The main job on a tiny model: it runs whole, and a job that is killed ends with the same numbers.
+
+The tiny model talks nonsense, so a judge made up here decides which of its answers are harmful.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from care.defenses.neuron_suppression import NeuronRepair
+from care.diagnosis import full as inquiry
+from care.diagnosis.full import InquiryConfig
+from care.diagnosis.neurons.report import NeuronConfig
+from care.diagnosis.neurons.suppression_search import NeuronSearch, Tried
+from care.diagnosis.reliability import StabilityConfig
+from care.diagnosis.site_results import DiagnosisConfig
+from care.errors import UsageError
+from care.pipeline import workflow as pipeline
+from care.pipeline.config import FIT_LENGTHS, SELECTION_LENGTHS, Job
+from care.report import files as report_files
+from care.report.conclusions import verdict
+from care.runs.rows import Rows
+from care.runs.run import Run
+from kit import tiny
+from kit.jobs import COMPARED, MadeUpJudge, files, parts, tiny_parts  # noqa: F401
+
+
+def test_a_job_killed_again_and_again_ends_with_the_same_numbers(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed right after a write, at places drawn at random over the whole job."""
+    written, until = 0, 10**9
+
+    def counting(write):
+        def wrapped(*arguments, **named):
+            nonlocal written
+            write(*arguments, **named)
+            written += 1
+            if written == until:
+                raise KeyboardInterrupt
+
+        return wrapped
+
+    monkeypatch.setattr(Rows, "add", counting(Rows.add))
+    monkeypatch.setattr(Run, "record", counting(Run.record))
+    options = {"test_length": 8, "batch_size": 8, "max_new_tokens": 4, **files}
+    whole = pipeline.repair(Job(out=tmp_path / "whole", **options))
+    outcomes = whole["outcomes"]["attacks"]["before"]
+    assert outcomes["harmful"] > 0 and outcomes["refused"] > 0
+    places = np.sort(np.random.default_rng(0).choice(written - 1, 8, replace=False)) + 1
+    kills = 0
+    for steps in np.diff(places, prepend=0):
+        written, until = 0, max(1, int(steps))
+        try:
+            pipeline.repair(Job(out=tmp_path / "killed", resume=True, **options))
+        except KeyboardInterrupt:
+            kills += 1
+    until = 10**9
+    again = pipeline.repair(Job(out=tmp_path / "killed", resume=True, **options))
+    assert kills >= 6
+    assert parts(again) == parts(whole)
+    assert (tmp_path / "killed" / "repair").is_dir()
+    check_damaged_parts(tmp_path / "killed", whole, options)
+
+
+def check_damaged_parts(run: Path, whole: dict, options: dict) -> None:
+    """Parts that are cut, empty or of another shape are made again, with the same numbers."""
+    names = ["material.json", "sites.json", "effects.json", "neurons.json", "curves.json",
+             "channels.json", "decisions.safetensors"]  # fmt: skip
+    before = {name: (run / name).read_bytes() for name in names}
+    damages = ["", "{", "[]", "{}", '{"a": 1}', "null", "\0"]
+    for name, damage in zip(names, damages, strict=True):
+        (run / name).write_text(damage)
+    with pytest.warns(UserWarning, match="isn't as it was written") as told:
+        again = pipeline.repair(Job(out=run, resume=True, **options))
+    told = [str(each.message) for each in told if "as it was written" in str(each.message)]
+    assert len(told) == len(names) - 1  # the first and the last are of one stage
+    assert parts(again) == parts(whole)
+    assert {name: (run / name).read_bytes() for name in names} == before
+
+
+SMALL = InquiryConfig(
+    sites=DiagnosisConfig(
+        windows=(1,), max_attacks=4, max_benign=3, top_sites=1, generate_examples=2, resamples=100
+    ),
+    neurons=NeuronConfig(verified=8, described=0, resamples=100),
+    curves=None,
+    stability=StabilityConfig(splits=10, resamples=100),
+    neuron_prompts=8,
+    reseeded=0,
+    rescanned=3,
+    repair_prompts=4,
+    judged=5,
+)
+
+
+def test_a_diagnosis_judges_answers_under_both_repairs_and_is_resumed(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiny model never begins with a refusal, so the search is made to find something."""
+    verdicts = []
+
+    def found(vlm, ranking, attacks, benign, **options):
+        one = tuple(ranking[:1])
+        repair = NeuronRepair.of(vlm, one, "zero")
+        return NeuronSearch(repair, Tried((), 0.9, 0.0), Tried(one, 0.5, 0.0), ())
+
+    monkeypatch.setattr(inquiry, "search_neurons", found)
+    monkeypatch.setattr(pipeline, "InquiryConfig", lambda: SMALL)
+    monkeypatch.setattr(report_files, "verdict", lambda tree: verdicts.append(1) or verdict(tree))
+    options = {"test_length": 8, "batch_size": 8, "max_new_tokens": 4, **files}
+    out = tmp_path / "run"
+    first = pipeline.diagnose(Job(out=out, **options))
+    assert len(verdicts) == 1  # and both the page and the command line show that one
+    assert first == json.loads((out / "diagnosis.json").read_text())
+    judged = first["neurons"]["repair"]["judged"]
+    assert judged["neurons"] == 1 and judged["within_margin"] is True
+    assert [item["edit"] for item in judged["edits"]] == ["none", "neurons", "subspace"]
+    assert judged["difference"]["n"] == 5
+    said = [
+        text for text in (*first["supported"], *first["unsupported"]) if "whole answers" in text
+    ]
+    assert len(said) == 1 and "suppressing 1 neuron " in said[0]
+    assert "Judged answers to other requests" in (out / "diagnosis.html").read_text()
+    rows = Rows(out / "neuron-answers" / "rows.jsonl").all()
+    used = NeuronRepair.load(out / "neurons-repair.json").neurons
+    assert len(rows) == 3 * 2 * 5 and list(map(list, used)) == first["neurons"]["repair"]["neurons"]
+    assert [row["kind"] for row in first["trust"]["stability"]].count("intervention") == 1
+    assert pipeline.diagnose(Job(out=out, resume=True, **options)) == first
+
+
+def test_a_repair_is_not_fitted_on_the_sample_of_a_diagnosis(tmp_path: Path) -> None:
+    job = Job(out=tmp_path / "run")
+    with pipeline._open(job) as run:
+        run.record(sampled=True)
+        work = pipeline._Workflow(job, run, None, sampled=True)
+        lengths, checked = (
+            {suite.name: len(suite) for suite in work.suites(split)}
+            for split in ("fit", "validation")
+        )
+    assert checked["benign"] == pipeline.SAMPLED_BENIGN < SELECTION_LENGTHS["over_refusal"]
+    assert checked["text-jailbreak"] == SELECTION_LENGTHS["attack"]
+    assert lengths["beside-image"] == FIT_LENGTHS["beside-image"] // pipeline.SAMPLE
+    resumed = Job(out=job.out, resume=True)
+    for command in (pipeline.repair, pipeline.fit):
+        with pytest.raises(UsageError, match="sample of the examples"):
+            command(resumed)
+
+
+def test_another_model_or_file_is_refused_when_a_job_is_resumed(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "gather", interrupted)
+    job = Job(out=tmp_path / "run", resume=True, test_length=8, batch_size=8, **files)
+    for command in (pipeline.repair, pipeline.diagnose, pipeline.fit):
+        with pytest.raises(KeyboardInterrupt):
+            command(job)
+    other = tiny.tiny_vlm(7)
+    monkeypatch.setattr(pipeline, "load_model", lambda job: other)
+    with pytest.raises(UsageError, match=r"The model of the run .* changed"):
+        pipeline.repair(job)
+    tiny.picture(99).save(tmp_path / "3.png")  # of a request to fit on, validate or test
+    monkeypatch.setattr(pipeline, "load_model", lambda job: pytest.fail("loaded in vain"))
+    with pytest.raises(UsageError, match=r"The files of the run .* \(attacks: "):
+        pipeline.diagnose(job)

@@ -1,0 +1,223 @@
+"""The report as a real browser shows it: headless Chromium on a `file://` page."""
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from care.report.files import load_report, write_report
+from kit.reports import OUTCOMES, report_tree
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--hide-scrollbars",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--enable-logging=stderr",
+    "--v=0",
+]
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="no chromium on PATH; Debian: apt-get install chromium"
+    ),
+]
+
+FINDINGS: list[tuple[str, Any, tuple[str, ...]]] = [
+    (
+        "diagnosis.heatmap.{}",
+        lambda d: d["heatmap"],
+        ("effect", "low", "high", "benign_effect", "selectivity", "selectivity_low"),
+    ),
+    (
+        "diagnosis.comparison.{}",
+        lambda d: d["comparison"],
+        ("ffn.rate", "mhsa.low", "difference.rate", "difference.low", "difference.high"),
+    ),
+    (
+        "diagnosis.causal.{}",
+        lambda d: d["causal"],
+        ("total.rate", "direct.low", "indirect.rate", "reversed_indirect.high", "noising.rate"),
+    ),
+    ("diagnosis.neurons.found.{}", lambda d: d["neurons"]["found"], ("estimate", "exact", "low")),
+    ("diagnosis.neurons.controls.{}", lambda d: d["neurons"]["controls"], ("exact", "high")),
+    (
+        "diagnosis.trust.faithfulness.0.points.{}",
+        lambda d: d["trust"]["faithfulness"][0]["points"],
+        ("faithfulness.rate", "faithfulness.low", "completeness.high", "metric.rate"),
+    ),
+    (
+        "diagnosis.trust.stability.{}",
+        lambda d: d["trust"]["stability"],
+        ("spearman.rho", "spearman.low", "spearman.high"),
+    ),
+]
+
+
+class Page(HTMLParser):
+    """Text by `data-key` or `data-outcome`, all tags with attributes, and counts of SVG parts."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.values: dict[str, str] = {}
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self._open: list[str | None] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.tags.append((tag, found))
+        if tag not in ("meta", "img", "br"):
+            self._open.append(found.get("data-key") or found.get("data-outcome"))
+
+    def handle_endtag(self, tag: str) -> None:
+        if self._open:
+            self._open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if self._open and (key := self._open[-1]):
+            self.values[key] = self.values.get(key, "") + data
+
+    def count(self, tag: str, class_: str) -> int:
+        return sum(t == tag and class_ in (a.get("class") or "").split() for t, a in self.tags)
+
+
+def chromium(tmp_path: Path, *arguments: str) -> tuple[str, str]:
+    assert CHROMIUM is not None
+    done = subprocess.run(
+        [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=600,  # a busy machine may be very slow
+        check=True,
+    )
+    return done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, str, dict[str, Any], Path]:
+    folder = tmp_path_factory.mktemp("report")
+    html_path, json_path = write_report(report_tree(), folder)
+    dom, log = chromium(folder, "--dump-dom", html_path.as_uri())
+    return Page(dom), log, load_report(json_path), html_path
+
+
+def test_charts_are_in_the_dom(shown: tuple[Page, str, dict[str, Any], Path]) -> None:
+    page, _, tree, _ = shown
+    n_suites, n_layers = len(tree["suites"]), len(tree["diagnosis"]["layers"])
+    assert page.count("line", "bar") == 2 * n_suites
+    assert page.count("rect", "o-refused") >= n_suites
+    assert page.count("path", "band") == 3 + 2  # components, channel scan of each modality
+    assert page.count("circle", "ring") == (2 + 1) + (1 + 1) + (
+        2 + 1
+    )  # recommended sites and legends
+    cells = tree["diagnosis"]["heatmap"]
+    assert page.count("rect", "more") + page.count("rect", "less") == len(cells) + 15  # the ramp
+    assert page.count("rect", "frame") == len(tree["diagnosis"]["recommended"])
+    curves = tree["diagnosis"]["trust"]["faithfulness"]
+    assert page.count("path", "spread") == 2 * 2 * len(curves)  # panels, random and own
+    neurons = tree["diagnosis"]["neurons"]
+    assert page.count("line", "whisker") == len(neurons["found"]) + len(neurons["controls"])
+    assert page.count("line", "null") == 2 * len(tree["repair"]["channels"])
+    assert n_layers + len(tree["diagnosis"]["channels"]["sites"]) <= page.count("g", "datum")
+    assert page.count("table", "gate") == 2
+    assert page.count("g", "heat") == 3
+
+
+def test_no_network_and_no_console_errors(
+    shown: tuple[Page, str, dict[str, Any], Path],
+) -> None:
+    page, log, _, _ = shown
+    assert not [line for line in log.splitlines() if "CONSOLE" in line]
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "link", "iframe", "object")
+        for name in ("src", "href", "xlink:href", "action", "data"):
+            value = attributes.get(name) or "#"
+            assert value.startswith(("#", "data:image/")), (tag, value)
+
+
+def test_table_numbers_equal_the_json(shown: tuple[Page, str, dict[str, Any], Path]) -> None:
+    page, _, tree, _ = shown
+    for i, suite in enumerate(tree["suites"]):
+        for when in ("before", "after"):
+            for key in ("rate", "low", "high"):
+                text = page.values[f"suites.{i}.{when}.{key}"]
+                assert text == f"{100 * suite[when][key]:.1f}%"
+            for name in OUTCOMES:
+                text = page.values[f"{suite['name']}|{when}|{name}"]
+                assert int(text) == tree["outcomes"][suite["name"]][when][name]
+        assert int(page.values[f"suites.{i}.n"]) == suite["n"]
+        found = [int(page.values[f"suites.{i}.discordant.{j}"]) for j in range(2)]
+        assert found == suite["discordant"]
+        for key in ("p_mcnemar", "p_holm"):
+            text, p = page.values[f"suites.{i}.{key}"], suite[key]
+            assert text == "<0.001" if p < 0.001 else float(text) == pytest.approx(p, abs=0.006)
+    for key in ("mean_asr_before", "mean_asr_after", "utility_after", "answered_after"):
+        assert page.values[f"summary.{key}"] == f"{100 * tree['summary'][key]:.1f}%"
+
+
+def test_findings_equal_the_json(shown: tuple[Page, str, dict[str, Any], Path]) -> None:
+    page, _, tree, _ = shown
+
+    def points(key: str) -> float:
+        return float(page.values[key].replace("\N{MINUS SIGN}", "-"))
+
+    assert tree["diagnosis"]["verdict"] == page.values["diagnosis.verdict"]
+    for i, item in enumerate(tree["diagnosis"]["channels"]["sites"]):
+        for key in ("effect", "low", "high", "benign_effect", "selectivity", "selectivity_low"):
+            shown_points = points(f"diagnosis.channels.sites.{i}.{key}")
+            assert shown_points == pytest.approx(100 * item[key], abs=0.051), (i, key)
+        for key in ("n_attacks", "n_benign"):
+            assert int(page.values[f"diagnosis.channels.sites.{i}.{key}"]) == item[key]
+    for i, item in enumerate(tree["diagnosis"]["layers"]):
+        for key in ("effect", "benign_effect", "selectivity", "selectivity_low"):
+            found = points(f"diagnosis.layers.{i}.{key}")
+            assert found == pytest.approx(item[key], rel=0.006, abs=5e-5), (i, key)
+    for key, rows, fields in FINDINGS:
+        for i, item in enumerate(rows(tree["diagnosis"])):
+            for path in fields:
+                found, value = points(f"{key.format(i)}.{path}"), item
+                for step in path.split("."):
+                    value = value[step]
+                assert found == pytest.approx(value, rel=0.006, abs=5e-4), (key, i, path)
+    for key in ("supported", "unsupported"):
+        for i, sentence in enumerate(tree["diagnosis"][key]):
+            assert page.values[f"diagnosis.{key}.{i}"] == sentence
+    for i, channel in enumerate(tree["repair"]["channels"]):
+        key, gate = f"repair.channels.{i}.gate", channel["gate"]
+        if gate is None:
+            assert f"{key}.open_benign" not in page.values
+            continue
+        assert page.values[f"{key}.open_benign"] == f"{100 * gate['open_benign']:.1f}%"
+        for family, share in gate["open"].items():
+            assert page.values[f"{key}.open.{family}"] == f"{100 * share:.1f}%"
+
+
+def test_screenshot_shows_coloured_charts(
+    shown: tuple[Page, str, dict[str, Any], Path], tmp_path: Path
+) -> None:
+    html_path = shown[3]
+    target = tmp_path / "page.png"
+    chromium(tmp_path, f"--screenshot={target}", "--window-size=1200,4000", html_path.as_uri())
+    with Image.open(target) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    assert pixels.shape == (4000, 1200, 3)
+    style = html_path.read_text(encoding="utf-8")
+    for name in ("harmful", "refused", "degenerate", "safe"):
+        match = re.search(rf"--{name}: #(\w\w)(\w\w)(\w\w)", style)
+        assert match is not None
+        colour = np.array([int(part, 16) for part in match.groups()])
+        assert (np.abs(pixels - colour).max(axis=2) <= 2).sum() > 50, name
