@@ -138,7 +138,7 @@ def test_prompts_that_cannot_be_held_are_read_later(monkeypatch, said):
     examples = mixed_examples(4)
     wanted = vlm.generate(examples, max_new_tokens=3)
 
-    def lacks(vlm, start):
+    def lacks(model, roles, start):
         raise RuntimeError(said)
 
     monkeypatch.setattr("care.models.vlm.read_prompts", lacks)
