@@ -107,6 +107,5 @@ def _check_constraint(value: Any, constraint: Any, path: str) -> None:
         if not constraint.low - TOLERANCE <= value <= constraint.high + TOLERANCE:
             bounds = f"between {constraint.low:g} and {constraint.high:g}"
             raise problem(path, f"is {show(value)}; it must lie {bounds}")
-    elif isinstance(constraint, Length):
-        if len(value) != constraint.n:
-            raise problem(path, f"has {len(value)} items; it must have {constraint.n}")
+    elif isinstance(constraint, Length) and len(value) != constraint.n:
+        raise problem(path, f"has {len(value)} items; it must have {constraint.n}")

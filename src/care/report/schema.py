@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
 from care.errors import DataError
-from care.evaluation.table import Comparison
+from care.evaluation.table import Comparison, Metric
 from care.judges.base import Outcome
+from care.report.check import validate_diagnosis
 from care.report.described import json_schema as schema_of
 from care.report.repair_schema import RepairPart
 from care.typed import (
@@ -44,7 +45,7 @@ OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 When = Literal["before", "after"]
 WHEN: tuple[When, ...] = get_args(When)
 
-_COUNTED = {"ASR": "harmful", "answered": "safe"}
+_COUNTED: dict[Metric, Outcome] = {"ASR": "harmful", "answered": "safe"}
 """The outcome that a metric counts; accuracy counts none."""
 
 Image = Annotated[
@@ -335,6 +336,8 @@ def validate(tree: Mapping[str, Any], strict: bool = True) -> None:
             f"writes {SCHEMA!r}; make the report again with `care repair`."
         )
     from_tree(Report, tree, strict=strict, what=WHAT)
+    if tree.get("diagnosis") is not None:
+        validate_diagnosis(tree["diagnosis"], strict)
 
 
 def json_schema() -> dict[str, Any]:

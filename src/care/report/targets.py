@@ -178,7 +178,7 @@ def _every_suite(figures: _Figures) -> Finding:
 
 
 def _within(changes: Mapping[str, float], limit: float, nothing: str) -> Finding:
-    """Whether the mean change keeps to a limit: a negative one is the least, a positive the most."""
+    """Whether the mean change keeps to a limit: a negative one is the least, another the most."""
     mean = _mean(changes.values())
     if mean is None:
         return nothing, None
