@@ -45,7 +45,8 @@ from care.models.sites import Role, Scope, Site, scope_mask
 from care.models.vlm import VLM
 from care.runs.kept_batches import KeptBatches
 from care.runs.options import require, require_level
-from care.statistics.intervals import Interval, bootstrap_mean
+from care.statistics.bootstrap import bootstrap_mean
+from care.statistics.intervals import Interval
 
 Mediator = tuple[Site, ...]
 
