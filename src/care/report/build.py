@@ -27,7 +27,7 @@ from care.models.vlm import VLM
 from care.report.repair_schema import ChannelPart, GatePart
 from care.report.schema import SCHEMA, WHAT, AnswerPair, SuiteResult, When
 from care.runs.rows import Row
-from care.typed import to_tree
+from care.typed import from_tree, to_tree
 
 SIDES: dict[When, str] = {"before": UNDEFENDED, "after": "care"}
 """The defenses of a job's table that the report compares."""
@@ -105,14 +105,15 @@ def _channel(channel: Channel) -> ChannelPart:
 
 
 def _gate(gate: Gate) -> GatePart:
-    return GatePart(
-        families=tuple(gate.families),
-        low=tuple(gate.low.tolist()),
-        high=tuple(gate.high.tolist()),
-        open=dict(gate.opened),
-        open_benign=gate.opened_benign,
-        quantile=gate.quantile,
-    )
+    facts = {
+        "families": gate.families,
+        "low": gate.low.tolist(),
+        "high": gate.high.tolist(),
+        "open": gate.opened,
+        "open_benign": gate.opened_benign,
+        "quantile": gate.quantile,
+    }
+    return from_tree(GatePart, facts, "gate", what=WHAT)
 
 
 def answer_pairs(
