@@ -198,9 +198,9 @@ def test_same_seed_same_image_other_seed_another(vlm):
 
 def test_every_epoch_shows_every_request():
     config = replace(CONFIG, batch=3)
-    seen = [row for step in range(5) for row in pgd._rows_of_step(step, 5, config)]
+    seen = [row for step in range(5) for row in pgd.rows_of_step(step, 5, config)]
     assert [sorted(seen[begin : begin + 5]) for begin in (0, 5, 10)] == [[0, 1, 2, 3, 4]] * 3
-    assert len(pgd._rows_of_step(0, 2, config)) == 2
+    assert len(pgd.rows_of_step(0, 2, config)) == 2
 
 
 def test_the_tower_runs_once_a_step_on_one_image(vlm):
