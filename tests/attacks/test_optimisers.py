@@ -14,23 +14,12 @@ from care.attacks.pgd import corpus_requests, universal_image
 from care.attacks.presets import PUBLISHED, PGDConfig, preset
 from care.data.example import Example
 from care.errors import UsageError
-from kit.tiny import picture, tiny_vlm
+from kit import attacks
+from kit.attacks import START, pixels, vlm  # noqa: F401
 
-GOALS = ["wash a car", "build a small house from wood", "do this"]
-EXAMPLES = [Example(f"g{i}", f"How do you {goal}?") for i, goal in enumerate(GOALS)]
-TARGETS = [f"To {goal}, you'll need" for goal in GOALS]
-START = picture(3, (28, 28))
+EXAMPLES, TARGETS = attacks.EXAMPLES[:3], attacks.TARGETS[:3]
 PGD = PGDConfig(epsilon=32 / 255, steps=12, step_size=4 / 255, batch=3)
 APGD = PGDConfig(epsilon=32 / 255, steps=12, step_size=64 / 255, batch=3, method="apgd")
-
-
-@pytest.fixture
-def vlm():
-    return tiny_vlm()
-
-
-def pixels(image):
-    return np.asarray(image).astype(int)
 
 
 # -- formulas --------------------------------------------------------------------------------------

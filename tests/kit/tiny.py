@@ -39,6 +39,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from care.data.example import Example
 from care.models import decoding
+from care.models.hooks import read
 from care.models.prompt_cache import Start
 from care.models.thoughts import text_of
 from care.models.vlm import VLM
@@ -375,3 +376,18 @@ def decode(vlm, batch, rows, steps):
     """The loop that `VLM.generate` runs, on its own."""
     pad = vlm.tokenizer.pad_token_id
     decoding.decode(vlm.model, vlm.roles, Start.of(batch), rows, steps, pad)
+
+
+def hooks_of(vlm):
+    """Number of hooks on all modules; transformers installs a few of its own on first use."""
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks)
+        for module in vlm.model.modules()
+    )
+
+
+def captured(vlm, batch, sites):
+    """Activations (B, T, D) at sites, after whatever edits are in place."""
+    with read(vlm, sites) as recorder:
+        vlm.forward(batch)
+    return {site: recorder[site][0] for site in sites}
