@@ -32,7 +32,7 @@ from care.attacks.preprocessing import PixelPath, to_picture
 from care.data.small_world.pictures import seeded
 from care.data.small_world.scenes import unrelated
 from care.data.small_world.suites import attack_requests
-from care.models.anatomy import Role
+from care.models.sites import Role
 from care.models.vlm import VLM
 
 Step = Callable[[Tensor], tuple[float, Tensor]]

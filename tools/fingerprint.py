@@ -135,13 +135,13 @@ def _commands(text: str) -> Iterator[str]:
             inside = False
 
 
-def tiny_job(folder: Path) -> dict[str, Any]:
+def tiny_job(folder: Path, resume: bool = False) -> dict[str, Any]:
     """What `care repair`, `care diagnose` and `care evaluate` find on a tiny random model."""
     from kit import tiny
 
     vlm = tiny.tiny_vlm()
     files = own_files(folder)
-    options: dict[str, Any] = {"batch_size": 8, "max_new_tokens": 4}
+    options: dict[str, Any] = {"batch_size": 8, "max_new_tokens": 4, "resume": resume}
     asked: dict[str, Any] = {"test_length": 8, **options, **files}
     with (
         patch.object(pipeline, "load_model", lambda job: vlm),

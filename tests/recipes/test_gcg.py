@@ -11,8 +11,8 @@ import torch
 
 from care.data.example import Example
 from care.errors import MissingDependencyError, ModelError, UsageError
-from care.models.anatomy import Site
 from care.models.hooks import edit
+from care.models.sites import Site
 from kit.tiny import picture, tiny_vlm
 from recipes.gcg import GCGConfig, gcg_suffix
 
