@@ -7,7 +7,7 @@ from transformers import GenerationConfig
 
 from care.defenses.repair.repair import Channel, Repair
 from care.defenses.repair.subspace import random_subspace
-from care.models import decoding
+from care.models import decoding, prompt_cache
 from care.models.sites import Site
 from care.models.vlm import VLM
 from kit import tiny
@@ -43,7 +43,7 @@ def fields():
 def test_no_setting_of_the_model_makes_the_loops_disagree(monkeypatch):
     vlm, examples = tiny.tiny_vlm(), EXAMPLES[:2]
     greedy = vlm.generate(examples, max_new_tokens=8)
-    monkeypatch.setattr(decoding, "PLAIN_POSITIONS", frozenset())
+    monkeypatch.setattr(prompt_cache, "PLAIN_POSITIONS", frozenset())
     own, changed = vlm.model.generation_config, {}
     for name in fields():
         for value in ODD.get(name, COMMON):
@@ -74,7 +74,7 @@ def test_the_model_s_own_end_tokens_are_heeded(family):
     vlm = VLM(*tiny.FAMILIES[family](), family)
     example = EXAMPLES[0]
     whole = vlm.answers(example, max_new_tokens=NEW_TOKENS)[0]
-    ids = vlm._response_ids(whole.text)
+    ids = vlm.response_ids(whole.text)
     vlm.model.generation_config.eos_token_id = [1, ids[3]]
     (cut,) = vlm.answers(example, max_new_tokens=NEW_TOKENS)
     assert cut.ended and cut.tokens < whole.tokens and whole.text.startswith(cut.text)
@@ -100,7 +100,7 @@ def test_settings_of_a_part_that_generates_are_left_out_too():
     vlm = VLM(*tiny.tiny_qwen2_5_vl())
     part = vlm.model.model.language_model
     part.generation_config = before = GenerationConfig(repetition_penalty=3.0)
-    with decoding._neutral(vlm.model):
+    with decoding.neutral_settings(vlm.model):
         assert part.generation_config.repetition_penalty is None
     assert part.generation_config is before
 

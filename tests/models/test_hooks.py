@@ -11,6 +11,7 @@ from care.models.hooks import edit, read
 from care.models.sites import Role, Site, scope_mask
 from care.models.vlm import VLM
 from kit import tiny
+from kit.tiny import captured, hooks_of
 
 EXAMPLES = tiny.mixed_examples(5)
 FFN, MHSA, LAYER, NEURONS = (
@@ -29,21 +30,6 @@ def vlm():
 @pytest.fixture(scope="module")
 def batch(vlm):
     return vlm.batch(EXAMPLES, ["I'm sorry."] * len(EXAMPLES))
-
-
-def hooks_of(vlm):
-    """Number of hooks on all modules; transformers installs a few of its own on first use."""
-    return sum(
-        len(module._forward_hooks) + len(module._forward_pre_hooks)
-        for module in vlm.model.modules()
-    )
-
-
-def captured(vlm, batch, sites):
-    """Activations (B, T, D) at sites, after whatever edits are in place."""
-    with read(vlm, sites) as recorder:
-        vlm.forward(batch)
-    return {site: recorder[site][0] for site in sites}
 
 
 def shift(scope):
@@ -256,10 +242,10 @@ def test_nothing_is_left_behind(vlm, batch, error):
     before, count = vlm.forward(batch, logits_to_keep=1), hooks_of(vlm)
     with pytest.raises(error), ablate(vlm, [LAYER], "skip"), edit(vlm, {FFN: fail}):
         vlm.generate(EXAMPLES)
-    assert hooks_of(vlm) == count and vlm.explicit_roles is None
+    assert hooks_of(vlm) == count and vlm.roles.explicit is None
     with pytest.raises(error), edit(vlm, {FFN: fail}):
         vlm.forward(batch)
-    assert hooks_of(vlm) == count and vlm.explicit_roles is None
+    assert hooks_of(vlm) == count and vlm.roles.explicit is None
     assert torch.equal(vlm.forward(batch, logits_to_keep=1), before)
 
 
@@ -429,7 +415,7 @@ def test_resampling_counts_answer_tokens_of_prompts_that_were_read_before(vlm):
         ablate(vlm, [FFN], "resample", donors=recorder, scopes=["response"]),
         read(vlm, [FFN], sink=lambda site, h, roles: seen.append(h)),
     ):
-        vlm.generate_from(reading, max_new_tokens=4)
+        vlm.generate(reading, max_new_tokens=4)
     assert len(seen) == 8  # 2 prompts, 4 passes each, of which the first reads the prompt's end
     for start in (0, 4):
         for step, h in enumerate(seen[start + 1 : start + 4]):

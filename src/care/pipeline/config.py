@@ -8,7 +8,6 @@ by goal, so that no goal is both fitted on and tested. What a job does is in `pi
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,45 +18,21 @@ import numpy as np
 
 from care.data.example import Example, Suite
 from care.data.minimal_pairs import Pair
+from care.data.small_world.suites import (
+    BASELINE,
+    FIT_LENGTHS,
+    SELECTION_LENGTHS,
+    TEST_LENGTH,
+)
 from care.defenses.repair.fitting import Preset
 from care.errors import DataError, UsageError
 from care.evaluation.table import Table
 from care.judges.base import Judge
 from care.models.thoughts import known_tags
 from care.models.vlm import VLM
-from care.runs.environment import machine_facts, versions
 from care.runs.options import MANY, MAX_BATCH, MAX_SEED, require
 
 Split = Literal["fit", "validation", "test"]
-
-BASELINE = "direct"
-"""The attack suite that is shown but not counted: the model refuses it by itself."""
-
-FIT_LENGTHS = {
-    "direct": 250,
-    "beside-image": 600,
-    "text-jailbreak": 1100,
-    "pictured-goal": 220,
-    "pgd-32": 150,
-    "pgd-unconstrained": 110,
-    "benign": 120,
-    "benign-image": 80,
-    "vqa": 40,
-    "naming": 40,
-    "lookalike": 260,
-    "lookalike-image": 280,
-    "benign-wrapped": 500,
-    "benign-pictured": 140,
-}
-"""Examples of a suite that are asked to fit on: more where the model complies seldom, since it is
-attacks that worked of which a gate can't have enough, and where benign requests look like them."""
-
-SELECTION_LENGTHS = {"attack": 40, "utility": 40, "over_refusal": 120}
-"""Validation examples of one suite that sites are scanned and candidates judged on, by its role:
-most where a point or two decides between candidates."""
-
-TEST_LENGTH = 60
-"""Test examples of one suite."""
 
 
 @dataclass(frozen=True)
@@ -134,17 +109,6 @@ def load_model(job: Any) -> VLM:
     if more := getattr(job, "thoughts", ()):
         vlm.thought_tags = known_tags(more)
     return vlm
-
-
-def started(job: Any) -> dict[str, Any]:
-    """What a manifest says of a job of any kind when it starts, by its `model` and `seed`."""
-    return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "model": job.model or "embedded",
-        "seed": job.seed,
-        "versions": versions(),
-        "machine": machine_facts(),
-    }
 
 
 def make_judge(job: Job) -> Judge:
