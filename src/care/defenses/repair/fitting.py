@@ -36,7 +36,7 @@ from care.defenses.repair.subspace import (
     fit_subspace,
 )
 from care.errors import FitError, UsageError
-from care.judges.base import Judge
+from care.judges.rules import RulesJudge
 from care.models.sites import Scope, Site, SiteKind
 from care.models.vlm import VLM
 from care.statistics.moments import Moments
@@ -109,7 +109,7 @@ def fit_repair(
     sites: Places | None = None,
     preset: Preset = "corrected",
     config: RepairConfig | None = None,
-    judge: Judge | None = None,
+    judge: RulesJudge | None = None,
     batch_size: int = 16,
 ) -> Repair:
     """Fit a repair on malicious and benign requests, without training.
