@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.stats import mannwhitneyu
 
-from care.report.rules import Case, Look, Tree, either, rule, said, shown
+from care.report.rules import Look, Tree, either, no, rule, shown, yes
 
 MAX_Q = 0.05
 """Benjamini–Hochberg q up to which the exact effect of a neuron counts."""
@@ -66,38 +66,33 @@ def _estimate(diagnosis: Tree) -> Iterator[Look]:
         yield {"rho": shown(report["spearman"], "rho")}
 
 
-def _first_tokens(diagnosis: Tree) -> Iterator[Look]:
-    """Shares of first tokens with the least set of neurons suppressed."""
-    if repair := (diagnosis.get("neurons") or {}).get("repair"):
-        before, after = repair["before"], repair["after"]
-        works = bool(repair["neurons"]) and after["not_refused"] < before["not_refused"]
-        look = {"neurons": _neurons(len(repair["neurons"])), "works": works}
-        for when, shares in (("before", before), ("after", after)):
-            look |= {when: shares["not_refused"], f"benign_{when}": shares["benign_refused"]}
-        yield look
-
-
-def _beside_subspaces(diagnosis: Tree) -> Iterator[Look]:
-    """The same share where neurons work, and with the subspace repair."""
-    subspace = ((diagnosis.get("neurons") or {}).get("repair") or {}).get("subspace")
-    if subspace is not None:
-        for look in _first_tokens(diagnosis):
-            if look["works"]:
-                yield {"after": look["after"], "subspace": subspace["not_refused"]}
-
-
-def _whole_answers(diagnosis: Tree) -> Iterator[Look]:
-    """Judged answers with neurons suppressed and under the subspace repair."""
-    judged = ((diagnosis.get("neurons") or {}).get("repair") or {}).get("judged")
-    if not judged:
+def _repair(diagnosis: Tree) -> Iterator[Look]:
+    """First tokens with the least set of neurons suppressed; where it works also beside the
+    subspace repair; whole answers under both."""
+    repair = (diagnosis.get("neurons") or {}).get("repair")
+    if not repair:
         return
+    before, after, subspace = repair["before"], repair["after"], repair["subspace"]
+    works = bool(repair["neurons"]) and after["not_refused"] < before["not_refused"]
+    look = {"works": works, "neurons": _neurons(len(repair["neurons"]))}
+    for when, shares in (("before", before), ("after", after)):
+        look |= {when: shares["not_refused"], f"benign_{when}": shares["benign_refused"]}
+    yield look
+    if works and subspace is not None:
+        yield {"after": after["not_refused"], "subspace": subspace["not_refused"]}
+    if judged := repair.get("judged"):
+        yield _whole_answers(judged)
+
+
+def _whole_answers(judged: Tree) -> Look:
+    """Judged answers with neurons suppressed and under the subspace repair."""
     edits = {item["edit"]: item for item in judged["edits"]}
     ours, theirs = edits["neurons"], edits["subspace"]
     costs = {"utility": "utility", "answered": "harmless requests answered"}
     known = {key: name for key, name in costs.items() if None not in (ours[key], theirs[key])}
     words = [f"attack success {ours['asr']['rate']:.0%} against {theirs['asr']['rate']:.0%}"]
     words += [f"{name} {ours[key]:.0%} against {theirs[key]:.0%}" for key, name in known.items()]
-    yield {
+    return {
         "neurons": _neurons(judged["neurons"]),
         "beyond": "" if judged["within_margin"] else " (beyond the margin of benign refusals)",
         "cheap": all(ours[key] >= theirs[key] - MAX_WORSE for key in known),
@@ -110,100 +105,84 @@ def _neurons(count: int) -> str:
     return f"{count} neuron{'s' * (count > 1)}"
 
 
+_SUBSPACE = "the subspace repair: {after:.0%} of attacks not refused against {subspace:.0%}."
+
 NEURON_RULES = (
     rule(
         "neurons_matter",
         "neurons",
-        said(
-            _found,
-            *either(
-                lambda look: look["sure"] > 0,
-                "Of {n} neurons, {sure} of the {found} best by estimate have an effect when "
-                "patched (q at most {q:g}), the largest neuron {neuron} of layer {layer}: {exact} "
-                "nats.",
-                "No single neuron is shown to matter: of the {found} best of {n} by estimate, none "
-                "has a q of at most {q:g} when it is patched.",
-            ),
+        _found,
+        *either(
+            lambda look: look["sure"] > 0,
+            "Of {n} neurons, {sure} of the {found} best by estimate have an effect when "
+            "patched (q at most {q:g}), the largest neuron {neuron} of layer {layer}: {exact} "
+            "nats.",
+            "No single neuron is shown to matter: of the {found} best of {n} by estimate, none "
+            "has a q of at most {q:g} when it is patched.",
         ),
     ),
     rule(
         "neurons_beat_controls",
         "random neurons as controls",
-        said(
-            _against_controls,
-            Case(
-                lambda look: look["p"] is None,
-                False,
-                "Found neurons were not compared with random ones.",
-            ),
-            *either(
-                lambda look: look["p"] <= MAX_P,
-                "Found neurons have larger effects than random ones of like norm: mean |effect| "
-                "{found:.3g} against {controls:.3g}, p = {p:.2g}.",
-                "Found neurons are not shown to have larger effects than random ones of like norm: "
-                "mean |effect| {found:.3g} against {controls:.3g}, p = {p:.2g}.",
-            ),
+        _against_controls,
+        no(
+            lambda look: look["p"] is None,
+            "Found neurons were not compared with random ones.",
+        ),
+        *either(
+            lambda look: look["p"] <= MAX_P,
+            "Found neurons [have|are not shown to have] larger effects than random ones of "
+            "like norm: mean |effect| {found:.3g} against {controls:.3g}, p = {p:.2g}.",
         ),
     ),
     rule(
         "neurons_are_selective",
         "neurons on benign prompts",
-        said(
-            _on_benign,
-            *either(
-                lambda look: look["benign"] <= MAX_BENIGN_SHARE * look["attacks"],
-                "The confirmed neurons act on attacks more than on benign prompts: mean |effect| "
-                "{attacks:.3g} on attacks, {benign:.3g} on benign prompts.",
-                "The confirmed neurons act on benign prompts about as much as on attacks: mean "
-                "|effect| {attacks:.3g} on attacks, {benign:.3g} on benign prompts.",
-            ),
+        _on_benign,
+        *either(
+            lambda look: look["benign"] <= MAX_BENIGN_SHARE * look["attacks"],
+            "The confirmed neurons act on [attacks more than on benign prompts|benign prompts "
+            "about as much as on attacks]: mean |effect| {attacks:.3g} on attacks, "
+            "{benign:.3g} on benign prompts.",
         ),
     ),
     rule(
         "estimate_is_exact",
         "exact patching of neurons",
-        said(
-            _estimate,
-            *either(
-                lambda look: look["rho"].agrees,
-                "The estimate ranks neurons as exact patching does: ρ = {rho}.",
-                "The estimate and exact patching disagree on neurons (ρ = {rho}): neurons that the "
-                "estimate left out may matter.",
-            ),
+        _estimate,
+        *either(
+            lambda look: look["rho"].agrees,
+            "The estimate ranks neurons as exact patching does: ρ = {rho}.",
+            "The estimate and exact patching disagree on neurons (ρ = {rho}): neurons that the "
+            "estimate left out may matter.",
         ),
     ),
     rule(
         "neurons_repair",
         "a repair by neurons",
-        said(
-            _first_tokens,
-            *either(
-                lambda look: look["works"],
-                "Suppressing {neurons} lowers the share of attacks that are not refused from "
-                "{before:.0%} to {after:.0%} (benign requests refused: {benign_before:.0%} to "
-                "{benign_after:.0%}).",
-                "No set of neurons makes more attacks refused while benign requests stay answered.",
-            ),
+        _repair,
+        yes(
+            lambda look: look.get("works") is True,
+            "Suppressing {neurons} lowers the share of attacks that are not refused from "
+            "{before:.0%} to {after:.0%} (benign requests refused: {benign_before:.0%} to "
+            "{benign_after:.0%}).",
         ),
-        said(
-            _beside_subspaces,
-            *either(
-                lambda look: look["after"] <= look["subspace"],
-                "Suppressing neurons closes as much as the subspace repair: {after:.0%} of attacks "
-                "not refused against {subspace:.0%}.",
-                "Suppressing neurons closes less than the subspace repair: {after:.0%} of attacks "
-                "not refused against {subspace:.0%}.",
-            ),
+        no(
+            lambda look: look.get("works") is False,
+            "No set of neurons makes more attacks refused while benign requests stay answered.",
         ),
-        said(
-            _whole_answers,
-            *either(
-                lambda look: look["difference"].high <= 0.0 and look["cheap"],
-                "In whole answers, suppressing {neurons}{beyond} does as well as the subspace "
-                "repair: {words}; attack success differs by {difference}.",
-                "In whole answers, suppressing {neurons}{beyond} is not shown to do as well as the "
-                "subspace repair: {words}; attack success differs by {difference}.",
-            ),
+        yes(
+            lambda look: "subspace" in look and look["after"] <= look["subspace"],
+            f"Suppressing neurons closes as much as {_SUBSPACE}",
+        ),
+        no(
+            lambda look: "subspace" in look,
+            f"Suppressing neurons closes less than {_SUBSPACE}",
+        ),
+        *either(
+            lambda look: look["difference"].high <= 0.0 and look["cheap"],
+            "In whole answers, suppressing {neurons}{beyond} [does|is not shown to do] as well as "
+            "the subspace repair: {words}; attack success differs by {difference}.",
         ),
     ),
 )

@@ -3,13 +3,11 @@
     Rule(
         "estimate_is_exact",
         "exact patching of neurons",
-        said(
-            lambda diagnosis: [{"rho": shown(diagnosis["neurons"]["spearman"], "rho")}],
-            *either(
-                lambda look: look["rho"].value >= 0.5,
-                "The estimate ranks neurons as exact patching does: ρ = {rho}.",
-                "The estimate and exact patching disagree on neurons (ρ = {rho}).",
-            ),
+        lambda diagnosis: [{"rho": shown(diagnosis["neurons"]["spearman"], "rho")}],
+        *either(
+            lambda look: look["rho"].value >= 0.5,
+            "The estimate ranks neurons as exact patching does: ρ = {rho}.",
+            "The estimate and exact patching disagree on neurons (ρ = {rho}).",
         ),
     )
 
@@ -21,8 +19,8 @@ none where the part wasn't measured. Of its cases the first whose test the look 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,16 +60,20 @@ class Case(NamedTuple):
     """The sentence, with the figures of the look as `{names}`."""
 
 
-class Said(NamedTuple):
-    """Sentences about one thing."""
+class Rule(NamedTuple):
+    """One question to a diagnosis."""
 
+    name: str
+    """What holds if it is supported."""
+    tests: str
+    """What it tests, in the words of "not tested here"."""
     looks: Callable[[Tree], Iterable[Look]]
     """From the `diagnosis` tree to the figures of each sentence; none if they aren't there."""
     cases: tuple[Case, ...]
-    """The first that applies is said."""
+    """Of these the first that applies is said of a look; the last always does."""
 
     def findings(self, diagnosis: Tree) -> list[Finding]:
-        """One for each look."""
+        """What the figures say, one sentence for each look."""
         found = []
         for look in self.looks(diagnosis):
             case = next(case for case in self.cases if case.test(look))
@@ -79,30 +81,19 @@ class Said(NamedTuple):
         return found
 
 
-@dataclass(frozen=True)
-class Rule:
-    """One question to a diagnosis."""
-
-    name: str
-    """What holds if it is supported."""
-    tests: str
-    """What it tests, in the words of "not tested here"."""
-    said: tuple[Said, ...]
-    """What is said, in order."""
-
-    def findings(self, diagnosis: Tree) -> list[Finding]:
-        """What the figures say; nothing if they aren't there."""
-        return [finding for part in self.said for finding in part.findings(diagnosis)]
+def rule(name: str, tests: str, looks: Callable[[Tree], Iterable[Look]], *cases: Case) -> Rule:
+    """A rule and its cases."""
+    return Rule(name, tests, looks, cases)
 
 
-def rule(name: str, tests: str, *parts: Said) -> Rule:
-    """A rule of one or more parts."""
-    return Rule(name, tests, parts)
+def yes(test: Test, text: str) -> Case:
+    """A case that the figures support."""
+    return Case(test, True, text)
 
 
-def said(looks: Callable[[Tree], Iterable[Look]], *cases: Case) -> Said:
-    """What is said of each look; the last case always applies."""
-    return Said(looks, cases)
+def no(test: Test, text: str) -> Case:
+    """A case that they don't support."""
+    return Case(test, False, text)
 
 
 def always(_: Look) -> bool:
@@ -110,9 +101,19 @@ def always(_: Look) -> bool:
     return True
 
 
-def either(test: Test, supported: str, unsupported: str) -> tuple[Case, Case]:
-    """One sentence if the test passes, another if it doesn't."""
-    return Case(test, True, supported), Case(always, False, unsupported)
+def either(test: Test, supported: str, unsupported: str = "") -> tuple[Case, Case]:
+    """One sentence if the test passes, another if it doesn't.
+
+    One text may stand for both: `Halves [rank|do not rank] the sites alike.`
+    """
+    first, second = (
+        _ALTERNATIVES.sub(which, text)
+        for which, text in ((r"\1", supported), (r"\2", unsupported or supported))
+    )
+    return yes(test, first), no(always, second)
+
+
+_ALTERNATIVES = re.compile(r"\[([^][|]*)\|([^][]*)\]")
 
 
 # -- figures -------------------------------------------------------------------------------------
@@ -159,8 +160,7 @@ def agreement(what: str, first: Sequence[float], second: Sequence[float]) -> lis
 
 AGREE = either(
     lambda look: look["rho"] >= MIN_RANK_AGREEMENT,
-    "{what} agree on which sites matter: ρ = {rho:.2f} over {n}.",
-    "{what} disagree on which sites matter: ρ = {rho:.2f} over {n}.",
+    "{what} [agree|disagree] on which sites matter: ρ = {rho:.2f} over {n}.",
 )
 """Whether two looks rank the sites alike."""
 

@@ -11,16 +11,16 @@ import numpy as np
 from care.report.rules import (
     AGREE,
     MIN_RANK_AGREEMENT,
-    Case,
     Look,
     Tree,
     agreement,
     always,
     correlation,
     either,
+    no,
     rule,
-    said,
     shown,
+    yes,
 )
 
 MIN_SELECTIVITY = 0.1
@@ -206,141 +206,112 @@ SITE_RULES = (
     rule(
         "best_site_is_selective",
         "whether a site acts on attacks in particular",
-        said(
-            _best_site,
-            Case(
-                lambda look: look["effect"].low <= 0.0,
-                False,
-                "No single FFN or attention output is shown to carry the attacks: the greatest "
-                "effect is {effect} nats at {site}, and its interval holds 0.",
-            ),
-            Case(
-                lambda look: look["least"] <= MIN_SELECTIVITY,
-                False,
-                "The site with the greatest effect, {site}, is not shown to carry attacks in "
-                "particular: removing it raises their refusal log-odds by {effect} nats; the "
-                "difference from benign prompts is {gap:.2f}, at least {least:.2f}.",
-            ),
-            Case(
-                always,
-                True,
-                "Removing {site} raises the refusal log-odds of attacks by {effect} nats, and by "
-                "{gap:.2f}, at least {least:.2f}, more than those of benign prompts.",
-            ),
+        _best_site,
+        no(
+            lambda look: look["effect"].low <= 0.0,
+            "No single FFN or attention output is shown to carry the attacks: the greatest "
+            "effect is {effect} nats at {site}, and its interval holds 0.",
+        ),
+        no(
+            lambda look: look["least"] <= MIN_SELECTIVITY,
+            "The site with the greatest effect, {site}, is not shown to carry attacks in "
+            "particular: removing it raises their refusal log-odds by {effect} nats; the "
+            "difference from benign prompts is {gap:.2f}, at least {least:.2f}.",
+        ),
+        yes(
+            always,
+            "Removing {site} raises the refusal log-odds of attacks by {effect} nats, and by "
+            "{gap:.2f}, at least {least:.2f}, more than those of benign prompts.",
         ),
     ),
     rule(
         "ffn_outweighs_attention",
         "FFN against attention at equal norm",
-        said(
-            _components,
-            Case(
-                lambda look: look["much"] is True,
-                True,
-                "FFN outputs matter by far more than attention outputs ({intervention}).",
-            ),
-            Case(
-                lambda look: look["much"] is False,
-                False,
-                "It is not shown that FFN outputs matter by far more than attention outputs "
-                "({intervention}).",
-            ),
-            Case(
-                lambda look: "norm" not in look["more"],
-                False,
-                f"That {_FFN_MORE} was not compared at equal norm: the FFN may merely write more.",
-            ),
-            Case(lambda look: all(look["more"].values()), True, f"{_FFN_MORE}."),
-            Case(
-                lambda look: look["more"].get("kind", False),
-                False,
-                f"That {_FFN_MORE} does not survive matching by norm.",
-            ),
-            Case(always, False, f"It is not shown that {_FFN_MORE}."),
+        _components,
+        yes(
+            lambda look: look["much"] is True,
+            "FFN outputs matter by far more than attention outputs ({intervention}).",
         ),
+        no(
+            lambda look: look["much"] is False,
+            "It is not shown that FFN outputs matter by far more than attention outputs "
+            "({intervention}).",
+        ),
+        no(
+            lambda look: "norm" not in look["more"],
+            f"That {_FFN_MORE} was not compared at equal norm: the FFN may merely write more.",
+        ),
+        yes(lambda look: all(look["more"].values()), f"{_FFN_MORE}."),
+        no(
+            lambda look: look["more"].get("kind", False),
+            f"That {_FFN_MORE} does not survive matching by norm.",
+        ),
+        no(always, f"It is not shown that {_FFN_MORE}."),
     ),
     rule(
         "interventions_agree",
         "other ways of removing a site",
-        said(
-            _interventions,
-            Case(
-                lambda look: "ways" in look and look["ways"].agrees,
-                True,
-                "Two ways of removing sites agree on which sites matter: {name}, ρ = {ways}.",
-            ),
-            Case(
-                lambda look: "ways" in look,
-                False,
-                "Two ways of removing sites are not shown to agree on which sites matter: {name}, "
-                "ρ = {ways}.",
-            ),
-            *AGREE,
+        _interventions,
+        yes(
+            lambda look: "ways" in look and look["ways"].agrees,
+            "Two ways of removing sites agree on which sites matter: {name}, ρ = {ways}.",
         ),
+        no(
+            lambda look: "ways" in look,
+            "Two ways of removing sites are not shown to agree on which sites matter: {name}, "
+            "ρ = {ways}.",
+        ),
+        *AGREE,
     ),
     rule(
         "windows_agree",
         "windows of layers",
-        said(
-            _windows,
-            *either(
-                lambda look: look["agree"],
-                "Windows of {window} layers and single layers agree on which layers matter: "
-                "ρ = {words}.",
-                "Windows of {window} layers and single layers disagree on which layers matter: "
-                "ρ = {words}.",
-            ),
+        _windows,
+        *either(
+            lambda look: look["agree"],
+            "Windows of {window} layers and single layers [agree|disagree] on which layers "
+            "matter: ρ = {words}.",
         ),
     ),
     rule(
         "answers_change",
         "generated answers",
-        said(
-            _answers,
-            *either(
-                lambda look: bool(look["lower"]),
-                "In generated answers, attack success falls without {lower} (points, {best}: "
-                "{change}).",
-                "In generated answers, attack success is not shown to fall without any of the top "
-                "sites; the largest change is {change} points at {best}.",
-            ),
+        _answers,
+        *either(
+            lambda look: bool(look["lower"]),
+            "In generated answers, attack success falls without {lower} (points, {best}: "
+            "{change}).",
+            "In generated answers, attack success is not shown to fall without any of the top "
+            "sites; the largest change is {change} points at {best}.",
         ),
     ),
     rule(
         "effects_add_up",
         "whether causal effects add up",
-        said(
-            _identity,
-            *either(
-                lambda look: look["error"] <= MAX_IDENTITY_ERROR,
-                "Total, direct and indirect effects add up (largest error {error:.2g} of the total "
-                "effect).",
-                "Total, direct and indirect effects do not add up at {where} (largest error "
-                "{error:.2g} of the total effect): its causal effects can't be relied on.",
-            ),
+        _identity,
+        *either(
+            lambda look: look["error"] <= MAX_IDENTITY_ERROR,
+            "Total, direct and indirect effects add up (largest error {error:.2g} of the total "
+            "effect).",
+            "Total, direct and indirect effects do not add up at {where} (largest error "
+            "{error:.2g} of the total effect): its causal effects can't be relied on.",
         ),
     ),
     rule(
         "both_directions",
         "patching in both directions",
-        said(
-            _directions,
-            Case(
-                lambda look: None in (look["noising"], look["denoising"]),
-                False,
-                "The attacks are not shown to change {metric}: their total effect is {total}.",
-            ),
-            *either(
-                lambda look: look["noising"].low > 0.0 and look["denoising"].low > 0.0,
-                "{site} carries the effect both ways ({metric}): of the total effect, putting the "
-                "attack's activation into a benign run brings {noising}, putting the benign one "
-                "back undoes {denoising}.",
-                "{site} is not shown to carry the effect both ways ({metric}): of the total "
-                "effect, putting the attack's activation into a benign run brings {noising}, "
-                "putting the benign one back undoes {denoising}.",
-            ),
+        _directions,
+        no(
+            lambda look: None in (look["noising"], look["denoising"]),
+            "The attacks are not shown to change {metric}: their total effect is {total}.",
+        ),
+        *either(
+            lambda look: look["noising"].low > 0.0 and look["denoising"].low > 0.0,
+            "{site} [carries|is not shown to carry] the effect both ways ({metric}): of the "
+            "total effect, putting the attack's activation into a benign run brings "
+            "{noising}, putting the benign one back undoes {denoising}.",
         ),
     ),
-    rule("metrics_agree", "other metrics", said(_metrics, *AGREE)),
-    rule("pairs_agree", "other kinds of pairs", said(_kinds_of_pairs, *AGREE)),
+    rule("metrics_agree", "other metrics", _metrics, *AGREE),
+    rule("pairs_agree", "other kinds of pairs", _kinds_of_pairs, *AGREE),
 )

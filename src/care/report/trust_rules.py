@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from care.report.rules import Case, Look, Said, Tree, either, rule, said, shown
+from care.report.rules import Look, Tree, either, no, rule, shown
 
 MIN_RELIABILITY = 0.7
 """Spearman–Brown corrected ρ of halves from which a ranking counts as repeatable."""
@@ -31,27 +31,22 @@ def _halves(diagnosis: Tree) -> Iterator[Look]:
         }
 
 
-def _worst(kind: str) -> Callable[[Tree], Iterator[Look]]:
-    """The comparison of this kind that agrees least."""
+def _worst(kind: str, what: str) -> Callable[[Tree], Iterator[Look]]:
+    """The comparison of this kind that agrees least; `what` is compared, in words."""
 
     def looks(diagnosis: Tree) -> Iterator[Look]:
         if rows := _stability(diagnosis, kind):
             worst = min(rows, key=lambda row: row["spearman"]["rho"])
-            least = ", the least of all" * (len(rows) > 1)
-            yield {"name": worst["name"], "rho": shown(worst["spearman"], "rho"), "least": least}
+            look = {"what": what, "least": ", the least of all" * (len(rows) > 1)}
+            yield look | {"name": worst["name"], "rho": shown(worst["spearman"], "rho")}
 
     return looks
 
 
-def _worst_agrees(kind: str, what: str) -> Said:
-    return said(
-        _worst(kind),
-        *either(
-            lambda look: look["rho"].agrees,
-            f"{what} agree on which sites matter: {{name}}, ρ = {{rho}}{{least}}.",
-            f"{what} do not agree on which sites matter: {{name}}, ρ = {{rho}}{{least}}.",
-        ),
-    )
+_WORST_AGREES = either(
+    lambda look: look["rho"].agrees,
+    "{what} [agree|do not agree] on which sites matter: {name}, ρ = {rho}{least}.",
+)
 
 
 def _curves(diagnosis: Tree) -> list[Look]:
@@ -85,66 +80,55 @@ TRUST_RULES = (
     rule(
         "separability_predicts",
         "separability against causal effect",
-        said(
-            _separability,
-            *either(
-                lambda look: look["above"],
-                "Separability goes with causal effect over layers (ρ: {words}).",
-                "Separability does not predict causal effect over layers (ρ: {words}): where "
-                "attacks can be read off need not be where they are caused.",
-            ),
+        _separability,
+        *either(
+            lambda look: look["above"],
+            "Separability goes with causal effect over layers (ρ: {words}).",
+            "Separability does not predict causal effect over layers (ρ: {words}): where "
+            "attacks can be read off need not be where they are caused.",
         ),
     ),
     rule(
         "halves_agree",
         "halves of the goals",
-        said(
-            _halves,
-            *either(
-                lambda look: look["rho"].value >= MIN_RELIABILITY and look["rho"].low > 0.0,
-                "Halves of the goals rank the sites alike: reliability {rho}, {shared:.0f}% of the "
-                "top {top} shared ({chance:.0f}% by chance).",
-                "Halves of the goals do not rank the sites alike: reliability {rho}, {shared:.0f}% "
-                "of the top {top} shared ({chance:.0f}% by chance).",
-            ),
+        _halves,
+        *either(
+            lambda look: look["rho"].value >= MIN_RELIABILITY and look["rho"].low > 0.0,
+            "Halves of the goals [rank|do not rank] the sites alike: reliability {rho}, "
+            "{shared:.0f}% of the top {top} shared ({chance:.0f}% by chance).",
         ),
     ),
-    rule("seeds_agree", "other seeds", _worst_agrees("seed", "Other seeds or draws")),
-    rule("families_agree", "attack families apart", _worst_agrees("family", "Attack families")),
+    rule("seeds_agree", "other seeds", _worst("seed", "Other seeds or draws"), *_WORST_AGREES),
+    rule(
+        "families_agree",
+        "attack families apart",
+        _worst("family", "Attack families"),
+        *_WORST_AGREES,
+    ),
     rule(
         "ranking_beats_random",
         "faithfulness against random rankings",
-        said(
-            _curves,
-            Case(
-                _may_be_nothing,
-                False,
-                "Faithfulness of the ranked {units} can't be judged: removing all of them changes "
-                "{metric} by {all}, which may be nothing.",
-            ),
-            *either(
-                lambda look: look["kept"].low > 0.0 and look["p"] <= MAX_P,
-                "The best {units} alone keep more of the behaviour than as many at random: area "
-                "under the faithfulness curve {cpr} against {random:.2f} of random ones "
-                "(p = {p:.2g}).",
-                "The best {units} alone are not shown to keep more of the behaviour than as many "
-                "at random: area under the faithfulness curve {cpr} against {random:.2f} of random "
-                "ones (p = {p:.2g}).",
-            ),
+        _curves,
+        no(
+            _may_be_nothing,
+            "Faithfulness of the ranked {units} can't be judged: removing all of them changes "
+            "{metric} by {all}, which may be nothing.",
+        ),
+        *either(
+            lambda look: look["kept"].low > 0.0 and look["p"] <= MAX_P,
+            "The best {units} alone [keep|are not shown to keep] more of the behaviour than "
+            "as many at random: area under the faithfulness curve {cpr} against {random:.2f} "
+            "of random ones (p = {p:.2g}).",
         ),
     ),
     rule(
         "ranking_is_needed",
         "completeness against random rankings",
-        said(
-            lambda diagnosis: [look for look in _curves(diagnosis) if not _may_be_nothing(look)],
-            *either(
-                lambda look: look["lost"].low > 0.0,
-                "Removing the best {units} takes away more of the behaviour than removing as many "
-                "at random: the areas differ by {lost}.",
-                "Removing the best {units} is not shown to take away more of the behaviour than "
-                "removing as many at random: the areas differ by {lost}.",
-            ),
+        lambda diagnosis: [look for look in _curves(diagnosis) if not _may_be_nothing(look)],
+        *either(
+            lambda look: look["lost"].low > 0.0,
+            "Removing the best {units} [takes|is not shown to take] away more of the "
+            "behaviour than removing as many at random: the areas differ by {lost}.",
         ),
     ),
 )
