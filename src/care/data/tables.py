@@ -284,7 +284,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _pyarrow(path: Path) -> tuple[Any, Any]:
-    """The package and its reader, which have no types; MissingDependencyError where it isn't installed."""
+    """The package and its reader, which have no types; MissingDependencyError without them."""
     try:
         import pyarrow  # pyright: ignore[reportMissingImports, reportMissingTypeStubs]
         from pyarrow import parquet  # pyright: ignore[reportMissingImports, reportMissingTypeStubs]
