@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable
 from functools import cache
 from importlib import resources
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,7 +110,7 @@ def background(rng: np.random.Generator) -> Image.Image:
     """A plain, graded, striped or noisy background of SIZE × SIZE pixels in pale colours."""
     colours: NDArray[np.int64] = rng.integers(110, 256, size=(2, 3))
     ramp = np.linspace(0.0, 1.0, SIZE)
-    weights: NDArray[np.floating]
+    weights: NDArray[np.floating[Any]]
     kind = rng.integers(4)
     if kind == 0:
         weights = np.zeros((SIZE, SIZE))
@@ -126,7 +126,7 @@ def background(rng: np.random.Generator) -> Image.Image:
         weights = np.asarray(blurred) / 255.0
     if rng.random() < 0.5:
         weights = weights.T
-    pixels = colours[0] + weights[..., None] * (colours[1] - colours[0])
+    pixels: NDArray[np.float64] = colours[0] + weights[..., None] * (colours[1] - colours[0])
     noisy = pixels + rng.normal(0.0, rng.uniform(0.0, 8.0), size=pixels.shape)
     return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
 
