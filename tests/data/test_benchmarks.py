@@ -1,7 +1,6 @@
 """Published suites on small copies of their real layout; every change of a schema is noticed."""
 
 import re
-from pathlib import Path
 
 import pytest
 
@@ -10,7 +9,7 @@ from care.data import tables
 from care.data.benchmarks import pictured_requests, visual_questions
 from care.data.registry import REGISTRY
 from care.data.typography import published_figstep
-from care.errors import DataError, UsageError
+from care.errors import DataError
 from care.judges.base import correct
 from kit import suite_copies as copies
 
@@ -200,20 +199,6 @@ def test_other_seeds_draw_other_samples_and_greater_ones_hold_smaller_ones(folde
     assert drawn(10, 0) == sorted(drawn(10, 0), key=int)
 
 
-def test_wrong_use(folder):
-    with pytest.raises(UsageError, match=r"no suite 'advbnch'; did you mean advbench"):
-        load_suite("advbnch")
-    with pytest.raises(UsageError, match="limit is 0"):
-        load_suite("advbench", limit=0)
-    with pytest.raises(UsageError, match="for published suites"):
-        load_suite("direct", path=folder)
-    with pytest.raises(DataError, match="no file or folder"):
-        load_suite("advbench", path=folder)
-    folder.mkdir()
-    with pytest.raises(DataError, match="no folder of pictures"):
-        load_suite("figstep", path=folder, images=folder / "none")
-
-
 def test_one_table_may_be_passed_by_itself(folder):
     found = copies.make("strongreject")
     found.write(folder)
@@ -229,15 +214,6 @@ def test_goals_stand_beside_the_text_of_an_attack(folder):
     for name in ("jailbreakv", "mm-safetybench", "figstep"):
         for example in load(name, folder / name):
             assert example.goal != example.prompt
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_documentation_has_every_suite(name):
-    page = (Path(__file__).parents[2] / "docs" / "suites.md").read_text(encoding="utf-8")
-    benchmark = REGISTRY[name]
-    for fact in (f"`{name}`", benchmark.source.revision, benchmark.source.licence):
-        assert fact in page
-    assert not benchmark.size or f"{benchmark.size:,}" in page
 
 
 # -- one by one --------------------------------------------------------------------------------
