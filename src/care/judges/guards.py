@@ -32,7 +32,7 @@ from care.judges.model_judge import Finding, Pictures
 from care.judges.prompts import text_digest
 from care.judges.replies import first_word_alone
 from care.judges.rules import RulesJudge
-from care.models.decoding import Rows, end_tokens, library_loop
+from care.models.decoding import AnswerRows, end_tokens, library_loop
 from care.models.memory import in_halves
 from care.models.thoughts import answer_of
 
@@ -112,7 +112,7 @@ class GuardJudge(HubJudge):
     @torch.no_grad()
     def _say(self, texts: Sequence[str], pictures: Sequence[Image.Image] = ()) -> list[Finding]:
         inputs = self.inputs(texts, pictures)
-        rows = Rows(
+        rows = AnswerRows(
             eos=end_tokens(self.model, self.tokenizer),
             text=partial(self.tokenizer.decode, skip_special_tokens=True),
             stop=None,
