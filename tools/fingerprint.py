@@ -148,7 +148,7 @@ def tiny_job(folder: Path, resume: bool = False) -> dict[str, Any]:
         patch.object(pipeline, "load_model", lambda job: vlm),
         patch.object(pipeline, "make_judge", lambda job: MadeUpJudge()),
         patch.object(pipeline, "InquiryConfig", lambda: SMALL),
-        patch.object(material, "Judge", MadeUpJudge),
+        patch.object(material, "RulesJudge", MadeUpJudge),
         patch.object(evaluation_job, "load_model", lambda job: vlm),
         patch.object(evaluation_job, "rules_of", lambda job: MadeUpJudge()),
     ):
