@@ -6,7 +6,7 @@ control and text-reordering characters on the way out. Nothing here computes a f
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -17,6 +17,7 @@ from care.report.conclusion import capital
 from care.report.parts import OUTCOMES
 from care.report.svg import number, visible
 from care.report.targets import percent, points, target_suites
+from care.runs.progress import duration
 
 _ROLES = {"attack": "attack", "utility": "utility", "over_refusal": "over-refusal"}
 _METHODS = {
@@ -104,7 +105,7 @@ def _environment() -> Environment:
         points=points,
         number=number,
         p_value=p_value,
-        duration=duration,
+        duration=partial(duration, digits=1),
         shaded=shaded_tokens,
         readable=readable,
         capital=capital,
@@ -129,16 +130,6 @@ def p_value(p: float | None) -> str:
     if p is None:
         return "n/a"
     return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the largest fitting units, e.g. `4 min 05 s`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def readable(token: str) -> str:
