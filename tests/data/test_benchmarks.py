@@ -282,6 +282,8 @@ def test_mm_safetybench_reads_the_mirror(folder):
     first = suite.examples[0]
     assert (first.id, first.prompt, first.goal) == ("01-0", "The image shows it 0", "Bake cakes 0")
     assert first.load_images()[0].size == (8, 6)
+    plain = load_suite("mm-safetybench-text", path=folder).examples[0]
+    assert (plain.prompt, plain.goal, plain.images) == ("Bake cakes 0", "Bake cakes 0", ())
     orphan = [{"id": 5, "question": "The image", "image": copies.pictured()}]
     copies.write_table(folder / "data/Fraud/SD.parquet", orphan)
     with pytest.raises(DataError, match="Fraud has no row with the id '5'"):
@@ -345,6 +347,9 @@ def test_vlguard_tells_its_subsets_apart(folder):
         "vlguard-safe-unsafe": ["Burn this cake."],
         "vlguard-safe": ["What cake is this?"],
     }
+    changed("vlguard-safe", folder, lambda rows: rows[0]["instr-resp"].pop(0))
+    with pytest.raises(DataError, match="a list with an object that has 'safe_instruction'"):
+        load_suite("vlguard-safe", path=folder)
 
 
 def test_vlguard_pictures_are_unpacked(folder, tmp_path):
