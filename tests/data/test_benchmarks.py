@@ -275,7 +275,7 @@ def test_mm_safetybench_reads_the_mirror(folder):
         for variant, question in (("Text_only", "Bake cakes"), ("SD", "The image shows it")):
             rows = [{"id": n, "question": f"{question} {n}"} for n in range(2)]
             for row in rows:
-                row["image"] = None if variant == "Text_only" else copies.pictured(row["id"])
+                row["image"] = None if variant == "Text_only" else copies.in_parquet(row["id"])
             copies.write_table(folder / f"data/{scenario}/{variant}.parquet", rows)
     suite = load_suite("mm-safetybench-sd", path=folder)
     assert len(suite) == 26
@@ -284,7 +284,7 @@ def test_mm_safetybench_reads_the_mirror(folder):
     assert first.load_images()[0].size == (8, 6)
     plain = load_suite("mm-safetybench-text", path=folder).examples[0]
     assert (plain.prompt, plain.goal, plain.images) == ("Bake cakes 0", "Bake cakes 0", ())
-    orphan = [{"id": 5, "question": "The image", "image": copies.pictured()}]
+    orphan = [{"id": 5, "question": "The image", "image": copies.in_parquet()}]
     copies.write_table(folder / "data/Fraud/SD.parquet", orphan)
     with pytest.raises(DataError, match="Fraud has no row with the id '5'"):
         load_suite("mm-safetybench-sd", path=folder)
@@ -456,9 +456,8 @@ def test_pope_asks_briefly(folder):
 def test_columns_that_arent_used_arent_demanded(name, folder, tmp_path):
     before = load(name, folder)
     found = copies.make(name)
-    used = {*found.columns(), *("CD" if "mmbench" in name else "")}
     for row in found.rows():
-        for column in [column for column in row if column not in used]:
+        for column in [column for column in row if column not in found.columns()]:
             del row[column]
     again = load_suite(name, path=found.write(tmp_path / "fewer"))
     assert [e.digest() for e in again] == [e.digest() for e in before]

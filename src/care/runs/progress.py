@@ -118,10 +118,10 @@ Bar = Callable[..., Progress]
 """What makes the bar of a job from its label and number of steps, such as `Progress`."""
 
 
-def duration(seconds: float, digits: int = 0) -> str:
-    """A duration for people: "8 s", "2 min 05 s", "1 h 03 min"; `digits` are of seconds alone."""
-    if round(seconds, digits) < 60:
-        return f"{seconds:.{digits}f} s"
+def duration(seconds: float, decimals: int = 0) -> str:
+    """A duration for people: "8 s", "2 min 05 s", "1 h 03 min"; `decimals` below a minute."""
+    if round(seconds, decimals) < 60:
+        return f"{seconds:.{decimals}f} s"
     whole = round(seconds)
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
