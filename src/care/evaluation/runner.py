@@ -26,7 +26,7 @@ from care.judges.answer_matching import correct
 from care.judges.base import Judge, Verdict, ask, tags_of
 from care.judges.language import NOT_ENGLISH, foreign
 from care.models.thoughts import answer_of
-from care.runs.progress import Progress, silent
+from care.runs.progress import Bar, silent
 from care.runs.reading import valid_text
 from care.runs.rows import Row, Rows
 from care.runs.run import Run
@@ -53,7 +53,7 @@ def evaluate(
     batch_size: int = 32,
     max_new_tokens: int = 32,
     stop: Callable[[str], bool] | None = None,
-    progress: Callable[..., Progress] | None = None,
+    progress: Bar | None = None,
     hold_to_defenses: bool = True,
 ) -> Table:
     """Answer every example of every suite under every defense, judge the answers, tabulate them.

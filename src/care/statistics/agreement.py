@@ -67,7 +67,7 @@ def between_judges(
     `columns` has for each judge its label of each row by the row's key, `goals` the goal of each
     row. JSON-ready {judges, n, agreement, kappa}, kappa None where undefined.
     """
-    found = []
+    found: list[dict[str, Any]] = []
     for first, second in combinations(columns, 2):
         keys = [key for key in columns[first] if key in columns[second]]
         if not keys:
