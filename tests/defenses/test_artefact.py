@@ -13,10 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from care.defenses.artefact import card, load, model_facts, save
-from care.defenses.repair.repair import Channel, Repair
+from care.defenses.artefact import load, save
+from care.defenses.artefact_card import card
+from care.defenses.repair.channel import Channel
+from care.defenses.repair.repair import Repair
 from care.errors import ArtefactError
 from care.models.anatomy import Site
+from care.models.identity import model_facts
 from care.models.vlm import VLM
 from kit import tiny
 from kit.artefacts import FACTS, NUMBERS, a_gate, made, subspace

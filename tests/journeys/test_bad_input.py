@@ -20,15 +20,16 @@ from care.attacks.pgd import AttackResult
 from care.attacks.presets import PRESETS
 from care.data.example import Example
 from care.data.jsonl import read_suite
-from care.defenses.artefact import FORMAT, model_facts
-from care.defenses.repair.contrast import Contrast, activations
-from care.defenses.repair.fitting_data import Material
+from care.defenses.artefact import FORMAT
+from care.defenses.repair.channel import Channel
+from care.defenses.repair.fitting_data import Contrast, Material, activations
 from care.defenses.repair.gate import Gate
-from care.defenses.repair.repair import Channel, Repair
+from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import SubspaceConfig, fit_subspace, random_subspace
 from care.interfaces.cli import app as cli
 from care.models.anatomy import Site
 from care.models.embedded import attack
+from care.models.identity import model_facts
 from care.models.vlm import VLM
 from care.pipeline import workflow as pipeline
 from care.runs import files as storage

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from care.data.example import Suite
-from care.defenses.repair.repair import Channel, Repair
+from care.defenses.repair.channel import Channel
+from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import random_subspace
 from care.errors import UsageError
 from care.evaluation.runner import evaluate

@@ -22,16 +22,19 @@ are, without these two. Cf. Bailey et al. 2024, arXiv 2412.09565.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from care.defenses.base import Defense
-from care.defenses.repair.repair import Channel, Repair, _Insides, _SiteEdit
+from care.defenses.repair.channel import Channel, Fusion
+from care.defenses.repair.edit import ChannelEdit, PassMasks, channel_edits
+from care.defenses.repair.repair import Repair
 from care.errors import UsageError
 from care.models.anatomy import Site, scope_mask
 from care.models.hooks import edit, read
@@ -97,43 +100,39 @@ class Through:
                 # Entered first, so that it reads what arrives at a site, not what leaves it.
                 stack.enter_context(read(vlm, self.defense.sites, sink=evasion.see))
                 penalty = evasion.take
-            gated = isinstance(self.defense, Repair) and any(c.gate for c in self.defense.channels)
-            if gated and self.gate != "exact":
-                stack.enter_context(self._softened(vlm, self.defense))
+            repair = self.defense if isinstance(self.defense, Repair) else None
+            if repair and self.gate != "exact" and any(c.gate for c in repair.channels):
+                stack.enter_context(self._softened(vlm, repair))
             else:
                 stack.enter_context(self.defense.applied(vlm))
             yield penalty
 
     @contextmanager
-    def _softened(self, vlm: VLM, repair: Any) -> Iterator[None]:
+    def _softened(self, vlm: VLM, repair: Repair) -> Iterator[None]:
         repair.check(vlm)
-        insides = _Insides()
         temperature = self.temperature if self.gate == "soft" else None
-        edits = {
-            site: _SoftEdit(
-                [c for c in repair.channels if c.site == site], repair.fusion, insides, temperature
-            )
-            for site in repair.sites
-        }
-        with edit(vlm, edits):
+        with edit(vlm, channel_edits(repair, partial(SoftEdit, temperature))):
             yield
 
 
-class _SoftEdit(_SiteEdit):
-    """The edit of a site with gates whose gradient doesn't vanish."""
+class SoftEdit(ChannelEdit):
+    """The edit of a site with gates whose gradient doesn't vanish.
+
+    They are soft with a temperature τ; with None they clamp forwards and pass gradients through.
+    """
 
     def __init__(
         self,
-        channels: list[Channel],
-        fusion: str,
-        insides: _Insides,
         temperature: float | None,
+        channels: Sequence[Channel],
+        fusion: Fusion,
+        masks: PassMasks | None = None,
     ) -> None:
-        super().__init__(channels, fusion, insides)
+        super().__init__(channels, fusion, masks)
         self._temperature = temperature
-        self._gates = torch.tensor([channel.gate is not None for channel in self._channels])
+        self._gates = torch.tensor([channel.gate is not None for channel in self.channels])
 
-    def _opened(self, openness: Tensor) -> Tensor:
+    def opened(self, openness: Tensor) -> Tensor:
         score = openness.amax(dim=-1, keepdim=True)
         if self._temperature is None:
             return _StraightThrough.apply(score)  # pyright: ignore[reportReturnType]

@@ -6,14 +6,14 @@ from care._lazy import attach
 
 if TYPE_CHECKING:
     from care.defenses.base import Defense as Defense
-    from care.defenses.repair.fitting import RepairConfig as RepairConfig
+    from care.defenses.repair.presets import RepairConfig as RepairConfig
     from care.defenses.repair.repair import Repair as Repair
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "base": ["Defense"],
+        "repair.presets": ["RepairConfig"],
         "repair.repair": ["Repair"],
-        "repair.fitting": ["RepairConfig"],
     },
 )

@@ -33,8 +33,9 @@ from care.defenses.artefact_channels import (
     check_apart,
     names_of,
 )
-from care.defenses.repair.repair import Repair
+from care.defenses.repair.channel import RepairData
 from care.errors import ArtefactError, CareError
+from care.models.identity import model_facts
 from care.runs.files import to_json, write_whole
 from care.runs.reading import GIB, parse_json, read_file
 
@@ -48,8 +49,6 @@ MAX_FACTS, MAX_NUMBERS = GIB // 4, 4 * GIB
 """Most bytes of repair.json and of repair.safetensors, which are held in memory."""
 
 
-_VOLATILE = ("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype")
-
 _MANIFEST_PARTS = ("model", "evaluation")
 """Entries of the manifest that are read, so that they have to be objects."""
 
@@ -57,30 +56,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 """owner/name as the Hub allows it."""
 
 
-def model_facts(vlm: VLM) -> dict[str, Any]:
-    """What identifies the model a repair belongs to."""
-    config = stable(vlm.model.config.to_dict())
-    template = getattr(vlm.processor, "chat_template", None) or ""
-    return {
-        "name": vlm.name,
-        "revision": vlm.revision,
-        "class": type(vlm.model).__name__,
-        "layers": vlm.anatomy.n_layers,
-        "width": vlm.anatomy.width,
-        "config_sha256": _digest(json.dumps(config, sort_keys=True, default=str).encode()),
-        "processor": type(vlm.processor).__name__,
-        "chat_template_sha256": _digest(str(template).encode()),
-    }
-
-
-def stable(config: Any) -> Any:
-    """A configuration, nested ones too, without what depends on how the model was loaded."""
-    if not isinstance(config, dict):
-        return config
-    return {key: stable(value) for key, value in config.items() if key not in _VOLATILE}
-
-
-def save(repair: Repair, folder: Path) -> Path:
+def save(repair: RepairData, folder: Path) -> Path:
     """Write the artefact's folder and return it.
 
     Raises ArtefactError for numbers that loading would refuse, UsageError for a manifest that has
@@ -99,12 +75,12 @@ def save(repair: Repair, folder: Path) -> Path:
     return folder
 
 
-def digest(repair: Repair) -> str:
+def digest(repair: RepairData) -> str:
     """The SHA-256 that the repair's artefact states; raises what `save` raises."""
     return _packed(repair)[0]["sha256"]
 
 
-def _packed(repair: Repair) -> tuple[dict[str, Any], bytes]:
+def _packed(repair: RepairData) -> tuple[dict[str, Any], bytes]:
     """What repair.json and repair.safetensors hold."""
     tensors = {
         f"channels.{place}.{name}": part
@@ -130,7 +106,7 @@ def _digest_of(facts: dict[str, Any], numbers: bytes) -> str:
     return _digest(canonical.encode() + b"\n" + numbers)
 
 
-def load(name_or_path: str | Path, vlm: VLM | None = None) -> Repair:
+def load(name_or_path: str | Path, vlm: VLM | None = None) -> RepairData:
     """Read and check an artefact; ArtefactError says what is wrong with it."""
     folder = _local(name_or_path)
     facts = _facts(folder)
@@ -149,7 +125,7 @@ def load(name_or_path: str | Path, vlm: VLM | None = None) -> Repair:
                 f"no channel of the artefact in {folder} uses its numbers {', '.join(unused):.80}; "
                 "fetch it again or fit a new one"
             )
-        repair = Repair(channels, facts["fusion"], facts["name"], facts["manifest"])
+        repair = RepairData(channels, facts["fusion"], facts["name"], facts["manifest"])
     except ArtefactError:
         raise
     except (KeyError, TypeError, ValueError, SafetensorError, CareError) as error:
@@ -162,7 +138,7 @@ def load(name_or_path: str | Path, vlm: VLM | None = None) -> Repair:
     return repair
 
 
-def check_model(repair: Repair, vlm: VLM) -> None:
+def check_model(repair: RepairData, vlm: VLM) -> None:
     """ArtefactError for another architecture or width; a warning for another revision."""
     repair.check(vlm)
     _check_manifest(repair.manifest)
@@ -184,7 +160,7 @@ def check_model(repair: Repair, vlm: VLM) -> None:
             )
 
 
-def push(repair: Repair, repo_id: str, **options: Any) -> str:
+def push(repair: RepairData, repo_id: str, **options: Any) -> str:
     """Upload the artefact to the Hub as a model repository; the URL of the commit."""
     from huggingface_hub import HfApi
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from care.defenses.repair.repair import Channel, Repair
+from care.defenses.repair.channel import Channel, RepairData
 
 
-def card(repair: Repair) -> str:
+def card(repair: RepairData) -> str:
     """The model card: threat model, figures with intervals, known failures."""
     model = repair.manifest.get("model") or {}
     rows = "\n".join(

@@ -24,7 +24,8 @@ import numpy as np
 
 from care.data.digests import digest_of
 from care.data.example import Example
-from care.defenses.repair.repair import Modality, Repair
+from care.defenses.repair.channel import Modality
+from care.defenses.repair.repair import Repair
 from care.errors import DataError
 from care.models.anatomy import Site, SiteKind
 from care.runs.kept_batches import KeptBatches

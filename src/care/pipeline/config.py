@@ -19,7 +19,7 @@ import numpy as np
 
 from care.data.example import Example, Suite
 from care.data.minimal_pairs import Pair
-from care.defenses.repair.fitting import Preset
+from care.defenses.repair.presets import Preset
 from care.errors import DataError, UsageError
 from care.evaluation.table import Table
 from care.judges.base import Judge

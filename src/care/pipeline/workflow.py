@@ -32,9 +32,10 @@ from typing import Any
 from care.data.digests import suite_digest
 from care.data.example import Example, Suite
 from care.data.small_world.suites import PGD
-from care.defenses.base import random_control
+from care.defenses.controls import means_control, random_control
 from care.defenses.neuron_suppression import NeuronRepair
-from care.defenses.repair.fitting import PRESETS, Fitter
+from care.defenses.repair.channel import Modality
+from care.defenses.repair.fitting import Fitter
 from care.defenses.repair.fitting_data import (
     gather,
     load_decisions,
@@ -42,7 +43,8 @@ from care.defenses.repair.fitting_data import (
     material_to,
     save_decisions,
 )
-from care.defenses.repair.repair import Modality, Repair
+from care.defenses.repair.presets import PRESETS
+from care.defenses.repair.repair import Repair
 from care.diagnosis.activation_means import spread
 from care.diagnosis.channel_scan import recommended, scan_channels, scanned_sites
 from care.diagnosis.channel_scan import to_json as channels_json
@@ -188,7 +190,11 @@ class _Workflow:
             finally:
                 rows.close()
 
-        rival, kept = cache(fitter.repair), self.run.path / "neurons-repair.json"
+        kept = self.run.path / "neurons-repair.json"
+
+        @cache
+        def rival() -> Repair:
+            return Repair.of(fitter.repair())
 
         def keep(found: NeuronRepair) -> None:
             self.run.write(kept.name, found.to_text())
@@ -262,7 +268,7 @@ class _Workflow:
                     self.vlm,
                     sites,
                     modalities,
-                    lambda site, modality: fitter.repair({modality: [site]}),
+                    lambda site, modality: Repair.of(fitter.repair({modality: [site]})),
                     attacks,
                     benign,
                     batch_size=self.job.batch,
@@ -325,7 +331,7 @@ class _Workflow:
         repair = chosen.repair
         found = [
             ("random subspace", random_control(repair, self.job.seed)),
-            ("difference of means", chosen.fitter.means_control(repair)),
+            ("difference of means", means_control(repair, chosen.fitter)),
         ]
         modalities = {channel.modality for channel in repair.channels}
         if modalities == {"image", "text"}:
