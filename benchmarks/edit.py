@@ -37,9 +37,9 @@ from care.defenses.repair.channel import Channel
 from care.defenses.repair.edit import ChannelEdit
 from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import random_subspace
-from care.models.anatomy import Role, Site
 from care.models.caches import cache_argument
 from care.models.decoding import position_ids
+from care.models.sites import Role, Site
 from care.models.vlm import VLM
 
 STEPS = 4

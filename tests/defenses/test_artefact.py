@@ -18,8 +18,8 @@ from care.defenses.artefact_card import card
 from care.defenses.repair.channel import Channel
 from care.defenses.repair.repair import Repair
 from care.errors import ArtefactError
-from care.models.anatomy import Site
 from care.models.identity import model_facts
+from care.models.sites import Site
 from care.models.vlm import VLM
 from kit import tiny
 from kit.artefacts import FACTS, NUMBERS, a_gate, made, subspace

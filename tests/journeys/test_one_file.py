@@ -18,8 +18,8 @@ from care.defenses.repair.gate import Gate, GateConfig, crossfit_scores, fit_gat
 from care.defenses.repair.presets import PRESETS, RepairConfig
 from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import Subspace, principal_angles
-from care.models.anatomy import Site, scope_mask
 from care.models.hooks import read
+from care.models.sites import Site, scope_mask
 from care.models.vlm import VLM
 from kit import tiny
 

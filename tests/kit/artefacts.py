@@ -11,7 +11,7 @@ from care.defenses.repair.channel import Channel
 from care.defenses.repair.gate import Gate
 from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import Subspace
-from care.models.anatomy import Site
+from care.models.sites import Site
 from kit import tiny
 
 NUMBERS, FACTS = "repair.safetensors", "repair.json"

@@ -9,7 +9,7 @@ from care.defenses.repair.channel import Channel
 from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import random_subspace
 from care.models import decoding
-from care.models.anatomy import Site
+from care.models.sites import Site
 from care.models.vlm import VLM
 from kit import tiny
 

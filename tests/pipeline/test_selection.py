@@ -13,7 +13,7 @@ from care.defenses.repair.fitting import Fitter
 from care.defenses.repair.presets import PRESETS
 from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import random_subspace
-from care.models.anatomy import Site
+from care.models.sites import Site
 from care.pipeline.selection import (
     MARGINS,
     QUANTILES,

@@ -36,8 +36,8 @@ from care.defenses.repair.channel import Channel, Fusion
 from care.defenses.repair.edit import ChannelEdit, PassMasks, channel_edits
 from care.defenses.repair.repair import Repair
 from care.errors import UsageError
-from care.models.anatomy import Site, scope_mask
 from care.models.hooks import edit, read
+from care.models.sites import Site, scope_mask
 from care.models.vlm import VLM
 
 GateMode = Literal["exact", "straight-through", "soft"]

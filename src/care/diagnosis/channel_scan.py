@@ -27,7 +27,7 @@ from care.data.example import Example
 from care.defenses.repair.channel import Modality
 from care.defenses.repair.repair import Repair
 from care.errors import DataError
-from care.models.anatomy import Site, SiteKind
+from care.models.sites import Site, SiteKind
 from care.runs.kept_batches import KeptBatches
 from care.statistics.intervals import Interval, bootstrap_mean, difference
 

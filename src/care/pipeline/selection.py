@@ -21,7 +21,7 @@ from care.defenses.repair.channel import Modality
 from care.defenses.repair.fitting import Fitter, chosen_sites
 from care.defenses.repair.repair import Repair
 from care.diagnosis.channel_scan import refused_under
-from care.models.anatomy import Site
+from care.models.sites import Site
 from care.runs.kept_batches import KeptBatches
 
 if TYPE_CHECKING:

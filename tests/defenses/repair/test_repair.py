@@ -13,8 +13,8 @@ from care.defenses.controls import random_control
 from care.defenses.repair.edit import ChannelEdit
 from care.defenses.repair.repair import Repair
 from care.errors import ArtefactError, UsageError
-from care.models.anatomy import Role, Site, scope_mask
 from care.models.hooks import edit, read
+from care.models.sites import Role, Site, scope_mask
 from care.models.vlm import VLM
 from kit import tiny
 from kit.repairs import (

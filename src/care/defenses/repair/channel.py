@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from care.defenses.repair.gate import Gate
 from care.defenses.repair.subspace import Subspace
 from care.errors import ArtefactError, SiteError, UsageError
-from care.models.anatomy import Scope, Site
+from care.models.sites import Scope, Site
 
 if TYPE_CHECKING:
     from care.models.vlm import VLM

@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from care.defenses.repair.channel import Channel, Fusion, RepairData
-from care.models.anatomy import Scope, Site, reaches_answers, scope_mask
 from care.models.passes import Pass
+from care.models.sites import Scope, Site, reaches_answers, scope_mask
 
 _TINY = torch.finfo(torch.float32).tiny
 

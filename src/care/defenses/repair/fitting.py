@@ -40,8 +40,8 @@ from care.defenses.repair.presets import PRESETS, Preset, RepairConfig
 from care.defenses.repair.subspace import Subspace, difference_of_means, fit_subspace
 from care.errors import FitError, UsageError
 from care.judges.base import Judge
-from care.models.anatomy import Scope, Site, SiteKind
 from care.models.identity import model_facts
+from care.models.sites import Scope, Site, SiteKind
 from care.models.vlm import VLM
 from care.statistics.moments import Moments
 

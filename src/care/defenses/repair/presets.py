@@ -14,7 +14,7 @@ from care.defenses.repair.channel import Fusion
 from care.defenses.repair.fitting_data import ContrastName
 from care.defenses.repair.gate import GateConfig
 from care.defenses.repair.subspace import SubspaceConfig
-from care.models.anatomy import Scope, SiteKind
+from care.models.sites import Scope, SiteKind
 
 Preset = Literal["paper", "official", "corrected"]
 

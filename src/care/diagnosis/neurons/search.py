@@ -29,9 +29,10 @@ from care.diagnosis.neurons.activation_patching import patch
 from care.diagnosis.neurons.attribution_patching import Estimates, estimate, goal_groups
 from care.diagnosis.neurons.gradients import Metric
 from care.diagnosis.neurons.interpretation import firings, written_tokens
-from care.diagnosis.neurons.interventions import Counterfactual, Neuron, output_columns
+from care.diagnosis.neurons.interventions import Counterfactual, output_columns
 from care.diagnosis.neurons.report import LEAST_VERIFIED, NeuronConfig, NeuronEffect, NeuronReport
 from care.errors import FitError, UsageError
+from care.models.sites import Neuron
 from care.models.vlm import VLM
 from care.runs.kept_batches import KeptBatches
 from care.runs.progress import Progress, silent
