@@ -31,7 +31,7 @@ from typing import Any
 
 from care.data.digests import suite_digest
 from care.data.example import Example, Suite
-from care.data.small_world.suites import PGD
+from care.data.small_world.suites import BASELINE, PGD
 from care.defenses.controls import means_control, random_control
 from care.defenses.neuron_suppression import NeuronRepair
 from care.defenses.repair.channel import Modality
@@ -54,7 +54,6 @@ from care.errors import UsageError
 from care.evaluation.row_shapes import ROW
 from care.evaluation.runner import UNDEFENDED
 from care.evaluation.runner import evaluate as run_evaluation
-from care.evaluation.suites import suite_facts
 from care.evaluation.table import Table
 from care.judges.base import Judge
 from care.judges.refusal import certainly_refused
@@ -62,7 +61,6 @@ from care.models.identity import load_pinned
 from care.models.sites import Site
 from care.models.vlm import VLM
 from care.pipeline.config import (
-    BASELINE,
     Job,
     check_files,
     load_model,
@@ -440,7 +438,7 @@ def _refuse_a_sample(run: Run) -> None:
 def _record_suites(run: Run, work: _Workflow) -> None:
     run.record(
         suites={
-            f"{suite.name}/{split}": suite_facts(suite)
+            f"{suite.name}/{split}": suite.facts()
             for split, suites in work.splits.items()
             for suite in suites
         }
