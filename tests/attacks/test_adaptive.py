@@ -14,6 +14,7 @@ from care.attacks.pgd import image_loss, universal_image
 from care.attacks.preprocessing import PixelPath
 from care.attacks.presets import PGDConfig
 from care.data.example import Example, Suite
+from care.defenses.base import Defense
 from care.defenses.repair.edit import ChannelEdit
 from care.defenses.repair.repair import Repair
 from care.errors import UsageError
@@ -227,7 +228,7 @@ def test_a_gate_that_masks_the_gradient_is_seen_past(vlm):
 
 
 def test_any_defense_can_be_attacked_through(vlm):
-    class Halved:
+    class Halved(Defense):
         name = "halved"
 
         def applied(self, vlm):

@@ -66,7 +66,7 @@ def vars_of(part):
 
 
 def test_a_round_trip_is_bit_equal_and_repairs_alike(vlm, folder):
-    repair, back = made(), Repair.from_pretrained(folder, vlm)
+    repair, back = made(), Repair.load(folder, vlm)
     same(repair, back)
     batch = vlm.batch(tiny.mixed_examples(3))
     logits = []
@@ -77,7 +77,7 @@ def test_a_round_trip_is_bit_equal_and_repairs_alike(vlm, folder):
 
 
 def test_saving_again_gives_the_same_bytes(folder, tmp_path):
-    again = Repair.from_pretrained(str(folder)).save_pretrained(tmp_path / "again")
+    again = Repair.load(str(folder)).save(tmp_path / "again")
     for name in (NUMBERS, FACTS, "README.md"):
         assert (again / name).read_bytes() == (folder / name).read_bytes()
     save(load(again), again)  # in place

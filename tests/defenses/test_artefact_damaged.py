@@ -60,7 +60,7 @@ def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(ArtefactError, match="nowhere"):
         load(tmp_path / "nowhere")
     with pytest.raises(ArtefactError, match="nowhere"):
-        Repair.from_pretrained("./nowhere")
+        Repair.load("./nowhere")
     with pytest.raises(ArtefactError, match="nobody/nothing"):  # the Hub is switched off in tests
         load("nobody/nothing")
 

@@ -65,7 +65,8 @@ def test_zero_and_mean_suppression():
     )
     zero = NeuronRepair.of(vlm, [(2, 9)], "zero")
     assert zero.means == ((0.0,) * N_CLASSES,)
-    assert mean.late is False and NeuronRepair.of(vlm, [(2, 9)], "zero", scopes=("decision",)).late
+    assert mean.touches == "prompt"
+    assert NeuronRepair.of(vlm, [(2, 9)], "zero", scopes=("decision",)).touches == "decision"
     with pytest.raises(UsageError, match=r"needs means\[2.ffn_neurons\]"):
         NeuronRepair.of(vlm, [(2, 9)])
     with pytest.raises(UsageError, match="how is 'skip'"):
@@ -218,7 +219,9 @@ def test_the_repair_consists_of_the_planted_neuron(at, scopes):
     assert found.repair is not None and found.repair.neurons == (at,)
     assert found.before.not_refused == 1 and found.after.not_refused == 0
     assert found.before.benign_refused == found.after.benign_refused == 0
-    assert found.tried[0] == found.before and found.repair.late == (scopes == ("decision",))
+    assert found.tried[0] == found.before and found.repair.touches == (
+        "decision" if scopes == ("decision",) else "prompt"
+    )
     again = NeuronRepair.from_json(found.repair.to_json())
     with again.applied(vlm):
         assert (vlm.refusal_log_odds(planted.attacks()) > 0).all()

@@ -238,12 +238,13 @@ def test_edges(llava):
 # -- evaluation ------------------------------------------------------------------------------------
 
 
-def test_repairs_know_whether_they_are_late():
-    assert repair(scopes=("decision",)).late and repair(scopes=("decision", "response")).late
+def test_repairs_know_what_they_touch():
+    assert repair(scopes=("decision",)).touches == "decision"
+    assert repair(scopes=("decision", "response")).touches == "decision"
     for scopes in [("text",), ("image", "decision"), ("all",)]:
-        assert not repair(scopes=scopes).late
+        assert repair(scopes=scopes).touches == "prompt"
     early = repair(scopes=("image",)).channels
-    assert not replace(repair(), channels=repair().channels + early).late
+    assert replace(repair(), channels=repair().channels + early).touches == "prompt"
 
 
 def test_evaluation_answers_as_each_defense_alone_does(llava):

@@ -17,6 +17,9 @@ that a channel edits, it adds `evasion` times the mean of
 
 with h as it arrives at the site. Other defenses than repairs are differentiated through as they
 are, without these two. Cf. Bailey et al. 2024, arXiv 2412.09565.
+
+Of a defense the attack sees what is `applied` alone. One that rewrites requests or owns its answers
+does so after the picture is made: its figures hold against an attacker who doesn't see that part.
 """
 
 from __future__ import annotations
@@ -63,10 +66,10 @@ class Through:
     """τ of the soft gate, in units of the gate's ramp."""
 
     def __post_init__(self) -> None:
-        if not hasattr(self.defense, "applied"):
+        if not isinstance(self.defense, Defense):
             raise UsageError(
                 f"An attack goes through a defense, but got {self.defense!r:.80}; pass a repair or "
-                "something else with a name and a method applied(vlm)."
+                "another instance of care.defenses.Defense."
             )
         if self.gate not in get_args(GateMode):
             raise UsageError(f"gate is {self.gate!r}; use one of {', '.join(get_args(GateMode))}.")
@@ -81,9 +84,9 @@ class Through:
             )
 
     @property
-    def late(self) -> bool:
+    def decision_only(self) -> bool:
         """Whether nothing before the last position of a prompt is edited."""
-        return bool(getattr(self.defense, "late", False))
+        return self.defense.touches == "decision"
 
     def describe(self) -> list[Any]:
         """What distinguishes this from other attacks, for digests."""
@@ -109,7 +112,7 @@ class Through:
 
     @contextmanager
     def _softened(self, vlm: VLM, repair: Repair) -> Iterator[None]:
-        repair.check(vlm)
+        repair.check_sites(vlm)
         temperature = self.temperature if self.gate == "soft" else None
         with edit(vlm, channel_edits(repair, partial(SoftEdit, temperature))):
             yield

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 FORMAT = 2
 """Version of the artefact's layout; a reader refuses versions it doesn't know. In version 1 the
 digest covered the numbers alone."""
+FACTS, NUMBERS, CARD = "repair.json", "repair.safetensors", "README.md"
+"""Files of the artefact's folder."""
 MAX_FACTS, MAX_NUMBERS = GIB // 4, 4 * GIB
 """Most bytes of repair.json and of repair.safetensors, which are held in memory."""
 
@@ -66,9 +68,9 @@ def save(repair: RepairData, folder: Path) -> Path:
     check_apart(repair.channels)
     facts, numbers = _packed(repair)
     contents = {
-        "repair.safetensors": numbers,
-        "README.md": card(repair),
-        "repair.json": to_json(facts, indent=1),
+        NUMBERS: numbers,
+        CARD: card(repair),
+        FACTS: to_json(facts, indent=1),
     }
     for name, content in contents.items():
         write_whole(folder / name, content)
@@ -110,7 +112,7 @@ def load(name_or_path: str | Path, vlm: VLM | None = None) -> RepairData:
     """Read and check an artefact; ArtefactError says what is wrong with it."""
     folder = _local(name_or_path)
     facts = _facts(folder)
-    numbers = _read(folder / "repair.safetensors", MAX_NUMBERS)
+    numbers = _read(folder / NUMBERS, MAX_NUMBERS)
     if _digest_of(facts, numbers) != facts["sha256"]:
         raise ArtefactError(
             f"the facts and numbers in {folder} don't have the digest that repair.json states: the "
@@ -140,7 +142,7 @@ def load(name_or_path: str | Path, vlm: VLM | None = None) -> RepairData:
 
 def check_model(repair: RepairData, vlm: VLM) -> None:
     """ArtefactError for another architecture or width; a warning for another revision."""
-    repair.check(vlm)
+    repair.check_sites(vlm)
     _check_manifest(repair.manifest)
     stated, found = repair.manifest.get("model"), model_facts(vlm)
     if not stated:
@@ -182,7 +184,7 @@ def _local(name_or_path: str | Path) -> Path:
         return folder
     if folder.is_file():
         raise ArtefactError(f"{folder} is a file: pass the folder that holds repair.json")
-    if isinstance(name_or_path, Path) or _is_path(name_or_path):
+    if isinstance(name_or_path, Path) or not is_hub_name(name_or_path):
         raise ArtefactError(
             f"there is no artefact in {name_or_path}: pass a folder that holds repair.json, or "
             "owner/name of one on the Hub"
@@ -190,7 +192,7 @@ def _local(name_or_path: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(name_or_path), allow_patterns=["repair.*", "README.md"]))
+        return Path(snapshot_download(str(name_or_path), allow_patterns=["repair.*", CARD]))
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ArtefactError(
@@ -198,9 +200,9 @@ def _local(name_or_path: str | Path) -> Path:
         ) from error
 
 
-def _is_path(text: str) -> bool:
-    """Whether a text means a folder here: it isn't owner/name, or `owner` is a folder here."""
-    return not _HUB_NAME.fullmatch(text) or Path(text).parent.is_dir()
+def is_hub_name(text: str) -> bool:
+    """Whether a text means owner/name on the Hub; not so where `owner` is a folder here."""
+    return bool(_HUB_NAME.fullmatch(text)) and not Path(text).parent.is_dir()
 
 
 def _read(path: Path, limit: int) -> bytes:
@@ -212,7 +214,7 @@ def _read(path: Path, limit: int) -> bytes:
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    path = folder / "repair.json"
+    path = folder / FACTS
     facts = parse_json(_read(path, MAX_FACTS), str(path), ArtefactError, "fetch it again")
     version = facts.get("format") if isinstance(facts, dict) else None
     if version != FORMAT:
@@ -224,12 +226,11 @@ def _facts(folder: Path) -> dict[str, Any]:
     wanted = ("name", "fusion", "channels", "sha256", "manifest")
     missing = [key for key in wanted if key not in facts]
     if missing:
-        raise ArtefactError(f"{folder / 'repair.json'} lacks {', '.join(missing)}; fetch it again")
+        raise ArtefactError(f"{folder / FACTS} lacks {', '.join(missing)}; fetch it again")
     for key, kind, form in (("name", str, "a text"), ("channels", list, "a list")):
         if not isinstance(facts[key], kind):
             raise ArtefactError(
-                f"{key} in {folder / 'repair.json'} must be {form}, got {facts[key]!r:.80}; fetch "
-                "it again"
+                f"{key} in {folder / FACTS} must be {form}, got {facts[key]!r:.80}; fetch it again"
             )
     _check_manifest(facts["manifest"])
     return facts
@@ -244,5 +245,5 @@ def _check_manifest(manifest: object) -> None:
         if not isinstance(part, dict):
             raise ArtefactError(
                 f"{what} must be an object of named facts, got {part!r:.80}; leave it out or "
-                "write it as save_pretrained does"
+                "write it as Repair.save does"
             )

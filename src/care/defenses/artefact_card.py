@@ -24,7 +24,7 @@ tags: [safety, vision-language, activation-editing]
 # {repair.name}: a repair for {model.get("name", "an unnamed model")}
 
 Unsafe subspaces that are projected out of activations while the model runs; no weight is changed.
-Use it with `care.Repair.from_pretrained(folder)` and `with repair.applied(vlm): ...`.
+Use it with `care.Repair.load(folder)` and `with repair.applied(vlm): ...`.
 
 | site | fitted on | edited tokens | gate | rank | strength |
 |---|---|---|---|---|---|

@@ -24,6 +24,7 @@ import numpy as np
 
 from care.data.digests import digest_of
 from care.data.example import Example
+from care.defenses.base import reads_undefended
 from care.defenses.repair.channel import Modality
 from care.defenses.repair.repair import Repair
 from care.errors import DataError
@@ -138,7 +139,7 @@ def refused_under(
         if repair is None:
             return vlm.refusal_log_odds_from(reading) > 0
         with repair.applied(vlm):
-            if repair.late:
+            if reads_undefended(repair):
                 return vlm.refusal_log_odds_from(reading) > 0
             return vlm.refusal_log_odds(reading.examples, batch_size=batch_size) > 0
 

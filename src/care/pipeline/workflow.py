@@ -414,7 +414,7 @@ def repair(job: Job, progress: Bar = None) -> dict[str, Any]:
             tree["attribution"] = attribution(work.vlm, list(tests.values()), chosen.repair)
             _record_suites(run, work)
             chosen.repair.manifest["evaluation"] = {"suites": tree["suites"]}
-            chosen.repair.save_pretrained(run.inside("repair"))
+            chosen.repair.save(run.inside("repair"))
         tree["manifest"] = dict(run.manifest)
         tree["cost"] = {
             "stages": [{"name": s["name"], "seconds": s["seconds"]} for s in run.stages],
@@ -473,4 +473,4 @@ def fit(job: Job, progress: Bar = None) -> Path:
         diagnosis = work.channels(fitter, work.diagnosis(fitter, BRIEF))
         chosen, selection = work.select(fitter, diagnosis)
         run.write_json("selection.json", selection)
-        return chosen.repair.save_pretrained(run.inside("repair"))
+        return chosen.repair.save(run.inside("repair"))

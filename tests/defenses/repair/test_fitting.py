@@ -45,7 +45,7 @@ def test_each_site_gets_a_channel_for_attacks_with_and_without_pictures(fitter):
     repair = fitter.repair([SITE, Site(3, "layer_out")])
     places = [(channel.site, channel.modality) for channel in repair.channels]
     assert places == [(site, m) for site in repair.sites for m in ("image", "text")]
-    assert Repair.of(repair).late
+    assert Repair.of(repair).touches == "decision"
     gates = {channel.modality: channel.gate.families for channel in repair.channels}
     assert gates == {"image": ("beside",), "text": ("template",)}
     assert repair.manifest["fitted_on"]["complied"] == 24
@@ -167,7 +167,7 @@ def test_the_printed_and_the_released_form_project_everywhere_without_a_gate(vlm
     assert {channel.scopes for channel in repair.channels} == {("all",)}
     assert {channel.modality for channel in repair.channels} == {"image", "text"}
     assert {site.kind for site in repair.sites} == {"ffn_out"}
-    assert not Repair.of(repair).late
+    assert Repair.of(repair).touches == "prompt"
     strength = {"paper": 1.0, "official": 4.0}[preset]
     assert {channel.strength for channel in repair.channels} == {strength}
 

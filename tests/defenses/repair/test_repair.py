@@ -326,7 +326,7 @@ def test_a_repair_of_another_width_or_depth_is_refused_before_anything_runs(vlm)
             pass
     deep = Repair((made(), made(Site(9, "ffn_out"))))
     with pytest.raises(ArtefactError, match=r"9\.ffn_out.*tiny-llava.*4 layers"):
-        deep.check(vlm)
+        deep.check_sites(vlm)
     assert hooks_of(vlm) == hooks
 
 

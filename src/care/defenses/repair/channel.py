@@ -93,7 +93,7 @@ class RepairData:
         """The sites that are edited, in order."""
         return tuple(sorted({channel.site for channel in self.channels}))
 
-    def check(self, vlm: VLM) -> None:
+    def check_sites(self, vlm: VLM) -> None:
         """ArtefactError unless every channel fits the model's layers and widths."""
         for channel in self.channels:
             try:

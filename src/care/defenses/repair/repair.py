@@ -14,10 +14,12 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from care.data.example import Example, Suite
 from care.defenses import artefact
+from care.defenses.artefact import FACTS
+from care.defenses.base import Defense, Touches, register, touched
 from care.defenses.repair.channel import Modality, RepairData
 from care.defenses.repair.edit import ChannelEdit, channel_edits
 from care.defenses.repair.fitting import fit_repair
@@ -29,20 +31,26 @@ if TYPE_CHECKING:
     from care.models.vlm import VLM
 
 
+@register("repair")
 @dataclass(frozen=True, eq=False)
-class Repair(RepairData):
-    """The artefact: channels and how they are fused; a `Defense`."""
+class Repair(RepairData, Defense):
+    """Channels and how they are fused, closed while a model is repaired."""
+
+    stored_as: ClassVar[str] = FACTS
 
     @property
-    def late(self) -> bool:
-        """Whether nothing before the last position of a prompt is edited."""
-        scopes = {scope for channel in self.channels for scope in channel.scopes}
-        return scopes <= {"decision", "response"}
+    def touches(self) -> Touches:
+        """The decision alone where nothing before the last position of a prompt is edited."""
+        return touched([scope for channel in self.channels for scope in channel.scopes])
+
+    def check(self, vlm: VLM) -> None:
+        """ArtefactError for a repair of another model; a warning for another revision."""
+        artefact.check_model(self, vlm)
 
     def applied(self, vlm: VLM) -> AbstractContextManager[EditStats]:
         """Repair `vlm` while the context is open; yields counts of what was edited to whoever
         holds them (`care.models.hooks.edit`)."""
-        self.check(vlm)
+        self.check_sites(vlm)
         edits = channel_edits(self, ChannelEdit)
         return edited(vlm, {site: one.within for site, one in edits.items()})
 
@@ -78,14 +86,14 @@ class Repair(RepairData):
         """The SHA-256 that its artefact states, over everything it does and was fitted on."""
         return artefact.digest(self)
 
-    def save_pretrained(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path) -> Path:
         """Write the artefact's folder; see `care.defenses.artefact`."""
         return artefact.save(self, Path(folder))
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, vlm: VLM | None = None) -> Repair:
+    def load(cls, folder: str | Path, vlm: VLM | None = None) -> Repair:
         """Read an artefact's folder (or one on the Hub), checked before use, also against `vlm`."""
-        return cls.of(artefact.load(name_or_path, vlm))
+        return cls.of(artefact.load(folder, vlm))
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Save to a temporary folder and upload that; the URL of the commit."""

@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from care.data.example import Example
+from care.defenses.base import reads_undefended
 from care.defenses.neuron_suppression import NeuronRepair, Suppression
 from care.diagnosis.neurons.attribution_patching import Estimates
 from care.errors import UsageError
@@ -159,7 +160,8 @@ class _Trial:
         self.vlm, self.whole, self.advance = vlm, whole, advance
         self.asked, self.split, self.batch_size = [*attacks, *benign], len(attacks), batch_size
         self.done: dict[tuple[Neuron, ...], Tried] = {}
-        self._read = vlm.prefill(self.asked, batch_size=batch_size) if whole.late else None
+        together = reads_undefended(whole)
+        self._read = vlm.prefill(self.asked, batch_size=batch_size) if together else None
 
     def measure(self, neurons: Sequence[Neuron]) -> Tried:
         key = tuple(neurons)
