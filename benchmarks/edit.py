@@ -38,7 +38,7 @@ from care.defenses.repair.edit import ChannelEdit
 from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import random_subspace
 from care.models.caches import cache_argument
-from care.models.decoding import position_ids
+from care.models.prompt_cache import position_ids
 from care.models.sites import Role, Site
 from care.models.vlm import VLM
 

@@ -26,8 +26,9 @@ class FakeVLM:
         self.read: list[list[str]] = []
         self.broken: Callable[[Example], Exception | None] = lambda example: None
 
-    def answers(self, examples: Sequence[Example], **options: Any) -> list[Answer]:
+    def answers(self, examples: Any, **options: Any) -> list[Answer]:
         time.sleep(self.pause)
+        examples = getattr(examples, "examples", examples)  # prompts that have been read
         for example in examples:
             if (error := self.broken(example)) is not None:
                 raise error
@@ -41,9 +42,6 @@ class FakeVLM:
         assert not self.defended and len(examples) <= batch_size
         self.read.append([example.id for example in examples])
         return SimpleNamespace(examples=examples)
-
-    def generate_from(self, prefill: Any, **options: Any) -> list[str]:
-        return [answer.text for answer in self.answers(prefill.examples, **options)]
 
     def _answer(self, example: Example, batch: Sequence[Example]) -> str:
         if self.defended and example.kind == "malicious":

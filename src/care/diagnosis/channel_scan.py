@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from care.data.digests import digest_of
+from care.data.digests import digest_of, example_digest
 from care.data.example import Example
 from care.defenses.base import reads_undefended
 from care.defenses.repair.channel import Modality
@@ -30,10 +30,11 @@ from care.defenses.repair.repair import Repair
 from care.errors import DataError
 from care.models.sites import Site, SiteKind
 from care.runs.kept_batches import KeptBatches
-from care.statistics.intervals import Interval, bootstrap_mean, difference
+from care.statistics.bootstrap import bootstrap_mean
+from care.statistics.intervals import Interval, difference
 
 if TYPE_CHECKING:
-    from care.models.prompt_cache import Prefill
+    from care.models.prompt_cache import PromptCache
     from care.models.vlm import VLM
 
 METRIC = "share of requests, not refused without it, whose answer begins with a refusal"
@@ -135,13 +136,12 @@ def refused_under(
     aren't asked again.
     """
 
-    def refuses(reading: Prefill, repair: Repair | None) -> np.ndarray:
+    def refuses(reading: PromptCache, repair: Repair | None) -> np.ndarray:
         if repair is None:
-            return vlm.refusal_log_odds_from(reading) > 0
+            return vlm.refusal_log_odds(reading) > 0
         with repair.applied(vlm):
-            if reads_undefended(repair):
-                return vlm.refusal_log_odds_from(reading) > 0
-            return vlm.refusal_log_odds(reading.examples, batch_size=batch_size) > 0
+            asked = reading.under(reads_undefended(repair))
+            return vlm.refusal_log_odds(asked, batch_size=batch_size) > 0
 
     def work(chunk: list[int]) -> list[np.ndarray]:
         reading = vlm.prefill([asked[place] for place in chunk], batch_size=len(chunk))
@@ -151,7 +151,11 @@ def refused_under(
     if kept is not None:
         facts = {"repairs": [digest_of(repair) for repair in repairs]}
         asking = kept.over(
-            work, asked, facts, lambda rows: {"refused": np.array(rows)}, lambda a: [*a["refused"]]
+            work,
+            [example_digest(example) for example in asked],
+            facts,
+            lambda rows: {"refused": np.array(rows)},
+            lambda arrays: [*arrays["refused"]],
         )
     return np.array(vlm.in_batches(list(asked), batch_size, asking, advance)).T
 

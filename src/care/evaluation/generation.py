@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from care.data.digests import example_digest
 from care.data.example import Example, Suite
@@ -26,7 +26,7 @@ from care.runs.rows import Row, Rows
 
 if TYPE_CHECKING:
     from care.defenses.base import Defense
-    from care.models.prompt_cache import Prefill
+    from care.models.prompt_cache import PromptCache
     from care.models.responses import Answer
     from care.models.vlm import VLM
 
@@ -84,25 +84,21 @@ class Asking:
 
     def answers(self, cell: Cell, examples: list[Example]) -> list[str | Exception]:
         """Answers as the cell's defense gives them, or why there is none."""
-        return _each(
-            lambda: answers_under(
-                cell.defense,
-                self.vlm,
-                examples,
-                max_new_tokens=self.max_new_tokens,
-                batch_size=self.batch_size,
-                seed=self.seed,
-                stop=self.stop,
-            )
-        )
+        return _each(lambda: answers_under(cell.defense, self.vlm, examples, **self._how))
 
-    def generate_from(self, prefill: Prefill) -> list[str | Exception]:
-        """Answers from prompts that have been read, or why there is none."""
-        return _each(
-            lambda: self.vlm.generate_from(
-                prefill, max_new_tokens=self.max_new_tokens, seed=self.seed, stop=self.stop
-            )
-        )
+    def answers_from(self, cell: Cell, prompts: PromptCache) -> list[str | Exception]:
+        """Answers under the cell's defense from prompts that were read without it."""
+        with cell.applied(self.vlm):
+            return _each(lambda: self.vlm.answers(prompts, **self._how))
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "stop": self.stop,
+        }
 
 
 def answer_suite(
@@ -142,7 +138,7 @@ def answer_suite(
             ensure(cell, chunk, partial(reading.answers, cell))
     del reading  # the prompts held on the device
     for cell in cells:
-        if cell not in together:
+        if not reads_undefended(cell.defense):
             for chunk in chunks:
                 ensure(cell, chunk, partial(asking.answers, cell))
 
@@ -152,15 +148,14 @@ class _Reading:
 
     def __init__(self, asking: Asking) -> None:
         self.asking = asking
-        self._last: Prefill | None = None
+        self._last: PromptCache | None = None
 
     def answers(self, cell: Cell, examples: list[Example]) -> list[str | Exception]:
         """Answers under the cell's defense, which is off while the prompts are read."""
         if self._last is None or self._last.examples != examples:
             self._last = None  # before the next one needs its memory
             self._last = self.asking.vlm.prefill(examples, batch_size=self.asking.batch_size)
-        with cell.applied(self.asking.vlm):
-            return self.asking.generate_from(self._last)
+        return self.asking.answers_from(cell, self._last)
 
 
 def add_missing(rows: Rows, found: list[Row]) -> None:
@@ -190,10 +185,10 @@ def _answers(generate: Generate, examples: list[Example]) -> dict[str, Row]:
     return found
 
 
-def _each(ask: Callable[[], Sequence[Answer | str]]) -> list[str | Exception]:
+def _each(ask: Callable[[], list[Answer]]) -> list[str | Exception]:
     """What `ask` returns, with the error in the place of answers that weren't finite."""
     try:
-        return [answer if isinstance(answer, str) else answer.text for answer in ask()]
+        return [answer.text for answer in ask()]
     except NotFiniteError as error:
         return [error if answer is None else answer.text for answer in error.answers]
 

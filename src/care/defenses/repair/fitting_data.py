@@ -40,12 +40,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from care.data.contamination import SCHEME, goal_digests
+from care.data.digests import example_digest
 from care.data.example import Example
 from care.errors import DataError, FitError
 from care.judges.base import Judge
 from care.judges.refusal import certainly_refused
 from care.models.hooks import read
-from care.models.prompt_cache import Prefill, first_logits
+from care.models.prompt_cache import PromptCache, first_logits
 from care.models.sites import Scope, Site, scope_mask
 from care.models.vlm import VLM
 from care.runs.files import write_whole
@@ -118,14 +119,15 @@ def gather(
 
     def work(chunk: list[int]) -> list[tuple[str, dict[Site, np.ndarray]]]:
         reading = vlm.prefill([requests[place] for place in chunk], batch_size=len(chunk))
-        answers = vlm.generate_from(reading, max_new_tokens=max_new_tokens, stop=certainly_refused)
+        answers = vlm.generate(reading, max_new_tokens=max_new_tokens, stop=certainly_refused)
         rows = decisions(vlm, reading, sites) if sites else {}
         return [(a, {site: rows[site][place] for site in sites}) for place, a in enumerate(answers)]
 
     asking = work
     if kept is not None:
         facts = {"sites": [str(site) for site in sites], "max_new_tokens": max_new_tokens}
-        asking = kept.over(work, requests, facts, _packed, partial(_unpacked, sites))
+        digests = [example_digest(request) for request in requests]
+        asking = kept.over(work, digests, facts, _packed, partial(_unpacked, sites))
     found = vlm.in_batches(requests, batch_size, asking, progress)
     verdicts = (judge or Judge())([e.goal for e in requests], [answer for answer, _ in found])
     classes: dict[str, list[int]] = {name: [] for name in CLASSES}
@@ -211,7 +213,7 @@ def _pictures(answered: Sequence[Answered]) -> tuple[Answered, ...]:
 # -- activations -----------------------------------------------------------------------------------
 
 
-def decisions(vlm: VLM, prefill: Prefill, sites: Sequence[Site]) -> dict[Site, np.ndarray]:
+def decisions(vlm: VLM, prefill: PromptCache, sites: Sequence[Site]) -> dict[Site, np.ndarray]:
     """Activations (N, D) at the decision position, from prompts that have been read."""
     found = {
         site: np.zeros((len(prefill.examples), vlm.anatomy.site_width(site)), np.float32)
@@ -219,7 +221,7 @@ def decisions(vlm: VLM, prefill: Prefill, sites: Sequence[Site]) -> dict[Site, n
     }
     for indices, start in prefill.parts:
         with read(vlm, list(sites)) as recorder:
-            first_logits(vlm, start)
+            first_logits(vlm.model, vlm.roles, start)
         for site in sites:
             found[site][indices] = recorder[site][0][:, -1].float().cpu().numpy()
     return found

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from care.data.digests import example_digest
 from care.diagnosis.neurons.attribution_patching import refusal_metric
 from care.diagnosis.neurons.gradients import Metric
 from care.diagnosis.neurons.interventions import Counterfactual, Replacements
@@ -82,9 +83,12 @@ def patch(
     if kept is not None:
         facts = {"neurons": list(neurons), "question": question.told()}
         asking = kept.over(
-            work, question.examples, facts, lambda rows: {"values": np.array(rows)},
+            work,
+            [example_digest(example) for example in question.examples],
+            facts,
+            lambda rows: {"values": np.array(rows)},
             lambda arrays: arrays["values"].tolist(),
-        )  # fmt: skip
+        )
     with torch.no_grad():
         rows = vlm.in_batches(list(question.examples), batch_size, asking)
     values = np.array(rows, dtype=np.float64).T
@@ -116,9 +120,9 @@ def _runner(
 
     If only the last position changes, all layers are run, but on that position alone.
     """
-    if question.late:
-        start = read_prompts(vlm, Start(found.batch.inputs, found.batch.roles))
-        return lambda layer: first_logits(vlm, start), reuse
+    if question.decision_only:
+        start = read_prompts(vlm.model, vlm.roles, Start.of(found.batch))
+        return lambda layer: first_logits(vlm.model, vlm.roles, start), reuse
     replay = Replay(vlm, found.batch, reuse)
     return (
         lambda layer: replay.clean if layer == vlm.anatomy.n_layers else replay.logits(layer)
