@@ -131,7 +131,8 @@ def test_json_round_trip(neurons, data):
 
 def test_any_change_of_a_file_is_refused_by_its_digest(tmp_path):
     repair, path = a_repair(name="three"), tmp_path / "neurons.json"
-    tree = json.loads(repair.save(path).read_text())
+    assert repair.save(tmp_path) == tmp_path
+    tree = json.loads(path.read_text())
     assert tree["sha256"] == repair.digest() == NeuronRepair.load(path).digest()
     for key, value in tree.items():
         changed = value[:-1] if isinstance(value, list | str) else 0.5
@@ -159,7 +160,7 @@ def test_what_a_file_holds_is_checked_though_its_digest_is_right(tmp_path):
 
 def test_a_file_round_trip_and_damaged_files(tmp_path):
     repair, path = a_repair(name="three"), tmp_path / "neurons.json"
-    assert NeuronRepair.load(repair.save(path)) == repair
+    assert NeuronRepair.load(repair.save(tmp_path)) == NeuronRepair.load(path) == repair
     tree = repair.to_json()
     for wrong, message in [
         ({}, "not a neuron repair"),

@@ -36,7 +36,8 @@ def run_all(vlm: FakeVLM, suites: Sequence[Suite], *defenses: Any, **options: An
 def test_table_of_every_suite_and_defense() -> None:
     vlm, defense = FakeVLM(), FakeDefense()
     table = run_all(vlm, SUITES, None, defense, ("same", defense))
-    assert defense.applications == 2 * len(SUITES)
+    # Once beforehand and once a batch, by either name.
+    assert defense.applications == 2 * (1 + 3) * len(SUITES)
     assert table.suites == ["attack", "vqa", "chat", "lookalike"]
     assert table.defenses == ["none", "repair", "same"]
     assert [table.metric(s) for s in table.suites] == ["ASR", "accuracy", "answered", "answered"]
@@ -192,7 +193,7 @@ def test_wrong_use_is_one_sentence() -> None:
         run_all(vlm, [SUITES[0], SUITES[0]])
     with pytest.raises(UsageError, match="name of its own"):
         run_all(vlm, [SUITES[0]], FakeDefense(), FakeDefense())
-    with pytest.raises(UsageError, match="applied"):
+    with pytest.raises(UsageError, match=r"instance of care\.defenses\.Defense"):
         run_all(vlm, [SUITES[0]], "repair")
     with pytest.raises(UsageError, match="batch_size"):
         evaluate(vlm, SUITES, [None], judge=StrictJudge(vlm), batch_size=0)  # pyright: ignore

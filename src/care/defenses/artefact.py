@@ -184,7 +184,7 @@ def _local(name_or_path: str | Path) -> Path:
         return folder
     if folder.is_file():
         raise ArtefactError(f"{folder} is a file: pass the folder that holds repair.json")
-    if isinstance(name_or_path, Path) or not is_hub_name(name_or_path):
+    if isinstance(name_or_path, Path) or not _is_hub_name(name_or_path):
         raise ArtefactError(
             f"there is no artefact in {name_or_path}: pass a folder that holds repair.json, or "
             "owner/name of one on the Hub"
@@ -200,7 +200,7 @@ def _local(name_or_path: str | Path) -> Path:
         ) from error
 
 
-def is_hub_name(text: str) -> bool:
+def _is_hub_name(text: str) -> bool:
     """Whether a text means owner/name on the Hub; not so where `owner` is a folder here."""
     return bool(_HUB_NAME.fullmatch(text)) and not Path(text).parent.is_dir()
 

@@ -144,7 +144,7 @@ def register(name: str) -> Callable[[Kind], Kind]:
     def add(kind: Kind) -> Kind:
         if not (isinstance(kind, type) and issubclass(kind, Defense)):
             raise UsageError(
-                f"A registered defense is a class derived from care.Defense, but {name!r} is "
+                f"A registered defense is a class derived from care.defenses.Defense, but {name!r} is "
                 f"{kind!r:.80}; derive it."
             )
         taken = _REGISTERED.get(name)

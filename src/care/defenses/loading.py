@@ -13,7 +13,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from care.defenses.artefact import is_hub_name
 from care.defenses.base import Defense, registered
 from care.defenses.neuron_suppression import NeuronRepair
 from care.defenses.repair.repair import Repair
@@ -40,9 +39,9 @@ def load_defense(name_or_folder: str | Path, vlm: VLM | None = None) -> Defense:
         return _kind_in(path).load(path, vlm)
     if path.is_file() and path.name != Repair.stored_as:
         return NeuronRepair.load(path, vlm)
-    if path.exists() or isinstance(name_or_folder, Path) or is_hub_name(name_or_folder):
-        return Repair.load(name_or_folder, vlm)
-    raise UsageError(_unknown(str(name_or_folder)))
+    if isinstance(name_or_folder, str) and path.name == name_or_folder and not path.exists():
+        raise UsageError(_unknown(name_or_folder))
+    return Repair.load(name_or_folder, vlm)  # says what is wrong with a path, or asks the Hub
 
 
 def _made(name: str, kind: type[Defense]) -> Defense:

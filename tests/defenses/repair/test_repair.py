@@ -23,6 +23,7 @@ from kit.repairs import (
     before_after,
     close,
     correction,
+    hooks_of,
     made,
     plain,
     repaired,
@@ -43,13 +44,6 @@ def vlm():
 @pytest.fixture(scope="module")
 def batch(vlm):
     return vlm.batch(EXAMPLES, ["I'm sorry."] * len(EXAMPLES))
-
-
-def hooks_of(vlm):
-    return sum(
-        len(module._forward_hooks) + len(module._forward_pre_hooks)
-        for module in vlm.model.modules()
-    )
 
 
 # -- one channel -----------------------------------------------------------------------------------
