@@ -16,7 +16,8 @@ from care.defenses.repair.repair import Repair
 from care.errors import ArtefactError, UsageError
 from care.models.vlm import VLM
 from kit import tiny
-from kit.repairs import a_gate, hooks_of, made
+from kit.repairs import a_gate, made
+from kit.tiny import hooks_of
 
 MADE: dict[str, Callable[[VLM], Defense]] = {
     "repair": lambda vlm: Repair((made(), made(seed=1, gate=a_gate(), scopes=("decision",)))),

@@ -97,11 +97,3 @@ def repaired(vlm, repair, h, batch, site=SITE):
     with edit(vlm, {site: lambda _, roles: h}), repair.applied(vlm), read(vlm, [site]) as after:
         vlm.forward(batch, grad=h.requires_grad)
     return after[site][0]
-
-
-def hooks_of(vlm):
-    """Number of hooks on all modules; transformers installs a few of its own on first use."""
-    return sum(
-        len(module._forward_hooks) + len(module._forward_pre_hooks)
-        for module in vlm.model.modules()
-    )

@@ -144,8 +144,8 @@ def register(name: str) -> Callable[[Kind], Kind]:
     def add(kind: Kind) -> Kind:
         if not (isinstance(kind, type) and issubclass(kind, Defense)):
             raise UsageError(
-                f"A registered defense is a class derived from care.defenses.Defense, but {name!r} is "
-                f"{kind!r:.80}; derive it."
+                f"A registered defense is a class derived from care.defenses.Defense, but {name!r} "
+                f"is {kind!r:.80}; derive it."
             )
         taken = _REGISTERED.get(name)
         if taken is not None and _home(taken) != _home(kind):

@@ -23,12 +23,12 @@ from kit.repairs import (
     before_after,
     close,
     correction,
-    hooks_of,
     made,
     plain,
     repaired,
     skewed,
 )
+from kit.tiny import hooks_of
 
 EXAMPLES = tiny.mixed_examples(5)
 few = settings(max_examples=25, deadline=None)
