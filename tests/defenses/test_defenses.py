@@ -119,7 +119,7 @@ def test_prompts_are_shared_only_where_nothing_before_the_decision_can_differ():
 
 
 def test_an_unknown_name_is_answered_with_near_and_known_ones():
-    with pytest.raises(UsageError, match=r"no defense 'repiar'.*neurons, repair.*mean repair\?"):
+    with pytest.raises(UsageError, match=r"no defense 'repiar'.*neurons,.*mean repair\?"):
         load_defense("repiar")
     with pytest.raises(UsageError, match=r"'repair' isn't complete by its name.*Repair.fit"):
         load_defense("repair")
