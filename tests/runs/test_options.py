@@ -22,7 +22,7 @@ from care.errors import UsageError
 from care.evaluation.adaptive import ImageAttack
 from care.evaluation.job import EvaluationJob
 from care.interfaces.cli import app as cli
-from care.judges.registry import make_judge
+from care.judges.registry import load_judge
 from care.pipeline.config import Job
 from care.runs.options import MAX_NAME, check_file_name, require, require_level
 from kit.refusals import refusals, refused
@@ -108,7 +108,7 @@ HUGE = ("inf", "1e999", "nan", str(2**70), "1" * 400, "-1", "1e38", "9" * 5000)
 
 
 def judge_of(option, value):
-    make_judge(f"api,model=m,{option}={value}")
+    load_judge(f"api,model=m,{option}={value}")
 
 
 def attack_of(option, value):
