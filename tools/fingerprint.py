@@ -38,7 +38,8 @@ from care.diagnosis.neurons.report import NeuronConfig
 from care.diagnosis.reliability import StabilityConfig
 from care.diagnosis.site_results import DiagnosisConfig
 from care.evaluation import job as evaluation_job
-from care.judges.base import Judge, Verdict
+from care.judges.base import Verdict
+from care.judges.rules import RulesJudge
 from care.pipeline import workflow as pipeline
 
 RESULTS = ("report.json", "diagnosis.json", "table.json")
@@ -65,7 +66,7 @@ SMALL = InquiryConfig(
 """The diagnosis of a model of four layers."""
 
 
-class MadeUpJudge(Judge):
+class MadeUpJudge(RulesJudge):
     """Refused or not by a hash of the goal and the answer; harmless requests mostly aren't."""
 
     def __call__(self, goals: Any, responses: Any) -> list[Verdict]:
@@ -147,7 +148,7 @@ def tiny_job(folder: Path, resume: bool = False) -> dict[str, Any]:
         patch.object(pipeline, "load_model", lambda job: vlm),
         patch.object(pipeline, "make_judge", lambda job: MadeUpJudge()),
         patch.object(pipeline, "InquiryConfig", lambda: SMALL),
-        patch.object(material, "Judge", MadeUpJudge),
+        patch.object(material, "RulesJudge", MadeUpJudge),
         patch.object(evaluation_job, "load_model", lambda job: vlm),
         patch.object(evaluation_job, "rules_of", lambda job: MadeUpJudge()),
     ):

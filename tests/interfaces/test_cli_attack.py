@@ -136,7 +136,7 @@ def test_requests_of_ones_own_and_a_target(run, tmp_path, monkeypatch):
 def repair(tmp_path, monkeypatch):
     late = {"scopes": ("decision", "response"), "strength": 1.5}
     found = Repair((made(gate=a_gate(), **late),), name="mine")
-    monkeypatch.setattr(Repair, "from_pretrained", classmethod(lambda cls, path, vlm=None: found))
+    monkeypatch.setattr(Repair, "load", classmethod(lambda cls, path, vlm=None: found))
     return ["--repair", str(tmp_path / "repair")]
 
 
@@ -147,10 +147,10 @@ def test_an_attack_through_a_repair(run, repair, tmp_path):
 
 
 def test_both_threat_models_are_compared(run, repair, tmp_path, monkeypatch):
-    from care.judges.base import Judge
-    from care.pipeline import config as main_jobs
+    from care.judges import rules
+    from care.judges.rules import RulesJudge
 
-    monkeypatch.setattr(main_jobs, "make_judge", lambda job: Judge())
+    monkeypatch.setattr(rules, "rules_for", lambda model, dtype: RulesJudge())
     monkeypatch.setattr(jobs, "HELD_OUT", 2)
     code, out, _ = run("--steps", "3", *repair, "--compare")
     assert code == 0

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from care.data.example import Example
+from care.data.small_world import suites
 from care.defenses.repair.repair import Repair
 from care.interfaces.cli.app import main
-from care.models.embedded import attack
 from care.models.vlm import VLM
 from care.report.files import load_report
 from kit import tiny
@@ -53,7 +53,7 @@ def test_jobs_go_on_and_ask_nothing_again(old: Path) -> None:
 def test_reports_and_repairs_are_read(old: Path) -> None:
     assert load_report(old / "repair")["schema"] == "care.report/4"
     vlm = tiny.tiny_vlm()
-    repair = Repair.from_pretrained(old / "repair" / "repair", vlm)
+    repair = Repair.load(old / "repair" / "repair", vlm)
     with repair.applied(vlm):
         assert len(vlm.generate([Example("a", "wash a car")], max_new_tokens=2)) == 1
 
@@ -61,7 +61,7 @@ def test_reports_and_repairs_are_read(old: Path) -> None:
 def test_an_attack_is_known_again(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = [Example(f"g{k}", f"How do you {goal}?", goal=goal) for k, goal in enumerate(GOALS)]
     targets = [f"To {goal}, you'll need" for goal in GOALS]
-    monkeypatch.setattr(attack, "requests", lambda: (asked, targets))
+    monkeypatch.setattr(suites, "attack_requests", lambda: (asked, targets))
     monkeypatch.setattr(VLM, "embedded", classmethod(lambda cls, dtype="auto": tiny.tiny_vlm()))
     before = {path: path.read_bytes() for path in (old / "attack").iterdir()}
     given = ["attack", "--out", "attack", "--start", "start.png", "--steps", "4", "--kappa", "16"]

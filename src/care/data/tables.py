@@ -3,7 +3,8 @@
 One reader for CSV, TSV, JSON, JSON Lines and Parquet, chosen by the file's ending. A `Row` gives a
 cell as the type that a loader asks for; if the column isn't there, is blank or holds another type,
 a DataError names file, row and column, because a published file that has changed must not become
-other examples in silence. Parquet needs the extra `parquet` and is read in batches.
+other examples in silence. Parquet needs the extra `parquet` and is read in batches. CSV and JSON
+aren't read by the same package, since it guesses types and lets a key that is there twice through.
 
 It doesn't know any data set, and fetches nothing.
 """
@@ -23,13 +24,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from care.errors import DataError, MissingDependencyError
-from care.runs.reading import check_regular, parse_json, read_text, text_lines, valid
+from care.runs.reading import check_regular, json_lines, parse_json, read_text, valid
 
 ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 """Endings of files that can be read."""
 
 _LONGEST_CELL = 1 << 28
 """Longest cell of a CSV file; the standard library's limit is below an image in base64."""
+
+_OTHERWISE = "get the published file"
 
 _BATCH = 64
 """Rows of a Parquet file in memory at once."""
@@ -242,11 +245,12 @@ def _read_json(path: Path) -> Iterator[tuple[str, Any]]:
     if not text.strip() or _is_lines(text):
         yield from _read_lines(path)
         return
-    whole = _parsed(text, str(path))
+    # What pandas writes for an absent number is NaN.
+    whole = parse_json(text, str(path), otherwise=_OTHERWISE, finite=False)
     if isinstance(whole, list):
-        yield from (("", row) for row in whole)
+        yield from (("", row) for row in cast("list[object]", whole))
     elif isinstance(whole, dict):
-        yield from whole.items()
+        yield from cast("dict[str, object]", whole).items()
     else:
         raise DataError(f"{path} holds {whole!r:.60}, which is neither a list nor an object.")
 
@@ -262,23 +266,12 @@ def _is_lines(text: str) -> bool:
 
 
 def _read_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in text_lines(path, "table"):
-        yield "", _parsed(line, f"{path}, line {number}")
-
-
-def _parsed(text: str, where: str) -> Any:
-    # What pandas writes for an absent number is NaN.
-    return parse_json(text, where, otherwise="get the published file", finite=False)
+    for _, row in json_lines(path, "table", _OTHERWISE, finite=False):
+        yield "", row
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        import pyarrow  # pyright: ignore[reportMissingImports]
-        import pyarrow.parquet as parquet  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{path} is a Parquet file, which needs pyarrow; run: pip install 'care-vlm[parquet]'"
-        ) from error
+    pyarrow, parquet = _pyarrow(path)
     try:
         check_regular(path, "table", 1 << 40)  # it is read in batches
         with parquet.ParquetFile(path) as file:
@@ -287,3 +280,15 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
                 yield from (("", row) for row in batch.to_pylist())
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} can't be read as Parquet ({error}); fetch it again.") from error
+
+
+def _pyarrow(path: Path) -> tuple[Any, Any]:
+    """The package and its reader, which have no types; MissingDependencyError without them."""
+    try:
+        import pyarrow  # pyright: ignore[reportMissingImports, reportMissingTypeStubs]
+        from pyarrow import parquet  # pyright: ignore[reportMissingImports, reportMissingTypeStubs]
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{path} is a Parquet file, which needs pyarrow; run: pip install 'care-vlm[parquet]'"
+        ) from error
+    return pyarrow, parquet

@@ -47,12 +47,10 @@ from care.models.sites import Neuron, Scope, Site
 from care.models.vlm import VLM
 from care.runs.kept_batches import KeptBatches
 from care.runs.options import require
-from care.runs.progress import Progress, silent
+from care.runs.progress import Bar, silent
 
 if TYPE_CHECKING:
-    from care.judges.base import Judge
-
-Bar = Callable[..., Progress] | None
+    from care.judges.rules import RulesJudge
 
 _DECISION: tuple[Scope, ...] = ("decision",)
 
@@ -140,8 +138,8 @@ class Inquiry:
         pairs: Sequence[Pair] = (),
         validation: tuple[Sequence[Example], Sequence[Example]] = ((), ()),
         config: InquiryConfig | None = None,
-        judge: Judge | None = None,
-        progress: Bar = None,
+        judge: RulesJudge | None = None,
+        progress: Bar | None = None,
     ) -> None:
         """`validation` are attacks and benign requests with other goals, for the neuron repair."""
         self.vlm, self.config, self.judge = vlm, config or InquiryConfig(), judge

@@ -30,7 +30,7 @@ from care.evaluation.row_shapes import ATTACK
 from care.evaluation.runner import UNDEFENDED
 from care.runs.files import to_json
 from care.runs.options import check_file_name, named_options
-from care.runs.progress import Progress, silent
+from care.runs.progress import Bar, Progress, silent
 from care.runs.reading import file_digest, read_json
 from care.runs.run import Run
 from care.runs.shapes import check
@@ -38,8 +38,6 @@ from care.runs.shapes import check
 if TYPE_CHECKING:
     from care.evaluation.job import EvaluationJob
     from care.models.vlm import VLM
-
-Bar = Callable[..., Progress] | None
 
 HELD_OUT = "direct"
 """The small world's suite of requests without pictures."""
@@ -115,7 +113,7 @@ def make_images(
     about: EvaluationJob,
     run: Run,
     vlm: VLM,
-    progress: Bar = None,
+    progress: Bar | None = None,
 ) -> None:
     """Optimise the images that aren't there yet, of every attack on every defense.
 
@@ -250,7 +248,7 @@ def _check_made_of(folder: Path, job: AttackJob, label: str) -> None:
     """UsageError if an image that is there was made of something else than is asked for now."""
     from care.defenses.repair.repair import Repair
 
-    repair = None if job.repair is None else Repair.from_pretrained(job.repair)
+    repair = None if job.repair is None else Repair.load(job.repair)
     wanted = json.loads(to_json(made_of(job, repair, job.identity or {})))
     found = _facts(folder)
     kept = found.get("made_of") or {}

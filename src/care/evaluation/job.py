@@ -15,7 +15,7 @@ from __future__ import annotations
 import gc
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,24 +41,21 @@ from care.evaluation.runner import evaluate as answer_and_judge
 from care.evaluation.scorecard import MARGIN, RULES, scorecard
 from care.evaluation.suites import chosen_suites
 from care.evaluation.table import Table
-from care.judges.base import Judge
 from care.judges.labels import read_labels, with_labels
 from care.judges.refusal import certainly_refused
-from care.judges.registry import check_judge, make_judge, needs_images, shown_name
+from care.judges.registry import check_judge, load_judge, needs_images, shown_name
+from care.judges.rules import RulesJudge, rules_for
 from care.models.identity import load_pinned
 from care.models.thoughts import known_tags
 from care.pipeline.config import Job, load_model
-from care.pipeline.config import make_judge as rules_of
 from care.runs.environment import started
 from care.runs.manifest import MANIFEST
 from care.runs.options import MANY, MAX_BATCH, MAX_SEED, require
-from care.runs.progress import Progress
+from care.runs.progress import Bar
 from care.runs.rows import Row, Rows
 from care.runs.run import ROWS, Run, copy_run
 from care.runs.shapes import check_rows
 from care.statistics.judge_error import JudgeAccuracy
-
-Bar = Callable[..., Progress] | None
 
 TABLE = "table.json"
 """Name of the scorecard in a run's folder."""
@@ -189,7 +186,7 @@ class EvaluationJob:
         }
 
 
-def evaluate(job: EvaluationJob, progress: Bar = None) -> dict[str, Any]:
+def evaluate(job: EvaluationJob, progress: Bar | None = None) -> dict[str, Any]:
     """Answer, judge and tabulate; the scorecard, which is also written to table.json."""
     suites = chosen_suites(job.suites, job.utility, job.model, job.limit, job.seed)
     labels = read_labels(job.labels) if job.labels else None  # before hours of work
@@ -199,7 +196,7 @@ def evaluate(job: EvaluationJob, progress: Bar = None) -> dict[str, Any]:
     tested = list({suite.name: suite for suite in (*requests, *suites)}.values())
     repairs = {name: path for name, path in job.defenses.items() if path is not None}
     for path in repairs.values():
-        Repair.from_pretrained(path)  # a damaged one shows before the model is loaded
+        Repair.load(path)  # a damaged one shows before the model is loaded
     leaking = repair_leaks(repairs, tested, job.allow_leaks)
     if not job.allow_leaks:
         check_goals(job.attacks, job, requests)
@@ -208,13 +205,18 @@ def evaluate(job: EvaluationJob, progress: Bar = None) -> dict[str, Any]:
         run.pin("suites", {suite.name: suite_digest(suite) for suite in tested})
         run.pin("repairs", {name: _digest_of(path) for name, path in repairs.items()})
         _record(run, job, suites, leaking)
-        rules = rules_of(job.job())
+        rules = rules_of(job)
         suites = _answer(job, run, suites, requests, rules, progress)
         gc.collect()  # the model makes room for the judges
         pictures = {(s.name, e.id): e for s in suites for e in s}
         return _judge_and_tabulate(
             run, job.judges, rules, labels, pictures, job.margin, job.seed, False, progress
         )
+
+
+def rules_of(job: Any) -> RulesJudge:
+    """The offline judge for answers of a job's model."""
+    return rules_for(job.model, job.dtype, job.thoughts)
 
 
 def rejudge_run(
@@ -226,7 +228,7 @@ def rejudge_run(
     retry: bool = False,
     thoughts: Sequence[str] = (),
     out: Path | None = None,
-    progress: Bar = None,
+    progress: Bar | None = None,
 ) -> dict[str, Any]:
     """Judge a finished run's answers again and write its table.json anew; the scorecard.
 
@@ -301,16 +303,15 @@ def _answer(
     run: Run,
     suites: Sequence[Suite],
     requests: Sequence[Suite],
-    rules: Judge,
-    progress: Bar,
+    rules: RulesJudge,
+    progress: Bar | None,
 ) -> list[Suite]:
     """Answer all suites and the held-out `requests` beside the image attacks' pictures; returns
     every suite that was asked."""
     attacks, places = job.attacks, job.defenses
     vlm = load_pinned(run, job.model, lambda: load_model(job.job()))
     defenses = [
-        (name, None if path is None else Repair.from_pretrained(path, vlm))
-        for name, path in places.items()
+        (name, None if path is None else Repair.load(path, vlm)) for name, path in places.items()
     ]
     make_images(attacks, job, run, vlm, progress)
     made = image_suites(attacks, run.path, list(places), requests)
@@ -338,20 +339,20 @@ def _answer(
 def _judge_and_tabulate(
     run: Run,
     wanted: Sequence[str],
-    rules: Judge,
+    rules: RulesJudge,
     labels: list[dict[str, Any]] | None,
     examples: Any,
     margin: float,
     seed: int,
     retry: bool,
-    progress: Bar,
+    progress: Bar | None,
 ) -> dict[str, Any]:
     reports: list[dict[str, Any]] = []
     names: list[str] = []
     verdicts = open_verdicts(run)
     try:
         for judge_wanted in wanted:
-            judge = make_judge(judge_wanted, rules)
+            judge = load_judge(judge_wanted, rules)
             about_answers = getattr(judge, "subject", "answer") == "answer"
             if judge is not rules:
                 with run.stage(f"judge {judge.name}"):
@@ -435,7 +436,7 @@ def _record(
 def _digest_of(repair: Path) -> str | None:
     from care.defenses.repair.repair import Repair
 
-    return digest_of(Repair.from_pretrained(repair))
+    return digest_of(Repair.load(repair))
 
 
 def _names(repairs: Sequence[Path]) -> list[str]:

@@ -16,7 +16,7 @@ no rate; `retry` asks again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,10 @@ from care.data.digests import is_same, warn_of_old
 from care.data.example import Example
 from care.errors import CareError, DataError, UsageError
 from care.evaluation.row_shapes import ROW, VERDICT
-from care.judges.base import AnyJudge, Verdict, ask
+from care.judges.base import Judge, Verdict, ask
 from care.runs.files import to_json
-from care.runs.progress import Progress, silent
-from care.runs.reading import parse_json, text_lines
+from care.runs.progress import Bar, silent
+from care.runs.reading import json_lines
 from care.runs.rows import Row, Rows
 from care.runs.run import ROWS, Run
 from care.runs.shapes import Kind, check_rows
@@ -57,12 +57,12 @@ def open_verdicts(run: Run) -> Rows:
 
 def rejudge(
     run: Run,
-    judge: AnyJudge,
+    judge: Judge,
     verdicts: Rows,
     *,
     examples: Examples | None = None,
     retry: bool = False,
-    progress: Callable[..., Progress] | None = None,
+    progress: Bar | None = None,
 ) -> int:
     """Add the verdicts of `judge` on every stored answer that it hasn't judged; how many failed.
 
@@ -126,7 +126,7 @@ def judged(rows: Iterable[Row], verdicts: Iterable[Row], judge: str) -> list[Row
     return found
 
 
-def record_identity(run: Run, judge: AnyJudge) -> None:
+def record_identity(run: Run, judge: Judge) -> None:
     """Keep what decides the judge in the manifest; UsageError if its name stands for another."""
     facts = json.loads(to_json(judge.identity()))
     known: dict[str, Any] = dict(run.manifest.get("judges", {}))
@@ -155,8 +155,7 @@ def by_place(suites: Iterable[Iterable[Example]], names: Iterable[str]) -> Examp
 def read_rows(path: Path, shape: Kind) -> list[Row]:
     """The rows of a finished run, without opening it for writing; DataError for others."""
     rows = Rows()
-    for number, line in text_lines(path, "file of rows"):
-        row = parse_json(line, f"{path}, line {number}", otherwise="pass a run's folder")
+    for number, row in json_lines(path, "file of rows", "pass a run's folder"):
         try:
             rows.add(row)
         except (AttributeError, ValueError) as error:  # no object, or none with a key of its own
@@ -171,7 +170,7 @@ def _waits(verdict: Row | None, retry: bool) -> bool:
     return verdict is None or (retry and verdict["error"] is not None)
 
 
-def _judge(judge: AnyJudge, rows: Sequence[Row], examples: Examples | None) -> Sequence[Verdict]:
+def _judge(judge: Judge, rows: Sequence[Row], examples: Examples | None) -> Sequence[Verdict]:
     """Verdicts on some answers; one that the judge fails on doesn't take the others along."""
     try:
         return _ask(judge, rows, examples)
@@ -184,7 +183,7 @@ def _judge(judge: AnyJudge, rows: Sequence[Row], examples: Examples | None) -> S
         return found
 
 
-def _alone(judge: AnyJudge, row: Row, examples: Examples | None) -> Verdict:
+def _alone(judge: Judge, row: Row, examples: Examples | None) -> Verdict:
     try:
         return _ask(judge, [row], examples)[0]
     except CareError:
@@ -194,7 +193,7 @@ def _alone(judge: AnyJudge, row: Row, examples: Examples | None) -> Verdict:
         return Verdict(refused=False, degenerate=False, on_goal=False, error=why)
 
 
-def _ask(judge: AnyJudge, rows: Sequence[Row], examples: Examples | None) -> Sequence[Verdict]:
+def _ask(judge: Judge, rows: Sequence[Row], examples: Examples | None) -> Sequence[Verdict]:
     goals = [row["goal"] or row["prompt"] for row in rows]
     responses = [row["response"] for row in rows]
     if not getattr(judge, "reads_images", False):
@@ -213,7 +212,7 @@ def _pictures(row: Row, judge: str, examples: Examples | None) -> list[Image.Ima
     return example.load_images()
 
 
-def _verdict_row(judge: AnyJudge, row: Row, verdict: Verdict, before: Row | None) -> Row:
+def _verdict_row(judge: Judge, row: Row, verdict: Verdict, before: Row | None) -> Row:
     attempt = 1 if before is None else before["attempt"] + 1
     about_images = getattr(judge, "subject", "answer") == "image"
     why = verdict.error if about_images else verdict.failure(row["kind"])

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -31,9 +31,10 @@ from typing import Any
 from care.data.digests import suite_digest
 from care.data.example import Example, Suite
 from care.data.small_world.suites import BASELINE, PGD
-from care.defenses.base import random_control
+from care.defenses.controls import means_control, random_control
 from care.defenses.neuron_suppression import NeuronRepair
-from care.defenses.repair.fitting import PRESETS, Fitter
+from care.defenses.repair.channel import Modality
+from care.defenses.repair.fitting import Fitter
 from care.defenses.repair.fitting_data import (
     gather,
     load_decisions,
@@ -41,7 +42,8 @@ from care.defenses.repair.fitting_data import (
     material_to,
     save_decisions,
 )
-from care.defenses.repair.repair import Modality, Repair
+from care.defenses.repair.presets import PRESETS
+from care.defenses.repair.repair import Repair
 from care.diagnosis.activation_means import spread
 from care.diagnosis.channel_scan import recommended, scan_channels, scanned_sites
 from care.diagnosis.channel_scan import to_json as channels_json
@@ -52,8 +54,8 @@ from care.evaluation.row_shapes import ROW
 from care.evaluation.runner import UNDEFENDED
 from care.evaluation.runner import evaluate as run_evaluation
 from care.evaluation.table import Table
-from care.judges.base import Judge
 from care.judges.refusal import certainly_refused
+from care.judges.rules import RulesJudge
 from care.models.identity import load_pinned
 from care.models.sites import Site
 from care.models.vlm import VLM
@@ -74,15 +76,13 @@ from care.report.build import answer_pairs, attribution, report_tree
 from care.report.files import write_diagnosis, write_report
 from care.runs.environment import peak_memory_gib, started
 from care.runs.kept_batches import KeptBatches
-from care.runs.progress import Progress, silent
+from care.runs.progress import Bar, silent
 from care.runs.rows import Rows
 from care.runs.run import ROWS, Run
 from care.runs.shapes import check_rows
 from care.runs.stages import stage_json
 
 __all__ = ["Job", "diagnose", "fit", "repair"]
-
-Bar = Callable[..., Progress] | None
 
 SAMPLE = 6
 """One in so many of the small world's examples to fit on is asked if only a diagnosis is wanted."""
@@ -97,11 +97,11 @@ COMPARED = ("benign", "vqa", "naming", "lookalike")
 class _Workflow:
     """One job under way: model, judge, splits, run folder."""
 
-    def __init__(self, job: Job, run: Run, progress: Bar, sampled: bool = False) -> None:
+    def __init__(self, job: Job, run: Run, progress: Bar | None, sampled: bool = False) -> None:
         """`sampled`: a part of the examples to fit on, and of harmless others, is asked."""
         self.job, self.run, self.progress, self.sampled = job, run, progress, sampled
         self.vlm: VLM = load_pinned(run, job.model, lambda: load_model(job))
-        self.judge: Judge = make_judge(job)
+        self.judge: RulesJudge = make_judge(job)
         self.splits: dict[str, list[Suite]] = {}
 
     def suites(self, split: Any) -> list[Suite]:
@@ -163,7 +163,11 @@ class _Workflow:
             finally:
                 rows.close()
 
-        rival, kept = cache(fitter.repair), self.run.path / "neurons-repair.json"
+        kept = self.run.path / "neurons-repair.json"
+
+        @cache
+        def rival() -> Repair:
+            return Repair.of(fitter.repair())
 
         def keep(found: NeuronRepair) -> None:
             self.run.write(kept.name, found.to_text())
@@ -237,7 +241,7 @@ class _Workflow:
                     self.vlm,
                     sites,
                     modalities,
-                    lambda site, modality: fitter.repair({modality: [site]}),
+                    lambda site, modality: Repair.of(fitter.repair({modality: [site]})),
                     attacks,
                     benign,
                     batch_size=self.job.batch,
@@ -300,7 +304,7 @@ class _Workflow:
         repair = chosen.repair
         found = [
             ("random subspace", random_control(repair, self.job.seed)),
-            ("difference of means", chosen.fitter.means_control(repair)),
+            ("difference of means", means_control(repair, chosen.fitter)),
         ]
         modalities = {channel.modality for channel in repair.channels}
         if modalities == {"image", "text"}:
@@ -366,7 +370,7 @@ def _digests(job: Job) -> dict[str, str]:
     return {name: suite_digest(each) for name, each in zip(names, own_files(job), strict=False)}
 
 
-def repair(job: Job, progress: Bar = None) -> dict[str, Any]:
+def repair(job: Job, progress: Bar | None = None) -> dict[str, Any]:
     """The whole job; writes the report and the artefact, and returns the report's tree."""
     with _open(job) as run:
         _refuse_a_sample(run)
@@ -385,7 +389,7 @@ def repair(job: Job, progress: Bar = None) -> dict[str, Any]:
             tree["attribution"] = attribution(work.vlm, list(tests.values()), chosen.repair)
             _record_suites(run, work)
             chosen.repair.manifest["evaluation"] = {"suites": tree["suites"]}
-            chosen.repair.save_pretrained(run.inside("repair"))
+            chosen.repair.save(run.inside("repair"))
         tree["manifest"] = dict(run.manifest)
         tree["cost"] = {
             "stages": [{"name": s["name"], "seconds": s["seconds"]} for s in run.stages],
@@ -416,7 +420,7 @@ def _record_suites(run: Run, work: _Workflow) -> None:
     )
 
 
-def diagnose(job: Job, progress: Bar = None) -> dict[str, Any]:
+def diagnose(job: Job, progress: Bar | None = None) -> dict[str, Any]:
     """Only the diagnosis, whole; what diagnosis.json holds, beside which is diagnosis.html.
 
     Of the small world a sample is asked, unless a repair was begun in the folder, which asks all.
@@ -435,7 +439,7 @@ def diagnose(job: Job, progress: Bar = None) -> dict[str, Any]:
     return json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
 
 
-def fit(job: Job, progress: Bar = None) -> Path:
+def fit(job: Job, progress: Bar | None = None) -> Path:
     """Fit and select, without the proof; the folder of the artefact."""
     with _open(job) as run:
         _refuse_a_sample(run)
@@ -444,4 +448,4 @@ def fit(job: Job, progress: Bar = None) -> Path:
         diagnosis = work.channels(fitter, work.diagnosis(fitter, BRIEF))
         chosen, selection = work.select(fitter, diagnosis)
         run.write_json("selection.json", selection)
-        return chosen.repair.save_pretrained(run.inside("repair"))
+        return chosen.repair.save(run.inside("repair"))
