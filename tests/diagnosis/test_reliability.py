@@ -16,7 +16,6 @@ from care.diagnosis.reliability import (
     halves,
     overlaps,
     rank_correlations,
-    separability_correlations,
     spearman_brown,
 )
 from care.errors import UsageError
@@ -160,18 +159,6 @@ def test_a_family_with_other_sites_is_seen():
 def test_two_families_are_one_pair():
     kinds = tuple("ab"[k % 2] for k in range(24))
     assert [row.name for row in families(made(0.5, kinds=kinds), config=FAST)] == ["a and b"]
-
-
-# -- separability ----------------------------------------------------------------------------------
-
-
-def test_separability_is_correlated_with_effects():
-    effects = np.arange(12.0)
-    apart = {"follows": effects**3, "turned": -effects, "constant": np.ones(12)}
-    found = separability_correlations(apart, effects, FAST)
-    assert set(found) == {"follows", "turned"}
-    assert found["follows"].rate == pytest.approx(1) and found["turned"].rate == pytest.approx(-1)
-    assert separability_correlations({"short": [1.0, 2.0]}, [2.0, 1.0], FAST) == {}
 
 
 # -- results and bad input -------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from care.data.example import Example
 from care.diagnosis.ablation import Ablation
 from care.diagnosis.activation_means import BenignDonors, collect, goals_of, spread
 from care.diagnosis.reliability import (
+    MIN_SITES,
     Agreement,
     Effects,
     StabilityConfig,
@@ -36,7 +37,6 @@ from care.diagnosis.site_results import Changes, DiagnosisConfig
 from care.diagnosis.site_scan_runs import Data
 from care.models.anatomy import Site
 from care.models.vlm import VLM
-from care.report.conclusion import MIN_SITES
 from care.runs.progress import Progress, silent
 from care.statistics.intervals import Interval, bootstrap_mean
 

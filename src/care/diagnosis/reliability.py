@@ -15,7 +15,6 @@ correction: Spearman (1910), Brown (1910).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -24,9 +23,12 @@ import numpy as np
 from care.errors import UsageError
 from care.runs.options import require, require_level
 from care.statistics.bootstrap import Resamples
-from care.statistics.intervals import Interval, rank_correlations, spearman_bootstrap
+from care.statistics.intervals import Interval, rank_correlations
 
 Kind = Literal["seed", "half", "family", "intervention"]
+
+MIN_SITES = 4
+"""Sites below which a rank correlation says nothing."""
 
 
 @dataclass(frozen=True)
@@ -221,26 +223,6 @@ def families(
             for name in names
         ]
     return tuple(agreement(a, b, words, "family", config) for words, a, b in looks)
-
-
-def separability_correlations(
-    apart: Mapping[str, Sequence[float]],
-    effects: Sequence[float],
-    config: StabilityConfig | None = None,
-) -> dict[str, Interval]:
-    """Spearman's ρ of each figure of separability with the causal effects, both over sites (S,).
-
-    Figures that don't vary over the sites have no ρ and are left out, as are all with fewer than
-    three sites.
-    """
-    config = config or StabilityConfig()
-    found = {}
-    for name, values in apart.items():
-        if len(values) >= 3 and np.ptp(values) > 0.0 and np.ptp(effects) > 0.0:
-            found[name] = spearman_bootstrap(
-                values, effects, n=config.resamples, seed=config.seed, level=config.level
-            )
-    return found
 
 
 def spearman_brown(rho: float) -> float:

@@ -48,6 +48,7 @@ from care.diagnosis.channel_scan import recommended, scan_channels, scanned_site
 from care.diagnosis.channel_scan import to_json as channels_json
 from care.diagnosis.full import BRIEF, Inquiry, InquiryConfig, complete
 from care.diagnosis.scan import ScanRow
+from care.diagnosis.token_attribution import token_scores
 from care.errors import UsageError
 from care.evaluation.row_shapes import ROW
 from care.evaluation.runner import UNDEFENDED
@@ -407,7 +408,8 @@ def repair(job: Job, progress: Bar = None) -> dict[str, Any]:
                 table, controls, chosen.repair, job.preset, selection, diagnosis, run.manifest
             )
             tree["examples"] = answer_pairs(table, tests)
-            tree["attribution"] = attribution(work.vlm, list(tests.values()), chosen.repair)
+            site = Site(chosen.repair.sites[0].layer, "layer_out")
+            tree["attribution"] = attribution(token_scores(work.vlm, list(tests.values()), site))
             _record_suites(run, work)
             chosen.repair.manifest["evaluation"] = {"suites": tree["suites"]}
             chosen.repair.save_pretrained(run.inside("repair"))
