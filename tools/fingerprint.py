@@ -33,10 +33,10 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from care.defenses.repair import fitting_data as material
-from care.diagnosis.full import InquiryConfig
-from care.diagnosis.neurons.report import NeuronConfig
-from care.diagnosis.reliability import StabilityConfig
-from care.diagnosis.site_results import DiagnosisConfig
+from care.diagnosis.full import DiagnosisConfig
+from care.diagnosis.neurons.search import NeuronConfig
+from care.diagnosis.reliability import ReliabilityConfig
+from care.diagnosis.site_results import SiteScanConfig
 from care.evaluation import job as evaluation_job
 from care.judges.base import Judge, Verdict
 from care.pipeline import workflow as pipeline
@@ -49,13 +49,13 @@ PASSING = frozenset(
 )
 """Keys of results that no two runs share."""
 
-SMALL = InquiryConfig(
-    sites=DiagnosisConfig(
+SMALL = DiagnosisConfig(
+    sites=SiteScanConfig(
         windows=(1,), max_attacks=4, max_benign=3, top_sites=1, generate_examples=2, resamples=100
     ),
     neurons=NeuronConfig(verified=8, described=0, resamples=100),
     curves=None,
-    stability=StabilityConfig(splits=10, resamples=100),
+    stability=ReliabilityConfig(splits=10, resamples=100),
     neuron_prompts=8,
     reseeded=0,
     rescanned=3,
@@ -145,7 +145,7 @@ def tiny_job(folder: Path) -> dict[str, Any]:
     with (
         patch.object(pipeline, "load_model", lambda job: vlm),
         patch.object(pipeline, "make_judge", lambda job: MadeUpJudge()),
-        patch.object(pipeline, "InquiryConfig", lambda: SMALL),
+        patch.object(pipeline, "DiagnosisConfig", lambda: SMALL),
         patch.object(material, "Judge", MadeUpJudge),
         patch.object(evaluation_job, "load_model", lambda job: vlm),
         patch.object(evaluation_job, "rules_of", lambda job: MadeUpJudge()),

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from care.data.jsonl import load_suite as load_suite
     from care.defenses.repair.fitting import RepairConfig as RepairConfig
     from care.defenses.repair.repair import Repair as Repair
-    from care.diagnosis.site_scan import diagnose as diagnose
     from care.evaluation.runner import evaluate as evaluate
     from care.models.vlm import VLM as VLM
 
@@ -34,7 +33,6 @@ __getattr__, __dir__, __all__ = attach(
         "defenses": [],
         "defenses.repair.fitting": ["RepairConfig"],
         "defenses.repair.repair": ["Repair"],
-        "diagnosis.site_scan": ["diagnose"],
         "errors": [],
         "evaluation.runner": ["evaluate"],
         "models.vlm": ["VLM"],

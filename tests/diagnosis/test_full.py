@@ -9,16 +9,16 @@ import pytest
 from care.data.minimal_pairs import Pair
 from care.defenses.neuron_suppression import NeuronRepair
 from care.diagnosis.faithfulness import FaithfulnessConfig
-from care.diagnosis.full import Inquiry, InquiryConfig, complete
-from care.diagnosis.neurons.report import NeuronConfig
+from care.diagnosis.full import DiagnosisConfig, DiagnosisParts, complete
+from care.diagnosis.neurons.search import NeuronConfig
 from care.diagnosis.scan import ScanRow
-from care.diagnosis.site_results import DiagnosisConfig
+from care.diagnosis.site_results import SiteScanConfig
 from care.report.conclusions import verdict
 from care.report.files import write_diagnosis
 from kit import planted
 
-SMALL = InquiryConfig(
-    sites=DiagnosisConfig(max_attacks=6, max_benign=4, generate_examples=2, top_sites=1),
+SMALL = DiagnosisConfig(
+    sites=SiteScanConfig(max_attacks=6, max_benign=4, generate_examples=2, top_sites=1),
     neurons=NeuronConfig(verified=8, described=1, resamples=200),
     curves=FaithfulnessConfig(sizes=3, draws=2, resamples=200),
     pairs=5,
@@ -30,8 +30,8 @@ SMALL = InquiryConfig(
 )
 
 
-def inquiry(vlm, paired: bool = True, **changes) -> Inquiry:
-    return Inquiry(
+def parts(vlm, paired: bool = True, **changes) -> DiagnosisParts:
+    return DiagnosisParts(
         vlm,
         planted.attacks(12),
         planted.benign(12),
@@ -48,7 +48,7 @@ def vlm():
 
 @pytest.fixture(scope="module")
 def whole(vlm):
-    asked = inquiry(vlm)
+    asked = parts(vlm)
     repairs: list[NeuronRepair] = []
     sites, effects = asked.sites(), asked.effects()
     neurons = asked.neurons(save=repairs.append)
@@ -93,7 +93,7 @@ def test_the_page_is_written_from_the_same_tree(whole, tmp_path):
 
 
 def test_without_pairs_neurons_are_compared_with_means_and_effects_are_left_out(vlm):
-    asked = inquiry(vlm, paired=False, repair_prompts=0)
+    asked = parts(vlm, paired=False, repair_prompts=0)
     assert asked.effects() == []
     found = asked.neurons()
     assert (found["found"][0]["layer"], found["found"][0]["neuron"]) == (
@@ -107,10 +107,10 @@ def test_without_pairs_neurons_are_compared_with_means_and_effects_are_left_out(
 
 def test_a_scan_goes_on_after_its_last_row(vlm):
     rows: list[ScanRow] = []
-    asked = inquiry(vlm, reseeded=0)
+    asked = parts(vlm, reseeded=0)
     first = asked.sites(keep=rows.append)
     more: list[ScanRow] = []
-    again = inquiry(vlm, reseeded=0).sites(
+    again = parts(vlm, reseeded=0).sites(
         [ScanRow.from_json(row.to_json()) for row in rows[: len(rows) // 2]], more.append
     )
     assert again == first
@@ -121,7 +121,9 @@ def test_effects_are_taken_of_each_kind_of_pairs(vlm):
     """Another kind, of pairs that don't differ: it has effects of its own, all of them nothing."""
     pairs = [Pair(pair.attack, pair.benign, "in words") for pair in planted.pairs(6)]
     same = [Pair(pair.benign, pair.benign, "the same") for pair in planted.pairs(6)]
-    asked = Inquiry(vlm, planted.attacks(8), planted.benign(8), pairs=[*pairs, *same], config=SMALL)
+    asked = DiagnosisParts(
+        vlm, planted.attacks(8), planted.benign(8), pairs=[*pairs, *same], config=SMALL
+    )
     rows = asked.effects()
     by = {name: [row for row in rows if row["pairs"] == name] for name in ("in words", "the same")}
     assert len(by["in words"]) == 2 * len(by["the same"]) == 2 / 3 * len(rows) > 0

@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 
 from care.diagnosis.reliability import (
     Effects,
-    StabilityConfig,
+    ReliabilityConfig,
     agreement,
     families,
     halves,
@@ -21,7 +21,7 @@ from care.diagnosis.reliability import (
 from care.errors import UsageError
 from care.report.values import plain
 
-FAST = StabilityConfig(top=3, splits=60, resamples=100)
+FAST = ReliabilityConfig(top=3, splits=60, resamples=100)
 
 
 def made(spread, units=20, examples=24, seed=0, means=None, kinds=None):
@@ -203,4 +203,4 @@ def test_bad_input_is_named():
 @pytest.mark.parametrize("wrong", [{"top": 0}, {"splits": 0}, {"resamples": 0}, {"level": 1.0}])
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):
-        StabilityConfig(**wrong)
+        ReliabilityConfig(**wrong)

@@ -12,8 +12,8 @@ from care.data.example import Example, Suite
 from care.diagnosis.ablation import DECISION
 from care.diagnosis.activation_means import BenignDonors, RoleMeans, collect, response_means
 from care.diagnosis.scan import Removal, scan
-from care.diagnosis.site_results import DiagnosisConfig, LayerEffect
-from care.diagnosis.site_scan import _recommend, _top, diagnose
+from care.diagnosis.site_results import LayerEffect, SiteScanConfig
+from care.diagnosis.site_scan import _recommend, _top, scan_sites
 from care.errors import DataError, UsageError
 from care.judges.base import Verdict
 from care.models.anatomy import Role, Site, scope_mask
@@ -27,7 +27,7 @@ from kit.reports import report_tree
 
 EXAMPLES = tiny.mixed_examples(5)
 KINDS = ("ffn_out", "mhsa_out", "layer_out")
-FAST = DiagnosisConfig(resamples=400, generate_examples=4, max_new_tokens=3)
+FAST = SiteScanConfig(resamples=400, generate_examples=4, max_new_tokens=3)
 WORDS = ("wash a car", "build a house", "describe the image", "gather water", "help with soap")
 
 
@@ -153,7 +153,7 @@ def prompts(n: int = 10) -> tuple[list[Example], list[Example]]:
 def test_a_planted_site_is_found(layer, how):
     config = dataclasses.replace(FAST, intervention=how, max_attacks=10, max_benign=10)
     attacks, benign = prompts(16)  # six benign prompts are left to fit constants on
-    found = diagnose(planted(layer), attacks, benign, config=config, generate=False)
+    found = scan_sites(planted(layer), attacks, benign, config=config, generate=False)
     assert found.sites == [Site(layer, "ffn_out")]
     best = max(found.layers, key=lambda item: item.effect * (item.component == "ffn"))
     assert best.site == Site(layer, "ffn_out")
@@ -174,7 +174,7 @@ def test_the_mean_of_benign_prompts_takes_all_of_the_difference_away():
     found = {}
     for reference in ("all", "benign"):
         config = dataclasses.replace(FAST, reference=reference, components=("ffn",))
-        made = diagnose(
+        made = scan_sites(
             vlm, one_neuron.attacks(10), one_neuron.benign(10), config=config, generate=False
         )
         found[reference] = next(item for item in made.layers if item.site == site)
@@ -185,7 +185,7 @@ def test_the_mean_of_benign_prompts_takes_all_of_the_difference_away():
 
 
 def test_windows_around_a_planted_site_show_it():
-    found = diagnose(planted(2), *prompts(), config=FAST, generate=False)
+    found = scan_sites(planted(2), *prompts(), config=FAST, generate=False)
     assert len(found.windows) == 3 * (tiny.LAYERS - 2)
     assert {item.window for item in found.layers} == {1}
     assert {item.window for item in found.windows} == {3}
@@ -195,26 +195,26 @@ def test_windows_around_a_planted_site_show_it():
             assert item.effect == pytest.approx(single.effect, rel=0.2)
         if item.component == "mhsa":
             assert abs(item.effect) < 0.1 * single.effect
-    outside = diagnose(planted(0), *prompts(), config=FAST, generate=False)
+    outside = scan_sites(planted(0), *prompts(), config=FAST, generate=False)
     inside, beyond = [item for item in outside.windows if item.component == "ffn"]
     assert inside.layer == 1 and inside.low > 0 and beyond.layer == 2
     assert abs(beyond.effect) < 0.1 * inside.effect
 
 
 def test_a_planted_ffn_matters_more_than_attention_however_it_is_matched():
-    found = diagnose(planted(1), *prompts(), config=FAST, generate=False)
+    found = scan_sites(planted(1), *prompts(), config=FAST, generate=False)
     assert [item.matched_by for item in found.comparisons] == ["kind", "norm"]
     for item in found.comparisons:
         assert item.intervention == "mean" and item.survives and item.difference.low > 0
     by_norm = found.comparisons[1]
     assert by_norm.ffn_norm == pytest.approx(by_norm.mhsa_norm, rel=1e-3)
     config = dataclasses.replace(FAST, components=("mhsa", "layer"))
-    assert diagnose(planted(1), *prompts(), config=config, generate=False).comparisons == ()
+    assert scan_sites(planted(1), *prompts(), config=config, generate=False).comparisons == ()
 
 
 def test_the_released_operator_starts_where_it_can():
     config = dataclasses.replace(FAST, intervention="previous-layer", components=("ffn", "mhsa"))
-    found = diagnose(planted(1), *prompts(), config=config, generate=False)
+    found = scan_sites(planted(1), *prompts(), config=config, generate=False)
     assert [item.layer for item in found.layers if item.component == "ffn"] == [1, 2, 3]
     assert [item.layer for item in found.windows if item.component == "ffn"] == [2]
     assert "as in the released code" in found.intervention
@@ -228,19 +228,19 @@ def test_the_released_operator_starts_where_it_can():
 def test_constants_need_examples_that_arent_scored():
     config = dataclasses.replace(FAST, intervention="constant", max_benign=9)
     with pytest.raises(DataError, match="aren't scored, and there are 1 of those"):
-        diagnose(planted(1), *prompts(), config=config, generate=False)
+        scan_sites(planted(1), *prompts(), config=config, generate=False)
 
 
 def test_a_window_that_doesnt_fit_is_refused():
     config = dataclasses.replace(FAST, windows=(1, 5))
     with pytest.raises(UsageError, match="at most 4 of them, got 5"):
-        diagnose(planted(1), *prompts(), config=config, generate=False)
+        scan_sites(planted(1), *prompts(), config=config, generate=False)
 
 
 def test_a_diagnosis_can_be_resumed():
     rows, again = [], []
-    whole = diagnose(planted(1), *prompts(), config=FAST, generate=False, keep=rows.append)
-    resumed = diagnose(
+    whole = scan_sites(planted(1), *prompts(), config=FAST, generate=False, keep=rows.append)
+    resumed = scan_sites(
         *(planted(1), *prompts()),
         config=FAST,
         generate=False,
@@ -263,7 +263,7 @@ def test_a_site_that_acts_on_everything_is_no_finding():
         dataclasses.replace(example, id=f"a{index}", goal=example.prompt, kind="malicious")
         for index, example in enumerate(benign)
     ]
-    found = diagnose(planted(1, selective=False), attacks, benign, config=config, generate=False)
+    found = scan_sites(planted(1, selective=False), attacks, benign, config=config, generate=False)
     site = next(item for item in found.layers if item.site == Site(1, "ffn_out"))
     assert site.low > 1 and site.benign_effect > 1
     assert found.recommended == () and found.sites == []
@@ -276,7 +276,7 @@ def test_the_modality_is_where_removing_matters():
         dataclasses.replace(example, images=(tiny.picture(index),))
         for index, example in enumerate(attacks)
     ]
-    found = diagnose(planted(2), attacks, benign, config=FAST, generate=False)
+    found = scan_sites(planted(2), attacks, benign, config=FAST, generate=False)
     assert [item.modality for item in found.recommended] == ["text"]
 
 
@@ -301,7 +301,7 @@ class FakeJudge:
 @pytest.mark.parametrize("broken", [False, True])
 def test_sites_that_only_break_answers_are_turned_down(broken):
     judge = FakeJudge(degenerate=True) if broken else FakeJudge(refused=True)
-    found = diagnose(planted(1), *prompts(), config=FAST, judge=judge)
+    found = scan_sites(planted(1), *prompts(), config=FAST, judge=judge)
     assert judge.calls == 1 + FAST.top_sites == 1 + len(found.generated)
     for item in found.generated:
         assert item.n == 4 and sum(item.outcomes.values()) == 4
@@ -324,7 +324,7 @@ def test_answers_change_when_the_site_is_removed_while_generating():
         return [Verdict(refused=False, degenerate=False, on_goal=True) for _ in goals]
 
     config = dataclasses.replace(FAST, intervention="zero")
-    found = diagnose(vlm, *prompts(), config=config, judge=judge)
+    found = scan_sites(vlm, *prompts(), config=config, judge=judge)
     assert found.generated[0].site == Site(1, "ffn_out")
     assert answers[0] != answers[1]
 
@@ -336,7 +336,7 @@ def test_the_result_fits_the_report_and_repeats():
     vlm = planted(1)
     attacks, benign = prompts()
     log = io.StringIO()
-    run = partial(diagnose, vlm, config=FAST, judge=FakeJudge(refused=True))
+    run = partial(scan_sites, vlm, config=FAST, judge=FakeJudge(refused=True))
     found = run(attacks, benign, progress=partial(Progress, stream=log))
     tree = found.to_json()
     validate(report_tree() | {"diagnosis": tree})
@@ -346,13 +346,13 @@ def test_the_result_fits_the_report_and_repeats():
     assert tree["recommended"][0]["site"] == "1.ffn_out"
     assert "(100%)" in log.getvalue()
     suite = Suite("attacks", "attack", tuple(attacks))
-    again = diagnose(vlm, suite, benign, config=FAST, judge=FakeJudge(refused=True))
+    again = scan_sites(vlm, suite, benign, config=FAST, judge=FakeJudge(refused=True))
     assert again == found
 
 
 def test_words_say_what_was_done():
     config = dataclasses.replace(FAST, intervention="skip", components=("ffn",))
-    found = diagnose(planted(1), *prompts(), config=config, generate=False)
+    found = scan_sites(planted(1), *prompts(), config=config, generate=False)
     assert found.intervention.startswith("FFN or attention output set to zero; at every prompt")
     assert "on 10 attacks and 8 benign" in found.intervention
     assert "not checked on generated answers" in found.sign
@@ -364,16 +364,16 @@ def test_examples_are_capped_and_bad_input_is_named():
     vlm = planted(1)
     attacks, benign = prompts()
     config = dataclasses.replace(FAST, max_attacks=4, max_benign=3, components=("ffn",))
-    found = diagnose(vlm, attacks, benign, config=config, generate=False)
+    found = scan_sites(vlm, attacks, benign, config=config, generate=False)
     assert "on 4 attacks and 3 benign" in found.intervention
     with pytest.raises(DataError, match=r"'b0' in attacks isn't malicious"):
-        diagnose(vlm, benign, benign)
+        scan_sites(vlm, benign, benign)
     with pytest.raises(DataError, match=r"'a0' in benign isn't benign"):
-        diagnose(vlm, attacks, attacks)
+        scan_sites(vlm, attacks, attacks)
     with pytest.raises(DataError, match="benign with at least 2 different goals, got 0"):
-        diagnose(vlm, attacks, [])
+        scan_sites(vlm, attacks, [])
     with pytest.raises(DataError, match="attacks with at least 2 different goals, got 2 examples"):
-        diagnose(vlm, [attacks[0], attacks[5]], benign)
+        scan_sites(vlm, [attacks[0], attacks[5]], benign)
 
 
 @pytest.mark.parametrize(
@@ -399,7 +399,7 @@ def test_examples_are_capped_and_bad_input_is_named():
 )
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):
-        DiagnosisConfig(**wrong)
+        SiteScanConfig(**wrong)
 
 
 def test_sites_that_only_spare_benign_prompts_dont_crowd_out_findings():
@@ -415,7 +415,7 @@ def test_a_site_is_recommended_only_at_limits_that_hold_for_all_sites():
     """Chosen as the best of many, a site needs more than its own interval."""
     options = {"component": "ffn", "benign_effect": 0.0, "selectivity": 1.0, "relative_norm": 1.0}
     item = LayerEffect(layer=3, effect=1.0, low=0.5, high=1.5, selectivity_low=0.4, **options)
-    config = DiagnosisConfig()
+    config = SiteScanConfig()
 
     def recommended(low, selectivity):
         sure = dict.fromkeys([item.site, Site(1, "mhsa_out")], (low, selectivity))
@@ -441,7 +441,7 @@ def test_corrected_limits_are_those_of_the_corrected_level(monkeypatch):
         return real(top, sure, *rest)
 
     monkeypatch.setattr(mediation, "_recommend", look)
-    found = diagnose(planted(1), *prompts(), config=FAST, generate=False)
+    found = scan_sites(planted(1), *prompts(), config=FAST, generate=False)
     ((top, sure),) = seen
     parts = [item for item in found.layers if item.component != "layer"]
     assert set(sure) == {item.site for item in parts} and len(top) == FAST.top_sites

@@ -18,8 +18,7 @@ from care.defenses.repair.repair import Repair
 from care.diagnosis.causal_mediation import EffectsConfig, site_effects
 from care.diagnosis.channel_scan import refused_under
 from care.diagnosis.neurons.interventions import between_pairs
-from care.diagnosis.neurons.report import NeuronConfig
-from care.diagnosis.neurons.search import find_neurons
+from care.diagnosis.neurons.search import NeuronConfig, find_neurons
 from care.errors import StorageError
 from care.pipeline import workflow as pipeline
 from care.pipeline.config import Job

@@ -3,10 +3,11 @@
 What the parts compute is in their own modules; here is which examples each gets and how the
 answers of one are asked of the next:
 
-    sites      every part of every layer removed, alone and in windows (`mediation`, `other_looks`)
-    effects    TE, NDE, NIE of each kind of pairs through FFN and attention outputs (`effects`)
+    sites      every part of every layer removed, alone and in windows (`site_scan`)
+    effects    TE, NDE, NIE of each kind of pairs through FFN and attention (`causal_mediation`)
     neurons    all FFN neurons estimated, the best verified, the fewest that mend it (`neurons`)
-    trust      does the ranking of sites, and of neurons, beat random ones (`faithfulness`)
+    trust      do rankings beat random ones (`faithfulness`), would another look say the same
+               (`site_reliability`)
 
 Each part gives plain values and can be stored, so that a killed job goes on after the last one; the
 scan of the sites goes on after its last row. Without pairs, effects aren't taken and neurons are
@@ -29,19 +30,18 @@ from care.diagnosis.ablation import Ablation
 from care.diagnosis.activation_means import goals_of, spread
 from care.diagnosis.causal_mediation import EffectsConfig, site_effects
 from care.diagnosis.channel_scan import refused_under
-from care.diagnosis.compared import Compared, Kept
 from care.diagnosis.faithfulness import FaithfulnessConfig, faithfulness, steps
+from care.diagnosis.faithfulness_runs import Compared, KeptRuns
 from care.diagnosis.measures import first_token, refusal_contrast, refusal_log_odds
 from care.diagnosis.neurons.attribution_patching import estimate
 from care.diagnosis.neurons.interventions import Neuron, against_means, between_pairs, neuron_means
-from care.diagnosis.neurons.report import NeuronConfig
-from care.diagnosis.neurons.search import find_neurons
+from care.diagnosis.neurons.search import NeuronConfig, find_neurons
 from care.diagnosis.neurons.suppression_search import RULE, Tried, rank_for_repair, search_neurons
-from care.diagnosis.other_looks import SECOND, OtherLooks, Rescan
-from care.diagnosis.reliability import Agreement, StabilityConfig
+from care.diagnosis.reliability import Agreement, ReliabilityConfig
 from care.diagnosis.scan import ScanRow
-from care.diagnosis.site_results import DiagnosisConfig
-from care.diagnosis.site_scan import diagnose
+from care.diagnosis.site_reliability import SECOND, Rescan, SiteReliability
+from care.diagnosis.site_results import SiteScanConfig
+from care.diagnosis.site_scan import scan_sites
 from care.errors import FitError, UsageError
 from care.models.anatomy import Scope, Site
 from care.models.vlm import VLM
@@ -58,11 +58,11 @@ _DECISION: tuple[Scope, ...] = ("decision",)
 
 
 @dataclass(frozen=True)
-class InquiryConfig:
+class DiagnosisConfig:
     """How much of everything."""
 
-    sites: DiagnosisConfig = field(
-        default_factory=lambda: DiagnosisConfig(max_attacks=12, max_benign=6)
+    sites: SiteScanConfig = field(
+        default_factory=lambda: SiteScanConfig(max_attacks=12, max_benign=6)
     )
     """The scan of the sites."""
     effects: EffectsConfig = field(default_factory=EffectsConfig)
@@ -73,7 +73,7 @@ class InquiryConfig:
         default_factory=lambda: FaithfulnessConfig(sizes=4, draws=3)
     )
     """Faithfulness, each point of which costs a pass over all examples; None leaves it out."""
-    stability: StabilityConfig = field(default_factory=StabilityConfig)
+    stability: ReliabilityConfig = field(default_factory=ReliabilityConfig)
     """Agreement of other looks."""
     pairs: int = 6
     """Pairs of each kind for the causal effects of sites, and of the first for faithfulness."""
@@ -113,8 +113,8 @@ class InquiryConfig:
             )
 
 
-BRIEF = InquiryConfig(
-    sites=DiagnosisConfig(windows=(1,), max_attacks=12, max_benign=8),
+BRIEF = DiagnosisConfig(
+    sites=SiteScanConfig(windows=(1,), max_attacks=12, max_benign=8),
     curves=None,
     pairs=4,
     pair_kinds=1,
@@ -128,7 +128,7 @@ BRIEF = InquiryConfig(
 """What the main job does on the way."""
 
 
-class Inquiry:
+class DiagnosisParts:
     """The parts of one diagnosis; see the header of the module."""
 
     def __init__(
@@ -139,12 +139,12 @@ class Inquiry:
         *,
         pairs: Sequence[Pair] = (),
         validation: tuple[Sequence[Example], Sequence[Example]] = ((), ()),
-        config: InquiryConfig | None = None,
+        config: DiagnosisConfig | None = None,
         judge: Judge | None = None,
         progress: Bar = None,
     ) -> None:
         """`validation` are attacks and benign requests with other goals, for the neuron repair."""
-        self.vlm, self.config, self.judge = vlm, config or InquiryConfig(), judge
+        self.vlm, self.config, self.judge = vlm, config or DiagnosisConfig(), judge
         self.attacks, self.benign = list(attacks), list(benign)
         self.pairs = list(pairs)
         self.validation = tuple(list(part) for part in validation)
@@ -156,7 +156,7 @@ class Inquiry:
         self, done: Iterable[ScanRow] = (), keep: Callable[[ScanRow], None] | None = None
     ) -> dict[str, Any]:
         """The diagnosis of the sites with the stability of their effects, as plain values."""
-        found = diagnose(
+        found = scan_sites(
             self.vlm,
             self.attacks,
             self.benign,
@@ -167,7 +167,7 @@ class Inquiry:
             keep=keep,
         )
         assert found.changes is not None
-        looks = OtherLooks(
+        looks = SiteReliability(
             self.vlm,
             found.changes,
             self.config.sites,
@@ -336,7 +336,7 @@ class Inquiry:
             return []
         compared, batch = self._compared(), self.config.sites.batch_size
         sites, ranked = self._ranked(effects), _ranked_neurons(neurons)
-        kept = Kept(self.vlm, compared.examples, batch)  # of both, so that it is there once
+        kept = KeptRuns(self.vlm, compared.examples, batch)  # of both, so that it is there once
         made = []
         for units, ranking, metric_with in (
             (

@@ -32,7 +32,7 @@ MIN_SITES = 4
 
 
 @dataclass(frozen=True)
-class StabilityConfig:
+class ReliabilityConfig:
     """Settings of all comparisons."""
 
     top: int = 5
@@ -127,14 +127,14 @@ def agreement(
     second: Effects,
     name: str,
     kind: Kind = "seed",
-    config: StabilityConfig | None = None,
+    config: ReliabilityConfig | None = None,
 ) -> Agreement:
     """Agreement of two looks at the same units, on the same or on other examples.
 
     Goals that both have are resampled together. Raises UsageError for different numbers of units,
     a side on which all units have the same effect, or fewer than two goals.
     """
-    config = config or StabilityConfig()
+    config = config or ReliabilityConfig()
     if len(first.values) != len(second.values):
         raise UsageError(
             f"Both looks must be at the same units, got {len(first.values)} and "
@@ -158,12 +158,12 @@ def agreement(
     )
 
 
-def halves(effects: Effects, config: StabilityConfig | None = None) -> Agreement:
+def halves(effects: Effects, config: ReliabilityConfig | None = None) -> Agreement:
     """Agreement of random halves of the goals; with an odd number one goal sits out each time.
 
     Raises UsageError for fewer than four goals or units that all have the same effect.
     """
-    config = config or StabilityConfig()
+    config = config or ReliabilityConfig()
     names = sorted(set(effects.goals))
     if len(names) < 4:
         raise UsageError(f"Halves need at least 4 different goals, got {len(names)}.")
@@ -197,7 +197,7 @@ def halves(effects: Effects, config: StabilityConfig | None = None) -> Agreement
 
 
 def families(
-    effects: Effects, pairwise: bool = False, config: StabilityConfig | None = None
+    effects: Effects, pairwise: bool = False, config: ReliabilityConfig | None = None
 ) -> tuple[Agreement, ...]:
     """Each family against all others, or every pair of families if `pairwise`.
 

@@ -45,8 +45,8 @@ _REFUSED: dict[str, tuple[Ablation, ...]] = {
 
 
 @dataclass(frozen=True)
-class DiagnosisConfig:
-    """Settings of `diagnose`."""
+class SiteScanConfig:
+    """Settings of `scan_sites`."""
 
     intervention: Ablation = "mean"
     """How an FFN or attention output is removed, the same for both; `skip` equals `zero` there.
@@ -215,8 +215,8 @@ class Changes:
 
 
 @dataclass(frozen=True)
-class Diagnosis:
-    """Result of `diagnose`."""
+class SiteScan:
+    """Result of `scan_sites`."""
 
     metric: str
     """What is measured, in words."""

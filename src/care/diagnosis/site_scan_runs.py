@@ -1,4 +1,4 @@
-"""The examples and the runs of the model that a diagnosis consists of.
+"""The examples and the runs of the model that a scan of sites consists of.
 
 Which examples are used, what is removed in which layers and windows, and what that does to the
 refusal log-odds. What follows from it is said in `care.diagnosis.site_scan`.
@@ -20,7 +20,7 @@ from care.diagnosis.activation_means import BenignDonors, collect, goals_of, spr
 from care.diagnosis.component_contrast import Comparison, compare_both
 from care.diagnosis.optimal_constants import ConstantConfig, fit_constants
 from care.diagnosis.scan import Removal, Scan, ScanRow, mean_norms, scan, windows
-from care.diagnosis.site_results import KINDS, Changes, Component, DiagnosisConfig, LayerEffect
+from care.diagnosis.site_results import KINDS, Changes, Component, LayerEffect, SiteScanConfig
 from care.errors import DataError
 from care.models.anatomy import Scope, Site
 from care.models.vlm import VLM
@@ -43,7 +43,7 @@ class Data(NamedTuple):
         cls,
         attacks: Suite | Sequence[Example],
         benign: Suite | Sequence[Example],
-        config: DiagnosisConfig,
+        config: SiteScanConfig,
     ) -> Data:
         chosen = []
         for kind, given, most in (
@@ -74,7 +74,7 @@ class Data(NamedTuple):
         return [*self.attacks, *self.benign]
 
     def constants(
-        self, vlm: VLM, means: dict[Site, Tensor], config: DiagnosisConfig
+        self, vlm: VLM, means: dict[Site, Tensor], config: SiteScanConfig
     ) -> dict[Site, Tensor]:
         """Optimal constants of the sites in `means`, from benign examples that aren't scored."""
         if not means:
@@ -102,14 +102,14 @@ def _chosen(examples: Sequence[Example], most: int) -> list[Example]:
     return chosen
 
 
-class Job:
-    """The runs of the model that a diagnosis consists of."""
+class SiteScanRuns:
+    """The runs of the model that a scan consists of."""
 
     def __init__(
         self,
         vlm: VLM,
         data: Data,
-        config: DiagnosisConfig,
+        config: SiteScanConfig,
         done: list[ScanRow],
         keep: Callable[[ScanRow], None] | None,
     ) -> None:
@@ -132,7 +132,7 @@ class Job:
         self.constants = data.constants(vlm, replaced, config)
 
     def steps(self, generate: bool) -> int:
-        """Number of (example, removal) pairs and answers that the whole job takes."""
+        """Number of (example, removal) pairs and answers that the whole scan takes."""
         parts = sum(
             removal.site.kind != "layer_out" and len(removal.sites) == 1
             for removal in self.removals

@@ -46,7 +46,7 @@ from care.defenses.repair.repair import Modality, Repair
 from care.diagnosis.activation_means import spread
 from care.diagnosis.channel_scan import recommended, scan_channels, scanned_sites
 from care.diagnosis.channel_scan import to_json as channels_json
-from care.diagnosis.full import BRIEF, Inquiry, InquiryConfig, complete
+from care.diagnosis.full import BRIEF, DiagnosisConfig, DiagnosisParts, complete
 from care.diagnosis.scan import ScanRow
 from care.diagnosis.token_attribution import token_scores
 from care.errors import UsageError
@@ -172,18 +172,18 @@ class _Workflow:
         material = material_from(facts, [*attacks, *benign], load_decisions(kept))
         return Fitter(self.vlm, material, config, self.job.batch)
 
-    def diagnosis(self, fitter: Fitter, config: InquiryConfig) -> dict[str, Any]:
+    def diagnosis(self, fitter: Fitter, config: DiagnosisConfig) -> dict[str, Any]:
         """Which sites and neurons carry the attacks that worked, and how sure that is.
 
         On the fit split; a neuron repair, if one is asked for, is chosen on validation.
         """
-        inquiry = self.inquiry(fitter, config)
+        parts = self.parts(fitter, config)
 
         def scanned() -> dict[str, Any]:
             rows = Rows(self.run.path / "scan.jsonl")
             done = [ScanRow.from_json(row) for row in rows.all()]
             try:
-                return inquiry.sites(
+                return parts.sites(
                     done, lambda row: rows.add({"key": str(len(rows)), **row.to_json()})
                 )
             finally:
@@ -197,16 +197,16 @@ class _Workflow:
 
         def neurons() -> dict[str, Any]:
             compared = rival() if config.repair_prompts else None
-            return inquiry.neurons(compared, keep, self.kept("neurons"))
+            return parts.neurons(compared, keep, self.kept("neurons"))
 
         sites = self.stage_json("sites", scanned)
-        effects = self.stage_json("effects", lambda: inquiry.effects(self.kept("effects")))
+        effects = self.stage_json("effects", lambda: parts.effects(self.kept("effects")))
         found = self.stage_json("neurons", neurons, (kept.name,))
         if config.judged and found["repair"] is not None and kept.exists():
-            used = [e for part in inquiry.validation for e in spread(part, config.repair_prompts)]
+            used = [e for part in parts.validation for e in spread(part, config.repair_prompts)]
             suites = remaining(self.counted("validation"), used, config.judged)
             found["repair"]["judged"] = self.judged(suites, NeuronRepair.load(kept), rival())
-        curves = self.stage_json("curves", lambda: inquiry.curves(effects, found))
+        curves = self.stage_json("curves", lambda: parts.curves(effects, found))
         return complete(sites, effects, found, curves)
 
     def judged(
@@ -222,7 +222,7 @@ class _Workflow:
         """A run within the run's folder, for answers that aren't the job's own."""
         return Run(self.run.inside(name), resume=True, config=self.job.config())
 
-    def inquiry(self, fitter: Fitter, config: InquiryConfig) -> Inquiry:
+    def parts(self, fitter: Fitter, config: DiagnosisConfig) -> DiagnosisParts:
         """The diagnosis of this job, of attacks that worked."""
         complied = [e for e, _ in fitter.material.complied]
         validation: list[list[Example]] = [[], []]
@@ -232,7 +232,7 @@ class _Workflow:
                 split_examples(suites, lambda s: s.role == "attack"),
                 split_examples(suites, lambda s: s.role != "attack"),
             ]
-        return Inquiry(
+        return DiagnosisParts(
             self.vlm,
             [e for e in complied if e.suite not in PGD] or complied,
             [e for e, _ in fitter.material.answered],
@@ -456,7 +456,7 @@ def diagnose(job: Job, progress: Bar = None) -> dict[str, Any]:
         with run.stage("model"):
             work = _Workflow(job, run, progress, sampled)
         fitter = work.fitter()
-        found = work.channels(fitter, work.diagnosis(fitter, InquiryConfig()))
+        found = work.channels(fitter, work.diagnosis(fitter, DiagnosisConfig()))
         run.check_there()
     page = write_diagnosis(found, job.out, f"Diagnosis of {job.model or 'the embedded model'}")
     return json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))

@@ -14,8 +14,13 @@ from care.data.minimal_pairs import Pair, align
 from care.diagnosis.neurons.activation_patching import patch
 from care.diagnosis.neurons.attribution_patching import estimate
 from care.diagnosis.neurons.interventions import against_means, between_pairs
-from care.diagnosis.neurons.report import NeuronConfig
-from care.diagnosis.neurons.search import _precision, find_neurons, matched_controls, sign_flip_p
+from care.diagnosis.neurons.search import (
+    NeuronConfig,
+    _precision,
+    find_neurons,
+    matched_controls,
+    sign_flip_p,
+)
 from care.errors import FitError, SiteError, UsageError
 from care.models.anatomy import Site, scope_mask
 from care.models.hooks import edit, read

@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from care.diagnosis.neurons.attribution_patching import refusal_metric
-from care.diagnosis.neurons.gradients import Metric
+from care.diagnosis.neurons.attribution_patching import Metric, refusal_metric
 from care.diagnosis.neurons.interventions import Counterfactual, Neuron, Replacements, neuron_site
 from care.errors import FitError, SiteError, UsageError
 from care.models.hooks import edit

@@ -20,25 +20,73 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from scipy.stats import false_discovery_control
 
 from care.diagnosis.neurons.activation_patching import patch
-from care.diagnosis.neurons.attribution_patching import Estimates, estimate, goal_groups
-from care.diagnosis.neurons.gradients import Metric
+from care.diagnosis.neurons.attribution_patching import (
+    Estimates,
+    Method,
+    Metric,
+    check_method,
+    estimate,
+    goal_groups,
+)
 from care.diagnosis.neurons.interpretation import firings, written_tokens
 from care.diagnosis.neurons.interventions import Counterfactual, Neuron, output_columns
-from care.diagnosis.neurons.report import LEAST_VERIFIED, NeuronConfig, NeuronEffect, NeuronReport
+from care.diagnosis.neurons.results import NeuronEffect, NeuronReport
 from care.errors import FitError, UsageError
 from care.models.vlm import VLM
 from care.runs.kept_batches import KeptBatches
+from care.runs.options import require, require_level
 from care.runs.progress import Progress, silent
 from care.statistics.intervals import Interval, bootstrap_mean, rank_correlations
 
+LEAST_VERIFIED = 8
+"""Neurons that are verified at least."""
+
 _SHARE = 0.001
 _NEAREST = 64
+
+
+@dataclass(frozen=True)
+class NeuronConfig:
+    """Settings of `find_neurons`."""
+
+    method: Method = "atp"
+    """How effects are estimated: `atp`, `ig` or `graddrop`."""
+
+    steps: int = 8
+    """Points on the path of integrated gradients."""
+
+    groups: int = 4
+    """Groups of layers that GradDrop leaves out one after the other."""
+
+    verified: int | None = None
+    """Neurons that are replaced for real, and controls; None: 0.1 % of all, 8 at least."""
+
+    described: int = 5
+    """Prompts and patches shown for each neuron; 0 leaves out what neurons do."""
+
+    batch_size: int = 16
+    """Examples per forward pass."""
+
+    level: float = 0.95
+    """Confidence level of intervals."""
+
+    resamples: int = 2000
+    """Bootstrap resamples and random sign flips."""
+
+    seed: int = 0
+    """Seed of both and of the choice of controls."""
+
+    def __post_init__(self) -> None:
+        check_method(self.method, self.steps, self.groups)
+        least = {"verified": LEAST_VERIFIED, "described": 0, "batch_size": 1, "resamples": 1}
+        require(self, least)
+        require_level(self.level)
 
 
 def find_neurons(

@@ -27,13 +27,13 @@ from care.diagnosis.reliability import (
     MIN_SITES,
     Agreement,
     Effects,
-    StabilityConfig,
+    ReliabilityConfig,
     agreement,
     families,
     halves,
 )
 from care.diagnosis.scan import Removal, scan
-from care.diagnosis.site_results import Changes, DiagnosisConfig
+from care.diagnosis.site_results import Changes, SiteScanConfig
 from care.diagnosis.site_scan_runs import Data
 from care.models.anatomy import Site
 from care.models.vlm import VLM
@@ -87,19 +87,19 @@ class Rescan:
         }
 
 
-class OtherLooks:
+class SiteReliability:
     """Looks at FFN and attention outputs of single layers, besides those of one scan."""
 
     def __init__(
         self,
         vlm: VLM,
         changes: Changes,
-        settings: DiagnosisConfig,
-        config: StabilityConfig | None = None,
+        settings: SiteScanConfig,
+        config: ReliabilityConfig | None = None,
         progress: Bar = None,
     ) -> None:
         """`changes` are what the scan found under `settings`."""
-        self.vlm, self.settings, self.config = vlm, settings, config or StabilityConfig()
+        self.vlm, self.settings, self.config = vlm, settings, config or ReliabilityConfig()
         self.progress = progress or silent
         rows = [
             row

@@ -9,17 +9,17 @@ import pytest
 
 from care.diagnosis.ablation import ablate
 from care.diagnosis.activation_means import collect, goals_of
-from care.diagnosis.full import InquiryConfig
-from care.diagnosis.other_looks import SECOND, OtherLooks
-from care.diagnosis.reliability import StabilityConfig
-from care.diagnosis.site_results import DiagnosisConfig
-from care.diagnosis.site_scan import diagnose
+from care.diagnosis.full import DiagnosisConfig
+from care.diagnosis.reliability import ReliabilityConfig
+from care.diagnosis.site_reliability import SECOND, SiteReliability
+from care.diagnosis.site_results import SiteScanConfig
+from care.diagnosis.site_scan import scan_sites
 from care.diagnosis.site_scan_runs import Data
 from care.errors import DataError, UsageError
 from kit import planted
 
-CONFIG = DiagnosisConfig(windows=(1,), max_attacks=6, max_benign=4, resamples=200)
-STABILITY = StabilityConfig(top=2, splits=20, resamples=100)
+CONFIG = SiteScanConfig(windows=(1,), max_attacks=6, max_benign=4, resamples=200)
+STABILITY = ReliabilityConfig(top=2, splits=20, resamples=100)
 ATTACKS, BENIGN = planted.attacks(12), planted.benign(8)
 BEST = f"{planted.LAYER}.ffn_out"
 
@@ -31,11 +31,11 @@ def vlm():
 
 @pytest.fixture(scope="module")
 def changes(vlm):
-    return diagnose(vlm, ATTACKS, BENIGN, config=CONFIG, generate=False).changes
+    return scan_sites(vlm, ATTACKS, BENIGN, config=CONFIG, generate=False).changes
 
 
-def looks(vlm, changes, **settings) -> OtherLooks:
-    return OtherLooks(vlm, changes, replace(CONFIG, **settings), STABILITY)
+def looks(vlm, changes, **settings) -> SiteReliability:
+    return SiteReliability(vlm, changes, replace(CONFIG, **settings), STABILITY)
 
 
 @pytest.mark.parametrize("how", [way for way in SECOND if way != "mean"])
@@ -92,11 +92,13 @@ def test_another_draw_has_other_goals(vlm, changes):
 
 
 def test_the_second_way_is_another_than_the_first():
-    assert InquiryConfig(second="zero").second == "zero"
+    assert DiagnosisConfig(second="zero").second == "zero"
     with pytest.raises(UsageError, match="second is 'mean' where sites are removed by mean"):
-        InquiryConfig(second="mean")
+        DiagnosisConfig(second="mean")
     with pytest.raises(UsageError, match="use one of mean, constant, zero"):
-        InquiryConfig(sites=DiagnosisConfig(intervention="resample"))
-    assert InquiryConfig(sites=DiagnosisConfig(intervention="resample"), rescanned=0).rescanned == 0
+        DiagnosisConfig(sites=SiteScanConfig(intervention="resample"))
+    assert (
+        DiagnosisConfig(sites=SiteScanConfig(intervention="resample"), rescanned=0).rescanned == 0
+    )
     with pytest.raises(UsageError, match="rescanned must be at least 0, got -1"):
-        InquiryConfig(rescanned=-1)
+        DiagnosisConfig(rescanned=-1)

@@ -1,4 +1,4 @@
-"""What a search for neurons is asked for and what it says: the configuration and the result.
+"""What a search for neurons says.
 
 The figures are made in `care.diagnosis.neurons.search`; nothing is computed here.
 """
@@ -11,51 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from care.diagnosis.neurons.attribution_patching import Method, check_method
+from care.diagnosis.neurons.attribution_patching import Method
 from care.diagnosis.neurons.interpretation import Firing, Patch
-from care.runs.options import require, require_level
 from care.statistics.intervals import Interval
-
-LEAST_VERIFIED = 8
-"""Neurons that are verified at least."""
-
-
-@dataclass(frozen=True)
-class NeuronConfig:
-    """Settings of `find_neurons`."""
-
-    method: Method = "atp"
-    """How effects are estimated: `atp`, `ig` or `graddrop`."""
-
-    steps: int = 8
-    """Points on the path of integrated gradients."""
-
-    groups: int = 4
-    """Groups of layers that GradDrop leaves out one after the other."""
-
-    verified: int | None = None
-    """Neurons that are replaced for real, and controls; None: 0.1 % of all, 8 at least."""
-
-    described: int = 5
-    """Prompts and patches shown for each neuron; 0 leaves out what neurons do."""
-
-    batch_size: int = 16
-    """Examples per forward pass."""
-
-    level: float = 0.95
-    """Confidence level of intervals."""
-
-    resamples: int = 2000
-    """Bootstrap resamples and random sign flips."""
-
-    seed: int = 0
-    """Seed of both and of the choice of controls."""
-
-    def __post_init__(self) -> None:
-        check_method(self.method, self.steps, self.groups)
-        least = {"verified": LEAST_VERIFIED, "described": 0, "batch_size": 1, "resamples": 1}
-        require(self, least)
-        require_level(self.level)
 
 
 @dataclass(frozen=True)
