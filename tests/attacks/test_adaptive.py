@@ -18,8 +18,8 @@ from care.defenses.repair.repair import Repair, _Insides, _SiteEdit
 from care.errors import UsageError
 from care.evaluation.transfer import beside, transfer_and_adaptive
 from care.judges.base import Judge
-from care.models.anatomy import Role, Site
 from care.models.hooks import edit, read
+from care.models.sites import Role, Site
 from kit.repairs import FULLY_OPEN, SHUT, SITE, a_gate, made
 from kit.tiny import WIDTH, picture, tiny_vlm
 

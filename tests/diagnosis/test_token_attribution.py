@@ -13,7 +13,7 @@ from care.diagnosis.token_attribution import (
     visual_scores,
 )
 from care.errors import FitError, UsageError
-from care.models.anatomy import Site
+from care.models.sites import Site
 from kit import tiny
 
 

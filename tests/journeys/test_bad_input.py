@@ -27,8 +27,8 @@ from care.defenses.repair.gate import Gate
 from care.defenses.repair.repair import Channel, Repair
 from care.defenses.repair.subspace import SubspaceConfig, fit_subspace, random_subspace
 from care.interfaces.cli import app as cli
-from care.models.anatomy import Site
 from care.models.embedded import attack
+from care.models.sites import Site
 from care.models.vlm import VLM
 from care.pipeline import workflow as pipeline
 from care.runs import files as storage

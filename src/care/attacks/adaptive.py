@@ -33,8 +33,8 @@ from torch import Tensor
 from care.defenses.base import Defense
 from care.defenses.repair.repair import Channel, Repair, _Insides, _SiteEdit
 from care.errors import UsageError
-from care.models.anatomy import Site, scope_mask
 from care.models.hooks import edit, read
+from care.models.sites import Site, scope_mask
 from care.models.vlm import VLM
 
 GateMode = Literal["exact", "straight-through", "soft"]

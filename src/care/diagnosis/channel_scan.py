@@ -26,7 +26,7 @@ from care.data.digests import digest_of
 from care.data.example import Example
 from care.defenses.repair.repair import Modality, Repair
 from care.errors import DataError
-from care.models.anatomy import Site, SiteKind
+from care.models.sites import Site, SiteKind
 from care.runs.kept_batches import KeptBatches
 from care.statistics.intervals import Interval, bootstrap_mean, difference
 

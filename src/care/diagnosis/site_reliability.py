@@ -35,7 +35,7 @@ from care.diagnosis.reliability import (
 from care.diagnosis.scan import Removal, scan
 from care.diagnosis.site_results import Changes, SiteScanConfig
 from care.diagnosis.site_scan_runs import Data
-from care.models.anatomy import Site
+from care.models.sites import Site
 from care.models.vlm import VLM
 from care.runs.progress import Progress, silent
 from care.statistics.intervals import Interval, bootstrap_mean

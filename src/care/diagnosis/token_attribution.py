@@ -23,8 +23,8 @@ from torch import Tensor
 
 from care.data.example import Example
 from care.errors import FitError, UsageError
-from care.models.anatomy import Role, Site
 from care.models.hooks import read
+from care.models.sites import Role, Site
 from care.models.vlm import VLM
 from care.statistics.moments import as_rows
 

@@ -20,7 +20,7 @@ from care.data.example import Suite
 from care.defenses.repair.fitting import Fitter, chosen_sites
 from care.defenses.repair.repair import Modality, Repair
 from care.diagnosis.channel_scan import refused_under
-from care.models.anatomy import Site
+from care.models.sites import Site
 from care.runs.kept_batches import KeptBatches
 
 if TYPE_CHECKING:

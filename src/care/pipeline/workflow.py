@@ -57,8 +57,8 @@ from care.evaluation.suites import suite_facts
 from care.evaluation.table import Table
 from care.judges.base import Judge
 from care.judges.refusal import certainly_refused
-from care.models.anatomy import Site
 from care.models.identity import load_pinned
+from care.models.sites import Site
 from care.models.vlm import VLM
 from care.pipeline.config import (
     BASELINE,

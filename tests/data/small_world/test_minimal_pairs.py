@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from care.data.minimal_pairs import align, by_kind
+from care.data.minimal_pairs import by_kind
 from care.data.small_world import goals as world
 from care.data.small_world import minimal_pairs as twins
 from care.data.text import words
 from care.errors import UsageError
+from care.models.alignment import align
 from care.pipeline.config import Job, pairs_of
 
 SPLITS = ("fit", "validation")

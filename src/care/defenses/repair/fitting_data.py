@@ -28,9 +28,9 @@ from care.data.example import Example
 from care.errors import DataError, FitError
 from care.judges.base import Judge
 from care.judges.refusal import certainly_refused
-from care.models.anatomy import Site
 from care.models.hooks import read
 from care.models.prompt_cache import Prefill, first_logits
+from care.models.sites import Site
 from care.models.vlm import VLM
 from care.runs.files import write_whole
 from care.runs.kept_batches import KeptBatches, texts_from, texts_to

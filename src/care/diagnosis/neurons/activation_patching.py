@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from care.diagnosis.neurons.attribution_patching import Metric, refusal_metric
-from care.diagnosis.neurons.interventions import Counterfactual, Neuron, Replacements, neuron_site
+from care.diagnosis.neurons.interventions import Counterfactual, Replacements
 from care.errors import FitError, SiteError, UsageError
 from care.models.hooks import edit
 from care.models.prompt_cache import Start, first_logits, read_prompts
 from care.models.replay import Replay
+from care.models.sites import Neuron, neuron_site
 from care.models.vlm import VLM
 from care.runs.kept_batches import KeptBatches
 

@@ -33,9 +33,10 @@ import torch
 from torch import Tensor
 
 from care.attacks.loss import attackable
-from care.diagnosis.neurons.interventions import Counterfactual, Neuron, Replacements
+from care.diagnosis.neurons.interventions import Counterfactual, Replacements
 from care.errors import DataError, FitError, ModelError, UsageError
 from care.models.hooks import edit, read
+from care.models.sites import Neuron
 from care.models.vlm import VLM
 
 Metric = Callable[[Tensor], Tensor]

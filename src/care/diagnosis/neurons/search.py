@@ -35,9 +35,10 @@ from care.diagnosis.neurons.attribution_patching import (
     goal_groups,
 )
 from care.diagnosis.neurons.interpretation import firings, written_tokens
-from care.diagnosis.neurons.interventions import Counterfactual, Neuron, output_columns
+from care.diagnosis.neurons.interventions import Counterfactual, output_columns
 from care.diagnosis.neurons.results import NeuronEffect, NeuronReport
 from care.errors import FitError, UsageError
+from care.models.sites import Neuron
 from care.models.vlm import VLM
 from care.runs.kept_batches import KeptBatches
 from care.runs.options import require, require_level
