@@ -40,6 +40,7 @@ from care.diagnosis.site_results import SiteScanConfig
 from care.evaluation import job as evaluation_job
 from care.judges.base import Judge, Verdict
 from care.pipeline import workflow as pipeline
+from care.statistics.sampling import SamplingSpec
 
 RESULTS = ("report.json", "diagnosis.json", "table.json")
 """Files of a run that hold what it found."""
@@ -51,11 +52,16 @@ PASSING = frozenset(
 
 SMALL = DiagnosisConfig(
     sites=SiteScanConfig(
-        windows=(1,), max_attacks=4, max_benign=3, top_sites=1, generate_examples=2, resamples=100
+        windows=(1,),
+        max_attacks=4,
+        max_benign=3,
+        top_sites=1,
+        generate_examples=2,
+        sampling=SamplingSpec(resamples=100),
     ),
-    neurons=NeuronConfig(verified=8, described=0, resamples=100),
+    neurons=NeuronConfig(verified=8, described=0, sampling=SamplingSpec(resamples=100)),
     curves=None,
-    stability=ReliabilityConfig(splits=10, resamples=100),
+    stability=ReliabilityConfig(splits=10, sampling=SamplingSpec(resamples=100)),
     neuron_prompts=8,
     reseeded=0,
     rescanned=3,

@@ -18,11 +18,12 @@ from care.models.hooks import read
 from care.models.sites import Site
 from care.models.vlm import VLM
 from care.report.check import validate
+from care.statistics.sampling import SamplingSpec
 from kit import planted, tiny
 from kit.reports import report_tree
 
 EXAMPLES = tiny.mixed_examples(8)
-FAST = EffectsConfig(resamples=300, batch_size=3)
+FAST = EffectsConfig(sampling=SamplingSpec(resamples=300), batch_size=3)
 
 
 def as_pairs(examples=EXAMPLES):
@@ -198,7 +199,7 @@ def test_bad_input_is_named():
         site_effects(vlm, pairs, [Site(9, "ffn_out")])
     with pytest.raises(UsageError, match="at least 2 different goals, got 1 pairs"):
         site_effects(vlm, pairs[:1], [Site(1, "ffn_out")])
-    for wrong in ({"batch_size": 0}, {"level": 1.5}, {"check_sites": 0}):
+    for wrong in ({"batch_size": 0}, {"check_sites": 0}):
         with pytest.raises(UsageError, match=next(iter(wrong))):
             EffectsConfig(**wrong)
     with torch.no_grad():

@@ -15,12 +15,13 @@ from care.diagnosis.scan import ScanRow
 from care.diagnosis.site_results import SiteScanConfig
 from care.report.conclusions import verdict
 from care.report.files import write_diagnosis
+from care.statistics.sampling import SamplingSpec
 from kit import planted
 
 SMALL = DiagnosisConfig(
     sites=SiteScanConfig(max_attacks=6, max_benign=4, generate_examples=2, top_sites=1),
-    neurons=NeuronConfig(verified=8, described=1, resamples=200),
-    curves=FaithfulnessConfig(sizes=3, draws=2, resamples=200),
+    neurons=NeuronConfig(verified=8, described=1, sampling=SamplingSpec(resamples=200)),
+    curves=FaithfulnessConfig(sizes=3, draws=2, sampling=SamplingSpec(resamples=200)),
     pairs=5,
     neuron_prompts=8,
     reseeded=4,

@@ -20,8 +20,9 @@ from care.diagnosis.reliability import (
 )
 from care.errors import UsageError
 from care.report.values import plain
+from care.statistics.sampling import SamplingSpec
 
-FAST = ReliabilityConfig(top=3, splits=60, resamples=100)
+FAST = ReliabilityConfig(top=3, splits=60, sampling=SamplingSpec(resamples=100))
 
 
 def made(spread, units=20, examples=24, seed=0, means=None, kinds=None):
@@ -200,7 +201,7 @@ def test_bad_input_is_named():
         Effects(np.ones((3, 3)), ("a", "b", "c"), ("x", "y"))
 
 
-@pytest.mark.parametrize("wrong", [{"top": 0}, {"splits": 0}, {"resamples": 0}, {"level": 1.0}])
+@pytest.mark.parametrize("wrong", [{"top": 0}, {"splits": 0}])
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):
         ReliabilityConfig(**wrong)

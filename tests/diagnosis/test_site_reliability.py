@@ -16,10 +16,13 @@ from care.diagnosis.site_results import SiteScanConfig
 from care.diagnosis.site_scan import scan_sites
 from care.diagnosis.site_scan_runs import Data
 from care.errors import DataError, UsageError
+from care.statistics.sampling import SamplingSpec
 from kit import planted
 
-CONFIG = SiteScanConfig(windows=(1,), max_attacks=6, max_benign=4, resamples=200)
-STABILITY = ReliabilityConfig(top=2, splits=20, resamples=100)
+CONFIG = SiteScanConfig(
+    windows=(1,), max_attacks=6, max_benign=4, sampling=SamplingSpec(resamples=200)
+)
+STABILITY = ReliabilityConfig(top=2, splits=20, sampling=SamplingSpec(resamples=100))
 ATTACKS, BENIGN = planted.attacks(12), planted.benign(8)
 BEST = f"{planted.LAYER}.ffn_out"
 

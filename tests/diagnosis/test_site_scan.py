@@ -20,13 +20,14 @@ from care.models.sites import DECISION, Role, Site, scope_mask
 from care.models.vlm import VLM
 from care.report.check import validate
 from care.runs.progress import Progress
+from care.statistics.sampling import SamplingSpec
 from kit import planted as one_neuron
 from kit import tiny
 from kit.reports import report_tree
 
 EXAMPLES = tiny.mixed_examples(5)
 KINDS = ("ffn_out", "mhsa_out", "layer_out")
-FAST = SiteScanConfig(resamples=400, generate_examples=4, max_new_tokens=3)
+FAST = SiteScanConfig(sampling=SamplingSpec(resamples=400), generate_examples=4, max_new_tokens=3)
 WORDS = ("wash a car", "build a house", "describe the image", "gather water", "help with soap")
 
 
@@ -392,7 +393,6 @@ def test_examples_are_capped_and_bad_input_is_named():
         {"reference": "attacks"},
         {"max_attacks": 1},
         {"top_sites": -1},
-        {"level": 95},
         {"max_new_tokens": 0},
     ],
 )

@@ -25,6 +25,7 @@ from care.report import files as report_files
 from care.report.conclusions import verdict
 from care.runs.rows import Rows
 from care.runs.run import Run
+from care.statistics.sampling import SamplingSpec
 from kit import tiny
 from kit.jobs import COMPARED, MadeUpJudge, files, parts, tiny_parts  # noqa: F401
 
@@ -85,11 +86,16 @@ def check_damaged_parts(run: Path, whole: dict, options: dict) -> None:
 
 SMALL = DiagnosisConfig(
     sites=SiteScanConfig(
-        windows=(1,), max_attacks=4, max_benign=3, top_sites=1, generate_examples=2, resamples=100
+        windows=(1,),
+        max_attacks=4,
+        max_benign=3,
+        top_sites=1,
+        generate_examples=2,
+        sampling=SamplingSpec(resamples=100),
     ),
-    neurons=NeuronConfig(verified=8, described=0, resamples=100),
+    neurons=NeuronConfig(verified=8, described=0, sampling=SamplingSpec(resamples=100)),
     curves=None,
-    stability=ReliabilityConfig(splits=10, resamples=100),
+    stability=ReliabilityConfig(splits=10, sampling=SamplingSpec(resamples=100)),
     neuron_prompts=8,
     reseeded=0,
     rescanned=3,

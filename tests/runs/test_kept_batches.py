@@ -24,6 +24,7 @@ from care.pipeline import workflow as pipeline
 from care.pipeline.config import Job
 from care.runs.kept_batches import FOLDER, KeptBatches, texts_from, texts_to
 from care.runs.run import Run
+from care.statistics.sampling import SamplingSpec
 from kit import tiny
 from kit.jobs import MadeUpJudge, files, parts, tiny_parts  # noqa: F401
 from kit.repairs import made
@@ -86,7 +87,9 @@ def stages() -> dict[str, Any]:
 
     def neurons(vlm: Any, kept: Any) -> Any:
         questions = [between_pairs(pairs[part::2]) for part in (0, 1)]
-        config = NeuronConfig(verified=8, described=0, resamples=50, batch_size=1)
+        config = NeuronConfig(
+            verified=8, described=0, sampling=SamplingSpec(resamples=50), batch_size=1
+        )
         found = find_neurons(vlm, questions[0], verify=questions[1], config=config, kept=kept)
         return found.to_json()
 

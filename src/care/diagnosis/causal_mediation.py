@@ -24,7 +24,7 @@ scope. Not here: single neurons.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,8 +44,9 @@ from care.models.replay import Replay
 from care.models.sites import Role, Scope, Site, scope_mask
 from care.models.vlm import VLM
 from care.runs.kept_batches import KeptBatches
-from care.runs.options import require, require_level
-from care.statistics.intervals import Interval, bootstrap_mean
+from care.runs.options import require
+from care.statistics.intervals import Interval
+from care.statistics.sampling import SamplingSpec, flat
 
 Mediator = tuple[Site, ...]
 
@@ -73,18 +74,11 @@ class EffectsConfig:
     """Mediators for which the identity is checked, evenly spaced, on the first batch of pairs;
     each costs a whole pass over it."""
 
-    level: float = 0.95
-    """Confidence level of all intervals."""
-
-    resamples: int = 2000
-    """Bootstrap resamples (of goals)."""
-
-    seed: int = 0
-    """Seed of the bootstrap."""
+    sampling: SamplingSpec = field(default_factory=SamplingSpec)
+    """Confidence level, resamples and seed of all intervals."""
 
     def __post_init__(self) -> None:
-        require(self, {"batch_size": 1, "check_sites": 1, "resamples": 1})
-        require_level(self.level)
+        require(self, {"batch_size": 1, "check_sites": 1})
 
 
 @dataclass(frozen=True)
@@ -225,7 +219,7 @@ def exchange(
             "benign": [example_digest(pair.benign) for pair in pairs],
             "mediators": [name_of(sites) for sites in mediators],
             "measures": [measure.name for measure in measures],
-            "config": asdict(config),
+            "config": flat(config),
         }
         asking = kept.over(work, attacks, facts, *_forms(len(mediators), errors, advance))
     found = vlm.in_batches(attacks, config.batch_size, asking)
@@ -402,9 +396,7 @@ def _effects(
     undone = found.denoised[row] - found.attacked
 
     def mean(values: np.ndarray) -> Interval:
-        return bootstrap_mean(
-            values, goals, n=config.resamples, seed=config.seed, level=config.level
-        )
+        return config.sampling.mean(values, goals)
 
     whole = mean(total)
     size = float(np.abs([found.attacked, found.clean]).mean())
@@ -434,10 +426,10 @@ def _share(
         lambda x, y, axis: x.sum(axis=axis) / y.sum(axis=axis),
         paired=True,
         vectorized=True,
-        n_resamples=config.resamples,
-        confidence_level=config.level,
+        n_resamples=config.sampling.resamples,
+        confidence_level=config.sampling.level,
         method="percentile",
-        rng=np.random.default_rng(config.seed),
+        rng=np.random.default_rng(config.sampling.seed),
     ).confidence_interval
     rate = float(part.mean() / whole.mean())
     return Interval(rate, float(limits.low), float(limits.high), len(part))

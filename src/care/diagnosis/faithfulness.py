@@ -21,16 +21,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from scipy.stats import t as student
 
 from care.errors import FitError, UsageError
-from care.runs.options import require, require_level
+from care.runs.options import require
 from care.statistics.bootstrap import Resamples
 from care.statistics.intervals import Interval
+from care.statistics.sampling import SamplingSpec
 
 Unit = TypeVar("Unit", bound=Hashable)
 
@@ -50,18 +51,12 @@ class FaithfulnessConfig:
     strata: int = 5
     """Groups of similar weight within which units are shuffled; without weights there is one."""
 
-    resamples: int = 1000
-    """Bootstrap resamples (of goals)."""
-
-    seed: int = 0
-    """Seed of the random rankings and of the bootstrap."""
-
-    level: float = 0.95
-    """Confidence level of all intervals, and share of the draws inside a band."""
+    sampling: SamplingSpec = field(default_factory=lambda: SamplingSpec(resamples=1000))
+    """Confidence level, also the share of the draws inside a band, resamples, and seed, also of the
+    random rankings."""
 
     def __post_init__(self) -> None:
-        require(self, {"sizes": 2, "draws": 1, "strata": 1, "resamples": 1})
-        require_level(self.level)
+        require(self, {"sizes": 2, "draws": 1, "strata": 1})
 
 
 @dataclass(frozen=True)
@@ -170,7 +165,7 @@ def faithfulness(
         ]
     )  # (orders, kept or removed, sizes, N)
     goals = list(range(values.shape[-1])) if goals is None else list(goals)
-    resamples = Resamples(goals, config.resamples, config.seed, config.level)
+    resamples = config.sampling.drawings(goals)
     curves = _Curves.of(resamples.means(values, goals), sizes)
     return _summarised(curves, resamples, sizes, len(goals), weights is not None)
 
@@ -323,7 +318,7 @@ def _random_rankings(
     """
     by_weight = np.arange(len(units)) if weights is None else np.argsort(weights, kind="stable")
     strata = 1 if weights is None else min(config.strata, max(1, len(units) // 2))
-    rng = np.random.default_rng(config.seed)
+    rng = np.random.default_rng(config.sampling.seed)
     rankings = []
     for _ in range(config.draws):
         places = np.arange(len(units))

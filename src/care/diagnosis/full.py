@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from care.data.example import Example
@@ -111,6 +111,11 @@ class DiagnosisConfig:
                 f"second is {self.second!r} where sites are removed by {self.sites.intervention}; "
                 f"use one of {', '.join(known)}."
             )
+
+    def seeded(self, seed: int) -> DiagnosisConfig:
+        """The same with the scan's intervals drawn by `seed`."""
+        sampling = replace(self.sites.sampling, seed=seed)
+        return replace(self, sites=replace(self.sites, sampling=sampling))
 
 
 BRIEF = DiagnosisConfig(

@@ -15,15 +15,15 @@ correction: Spearman (1910), Brown (1910).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from care.errors import UsageError
-from care.runs.options import require, require_level
-from care.statistics.bootstrap import Resamples
+from care.runs.options import require
 from care.statistics.intervals import Interval, rank_correlations
+from care.statistics.sampling import SamplingSpec
 
 Kind = Literal["seed", "half", "family", "intervention"]
 
@@ -41,18 +41,12 @@ class ReliabilityConfig:
     splits: int = 200
     """Random halves."""
 
-    resamples: int = 1000
-    """Bootstrap resamples (of goals)."""
-
-    seed: int = 0
-    """Seed of the halves and of the bootstrap."""
-
-    level: float = 0.95
-    """Confidence level, and share of the splits between the limits."""
+    sampling: SamplingSpec = field(default_factory=lambda: SamplingSpec(resamples=1000))
+    """Confidence level, also the share of the splits between the limits, resamples, and seed, also
+    of the halves."""
 
     def __post_init__(self) -> None:
-        require(self, {"top": 1, "splits": 1, "resamples": 1})
-        require_level(self.level)
+        require(self, {"top": 1, "splits": 1})
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +135,7 @@ def agreement(
             f"{len(second.values)}."
         )
     goals = [*first.goals, *second.goals]
-    resamples = Resamples(goals, config.resamples, config.seed, config.level)
+    resamples = config.sampling.drawings(goals)
     left, right = (resamples.means(side.values, side.goals) for side in (first, second))
     if np.ptp(left[0]) == 0.0 or np.ptp(right[0]) == 0.0:
         raise UsageError(f"Agreement of {name} is undefined: all units of one side are equal.")
@@ -168,7 +162,8 @@ def halves(effects: Effects, config: ReliabilityConfig | None = None) -> Agreeme
     if len(names) < 4:
         raise UsageError(f"Halves need at least 4 different goals, got {len(names)}.")
     member = np.array([names.index(goal) for goal in effects.goals])
-    rng, half = np.random.default_rng(config.seed), len(names) // 2
+    level = config.sampling.level
+    rng, half = np.random.default_rng(config.sampling.seed), len(names) // 2
     sides = np.empty((2, config.splits, len(effects.values)))
     for split in range(config.splits):
         order = rng.permutation(len(names))
@@ -179,12 +174,12 @@ def halves(effects: Effects, config: ReliabilityConfig | None = None) -> Agreeme
     if not np.isfinite(rho).any():
         raise UsageError("Halves can't be compared: all units have the same effect.")
     n = len(effects.goals)
-    spearman = _spread(rho, n, config.level)
+    spearman = _spread(rho, n, level)
     return Agreement(
         kind="half",
         name=f"{config.splits} random halves of {len(names)} goals",
         spearman=spearman,
-        overlap=_spread(overlaps(sides[0], sides[1], top), n, config.level),
+        overlap=_spread(overlaps(sides[0], sides[1], top), n, level),
         top=top,
         chance=top / sides.shape[-1],
         reliability=Interval(

@@ -38,7 +38,7 @@ from care.diagnosis.site_scan_runs import Data
 from care.models.sites import Site
 from care.models.vlm import VLM
 from care.runs.progress import Progress, silent
-from care.statistics.intervals import Interval, bootstrap_mean
+from care.statistics.intervals import Interval
 
 Bar = Callable[..., Progress] | None
 
@@ -189,7 +189,7 @@ class SiteReliability:
         """Rows of the greatest sites, then of others; and how many of the former there are."""
         order = np.argsort(-self.values.mean(axis=1), kind="stable")
         top, rest = order[:many], order[many:]
-        rng = np.random.default_rng(self.config.seed)
+        rng = np.random.default_rng(self.config.sampling.seed)
         others = rng.choice(rest, min(many, len(rest)), replace=False)
         return [int(row) for row in (*top, *others)], len(top)
 
@@ -224,10 +224,7 @@ class SiteReliability:
         return collect(self.vlm, asked, sites, batch_size=self.settings.batch_size).means
 
     def _mean(self, look: Effects, row: int) -> Interval:
-        config = self.config
-        return bootstrap_mean(
-            look.values[row], look.goals, n=config.resamples, seed=config.seed, level=config.level
-        )
+        return self.config.sampling.mean(look.values[row], look.goals)
 
 
 def _families_of_two(effects: Effects) -> Effects | None:

@@ -16,8 +16,9 @@ from care.diagnosis.activation_means import Pooling
 from care.diagnosis.component_contrast import Comparison
 from care.errors import UsageError
 from care.models.sites import Site, SiteKind
-from care.runs.options import require, require_level
+from care.runs.options import require
 from care.statistics.intervals import Interval
+from care.statistics.sampling import SamplingSpec
 
 Component = Literal["ffn", "mhsa", "layer"]
 
@@ -33,7 +34,6 @@ _AT_LEAST = {
     "top_sites": 0,
     "max_new_tokens": 1,
     "batch_size": 1,
-    "resamples": 1,
     "max_cache_bytes": 0,
 }
 
@@ -102,14 +102,8 @@ class SiteScanConfig:
     """Most that is remembered of a batch to run it again from any layer; beyond it layers are
     computed again (see `care.models.replay`)."""
 
-    level: float = 0.95
-    """Confidence level of all intervals."""
-
-    resamples: int = 2000
-    """Bootstrap resamples (of goals)."""
-
-    seed: int = 0
-    """Seed of the bootstrap."""
+    sampling: SamplingSpec = field(default_factory=SamplingSpec)
+    """Confidence level, resamples and seed of all intervals."""
 
     def __post_init__(self) -> None:
         for name, refused in _REFUSED.items():
@@ -131,7 +125,6 @@ class SiteScanConfig:
             raise UsageError(f"reference is {self.reference!r}; use all or benign.")
         if self.pooling not in get_args(Pooling):
             raise UsageError(f"pooling is {self.pooling!r}; use text or last.")
-        require_level(self.level)
         require(self, _AT_LEAST)
 
 

@@ -38,7 +38,7 @@ from care.diagnosis.site_scan_runs import Changes, Data, SiteScanRuns
 from care.models.sites import Site
 from care.models.vlm import VLM
 from care.runs.progress import Progress, silent
-from care.statistics.intervals import Interval, difference, spearman_bootstrap
+from care.statistics.intervals import Interval, difference
 
 if TYPE_CHECKING:
     from care.judges.base import Judge
@@ -141,7 +141,7 @@ def _corrected(
 
     Each is at the level 1 − (1 − level) / S.
     """
-    level = 1 - (1 - runs.config.level) / max(1, len(sites))
+    level = 1 - (1 - runs.config.sampling.level) / max(1, len(sites))
     split = changes.n_attacks
     limits = {}
     for removal, values in zip(runs.removals, changes.values, strict=True):
@@ -217,9 +217,7 @@ def _correlations(
     for metric in _METRICS:
         read = [getattr(item, metric) for item in apart]
         if len(read) >= 3 and np.ptp(read) > 0 and np.ptp(caused) > 0:
-            found[metric] = spearman_bootstrap(
-                read, caused, n=config.resamples, seed=config.seed, level=config.level
-            )
+            found[metric] = config.sampling.spearman(read, caused)
     return found
 
 

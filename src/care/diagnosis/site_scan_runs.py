@@ -24,7 +24,7 @@ from care.diagnosis.site_results import KINDS, Changes, Component, LayerEffect, 
 from care.errors import DataError
 from care.models.sites import Scope, Site
 from care.models.vlm import VLM
-from care.statistics.intervals import Interval, bootstrap_mean, difference
+from care.statistics.intervals import Interval, difference
 
 if TYPE_CHECKING:
     from care.judges.base import Judge
@@ -238,10 +238,10 @@ class SiteScanRuns:
         `level` is that of the configuration unless another is asked for; the resamples suffice for
         its tails.
         """
-        config = self.config
-        level = level or config.level
-        many = max(config.resamples, math.ceil(8 / (1 - level)))
-        return bootstrap_mean(values, goals_of(examples), n=many, seed=config.seed, level=level)
+        spec = self.config.sampling
+        level = level or spec.level
+        many = max(spec.resamples, math.ceil(8 / (1 - level)))
+        return replace(spec, level=level, resamples=many).mean(values, goals_of(examples))
 
     @property
     def _with_images(self) -> bool:

@@ -24,7 +24,6 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -238,7 +237,7 @@ class _Workflow:
             [e for e, _ in fitter.material.answered],
             pairs=pairs_of(self.job),
             validation=(validation[0], validation[1]),
-            config=replace(config, sites=replace(config.sites, seed=self.job.seed)),
+            config=config.seeded(self.job.seed),
             judge=self.judge,
             progress=self.progress,
         )

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.stats import false_discovery_control
@@ -41,9 +41,10 @@ from care.errors import FitError, UsageError
 from care.models.sites import Neuron
 from care.models.vlm import VLM
 from care.runs.kept_batches import KeptBatches
-from care.runs.options import require, require_level
+from care.runs.options import require
 from care.runs.progress import Progress, silent
-from care.statistics.intervals import Interval, bootstrap_mean, rank_correlations
+from care.statistics.intervals import Interval, rank_correlations
+from care.statistics.sampling import SamplingSpec, flat
 
 LEAST_VERIFIED = 8
 """Neurons that are verified at least."""
@@ -74,20 +75,13 @@ class NeuronConfig:
     batch_size: int = 16
     """Examples per forward pass."""
 
-    level: float = 0.95
-    """Confidence level of intervals."""
-
-    resamples: int = 2000
-    """Bootstrap resamples and random sign flips."""
-
-    seed: int = 0
-    """Seed of both and of the choice of controls."""
+    sampling: SamplingSpec = field(default_factory=SamplingSpec)
+    """Confidence level, resamples, also of the random sign flips, and seed, also of the choice of
+    controls."""
 
     def __post_init__(self) -> None:
         check_method(self.method, self.steps, self.groups)
-        least = {"verified": LEAST_VERIFIED, "described": 0, "batch_size": 1, "resamples": 1}
-        require(self, least)
-        require_level(self.level)
+        require(self, {"verified": LEAST_VERIFIED, "described": 0, "batch_size": 1})
 
 
 def find_neurons(
@@ -126,7 +120,7 @@ def find_neurons(
         if estimates is None:
             estimates = _estimated(vlm, question, config, metric, bar.advance, kept)
         top = estimates.ranking(count)
-        controls = matched_controls(vlm, estimates, top, config.seed)
+        controls = matched_controls(vlm, estimates, top, config.sampling.seed)
         options = {"metric": metric, "batch_size": config.batch_size, "advance": bar.advance}
         options["kept"] = kept
         effects = patch(vlm, verify, [*top, *controls], **options).effects
@@ -254,7 +248,7 @@ def _estimated(
         steps, cost = (int(parts[name][0]) for name in numbers)
         return [Estimates(config.method, steps, cost, *(parts[name] for name in arrays))]
 
-    facts = {"question": question.told(), "goals": question.goals, "config": asdict(config)}
+    facts = {"question": question.told(), "goals": question.goals, "config": flat(config)}
     asking = kept.over(made, question.examples, facts, pack, unpack)
     return asking(list(range(len(question.examples))))[0]
 
@@ -268,9 +262,9 @@ def _rows(
     config: NeuronConfig,
 ) -> list[NeuronEffect]:
     """Effects (M, N) as rows of the table; `harmless` are control effects of the first ones."""
-    options = {"n": config.resamples, "seed": config.seed, "level": config.level}
-    limits = [bootstrap_mean(values, verify.goals, **options) for values in effects]
-    p = sign_flip_p(_by_goal(effects, verify)[0], config.resamples, config.seed)
+    spec = config.sampling
+    limits = [spec.mean(values, verify.goals) for values in effects]
+    p = sign_flip_p(_by_goal(effects, verify)[0], spec.resamples, spec.seed)
     q = false_discovery_control(p)
     mean = estimates.mean
     return [
@@ -314,9 +308,11 @@ def _agreement(
             "Estimates and effects can't be compared: all of one side are equal, so no neuron does "
             f"anything in scope {', '.join(question.scopes)}; choose another scope or metric."
         )
-    rng = np.random.default_rng(config.seed)
+    rng = np.random.default_rng(config.sampling.seed)
     sums, counts = _by_goal(effects, verify)
-    drawn = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), config.resamples)
+    drawn = rng.multinomial(
+        len(counts), np.full(len(counts), 1 / len(counts)), config.sampling.resamples
+    )
     again = (drawn @ sums) / (drawn @ counts)[:, None]
     guesses = np.broadcast_to(guessed, again.shape)
     if np.array_equal(counts, estimates.counts) and verify is question:
@@ -324,7 +320,7 @@ def _agreement(
             np.float64
         )  # both sides vary with the goals
         guesses = (drawn @ both) / (drawn @ counts)[:, None]
-    tail = 50 * (1 - config.level)
+    tail = 50 * (1 - config.sampling.level)
     low, high = np.nanpercentile(rank_correlations(guesses, again), [tail, 100 - tail])
     sizes = sorted({LEAST_VERIFIED, len(neurons) // 2})
     precision = {k: _precision(guessed, caused, k) for k in sizes}

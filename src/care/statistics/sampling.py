@@ -1,0 +1,60 @@
+"""How sure a figure is asked to be: the settings of every bootstrap over goals.
+
+    SamplingSpec(level=0.95, resamples=2000, seed=0)
+
+A configuration that takes intervals holds one as its `sampling`, so that the three numbers are
+written down and checked in one place. `flat` gives the plain values of such a configuration in the
+form in which runs store them, with the three beside its own. Not here: the resampling itself
+(`care.statistics.intervals`, `care.statistics.bootstrap`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from numbers import Integral
+from typing import Any
+
+from care.errors import UsageError
+from care.statistics.bootstrap import Resamples
+from care.statistics.intervals import Interval, bootstrap_mean, spearman_bootstrap
+
+
+@dataclass(frozen=True)
+class SamplingSpec:
+    """Settings of a bootstrap."""
+
+    level: float = 0.95
+    """Confidence level of all intervals."""
+
+    resamples: int = 2000
+    """Bootstrap resamples (of goals)."""
+
+    seed: int = 0
+    """Seed of the bootstrap, and of whatever else is drawn."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.resamples, bool) or not isinstance(self.resamples, Integral):
+            raise UsageError(f"resamples must be a number, got {self.resamples!r:.40}.")
+        if self.resamples < 1:
+            raise UsageError(f"resamples must be at least 1, got {self.resamples}.")
+        if not 0.0 < self.level < 1.0:
+            raise UsageError(f"level must lie between 0 and 1, got {self.level}.")
+
+    def mean(self, values: Any, goals: Sequence[Any]) -> Interval:
+        """Mean of one value an example (N,), resampled by goal."""
+        return bootstrap_mean(values, goals, n=self.resamples, seed=self.seed, level=self.level)
+
+    def spearman(self, x: Any, y: Any) -> Interval:
+        """Rank correlation of two lists over the same units, which are resampled."""
+        return spearman_bootstrap(x, y, n=self.resamples, seed=self.seed, level=self.level)
+
+    def drawings(self, goals: Sequence[Any]) -> Resamples:
+        """Drawings of the different `goals`, for figures that aren't plain means."""
+        return Resamples(goals, self.resamples, self.seed, self.level)
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """The fields of a configuration, those of its `sampling` in the place of that."""
+    facts = asdict(config)
+    return facts | facts.pop("sampling")
