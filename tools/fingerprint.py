@@ -141,13 +141,13 @@ def _commands(text: str) -> Iterator[str]:
             inside = False
 
 
-def tiny_job(folder: Path) -> dict[str, Any]:
+def tiny_job(folder: Path, resume: bool = False) -> dict[str, Any]:
     """What `care repair`, `care diagnose` and `care evaluate` find on a tiny random model."""
     from kit import tiny
 
     vlm = tiny.tiny_vlm()
     files = own_files(folder)
-    options: dict[str, Any] = {"batch_size": 8, "max_new_tokens": 4}
+    options: dict[str, Any] = {"batch_size": 8, "max_new_tokens": 4, "resume": resume}
     with (
         patch.object(pipeline, "load_model", lambda job: vlm),
         patch.object(pipeline, "make_judge", lambda job: MadeUpJudge()),

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from care.data.example import Example
-from care.data.jsonl import load_suite
+from care.data.registry import load_suite
 from care.defenses.repair.repair import Repair
 from care.errors import DataError, UsageError
 from care.judges.base import Verdict

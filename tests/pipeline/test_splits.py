@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from care.data.small_world import suites
+from care.data.small_world.suites import FIT_LENGTHS, SELECTION_LENGTHS
 from care.errors import DataError, UsageError
 from care.evaluation.table import Table
 from care.pipeline.config import (
-    FIT_LENGTHS,
-    SELECTION_LENGTHS,
     Job,
     mean_rates,
     split_examples,

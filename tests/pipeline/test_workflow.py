@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from care.data.small_world.suites import FIT_LENGTHS, SELECTION_LENGTHS
 from care.defenses.neuron_suppression import NeuronRepair
 from care.diagnosis import full
 from care.diagnosis.full import DiagnosisConfig
@@ -20,7 +21,7 @@ from care.diagnosis.reliability import ReliabilityConfig
 from care.diagnosis.site_results import SiteScanConfig
 from care.errors import UsageError
 from care.pipeline import workflow as pipeline
-from care.pipeline.config import FIT_LENGTHS, SELECTION_LENGTHS, Job
+from care.pipeline.config import Job
 from care.report import files as report_files
 from care.report.conclusions import verdict
 from care.runs.rows import Rows

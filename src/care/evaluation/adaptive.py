@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 from care.attacks.job import AttackJob, made_of, requests_of
 from care.attacks.job import run as make_image
 from care.data.example import Example, Suite
+from care.data.registry import load_suite
 from care.errors import StorageError, UsageError
 from care.evaluation.leak_check import refuse_leaks
 from care.evaluation.row_shapes import ATTACK
 from care.evaluation.runner import UNDEFENDED
-from care.evaluation.suites import named_suite
 from care.runs.files import to_json
 from care.runs.options import check_file_name, named_options
 from care.runs.progress import Progress, silent
@@ -204,7 +204,7 @@ def threats(
 
 def _held_out(attack: ImageAttack, suites: Sequence[str], limit: int | None, seed: int) -> Suite:
     if attack.suite is not None:
-        named = named_suite(attack.suite, limit, seed)
+        named = load_suite(attack.suite, limit=limit, seed=seed)
         if found := _plain(named):
             return replace(named, examples=found)
         raise UsageError(
@@ -212,7 +212,7 @@ def _held_out(attack: ImageAttack, suites: Sequence[str], limit: int | None, see
             f"{attack.name} brings its own; name another with suite=NAME."
         )
     for name in suites:
-        named = named_suite(name, limit, seed)
+        named = load_suite(name, limit=limit, seed=seed)
         if found := _plain(named):
             return replace(named, examples=found)
     if suites:
@@ -220,7 +220,7 @@ def _held_out(attack: ImageAttack, suites: Sequence[str], limit: int | None, see
             f"None of the suites {', '.join(suites)} has malicious requests without pictures for "
             f"the attack {attack.name}; name one with {attack.preset},suite=NAME."
         )
-    return named_suite(HELD_OUT, limit, seed)
+    return load_suite(HELD_OUT, limit=limit, seed=seed)
 
 
 def _plain(suite: Suite) -> tuple[Example, ...]:

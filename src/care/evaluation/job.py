@@ -22,6 +22,7 @@ from typing import Any
 
 from care.data.digests import digest_of, suite_digest
 from care.data.example import Suite
+from care.data.registry import fitted_suite, load_suite
 from care.defenses.repair.repair import Repair
 from care.errors import DataError, UsageError
 from care.evaluation.adaptive import (
@@ -38,7 +39,7 @@ from care.evaluation.row_shapes import ROW
 from care.evaluation.runner import UNDEFENDED
 from care.evaluation.runner import evaluate as answer_and_judge
 from care.evaluation.scorecard import MARGIN, RULES, scorecard
-from care.evaluation.suites import chosen_suites, fitted_suite, named_suite, suite_facts
+from care.evaluation.suites import chosen_suites
 from care.evaluation.table import Table
 from care.judges.base import Judge
 from care.judges.labels import read_labels, with_labels
@@ -278,7 +279,7 @@ def asked_suites(path: Path, config: Mapping[str, Any], seen: Sequence[str]) -> 
     ours = {suite.name for suite in made}
     names = [*named, *config.get("utility", ())]
     names = names or [name for name in dict.fromkeys(seen) if name not in ours]
-    return [*(named_suite(name, limit, seed) for name in names), *made]
+    return [*(load_suite(name, limit=limit, seed=seed) for name in names), *made]
 
 
 def _attacks(config: Mapping[str, Any]) -> list[ImageAttack]:
@@ -312,7 +313,7 @@ def _answer(
     make_images(attacks, job, run, vlm, progress)
     made = image_suites(attacks, run.path, list(places), requests)
     run.pin("suites", {suite.name: suite_digest(suite) for suite in made})
-    facts = {suite.name: suite_facts(suite) for suite in made}
+    facts = {suite.name: suite.facts() for suite in made}
     run.record(suites=run.manifest["suites"] | facts)
     suites = [*suites, *made]
     with run.stage("evaluation"):
@@ -423,7 +424,7 @@ def _record(
 ) -> None:
     run.record(
         **started(job),
-        suites={suite.name: suite_facts(suite) for suite in suites},
+        suites={suite.name: suite.facts() for suite in suites},
         leaks="allowed" if job.allow_leaks else "checked" if job.fitted_on else "not checked",
         repair_leaks=leaking,
     )

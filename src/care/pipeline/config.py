@@ -19,6 +19,12 @@ import numpy as np
 
 from care.data.example import Example, Suite
 from care.data.minimal_pairs import Pair
+from care.data.small_world.suites import (
+    BASELINE,
+    FIT_LENGTHS,
+    SELECTION_LENGTHS,
+    TEST_LENGTH,
+)
 from care.defenses.repair.fitting import Preset
 from care.errors import DataError, UsageError
 from care.evaluation.table import Table
@@ -29,35 +35,6 @@ from care.runs.environment import machine_facts, versions
 from care.runs.options import MANY, MAX_BATCH, MAX_SEED, require
 
 Split = Literal["fit", "validation", "test"]
-
-BASELINE = "direct"
-"""The attack suite that is shown but not counted: the model refuses it by itself."""
-
-FIT_LENGTHS = {
-    "direct": 250,
-    "beside-image": 600,
-    "text-jailbreak": 1100,
-    "pictured-goal": 220,
-    "pgd-32": 150,
-    "pgd-unconstrained": 110,
-    "benign": 120,
-    "benign-image": 80,
-    "vqa": 40,
-    "naming": 40,
-    "lookalike": 260,
-    "lookalike-image": 280,
-    "benign-wrapped": 500,
-    "benign-pictured": 140,
-}
-"""Examples of a suite that are asked to fit on: more where the model complies seldom, since it is
-attacks that worked of which a gate can't have enough, and where benign requests look like them."""
-
-SELECTION_LENGTHS = {"attack": 40, "utility": 40, "over_refusal": 120}
-"""Validation examples of one suite that sites are scanned and candidates judged on, by its role:
-most where a point or two decides between candidates."""
-
-TEST_LENGTH = 60
-"""Test examples of one suite."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from typing import Any
 
 from care.data.digests import suite_digest
 from care.data.example import Example, Suite
-from care.data.small_world.suites import PGD
+from care.data.small_world.suites import BASELINE, PGD
 from care.defenses.base import random_control
 from care.defenses.neuron_suppression import NeuronRepair
 from care.defenses.repair.fitting import PRESETS, Fitter
@@ -52,7 +52,6 @@ from care.errors import UsageError
 from care.evaluation.row_shapes import ROW
 from care.evaluation.runner import UNDEFENDED
 from care.evaluation.runner import evaluate as run_evaluation
-from care.evaluation.suites import suite_facts
 from care.evaluation.table import Table
 from care.judges.base import Judge
 from care.judges.refusal import certainly_refused
@@ -60,7 +59,6 @@ from care.models.identity import load_pinned
 from care.models.sites import Site
 from care.models.vlm import VLM
 from care.pipeline.config import (
-    BASELINE,
     Job,
     check_files,
     load_model,
@@ -435,7 +433,7 @@ def _refuse_a_sample(run: Run) -> None:
 def _record_suites(run: Run, work: _Workflow) -> None:
     run.record(
         suites={
-            f"{suite.name}/{split}": suite_facts(suite)
+            f"{suite.name}/{split}": suite.facts()
             for split, suites in work.splits.items()
             for suite in suites
         }

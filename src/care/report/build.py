@@ -14,11 +14,11 @@ from typing import Any
 from PIL import Image
 
 from care.data.example import Example
+from care.data.small_world.suites import BASELINE
 from care.defenses.repair.gate import Gate
 from care.defenses.repair.repair import Repair
 from care.diagnosis.token_attribution import TokenScores
 from care.evaluation.table import Table
-from care.pipeline.config import BASELINE
 from care.report.schema import SCHEMA
 from care.statistics.intervals import Interval
 
