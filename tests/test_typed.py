@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from care.errors import ArtefactError, DataError, UsageError
 from care.models.sites import Site
+from care.statistics.intervals import Correlation, Interval
 from care.typed import (
     HIDDEN,
     WHEN_SET,
@@ -23,6 +24,7 @@ from care.typed import (
     Misfit,
     Pattern,
     Positive,
+    Range,
     Share,
     from_tree,
     in_order,
@@ -78,6 +80,10 @@ class Ranks:
     """Null where there is none."""
     free: dict[str, Any]
     """Whatever it is."""
+    counts: dict[Literal["yes", "no"], Count]
+    """One for each."""
+    change: Annotated[Interval, Range(-1, 1)]
+    """Its figures are bounded, its n isn't."""
     note: str = ""
     """May be missing."""
     values: Annotated[np.ndarray | None, HIDDEN] = field(default=None, compare=False)
@@ -103,6 +109,8 @@ RANKS = Ranks(
     sure=True,
     best=None,
     free={"anything": [1, None, "x"]},
+    counts={"yes": 1, "no": 2},
+    change=Interval(-0.5, -1.0, 0.5, 9),
     values=np.ones(3),
 )
 TREE = {
@@ -118,6 +126,8 @@ TREE = {
     "sure": True,
     "best": None,
     "free": {"anything": [1, None, "x"]},
+    "counts": {"yes": 1, "no": 2},
+    "change": {"rate": -0.5, "low": -1.0, "high": 0.5, "n": 9},
     "note": "",
 }
 
@@ -169,6 +179,11 @@ def test_every_value_comes_back_bit_for_bit(one: float, two: float, three: float
         ({"zzz": ""}, "`zzz` isn't a key of the schema; known: site, kind, n"),
         ({"values": [1]}, "`values` isn't a key of the schema"),
         ({"free": []}, "`free` is []; it must be an object"),
+        ({"counts": {"yes": 1}}, "`counts.no` is missing"),
+        ({"counts": {"yes": 1, "no": 1, "so": 1}}, "`counts.so` isn't a key of the schema; known"),
+        ({"counts": {"yes": 1, "no": -1}}, "`counts.no` is -1; it must lie between 0"),
+        ({"change": {"rate": 2, "low": 0, "high": 1}}, "`change.rate` is 2; it must lie between"),
+        ({"change": {"rate": 1, "low": 0, "high": 0}}, "`change` has rate 1 outside its interval"),
     ],
     ids=str,
 )
@@ -234,6 +249,15 @@ def test_a_band_has_its_ends_in_order() -> None:
     in_order(Rate(0.9, 0.1, 0.5))
     with pytest.raises(Misfit, match=r"`x` has low 0\.5 above high 0\.1"):
         in_order(Rate(0.2, 0.5, 0.1), "x")
+
+
+def test_figures_that_are_not_counted_are_written_without_n() -> None:
+    assert to_tree(Interval(0.5, 0.4, 0.6)) == {"rate": 0.5, "low": 0.4, "high": 0.6}
+    rho = Correlation.of(Interval(0.5, 0.4, 0.6, 30))
+    assert to_tree(rho) == {"rho": 0.5, "low": 0.4, "high": 0.6, "n": 30}
+    assert from_tree(Correlation, {"rho": 0.5, "low": 0.6, "high": 0.7}).n == 0
+    with pytest.raises(DataError, match=r"`x` has low 0\.8 above high 0\.7"):
+        from_tree(Correlation, {"rho": 0.5, "low": 0.8, "high": 0.7}, "x")
 
 
 def test_long_values_are_cut() -> None:

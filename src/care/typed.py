@@ -24,8 +24,9 @@ field. Its bounds are metadata of its hints, and what its fields owe each other 
         The data can't be used: `suites[2].rate` is 1.5; it must lie between 0 and 1.
 
 A hint is one of: str, bool, int, float, a `Literal`, `Any`, `list[T]`, `tuple[T, ...]`, a tuple of
-fixed length, `dict[str, T]` or `Mapping[str, T]`, another such dataclass, a class that is written
-as text (its `str`, read by its `parse`), each alone, with bounds by `Annotated`, or with `| None`.
+fixed length, `dict[str, T]` or `Mapping[str, T]`, the same with a `Literal` for str, whose names
+must then all be there, another such dataclass, a class that is written as text (its `str`, read by
+its `parse`), each alone, with bounds by `Annotated`, or with `| None`.
 A field with a default may be missing in what is read. Nothing is converted or guessed: "3" is no
 number, True no integer, 1 may stand for 1.0 and stays 1, NaN and infinity are refused.
 
@@ -63,7 +64,7 @@ _NAMES = {str: "a string", bool: "true or false", int: "an integer", float: "a n
 
 @dataclass(frozen=True)
 class Range:
-    """Closed bounds of a number."""
+    """Closed bounds of a number, or of each field of an object that is a plain `float`."""
 
     low: float = -math.inf
     """Smallest allowed value."""
@@ -244,10 +245,9 @@ def _fit(value: Any, hint: Any, path: str, strict: bool) -> Any:
     if hint is Any:
         return value
     if origin is Annotated:
-        found = _fit(value, parts[0], path, strict)
-        for bound in parts[1:]:
-            _check_bound(found, bound, path)
-        return found
+        if is_dataclass(parts[0]) and not hasattr(parts[0], "parse"):
+            return _fit_fields(value, parts[0], path, strict, parts[1:])
+        return _bounded(_fit(value, parts[0], path, strict), parts[1:], path)
     if origin in (Union, types.UnionType):
         (inner,) = (part for part in parts if part is not type(None))
         return None if value is None else _fit(value, inner, path, strict)
@@ -258,8 +258,7 @@ def _fit(value: Any, hint: Any, path: str, strict: bool) -> Any:
     if origin in (list, tuple):
         return _fit_items(value, origin, parts, path, strict)
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        tree = _object(value, path)
-        return {key: _fit(item, parts[1], at(path, key), strict) for key, item in tree.items()}
+        return _fit_names(value, parts, path, strict)
     if hint in _NAMES:
         return _scalar(value, hint, path)
     if hasattr(hint, "parse"):
@@ -273,14 +272,28 @@ def _fit_items(value: Any, kind: type, parts: tuple[Any, ...], path: str, strict
         raise Misfit(path, f"is {show(value)}; it must be a list")
     items = cast("list[Any]", value)
     if kind is tuple and parts[-1] is not Ellipsis:
-        _check_bound(items, Length(len(parts)), path)
+        _bounded(items, (Length(len(parts)),), path)
     else:
         parts = (parts[0],) * len(items)
     fitted = zip(items, parts, strict=True)
     return kind(_fit(item, part, f"{path}[{i}]", strict) for i, (item, part) in enumerate(fitted))
 
 
-def _fit_fields(value: Any, kind: Any, path: str, strict: bool) -> Any:
+def _fit_names(value: Any, parts: tuple[Any, ...], path: str, strict: bool) -> dict[str, Any]:
+    """The entries of an object by their names: any, or exactly those of a `Literal`."""
+    tree, names = _object(value, path), get_args(parts[0])
+    for name in names:
+        if name not in tree:
+            raise Misfit(at(path, name), "is missing")
+    for name in tree:
+        if names and name not in names:
+            raise Misfit(at(path, name), f"isn't a key of the schema; known: {', '.join(names)}")
+    return {name: _fit(item, parts[1], at(path, name), strict) for name, item in tree.items()}
+
+
+def _fit_fields(
+    value: Any, kind: Any, path: str, strict: bool, bounds: tuple[Any, ...] = ()
+) -> Any:
     """An object of a dataclass, checked field by field, then as a whole."""
     tree, known, optional = _object(value, path), hints(kind), defaults(kind)
     for key in sorted(known.keys() - optional.keys() - tree.keys()):
@@ -289,6 +302,7 @@ def _fit_fields(value: Any, kind: Any, path: str, strict: bool) -> Any:
     for key, item in tree.items():
         if key in known and HIDDEN not in metadata(known[key]):
             found[key] = _fit(item, known[key], at(path, key), strict)
+            _bounded(found[key], bounds if known[key] is float else (), at(path, key))
         elif strict:
             close = difflib.get_close_matches(key, known, n=1)
             guess = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
@@ -326,6 +340,13 @@ def _text(value: Any, kind: Any, path: str) -> Any:
         return kind.parse(value)
     except CareError as error:
         raise Misfit(path, f"is {show(value)}: {str(error).removesuffix('.')}") from None
+
+
+def _bounded(value: Any, bounds: tuple[Any, ...], path: str) -> Any:
+    """The value; Misfit unless it keeps all bounds."""
+    for bound in bounds:
+        _check_bound(value, bound, path)
+    return value
 
 
 def _check_bound(value: Any, bound: Any, path: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from care.models.sites import Site
 from care.report.described import described, docstrings, json_schema, table
-from care.typed import HIDDEN, Change, Length, Pattern, Positive, Share
+from care.typed import HIDDEN, Change, Length, Pattern, Positive, Range, Share
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,14 @@ class Rate:
     rate: Share
     """The share,
     on two lines."""
+
+
+@dataclass(frozen=True)
+class Low:
+    """A limit."""
+
+    low: float
+    """Of what it is."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,10 @@ class Suite(Named):
     """Under their names."""
     free: dict[str, Any]
     """Anything."""
+    counts: dict[Literal["yes", "no"], Positive]
+    """Of either."""
+    least: Annotated[Low, Range(0.0)]
+    """Not below 0."""
     n: int = 1
     """How many."""
     hidden: Annotated[int, HIDDEN] = 0
@@ -62,6 +74,8 @@ def test_the_words_of_every_hint() -> None:
         "pair": "list of number, 2 items",
         "by": "object of Rate by name",
         "free": "object",
+        "counts": "object of integer ≥ 1, one for `yes` and `no`",
+        "least": "Low ≥ 0",
         "n": "integer",
     }
     assert [field.key for field in found if not field.required] == ["n"]
@@ -86,7 +100,7 @@ def test_the_json_schema() -> None:
     assert schema["$ref"] == "#/$defs/Suite"
     suite, rate = schema["$defs"]["Suite"], schema["$defs"]["Rate"]
     assert suite["description"] == "A suite with its rates."
-    assert suite["required"] == ["name", "role", "site", "rates", "ends", "pair", "by", "free"]
+    assert suite["required"] == list(suite["properties"])[:-1]
     found = {key: {**value, "description": ""} for key, value in suite["properties"].items()}
     reference = {"$ref": "#/$defs/Rate"}
     assert found == {
@@ -108,6 +122,12 @@ def test_the_json_schema() -> None:
             "pair": {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2},
             "by": {"type": "object", "additionalProperties": reference},
             "free": {"type": "object", "additionalProperties": {}},
+            "counts": {
+                "type": "object",
+                "additionalProperties": {"type": "integer", "minimum": 1},
+                "required": ["yes", "no"],
+            },
+            "least": {"$ref": "#/$defs/Low", "properties": {"low": {"minimum": 0.0}}},
             "n": {"type": "integer"},
         }.items()
     }

@@ -9,17 +9,23 @@ meant. Averages differ by *position class*: the tokens of a role, with the decis
 position of a prompt) as a class of its own, because what is computed there is unlike that at other
 tokens. Video tokens are not told apart: they count as text. Where a site is inside a model is found
 by `care.models.anatomy`.
+
+Results and configurations name sites and scopes, so torch is imported late here.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal, get_args
-
-import torch
-from torch import Tensor
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Literal, get_args
 
 from care.errors import SiteError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SiteKind = Literal["ffn_out", "mhsa_out", "layer_out", "ffn_neurons"]
 Scope = Literal["image", "text", "decision", "response", "all"]
@@ -65,7 +71,7 @@ class Site:
         return f"{self.layer}.{self.kind}"
 
     @classmethod
-    def parse(cls, text: str) -> "Site":
+    def parse(cls, text: str) -> Site:
         """Inverse of `str`: `Site.parse("16.ffn_out")`; SiteError if the text has another form."""
         layer, dot, kind = str(text).strip().partition(".")
         if not dot or not layer.isascii() or not layer.isdigit():
@@ -99,10 +105,11 @@ def scope_mask(roles: Tensor, scopes: Sequence[Scope]) -> Tensor:
         raise SiteError(f"Scope {given} is unknown; use some of {', '.join(get_args(Scope))}.")
     if "all" in scopes:
         return roles != Role.PAD
-    mask = torch.zeros_like(roles, dtype=torch.bool)
-    for scope in scopes:
-        mask |= _decisions(roles) if scope == "decision" else roles == _SCOPE_ROLES[scope]
-    return mask
+    masks = (
+        _decisions(roles) if scope == "decision" else roles == _SCOPE_ROLES[scope]
+        for scope in scopes
+    )
+    return reduce(or_, masks)
 
 
 def reaches_answers(scopes: Sequence[Scope]) -> bool:
@@ -115,7 +122,7 @@ def _decisions(roles: Tensor) -> Tensor:
     length = roles.shape[1]
     prompt = (roles == Role.TEXT) | (roles == Role.IMAGE)
     last = length - 1 - prompt.flip(1).int().argmax(1)
-    places = torch.arange(length, device=roles.device)
+    places = roles.new_ones(length).cumsum(0) - 1
     return (places == last[:, None]) & prompt
 
 
@@ -148,11 +155,13 @@ def roles_of_inputs(
     that `generate` feeds to finished rows is PAD. Without a 2-D mask, leading padding tokens are
     PAD. Raises SiteError for a mask that doesn't reach over the pass.
     """
+    from torch import Tensor
+
     length = input_ids.shape[1]
     if prompt is None:
         prompt = past if past else length
     asked = max(min(prompt - past, length), 0)
-    roles = torch.full_like(input_ids, int(Role.TEXT if asked else Role.RESPONSE))
+    roles = input_ids.new_full(input_ids.shape, int(Role.TEXT if asked else Role.RESPONSE))
     if asked:
         roles[input_ids == image_token_id] = int(Role.IMAGE)
         roles[:, asked:] = int(Role.RESPONSE)

@@ -101,7 +101,9 @@ def in_words(hint: Any) -> str:
     if origin is tuple:
         return f"list [{', '.join(map(in_words, parts))}]"
     if origin is not None and issubclass(origin, Mapping):
-        return "object" if parts[1] is Any else f"object of {in_words(parts[1])} by name"
+        names = f", one for {in_words(parts[0])}".replace(" or ", " and ")
+        by = names if get_args(parts[0]) else " by name"
+        return "object" if parts[1] is Any else f"object of {in_words(parts[1])}{by}"
     return _WORDS.get(hint) or f"{hint.__name__}{' as text' * hasattr(hint, 'parse')}"
 
 
@@ -133,10 +135,10 @@ def _schema(hint: Any, defined: dict[type, dict[str, Any]]) -> dict[str, Any]:
     if hint is Any:
         return {}
     if origin is Annotated:
-        made = _schema(parts[0], defined)
+        made, bounds = _schema(parts[0], defined), {}
         for bound in parts[1:]:
-            made |= _bound_schema(bound)
-        return made
+            bounds |= _bound_schema(bound)
+        return made | (_of_numbers(parts[0], bounds) if is_dataclass(parts[0]) else bounds)
     if origin in (Union, types.UnionType):
         inner = [_schema(part, defined) for part in parts if part is not type(None)]
         return {"anyOf": [*inner, {"type": "null"}]}
@@ -148,7 +150,8 @@ def _schema(hint: Any, defined: dict[type, dict[str, Any]]) -> dict[str, Any]:
     if origin in (list, tuple):
         return {"type": "array", "items": _schema(parts[0], defined)}
     if origin is not None and issubclass(origin, Mapping):
-        return {"type": "object", "additionalProperties": _schema(parts[1], defined)}
+        names = {"required": list(get_args(parts[0]))} if get_args(parts[0]) else {}
+        return {"type": "object", "additionalProperties": _schema(parts[1], defined), **names}
     if hint in _JSON or hasattr(hint, "parse"):  # a class that is written as text
         return {"type": _JSON.get(hint, "string")}
     return _defined(hint, defined)
@@ -170,6 +173,12 @@ def _defined(kind: Any, defined: dict[type, dict[str, Any]]) -> dict[str, Any]:
             "required": [key for key in shown if key not in optional],
         }
     return {"$ref": f"#/$defs/{kind.__name__}"}
+
+
+def _of_numbers(kind: Any, bounds: dict[str, Any]) -> dict[str, Any]:
+    """Bounds of an object are those of each field that is a plain number."""
+    found = {key: bounds for key, hint in hints(kind).items() if hint is float}
+    return {"properties": found} if bounds else {}
 
 
 def _bound_schema(bound: Any) -> dict[str, Any]:
