@@ -221,7 +221,8 @@ def exchange(
             "measures": [measure.name for measure in measures],
             "config": flat(config),
         }
-        asking = kept.over(work, attacks, facts, *_forms(len(mediators), errors, advance))
+        digests = [example_digest(attack) for attack in attacks]
+        asking = kept.over(work, digests, facts, *_forms(len(mediators), errors, advance))
     found = vlm.in_batches(attacks, config.batch_size, asking)
     aligned = np.array([share for _, share in found])
     values = np.stack([row for row, _ in found], axis=-1)  # (1 + S, 2, M, N)

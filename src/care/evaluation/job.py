@@ -47,12 +47,14 @@ from care.judges.refusal import certainly_refused
 from care.judges.registry import check_judge, make_judge, needs_images, shown_name
 from care.models.identity import load_pinned
 from care.models.thoughts import known_tags
-from care.pipeline.config import Job, load_model, started
+from care.pipeline.config import Job, load_model
 from care.pipeline.config import make_judge as rules_of
+from care.runs.environment import started
+from care.runs.manifest import MANIFEST
 from care.runs.options import MANY, MAX_BATCH, MAX_SEED, require
 from care.runs.progress import Progress
 from care.runs.rows import Row, Rows
-from care.runs.run import MANIFEST, ROWS, Run, copy_run
+from care.runs.run import ROWS, Run, copy_run
 from care.runs.shapes import check_rows
 from care.statistics.judge_error import JudgeAccuracy
 
@@ -423,7 +425,7 @@ def _record(
     run: Run, job: EvaluationJob, suites: Sequence[Suite], leaking: dict[str, dict[str, Any]]
 ) -> None:
     run.record(
-        **started(job),
+        **started(job.model or "embedded", job.seed),
         suites={suite.name: suite.facts() for suite in suites},
         leaks="allowed" if job.allow_leaks else "checked" if job.fitted_on else "not checked",
         repair_leaks=leaking,

@@ -8,7 +8,6 @@ by goal, so that no goal is both fitted on and tested. What a job does is in `pi
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -31,7 +30,6 @@ from care.evaluation.table import Table
 from care.judges.base import Judge
 from care.models.thoughts import known_tags
 from care.models.vlm import VLM
-from care.runs.environment import machine_facts, versions
 from care.runs.options import MANY, MAX_BATCH, MAX_SEED, require
 
 Split = Literal["fit", "validation", "test"]
@@ -111,17 +109,6 @@ def load_model(job: Any) -> VLM:
     if more := getattr(job, "thoughts", ()):
         vlm.thought_tags = known_tags(more)
     return vlm
-
-
-def started(job: Any) -> dict[str, Any]:
-    """What a manifest says of a job of any kind when it starts, by its `model` and `seed`."""
-    return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "model": job.model or "embedded",
-        "seed": job.seed,
-        "versions": versions(),
-        "machine": machine_facts(),
-    }
 
 
 def make_judge(job: Job) -> Judge:

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -67,19 +66,19 @@ from care.pipeline.config import (
     own_files,
     pairs_of,
     split_examples,
-    started,
     suites_of,
 )
 from care.pipeline.neuron_comparison import NEURONS, SUBSPACE, compare_answers, remaining
 from care.pipeline.selection import FINALISTS, RULE, Candidate, candidates, choose, ranked, screen
 from care.report.build import answer_pairs, attribution, report_tree
 from care.report.files import write_diagnosis, write_report
-from care.runs.environment import peak_memory_gib
+from care.runs.environment import peak_memory_gib, started
 from care.runs.kept_batches import KeptBatches
 from care.runs.progress import Progress, silent
 from care.runs.rows import Rows
 from care.runs.run import ROWS, Run
 from care.runs.shapes import check_rows
+from care.runs.stages import stage_json
 
 __all__ = ["Job", "diagnose", "fit", "repair"]
 
@@ -115,28 +114,6 @@ class _Workflow:
             self.splits[split] = made
         return self.splits[split]
 
-    def stage_json(self, name: str, make: Callable[[], Any], also: Sequence[str] = ()) -> Any:
-        """What a stage found, made now or read back from NAME.json and the files in `also`.
-
-        Where one of these isn't as it was written, the stage is made again.
-        """
-        path = self.run.path / f"{name}.json"
-        if self.run.stage_done(name):
-            damaged = [file for file in (path.name, *also) if not self.run.intact(file)]
-            if not damaged:
-                self.kept(name).forget()  # of an attempt that was killed just before it did
-                return json.loads(path.read_bytes())
-            warnings.warn(
-                f"{damaged[0]} in {self.run.path} isn't as it was written, so the stage {name} is "
-                "made again.",
-                stacklevel=2,
-            )
-        with self.run.stage(name):
-            self.run.write_json(path.name, make())
-            self.run.sign(path.name)
-        self.kept(name).forget()
-        return json.loads(path.read_bytes())
-
     def kept(self, stage: str) -> KeptBatches:
         """The finished batches of a stage."""
         return KeptBatches(self.run, stage)
@@ -165,7 +142,7 @@ class _Workflow:
             self.run.sign(kept.name)
             return material_to(material)
 
-        facts = self.stage_json("material", make, (kept.name,))
+        facts = stage_json(self.run, "material", make, (kept.name,))
         material = material_from(facts, [*attacks, *benign], load_decisions(kept))
         return Fitter(self.vlm, material, config, self.job.batch)
 
@@ -196,14 +173,14 @@ class _Workflow:
             compared = rival() if config.repair_prompts else None
             return parts.neurons(compared, keep, self.kept("neurons"))
 
-        sites = self.stage_json("sites", scanned)
-        effects = self.stage_json("effects", lambda: parts.effects(self.kept("effects")))
-        found = self.stage_json("neurons", neurons, (kept.name,))
+        sites = stage_json(self.run, "sites", scanned)
+        effects = stage_json(self.run, "effects", lambda: parts.effects(self.kept("effects")))
+        found = stage_json(self.run, "neurons", neurons, (kept.name,))
         if config.judged and found["repair"] is not None and kept.exists():
             used = [e for part in parts.validation for e in spread(part, config.repair_prompts)]
             suites = remaining(self.counted("validation"), used, config.judged)
             found["repair"]["judged"] = self.judged(suites, NeuronRepair.load(kept), rival())
-        curves = self.stage_json("curves", lambda: parts.curves(effects, found))
+        curves = stage_json(self.run, "curves", lambda: parts.curves(effects, found))
         return complete(sites, effects, found, curves)
 
     def judged(
@@ -270,7 +247,7 @@ class _Workflow:
                 )
             return channels_json(effects, self.vlm.anatomy.n_layers)
 
-        found = self.stage_json("channels", make)
+        found = stage_json(self.run, "channels", make)
         return diagnosis | {
             "channels": found["scan"],
             "recommended": [*found["recommended"], *diagnosis["recommended"]],
@@ -307,7 +284,7 @@ class _Workflow:
                     self.vlm, tried, suites, batch_size=batch, advance=bar.advance, kept=kept
                 )
 
-        rates = self.stage_json("screening", make)
+        rates = stage_json(self.run, "screening", make)
         before = rates.pop("none")
         best = ranked(before, rates)[:FINALISTS]
         rows = [{"name": n, **r, "chosen": n in best} for n, r in rates.items()]
@@ -376,7 +353,7 @@ def _open(job: Job) -> Run:
     run = Run(job.out, resume=job.resume, config=job.config())
     try:
         run.pin("files", _digests(job))
-        run.record(**started(job))
+        run.record(**started(job.model or "embedded", job.seed))
     except BaseException:
         run.close()
         raise

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from care.data.digests import example_digest
 from care.diagnosis.neurons.attribution_patching import Metric, refusal_metric
 from care.diagnosis.neurons.interventions import Counterfactual, Replacements
 from care.errors import FitError, SiteError, UsageError
@@ -81,9 +82,12 @@ def patch(
     if kept is not None:
         facts = {"neurons": list(neurons), "question": question.told()}
         asking = kept.over(
-            work, question.examples, facts, lambda rows: {"values": np.array(rows)},
+            work,
+            [example_digest(example) for example in question.examples],
+            facts,
+            lambda rows: {"values": np.array(rows)},
             lambda arrays: arrays["values"].tolist(),
-        )  # fmt: skip
+        )
     with torch.no_grad():
         rows = vlm.in_batches(list(question.examples), batch_size, asking)
     values = np.array(rows, dtype=np.float64).T

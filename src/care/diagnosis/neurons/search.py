@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy.stats import false_discovery_control
 
+from care.data.digests import example_digest
 from care.diagnosis.neurons.activation_patching import patch
 from care.diagnosis.neurons.attribution_patching import (
     Estimates,
@@ -249,7 +250,8 @@ def _estimated(
         return [Estimates(config.method, steps, cost, *(parts[name] for name in arrays))]
 
     facts = {"question": question.told(), "goals": question.goals, "config": flat(config)}
-    asking = kept.over(made, question.examples, facts, pack, unpack)
+    digests = [example_digest(example) for example in question.examples]
+    asking = kept.over(made, digests, facts, pack, unpack)
     return asking(list(range(len(question.examples))))[0]
 
 
