@@ -15,15 +15,16 @@ correction: Spearman (1910), Brown (1910).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import numpy as np
 
 from care.errors import UsageError
 from care.runs.options import require
-from care.statistics.intervals import Interval, rank_correlations
+from care.statistics.intervals import Correlation, Interval, rank_correlations
 from care.statistics.sampling import SamplingSpec
+from care.typed import Positive, Range, Share, inside
 
 Kind = Literal["seed", "half", "family", "intervention"]
 
@@ -94,26 +95,23 @@ class Agreement:
     `intervention` by which units are removed."""
     name: str
     """The two looks, in words."""
-    spearman: Interval
+    spearman: Correlation
     """Rank correlation of the mean effects; for halves the mean over splits, with limits that hold
     the middle 95 % of them."""
-    overlap: Interval
+    overlap: Annotated[Interval, Range(0.0, 1.0)]
     """Share of the top k that both have; likewise."""
-    top: int
+    top: Positive
     """k."""
-    chance: float
+    chance: Share
     """Overlap to be expected by chance, k / S."""
-    reliability: Interval | None = None
+    reliability: Correlation | None
     """Of halves: ρ corrected to the whole of the data."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, a row of `trust.stability` of report.json."""
-        tree = asdict(self)
-        for name in ("spearman", "reliability"):
-            rho = getattr(self, name)
-            if rho is not None:
-                tree[name] = {"rho": rho.rate, "low": rho.low, "high": rho.high, "n": rho.n}
-        return tree
+    def check(self) -> None:
+        """Misfit unless each correlation lies between its limits."""
+        inside(self.spearman, "rho", "spearman")
+        if self.reliability is not None:
+            inside(self.reliability, "rho", "reliability")
 
 
 def agreement(
@@ -145,10 +143,11 @@ def agreement(
     return Agreement(
         kind=kind,
         name=name,
-        spearman=resamples.interval(rank_correlations(left, right), n),
+        spearman=Correlation.of(resamples.interval(rank_correlations(left, right), n)),
         overlap=resamples.interval(overlaps(left, right, top), n),
         top=top,
         chance=top / left.shape[1],
+        reliability=None,
     )
 
 
@@ -174,7 +173,7 @@ def halves(effects: Effects, config: ReliabilityConfig | None = None) -> Agreeme
     if not np.isfinite(rho).any():
         raise UsageError("Halves can't be compared: all units have the same effect.")
     n = len(effects.goals)
-    spearman = _spread(rho, n, level)
+    spearman = Correlation.of(_spread(rho, n, level))
     return Agreement(
         kind="half",
         name=f"{config.splits} random halves of {len(names)} goals",
@@ -182,8 +181,8 @@ def halves(effects: Effects, config: ReliabilityConfig | None = None) -> Agreeme
         overlap=_spread(overlaps(sides[0], sides[1], top), n, level),
         top=top,
         chance=top / sides.shape[-1],
-        reliability=Interval(
-            spearman_brown(spearman.rate),
+        reliability=Correlation(
+            spearman_brown(spearman.rho),
             spearman_brown(spearman.low),
             spearman_brown(spearman.high),
             n,
