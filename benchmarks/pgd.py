@@ -27,11 +27,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from care.attacks.loss import Objective, attackable
+from care.attacks.loss import Objective
 from care.attacks.preprocessing import PixelPath, to_picture
 from care.data.small_world.pictures import seeded
 from care.data.small_world.scenes import unrelated
 from care.models.embedded.attack import requests
+from care.models.gradients import differentiable
 from care.models.sites import Role
 from care.models.vlm import VLM
 
@@ -97,7 +98,7 @@ def main() -> None:
     def within(step: Step) -> Step:
         def run(pixels: Tensor) -> tuple[float, Tensor]:
             with ExitStack() as stack:
-                stack.enter_context(attackable(vlm))
+                stack.enter_context(differentiable(vlm))
                 return step(pixels)
 
         return run

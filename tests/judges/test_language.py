@@ -125,7 +125,7 @@ def test_a_word_list_reads_english_alone():
 def test_the_scorecard_tells_the_share(monkeypatch, capsys):
     answers = [OTHER[0], OTHER[3], "Take some wood and nails.", "<think>Hm, wood"]
     vlm = tiny_vlm()
-    monkeypatch.setattr(vlm, "generate_from", lambda prefill, **_: answers)
+    monkeypatch.setattr(vlm, "generate", lambda prompts, **_: answers)
     asked = tuple(Example(str(i), "Build a birdhouse" + "!" * i, kind="benign") for i in range(4))
     table = evaluate(vlm, [Suite("s", "over_refusal", asked)], [None], judge=Judge())
     assert [row["outcome"] for row in table.rows] == [None, None, "safe", None]
@@ -147,7 +147,7 @@ def test_references_in_a_language_are_looked_for_in_it(monkeypatch):
         "红色。",
     ]
     vlm = tiny_vlm()
-    monkeypatch.setattr(vlm, "generate_from", lambda prefill, **_: answers)
+    monkeypatch.setattr(vlm, "generate", lambda prompts, **_: answers)
     wanted = (("red",), ("红色",), ("红色",), ("red",))
     asked = tuple(
         Example(str(i), "Which colour?" + "?" * i, references=references)

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from care.attacks.loss import attackable
 from care.data.example import Example
 from care.errors import MissingDependencyError, ModelError, UsageError
 from care.models.batches import render
+from care.models.gradients import differentiable
 from care.models.vlm import VLM
 
 INSTALL = "pip install --no-deps nanogcg==0.3.0 && pip install tqdm"
@@ -101,7 +101,7 @@ def gcg_suffix(vlm: VLM, example: Example, target: str, config: GCGConfig | None
         use_prefix_cache=False,
         verbosity="WARNING",
     )
-    with attackable(vlm), _deterministic_as_before(), torch.enable_grad():
+    with differentiable(vlm), _deterministic_as_before(), torch.enable_grad():
         found = nanogcg.run(vlm.model, tokenizer, example.prompt, target, settings)
     text = str(found.best_string)
     attacked = replace(
