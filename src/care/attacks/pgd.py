@@ -31,7 +31,8 @@ from care.attacks.loss import Objective
 from care.attacks.optimisers import State, advance, first_pixels, load, save
 from care.attacks.preprocessing import PixelPath, to_picture
 from care.attacks.presets import PGDConfig
-from care.data.example import Example, load_image
+from care.data.example import Example
+from care.data.images import load_image
 from care.errors import UsageError
 from care.models.batches import render
 from care.models.gradients import differentiable

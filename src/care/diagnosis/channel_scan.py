@@ -28,7 +28,8 @@ from care.defenses.repair.repair import Modality, Repair
 from care.errors import DataError
 from care.models.sites import Site, SiteKind
 from care.runs.kept_batches import KeptBatches
-from care.statistics.intervals import Interval, bootstrap_mean, difference
+from care.statistics.bootstrap import bootstrap_mean
+from care.statistics.intervals import Interval, difference
 
 if TYPE_CHECKING:
     from care.models.prompt_cache import PromptCache
