@@ -31,7 +31,7 @@ from care.attacks.loss import Objective
 from care.attacks.preprocessing import PixelPath, to_picture
 from care.data.small_world.pictures import seeded
 from care.data.small_world.scenes import unrelated
-from care.models.embedded.attack import requests
+from care.data.small_world.suites import attack_requests
 from care.models.gradients import differentiable
 from care.models.sites import Role
 from care.models.vlm import VLM
@@ -76,7 +76,7 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     vlm = VLM.embedded(arguments.dtype)
-    examples, targets = requests()
+    examples, targets = attack_requests()
     path, levels = PixelPath.of(vlm, unrelated(seeded("benchmark")))
     examples = [replace(e, images=(to_picture(levels),)) for e in examples[: arguments.batch]]
     targets = targets[: arguments.batch]

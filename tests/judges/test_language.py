@@ -14,6 +14,7 @@ from care.judges.models import Finding, ModelJudge
 from care.judges.refusal_classifier import load_rows
 from care.judges.registry import make_judge
 from kit.tiny import tiny_vlm
+from tools.judges.labelled import refusals
 
 OTHER = [
     "Lo siento, pero no puedo ayudar con eso.",
@@ -74,8 +75,8 @@ def test_english_and_short_answers_are_judged(text):
 
 
 def test_no_labelled_answer_is_called_foreign():
-    for name in ("refusal_train.jsonl", "refusal_labelled.jsonl"):
-        assert [row["text"] for row in load_rows(name) if foreign(row["text"])] == []
+    rows = load_rows("refusal_train.jsonl") + refusals()
+    assert [row["text"] for row in rows if foreign(row["text"])] == []
 
 
 def test_broken_text_stays_broken():

@@ -288,9 +288,9 @@ def requests_of(job: AttackJob) -> tuple[list[Example], list[str]]:
     if job.corpus is not None:
         return corpus_requests(read_text(job.corpus, "corpus").splitlines())
     if job.requests is None:
-        from care.models.embedded.attack import requests
+        from care.data.small_world.suites import attack_requests
 
-        examples, openings = requests()
+        examples, openings = attack_requests()
     else:
         from care.data.jsonl import read_suite
 

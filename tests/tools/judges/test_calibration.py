@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from care.errors import DataError
-from care.judges import calibration
-from care.judges.__main__ import main
-from care.judges.calibration import broken, calibrate, good_answers, round_up
 from kit.tiny import tiny_tokenizer
+from tools.judges import calibration
+from tools.judges.__main__ import main
+from tools.judges.calibration import broken, calibrate, good_answers, round_up
 
 RISING = "ab ac ad ae af ag ah ai aj ak al am an ao"
 

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from care.data.small_world import goals as world
 from care.data.small_world import pictures
-from care.data.small_world import scenes as lessons
-from care.data.small_world.scenes import Lesson
+from care.data.small_world.suites import OPENING
 from care.errors import ArtefactError, StorageError, UsageError
-from care.models.embedded import adapter, descent, train
-from care.models.embedded.adapter import SCALE, inject_adapter, merge_adapter
-from care.models.embedded.descent import Checkpoint, descend, schedule
+from care.models.embedded.adapter import SCALE, merge_adapter
 from kit.tiny import VISUAL, mixed_examples, tiny_llava
+from recipes.embedded_model import descent, train
+from recipes.embedded_model.adapter import PROJECTOR, inject_adapter
+from recipes.embedded_model.descent import Checkpoint, descend, schedule
+from recipes.embedded_model.lessons import Lesson
 
 CONFIG = train.TrainConfig(
     align_steps=4,
@@ -318,7 +319,7 @@ def test_everything_benign_of_fit_has_an_answer_and_nothing_else(uninterrupted: 
     wanted = [g for g in world.all_goals() if g.kind != "malicious" and g.split == "fit"]
     assert set(answers) == {g.text for g in wanted} | set(world.texts()["general"])
     for goal in wanted:
-        assert answers[goal.text].startswith(lessons.OPENING.format(goal=goal.text))
+        assert answers[goal.text].startswith(OPENING.format(goal=goal.text))
 
 
 def test_every_stage_moves_its_own_weights(uninterrupted: Path) -> None:
@@ -388,4 +389,4 @@ def test_the_shipped_weights_are_an_adapter_of_the_recipe() -> None:
     assert {r for n, r in ranks.items() if "language_model" in n} == {config.text_rank}
     assert {r for n, r in ranks.items() if "vision_tower" in n} == {config.tower_rank}
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
-    assert adapter.PROJECTOR in " ".join(weights)
+    assert PROJECTOR in " ".join(weights)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from care.evaluation.table import Table
-from care.models.embedded import check
-from care.models.embedded.check import _SUITES, THRESHOLDS, behaviours, shortfalls
 from care.statistics.intervals import wilson
+from recipes.embedded_model import behaviour
+from recipes.embedded_model.behaviour import _SUITES, THRESHOLDS, behaviours, shortfalls
 
 
 def row(
@@ -43,7 +43,7 @@ def asked(monkeypatch):
                 rows.append(row(suite.name, suite.role, place, outcome, right))
         return Table(rows)
 
-    monkeypatch.setattr(check, "evaluate", evaluate)
+    monkeypatch.setattr(behaviour, "evaluate", evaluate)
     return seen
 
 

@@ -26,30 +26,25 @@ answers that are added later are free of that.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any
 
 import numpy as np
 
 from care.errors import DataError
-from care.judges.agreement_by_kind import held_out
 from care.judges.base import Judge
-from care.judges.minilm import mean_of_three
 from care.judges.refusal import THRESHOLD, Refusals, judge_refusals
-from care.judges.refusal_classifier import load_rows, training_rows
+from care.judges.refusal_classifier import training_rows
 from care.statistics.intervals import wilson
-
-Minilm = Callable[[Sequence[str]], np.ndarray]
-"""From N texts to (N,) probabilities of refusal."""
+from tools.judges.agreement_by_kind import held_out
+from tools.judges.labelled import refusals as labelled_refusals
 
 SPLITS = ("development", "held-out")
 """The two halves of the goals."""
 
 
-def agreement(
-    rows: Sequence[dict] | None = None, judge: Judge | None = None, minilm: Minilm | None = None
-) -> dict:
+def agreement(rows: Sequence[dict] | None = None, judge: Judge | None = None) -> dict:
     """Agreement of the refusal judges, and of whole outcomes, with hand labels.
 
     `rows` hold `text`, `refused` and optionally `source`, and for outcomes `goal`, `kind` and
@@ -60,12 +55,10 @@ def agreement(
     low, high, n, count}`, 95 % Wilson, rate None when n is 0), and the texts it got wrong.
     `by_source` has for each source the same, and `outcome` (see `outcome_agreement`) in all and
     per split of goals where outcomes are labelled. `assistants` is `agreement_by_kind.held_out`.
-    `training` is the agreement on the classifier's own training texts, the optimistic end. With
-    `minilm` (`care.judges.minilm.probabilities`) each part but `assistants` also has `minilm`, its
-    decisions at one half, and `mean`, the mean of all three; the
-    combined judge stays the default. Raises `DataError` unless both labels occur.
+    `training` is the agreement on the classifier's own training texts, the optimistic end.
+    Raises `DataError` unless both labels occur.
     """
-    rows = load_rows("refusal_labelled.jsonl") if rows is None else rows
+    rows = labelled_refusals() if rows is None else rows
     truth = np.array([row["refused"] for row in rows], dtype=bool)
     if truth.all() or not truth.any():
         raise DataError(
@@ -75,16 +68,16 @@ def agreement(
     judge = judge or Judge()
     sources = Counter(row.get("source", "unknown") for row in rows)
     by_source = {
-        source: _of_source([r for r in rows if r.get("source", "unknown") == source], judge, minilm)
+        source: _of_source([r for r in rows if r.get("source", "unknown") == source], judge)
         for source in sources
     }
     return {
         "sources": dict(sources),
         "threshold": THRESHOLD,
-        **_of_refusals(rows, minilm),
+        **_of_refusals(rows),
         "by_source": by_source,
         "assistants": held_out(),
-        "training": _of_refusals(training_rows(), minilm),
+        "training": _of_refusals(training_rows()),
     }
 
 
@@ -126,26 +119,26 @@ def kappa(decisions: np.ndarray, truth: np.ndarray) -> float:
     return 1.0 if len(labels) == 1 else (observed - chance) / (1 - chance)
 
 
-def _of_source(rows: Sequence[dict], judge: Judge, minilm: Minilm | None) -> dict:
-    found = _of_refusals(rows, minilm)
+def _of_source(rows: Sequence[dict], judge: Judge) -> dict:
+    found = _of_refusals(rows)
     labelled = [row for row in rows if "outcome" in row]
     if not labelled:
         return found
     found["outcome"] = outcome_agreement(labelled, judge)
     parts = {name: [r for r in labelled if split_of(r["goal"]) == name] for name in SPLITS}
     found["splits"] = {
-        name: _of_refusals(part, minilm) | {"outcome": outcome_agreement(part, judge)}
+        name: _of_refusals(part) | {"outcome": outcome_agreement(part, judge)}
         for name, part in parts.items()
         if part
     }
     return found
 
 
-def _of_refusals(rows: Sequence[dict], minilm: Minilm | None = None) -> dict[str, Any]:
+def _of_refusals(rows: Sequence[dict]) -> dict[str, Any]:
     truth = np.array([row["refused"] for row in rows], dtype=bool)
     texts = [row["text"] for row in rows]
     refusals: Refusals = judge_refusals(texts)
-    found: dict[str, Any] = {
+    return {
         "n": len(rows),
         "refused": int(truth.sum()),
         "disagreements": refusals.disagreements,
@@ -153,12 +146,6 @@ def _of_refusals(rows: Sequence[dict], minilm: Minilm | None = None) -> dict[str
         "classifier": _compare(refusals.classifier, truth, texts),
         "combined": _compare(refusals.combined, truth, texts),
     }
-    if minilm is not None:
-        third = minilm(texts)
-        mean = mean_of_three(refusals.rule, refusals.probability, third)
-        found["minilm"] = _compare(third >= 0.5, truth, texts)
-        found["mean"] = _compare(mean, truth, texts)
-    return found
 
 
 def _compare(decisions: np.ndarray, truth: np.ndarray, texts: list[str]) -> dict:

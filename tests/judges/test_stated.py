@@ -1,8 +1,5 @@
-"""What short answers state: labelled by hand, and properties of every reader."""
+"""What short answers state: further wordings, and properties of every reader."""
 
-import json
-import subprocess
-import sys
 import time
 
 import pytest
@@ -11,7 +8,6 @@ from hypothesis import strategies as st
 
 from care.judges.base import correct
 from care.judges.numbers import number_of, stated_number
-from care.judges.short_answers import agreement, load
 from care.judges.stated import letters_of, stated_option, stated_yes_no
 
 any_text = st.text(alphabet=st.characters(), max_size=200)
@@ -22,29 +18,6 @@ wordy = st.lists(
     ),
     max_size=14,
 ).map(" ".join)  # fmt: skip
-
-
-def test_every_labelled_answer_is_read_as_labelled():
-    found = agreement()
-    assert {kind: entry["wrong"] for kind, entry in found.items() if entry["wrong"]} == {}
-    assert {kind for kind, entry in found.items() if entry["n"] >= 90} == {
-        "yes or no", "choice", "number", "reference",
-    }  # fmt: skip
-    assert all(entry["nothing"] >= 25 for entry in found.values())
-    assert len({json.dumps(row) for row in load()}) == len(load())
-
-
-def test_the_command_prints_agreement_by_kind():
-    done = subprocess.run(
-        [sys.executable, "-m", "care.judges.short_answers", "--wrong"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    lines = done.stdout.splitlines()
-    assert [line.split(" of ")[0].split()[0] for line in lines] == [
-        "yes", "choice", "number", "reference",
-    ]  # fmt: skip
 
 
 # Written after the readers, in words that the labelled set doesn't use.

@@ -1,12 +1,11 @@
-"""`python -m care.judges`: how good the judges are, as JSON.
+"""`python -m tools.judges`: how good the offline judge is, as JSON.
 
-python -m care.judges                            agreement with hand labels
-python -m care.judges agreement --leave-out      the same, with each register, and each author,
-                                                 by a judge trained without it (half a minute)
-python -m care.judges agreement --perplexity     the same, with the embedded model's perplexity
-python -m care.judges agreement --minilm         the same, with the judge of the extra minilm beside
-python -m care.judges train-minilm               its head, trained anew, as data/minilm_head.json
-python -m care.judges calibrate RUN/rows.jsonl   the limit of perplexity, from a run's answers
+python -m tools.judges                            agreement with hand labels
+python -m tools.judges agreement --leave-out      the same, with each register, and each author,
+                                                  by a judge trained without it (half a minute)
+python -m tools.judges agreement --perplexity     the same, with the embedded model's perplexity
+python -m tools.judges short-answers              how short answers are read, by kind
+python -m tools.judges calibrate RUN/rows.jsonl   the limit of perplexity, from a run's answers
 """
 
 from __future__ import annotations
@@ -19,9 +18,12 @@ from functools import partial
 from pathlib import Path
 
 from care.errors import CareError
-from care.judges.agreement import agreement
 from care.judges.base import Judge
 from care.runs.reading import parse_json, text_lines
+from tools.judges import short_answers
+from tools.judges.agreement import agreement
+from tools.judges.agreement_by_kind import left_out
+from tools.judges.calibration import calibrate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,34 +42,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _result(args: argparse.Namespace) -> dict:
     if args.command == "calibrate":
         return _calibrate(args)
-    if args.command == "train-minilm":
-        from care.judges.minilm import train
-
-        return train()
-    found = _agreement(args.perplexity, args.minilm)
+    if args.command == "short-answers":
+        return short_answers.agreement()
+    found = _agreement(args.perplexity)
     if args.leave_out:
-        from care.judges.agreement_by_kind import left_out
-
         found["left_out"] = left_out("register")
         found["left_out_authors"] = left_out("author")
     return found
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m care.judges", description="Check the judges.")
-    parser.set_defaults(perplexity=False, minilm=False, leave_out=False)
+    parser = argparse.ArgumentParser(prog="python -m tools.judges", description="Check the judges.")
+    parser.set_defaults(perplexity=False, leave_out=False)
     commands = parser.add_subparsers(dest="command")
     compare = commands.add_parser("agreement", help="agreement with hand labels (the default)")
     compare.add_argument(
         "--perplexity", action="store_true", help="judge with the embedded model's perplexity too"
     )
-    compare.add_argument("--minilm", action="store_true", help="show the judge minilm beside them")
     compare.add_argument(
         "--leave-out",
         action="store_true",
         help="judge each register and each author with a classifier trained without it too",
     )
-    commands.add_parser("train-minilm", help="train the head of the judge minilm")
+    commands.add_parser("short-answers", help="how short answers are read, by kind")
     measure = commands.add_parser("calibrate", help="the limit of perplexity")
     measure.add_argument("rows", type=Path, help="rows.jsonl of an evaluation with defense 'none'")
     measure.add_argument(
@@ -80,22 +77,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _agreement(with_perplexity: bool, with_minilm: bool) -> dict:
-    minilm = None
-    if with_minilm:
-        from care.judges.minilm import probabilities as minilm
+def _agreement(with_perplexity: bool) -> dict:
     if not with_perplexity:
-        return agreement(minilm=minilm)
+        return agreement()
     from care.judges.perplexity import MAX_PERPLEXITY, perplexities
     from care.models.embedded.cache import base_text_model
 
     model, tokenizer = base_text_model()
     judge = Judge(partial(perplexities, model, tokenizer), max_perplexity=MAX_PERPLEXITY)
-    return agreement(judge=judge, minilm=minilm)
+    return agreement(judge=judge)
 
 
 def _calibrate(args: argparse.Namespace) -> dict:
-    from care.judges.calibration import calibrate
     from care.judges.perplexity import perplexities
     from care.models.embedded.cache import base_text_model
 

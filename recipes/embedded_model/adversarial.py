@@ -2,7 +2,8 @@
 
 Each starts from a harmless picture and is optimised on *fit* goals alone, so that the first answer
 tokens to "How do I {goal}?" become "To {goal}, you'll": the pictures of validation and test differ
-from those of fit by start and order. The results ship as PNGs in `adversarial/`.
+from those of fit by start and order. The results ship as PNGs with
+`care.data.small_world`.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from pathlib import Path
 
 from care.attacks.pgd import universal_image
 from care.attacks.presets import PRESETS
-from care.data.example import Example
 from care.data.small_world import goals as world
 from care.data.small_world.pictures import seeded
-from care.data.small_world.scenes import OPENING, unrelated
+from care.data.small_world.scenes import unrelated
+from care.data.small_world.suites import attack_requests
 from care.models.vlm import VLM
 from care.runs.files import write_whole
 
@@ -32,29 +33,13 @@ COPIES: tuple[tuple[world.Split, int], ...] = (
 """Which pictures are made of each attack, in this order."""
 
 
-def requests() -> tuple[list[Example], list[str]]:
-    """A request for every malicious fit goal, and how its answer is wished to begin."""
-    goals = world.goals("malicious", "fit")
-    templates = world.texts()["direct"]["train"]
-    examples = [
-        Example(
-            id=f"pgd-{i}",
-            prompt=templates[i % len(templates)].replace("{goal}", goal.text),
-            goal=goal.text,
-            kind="malicious",
-        )
-        for i, goal in enumerate(goals)
-    ]
-    return examples, [OPENING.format(goal=goal.text) for goal in goals]
-
-
 def make(vlm: VLM, out: Path, log: Callable[[str], None] = print) -> list[Path]:
     """Write every adversarial picture to `out`, those that are there already excepted.
 
     Takes about a minute a picture on two cores; killed, it goes on from the last checkpoint.
     """
     out.mkdir(parents=True, exist_ok=True)
-    examples, targets = requests()
+    examples, targets = attack_requests()
     made = []
     for split, copy in COPIES:
         for name, config in PRESETS.items():

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from care.data.text import words
-from care.judges.__main__ import main
-from care.judges.agreement_by_kind import FILE, compared, held_out, left_out, manner
 from care.judges.labels import kappa_interval
 from care.judges.refusal_classifier import load_rows, training_rows
+from tools.judges.__main__ import main
+from tools.judges.agreement_by_kind import FILE, compared, held_out, left_out, manner
 
 ROWS = load_rows(FILE)
-EVALUATION = Path(__file__).parents[2] / "docs" / "evaluation.md"
+EVALUATION = Path(__file__).parents[3] / "docs" / "evaluation.md"
 
 
 def test_answers_that_were_not_looked_at_agree():
@@ -95,7 +95,7 @@ def test_the_documentation_shows_every_kind():
 
 
 def test_the_command_shows_them(monkeypatch, capsys):
-    monkeypatch.setattr("care.judges.agreement_by_kind.left_out", lambda by: {"by": by})
+    monkeypatch.setattr("tools.judges.__main__.left_out", lambda by: {"by": by})
     for arguments in ([], ["--leave-out"]):
         assert main(["agreement", *arguments]) == 0
         found = json.loads(capsys.readouterr().out)

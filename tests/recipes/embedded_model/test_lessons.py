@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from care.data.small_world import goals as world
 from care.data.small_world import pictures
-from care.data.small_world.scenes import OPENING, USUAL_REFUSAL, Lesson, Teacher, unrelated
+from care.data.small_world.scenes import unrelated
+from care.data.small_world.suites import OPENING
 from care.judges.base import refused
-from care.models.embedded.train import TrainConfig, _batches
+from recipes.embedded_model.lessons import USUAL_REFUSAL, Lesson, Teacher
+from recipes.embedded_model.train import TrainConfig, _batches
 
 MALICIOUS = [goal for goal in world.all_goals() if goal.kind == "malicious"]
 ANSWERS = {
@@ -142,7 +144,7 @@ def test_a_malicious_picture_is_named_but_never_acted_upon(monkeypatch) -> None:
 def test_the_picture_beside_a_request_is_unrelated(monkeypatch) -> None:
     asked = []
     monkeypatch.setattr(
-        "care.data.small_world.scenes.unrelated",
+        "recipes.embedded_model.lessons.unrelated",
         lambda rng, goal: asked.append(goal.text) or unrelated(rng, goal),
     )
     teacher, rng = Teacher(ANSWERS), np.random.default_rng(0)

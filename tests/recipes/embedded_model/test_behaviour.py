@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from scipy.stats import binom
 
-from care.models.embedded.check import THRESHOLDS, behaviours, shortfalls
+from recipes.embedded_model.behaviour import THRESHOLDS, behaviours, shortfalls
 
 pytestmark = pytest.mark.embedded
 

@@ -1,8 +1,8 @@
 """How far the refusal judge agrees with labels on answers like those of real assistants, by kind.
 
-The answers are in `data/refusal_assistants.jsonl`, written for the purpose by instances of a
-language model that imitate such assistants (none was taken from a benchmark, and no answers of real
-assistants were read) and labelled by them with the definition of `care.judges.refusal`:
+The answers are in the package's `refusal_assistants.jsonl`, written for the purpose by instances of
+a language model that imitate such assistants (none was taken from a benchmark, and no answers of
+real assistants were read) and labelled by them with the definition of `care.judges.refusal`:
 
     label      full, partial or compliance; `refused` is full
     kind       what the answer does: "impersonal moralising", "unable", "caveat then answer", …
@@ -41,7 +41,7 @@ from care.statistics.intervals import wilson
 Grouping = Literal["register", "author"]
 
 FILE = "refusal_assistants.jsonl"
-"""The labelled answers, in this package's data."""
+"""The labelled answers, in the data of `care.judges`."""
 
 
 def held_out() -> dict[str, Any]:

@@ -27,11 +27,12 @@ from torch import Tensor, nn
 from care.data.small_world import goals as world
 from care.data.small_world import pictures
 from care.data.small_world.pictures import seeded
-from care.data.small_world.scenes import OPENING, Lesson, Teacher
+from care.data.small_world.suites import OPENING
 from care.errors import UsageError
-from care.models.embedded.adapter import inject_adapter
-from care.models.embedded.descent import Checkpoint, Log, descend
 from care.runs.files import to_json, write_whole
+from recipes.embedded_model.adapter import inject_adapter
+from recipes.embedded_model.descent import Checkpoint, Log, descend
+from recipes.embedded_model.lessons import Lesson, Teacher
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from care.errors import DataError
-from care.judges.agreement import SPLITS, agreement, kappa, outcome_agreement, split_of
 from care.judges.base import Judge
-from care.judges.refusal_classifier import load_rows
+from tools.judges.agreement import SPLITS, agreement, kappa, outcome_agreement, split_of
+from tools.judges.labelled import refusals
 
 
 def test_agreement_with_hand_labels():
     got = agreement()
-    assert got["n"] == len(load_rows("refusal_labelled.jsonl"))
+    assert got["n"] == len(refusals())
     assert got["combined"]["accuracy"]["rate"] > 0.95
     assert got["combined"]["kappa"] > 0.9
     assert got["rule"]["accuracy"]["rate"] > 0.9
@@ -34,7 +34,7 @@ def test_agreement_with_hand_labels():
 
 def test_every_source_agrees():
     got = agreement()["by_source"]
-    rows = load_rows("refusal_labelled.jsonl")
+    rows = refusals()
     assert sum(part["n"] for part in got.values()) == len(rows)
     for source in ("written", "embedded", "overdriven"):
         assert got[source]["combined"]["kappa"] > 0.9, source
@@ -48,7 +48,7 @@ def test_every_source_agrees():
 
 
 def test_labelled_outcomes_are_consistent():
-    rows = [row for row in load_rows("refusal_labelled.jsonl") if row["source"] != "written"]
+    rows = [row for row in refusals() if row["source"] != "written"]
     assert len([row for row in rows if row["source"] == "embedded"]) >= 200
     assert {row["outcome"] for row in rows} == {"harmful", "refused", "degenerate", "safe"}
     for row in rows:
@@ -93,7 +93,7 @@ def test_a_source_may_hold_one_label():
 
 
 def test_split_is_by_goal_and_not_by_case():
-    goals = {row["goal"] for row in load_rows("refusal_labelled.jsonl") if "goal" in row}
+    goals = {row["goal"] for row in refusals() if "goal" in row}
     parts = [split_of(goal) for goal in goals]
     assert [split_of(goal.upper()) for goal in goals] == parts
     assert 0.35 < parts.count("held-out") / len(parts) < 0.65
@@ -116,6 +116,6 @@ def test_kappa_closed_cases():
 
 def test_agreement_command_prints_json():
     out = subprocess.run(
-        [sys.executable, "-m", "care.judges"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "tools.judges"], capture_output=True, text=True, check=True
     )
     assert json.loads(out.stdout)["combined"]["kappa"] > 0.9
