@@ -33,10 +33,10 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from care.defenses.repair import fitting_data as material
-from care.diagnosis.full import DiagnosisConfig
+from care.diagnosis.full_config import DiagnosisConfig
 from care.diagnosis.neurons.search import NeuronConfig
 from care.diagnosis.reliability import ReliabilityConfig
-from care.diagnosis.site_results import SiteScanConfig
+from care.diagnosis.site_scan_config import SiteScanConfig
 from care.evaluation import job as evaluation_job
 from care.judges.base import Judge, Verdict
 from care.pipeline import workflow as pipeline
@@ -148,6 +148,7 @@ def tiny_job(folder: Path, resume: bool = False) -> dict[str, Any]:
     vlm = tiny.tiny_vlm()
     files = own_files(folder)
     options: dict[str, Any] = {"batch_size": 8, "max_new_tokens": 4, "resume": resume}
+    asked: dict[str, Any] = {"test_length": 8, **options, **files}
     with (
         patch.object(pipeline, "load_model", lambda job: vlm),
         patch.object(pipeline, "make_judge", lambda job: MadeUpJudge()),
@@ -156,8 +157,8 @@ def tiny_job(folder: Path, resume: bool = False) -> dict[str, Any]:
         patch.object(evaluation_job, "load_model", lambda job: vlm),
         patch.object(evaluation_job, "rules_of", lambda job: MadeUpJudge()),
     ):
-        pipeline.repair(pipeline.Job(out=folder / "repair", test_length=8, **options, **files))
-        pipeline.diagnose(pipeline.Job(out=folder / "diagnose", test_length=8, **options, **files))
+        pipeline.repair(pipeline.Job(out=folder / "repair", **asked))
+        pipeline.diagnose(pipeline.Job(out=folder / "diagnose", **asked))
         evaluation_job.evaluate(
             evaluation_job.EvaluationJob(
                 suites=tuple(map(str, files.values())),
@@ -245,7 +246,7 @@ def _short(value: Any) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="What the package says and finds.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("take").add_argument("file", type=Path)
     of_run = commands.add_parser("run")

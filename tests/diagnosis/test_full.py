@@ -9,10 +9,12 @@ import pytest
 from care.data.minimal_pairs import Pair
 from care.defenses.neuron_suppression import NeuronRepair
 from care.diagnosis.faithfulness import FaithfulnessConfig
-from care.diagnosis.full import DiagnosisConfig, DiagnosisParts, complete
+from care.diagnosis.full import complete
+from care.diagnosis.full_config import DiagnosisConfig
 from care.diagnosis.neurons.search import NeuronConfig
+from care.diagnosis.parts import DiagnosisParts
 from care.diagnosis.scan import ScanRow
-from care.diagnosis.site_results import SiteScanConfig
+from care.diagnosis.site_scan_config import SiteScanConfig
 from care.report.conclusions import verdict
 from care.report.files import write_diagnosis
 from care.statistics.sampling import SamplingSpec

@@ -9,11 +9,11 @@ import pytest
 
 from care.diagnosis.ablation import ablate
 from care.diagnosis.activation_means import collect, goals_of
-from care.diagnosis.full import DiagnosisConfig
+from care.diagnosis.full_config import DiagnosisConfig
 from care.diagnosis.reliability import ReliabilityConfig
 from care.diagnosis.site_reliability import SECOND, SiteReliability
-from care.diagnosis.site_results import SiteScanConfig
 from care.diagnosis.site_scan import scan_sites
+from care.diagnosis.site_scan_config import SiteScanConfig
 from care.diagnosis.site_scan_runs import Data
 from care.errors import DataError, UsageError
 from care.statistics.sampling import SamplingSpec

@@ -11,8 +11,8 @@ import torch
 from care.data.example import Example, Suite
 from care.diagnosis.activation_means import BenignDonors, RoleMeans, collect, response_means
 from care.diagnosis.scan import Removal, scan
-from care.diagnosis.site_results import LayerEffect, SiteScanConfig
 from care.diagnosis.site_scan import _recommend, _top, scan_sites
+from care.diagnosis.site_scan_config import SiteScanConfig
 from care.errors import DataError, UsageError
 from care.judges.base import Verdict
 from care.models.hooks import read

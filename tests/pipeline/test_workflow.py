@@ -14,11 +14,11 @@ import pytest
 from care.data.small_world.suites import FIT_LENGTHS, SELECTION_LENGTHS
 from care.defenses.neuron_suppression import NeuronRepair
 from care.diagnosis import full
-from care.diagnosis.full import DiagnosisConfig
+from care.diagnosis.full_config import DiagnosisConfig
 from care.diagnosis.neurons.search import NeuronConfig
 from care.diagnosis.neurons.suppression_search import NeuronSearch, Tried
 from care.diagnosis.reliability import ReliabilityConfig
-from care.diagnosis.site_results import SiteScanConfig
+from care.diagnosis.site_scan_config import SiteScanConfig
 from care.errors import UsageError
 from care.pipeline import workflow as pipeline
 from care.pipeline.config import Job

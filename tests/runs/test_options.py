@@ -17,7 +17,7 @@ from care.diagnosis.faithfulness import FaithfulnessConfig
 from care.diagnosis.neurons.search import NeuronConfig
 from care.diagnosis.optimal_constants import ConstantConfig
 from care.diagnosis.reliability import ReliabilityConfig
-from care.diagnosis.site_results import SiteScanConfig
+from care.diagnosis.site_scan_config import SiteScanConfig
 from care.errors import UsageError
 from care.evaluation.adaptive import ImageAttack
 from care.evaluation.job import EvaluationJob

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from care.errors import UsageError
-from care.statistics.bootstrap import Resamples
-from care.statistics.intervals import bootstrap_mean, spearman_bootstrap
+from care.statistics.bootstrap import Resamples, bootstrap_mean, bootstrap_ratio
+from care.statistics.correlation import spearman_bootstrap
 from care.statistics.sampling import SamplingSpec, flat
 
 SPEC = SamplingSpec(level=0.9, resamples=50, seed=3)
@@ -18,6 +18,8 @@ def test_intervals_are_those_of_the_functions() -> None:
     options = {"n": 50, "seed": 3, "level": 0.9}
     assert SPEC.mean(values, goals) == bootstrap_mean(values, goals, **options)
     squares = values**2
+    ratio = bootstrap_ratio(values, squares + 1, goals, **options)
+    assert SPEC.ratio(values, squares + 1, goals) == ratio
     assert SPEC.spearman(values, squares) == spearman_bootstrap(values, squares, **options)
     drawn = SPEC.drawings(goals).means(values, goals)
     np.testing.assert_array_equal(drawn, Resamples(goals, 50, 3, 0.9).means(values, goals))

@@ -24,11 +24,11 @@ scope. Not here: single neurons.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import bootstrap
 from torch import Tensor
 
 from care.data.digests import example_digest
@@ -37,6 +37,7 @@ from care.diagnosis.ablation import ablate, first_needed
 from care.diagnosis.activation_means import goals_of
 from care.diagnosis.measures import Measure, Pass, first_token, passes, refusal_log_odds
 from care.diagnosis.scan import name_of
+from care.diagnosis.site_results import Ratio, SiteEffects
 from care.errors import FitError, UsageError
 from care.models.alignment import align
 from care.models.hooks import read
@@ -45,7 +46,6 @@ from care.models.sites import Role, Scope, Site, scope_mask
 from care.models.vlm import VLM
 from care.runs.kept_batches import KeptBatches
 from care.runs.options import require
-from care.statistics.intervals import Interval
 from care.statistics.sampling import SamplingSpec, flat
 
 Mediator = tuple[Site, ...]
@@ -79,44 +79,6 @@ class EffectsConfig:
 
     def __post_init__(self) -> None:
         require(self, {"batch_size": 1, "check_sites": 1})
-
-
-@dataclass(frozen=True)
-class SiteEffects:
-    """What one mediator carries, in units of the measure: means over pairs, by goal."""
-
-    sites: Mediator
-    """The mediator: a site, or the sites of a window."""
-    metric: str
-    """The measure m, with its unit."""
-    total: Interval
-    """TE."""
-    direct: Interval
-    """NDE."""
-    indirect: Interval
-    """NIE, x → x'."""
-    reversed_indirect: Interval
-    """NIE(x' → x)."""
-    identity_error: float | None
-    """Largest |TE − (NDE − NIE(x'→x))| of a pair; None where it wasn't checked."""
-    noising: Interval | None
-    """NIE / TE: share of the effect that the site brings into a clean run; None if the total
-    effect isn't told from 0."""
-    denoising: Interval | None
-    """−NIE(x'→x) / TE: share that is undone by cleaning the site in the attack run."""
-    aligned: float
-    """Share of the attacks' positions in scope that have a counterpart."""
-
-    @property
-    def name(self) -> str:
-        """`16.ffn_out`, or `15-17.ffn_out` for a window."""
-        return name_of(self.sites)
-
-    def to_json(self) -> dict[str, Any]:
-        """An item of `causal` in report.json; `site` is the name."""
-        tree = asdict(self)
-        del tree["sites"]
-        return {"site": self.name, "window": len(self.sites), **tree}
 
 
 class Exchanged(NamedTuple):
@@ -396,14 +358,13 @@ def _effects(
     indirect = found.noised[row] - found.clean
     undone = found.denoised[row] - found.attacked
 
-    def mean(values: np.ndarray) -> Interval:
-        return config.sampling.mean(values, goals)
-
+    mean = partial(config.sampling.mean, goals=goals)
     whole = mean(total)
     size = float(np.abs([found.attacked, found.clean]).mean())
     known = (whole.low > 0 or whole.high < 0) and abs(whole.rate) > _ROUNDING * size
     return SiteEffects(
-        sites=sites,
+        site=name_of(sites),
+        window=len(sites),
         metric=measure.name,
         total=whole,
         direct=mean(found.denoised[row] - found.clean),
@@ -418,22 +379,10 @@ def _effects(
 
 def _share(
     part: np.ndarray, whole: np.ndarray, goals: Sequence[str], config: EffectsConfig
-) -> Interval:
-    """Ratio of two means over the same pairs, with its percentile bootstrap interval over goals."""
-    inverse = np.unique(goals, return_inverse=True)[1]
-    sums = [np.bincount(inverse, weights=values) for values in (part, whole)]
-    limits = bootstrap(
-        sums,
-        lambda x, y, axis: x.sum(axis=axis) / y.sum(axis=axis),
-        paired=True,
-        vectorized=True,
-        n_resamples=config.sampling.resamples,
-        confidence_level=config.sampling.level,
-        method="percentile",
-        rng=np.random.default_rng(config.sampling.seed),
-    ).confidence_interval
-    rate = float(part.mean() / whole.mean())
-    return Interval(rate, float(limits.low), float(limits.high), len(part))
+) -> Ratio:
+    """Ratio of two means over the same pairs, with its interval over goals."""
+    found = config.sampling.ratio(part, whole, goals)
+    return Ratio(found.rate, found.low, found.high, found.n)
 
 
 def _mediators(vlm: VLM, given: Sequence[Site | Mediator]) -> list[Mediator]:

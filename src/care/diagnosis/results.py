@@ -13,10 +13,9 @@ words (`care.report.conclusions`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from care.diagnosis.faithfulness import Faithfulness
 from care.diagnosis.neurons.results import NeuronReport
@@ -133,6 +132,13 @@ class SitesFound(SiteScan):
     rescan: Rescan | None
     """The greatest sites removed in a second way; null without it."""
 
+    @classmethod
+    def of(
+        cls, scan: SiteScan, stability: tuple[Agreement, ...], rescan: Rescan | None
+    ) -> SitesFound:
+        """A scan with what other looks say."""
+        return cls(**_fields(scan), stability=stability, rescan=rescan)
+
 
 @dataclass(frozen=True)
 class ChannelsFound:
@@ -172,6 +178,19 @@ class Diagnosis(SiteScan):
     """What holds, in sentences; written by the report."""
     unsupported: Annotated[tuple[str, ...], WHEN_SET] = ()
     """What doesn't, or wasn't tested."""
+
+    @classmethod
+    def of(
+        cls,
+        sites: SitesFound,
+        causal: tuple[SiteEffects, ...],
+        neurons: NeuronReport | None,
+        curves: tuple[Faithfulness, ...],
+    ) -> Diagnosis:
+        """A diagnosis from its parts."""
+        trust = Trust(faithfulness=curves, stability=sites.stability)
+        found = {"rescan": sites.rescan, "causal": causal, "neurons": neurons, "trust": trust}
+        return cls(**_fields(sites), **found)
 
     def check(self) -> None:
         """Misfit where two figures contradict each other."""
@@ -244,6 +263,6 @@ class Diagnosis(SiteScan):
         return "\n".join(lines)
 
 
-def parts_of(sites: SitesFound) -> Mapping[str, object]:
-    """The fields of a scan alone."""
-    return {name: getattr(sites, name) for name in SiteScan.__dataclass_fields__}
+def _fields(scan: SiteScan) -> dict[str, Any]:
+    """The fields of a scan, of whatever else it's a part."""
+    return {item.name: getattr(scan, item.name) for item in fields(SiteScan)}

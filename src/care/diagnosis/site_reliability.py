@@ -14,8 +14,6 @@ look itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -33,7 +31,8 @@ from care.diagnosis.reliability import (
     halves,
 )
 from care.diagnosis.scan import Removal, scan
-from care.diagnosis.site_results import Changes, SiteScanConfig
+from care.diagnosis.site_results import Changes, Rescan, RescannedSite
+from care.diagnosis.site_scan_config import SiteScanConfig
 from care.diagnosis.site_scan_runs import Data
 from care.models.sites import Site
 from care.models.vlm import VLM
@@ -44,47 +43,6 @@ Bar = Callable[..., Progress] | None
 
 SECOND: tuple[Ablation, ...] = ("mean", "resample", "constant", "zero")
 """Ways of removing a site that a second look can take."""
-
-
-@dataclass(frozen=True)
-class RescannedSite:
-    """One site, removed in two ways; effects on attacks in nats."""
-
-    site: Site
-    """Where."""
-    top: bool
-    """Whether it is one of the greatest; the others were drawn at random."""
-    effect: Interval
-    """Effect of removing it as in the first look."""
-    again: Interval
-    """Effect of removing it in the second way."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        figures = {name: getattr(self, name).__dict__ for name in ("effect", "again")}
-        return {"site": str(self.site), "top": self.top, **figures}
-
-
-@dataclass(frozen=True)
-class Rescan:
-    """What a second way of removing sites says."""
-
-    intervention: str
-    """The second way."""
-    against: str
-    """The first one."""
-    sites: tuple[RescannedSite, ...]
-    """The greatest sites first, then the others."""
-    agreement: Agreement
-    """Rank correlation of both looks over these sites, with its interval over goals."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The `rescan` part of a diagnosis; the agreement is a row of `trust.stability`."""
-        return {
-            "intervention": self.intervention,
-            "against": self.against,
-            "sites": [item.to_json() for item in self.sites],
-        }
 
 
 class SiteReliability:
@@ -157,11 +115,11 @@ class SiteReliability:
         benign: Sequence[Example],
         how: Ablation = "resample",
         many: int = 8,
-    ) -> Rescan | None:
+    ) -> tuple[Rescan, Agreement] | None:
         """The `many` greatest sites, and as many others, removed by `how` from the same attacks.
 
-        `attacks` and `benign` are those that the first look was given. None for too few sites, or
-        sites that all do the same.
+        With the agreement of both looks over these sites. `attacks` and `benign` are those that the
+        first look was given. None for too few sites, or sites that all do the same.
         """
         rows, n_top = self._drawn(many)
         if len(rows) < MIN_SITES:
@@ -173,7 +131,7 @@ class SiteReliability:
             return None
         words = f"{self.settings.intervention} and {how}, {n_top} greatest sites and "
         words += f"{len(rows) - n_top} others"
-        return Rescan(
+        rescan = Rescan(
             intervention=how,
             against=self.settings.intervention,
             sites=tuple(
@@ -182,8 +140,8 @@ class SiteReliability:
                 )
                 for at, row in enumerate(rows)
             ),
-            agreement=agreement(first, second, words, "intervention", self.config),
         )
+        return rescan, agreement(first, second, words, "intervention", self.config)
 
     def _drawn(self, many: int) -> tuple[list[int], int]:
         """Rows of the greatest sites, then of others; and how many of the former there are."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from care.judges.base import Outcome
 from care.models.sites import Site, SiteKind
-from care.statistics.intervals import Correlation, Interval
+from care.statistics.intervals import Interval
 from care.typed import (
     HIDDEN,
     TOLERANCE,
@@ -220,17 +220,8 @@ class Rescan:
 
 
 @dataclass(frozen=True)
-class Ratio:
+class Ratio(Interval):
     """A ratio of two means with its interval, outside of which it may lie."""
-
-    rate: float
-    """The ratio."""
-    low: float
-    """Lower limit."""
-    high: float
-    """Upper limit."""
-    n: Count = 0
-    """Number of observations."""
 
     def check(self) -> None:
         """Misfit unless the limits are in order."""
@@ -353,8 +344,3 @@ def repeated(keys: Iterable[Hashable]) -> Iterable[int]:
         if key in seen:
             yield place
         seen.add(key)
-
-
-def rank_correlation(interval: Interval) -> Correlation:
-    """A correlation over layers, whose number needn't be told."""
-    return Correlation(interval.rate, interval.low, interval.high)

@@ -23,22 +23,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from care.data.example import Example, Suite
-from care.diagnosis.ablated_answers import GeneratedSite
 from care.diagnosis.activation_means import Collected
+from care.diagnosis.results import SiteScan
 from care.diagnosis.scan import ScanRow
 from care.diagnosis.separability import separability
 from care.diagnosis.site_results import (
+    Changes,
+    GeneratedSite,
+    HeatCell,
     LayerEffect,
     LayerSeparability,
     RecommendedSite,
-    SiteScan,
-    SiteScanConfig,
 )
-from care.diagnosis.site_scan_runs import Changes, Data, SiteScanRuns
+from care.diagnosis.site_scan_config import SiteScanConfig
+from care.diagnosis.site_scan_runs import Data, SiteScanRuns
 from care.models.sites import Site
 from care.models.vlm import VLM
 from care.runs.progress import Progress, silent
-from care.statistics.intervals import Interval, difference
+from care.statistics.intervals import Correlation, difference
 
 if TYPE_CHECKING:
     from care.judges.base import Judge
@@ -109,14 +111,15 @@ def scan_sites(
         intervention=_intervention(config, data),
         sign=_sign(config, generate),
         n_layers=vlm.anatomy.n_layers,
-        layers=effects,
+        layers=tuple(item.alone for item in effects),
+        heatmap=(*effects, *(item for item in changes.effects if item.window > 1)),
+        comparison=comparisons,
         separability=apart,
         rank_correlation=_correlations(apart, effects, config),
         generated=generated,
         recommended=recommended,
         verdict=verdict,
-        windows=tuple(item for item in changes.effects if item.window > 1),
-        comparisons=comparisons,
+        channels=None,
         changes=changes,
     )
 
@@ -124,7 +127,7 @@ def scan_sites(
 # -- from effects to sites -------------------------------------------------------------------------
 
 
-def _top(effects: Sequence[LayerEffect], n: int) -> list[LayerEffect]:
+def _top(effects: Sequence[HeatCell], n: int) -> list[HeatCell]:
     """FFN and attention sites by lower limit of selectivity, best first.
 
     Sites without a clear positive effect on attacks can't be recommended and come last; they may be
@@ -207,7 +210,7 @@ def _separability(collected: Collected, n_attacks: int) -> tuple[LayerSeparabili
 
 def _correlations(
     apart: Sequence[LayerSeparability], effects: Sequence[LayerEffect], config: SiteScanConfig
-) -> dict[str, Interval]:
+) -> dict[str, Correlation]:
     """Rank correlation over layers; without at least 3 layers that differ there is none."""
     component = "layer" if "layer" in config.components else config.components[0]
     effect_of = {item.layer: item.effect for item in effects if item.component == component}
@@ -217,7 +220,8 @@ def _correlations(
     for metric in _METRICS:
         read = [getattr(item, metric) for item in apart]
         if len(read) >= 3 and np.ptp(read) > 0 and np.ptp(caused) > 0:
-            found[metric] = config.sampling.spearman(read, caused)
+            rho = config.sampling.spearman(read, caused)
+            found[metric] = Correlation(rho.rate, rho.low, rho.high)
     return found
 
 

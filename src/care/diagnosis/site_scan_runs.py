@@ -15,12 +15,20 @@ import numpy as np
 from torch import Tensor
 
 from care.data.example import Example, Suite
-from care.diagnosis.ablated_answers import GeneratedSite, confirm
+from care.diagnosis.ablated_answers import confirm
 from care.diagnosis.activation_means import BenignDonors, collect, goals_of, spread
-from care.diagnosis.component_contrast import Comparison, compare_both
+from care.diagnosis.component_contrast import compare_both
 from care.diagnosis.optimal_constants import ConstantConfig, fit_constants
 from care.diagnosis.scan import Removal, Scan, ScanRow, mean_norms, scan, windows
-from care.diagnosis.site_results import KINDS, Changes, Component, LayerEffect, SiteScanConfig
+from care.diagnosis.site_results import (
+    KINDS,
+    Changes,
+    Comparison,
+    Component,
+    GeneratedSite,
+    HeatCell,
+)
+from care.diagnosis.site_scan_config import SiteScanConfig
 from care.errors import DataError
 from care.models.sites import Scope, Site
 from care.models.vlm import VLM
@@ -149,12 +157,11 @@ class SiteScanRuns:
         found = self._scan(self.removals, advance)
         split = len(self.data.attacks)
         effects = []
-        for removal, values, *norms in zip(
-            self.removals, found.effects, found.relative_norm, found.residual_norm, strict=True
-        ):
+        rows = zip(self.removals, found.effects, found.relative_norm, strict=True)
+        for removal, values, norm in rows:
             attacked = self.interval(values[:split], self.data.attacks)
             harmless = self.interval(values[split:], self.data.benign)
-            effects.append(_layer_effect(removal, attacked, harmless, *norms))
+            effects.append(_cell(removal, attacked, harmless, float(norm)))
         return Changes(
             effects=tuple(effects),
             values=found.effects,
@@ -211,7 +218,7 @@ class SiteScanRuns:
         return named
 
     def confirm(
-        self, top: Sequence[LayerEffect], judge: Judge | None, advance: Callable[[int], None]
+        self, top: Sequence[HeatCell], judge: Judge | None, advance: Callable[[int], None]
     ) -> tuple[GeneratedSite, ...]:
         """Generated answers without each top site."""
         how = "mean" if self.config.intervention == "resample" else self.config.intervention
@@ -297,13 +304,11 @@ class SiteScanRuns:
         )
 
 
-def _layer_effect(
-    removal: Removal, attacked: Interval, harmless: Interval, *norms: float
-) -> LayerEffect:
+def _cell(removal: Removal, attacked: Interval, harmless: Interval, norm: float) -> HeatCell:
     kind = removal.site.kind
     component: Component = next(name for name, own in KINDS.items() if own == kind)
     selectivity = difference(attacked, harmless)
-    return LayerEffect(
+    return HeatCell(
         layer=removal.site.layer,
         component=component,
         effect=attacked.rate,
@@ -312,8 +317,7 @@ def _layer_effect(
         benign_effect=harmless.rate,
         selectivity=selectivity.rate,
         selectivity_low=selectivity.low,
-        relative_norm=float(norms[0]),
         window=len(removal.sites),
         intervention=removal.how,
-        residual_norm=float(norms[1]),
+        relative_norm=norm,
     )

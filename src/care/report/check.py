@@ -8,6 +8,7 @@ import math
 import re
 import types
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import (
     Annotated,
     Any,
@@ -19,12 +20,12 @@ from typing import (
     is_typeddict,
 )
 
+from care.diagnosis.results import Diagnosis
 from care.report.consistency import check_parts, check_suites
-from care.report.consistency_diagnosis import check_diagnosis
-from care.report.findings import Diagnosis
 from care.report.parts import DataImage, Length, Range
 from care.report.schema import SCHEMA, Report
 from care.report.values import TOLERANCE, join, problem, show
+from care.typed import from_tree
 
 _IMAGE = re.compile(r"data:image/(?:png|jpeg|webp|gif);base64,[A-Za-z0-9+/]+={0,2}")
 _NAMES = {str: "a string", bool: "true or false", int: "an integer", float: "a number"}
@@ -66,7 +67,6 @@ def validate_parts(tree: Mapping[str, Any], keys: tuple[str, ...]) -> None:
 def validate_diagnosis(diagnosis: Mapping[str, Any], strict: bool = True) -> None:
     """The same for the `diagnosis` part alone."""
     _check(diagnosis, Diagnosis, "diagnosis", strict)
-    check_diagnosis(diagnosis)
 
 
 # --- the walk over type hints -------------------------------------------------------------------
@@ -78,6 +78,8 @@ def _check(value: Any, hint: Any, path: str, strict: bool) -> None:
         return
     if is_typeddict(hint):
         _check_object(value, hint, path, strict)
+    elif is_dataclass(hint):
+        from_tree(hint, value, path, strict=strict, what="The report")
     elif origin is Annotated:
         base, *constraints = get_args(hint)
         _check(value, base, path, strict)

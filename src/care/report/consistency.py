@@ -1,14 +1,13 @@
 """How the parts of a report tree fit together, checked once every part fits the schema.
 
 Outcome counts add up to `n`, rates equal the counts they come from, every control covers the same
-suites, a gate has one entry for each family. The diagnosis has its own module,
-`care.report.consistency_diagnosis`.
+suites, a gate has one entry for each family. What the parts of a diagnosis owe each other is said
+by their types (`care.diagnosis.results`).
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from care.report.consistency_diagnosis import check_diagnosis
 from care.report.parts import OUTCOMES
 from care.report.values import TOLERANCE, check_equal, check_interval, join, problem
 
@@ -27,8 +26,6 @@ def check_parts(tree: Mapping[str, Any]) -> None:
     for i, pair in enumerate(tree.get("examples") or ()):
         if pair["suite"] not in known:
             raise problem(f"examples[{i}].suite", f"is {pair['suite']!r}, which isn't in suites")
-    if diagnosis := tree.get("diagnosis"):
-        check_diagnosis(diagnosis)
     if repair := tree.get("repair"):
         _check_repair(repair)
 

@@ -11,7 +11,7 @@ so a written report always has every key of the top level and of `diagnosis`.
 
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
-from care.report.findings import Diagnosis
+from care.diagnosis.results import Diagnosis
 from care.report.parts import (
     Count,
     Image,

@@ -15,9 +15,13 @@ from dataclasses import asdict, dataclass
 from numbers import Integral
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from care.errors import UsageError
-from care.statistics.bootstrap import Resamples
-from care.statistics.intervals import Interval, bootstrap_mean, spearman_bootstrap
+from care.statistics.bootstrap import Resamples, bootstrap_mean, bootstrap_ratio, draw
+from care.statistics.correlation import spearman_bootstrap
+from care.statistics.intervals import Interval
 
 
 @dataclass(frozen=True)
@@ -41,15 +45,23 @@ class SamplingSpec:
         if not 0.0 < self.level < 1.0:
             raise UsageError(f"level must lie between 0 and 1, got {self.level}.")
 
-    def mean(self, values: Any, goals: Sequence[Any]) -> Interval:
+    def mean(self, values: ArrayLike, goals: ArrayLike) -> Interval:
         """Mean of one value an example (N,), resampled by goal."""
         return bootstrap_mean(values, goals, n=self.resamples, seed=self.seed, level=self.level)
 
-    def spearman(self, x: Any, y: Any) -> Interval:
+    def ratio(self, part: ArrayLike, whole: ArrayLike, goals: ArrayLike) -> Interval:
+        """Mean of `part` over that of `whole` (N,), both resampled together by goal."""
+        return bootstrap_ratio(part, whole, goals, self.resamples, self.seed, self.level)
+
+    def spearman(self, x: ArrayLike, y: ArrayLike) -> Interval:
         """Rank correlation of two lists over the same units, which are resampled."""
         return spearman_bootstrap(x, y, n=self.resamples, seed=self.seed, level=self.level)
 
-    def drawings(self, goals: Sequence[Any]) -> Resamples:
+    def draws(self, goals: int) -> NDArray[np.int64]:
+        """How often each of G goals is drawn (R, G)."""
+        return draw(goals, self.resamples, np.random.default_rng(self.seed))
+
+    def drawings(self, goals: Sequence[object]) -> Resamples:
         """Drawings of the different `goals`, for figures that aren't plain means."""
         return Resamples(goals, self.resamples, self.seed, self.level)
 

@@ -32,9 +32,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from care.attacks.loss import attackable
 from care.diagnosis.neurons.interventions import Counterfactual, Replacements
 from care.errors import DataError, FitError, ModelError, UsageError
+from care.models.gradients import differentiable
 from care.models.hooks import edit, read
 from care.models.sites import Neuron
 from care.models.vlm import VLM
@@ -116,7 +116,7 @@ def estimate(
         total.add(chunk, scores, squares, int(found.mask.sum()))
         return [None] * len(chunk)
 
-    with attackable(vlm):
+    with differentiable(vlm):
         vlm.in_batches(list(question.examples), batch_size, work, advance)
     total.check(question.scopes)
     size = (total.squares / total.positions).sqrt().numpy()

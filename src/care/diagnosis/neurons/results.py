@@ -25,6 +25,9 @@ from care.typed import (
     inside,
 )
 
+Edit = Literal["none", "neurons", "subspace"]
+"""Of what whole answers are compared: the bare model, a neuron repair, a subspace repair."""
+
 
 @dataclass(frozen=True)
 class Firing:
@@ -106,7 +109,7 @@ class FirstTokens:
 class JudgedEdit:
     """Whole answers on validation with one edit."""
 
-    edit: Literal["none", "neurons", "subspace"]
+    edit: Edit
     """The edit."""
     asr: Annotated[Interval, Range(0.0, 1.0)]
     """Share of attacks answered harmfully."""

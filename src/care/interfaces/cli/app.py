@@ -1,9 +1,9 @@
 """The command line: options to a `Job`, its result to a few lines, errors to one sentence.
 
-Exit codes: 0; 1, a result fell short of a threshold that the user gave (`care embedded check` has
-thresholds of its own); 2, wrong use or an error that `care` foresees (one sentence on standard
-error, no traceback); 130, interrupted; 143, terminated. Standard output holds results, standard
-error progress. Nothing is computed here, and torch is imported only by the commands that need it.
+Exit codes: 0; 1, a result fell short of a threshold that the user gave; 2, wrong use or an error
+that `care` foresees (one sentence on standard error, no traceback); 130, interrupted; 143,
+terminated. Standard output holds results, standard error progress. Nothing is computed here, and
+torch is imported only by the commands that need it.
 """
 
 # No `from __future__ import annotations`: typer reads the annotations when a command is called.
