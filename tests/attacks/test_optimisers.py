@@ -10,27 +10,16 @@ import torch
 
 from care.attacks import pgd
 from care.attacks.optimisers import State, advance, checkpoints, first_pixels, schedule
-from care.attacks.pgd import corpus_requests, image_for_each, image_loss, universal_image
+from care.attacks.pgd import corpus_requests, universal_image
 from care.attacks.presets import PUBLISHED, PGDConfig, preset
 from care.data.example import Example
 from care.errors import UsageError
-from kit.tiny import picture, tiny_vlm
+from kit import attacks
+from kit.attacks import START, pixels, vlm  # noqa: F401
 
-GOALS = ["wash a car", "build a small house from wood", "do this"]
-EXAMPLES = [Example(f"g{i}", f"How do you {goal}?") for i, goal in enumerate(GOALS)]
-TARGETS = [f"To {goal}, you'll need" for goal in GOALS]
-START = picture(3, (28, 28))
+EXAMPLES, TARGETS = attacks.EXAMPLES[:3], attacks.TARGETS[:3]
 PGD = PGDConfig(epsilon=32 / 255, steps=12, step_size=4 / 255, batch=3)
 APGD = PGDConfig(epsilon=32 / 255, steps=12, step_size=64 / 255, batch=3, method="apgd")
-
-
-@pytest.fixture
-def vlm():
-    return tiny_vlm()
-
-
-def pixels(image):
-    return np.asarray(image).astype(int)
 
 
 # -- formulas --------------------------------------------------------------------------------------
@@ -198,34 +187,7 @@ def test_apgd_sees_every_request_in_every_step(vlm):
     assert small.losses == pytest.approx(whole.losses, abs=1e-4)
 
 
-# -- one image each, and the toxic loss ------------------------------------------------------------
-
-
-def test_an_image_for_each_beats_one_for_all_on_its_own_request(vlm, tmp_path):
-    config = replace(PGD, epsilon=None, steps=10, step_size=8 / 255)
-    together = universal_image(vlm, EXAMPLES, TARGETS, START, config)
-    seen = []
-    each = image_for_each(
-        vlm,
-        EXAMPLES,
-        TARGETS,
-        [START, picture(4, (28, 28))],
-        config,
-        checkpoints=tmp_path,
-        progress=lambda done, result: seen.append((done, result.loss)),
-    )
-    assert seen == [(k + 1, result.loss) for k, result in enumerate(each)]
-    shared = [
-        image_loss(vlm, [e], [t], together.image, config)
-        for e, t in zip(EXAMPLES, TARGETS, strict=True)
-    ]
-    assert sum(result.loss for result in each) < sum(shared)
-    again = image_for_each(
-        vlm, EXAMPLES, TARGETS, [START, picture(4, (28, 28))], config, checkpoints=tmp_path
-    )
-    assert [a.image.tobytes() for a in again] == [a.image.tobytes() for a in each]
-    with pytest.raises(UsageError, match="start image"):
-        image_for_each(vlm, EXAMPLES, TARGETS, [], config)
+# -- the toxic loss --------------------------------------------------------------------------------
 
 
 def test_the_toxic_loss_is_that_of_whole_sentences_after_an_empty_prompt(vlm):

@@ -17,6 +17,7 @@ from care.diagnosis.site_scan_config import SiteScanConfig
 from care.diagnosis.site_scan_runs import Data
 from care.errors import DataError, UsageError
 from care.statistics.sampling import SamplingSpec
+from care.typed import to_tree
 from kit import planted
 
 CONFIG = SiteScanConfig(
@@ -43,20 +44,20 @@ def looks(vlm, changes, **settings) -> SiteReliability:
 
 @pytest.mark.parametrize("how", [way for way in SECOND if way != "mean"])
 def test_the_planted_site_is_the_greatest_in_every_way(vlm, changes, how):
-    found = looks(vlm, changes).rescan(ATTACKS, BENIGN, how, 3)
+    found, same = looks(vlm, changes).rescan(ATTACKS, BENIGN, how, 3)
     assert found is not None and (found.intervention, found.against) == (how, "mean")
     assert [item.top for item in found.sites] == [True] * 3 + [False] * 3
     assert len({item.site for item in found.sites}) == 6
     assert str(found.sites[0].site) == BEST
     again = [item.again.rate for item in found.sites]
     assert again[0] == max(again) and found.sites[0].again.low > 0
-    row = found.agreement.to_json()
+    row = to_tree(same)
     assert row["kind"] == "intervention" and row["name"].endswith("3 greatest sites and 3 others")
     assert row["spearman"]["low"] <= row["spearman"]["rho"] <= row["spearman"]["high"]
 
 
 def test_effects_are_those_of_ablations_by_hand(vlm, changes):
-    found = looks(vlm, changes).rescan(ATTACKS, BENIGN, "zero", 3)
+    found, _ = looks(vlm, changes).rescan(ATTACKS, BENIGN, "zero", 3)
     assert found is not None
     attacks = Data.of(ATTACKS, BENIGN, CONFIG).attacks
     clean = vlm.refusal_log_odds(attacks)

@@ -11,6 +11,7 @@ import torch
 from care.data.example import Example, Suite
 from care.diagnosis.activation_means import BenignDonors, RoleMeans, collect, response_means
 from care.diagnosis.scan import Removal, scan
+from care.diagnosis.site_results import HeatCell
 from care.diagnosis.site_scan import _recommend, _top, scan_sites
 from care.diagnosis.site_scan_config import SiteScanConfig
 from care.errors import DataError, UsageError
@@ -18,15 +19,28 @@ from care.judges.base import Verdict
 from care.models.hooks import read
 from care.models.sites import DECISION, Role, Site, scope_mask
 from care.models.vlm import VLM
-from care.report.check import validate
+from care.report.schema import validate
 from care.runs.progress import Progress
 from care.statistics.sampling import SamplingSpec
+from care.typed import to_tree
 from kit import planted as one_neuron
 from kit import tiny
 from kit.reports import report_tree
 
 EXAMPLES = tiny.mixed_examples(5)
 KINDS = ("ffn_out", "mhsa_out", "layer_out")
+
+
+def sites_of(found):
+    """The recommended sites."""
+    return [item.site for item in found.recommended]
+
+
+def windows_of(found):
+    """Effects of more than one layer."""
+    return [item for item in found.heatmap if item.window > 1]
+
+
 FAST = SiteScanConfig(sampling=SamplingSpec(resamples=400), generate_examples=4, max_new_tokens=3)
 WORDS = ("wash a car", "build a house", "describe the image", "gather water", "help with soap")
 
@@ -154,7 +168,7 @@ def test_a_planted_site_is_found(layer, how):
     config = dataclasses.replace(FAST, intervention=how, max_attacks=10, max_benign=10)
     attacks, benign = prompts(16)  # six benign prompts are left to fit constants on
     found = scan_sites(planted(layer), attacks, benign, config=config, generate=False)
-    assert found.sites == [Site(layer, "ffn_out")]
+    assert sites_of(found) == [Site(layer, "ffn_out")]
     best = max(found.layers, key=lambda item: item.effect * (item.component == "ffn"))
     assert best.site == Site(layer, "ffn_out")
     assert 0 < best.low <= best.effect <= best.high
@@ -186,39 +200,38 @@ def test_the_mean_of_benign_prompts_takes_all_of_the_difference_away():
 
 def test_windows_around_a_planted_site_show_it():
     found = scan_sites(planted(2), *prompts(), config=FAST, generate=False)
-    assert len(found.windows) == 3 * (tiny.LAYERS - 2)
-    assert {item.window for item in found.layers} == {1}
-    assert {item.window for item in found.windows} == {3}
+    assert len(windows_of(found)) == 3 * (tiny.LAYERS - 2)
+    assert {item.window for item in windows_of(found)} == {3}
     single = next(item for item in found.layers if item.site == Site(2, "ffn_out"))
-    for item in found.windows:
+    for item in windows_of(found):
         if item.component == "ffn":  # both windows of three hold layer 2
             assert item.effect == pytest.approx(single.effect, rel=0.2)
         if item.component == "mhsa":
             assert abs(item.effect) < 0.1 * single.effect
     outside = scan_sites(planted(0), *prompts(), config=FAST, generate=False)
-    inside, beyond = [item for item in outside.windows if item.component == "ffn"]
+    inside, beyond = [item for item in windows_of(outside) if item.component == "ffn"]
     assert inside.layer == 1 and inside.low > 0 and beyond.layer == 2
     assert abs(beyond.effect) < 0.1 * inside.effect
 
 
 def test_a_planted_ffn_matters_more_than_attention_however_it_is_matched():
     found = scan_sites(planted(1), *prompts(), config=FAST, generate=False)
-    assert [item.matched_by for item in found.comparisons] == ["kind", "norm"]
-    for item in found.comparisons:
+    assert [item.matched_by for item in found.comparison] == ["kind", "norm"]
+    for item in found.comparison:
         assert item.intervention == "mean" and item.survives and item.difference.low > 0
-    by_norm = found.comparisons[1]
+    by_norm = found.comparison[1]
     assert by_norm.ffn_norm == pytest.approx(by_norm.mhsa_norm, rel=1e-3)
     config = dataclasses.replace(FAST, components=("mhsa", "layer"))
-    assert scan_sites(planted(1), *prompts(), config=config, generate=False).comparisons == ()
+    assert scan_sites(planted(1), *prompts(), config=config, generate=False).comparison == ()
 
 
 def test_the_released_operator_starts_where_it_can():
     config = dataclasses.replace(FAST, intervention="previous-layer", components=("ffn", "mhsa"))
     found = scan_sites(planted(1), *prompts(), config=config, generate=False)
     assert [item.layer for item in found.layers if item.component == "ffn"] == [1, 2, 3]
-    assert [item.layer for item in found.windows if item.component == "ffn"] == [2]
+    assert [item.layer for item in windows_of(found) if item.component == "ffn"] == [2]
     assert "as in the released code" in found.intervention
-    assert {item.intervention for item in found.layers} == {"previous-layer"}
+    assert {item.intervention for item in found.heatmap} == {"previous-layer"}
     effects = {item.site: item.effect for item in found.layers if item.component == "ffn"}
     # Removing it shows, and so does copying it into the layer after it.
     assert effects[Site(1, "ffn_out")] > 5 * abs(effects[Site(3, "ffn_out")])
@@ -266,7 +279,7 @@ def test_a_site_that_acts_on_everything_is_no_finding():
     found = scan_sites(planted(1, selective=False), attacks, benign, config=config, generate=False)
     site = next(item for item in found.layers if item.site == Site(1, "ffn_out"))
     assert site.low > 1 and site.benign_effect > 1
-    assert found.recommended == () and found.sites == []
+    assert found.recommended == () and sites_of(found) == []
     assert "No site is recommended" in found.verdict
 
 
@@ -308,7 +321,7 @@ def test_sites_that_only_break_answers_are_turned_down(broken):
         assert item.outcomes["degenerate" if broken else "refused"] == 4
         assert item.asr_change.rate == -1
         assert item.degenerate_rise == broken
-    assert found.sites == ([] if broken else [Site(1, "ffn_out")])
+    assert sites_of(found) == ([] if broken else [Site(1, "ffn_out")])
     assert ("merely makes answers degenerate" in found.verdict) == broken
     if not broken:
         assert "ASR by -100 points" in found.recommended[0].reason
@@ -338,7 +351,7 @@ def test_the_result_fits_the_report_and_repeats():
     log = io.StringIO()
     run = partial(scan_sites, vlm, config=FAST, judge=FakeJudge(refused=True))
     found = run(attacks, benign, progress=partial(Progress, stream=log))
-    tree = found.to_json()
+    tree = to_tree(found)
     validate(report_tree() | {"diagnosis": tree})
     assert tree["n_layers"] == tiny.LAYERS and len(tree["layers"]) == 3 * tiny.LAYERS
     assert [item["layer"] for item in tree["separability"]] == list(range(tiny.LAYERS))
@@ -403,8 +416,8 @@ def test_wrong_settings_are_refused(wrong):
 
 def test_sites_that_only_spare_benign_prompts_dont_crowd_out_findings():
     def effect(layer, low, selectivity_low):
-        values = (low + 0.1, low, low + 0.2, 0.0, selectivity_low + 0.1, selectivity_low, 1.0)
-        return LayerEffect(layer, "ffn", *values)
+        values = (low + 0.1, low, low + 0.2, 0.0, selectivity_low + 0.1, selectivity_low)
+        return HeatCell(layer, "ffn", *values, 1, "mean", 1.0)
 
     effects = [effect(0, -0.5, 2.0), effect(1, 0.3, 0.2), effect(2, 0.4, 0.3)]
     assert [item.layer for item in _top(effects, 2)] == [2, 1]
@@ -412,8 +425,9 @@ def test_sites_that_only_spare_benign_prompts_dont_crowd_out_findings():
 
 def test_a_site_is_recommended_only_at_limits_that_hold_for_all_sites():
     """Chosen as the best of many, a site needs more than its own interval."""
-    options = {"component": "ffn", "benign_effect": 0.0, "selectivity": 1.0, "relative_norm": 1.0}
-    item = LayerEffect(layer=3, effect=1.0, low=0.5, high=1.5, selectivity_low=0.4, **options)
+    options = {"component": "ffn", "benign_effect": 0.0, "selectivity": 1.0}
+    options |= {"relative_norm": 1.0, "window": 1, "intervention": "mean"}
+    item = HeatCell(layer=3, effect=1.0, low=0.5, high=1.5, selectivity_low=0.4, **options)
     config = SiteScanConfig()
 
     def recommended(low, selectivity):

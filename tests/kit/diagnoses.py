@@ -14,6 +14,7 @@ from care.diagnosis.faithfulness import FaithfulnessConfig, faithfulness
 from care.diagnosis.reliability import Effects, ReliabilityConfig, agreement, families, halves
 from care.report.conclusions import verdict
 from care.statistics.sampling import SamplingSpec
+from care.typed import to_tree
 
 N_LAYERS = 30
 N_EXAMPLES = 24
@@ -254,8 +255,8 @@ def trust(layers: list[dict[str, Any]]) -> dict[str, Any]:
     rows = [halves(effects, config), *families(effects, config=config)]
     rows.append(agreement(effects, again, "mean and resample", "intervention", config))
     return {
-        "faithfulness": [words | curve.to_json()],
-        "stability": [row.to_json() for row in rows],
+        "faithfulness": [to_tree(curve) | words],
+        "stability": [to_tree(row) for row in rows],
     }
 
 

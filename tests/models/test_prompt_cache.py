@@ -131,7 +131,7 @@ def test_sliding_windows_are_shared_too():
     text = model.config.text_config
     text.sliding_window, text.layer_types = 6, ["sliding_attention", "full_attention"] * 2
     text.use_sliding_window = True
-    model = tiny._build(type(model), model.config, 0)
+    model = tiny.build(type(model), model.config, 0)
     vlm = VLM(model, processor, "sliding")
     prefill = vlm.prefill(EXAMPLES)
     assert prefill.parts[0][1].cache.layers[0].keys.shape[2] == 5

@@ -2,16 +2,22 @@
 
 import math
 from pathlib import Path
-from typing import Any, get_type_hints, is_typeddict
+from typing import Any
 
 import pytest
 
+from care.diagnosis import site_results
+from care.diagnosis.faithfulness import CurvePoint, Faithfulness
+from care.diagnosis.neurons import results as neurons
+from care.diagnosis.reliability import Agreement
+from care.diagnosis.results import Diagnosis
 from care.errors import DataError
-from care.report import findings, parts, schema
-from care.report.check import validate
+from care.report import repair_schema, schema
+from care.report.described import described
 from care.report.files import write_report
+from care.report.schema import json_schema, validate
 from care.report.targets import summarise
-from care.report.values import plain
+from care.typed import to_tree
 from kit.reports import put, report_tree, wilson
 
 
@@ -90,7 +96,8 @@ FINDINGS: list[tuple[tuple[str | int, ...], Any, str]] = [
     ((*CURVE, "beaten"), 1.1, "beaten` is 1.1; it must lie between 0 and 1"),
     (("diagnosis", "trust", "stability", 0, "kind"), "halves", "kind` is 'halves'; use one of"),
     (("diagnosis", "trust", "stability", 0, "overlap", "low"), 0.99, "stability[0].overlap` has"),
-    (("diagnosis", "trust", "stability", 0, "reliability", "low"), 1.0, "reliability` has rho"),
+    (("diagnosis", "trust", "stability", 0, "reliability", "rho"), 1.0, "reliability` has rho"),
+    (("diagnosis", "trust", "stability", 0, "reliability", "low"), 1.0, "reliability` has low 1"),
     (("diagnosis", "supported"), "all", "diagnosis.supported` is 'all'; it must be a list"),
 ]
 BROKEN: list[tuple[tuple[str | int, ...], Any, str]] = [
@@ -178,26 +185,31 @@ def test_required_keys(tree: dict[str, Any], tmp_path: Path, key: str) -> None:
 
 
 REQUIRED = {
-    ("diagnosis",): findings.Diagnosis,
-    ("diagnosis", "layers", 0): findings.LayerEffect,
-    ("diagnosis", "channels"): findings.ChannelScan,
-    (*SCAN, 0): findings.ChannelSite,
-    (*HEAT, 0): findings.HeatCell,
-    ("diagnosis", "comparison", 0): findings.Comparison,
-    (*CAUSAL, 0): findings.CausalEffect,
-    ("diagnosis", "neurons"): findings.NeuronReport,
-    (*FOUND, 0): findings.Neuron,
-    CURVE: findings.FaithfulnessCurve,
-    (*CURVE, "points", 0): findings.CurvePoint,
-    ("diagnosis", "trust", "stability", 0): findings.StabilityRow,
-    ("repair", "channels", 0): schema.Channel,
-    GATE: schema.Gate,
+    ("diagnosis",): Diagnosis,
+    ("diagnosis", "layers", 0): site_results.LayerEffect,
+    ("diagnosis", "channels"): site_results.ChannelScan,
+    (*SCAN, 0): site_results.ChannelEffect,
+    (*HEAT, 0): site_results.HeatCell,
+    ("diagnosis", "comparison", 0): site_results.Comparison,
+    (*CAUSAL, 0): site_results.SiteEffects,
+    ("diagnosis", "neurons"): neurons.NeuronReport,
+    (*FOUND, 0): neurons.NeuronEffect,
+    CURVE: Faithfulness,
+    (*CURVE, "points", 0): CurvePoint,
+    ("diagnosis", "trust", "stability", 0): Agreement,
+    ("repair", "channels", 0): repair_schema.ChannelPart,
+    GATE: repair_schema.GatePart,
 }
+
+
+def required(kind: Any) -> list[str]:
+    """The keys that a type of the schema can't do without."""
+    return [field.key for field in described(kind) if field.required]
 
 
 @pytest.mark.parametrize(
     ("path", "key"),
-    [(path, key) for path, hint in REQUIRED.items() for key in sorted(hint.__required_keys__)],
+    [(path, key) for path, kind in REQUIRED.items() for key in required(kind)],
     ids=str,
 )
 def test_no_figure_of_a_finding_may_be_missing(
@@ -241,23 +253,20 @@ def test_two_chosen_candidates_are_refused(tree: dict[str, Any]) -> None:
 
 
 def test_a_summary_that_disagrees_is_refused(tree: dict[str, Any], tmp_path: Path) -> None:
-    tree["summary"] = dict(summarise(tree)) | {"mean_asr_after": 0.01}
+    tree["summary"] = to_tree(summarise(tree)) | {"mean_asr_after": 0.01}
     with pytest.raises(DataError, match=r"summary\.mean_asr_after"):
         write_report(tree, tmp_path)
-    tree["summary"] = dict(summarise(tree))
+    tree["summary"] = to_tree(summarise(tree))
     write_report(tree, tmp_path)
 
 
 def test_plain_refuses_infinity() -> None:
     with pytest.raises(DataError, match=r"`a\[1\]` is inf"):
-        plain({"a": [1.0, float("inf")]})
+        to_tree({"a": [1.0, float("inf")]})
 
 
 def test_every_key_is_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
-    modules = (schema, findings, parts)
-    types = [item for module in modules for item in vars(module).values() if is_typeddict(item)]
-    assert len(types) > 35
-    missing = {key for item in types for key in get_type_hints(item) if f"`{key}`" not in text}
-    assert not missing
+    keys = {key for kind in json_schema()["$defs"].values() for key in kind["properties"]}
+    assert not {key for key in keys if f"`{key}`" not in text}
     assert schema.SCHEMA in text

@@ -25,6 +25,7 @@ from care.pipeline.config import Job
 from care.runs.kept_batches import FOLDER, KeptBatches, texts_from, texts_to
 from care.runs.run import Run
 from care.statistics.sampling import SamplingSpec
+from care.typed import to_tree
 from kit import tiny
 from kit.jobs import MadeUpJudge, files, parts, tiny_parts  # noqa: F401
 from kit.repairs import made
@@ -91,7 +92,7 @@ def stages() -> dict[str, Any]:
             verified=8, described=0, sampling=SamplingSpec(resamples=50), batch_size=1
         )
         found = find_neurons(vlm, questions[0], verify=questions[1], config=config, kept=kept)
-        return found.to_json()
+        return to_tree(found)
 
     return {
         "neurons": neurons,

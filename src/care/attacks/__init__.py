@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from care.attacks.adaptive import Through as Through
     from care.attacks.pgd import AttackResult as AttackResult
     from care.attacks.pgd import corpus_requests as corpus_requests
-    from care.attacks.pgd import image_for_each as image_for_each
     from care.attacks.pgd import image_loss as image_loss
     from care.attacks.pgd import universal_image as universal_image
     from care.attacks.presets import PRESETS as PRESETS
@@ -23,7 +22,6 @@ __getattr__, __dir__, __all__ = attach(
         "pgd": [
             "AttackResult",
             "corpus_requests",
-            "image_for_each",
             "image_loss",
             "universal_image",
         ],

@@ -93,8 +93,29 @@ def scan_channels(
                 bootstrap_mean(now[part].astype(np.float64), list(goals[part]), seed=seed)
                 for part in (worked, harmless)
             ]
-            found.append(_effect(site, modality, *limits))
+            found.append(channel_effect(site, modality, *limits))
     return found
+
+
+def channel_effect(
+    site: Site, modality: Modality, effect: Interval, benign: Interval
+) -> ChannelEffect:
+    """The figures of one channel; `n` of either share is how many get past the bare model."""
+    selectivity = difference(effect, benign)
+    return ChannelEffect(
+        site=site,
+        layer=site.layer,
+        modality=modality,
+        effect=effect.rate,
+        low=effect.low,
+        high=effect.high,
+        benign_effect=benign.rate,
+        selectivity=selectivity.rate,
+        selectivity_low=selectivity.low,
+        n_attacks=effect.n,
+        n_benign=benign.n,
+        recommended=False,
+    )
 
 
 def refused_under(
@@ -167,24 +188,6 @@ def found_channels(effects: Sequence[ChannelEffect], n_layers: int) -> ChannelsF
         for site in sites
     )
     return ChannelsFound(ChannelScan(METRIC, RULE, marked), chosen, _verdict(best))
-
-
-def _effect(site: Site, modality: Modality, effect: Interval, benign: Interval) -> ChannelEffect:
-    """The figures of one channel; `n` of either share is how many get past the bare model."""
-    selectivity = difference(effect, benign)
-    return ChannelEffect(
-        site=site,
-        layer=site.layer,
-        modality=modality,
-        effect=effect.rate,
-        low=effect.low,
-        high=effect.high,
-        benign_effect=benign.rate,
-        selectivity=selectivity.rate,
-        selectivity_low=selectivity.low,
-        n_attacks=effect.n,
-        n_benign=benign.n,
-    )
 
 
 def _verdict(best: Mapping[Modality, Sequence[Site]]) -> str:

@@ -298,7 +298,7 @@ class ChannelEffect:
     """Attacks that are not refused without it."""
     n_benign: Count
     """Benign requests that are not refused without it."""
-    recommended: bool = False
+    recommended: bool
     """Whether a repair should close it."""
 
     def check(self) -> None:

@@ -196,7 +196,7 @@ def library_loop(
         pad_token_id=pad_token_id,
     )
     generate = library_generate(model)
-    with _neutral(model):
+    with neutral_settings(model):
         generate(
             **inputs,
             generation_config=config,
@@ -224,7 +224,7 @@ def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
 
 
 @contextmanager
-def _neutral(model: Any) -> Iterator[None]:
+def neutral_settings(model: Any) -> Iterator[None]:
     """While open, the model and the parts that can generate have settings that change nothing."""
     parts = [part for part in model.modules() if "generation_config" in vars(part)]
     before = [part.generation_config for part in parts]

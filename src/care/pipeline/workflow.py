@@ -387,7 +387,7 @@ def repair(job: Job, progress: Bar = None) -> dict[str, Any]:
                 chosen.repair,
                 job.preset,
                 selection,
-                to_tree(diagnosis),
+                diagnosis,
                 run.manifest,
             )
             tree["examples"] = answer_pairs(table, tests)

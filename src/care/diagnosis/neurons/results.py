@@ -79,13 +79,13 @@ class NeuronEffect:
     """Benjamini and Hochberg's q over all verified neurons and controls."""
     benign_exact: float | None
     """Mean effect of the control replacement on benign prompts; null where there is no control."""
-    top_tokens: tuple[str, ...] = ()
+    top_tokens: tuple[str, ...]
     """Tokens its output column makes likelier."""
-    suppressed_tokens: tuple[str, ...] = ()
+    suppressed_tokens: tuple[str, ...]
     """Tokens it makes less likely."""
-    examples: tuple[Firing, ...] = ()
+    examples: tuple[Firing, ...]
     """Prompts in which it is strongest."""
-    patches: tuple[FiringPatch, ...] = ()
+    patches: tuple[FiringPatch, ...]
     """Image patches on which it is strongest."""
 
     def check(self) -> None:

@@ -272,6 +272,10 @@ def _rows(
             p=float(p[k]),
             q=float(q[k]),
             benign_exact=None if harmless is None or k >= len(harmless) else float(harmless[k]),
+            top_tokens=(),
+            suppressed_tokens=(),
+            examples=(),
+            patches=(),
         )
         for k, (layer, neuron) in enumerate(neurons)
     ]
