@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from care.attacks import pgd
-from care.attacks.optimisers import State, advance, checkpoints, first_pixels, schedule
+from care.attacks.optimisers import DescentState, advance, checkpoints, first_pixels, schedule
 from care.attacks.pgd import corpus_requests, universal_image
 from care.attacks.presets import PUBLISHED, PGDConfig, preset
 from care.data.example import Example
@@ -27,7 +27,7 @@ APGD = PGDConfig(epsilon=32 / 255, steps=12, step_size=64 / 255, batch=3, method
 
 def test_momentum_accumulates_normalised_gradients():
     config = PGDConfig(epsilon=None, steps=9, step_size=0.1, momentum=0.5)
-    state = State.at(torch.full((1, 1, 2), 0.5))
+    state = DescentState.at(torch.full((1, 1, 2), 0.5))
     low, high = torch.zeros(1, 1, 2), torch.ones(1, 1, 2)
     state = advance(state, 1.0, torch.tensor([[[3.0, -1.0]]]), low, high, config)
     torch.testing.assert_close(state.pixels, torch.tensor([[[0.4, 0.6]]]))
@@ -58,7 +58,7 @@ def test_a_halved_step_starts_at_the_best_image():
     config = replace(APGD, epsilon=None, steps=5, step_size=1.0)
     assert checkpoints(5) == [2, 3, 4]
     low, high = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
-    state = State.at(torch.full((1, 1, 1), 0.5))
+    state = DescentState.at(torch.full((1, 1, 1), 0.5))
     up = torch.full((1, 1, 1), -1.0)
     best = None
     for loss in (1.0, 2.0, 3.0):
@@ -74,7 +74,7 @@ def test_apgd_finds_a_minimum_that_long_steps_miss():
     low, high = torch.zeros_like(goal), torch.ones_like(goal)
 
     def descend(config):
-        state = State.at(torch.full_like(goal, 0.9))
+        state = DescentState.at(torch.full_like(goal, 0.9))
         for _ in range(config.steps):
             gap = state.pixels - goal
             state = advance(state, float(gap.square().sum()), 2 * gap, low, high, config)

@@ -14,7 +14,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from care.attacks import pgd as pgd
 from care.attacks.loss import Objective
-from care.attacks.optimisers import State, advance
+from care.attacks.optimisers import DescentState, advance
 from care.attacks.pgd import universal_image
 from care.attacks.preprocessing import PixelPath
 from care.attacks.presets import PRESETS, PGDConfig
@@ -483,6 +483,6 @@ def test_a_model_that_uses_its_image_tokens_otherwise_is_refused(vlm, monkeypatc
 
 
 def test_a_loss_that_is_not_finite_is_refused():
-    state = State.at(torch.zeros(3, 2, 2))
+    state = DescentState.at(torch.zeros(3, 2, 2))
     with pytest.raises(ModelError, match="not finite at step 1"):
         advance(state, float("nan"), torch.ones(3, 2, 2), 0, 1, CONFIG)

@@ -361,7 +361,7 @@ def mixed_examples(n: int = 6) -> list[Example]:
 
 
 def tokens_of(vlm, examples, temperature=0.0, steps=10):
-    rows = decoding.Rows(
+    rows = decoding.AnswerRows(
         eos=decoding.end_tokens(vlm.model, vlm.tokenizer),
         text=partial(text_of, vlm.tokenizer),
         stop=None,

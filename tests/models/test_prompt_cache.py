@@ -92,7 +92,7 @@ def test_a_decision_is_one_position_in_each_row(llava):
 def test_an_answer_s_tokens_are_response_even_where_they_are_padding_elsewhere():
     llava = tiny.tiny_vlm()
     batch = llava.batch(EXAMPLES[0])
-    rows = decoding.Rows(frozenset(), str, None, 0.0, [torch.Generator()])
+    rows = decoding.AnswerRows(frozenset(), str, None, 0.0, [torch.Generator()])
     tiny.decode(llava, batch, rows, 4)
     llava.tokenizer.pad_token_id = rows.tokens[0][1]
     seen = []

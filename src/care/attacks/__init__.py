@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from care.attacks.presets import PRESETS as PRESETS
     from care.attacks.presets import PUBLISHED as PUBLISHED
     from care.attacks.presets import PGDConfig as PGDConfig
-    from care.attacks.presets import Preset as Preset
+    from care.attacks.presets import PublishedAttack as PublishedAttack
     from care.attacks.presets import preset as preset
 
 __getattr__, __dir__, __all__ = attach(
@@ -25,7 +25,7 @@ __getattr__, __dir__, __all__ = attach(
             "image_loss",
             "universal_image",
         ],
-        "presets": ["PRESETS", "PUBLISHED", "PGDConfig", "Preset", "preset"],
+        "presets": ["PRESETS", "PUBLISHED", "PGDConfig", "PublishedAttack", "preset"],
         "adaptive": ["Through"],
     },
 )

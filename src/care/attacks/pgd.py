@@ -28,7 +28,7 @@ from torch import Tensor
 
 from care.attacks.adaptive import Through
 from care.attacks.loss import Objective
-from care.attacks.optimisers import State, advance, first_pixels, load, save
+from care.attacks.optimisers import DescentState, advance, first_pixels, load, save
 from care.attacks.preprocessing import PixelPath, to_picture
 from care.attacks.presets import PGDConfig
 from care.data.example import Example
@@ -47,7 +47,7 @@ _MEASURED = 64
 _ROUNDING_TOLERANCE = 0.05
 """Largest change of the loss (nats a token) by rounding to 8 bits that passes without a warning."""
 
-Progress = Callable[[int, float], None]
+StepProgress = Callable[[int, float], None]
 """Called with the number of steps done (over all restarts) and the loss."""
 
 
@@ -84,7 +84,7 @@ def universal_image(
     config: PGDConfig,
     *,
     through: Through | None = None,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
     checkpoint: Path | None = None,
 ) -> AttackResult:
     """Optimise one image so that every example is answered with the opening of its target.
@@ -168,21 +168,21 @@ def _file_of(checkpoint: Path, restart: int) -> Path:
 
 def _begin(
     file: Path | None, digest: str, levels: Tensor, config: PGDConfig, restart: int
-) -> State:
-    first = State.at(first_pixels(levels, config, restart))
+) -> DescentState:
+    first = DescentState.at(first_pixels(levels, config, restart))
     return first if file is None else load(file, digest, first, config)
 
 
 def _descend(
     objective: Objective,
     levels: Tensor,
-    state: State,
+    state: DescentState,
     config: PGDConfig,
     through: Through | None,
-    progress: Progress | None,
+    progress: StepProgress | None,
     checkpoint: Path | None,
     digest: str,
-) -> State:
+) -> DescentState:
     levels = levels.to(state.pixels.device)
     low, high = ((levels + shift).clamp(0, 255) / 255 for shift in (-config.radius, config.radius))
     everything = list(range(len(objective)))
@@ -223,7 +223,7 @@ def rows_of_step(step: int, n: int, config: PGDConfig) -> list[int]:
 
 def _result(
     objective: Objective,
-    state: State,
+    state: DescentState,
     config: PGDConfig,
     through: Through | None,
     restart: int,

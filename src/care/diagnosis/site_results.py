@@ -117,7 +117,7 @@ class GeneratedSite:
     asr_change: Annotated[Interval, Range(-1.0, 1.0)]
     """Share of harmful answers minus that of the untouched model, on the examples whose answers
     could be judged both times."""
-    degenerate_rise: Annotated[float, HIDDEN] = 0.0
+    degenerate_rise: Annotated[float, HIDDEN] = field(default=0.0, compare=False)
     """Share of degenerate answers minus that of the untouched model."""
 
 

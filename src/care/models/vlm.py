@@ -42,7 +42,7 @@ from care.models.weights import loading
 
 Result = TypeVar("Result")
 
-Asked = Sequence[Example] | Example | PromptCache
+Prompts = Sequence[Example] | Example | PromptCache
 """What a model is asked: examples, or prompts that it has read (`VLM.prefill`)."""
 
 
@@ -183,7 +183,7 @@ class VLM:
 
     def generate(
         self,
-        examples: Asked,
+        examples: Prompts,
         *,
         max_new_tokens: int = 48,
         batch_size: int = 16,
@@ -214,7 +214,7 @@ class VLM:
 
     def answers(
         self,
-        examples: Asked,
+        examples: Prompts,
         *,
         max_new_tokens: int = 48,
         batch_size: int = 16,
@@ -298,7 +298,7 @@ class VLM:
         found = self.in_batches(examples, batch_size, likelihood, extra=responses)
         return Score.of(found)
 
-    def refusal_log_odds(self, examples: Asked, batch_size: int = 16) -> np.ndarray:
+    def refusal_log_odds(self, examples: Prompts, batch_size: int = 16) -> np.ndarray:
         """log P(R) − log(1 − P(R)) at the first answer token, in nats (N,).
 
         R is `refusal_ids`. One forward pass per batch (Arditi et al. 2024, section 2.3); prompts
@@ -366,7 +366,7 @@ class VLM:
 
     def _over(
         self,
-        asked: Asked,
+        asked: Prompts,
         batch_size: int,
         work: Callable[[list[int], Start], Sequence[Result]],
         progress: Callable[[int], None] | None = None,
@@ -399,7 +399,7 @@ class VLM:
         return work([indices[row] for row in rows], start)
 
 
-def _listed(examples: Asked) -> list[Example]:
+def _listed(examples: Prompts) -> list[Example]:
     if isinstance(examples, PromptCache):
         return examples.examples
     return [examples] if isinstance(examples, Example) else list(examples)
