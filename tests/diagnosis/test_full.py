@@ -151,5 +151,5 @@ def test_effects_are_taken_of_each_kind_of_pairs(vlm):
     assert {row.pairs for row in asked.effects()} == {"in words"}
     found = asked.neurons()
     assert found.pairs == "in words"
-    assert found["found"][0]["neuron"] == planted.NEURON
+    assert found.found[0].neuron == planted.NEURON
     assert asked._compared().metric.endswith("(nats; in words)")

@@ -6,15 +6,16 @@ from care._lazy import attach
 
 if TYPE_CHECKING:
     from care.diagnosis.causal_mediation import site_effects as site_effects
-    from care.diagnosis.faithfulness import faithfulness as faithfulness
-    from care.diagnosis.full import DiagnosisConfig as DiagnosisConfig
-    from care.diagnosis.site_scan import scan_sites as scan_sites
+    from care.diagnosis.full import diagnose as diagnose
+    from care.diagnosis.full_config import DiagnosisConfig as DiagnosisConfig
+    from care.diagnosis.results import Diagnosis as Diagnosis
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "causal_mediation": ["site_effects"],
-        "full": ["DiagnosisConfig"],
-        "site_scan": ["scan_sites"],
+        "full": ["diagnose"],
+        "full_config": ["DiagnosisConfig"],
+        "results": ["Diagnosis"],
     },
 )

@@ -32,15 +32,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from care.diagnosis.measures import Metric, refusal_log_odds
 from care.diagnosis.neurons.interventions import Counterfactual, Replacements
 from care.errors import DataError, FitError, ModelError, UsageError
 from care.models.gradients import differentiable
 from care.models.hooks import edit, read
 from care.models.sites import Neuron
 from care.models.vlm import VLM
-
-Metric = Callable[[Tensor], Tensor]
-"""Logits (B, vocabulary) at the last prompt position -> values (B,), differentiable."""
 
 Method = Literal["atp", "ig", "graddrop"]
 
@@ -100,7 +98,7 @@ def estimate(
     FitError for gradients that aren't finite.
     """
     check_method(method, steps, groups)
-    metric = metric or refusal_metric(vlm)
+    metric = metric or refusal_log_odds(vlm)
     total = _Totals(question.goals, vlm.anatomy.n_layers, vlm.anatomy.ffn_width)
     passes = {"atp": 1, "ig": steps, "graddrop": groups}[method]
 
@@ -132,13 +130,6 @@ def check_method(method: str, steps: int, groups: int) -> None:
         raise UsageError(f"steps must be at least 1, got {steps}.")
     if groups < 2:
         raise UsageError(f"groups must be at least 2, so that some gradient is left; got {groups}.")
-
-
-def refusal_metric(vlm: VLM) -> Metric:
-    """The refusal log-odds; UsageError without refusal tokens."""
-    if not vlm.refusal_ids:
-        raise UsageError("refusal_ids is empty; set the first tokens of a refusal.")
-    return vlm.log_odds
 
 
 def goal_groups(goals: Sequence[str]) -> np.ndarray:

@@ -26,11 +26,11 @@ import numpy as np
 from scipy.stats import false_discovery_control
 
 from care.data.digests import example_digest
+from care.diagnosis.measures import Metric
 from care.diagnosis.neurons.activation_patching import patch
 from care.diagnosis.neurons.attribution_patching import (
     Estimates,
     Method,
-    Metric,
     check_method,
     estimate,
     goal_groups,
