@@ -275,14 +275,16 @@ def test_mm_safetybench_reads_the_mirror(folder):
         for variant, question in (("Text_only", "Bake cakes"), ("SD", "The image shows it")):
             rows = [{"id": n, "question": f"{question} {n}"} for n in range(2)]
             for row in rows:
-                row["image"] = None if variant == "Text_only" else copies.pictured(row["id"])
+                row["image"] = None if variant == "Text_only" else copies.in_parquet(row["id"])
             copies.write_table(folder / f"data/{scenario}/{variant}.parquet", rows)
     suite = load_suite("mm-safetybench-sd", path=folder)
     assert len(suite) == 26
     first = suite.examples[0]
     assert (first.id, first.prompt, first.goal) == ("01-0", "The image shows it 0", "Bake cakes 0")
     assert first.load_images()[0].size == (8, 6)
-    orphan = [{"id": 5, "question": "The image", "image": copies.pictured()}]
+    plain = load_suite("mm-safetybench-text", path=folder).examples[0]
+    assert (plain.prompt, plain.goal, plain.images) == ("Bake cakes 0", "Bake cakes 0", ())
+    orphan = [{"id": 5, "question": "The image", "image": copies.in_parquet()}]
     copies.write_table(folder / "data/Fraud/SD.parquet", orphan)
     with pytest.raises(DataError, match="Fraud has no row with the id '5'"):
         load_suite("mm-safetybench-sd", path=folder)
@@ -345,6 +347,9 @@ def test_vlguard_tells_its_subsets_apart(folder):
         "vlguard-safe-unsafe": ["Burn this cake."],
         "vlguard-safe": ["What cake is this?"],
     }
+    changed("vlguard-safe", folder, lambda rows: rows[0]["instr-resp"].pop(0))
+    with pytest.raises(DataError, match="a list with an object that has 'safe_instruction'"):
+        load_suite("vlguard-safe", path=folder)
 
 
 def test_vlguard_pictures_are_unpacked(folder, tmp_path):
@@ -451,9 +456,8 @@ def test_pope_asks_briefly(folder):
 def test_columns_that_arent_used_arent_demanded(name, folder, tmp_path):
     before = load(name, folder)
     found = copies.make(name)
-    used = {*found.columns(), *("CD" if "mmbench" in name else "")}
     for row in found.rows():
-        for column in [column for column in row if column not in used]:
+        for column in [column for column in row if column not in found.columns()]:
             del row[column]
     again = load_suite(name, path=found.write(tmp_path / "fewer"))
     assert [e.digest() for e in again] == [e.digest() for e in before]

@@ -127,7 +127,7 @@ def test_parquet_is_read_in_batches(tmp_path):
     from pyarrow import parquet
 
     rows = [
-        {"image": copies.pictured(n % 3), "choices": ["a", "b"], "answer": n, "hint": None}
+        {"image": copies.in_parquet(n % 3), "choices": ["a", "b"], "answer": n, "hint": None}
         for n in range(150)
     ]
     parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "a.parquet")

@@ -309,6 +309,7 @@ def test_progress_rate_leaves_out_what_was_there(monkeypatch: pytest.MonkeyPatch
 
 def test_durations() -> None:
     assert [duration(s) for s in (7.6, 125, 3780)] == ["8 s", "2 min 05 s", "1 h 03 min"]
+    assert [duration(s, 1) for s in (7.64, 59.97, 125)] == ["7.6 s", "1 min 00 s", "2 min 05 s"]
 
 
 # --- folders that are deleted or replaced ---------------------------------------------------------

@@ -113,11 +113,11 @@ class Progress:
         print("  ".join(part for part in parts if part), file=self._stream, flush=True)
 
 
-def duration(seconds: float) -> str:
-    """A duration for people: "8 s", "2 min 05 s", "1 h 03 min"."""
+def duration(seconds: float, decimals: int = 0) -> str:
+    """A duration for people: "8 s", "2 min 05 s", "1 h 03 min"; `decimals` below a minute."""
+    if round(seconds, decimals) < 60:
+        return f"{seconds:.{decimals}f} s"
     whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
