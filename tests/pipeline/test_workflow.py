@@ -13,7 +13,7 @@ import pytest
 
 from care.data.small_world.suites import FIT_LENGTHS, SELECTION_LENGTHS
 from care.defenses.neuron_suppression import NeuronRepair
-from care.diagnosis import full
+from care.diagnosis import parts as diagnosis_parts
 from care.diagnosis.full_config import DiagnosisConfig
 from care.diagnosis.neurons.search import NeuronConfig
 from care.diagnosis.neurons.suppression_search import NeuronSearch, Tried
@@ -116,7 +116,7 @@ def test_a_diagnosis_judges_answers_under_both_repairs_and_is_resumed(
         repair = NeuronRepair.of(vlm, one, "zero")
         return NeuronSearch(repair, Tried((), 0.9, 0.0), Tried(one, 0.5, 0.0), ())
 
-    monkeypatch.setattr(full, "search_neurons", found)
+    monkeypatch.setattr(diagnosis_parts, "search_neurons", found)
     monkeypatch.setattr(pipeline, "DiagnosisConfig", lambda: SMALL)
     monkeypatch.setattr(report_files, "verdict", lambda tree: verdicts.append(1) or verdict(tree))
     options = {"test_length": 8, "batch_size": 8, "max_new_tokens": 4, **files}
