@@ -212,6 +212,7 @@ def test_a_damaged_manifest_is_one_sentence(tmp_path: Path, text: str) -> None:
     assert one_sentence(error)
 
 
+@pytest.mark.slow
 def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     code = textwrap.dedent(f"""

@@ -13,7 +13,7 @@ written.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from care.data.example import Example, Suite
@@ -28,12 +28,10 @@ from care.diagnosis.results import ChannelsFound, Diagnosis
 from care.errors import DataError
 from care.models.vlm import VLM
 from care.runs.kept_batches import KeptBatches
-from care.runs.progress import Progress, silent
+from care.runs.progress import Bar, silent
 
 if TYPE_CHECKING:
     from care.judges.base import Judge
-
-Bar = Callable[..., Progress] | None
 
 Examples = Suite | Sequence[Example]
 
@@ -52,7 +50,7 @@ def diagnose(
     config: DiagnosisConfig | None = None,
     judge: Judge | None = None,
     batch_size: int = 16,
-    progress: Bar = None,
+    progress: Bar | None = None,
 ) -> Diagnosis:
     """Find where a model is unsafe, and at which sites a repair should mend it.
 
@@ -110,7 +108,7 @@ def closed_channels(
     benign: Sequence[Example],
     *,
     seed: int = 0,
-    progress: Bar = None,
+    progress: Bar | None = None,
     kept: KeptBatches | None = None,
 ) -> ChannelsFound | None:
     """What closing each unsafe channel alone does, on goals that `fitter` doesn't fit on.

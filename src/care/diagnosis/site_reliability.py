@@ -13,7 +13,7 @@ look itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor
@@ -36,10 +36,8 @@ from care.diagnosis.site_scan_config import SiteScanConfig
 from care.diagnosis.site_scan_runs import Data
 from care.models.sites import Site
 from care.models.vlm import VLM
-from care.runs.progress import Progress, silent
+from care.runs.progress import Bar, silent
 from care.statistics.intervals import Interval
-
-Bar = Callable[..., Progress] | None
 
 SECOND: tuple[Ablation, ...] = ("mean", "resample", "constant", "zero")
 """Ways of removing a site that a second look can take."""
@@ -54,7 +52,7 @@ class SiteReliability:
         changes: Changes,
         settings: SiteScanConfig,
         config: ReliabilityConfig | None = None,
-        progress: Bar = None,
+        progress: Bar | None = None,
     ) -> None:
         """`changes` are what the scan found under `settings`."""
         self.vlm, self.settings, self.config = vlm, settings, config or ReliabilityConfig()

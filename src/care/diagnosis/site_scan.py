@@ -39,7 +39,7 @@ from care.diagnosis.site_scan_config import SiteScanConfig
 from care.diagnosis.site_scan_runs import Data, SiteScanRuns
 from care.models.sites import Site
 from care.models.vlm import VLM
-from care.runs.progress import Progress, silent
+from care.runs.progress import Bar, silent
 from care.statistics.intervals import Correlation, difference
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def scan_sites(
     config: SiteScanConfig | None = None,
     generate: bool = True,
     judge: Judge | None = None,
-    progress: Callable[..., Progress] | None = None,
+    progress: Bar | None = None,
     done: Iterable[ScanRow] = (),
     keep: Callable[[ScanRow], None] | None = None,
 ) -> SiteScan:

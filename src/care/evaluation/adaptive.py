@@ -30,7 +30,7 @@ from care.evaluation.row_shapes import ATTACK
 from care.evaluation.runner import UNDEFENDED
 from care.runs.files import to_json
 from care.runs.options import check_file_name, named_options
-from care.runs.progress import Progress, silent
+from care.runs.progress import Bar, Progress, silent
 from care.runs.reading import file_digest, read_json
 from care.runs.run import Run
 from care.runs.shapes import check
@@ -38,8 +38,6 @@ from care.runs.shapes import check
 if TYPE_CHECKING:
     from care.evaluation.job import EvaluationJob
     from care.models.vlm import VLM
-
-Bar = Callable[..., Progress] | None
 
 HELD_OUT = "direct"
 """The small world's suite of requests without pictures."""
@@ -115,7 +113,7 @@ def make_images(
     about: EvaluationJob,
     run: Run,
     vlm: VLM,
-    progress: Bar = None,
+    progress: Bar | None = None,
 ) -> None:
     """Optimise the images that aren't there yet, of every attack on every defense.
 

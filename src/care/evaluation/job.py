@@ -15,7 +15,7 @@ from __future__ import annotations
 import gc
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,13 +52,11 @@ from care.pipeline.config import make_judge as rules_of
 from care.runs.environment import started
 from care.runs.manifest import MANIFEST
 from care.runs.options import MANY, MAX_BATCH, MAX_SEED, require
-from care.runs.progress import Progress
+from care.runs.progress import Bar
 from care.runs.rows import Row, Rows
 from care.runs.run import ROWS, Run, copy_run
 from care.runs.shapes import check_rows
 from care.statistics.judge_error import JudgeAccuracy
-
-Bar = Callable[..., Progress] | None
 
 TABLE = "table.json"
 """Name of the scorecard in a run's folder."""
@@ -189,7 +187,7 @@ class EvaluationJob:
         }
 
 
-def evaluate(job: EvaluationJob, progress: Bar = None) -> dict[str, Any]:
+def evaluate(job: EvaluationJob, progress: Bar | None = None) -> dict[str, Any]:
     """Answer, judge and tabulate; the scorecard, which is also written to table.json."""
     suites = chosen_suites(job.suites, job.utility, job.model, job.limit, job.seed)
     labels = read_labels(job.labels) if job.labels else None  # before hours of work
@@ -226,7 +224,7 @@ def rejudge_run(
     retry: bool = False,
     thoughts: Sequence[str] = (),
     out: Path | None = None,
-    progress: Bar = None,
+    progress: Bar | None = None,
 ) -> dict[str, Any]:
     """Judge a finished run's answers again and write its table.json anew; the scorecard.
 
@@ -302,7 +300,7 @@ def _answer(
     suites: Sequence[Suite],
     requests: Sequence[Suite],
     rules: Judge,
-    progress: Bar,
+    progress: Bar | None,
 ) -> list[Suite]:
     """Answer all suites and the held-out `requests` beside the image attacks' pictures; returns
     every suite that was asked."""
@@ -344,7 +342,7 @@ def _judge_and_tabulate(
     margin: float,
     seed: int,
     retry: bool,
-    progress: Bar,
+    progress: Bar | None,
 ) -> dict[str, Any]:
     reports: list[dict[str, Any]] = []
     names: list[str] = []

@@ -80,7 +80,7 @@ from care.report.build import answer_pairs, attribution, report_tree
 from care.report.files import write_diagnosis, write_report
 from care.runs.environment import peak_memory_gib, started
 from care.runs.kept_batches import KeptBatches
-from care.runs.progress import Progress, silent
+from care.runs.progress import Bar, silent
 from care.runs.rows import Rows
 from care.runs.run import ROWS, Run
 from care.runs.shapes import check_rows
@@ -88,8 +88,6 @@ from care.runs.stages import stage_json
 from care.typed import from_tree, to_tree
 
 __all__ = ["Job", "diagnose", "fit", "repair"]
-
-Bar = Callable[..., Progress] | None
 
 Found = TypeVar("Found")
 
@@ -106,7 +104,7 @@ COMPARED = ("benign", "vqa", "naming", "lookalike")
 class _Workflow:
     """One job under way: model, judge, splits, run folder."""
 
-    def __init__(self, job: Job, run: Run, progress: Bar, sampled: bool = False) -> None:
+    def __init__(self, job: Job, run: Run, progress: Bar | None, sampled: bool = False) -> None:
         """`sampled`: a part of the examples to fit on, and of harmless others, is asked."""
         self.job, self.run, self.progress, self.sampled = job, run, progress, sampled
         self.vlm: VLM = load_pinned(run, job.model, lambda: load_model(job))
@@ -369,7 +367,7 @@ def _digests(job: Job) -> dict[str, str]:
     return {name: suite_digest(each) for name, each in zip(names, own_files(job), strict=False)}
 
 
-def repair(job: Job, progress: Bar = None) -> dict[str, Any]:
+def repair(job: Job, progress: Bar | None = None) -> dict[str, Any]:
     """The whole job; writes the report and the artefact, and returns the report's tree."""
     with _open(job) as run:
         _refuse_a_sample(run)
@@ -426,7 +424,7 @@ def _record_suites(run: Run, work: _Workflow) -> None:
     )
 
 
-def diagnose(job: Job, progress: Bar = None) -> dict[str, Any]:
+def diagnose(job: Job, progress: Bar | None = None) -> dict[str, Any]:
     """Only the diagnosis, whole; what diagnosis.json holds, beside which is diagnosis.html.
 
     Of the small world a sample is asked, unless a repair was begun in the folder, which asks all.
@@ -447,7 +445,7 @@ def diagnose(job: Job, progress: Bar = None) -> dict[str, Any]:
     return json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
 
 
-def fit(job: Job, progress: Bar = None) -> Path:
+def fit(job: Job, progress: Bar | None = None) -> Path:
     """Fit and select, without the proof; the folder of the artefact."""
     with _open(job) as run:
         _refuse_a_sample(run)

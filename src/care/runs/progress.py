@@ -10,6 +10,7 @@ import io
 import math
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
@@ -111,6 +112,10 @@ class Progress:
         share = self.done / self.total if self.total else 1.0
         parts = [f"{self.label} {self.done}/{self.total} ({share:.0%})", self.pace(), self.note]
         print("  ".join(part for part in parts if part), file=self._stream, flush=True)
+
+
+Bar = Callable[..., Progress]
+"""What makes the bar of a job from its label and number of steps, such as `Progress`."""
 
 
 def duration(seconds: float, decimals: int = 0) -> str:

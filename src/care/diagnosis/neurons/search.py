@@ -43,7 +43,7 @@ from care.models.sites import Neuron
 from care.models.vlm import VLM
 from care.runs.kept_batches import KeptBatches
 from care.runs.options import require
-from care.runs.progress import Progress, silent
+from care.runs.progress import Bar, silent
 from care.statistics.bootstrap import percentiles
 from care.statistics.correlation import rank_correlations
 from care.statistics.intervals import Correlation, Interval
@@ -96,7 +96,7 @@ def find_neurons(
     config: NeuronConfig | None = None,
     metric: Metric | None = None,
     estimates: Estimates | None = None,
-    progress: Callable[..., Progress] | None = None,
+    progress: Bar | None = None,
     kept: KeptBatches | None = None,
 ) -> NeuronReport:
     """Estimate all neurons, verify the best ones, and say what they do.
