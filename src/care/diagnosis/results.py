@@ -56,7 +56,7 @@ class SiteScan:
     intervention: str
     """What was done to the sites, in words."""
     n_layers: Positive
-    """L."""
+    """Number L of decoder layers; a `layer` counts from 0."""
     layers: tuple[LayerEffect, ...]
     """Every component of every layer, removed alone."""
     heatmap: tuple[HeatCell, ...] = ()
