@@ -34,6 +34,7 @@ from care.typed import (
 )
 
 Component = Literal["ffn", "mhsa", "layer"]
+Removable = Literal["ffn", "mhsa", "layer", "neurons"]
 
 KINDS: dict[Component, SiteKind] = {"ffn": "ffn_out", "mhsa": "mhsa_out", "layer": "layer_out"}
 """The site of each component."""
@@ -73,6 +74,8 @@ class LayerEffect:
 class HeatCell(LayerEffect):
     """One component removed from one layer or a window of layers, by one intervention."""
 
+    component: Removable  # pyright: ignore[reportIncompatibleVariableOverride]
+    """What is removed: as in `LayerEffect`, or all FFN neurons of the layer."""
     window: Positive
     """Number of consecutive layers that were removed at once."""
     intervention: str
