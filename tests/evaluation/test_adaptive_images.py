@@ -39,7 +39,7 @@ def world(monkeypatch, tmp_path):
     monkeypatch.setattr(evaluation_job, "load_model", lambda job: tiny_vlm())
     monkeypatch.setattr(evaluation_job, "rules_of", lambda job: Judge())
     monkeypatch.setattr(
-        Repair, "from_pretrained", classmethod(lambda cls, path, vlm=None: found[Path(path).name])
+        Repair, "load", classmethod(lambda cls, path, vlm=None: found[Path(path).name])
     )
     monkeypatch.setattr(
         "care.data.small_world.scenes.unrelated", lambda rng, *rest: picture(3, (28, 28))

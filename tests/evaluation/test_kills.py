@@ -41,7 +41,7 @@ def whole_job(path: Path) -> dict[str, Any]:
         evaluate(
             vlm,  # pyright: ignore
             SUITES,
-            [None, FakeDefense(), FakeDefense("late", late=True)],
+            [None, FakeDefense(), FakeDefense("late", touches="decision")],
             judge=StrictJudge(vlm),
             run=run,
             batch_size=2,

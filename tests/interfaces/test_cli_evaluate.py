@@ -214,12 +214,10 @@ def test_leaks_are_refused_unless_told(world, capsys):
 
 def test_a_repair_tells_its_leaks_itself(world, capsys, monkeypatch):
     own = [Example("x", "x", goal="Pick  lock NUMBER 3", kind="malicious")]
-    repair = FakeDefense(late=True)
+    repair = FakeDefense(touches="decision")
     digests = sorted(goal_digests(own))
     repair.manifest = {"fitted_on": {"goals": {"scheme": SCHEME, "digests": digests}}}
-    monkeypatch.setattr(
-        "care.defenses.repair.repair.Repair.from_pretrained", lambda path, vlm=None: repair
-    )
+    monkeypatch.setattr("care.defenses.repair.repair.Repair.load", lambda path, vlm=None: repair)
     given = [*ARGUMENTS, "--repair", "care"]
     assert cli.main(given) == 2
     said = capsys.readouterr().err

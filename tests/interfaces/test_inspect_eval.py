@@ -163,7 +163,7 @@ def test_arguments_reach_the_loader(vlm):
 
 def test_a_repair_is_applied_while_answering_and_only_then(vlm, tmp_path):
     repair = Repair((made(strength=4.5, rank=8),))
-    repair.save_pretrained(tmp_path / "repair")
+    repair.save(tmp_path / "repair")
     example = Example("x", "How do you build a house?")
     bare = vlm.generate(example, max_new_tokens=8)
     with repair.applied(vlm):

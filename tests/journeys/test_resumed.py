@@ -24,6 +24,7 @@ from care.data.digests import example_digest, is_same, suite_digest
 from care.data.example import Example, Suite
 from care.data.jsonl import read_suite
 from care.defenses.artefact import save
+from care.defenses.base import Defense
 from care.errors import DataError, UsageError
 from care.evaluation import job as evaluation_job
 from care.evaluation.rejudge import by_place, open_verdicts, rejudge
@@ -363,7 +364,7 @@ def test_a_defense_passed_to_evaluate_is_held_to_what_it_does(tmp_path):
         evaluate(vlm, [suite], [("d", defenses[1])], judge=Judge(), run=run, hold_to_defenses=False)
 
 
-class FakeDigest:
+class FakeDigest(Defense):
     name = "d"
 
     def __init__(self, digest: str) -> None:
@@ -371,11 +372,6 @@ class FakeDigest:
 
     def digest(self) -> str:
         return self.told
-
-    def applied(self, vlm: Any) -> Any:
-        import contextlib
-
-        return contextlib.nullcontext()
 
 
 def test_a_pin_is_never_written_over(tmp_path):

@@ -25,8 +25,8 @@ def world(monkeypatch, tmp_path):
     monkeypatch.setattr(evaluation_job, "load_model", load)
     monkeypatch.setattr(evaluation_job, "rules_of", lambda job: Judge())
     monkeypatch.setattr(
-        "care.defenses.repair.repair.Repair.from_pretrained",
-        lambda path, vlm=None: FakeDefense(late=True),
+        "care.defenses.repair.repair.Repair.load",
+        lambda path, vlm=None: FakeDefense(touches="decision"),
     )
     monkeypatch.chdir(tmp_path)
     attacks = [

@@ -24,7 +24,8 @@ from care.evaluation.job import EvaluationJob
 from care.interfaces.cli import app as cli
 from care.judges.registry import make_judge
 from care.pipeline.config import Job
-from care.runs.options import MAX_NAME, check_file_name, require, require_level
+from care.runs.options import MAX_NAME, check_file_name, require
+from care.statistics.sampling import SamplingSpec
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ from care.runs.options import MAX_NAME, check_file_name, require, require_level
     [
         (FaithfulnessConfig, "sizes", 2),
         (FaithfulnessConfig, "draws", 1),
-        (FaithfulnessConfig, "resamples", 1),
+        (SamplingSpec, "resamples", 1),
         (ReliabilityConfig, "splits", 1),
         (ReliabilityConfig, "top", 1),
         (EffectsConfig, "check_sites", 1),
@@ -49,14 +50,10 @@ def test_a_number_below_its_bound_is_refused_by_name(config, name, least):
         config(**{name: least - 1})
 
 
-@pytest.mark.parametrize(
-    "config", [FaithfulnessConfig, ReliabilityConfig, EffectsConfig, SiteScanConfig, NeuronConfig]
-)
 @pytest.mark.parametrize("level", [0.0, 1.0, -0.5, 95, math.nan])
-def test_a_level_is_a_share(config, level):
+def test_a_level_is_a_share(level):
     with pytest.raises(UsageError, match="level must lie between 0 and 1"):
-        config(level=level)
-    require_level(0.5)
+        SamplingSpec(level=level)
 
 
 def test_what_is_left_open_has_no_bound():

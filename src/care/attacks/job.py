@@ -163,9 +163,9 @@ def run(job: AttackJob, progress: Bar | None = None, vlm: VLM | None = None) -> 
     examples, targets = requests_of(job)
     start = _start(job)
     if job.repair is not None:
-        Repair.from_pretrained(job.repair)  # a damaged one shows before the model is loaded
+        Repair.load(job.repair)  # a damaged one shows before the model is loaded
     vlm = vlm or load_model(job)
-    repair = None if job.repair is None else Repair.from_pretrained(job.repair, vlm)
+    repair = None if job.repair is None else Repair.load(job.repair, vlm)
     facts: dict[str, Any] = {
         "schema": SCHEMA,
         "model": vlm.name,

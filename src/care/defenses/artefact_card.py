@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from care.defenses.repair.repair import Channel, Repair
+from care.defenses.repair.channel import Channel, RepairData
 
 
-def card(repair: Repair) -> str:
+def card(repair: RepairData) -> str:
     """The model card: threat model, figures with intervals, known failures."""
     model = repair.manifest.get("model") or {}
     rows = "\n".join(
@@ -24,7 +24,7 @@ tags: [safety, vision-language, activation-editing]
 # {repair.name}: a repair for {model.get("name", "an unnamed model")}
 
 Unsafe subspaces that are projected out of activations while the model runs; no weight is changed.
-Use it with `care.Repair.from_pretrained(folder)` and `with repair.applied(vlm): ...`.
+Use it with `care.Repair.load(folder)` and `with repair.applied(vlm): ...`.
 
 | site | fitted on | edited tokens | gate | rank | strength |
 |---|---|---|---|---|---|

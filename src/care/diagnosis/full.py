@@ -20,6 +20,7 @@ from care.data.example import Example, Suite
 from care.data.minimal_pairs import Pair
 from care.defenses.repair.fitting import PRESETS, Fitter, Preset
 from care.defenses.repair.fitting_data import gather
+from care.defenses.repair.repair import Repair
 from care.diagnosis.activation_means import goals_of
 from care.diagnosis.channel_scan import found_channels, scan_channels, scanned_sites
 from care.diagnosis.full_config import DiagnosisConfig
@@ -96,7 +97,7 @@ def diagnose(
         progress=progress,
     )
     sites, effects = parts.sites(), parts.effects()
-    neurons = parts.neurons(fitter.repair() if config.repair_prompts else None)
+    neurons = parts.neurons(Repair.of(fitter.repair()) if config.repair_prompts else None)
     found = Diagnosis.of(sites, effects, neurons, parts.curves(effects, neurons))
     seed = config.sites.sampling.seed
     return found.with_channels(closed_channels(fitter, *held_out, seed=seed, progress=progress))
@@ -125,7 +126,7 @@ def closed_channels(
             fitter.vlm,
             sites,
             modalities,
-            lambda site, modality: fitter.repair({modality: [site]}),
+            lambda site, modality: Repair.of(fitter.repair({modality: [site]})),
             attacks,
             benign,
             batch_size=fitter.batch_size,

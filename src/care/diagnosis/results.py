@@ -40,7 +40,7 @@ from care.statistics.intervals import Correlation
 from care.typed import HIDDEN, WHEN_SET, Misfit, Positive, from_tree, to_tree
 
 if TYPE_CHECKING:
-    from care.defenses.repair.repair import Modality
+    from care.defenses.repair.channel import Modality
 
 JSON_NAME = "diagnosis.json"
 

@@ -248,7 +248,7 @@ def _check_made_of(folder: Path, job: AttackJob, label: str) -> None:
     """UsageError if an image that is there was made of something else than is asked for now."""
     from care.defenses.repair.repair import Repair
 
-    repair = None if job.repair is None else Repair.from_pretrained(job.repair)
+    repair = None if job.repair is None else Repair.load(job.repair)
     wanted = json.loads(to_json(made_of(job, repair, job.identity or {})))
     found = _facts(folder)
     kept = found.get("made_of") or {}

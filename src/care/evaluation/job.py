@@ -197,7 +197,7 @@ def evaluate(job: EvaluationJob, progress: Bar | None = None) -> dict[str, Any]:
     tested = list({suite.name: suite for suite in (*requests, *suites)}.values())
     repairs = {name: path for name, path in job.defenses.items() if path is not None}
     for path in repairs.values():
-        Repair.from_pretrained(path)  # a damaged one shows before the model is loaded
+        Repair.load(path)  # a damaged one shows before the model is loaded
     leaking = repair_leaks(repairs, tested, job.allow_leaks)
     if not job.allow_leaks:
         check_goals(job.attacks, job, requests)
@@ -307,8 +307,7 @@ def _answer(
     attacks, places = job.attacks, job.defenses
     vlm = load_pinned(run, job.model, lambda: load_model(job.job()))
     defenses = [
-        (name, None if path is None else Repair.from_pretrained(path, vlm))
-        for name, path in places.items()
+        (name, None if path is None else Repair.load(path, vlm)) for name, path in places.items()
     ]
     make_images(attacks, job, run, vlm, progress)
     made = image_suites(attacks, run.path, list(places), requests)
@@ -433,7 +432,7 @@ def _record(
 def _digest_of(repair: Path) -> str | None:
     from care.defenses.repair.repair import Repair
 
-    return digest_of(Repair.from_pretrained(repair))
+    return digest_of(Repair.load(repair))
 
 
 def _names(repairs: Sequence[Path]) -> list[str]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from care.data.digests import digest_of, example_digest, is_same
 from care.data.example import Example, Suite
+from care.defenses.base import Defense
 from care.errors import UsageError
 from care.evaluation.generation import Asking, Cell, add_missing, answer_suite
 from care.evaluation.row_shapes import ANSWER, ROW
@@ -32,7 +33,6 @@ from care.runs.run import Run
 from care.runs.shapes import Kind, check_rows
 
 if TYPE_CHECKING:
-    from care.defenses.base import Defense
     from care.models.vlm import VLM
 
 __all__ = ["Comparison", "Table", "evaluate"]
@@ -127,10 +127,10 @@ def _named(
     defense: Defense | tuple[str, Defense | None] | None,
 ) -> tuple[str, Defense | None]:
     name, defense = defense if isinstance(defense, tuple) else (None, defense)
-    if defense is not None and not hasattr(defense, "applied"):
+    if defense is not None and not isinstance(defense, Defense):
         raise UsageError(
-            f"A defense needs a name and a method applied(vlm), but got {defense!r:.80}; pass a "
-            "repair, a defense, or None for the bare model."
+            f"A defense is an instance of care.defenses.Defense, but got {defense!r:.80}; pass a "
+            "repair, another defense, or None for the bare model."
         )
     return valid_text(name or (UNDEFENDED if defense is None else defense.name)), defense
 

@@ -24,7 +24,7 @@ from care.data.small_world.suites import (
     SELECTION_LENGTHS,
     TEST_LENGTH,
 )
-from care.defenses.repair.fitting import Preset
+from care.defenses.repair.presets import Preset
 from care.errors import DataError, UsageError
 from care.evaluation.table import Table
 from care.judges.base import Judge

@@ -31,9 +31,10 @@ from typing import Any, TypeVar
 from care.data.digests import suite_digest
 from care.data.example import Example, Suite
 from care.data.small_world.suites import BASELINE, PGD
-from care.defenses.base import random_control
+from care.defenses.controls import means_control, random_control
 from care.defenses.neuron_suppression import NeuronRepair
-from care.defenses.repair.fitting import PRESETS, Fitter
+from care.defenses.repair.channel import Modality
+from care.defenses.repair.fitting import Fitter
 from care.defenses.repair.fitting_data import (
     gather,
     load_decisions,
@@ -41,7 +42,8 @@ from care.defenses.repair.fitting_data import (
     material_to,
     save_decisions,
 )
-from care.defenses.repair.repair import Modality, Repair
+from care.defenses.repair.presets import PRESETS
+from care.defenses.repair.repair import Repair
 from care.diagnosis.activation_means import spread
 from care.diagnosis.channel_scan import scanned_sites
 from care.diagnosis.faithfulness import Faithfulness
@@ -177,7 +179,11 @@ class _Workflow:
             finally:
                 rows.close()
 
-        rival, kept = cache(fitter.repair), self.run.path / "neurons-repair.json"
+        kept = self.run.path / "neurons-repair.json"
+
+        @cache
+        def rival() -> Repair:
+            return Repair.of(fitter.repair())
 
         def keep(found: NeuronRepair) -> None:
             self.run.write(kept.name, found.to_text())
@@ -301,7 +307,7 @@ class _Workflow:
         repair = chosen.repair
         found = [
             ("random subspace", random_control(repair, self.job.seed)),
-            ("difference of means", chosen.fitter.means_control(repair)),
+            ("difference of means", means_control(repair, chosen.fitter)),
         ]
         modalities = {channel.modality for channel in repair.channels}
         if modalities == {"image", "text"}:
@@ -393,7 +399,7 @@ def repair(job: Job, progress: Bar | None = None) -> dict[str, Any]:
             tree["attribution"] = attribution(token_scores(work.vlm, list(tests.values()), site))
             _record_suites(run, work)
             chosen.repair.manifest["evaluation"] = {"suites": tree["suites"]}
-            chosen.repair.save_pretrained(run.inside("repair"))
+            chosen.repair.save(run.inside("repair"))
         tree["manifest"] = dict(run.manifest)
         tree["cost"] = {
             "stages": [{"name": s["name"], "seconds": s["seconds"]} for s in run.stages],
@@ -454,4 +460,4 @@ def fit(job: Job, progress: Bar | None = None) -> Path:
         diagnosis = work.channels(fitter, work.diagnosis(fitter, BRIEF))
         chosen, selection = work.select(fitter, diagnosis)
         run.write_json("selection.json", selection)
-        return chosen.repair.save_pretrained(run.inside("repair"))
+        return chosen.repair.save(run.inside("repair"))

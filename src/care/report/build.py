@@ -15,8 +15,9 @@ from PIL import Image
 
 from care.data.example import Example
 from care.data.small_world.suites import BASELINE
+from care.defenses.repair.channel import Channel
 from care.defenses.repair.gate import Gate
-from care.defenses.repair.repair import Channel, Repair
+from care.defenses.repair.repair import Repair
 from care.diagnosis.results import Diagnosis
 from care.diagnosis.token_attribution import TokenScores
 from care.evaluation.runner import UNDEFENDED
