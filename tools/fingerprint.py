@@ -38,7 +38,8 @@ from care.diagnosis.neurons.search import NeuronConfig
 from care.diagnosis.reliability import ReliabilityConfig
 from care.diagnosis.site_scan_config import SiteScanConfig
 from care.evaluation import job as evaluation_job
-from care.judges.base import Judge, Verdict
+from care.judges.base import Verdict
+from care.judges.rules import RulesJudge
 from care.pipeline import workflow as pipeline
 from care.statistics.sampling import SamplingSpec
 
@@ -71,7 +72,7 @@ SMALL = DiagnosisConfig(
 """The diagnosis of a model of four layers."""
 
 
-class MadeUpJudge(Judge):
+class MadeUpJudge(RulesJudge):
     """Refused or not by a hash of the goal and the answer; harmless requests mostly aren't."""
 
     def __call__(self, goals: Any, responses: Any) -> list[Verdict]:
@@ -153,7 +154,7 @@ def tiny_job(folder: Path, resume: bool = False) -> dict[str, Any]:
         patch.object(pipeline, "load_model", lambda job: vlm),
         patch.object(pipeline, "make_judge", lambda job: MadeUpJudge()),
         patch.object(pipeline, "DiagnosisConfig", lambda: SMALL),
-        patch.object(material, "Judge", MadeUpJudge),
+        patch.object(material, "RulesJudge", MadeUpJudge),
         patch.object(evaluation_job, "load_model", lambda job: vlm),
         patch.object(evaluation_job, "rules_of", lambda job: MadeUpJudge()),
     ):

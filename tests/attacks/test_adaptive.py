@@ -1,7 +1,5 @@
 """Attacks through a defense: gradients past gates, evasion, and the two threat models."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +17,7 @@ from care.defenses.repair.edit import ChannelEdit
 from care.defenses.repair.repair import Repair
 from care.errors import UsageError
 from care.evaluation.transfer import beside, transfer_and_adaptive
-from care.judges.base import Judge
+from care.judges.rules import RulesJudge
 from care.models.hooks import edit, read
 from care.models.sites import Role, Site
 from kit import attacks
@@ -285,7 +283,7 @@ def test_transfer_and_adaptive_make_rows_of_a_table(vlm, tmp_path):
         START,
         CONFIG,
         suite=suite,
-        judge=Judge(),
+        judge=RulesJudge(),
         attempts=(("exact", 0.0), ("soft", 0.5)),
         checkpoints=tmp_path,
         progress=lambda name, step, loss: seen.add(name),
@@ -326,7 +324,7 @@ def test_both_threat_models_need_a_defense_an_attempt_and_a_judge(vlm):
     with pytest.raises(UsageError, match="both a suite and a judge"):
         run([repair], suite=suite)
     with pytest.raises(UsageError, match="role utility"):
-        run([repair], suite=replace(suite, role="utility"), judge=Judge())
+        run([repair], suite=replace(suite, role="utility"), judge=RulesJudge())
 
 
 def test_every_request_is_shown_beside_the_image():

@@ -17,7 +17,7 @@ from care.diagnosis.neurons.interventions import against_means, neuron_means
 from care.diagnosis.neurons.suppression_search import BEYOND, rank_for_repair, search_neurons
 from care.errors import ArtefactError, UsageError
 from care.evaluation.runner import evaluate
-from care.judges.base import Judge
+from care.judges.rules import RulesJudge
 from care.models.hooks import read
 from care.models.sites import N_CLASSES, Role, Site, position_classes, scope_mask
 from care.runs.files import config_digest
@@ -94,7 +94,9 @@ def test_it_is_a_defense_beside_a_subspace_repair():
     ]
     late = dataclasses.replace(repair, scopes=("decision",), name="late")
     subspace = Repair((made(scopes=("decision",)),), name="subspace")
-    table = evaluate(vlm, suites, [None, repair, late, subspace], judge=Judge(), max_new_tokens=2)
+    table = evaluate(
+        vlm, suites, [None, repair, late, subspace], judge=RulesJudge(), max_new_tokens=2
+    )
     assert {row["defense"] for row in table.rows} == {"none", "one neuron", "late", "subspace"}
     answers = {
         name: [row["response"] for row in table.rows if row["defense"] == name and row["kind"] == k]

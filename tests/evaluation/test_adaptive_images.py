@@ -15,7 +15,7 @@ from care.evaluation import job as evaluation_job
 from care.evaluation.adaptive import ImageAttack, held_out, image_suites
 from care.evaluation.job import EvaluationJob
 from care.interfaces.cli import app as cli
-from care.judges.base import Judge
+from care.judges.rules import RulesJudge
 from care.runs.run import Run
 from kit.repairs import a_gate, made
 from kit.tiny import picture, tiny_vlm
@@ -37,7 +37,7 @@ def world(monkeypatch, tmp_path):
         for seed, name in enumerate(("one", "two"))
     }
     monkeypatch.setattr(evaluation_job, "load_model", lambda job: tiny_vlm())
-    monkeypatch.setattr(evaluation_job, "rules_of", lambda job: Judge())
+    monkeypatch.setattr(evaluation_job, "rules_of", lambda job: RulesJudge())
     monkeypatch.setattr(
         Repair, "load", classmethod(lambda cls, path, vlm=None: found[Path(path).name])
     )

@@ -22,7 +22,7 @@ from care.data.example import Example, Suite
 from care.errors import DataError, SiteError, StorageError, UsageError
 from care.evaluation.runner import evaluate
 from care.evaluation.table import Table
-from care.judges.base import Judge
+from care.judges.rules import RulesJudge
 from care.runs.progress import Progress
 from care.runs.run import Run
 from kit.evaluations import SUITES, FakeDefense, FakeVLM, StrictJudge
@@ -67,10 +67,12 @@ def test_comparison_is_paired_and_adjusted_over_suites() -> None:
 
 def test_the_real_judge_agrees_on_plain_cases() -> None:
     vlm = FakeVLM()
-    table = run_all(vlm, [SUITES[1]], None, FakeDefense(), judge=Judge())
+    table = run_all(vlm, [SUITES[1]], None, FakeDefense(), judge=RulesJudge())
     assert table.rate("vqa", "repair").rate == 1
     attacks = Suite("a", "attack", (Example("x", "p", goal="pick a lock", kind="malicious"),))
-    assert run_all(vlm, [attacks], FakeDefense(), judge=Judge()).outcomes("a", "repair")["refused"]
+    assert run_all(vlm, [attacks], FakeDefense(), judge=RulesJudge()).outcomes("a", "repair")[
+        "refused"
+    ]
 
 
 def test_degenerate_answers_are_not_correct() -> None:
@@ -340,7 +342,9 @@ def test_half_an_emoji_ends_no_run_and_resuming_finds_it_again(tmp_path):
         vlm = FakeVLM()
         vlm._answer = lambda example, batch: "odd \ud83d answer"
         with Run(tmp_path / "run", resume=resume) as run:
-            tables.append(evaluate(vlm, [suite], [None, ("d\ud83d", None)], judge=Judge(), run=run))
+            tables.append(
+                evaluate(vlm, [suite], [None, ("d\ud83d", None)], judge=RulesJudge(), run=run)
+            )
     for table in tables:
         assert [row["response"] for row in table.rows] == ["odd \ufffd answer"] * 6
         assert {row["defense"] for row in table.rows} == {"none", "d\ufffd"}
@@ -358,6 +362,6 @@ def test_a_picture_with_odd_metadata_or_damage_is_answered_or_a_row_with_an_erro
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", broken)
     examples = (Example("a", "x"), Example("b", "x", images=(tmp_path / "a.png",)))
-    table = evaluate(FakeVLM(), [Suite("s", "utility", examples)], [None], judge=Judge())
+    table = evaluate(FakeVLM(), [Suite("s", "utility", examples)], [None], judge=RulesJudge())
     assert table.rows[0]["error"] is None
     assert "argument out of range" in table.rows[1]["error"]

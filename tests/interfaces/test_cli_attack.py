@@ -147,10 +147,10 @@ def test_an_attack_through_a_repair(run, repair, tmp_path):
 
 
 def test_both_threat_models_are_compared(run, repair, tmp_path, monkeypatch):
-    from care.judges.base import Judge
-    from care.pipeline import config as main_jobs
+    from care.judges import rules
+    from care.judges.rules import RulesJudge
 
-    monkeypatch.setattr(main_jobs, "make_judge", lambda job: Judge())
+    monkeypatch.setattr(rules, "rules_for", lambda model, dtype: RulesJudge())
     monkeypatch.setattr(jobs, "HELD_OUT", 2)
     code, out, _ = run("--steps", "3", *repair, "--compare")
     assert code == 0

@@ -14,8 +14,9 @@ from care.errors import DataError, UsageError
 from care.evaluation import job as evaluation_job
 from care.evaluation.job import EvaluationJob
 from care.interfaces.cli import app as cli
-from care.judges.models import Finding
-from care.judges.registry import JUDGES, Entry
+from care.judges import registry
+from care.judges.config import PictureConfig
+from care.judges.model_judge import Finding
 from kit.api_server import Server, by_answer, completion
 from kit.evaluate_command import ARGUMENTS, world  # noqa: F401
 from kit.evaluations import FakeDefense, FakeVLM
@@ -129,8 +130,12 @@ def test_a_judge_of_pictures_gets_them_from_the_suites_of_the_run(world, monkeyp
             seen.extend([image.size for image in row] for row in images)
             return [Finding(True) if row else Finding(None, error="none") for row in images]
 
-    entry = Entry("pictures", lambda name, options, rules: Seeing(name), (), reads_images=True)
-    monkeypatch.setitem(JUDGES, "seeing", entry)
+    class SeeingConfig(PictureConfig):
+        def judge(self, rules: Any) -> Seeing:
+            return Seeing(self.name)
+
+    monkeypatch.setattr(registry, "JUDGES", dict(registry.JUDGES))
+    registry.register("seeing", "pictures")(SeeingConfig)
     picture(0, (9, 7)).save("p.png")
     rows = [
         {"id": f"a{i}", "prompt": f"p{i}", "goal": f"g{i}", "kind": "malicious", "images": images}

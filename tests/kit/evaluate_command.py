@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from care.evaluation import job as evaluation_job
-from care.judges.base import Judge
+from care.judges.rules import RulesJudge
 from kit.evaluations import FakeDefense, FakeVLM
 
 
@@ -23,7 +23,7 @@ def world(monkeypatch, tmp_path):
         return made[-1]
 
     monkeypatch.setattr(evaluation_job, "load_model", load)
-    monkeypatch.setattr(evaluation_job, "rules_of", lambda job: Judge())
+    monkeypatch.setattr(evaluation_job, "rules_of", lambda job: RulesJudge())
     monkeypatch.setattr(
         "care.defenses.repair.repair.Repair.load",
         lambda path, vlm=None: FakeDefense(touches="decision"),

@@ -55,7 +55,7 @@ def tiny_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     vlm = tiny.tiny_vlm()
     monkeypatch.setattr(pipeline, "load_model", lambda job: vlm)
     monkeypatch.setattr(pipeline, "make_judge", lambda job: MadeUpJudge())
-    monkeypatch.setattr(material, "Judge", MadeUpJudge)
+    monkeypatch.setattr(material, "RulesJudge", MadeUpJudge)
 
 
 def parts(tree: dict) -> dict:

@@ -12,7 +12,7 @@ from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import random_subspace
 from care.errors import UsageError
 from care.evaluation.runner import evaluate
-from care.judges.base import Judge
+from care.judges.rules import RulesJudge
 from care.models import decoding
 from care.models.hooks import read
 from care.models.prompt_cache import PLAIN_POSITIONS, Start, read_prompts
@@ -247,7 +247,12 @@ def test_evaluation_answers_as_each_defense_alone_does(llava):
     late, other = repair(0), repair(1)
     early = replace(repair(2, ("text",)), name="early")
     table = evaluate(
-        llava, [suite], [None, late, early, other], judge=Judge(), max_new_tokens=6, batch_size=3
+        llava,
+        [suite],
+        [None, late, early, other],
+        judge=RulesJudge(),
+        max_new_tokens=6,
+        batch_size=3,
     )
     for name, defense in [("none", None), (late.name, late), ("early", early), (other.name, other)]:
         rows = [row["response"] for row in table.rows if row["defense"] == name]

@@ -264,7 +264,7 @@ def _compare(
     progress: Bar | None,
 ) -> Threats:
     from care.data.small_world.suites import load
-    from care.pipeline.config import Job, make_judge
+    from care.judges.rules import rules_for
 
     # The user's own requests are optimised on, so only the small world has others to judge by.
     own = job.requests is not None or job.corpus is not None
@@ -276,7 +276,7 @@ def _compare(
         start,
         config,
         suite=None if own else load("direct", "test", HELD_OUT),
-        judge=None if own else make_judge(Job(model=job.model, dtype=job.dtype)),
+        judge=None if own else rules_for(job.model, job.dtype),
         attempts=job.attempts,
         checkpoints=job.out,
         progress=progress,

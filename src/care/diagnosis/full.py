@@ -32,7 +32,7 @@ from care.runs.kept_batches import KeptBatches
 from care.runs.progress import Bar, silent
 
 if TYPE_CHECKING:
-    from care.judges.base import Judge
+    from care.judges.rules import RulesJudge
 
 Examples = Suite | Sequence[Example]
 
@@ -49,7 +49,7 @@ def diagnose(
     pairs: Sequence[Pair] = (),
     preset: Preset = "corrected",
     config: DiagnosisConfig | None = None,
-    judge: Judge | None = None,
+    judge: RulesJudge | None = None,
     batch_size: int = 16,
     progress: Bar | None = None,
 ) -> Diagnosis:

@@ -49,7 +49,7 @@ from care.runs.kept_batches import KeptBatches
 from care.runs.progress import Bar, silent
 
 if TYPE_CHECKING:
-    from care.judges.base import Judge
+    from care.judges.rules import RulesJudge
 
 _DECISION: tuple[Scope, ...] = ("decision",)
 
@@ -66,7 +66,7 @@ class DiagnosisParts:
         pairs: Sequence[Pair] = (),
         validation: tuple[Sequence[Example], Sequence[Example]] = ((), ()),
         config: DiagnosisConfig | None = None,
-        judge: Judge | None = None,
+        judge: RulesJudge | None = None,
         progress: Bar | None = None,
     ) -> None:
         """`validation` are attacks and benign requests with other goals, for the neuron repair."""

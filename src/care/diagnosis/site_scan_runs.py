@@ -35,7 +35,7 @@ from care.models.vlm import VLM
 from care.statistics.intervals import Interval, difference
 
 if TYPE_CHECKING:
-    from care.judges.base import Judge
+    from care.judges.rules import RulesJudge
 
 
 class Data(NamedTuple):
@@ -218,7 +218,7 @@ class SiteScanRuns:
         return named
 
     def confirm(
-        self, top: Sequence[HeatCell], judge: Judge | None, advance: Callable[[int], None]
+        self, top: Sequence[HeatCell], judge: RulesJudge | None, advance: Callable[[int], None]
     ) -> tuple[GeneratedSite, ...]:
         """Generated answers without each top site."""
         how = "mean" if self.config.intervention == "resample" else self.config.intervention

@@ -41,14 +41,13 @@ from care.evaluation.runner import evaluate as answer_and_judge
 from care.evaluation.scorecard import MARGIN, RULES, scorecard
 from care.evaluation.suites import chosen_suites
 from care.evaluation.table import Table
-from care.judges.base import Judge
 from care.judges.labels import read_labels, with_labels
 from care.judges.refusal import certainly_refused
-from care.judges.registry import check_judge, make_judge, needs_images, shown_name
+from care.judges.registry import check_judge, load_judge, needs_images, shown_name
+from care.judges.rules import RulesJudge, rules_for
 from care.models.identity import load_pinned
 from care.models.thoughts import known_tags
 from care.pipeline.config import Job, load_model
-from care.pipeline.config import make_judge as rules_of
 from care.runs.environment import started
 from care.runs.manifest import MANIFEST
 from care.runs.options import MANY, MAX_BATCH, MAX_SEED, require
@@ -206,13 +205,18 @@ def evaluate(job: EvaluationJob, progress: Bar | None = None) -> dict[str, Any]:
         run.pin("suites", {suite.name: suite_digest(suite) for suite in tested})
         run.pin("repairs", {name: _digest_of(path) for name, path in repairs.items()})
         _record(run, job, suites, leaking)
-        rules = rules_of(job.job())
+        rules = rules_of(job)
         suites = _answer(job, run, suites, requests, rules, progress)
         gc.collect()  # the model makes room for the judges
         pictures = {(s.name, e.id): e for s in suites for e in s}
         return _judge_and_tabulate(
             run, job.judges, rules, labels, pictures, job.margin, job.seed, False, progress
         )
+
+
+def rules_of(job: Any) -> RulesJudge:
+    """The offline judge for answers of a job's model."""
+    return rules_for(job.model, job.dtype, job.thoughts)
 
 
 def rejudge_run(
@@ -299,7 +303,7 @@ def _answer(
     run: Run,
     suites: Sequence[Suite],
     requests: Sequence[Suite],
-    rules: Judge,
+    rules: RulesJudge,
     progress: Bar | None,
 ) -> list[Suite]:
     """Answer all suites and the held-out `requests` beside the image attacks' pictures; returns
@@ -335,7 +339,7 @@ def _answer(
 def _judge_and_tabulate(
     run: Run,
     wanted: Sequence[str],
-    rules: Judge,
+    rules: RulesJudge,
     labels: list[dict[str, Any]] | None,
     examples: Any,
     margin: float,
@@ -348,7 +352,7 @@ def _judge_and_tabulate(
     verdicts = open_verdicts(run)
     try:
         for judge_wanted in wanted:
-            judge = make_judge(judge_wanted, rules)
+            judge = load_judge(judge_wanted, rules)
             about_answers = getattr(judge, "subject", "answer") == "answer"
             if judge is not rules:
                 with run.stage(f"judge {judge.name}"):

@@ -23,7 +23,8 @@ from care.errors import UsageError
 from care.evaluation.generation import Asking, Cell, add_missing, answer_suite
 from care.evaluation.row_shapes import ANSWER, ROW
 from care.evaluation.table import Comparison, Table
-from care.judges.base import AnyJudge, Verdict, ask, correct, tags_of
+from care.judges.answer_matching import correct
+from care.judges.base import Judge, Verdict, ask, tags_of
 from care.judges.language import NOT_ENGLISH, foreign
 from care.models.thoughts import answer_of
 from care.runs.progress import Bar, silent
@@ -46,7 +47,7 @@ def evaluate(
     suites: Sequence[Suite],
     defenses: Sequence[Defense | tuple[str, Defense | None] | None],
     *,
-    judge: AnyJudge,
+    judge: Judge,
     run: Run | None = None,
     seed: int = 0,
     batch_size: int = 32,
@@ -157,7 +158,7 @@ def _check_same(cell: Cell, rows: Rows, shape: Kind) -> None:
 # --- judgements -----------------------------------------------------------------------------------
 
 
-def _judge(cell: Cell, examples: list[Example], judge: AnyJudge, answers: Rows) -> list[Row]:
+def _judge(cell: Cell, examples: list[Example], judge: Judge, answers: Rows) -> list[Row]:
     """Rows of one batch, from its stored answers."""
     stored = {e.id: answers.get(cell.key(e)) or {} for e in examples}
     answered = [e for e in examples if stored[e.id]["error"] is None]

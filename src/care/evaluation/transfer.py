@@ -27,7 +27,7 @@ from care.defenses.base import Defense
 from care.defenses.repair.repair import Repair
 from care.errors import UsageError
 from care.evaluation.runner import UNDEFENDED, evaluate
-from care.judges.base import Judge
+from care.judges.rules import RulesJudge
 from care.models.vlm import VLM
 from care.statistics.intervals import Interval
 
@@ -93,7 +93,7 @@ def transfer_and_adaptive(
     config: PGDConfig,
     *,
     suite: Suite | None = None,
-    judge: Judge | None = None,
+    judge: RulesJudge | None = None,
     attempts: Sequence[Attempt] = ATTEMPTS,
     checkpoints: Path | None = None,
     progress: Callable[[str, int, float], None] | None = None,
@@ -181,7 +181,7 @@ def beside(suite: Suite, image: Image.Image) -> Suite:
 def _check(
     defenses: Sequence[Defense],
     suite: Suite | None,
-    judge: Judge | None,
+    judge: RulesJudge | None,
     attempts: Sequence[Attempt],
 ) -> None:
     names = [defense.name for defense in defenses]

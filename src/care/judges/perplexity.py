@@ -10,16 +10,18 @@ rules of `coherence` are for.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
+from care.judges.rules import Perplexity
 from care.models.finite import check_logits
 from care.models.memory import in_halves
 
 MAX_PERPLEXITY = 200.0
-"""Above this an answer of `care.judges.base.FEWEST_WORDS` words or more is broken text.
+"""Above this an answer of `care.judges.rules.FEWEST_WORDS` words or more is broken text.
 
 For the untouched text model of the embedded one, measured in bfloat16 on its answers to benign
 requests (`python -m tools.judges calibrate RUN/rows.jsonl` in a checkout):
@@ -69,3 +71,11 @@ def perplexities(model: Any, tokenizer: Any, texts: Sequence[str]) -> np.ndarray
 
     found = dict(zip(different, in_halves(different, _BATCH, work), strict=True))
     return np.array([found[text] for text in texts])
+
+
+def of_embedded_model(dtype: str = "auto") -> Perplexity:
+    """Perplexity under the untouched text model of the embedded one, for which `MAX_PERPLEXITY` is
+    measured; the first call assembles it."""
+    from care.models.embedded.cache import base_text_model
+
+    return partial(perplexities, *base_text_model(dtype))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -27,7 +26,7 @@ from care.data.small_world.suites import (
 from care.defenses.repair.presets import Preset
 from care.errors import DataError, UsageError
 from care.evaluation.table import Table
-from care.judges.base import Judge
+from care.judges.rules import RulesJudge, rules_for
 from care.models.thoughts import known_tags
 from care.models.vlm import VLM
 from care.runs.options import MANY, MAX_BATCH, MAX_SEED, require
@@ -111,17 +110,9 @@ def load_model(job: Any) -> VLM:
     return vlm
 
 
-def make_judge(job: Job) -> Judge:
+def make_judge(job: Job) -> RulesJudge:
     """The judge; for the embedded model with perplexity under its untouched text model."""
-    tags = known_tags(job.thoughts)
-    if job.model is not None:
-        return Judge(tags=tags)
-    from care.judges.perplexity import MAX_PERPLEXITY, perplexities
-    from care.models.embedded.cache import base_text_model
-
-    model, tokenizer = base_text_model(job.dtype)
-    perplexity = partial(perplexities, model, tokenizer)
-    return Judge(perplexity, max_perplexity=MAX_PERPLEXITY, tags=tags)
+    return rules_for(job.model, job.dtype, job.thoughts)
 
 
 def suites_of(job: Job, split: Split) -> list[Suite]:

@@ -60,8 +60,8 @@ from care.evaluation.row_shapes import ROW
 from care.evaluation.runner import UNDEFENDED
 from care.evaluation.runner import evaluate as run_evaluation
 from care.evaluation.table import Table
-from care.judges.base import Judge
 from care.judges.refusal import certainly_refused
+from care.judges.rules import RulesJudge
 from care.models.identity import load_pinned
 from care.models.sites import Site
 from care.models.vlm import VLM
@@ -110,7 +110,7 @@ class _Workflow:
         """`sampled`: a part of the examples to fit on, and of harmless others, is asked."""
         self.job, self.run, self.progress, self.sampled = job, run, progress, sampled
         self.vlm: VLM = load_pinned(run, job.model, lambda: load_model(job))
-        self.judge: Judge = make_judge(job)
+        self.judge: RulesJudge = make_judge(job)
         self.splits: dict[str, list[Suite]] = {}
 
     def suites(self, split: Any) -> list[Suite]:

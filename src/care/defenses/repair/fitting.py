@@ -39,7 +39,7 @@ from care.defenses.repair.gate import Crossfit, Gate, GateConfig, crossfit
 from care.defenses.repair.presets import PRESETS, Preset, RepairConfig
 from care.defenses.repair.subspace import Subspace, difference_of_means, fit_subspace
 from care.errors import FitError, UsageError
-from care.judges.base import Judge
+from care.judges.rules import RulesJudge
 from care.models.identity import model_facts
 from care.models.sites import Scope, Site, SiteKind
 from care.models.vlm import VLM
@@ -62,7 +62,7 @@ def fit_repair(
     sites: Places | None = None,
     preset: Preset = "corrected",
     config: RepairConfig | None = None,
-    judge: Judge | None = None,
+    judge: RulesJudge | None = None,
     batch_size: int = 16,
 ) -> RepairData:
     """Fit a repair on malicious and benign requests, without training.

@@ -43,8 +43,8 @@ from care.data.contamination import SCHEME, goal_digests
 from care.data.digests import example_digest
 from care.data.example import Example
 from care.errors import DataError, FitError
-from care.judges.base import Judge
 from care.judges.refusal import certainly_refused
+from care.judges.rules import RulesJudge
 from care.models.hooks import read
 from care.models.prompt_cache import PromptCache, first_logits
 from care.models.sites import Scope, Site, scope_mask
@@ -102,7 +102,7 @@ def gather(
     attacks: Sequence[Example],
     benign: Sequence[Example],
     *,
-    judge: Judge | None = None,
+    judge: RulesJudge | None = None,
     batch_size: int = 32,
     max_new_tokens: int = 12,
     sites: Sequence[Site] = (),
@@ -129,7 +129,7 @@ def gather(
         digests = [example_digest(request) for request in requests]
         asking = kept.over(work, digests, facts, _packed, partial(_unpacked, sites))
     found = vlm.in_batches(requests, batch_size, asking, progress)
-    verdicts = (judge or Judge())([e.goal for e in requests], [answer for answer, _ in found])
+    verdicts = (judge or RulesJudge())([e.goal for e in requests], [answer for answer, _ in found])
     classes: dict[str, list[int]] = {name: [] for name in CLASSES}
     for place, (example, verdict) in enumerate(zip(requests, verdicts, strict=True)):
         if verdict.failure(example.kind) is not None:

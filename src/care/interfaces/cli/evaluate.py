@@ -192,14 +192,14 @@ def check_judges(
 ) -> None:
     """How far judges agree with answers that were labelled by hand."""
     from care.judges.labels import read_labels, with_labels
-    from care.judges.registry import check_judge, make_judge
+    from care.judges.registry import check_judge, load_judge
 
     rows = read_labels(labels)
     for wanted in judge or ():
         check_judge(wanted)
     if judge:
         hide_loading_bars()
-    reports = [with_labels(rows, make_judge(wanted)) for wanted in judge or ("rules",)]
+    reports = [with_labels(rows, load_judge(wanted)) for wanted in judge or ("rules",)]
     if as_json:
         print(json.dumps(reports, indent=1, ensure_ascii=False))
     else:
