@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from care.evaluation.transfer import beside, transfer_and_adaptive
 
 from care.attacks.adaptive import Evasion, Through, _SoftEdit
 from care.attacks.loss import Objective
@@ -16,7 +17,6 @@ from care.attacks.presets import PGDConfig
 from care.data.example import Example, Suite
 from care.defenses.repair.repair import Repair, _Insides, _SiteEdit
 from care.errors import UsageError
-from care.evaluation.transfer import beside, transfer_and_adaptive
 from care.judges.base import Judge
 from care.models.anatomy import Role, Site
 from care.models.hooks import edit, read

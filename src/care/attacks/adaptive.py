@@ -25,19 +25,18 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from care.attacks.config import GateMode
 from care.defenses.base import Defense
 from care.defenses.repair.repair import Channel, Repair, _Insides, _SiteEdit
 from care.errors import UsageError
 from care.models.anatomy import Site, scope_mask
 from care.models.hooks import edit, read
 from care.models.vlm import VLM
-
-GateMode = Literal["exact", "straight-through", "soft"]
 
 _MARGIN = 0.1
 """m: how far below its threshold a score is pushed, in units of the gate's ramp."""

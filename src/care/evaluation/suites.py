@@ -25,7 +25,7 @@ def fitted_suite(name: str) -> Suite:
     from care.data.small_world import suites as world
 
     if name in world.NAMES:
-        from care.pipeline.config import FIT_LENGTHS  # takes torch along, which files don't need
+        from care.pipeline.splits import FIT_LENGTHS  # takes torch along, which files don't need
 
         return world.load(name, "fit", FIT_LENGTHS[name])
     return named_suite(name, None, 0)

@@ -10,13 +10,17 @@ rules of `coherence` are for.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
+from care.judges.base import Judge
 from care.models.finite import check_logits
 from care.models.memory import in_halves
+from care.models.spec import ModelSpec
+from care.models.thoughts import known_tags
 
 MAX_PERPLEXITY = 200.0
 """Above this an answer of `care.judges.base.FEWEST_WORDS` words or more is broken text.
@@ -69,3 +73,16 @@ def perplexities(model: Any, tokenizer: Any, texts: Sequence[str]) -> np.ndarray
 
     found = dict(zip(different, in_halves(different, _BATCH, work), strict=True))
     return np.array([found[text] for text in texts])
+
+
+def judge_of(model: ModelSpec) -> Judge:
+    """The offline judge of a model's answers; of the embedded one's with perplexity under its
+    untouched text model."""
+    tags = known_tags(model.thoughts)
+    if model.name is not None:
+        return Judge(tags=tags)
+    from care.models.embedded.cache import base_text_model
+
+    text_model, tokenizer = base_text_model(model.dtype)
+    perplexity = partial(perplexities, text_model, tokenizer)
+    return Judge(perplexity, max_perplexity=MAX_PERPLEXITY, tags=tags)

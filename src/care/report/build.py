@@ -22,7 +22,7 @@ from care.evaluation.table import Table
 from care.models.anatomy import Role, Site
 from care.models.hooks import read
 from care.models.vlm import VLM
-from care.pipeline.config import BASELINE
+from care.pipeline.splits import BASELINE
 from care.report.schema import SCHEMA
 from care.statistics.intervals import Interval
 

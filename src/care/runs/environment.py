@@ -1,4 +1,4 @@
-"""Facts about the machine that a run's manifest records: processor, memory, accelerators, versions.
+"""What a run's manifest records of its start: the command, the machine, the versions.
 
 Reads the operating system and package metadata only: it imports no heavy package, changes no
 setting and never fails. A fact that can't be read is None or left out. It measures memory, not
@@ -28,13 +28,27 @@ PACKAGES = (
 
 GIB = 2**30
 
+PROC = Path("/proc")
+"""Where Linux says what it knows of processor and process."""
 
-def machine_facts() -> dict[str, object]:
+
+def started(model: str, seed: int) -> dict[str, object]:
+    """What a manifest says of a job when it starts."""
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "model": model,
+        "seed": seed,
+        "versions": versions(),
+        "machine": machine_facts(),
+    }
+
+
+def machine_facts(proc: Path = PROC) -> dict[str, object]:
     """What the manifest says of this machine; every value can be written as JSON."""
-    flags = cpu_flags()
+    flags = cpu_flags(proc)
     return {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cpu": cpu_name(),
+        "cpu": cpu_name(proc),
         "cores": cores(),
         "memory_gib": memory_gib(),
         "amx": "amx_tile" in flags and "amx_bf16" in flags,
@@ -54,22 +68,17 @@ def versions() -> dict[str, str]:
     return found
 
 
-def bf16_is_native() -> bool:
-    """True where the processor has bfloat16 matrix products (AMX, AVX-512 BF16, Arm BF16)."""
-    return not cpu_flags().isdisjoint({"amx_bf16", "avx512_bf16", "bf16"})
-
-
-def cpu_flags() -> frozenset[str]:
+def cpu_flags(proc: Path = PROC) -> frozenset[str]:
     """Instruction sets that Linux reports for the first core; empty on other systems."""
-    for line in _cpuinfo():
+    for line in _lines(proc / "cpuinfo"):
         if line.startswith(("flags", "Features")):
             return frozenset(line.partition(":")[2].split())
     return frozenset()
 
 
-def cpu_name() -> str | None:
+def cpu_name(proc: Path = PROC) -> str | None:
     """The processor's model name, or the best that the platform knows."""
-    for line in _cpuinfo():
+    for line in _lines(proc / "cpuinfo"):
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or None
@@ -90,10 +99,10 @@ def memory_gib() -> float | None:
         return None
 
 
-def peak_memory_gib() -> float | None:
+def peak_memory_gib(proc: Path = PROC) -> float | None:
     """Largest resident memory of this process so far, in GiB (accelerator memory not included)."""
     # VmHWM starts anew with the program; getrusage would also count the parent before exec.
-    for line in _lines(Path("/proc/self/status")):
+    for line in _lines(proc / "self/status"):
         if line.startswith("VmHWM"):
             return round(int(line.split()[1]) * 1024 / GIB, 3)
     try:
@@ -110,10 +119,6 @@ def accelerators() -> list[str]:
     if torch is None or not torch.cuda.is_available():
         return []
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-
-
-def _cpuinfo() -> list[str]:
-    return _lines(Path("/proc/cpuinfo"))
 
 
 def _lines(path: Path) -> list[str]:
