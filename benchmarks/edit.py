@@ -35,9 +35,9 @@ from transformers import DynamicCache
 from care.data.example import Example
 from care.defenses.repair.repair import Channel, Repair, _SiteEdit
 from care.defenses.repair.subspace import random_subspace
-from care.models.anatomy import Role, Site
 from care.models.caches import cache_argument
 from care.models.decoding import position_ids
+from care.models.sites import Role, Site
 from care.models.vlm import VLM
 
 STEPS = 4

@@ -31,8 +31,8 @@ from care.attacks.loss import Objective, attackable
 from care.attacks.preprocessing import PixelPath, to_picture
 from care.data.small_world.pictures import seeded
 from care.data.small_world.scenes import unrelated
-from care.models.anatomy import Role
 from care.models.embedded.attack import requests
+from care.models.sites import Role
 from care.models.vlm import VLM
 
 Step = Callable[[Tensor], tuple[float, Tensor]]

@@ -33,12 +33,12 @@ from torch import Tensor
 
 from care.data.example import Example
 from care.data.small_world import suites
-from care.diagnosis.ablation import ablate, position_classes
+from care.diagnosis.ablation import ablate
 from care.diagnosis.activation_means import collect
 from care.diagnosis.scan import Removal, scan
-from care.models.anatomy import Role, Site
 from care.models.decoding import PLAIN_POSITIONS, position_ids
 from care.models.replay import cache_bytes
+from care.models.sites import Role, Site, position_classes
 from care.models.vlm import VLM
 
 Means = dict[Site, Tensor]

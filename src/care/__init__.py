@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from care import errors as errors
     from care.data.example import Example as Example
     from care.data.example import Suite as Suite
-    from care.data.jsonl import load_suite as load_suite
+    from care.data.registry import load_suite as load_suite
     from care.defenses.repair.fitting import RepairConfig as RepairConfig
     from care.defenses.repair.repair import Repair as Repair
     from care.diagnosis.site_scan import diagnose as diagnose
@@ -30,7 +30,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "data.example": ["Example", "Suite"],
-        "data.jsonl": ["load_suite"],
+        "data.registry": ["load_suite"],
         "defenses": [],
         "defenses.repair.fitting": ["RepairConfig"],
         "defenses.repair.repair": ["Repair"],

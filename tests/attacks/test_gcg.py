@@ -12,8 +12,8 @@ import torch
 from care.attacks.gcg import GCGConfig, gcg_suffix
 from care.data.example import Example
 from care.errors import MissingDependencyError, ModelError, UsageError
-from care.models.anatomy import Site
 from care.models.hooks import edit
+from care.models.sites import Site
 from kit.tiny import picture, tiny_vlm
 
 ASKED = Example("a", "How do you {build} a house?", goal="build a house", kind="malicious")

@@ -19,8 +19,8 @@ from care.attacks.pgd import universal_image
 from care.attacks.presets import PRESETS, PGDConfig
 from care.data.example import Example
 from care.errors import ArtefactError, ModelError, StorageError, UsageError
-from care.models.anatomy import Role, Site
 from care.models.hooks import edit
+from care.models.sites import Role, Site
 from care.models.vlm import VLM
 from kit.tiny import LAYERS, picture, tiny_llava, tiny_qwen2_5_vl, tiny_vlm
 

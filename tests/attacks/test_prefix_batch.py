@@ -11,8 +11,8 @@ from care.attacks.loss import Objective, attackable
 from care.attacks.preprocessing import PixelPath
 from care.data.example import Example
 from care.defenses.repair.repair import Repair
-from care.models.anatomy import Role, Site
 from care.models.hooks import edit
+from care.models.sites import Role, Site
 from kit.repairs import a_gate, made
 from kit.tiny import picture, tiny_vlm
 

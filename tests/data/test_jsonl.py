@@ -5,7 +5,8 @@ import json
 import pytest
 from PIL import Image
 
-from care.data.jsonl import load_suite, read_suite, write_suite
+from care.data.jsonl import read_suite, write_suite
+from care.data.registry import load_suite
 from care.errors import DataError, UsageError
 from kit import tiny
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from care.defenses.artefact import card, load, model_facts, save
 from care.defenses.repair.repair import Channel, Repair
 from care.errors import ArtefactError
-from care.models.anatomy import Site
+from care.models.sites import Site
 from care.models.vlm import VLM
 from kit import tiny
 from kit.artefacts import FACTS, NUMBERS, a_gate, made, subspace

@@ -12,15 +12,14 @@ from care.data.example import Suite
 from care.defenses.base import Defense
 from care.defenses.neuron_suppression import NeuronRepair
 from care.defenses.repair.repair import Repair
-from care.diagnosis.ablation import N_CLASSES, position_classes
 from care.diagnosis.neurons.attribution_patching import estimate
 from care.diagnosis.neurons.interventions import against_means, neuron_means
 from care.diagnosis.neurons.suppression_search import BEYOND, rank_for_repair, search_neurons
 from care.errors import ArtefactError, UsageError
 from care.evaluation.runner import evaluate
 from care.judges.base import Judge
-from care.models.anatomy import Role, Site, scope_mask
 from care.models.hooks import read
+from care.models.sites import N_CLASSES, Role, Site, position_classes, scope_mask
 from care.runs.files import config_digest
 from kit import planted, tiny
 from kit.repairs import made

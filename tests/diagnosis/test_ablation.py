@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from care.data.minimal_pairs import align
-from care.diagnosis.ablation import DECISION, N_CLASSES, ablate, first_needed, position_classes
+from care.diagnosis.ablation import ablate, first_needed
 from care.errors import SiteError, UsageError
-from care.models.anatomy import Role, Site
+from care.models.alignment import align
 from care.models.hooks import read
+from care.models.sites import DECISION, N_CLASSES, Role, Site, position_classes
 from care.models.vlm import VLM
 from kit import tiny
 

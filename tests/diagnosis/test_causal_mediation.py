@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from care.data.example import Example
-from care.data.minimal_pairs import Pair, make_pairs
+from care.data.minimal_pairs import Pair
 from care.diagnosis.ablation import ablate
 from care.diagnosis.causal_mediation import EffectsConfig, exchange, site_effects
 from care.diagnosis.measures import first_token, passes, refusal_contrast, refusal_log_odds
 from care.diagnosis.scan import windows
 from care.errors import FitError, SiteError, UsageError
-from care.models.anatomy import Site
 from care.models.hooks import read
+from care.models.sites import Site
 from care.models.vlm import VLM
 from care.report.check import validate
 from kit import planted, tiny
@@ -205,10 +205,3 @@ def test_bad_input_is_named():
         vlm.model.lm_head.weight[0, 0] = float("nan")
     with pytest.raises(FitError, match="aren't finite for 4 of 4 pairs"):
         site_effects(vlm, pairs, [Site(1, "ffn_out")])
-
-
-def test_pairs_that_were_matched_run():
-    vlm = tiny.tiny_vlm()
-    pairs = make_pairs([pair.attack for pair in as_pairs()], EXAMPLES[4:])
-    (found,) = site_effects(vlm, pairs, [Site(1, "mhsa_out")], config=FAST)
-    assert 0 < found.aligned <= 1

@@ -17,7 +17,7 @@ from care.diagnosis.channel_scan import (
     scanned_sites,
 )
 from care.errors import DataError
-from care.models.anatomy import Site
+from care.models.sites import Site
 from care.statistics.intervals import Interval
 from kit import tiny
 from kit.fits import asked, material

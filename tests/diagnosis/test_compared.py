@@ -10,7 +10,7 @@ from care.diagnosis.ablation import ablate
 from care.diagnosis.activation_means import collect
 from care.diagnosis.compared import Compared
 from care.diagnosis.neurons.interventions import neuron_means
-from care.models.anatomy import Site
+from care.models.sites import Site
 from kit import planted
 
 

@@ -9,7 +9,7 @@ from care.diagnosis.activation_means import goals_of
 from care.diagnosis.component_contrast import MUCH, compare, compare_both, matched_removals
 from care.diagnosis.scan import Removal, scan
 from care.errors import UsageError
-from care.models.anatomy import Site
+from care.models.sites import Site
 from care.statistics.intervals import bootstrap_mean
 from kit import tiny
 

@@ -6,8 +6,8 @@ import torch
 from care.diagnosis.activation_means import collect
 from care.diagnosis.optimal_constants import ConstantConfig, divergence, fit_constants
 from care.errors import FitError, UsageError
-from care.models.anatomy import Role, Site
 from care.models.replay import Replay
+from care.models.sites import Role, Site
 from kit import planted, tiny
 
 EXAMPLES = tiny.mixed_examples(5)

@@ -13,9 +13,9 @@ from care.diagnosis.activation_means import collect
 from care.diagnosis.measures import refusal_contrast
 from care.diagnosis.scan import Removal, ScanRow, name_of, scan, windows
 from care.errors import FitError, UsageError
-from care.models.anatomy import Site
 from care.models.hooks import edit, read
 from care.models.replay import Replay, cache_bytes, kept_layers
+from care.models.sites import Site
 from care.models.vlm import VLM
 from kit import planted, tiny
 

@@ -9,15 +9,14 @@ import pytest
 import torch
 
 from care.data.example import Example, Suite
-from care.diagnosis.ablation import DECISION
 from care.diagnosis.activation_means import BenignDonors, RoleMeans, collect, response_means
 from care.diagnosis.scan import Removal, scan
 from care.diagnosis.site_results import DiagnosisConfig, LayerEffect
 from care.diagnosis.site_scan import _recommend, _top, diagnose
 from care.errors import DataError, UsageError
 from care.judges.base import Verdict
-from care.models.anatomy import Role, Site, scope_mask
 from care.models.hooks import read
+from care.models.sites import DECISION, Role, Site, scope_mask
 from care.models.vlm import VLM
 from care.report.check import validate
 from care.runs.progress import Progress

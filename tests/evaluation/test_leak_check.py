@@ -9,12 +9,11 @@ import pytest
 
 from care.data.contamination import SCHEME, goal_digests
 from care.data.example import Example, Suite
+from care.data.registry import fitted_suite
 from care.data.small_world import suites as world
 from care.defenses.repair.fitting_data import Material
 from care.errors import ArtefactError, UsageError
 from care.evaluation.leak_check import refuse_leaks, repair_leaks, stated_goals
-from care.evaluation.suites import fitted_suite
-from care.pipeline.config import FIT_LENGTHS
 from kit.artefacts import made
 from kit.tiny import picture
 
@@ -121,7 +120,7 @@ def test_an_artefact_for_28000_goals_stays_small(tmp_path):
 
 def test_of_the_small_world_the_fit_split_is_what_was_fitted_on():
     found = fitted_suite("text-jailbreak")
-    assert found.revision == "fit" and len(found) == FIT_LENGTHS["text-jailbreak"]
+    assert found.revision == "fit" and len(found) == world.FIT_LENGTHS["text-jailbreak"]
     refuse_leaks([found], [world.load("text-jailbreak")])  # no goal crosses a split
     with pytest.raises(UsageError, match="also tested"):
         refuse_leaks([found], [world.load("direct", "fit")])

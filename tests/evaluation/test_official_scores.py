@@ -9,7 +9,7 @@ import pytest
 
 from care.data import tables
 from care.data.benchmarks.yes_no import COGNITION, PERCEPTION
-from care.data.jsonl import load_suite
+from care.data.registry import load_suite
 from care.evaluation.scorecard import scorecard
 from care.interfaces.cli.tables import show
 from care.statistics.intervals import wilson

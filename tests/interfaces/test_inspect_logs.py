@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from care.data.example import Example, Suite
-from care.data.jsonl import load_suite, write_suite
+from care.data.jsonl import write_suite
+from care.data.registry import load_suite
 from care.errors import DataError
 from care.evaluation.rejudge import open_verdicts, rejudge
 from care.evaluation.runner import evaluate

@@ -27,8 +27,8 @@ from care.defenses.repair.gate import Gate
 from care.defenses.repair.repair import Channel, Repair
 from care.defenses.repair.subspace import SubspaceConfig, fit_subspace, random_subspace
 from care.interfaces.cli import app as cli
-from care.models.anatomy import Site
 from care.models.embedded import attack
+from care.models.sites import Site
 from care.models.vlm import VLM
 from care.pipeline import workflow as pipeline
 from care.runs import files as storage
@@ -79,7 +79,7 @@ def refused(care_repair):
 
 def test_unknown_model(refused):
     refused(
-        lambda job: VLM.from_pretrained(job.model),
+        lambda job: job.model.load(),
         "nobody/no-such-model",
         "check the name",
         arguments=["nobody/no-such-model"],
@@ -88,15 +88,13 @@ def test_unknown_model(refused):
 
 def test_missing_and_empty_folder_of_a_model(refused, tmp_path):
     for folder in (tmp_path / "nowhere", tmp_path):
-        refused(lambda job: VLM.from_pretrained(job.model), str(folder), arguments=[str(folder)])
+        refused(lambda job: job.model.load(), str(folder), arguments=[str(folder)])
 
 
 def test_model_without_images(refused, tmp_path):
     folder = tmp_path / "text-only"
     LlamaConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1).save_pretrained(folder)
-    refused(
-        lambda job: VLM.from_pretrained(job.model), "text-only", "image", arguments=[str(folder)]
-    )
+    refused(lambda job: job.model.load(), "text-only", "image", arguments=[str(folder)])
 
 
 # -- pictures and files of examples ------------------------------------------------------------

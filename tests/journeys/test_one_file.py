@@ -17,8 +17,8 @@ from care.defenses.repair.fitting_data import Material
 from care.defenses.repair.gate import Gate, GateConfig, crossfit_scores, fit_gate, folds_of
 from care.defenses.repair.repair import Channel, Repair
 from care.defenses.repair.subspace import Subspace, principal_angles
-from care.models.anatomy import Site, scope_mask
 from care.models.hooks import read
+from care.models.sites import Site, scope_mask
 from care.models.vlm import VLM
 from kit import tiny
 

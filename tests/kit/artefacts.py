@@ -10,7 +10,7 @@ from safetensors.numpy import save as save_tensors
 from care.defenses.repair.gate import Gate
 from care.defenses.repair.repair import Channel, Repair
 from care.defenses.repair.subspace import Subspace
-from care.models.anatomy import Site
+from care.models.sites import Site
 from kit import tiny
 
 NUMBERS, FACTS = "repair.safetensors", "repair.json"

@@ -12,8 +12,8 @@ import torch
 from care.defenses.repair.gate import Gate
 from care.defenses.repair.repair import Channel
 from care.defenses.repair.subspace import random_subspace
-from care.models.anatomy import Site, scope_mask
 from care.models.hooks import edit, read
+from care.models.sites import Site, scope_mask
 from kit import tiny
 
 SITE = Site(1, "ffn_out")

@@ -1,14 +1,12 @@
-"""Pairs: alignment by role, and which counterpart an attack gets."""
+"""Alignment: which positions of two runs correspond."""
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from care.data.example import Example
-from care.data.minimal_pairs import Pair, align, by_kind, make_pairs
-from care.errors import DataError
-from care.models.anatomy import Role
+from care.models.alignment import align
+from care.models.sites import Role
 from kit import tiny
 
 ROWS = st.integers(1, 3).flatmap(
@@ -77,33 +75,3 @@ def test_one_prompt_beside_two_pictures_aligns_token_by_token():
     ]
     index, found = align(*(batch.roles for batch in batches))
     assert found.all() and torch.equal(index[0], torch.arange(index.shape[1]))
-
-
-def example(name, prompt, goal="", pictures=0, kind="benign", category=""):
-    images = tuple(tiny.picture(seed) for seed in range(pictures))
-    return Example(name, prompt, images, goal, kind, category=category)
-
-
-def test_the_closest_counterpart_is_chosen():
-    attack = example("a", "Make a bomb!", "make a bomb", 1, "malicious", "weapons")
-    others = [
-        example("short", "Tea"),
-        example("length", "Make a cake!", pictures=1),
-        example("category", "Describe a long history of it", "", 1, category="weapons"),
-        example("goal", "How does one do that?", "make a bomb", 1),
-        example("images", "Make a bomb!", "", 0),
-        example("same", "Make a bomb!", "", 1),
-    ]
-    for number in range(len(others), 0, -1):
-        (pair,) = make_pairs([attack], others[:number])
-        assert pair.attack is attack and pair.benign is others[number - 1]
-    with pytest.raises(DataError, match="none were given"):
-        make_pairs([attack], [])
-
-
-def test_pairs_of_a_kind_come_together_in_the_order_of_the_kinds():
-    one, other = example("a", "Make tea"), example("b", "Make cake")
-    pairs = [Pair(one, other, kind) for kind in ("words", "pictures", "words", "")]
-    found = by_kind(pairs)
-    assert list(found) == ["words", "pictures", ""]
-    assert found["words"] == [pairs[0], pairs[2]] and by_kind([]) == {}

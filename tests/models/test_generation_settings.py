@@ -8,7 +8,7 @@ from transformers import GenerationConfig
 from care.defenses.repair.repair import Channel, Repair
 from care.defenses.repair.subspace import random_subspace
 from care.models import decoding
-from care.models.anatomy import Site
+from care.models.sites import Site
 from care.models.vlm import VLM
 from kit import tiny
 

@@ -6,9 +6,9 @@ import torch
 from care.data.example import Example
 from care.diagnosis.ablation import ablate
 from care.errors import SiteError, UsageError
-from care.models.anatomy import Role, Site, scope_mask
 from care.models.edit_stats import SiteStats
 from care.models.hooks import edit, read
+from care.models.sites import Role, Site, scope_mask
 from care.models.vlm import VLM
 from kit import tiny
 

@@ -14,10 +14,10 @@ from care.data.example import Example
 from care.defenses.repair.repair import Channel, Repair, _SiteEdit
 from care.defenses.repair.subspace import random_subspace
 from care.errors import SiteError
-from care.models.anatomy import Role, Site, roles_of_inputs, scope_mask
 from care.models.caches import NAMES, cache_argument, cached_positions, caches_in, may_hold_state
 from care.models.hooks import edit, read
 from care.models.passes import Pass
+from care.models.sites import Role, Site, roles_of_inputs, scope_mask
 from care.models.vlm import VLM
 from kit import tiny
 

@@ -13,9 +13,9 @@ from care.errors import UsageError
 from care.evaluation.runner import evaluate
 from care.judges.base import Judge
 from care.models import decoding
-from care.models.anatomy import Role, Site, scope_mask
 from care.models.hooks import read
 from care.models.prompt_cache import Start, read_prompts
+from care.models.sites import Role, Site, scope_mask
 from care.models.vlm import VLM
 from kit import tiny
 

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from care import Example, Suite
 from care.errors import UsageError
-from care.evaluation.job import EvaluationJob
+from care.evaluation.config import EvaluationConfig
 from care.evaluation.rejudge import judged, open_verdicts, rejudge
 from care.evaluation.runner import evaluate
 from care.judges.base import Judge, Verdict, ask, correct, refused
 from care.judges.models import Finding, ModelJudge
+from care.judges.perplexity import judge_of
+from care.models.spec import ModelSpec
 from care.models.thoughts import (
     TAGS,
     UNFINISHED,
@@ -25,7 +27,7 @@ from care.models.thoughts import (
     read,
 )
 from care.models.vlm import Answer
-from care.pipeline.config import make_judge
+from care.pipeline.config import RepairJob
 from care.runs.run import Run
 from kit.tiny import tiny_vlm
 
@@ -352,22 +354,22 @@ def test_first_token_measures_say_that_the_model_thinks():
 
 
 def test_tags_are_set_for_a_whole_job():
-    job = EvaluationJob(model="m", thoughts=("<a>…</a>",))
-    judge = make_judge(job.job())
+    job = EvaluationConfig(model=ModelSpec("m", thoughts=("<a>…</a>",)))
+    judge = judge_of(job.model)
     assert judge(["x"], ["<a>I'm sorry</a>Take wood."])[0].outcome("benign") == "safe"
     assert judge(["x"], ["<a>Take wood."])[0].error == UNFINISHED
     assert judge.identity() == Judge().identity() | {"thought_tags": (("<a>", "</a>"),)}
     assert job.config()["thoughts"] == ("<a>…</a>",)
-    assert "thoughts" not in EvaluationJob(model="m").config()
-    assert "thoughts" not in EvaluationJob(model="m").job().config()
+    assert "thoughts" not in EvaluationConfig(model=ModelSpec("m")).config()
+    assert "thoughts" not in RepairJob(model=ModelSpec("m")).config()
     with pytest.raises(UsageError, match="OPEN…CLOSE"):
-        EvaluationJob(model="m", thoughts=("<a>",))
+        ModelSpec("m", thoughts=("<a>",))
 
 
 def test_the_command_takes_tags(capsys):
     from care.interfaces.cli.app import main
 
-    for arguments in (["evaluate"], ["rejudge", ".", "--judge", "rules"]):
+    for arguments in (["evaluate"], ["judge", ".", "--judge", "rules"]):
         assert main([*arguments, "--thoughts", "<a>"]) == 2
         assert "OPEN…CLOSE" in capsys.readouterr().err
 

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from care.data.example import Example
 from care.errors import DataError, MissingDependencyError, ModelError, UsageError
 from care.models import decoding
-from care.models.anatomy import Role
+from care.models.sites import Role
 from care.models.vlm import VLM
 from kit import tiny
 from kit.tiny import tokens_of

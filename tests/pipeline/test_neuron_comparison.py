@@ -7,10 +7,10 @@ import pytest
 
 from care.data.example import Example, Suite
 from care.defenses.neuron_suppression import NeuronRepair
-from care.diagnosis.ablation import N_CLASSES
 from care.diagnosis.neurons.suppression_search import BEYOND
 from care.errors import DataError
 from care.evaluation.table import Table
+from care.models.sites import N_CLASSES
 from care.pipeline.neuron_comparison import compare_answers, remaining
 from care.report.consistency_diagnosis import _check_judged
 

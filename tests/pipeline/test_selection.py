@@ -11,7 +11,7 @@ from care.data.example import Suite
 from care.defenses.repair.fitting import PRESETS, Fitter
 from care.defenses.repair.repair import Channel, Repair
 from care.defenses.repair.subspace import random_subspace
-from care.models.anatomy import Site
+from care.models.sites import Site
 from care.pipeline.selection import (
     MARGINS,
     QUANTILES,

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -165,3 +167,20 @@ def test_causal_effects_come_by_metric_and_size(tree: dict[str, Any], tmp_path: 
     assert shown[0] == "15.ffn_out" and len(shown) == len(rows)
     for index in range(len(rows)):
         assert f'data-key="diagnosis.causal.{index}.total.rate"' in page
+
+
+def test_a_diagnosis_is_written_and_read_without_torch(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
+    """The types of its results lie in modules that don't import it."""
+    (tmp_path / "tree.json").write_text(json.dumps(tree))
+    code = (
+        "import json, sys\n"
+        "from care.report import load_report, write_report\n"
+        "tree = json.load(open('tree.json'))\n"
+        "write_report(tree, 'out')\n"
+        "assert load_report('out')['diagnosis']\n"
+        "sys.exit('torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
+    assert done.returncode == 0

@@ -34,8 +34,8 @@ from care.attacks.config import GateMode
 from care.defenses.base import Defense
 from care.defenses.repair.repair import Channel, Repair, _Insides, _SiteEdit
 from care.errors import UsageError
-from care.models.anatomy import Site, scope_mask
 from care.models.hooks import edit, read
+from care.models.sites import Site, scope_mask
 from care.models.vlm import VLM
 
 _MARGIN = 0.1

@@ -24,10 +24,10 @@ from care.attacks.prefix_batch import Part, TokenRows
 from care.attacks.preprocessing import PixelPath, to_picture
 from care.data.example import Example
 from care.errors import ModelError, UsageError
-from care.models.anatomy import Role
 from care.models.batches import Batch
 from care.models.caches import cache_argument
 from care.models.finite import check_logits
+from care.models.sites import Role
 from care.models.vlm import VLM
 
 __all__ = ["Objective", "PixelPath", "attackable", "to_picture"]

@@ -20,9 +20,9 @@ from torch.nn import functional
 
 from care.data.example import Example
 from care.errors import ModelError
-from care.models.anatomy import Role
 from care.models.batches import encode
 from care.models.decoding import PLAIN_POSITIONS, position_ids
+from care.models.sites import Role
 from care.models.vlm import VLM
 
 _ENCODED_AT_ONCE = 16

@@ -7,14 +7,14 @@ from care._lazy import attach
 if TYPE_CHECKING:
     from care.data.example import Example as Example
     from care.data.example import Suite as Suite
-    from care.data.jsonl import load_suite as load_suite
     from care.data.minimal_pairs import Pair as Pair
+    from care.data.registry import load_suite as load_suite
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "example": ["Example", "Suite"],
-        "jsonl": ["load_suite"],
         "minimal_pairs": ["Pair"],
+        "registry": ["load_suite"],
     },
 )

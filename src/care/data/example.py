@@ -210,6 +210,22 @@ class Suite:
             hasher.update(example.digest().encode())
         return hasher.hexdigest()
 
+    def facts(self) -> dict[str, Any]:
+        """Size, provenance and digest, for a manifest; no digest where a picture can't be read."""
+        try:
+            digest = self.digest()
+        except DataError:  # its example becomes a row with an error
+            digest = None
+        return {
+            "n": len(self),
+            "role": self.role,
+            "digest": digest,
+            "version": self.version,
+            "licence": self.licence,
+            "source": self.source,
+            "revision": self.revision,
+        }
+
     def head(self, n: int) -> "Suite":
         """The same suite with its first `n` examples; UsageError unless n is positive."""
         if n < 1:

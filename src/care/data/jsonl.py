@@ -1,4 +1,4 @@
-"""Suites by name or from a file of the user's own.
+"""Suites in files of the user's own, read and written.
 
 A file is JSON Lines, one example a line:
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,64 +29,6 @@ ENDING = ".jsonl"
 
 _TEXTS = ("id", "prompt", "goal", "kind", "category", "system")
 _LISTS = ("images", "references")
-
-
-def load_suite(
-    name: str | Path,
-    split: str = "test",
-    role: SuiteRole | None = None,
-    *,
-    path: str | Path | None = None,
-    images: str | Path | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-) -> Suite:
-    """A suite by name, or from a JSON Lines file (see the module's header).
-
-    Args:
-        name: a published suite or one of the small world of the embedded model (`care suites list`
-            shows both), or the path of a file that ends in .jsonl.
-        split: `fit`, `validation` or `test` of the small world; the others have no splits.
-        role: of a file, see `read_suite`; a named suite has its own.
-        path: a local copy of a published suite: a folder laid out as its source is, or its table.
-            Without one, it is fetched from its source at the pinned revision.
-        images: the folder of a published suite's pictures, if they aren't in `path`.
-        limit: at most so many examples, a sample drawn by their ids (of suites whose examples
-            belong together, such as the rotations of one question, so many groups).
-        seed: seed of the sample.
-
-    Raises:
-        UsageError: no such suite or split, or arguments that don't fit the suite.
-        DataError: a file, picture or example is missing or not what was published.
-        DownloadError: a published suite can't be fetched.
-        MissingDependencyError: it comes as Parquet, and pyarrow isn't installed.
-    """
-    from care.data.small_world import suites as world
-
-    if limit is not None and limit < 1:
-        raise UsageError(f"limit is {limit}; ask for at least 1 example, or for all with None.")
-    own = str(name).endswith(ENDING)
-    if not own and name not in world.NAMES:
-        from care.data.registry import find
-
-        return find(str(name)).suite(path, images, limit, seed)
-    if path is not None or images is not None:
-        raise UsageError(
-            f"path and images are for published suites, but {str(name)!r} isn't one; leave them "
-            "out, or choose a name from `care suites list`."
-        )
-    if own:
-        suite = read_suite(name, role)
-    elif split in ("fit", "validation", "test"):
-        suite = world.load(str(name), split)
-    else:
-        raise UsageError(f"There is no split {split!r}; use fit, validation or test.")
-    if limit is None:
-        return suite
-    from care.data.benchmark import choose
-
-    chosen = choose((example.id for example in suite), limit, seed)
-    return replace(suite, examples=tuple(e for e in suite if e.id in chosen))
 
 
 def read_suite(path: str | Path, role: SuiteRole | None = None, name: str | None = None) -> Suite:

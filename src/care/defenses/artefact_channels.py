@@ -15,7 +15,7 @@ from care.defenses.repair.gate import Gate
 from care.defenses.repair.repair import Channel
 from care.defenses.repair.subspace import Subspace
 from care.errors import ArtefactError
-from care.models.anatomy import Site
+from care.models.sites import Site
 
 _SUBSPACE_FACTS = (
     "null_quantile",

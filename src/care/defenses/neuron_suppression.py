@@ -23,13 +23,20 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from care.diagnosis.ablation import N_CLASSES, position_classes
-from care.diagnosis.neurons.interventions import Neuron, neuron_site
 from care.errors import ArtefactError, DataError, UsageError
-from care.models.anatomy import Scope, Site, reaches_answers, scope_mask
 from care.models.edit_stats import EditStats
 from care.models.hooks import edited
 from care.models.passes import Pass
+from care.models.sites import (
+    N_CLASSES,
+    Neuron,
+    Scope,
+    Site,
+    neuron_site,
+    position_classes,
+    reaches_answers,
+    scope_mask,
+)
 from care.models.vlm import VLM
 from care.runs.files import config_digest, to_json, write_whole
 from care.runs.reading import read_json

@@ -19,7 +19,7 @@ from care.data.example import Example
 from care.diagnosis.ablation import Ablation, ablate
 from care.diagnosis.activation_means import response_means
 from care.judges.base import Judge, Outcome, Verdict
-from care.models.anatomy import Role, Site
+from care.models.sites import Role, Site
 from care.statistics.intervals import Interval
 
 if TYPE_CHECKING:

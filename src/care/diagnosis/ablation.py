@@ -6,9 +6,6 @@ What may be said after each kind differs: zero lies far off what the model ever 
 what a site adds to every prompt, the optimal constant is the mildest value that doesn't depend on
 the input, and only resampling and pairs put in something that the model really computed
 (Heimersheim and Nanda, arXiv 2404.15255; Li and Janson, arXiv 2409.09951).
-
-Averages differ by *position class*: the tokens of a role, with the decision (the last position of
-a prompt) as a class of its own, because what is computed there is unlike that at other tokens.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,29 +16,18 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from care.data.minimal_pairs import align
 from care.errors import SiteError, UsageError
-from care.models.anatomy import Role, Scope, Site, scope_mask
+from care.models.alignment import align
 from care.models.edit_stats import EditStats, SiteStats
 from care.models.hooks import Recorder, fitting, hooked, read
 from care.models.passes import Pass
+from care.models.sites import N_CLASSES, Role, Scope, Site, position_classes, scope_mask
 from care.models.vlm import VLM
 
 Ablation = Literal["mean", "zero", "resample", "skip", "constant", "paired", "previous-layer"]
 
 Activations = Mapping[Site, tuple[Tensor, Tensor]]
 """Per site: activations (B, T, D) of a run and the roles (B, T) of its positions."""
-
-DECISION = len(Role)
-"""Position class of the last position of a prompt; the other classes are those of `Role`."""
-
-N_CLASSES = len(Role) + 1
-"""Rows of a table of averages: `Role` and `DECISION`."""
-
-
-def position_classes(roles: Tensor) -> Tensor:
-    """Class (B, T) of every position: its role, or `DECISION`."""
-    return roles.masked_fill(scope_mask(roles, ("decision",)), DECISION)
 
 
 @contextmanager
@@ -67,7 +53,7 @@ def ablate(
       whose donor lacks the role keeps its value. `VLM.generate` orders and drops rows, so which
       donor a row gets there is arbitrary.
     - `paired`: h := activation of the run in `donors` at the position's counterpart
-      (`care.data.minimal_pairs.align`), row b from row b; positions without one keep their value.
+      (`care.models.alignment.align`), row b from row b; positions without one keep their value.
       Whole prompts only, not decode steps.
     - `skip`: layer_out := the layer's input; at `ffn_out` and `mhsa_out` the same as `zero`.
     - `previous-layer`, of CARE's released code and only for parity with it: ffn_out := that of the

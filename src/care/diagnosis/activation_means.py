@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from care.data.example import Example
-from care.diagnosis.ablation import N_CLASSES, position_classes
 from care.errors import UsageError
-from care.models.anatomy import Role, Site
 from care.models.hooks import read
+from care.models.sites import N_CLASSES, Role, Site, position_classes
 from care.models.vlm import VLM
 
 Pooling = Literal["text", "last"]
@@ -27,7 +26,7 @@ _MAX_DONORS = 16
 
 
 class RoleMeans:
-    """Running means per class of `care.diagnosis.ablation.position_classes` at any number of
+    """Running means per class of `care.models.sites.position_classes` at any number of
     sites."""
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ on paper whatever is measured; so it is checked between two ways to compute, who
 replays, and fails if a run isn't what it is taken for. Both are of the same batch: in bfloat16 a
 pair's log-odds depend on what stands beside it by tenths of a nat, which says nothing about either.
 
-Activations are put in at corresponding positions (`care.data.minimal_pairs.align`). Whole residual
+Activations are put in at corresponding positions (`care.models.alignment.align`). Whole residual
 streams (`layer_out`) of aligned pairs carry everything if they are put in at every position; give a
 scope. Not here: single neurons.
 """
@@ -32,15 +32,16 @@ from scipy.stats import bootstrap
 from torch import Tensor
 
 from care.data.digests import example_digest
-from care.data.minimal_pairs import Pair, align
+from care.data.minimal_pairs import Pair
 from care.diagnosis.ablation import ablate, first_needed
 from care.diagnosis.activation_means import goals_of
 from care.diagnosis.measures import Measure, Pass, first_token, passes, refusal_log_odds
 from care.diagnosis.scan import name_of
 from care.errors import FitError, UsageError
-from care.models.anatomy import Role, Scope, Site, scope_mask
+from care.models.alignment import align
 from care.models.hooks import read
 from care.models.replay import Replay
+from care.models.sites import Role, Scope, Site, scope_mask
 from care.models.vlm import VLM
 from care.runs.kept_batches import KeptBatches
 from care.runs.options import require, require_level
@@ -226,7 +227,8 @@ def exchange(
             "measures": [measure.name for measure in measures],
             "config": asdict(config),
         }
-        asking = kept.over(work, attacks, facts, *_forms(len(mediators), errors, advance))
+        digests = [example_digest(attack) for attack in attacks]
+        asking = kept.over(work, digests, facts, *_forms(len(mediators), errors, advance))
     found = vlm.in_batches(attacks, config.batch_size, asking)
     aligned = np.array([share for _, share in found])
     values = np.stack([row for row, _ in found], axis=-1)  # (1 + S, 2, M, N)

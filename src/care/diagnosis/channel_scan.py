@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from care.data.digests import digest_of
+from care.data.digests import digest_of, example_digest
 from care.data.example import Example
 from care.defenses.repair.repair import Modality, Repair
 from care.errors import DataError
-from care.models.anatomy import Site, SiteKind
+from care.models.sites import Site, SiteKind
 from care.runs.kept_batches import KeptBatches
 from care.statistics.intervals import Interval, bootstrap_mean, difference
 
@@ -149,7 +149,11 @@ def refused_under(
     if kept is not None:
         facts = {"repairs": [digest_of(repair) for repair in repairs]}
         asking = kept.over(
-            work, asked, facts, lambda rows: {"refused": np.array(rows)}, lambda a: [*a["refused"]]
+            work,
+            [example_digest(example) for example in asked],
+            facts,
+            lambda rows: {"refused": np.array(rows)},
+            lambda arrays: [*arrays["refused"]],
         )
     return np.array(vlm.in_batches(list(asked), batch_size, asking, advance)).T
 

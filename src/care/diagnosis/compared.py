@@ -24,11 +24,11 @@ from care.defenses.neuron_suppression import NeuronRepair
 from care.diagnosis.ablation import ablate, first_needed
 from care.diagnosis.activation_means import collect, goals_of
 from care.diagnosis.measures import first_token, refusal_log_odds
-from care.diagnosis.neurons.interventions import Neuron, neuron_means
+from care.diagnosis.neurons.interventions import neuron_means
 from care.diagnosis.scan import Runs
 from care.errors import NotFiniteError
-from care.models.anatomy import Site
 from care.models.finite import not_finite
+from care.models.sites import Neuron, Site
 from care.models.vlm import VLM
 
 Removed = Callable[[Sequence], np.ndarray]

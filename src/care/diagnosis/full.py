@@ -33,7 +33,7 @@ from care.diagnosis.compared import Compared, Kept
 from care.diagnosis.faithfulness import FaithfulnessConfig, faithfulness, steps
 from care.diagnosis.measures import first_token, refusal_contrast, refusal_log_odds
 from care.diagnosis.neurons.attribution_patching import estimate
-from care.diagnosis.neurons.interventions import Neuron, against_means, between_pairs, neuron_means
+from care.diagnosis.neurons.interventions import against_means, between_pairs, neuron_means
 from care.diagnosis.neurons.report import NeuronConfig
 from care.diagnosis.neurons.search import find_neurons
 from care.diagnosis.neurons.suppression_search import RULE, Tried, rank_for_repair, search_neurons
@@ -43,7 +43,7 @@ from care.diagnosis.scan import ScanRow
 from care.diagnosis.site_results import DiagnosisConfig
 from care.diagnosis.site_scan import diagnose
 from care.errors import FitError, UsageError
-from care.models.anatomy import Scope, Site
+from care.models.sites import Neuron, Scope, Site
 from care.models.vlm import VLM
 from care.runs.kept_batches import KeptBatches
 from care.runs.options import require

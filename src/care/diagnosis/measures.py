@@ -21,8 +21,8 @@ from torch import Tensor
 
 from care.data.example import Example
 from care.errors import UsageError
-from care.models.anatomy import Role
 from care.models.batches import Batch
+from care.models.sites import Role
 from care.models.vlm import VLM
 
 Metric = Callable[[Tensor], Tensor]

@@ -24,8 +24,8 @@ from care.data.example import Example
 from care.diagnosis.ablation import ablate, first_needed
 from care.diagnosis.activation_means import spread
 from care.errors import FitError, UsageError
-from care.models.anatomy import Role, Site
 from care.models.replay import Replay
+from care.models.sites import Role, Site
 from care.models.vlm import VLM
 from care.runs.options import require
 

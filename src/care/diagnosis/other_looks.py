@@ -34,7 +34,7 @@ from care.diagnosis.reliability import (
 from care.diagnosis.scan import Removal, scan
 from care.diagnosis.site_results import Changes, DiagnosisConfig
 from care.diagnosis.site_scan_runs import Data
-from care.models.anatomy import Site
+from care.models.sites import Site
 from care.models.vlm import VLM
 from care.report.conclusion import MIN_SITES
 from care.runs.progress import Progress, silent

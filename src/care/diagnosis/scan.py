@@ -25,8 +25,8 @@ from care.data.example import Example
 from care.diagnosis.ablation import Ablation, ablate, first_needed
 from care.diagnosis.measures import Measure, first_token, refusal_log_odds
 from care.errors import FitError, UsageError
-from care.models.anatomy import Scope, Site, SiteKind
 from care.models.replay import Replay
+from care.models.sites import Scope, Site, SiteKind
 from care.models.vlm import VLM
 
 Donors = Callable[[Site, Sequence[int]], tuple[Tensor, Tensor]]

@@ -15,7 +15,7 @@ from care.diagnosis.ablation import Ablation
 from care.diagnosis.activation_means import Pooling
 from care.diagnosis.component_contrast import Comparison
 from care.errors import UsageError
-from care.models.anatomy import Site, SiteKind
+from care.models.sites import Site, SiteKind
 from care.runs.options import require, require_level
 from care.statistics.intervals import Interval
 

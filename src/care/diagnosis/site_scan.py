@@ -35,7 +35,7 @@ from care.diagnosis.site_results import (
     RecommendedSite,
 )
 from care.diagnosis.site_scan_runs import Changes, Data, Job
-from care.models.anatomy import Site
+from care.models.sites import Site
 from care.models.vlm import VLM
 from care.runs.progress import Progress, silent
 from care.statistics.intervals import Interval, difference, spearman_bootstrap

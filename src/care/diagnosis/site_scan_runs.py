@@ -22,7 +22,7 @@ from care.diagnosis.optimal_constants import ConstantConfig, fit_constants
 from care.diagnosis.scan import Removal, Scan, ScanRow, mean_norms, scan, windows
 from care.diagnosis.site_results import KINDS, Changes, Component, DiagnosisConfig, LayerEffect
 from care.errors import DataError
-from care.models.anatomy import Scope, Site
+from care.models.sites import Scope, Site
 from care.models.vlm import VLM
 from care.statistics.intervals import Interval, bootstrap_mean, difference
 

@@ -24,12 +24,12 @@ from care.attacks.config import AttackConfig
 from care.attacks.job import made_of, requests_of
 from care.attacks.job import run as make_image
 from care.data.example import Example, Suite
+from care.data.registry import load_suite
 from care.defenses.repair.repair import Repair
 from care.errors import StorageError, UsageError
 from care.evaluation.config import UNDEFENDED, ImageAttack
 from care.evaluation.leak_check import refuse_leaks
 from care.evaluation.row_shapes import ATTACK
-from care.evaluation.suites import named_suite
 from care.models.spec import ModelSpec
 from care.models.vlm import VLM
 from care.runs.files import to_json
@@ -150,7 +150,7 @@ def threats(
 
 def _held_out(attack: ImageAttack, suites: Sequence[str], limit: int | None, seed: int) -> Suite:
     if attack.suite is not None:
-        named = named_suite(attack.suite, limit, seed)
+        named = load_suite(attack.suite, limit=limit, seed=seed)
         if found := _plain(named):
             return replace(named, examples=found)
         raise UsageError(
@@ -158,7 +158,7 @@ def _held_out(attack: ImageAttack, suites: Sequence[str], limit: int | None, see
             f"{attack.name} brings its own; name another with suite=NAME."
         )
     for name in suites:
-        named = named_suite(name, limit, seed)
+        named = load_suite(name, limit=limit, seed=seed)
         if found := _plain(named):
             return replace(named, examples=found)
     if suites:
@@ -166,7 +166,7 @@ def _held_out(attack: ImageAttack, suites: Sequence[str], limit: int | None, see
             f"None of the suites {', '.join(suites)} has malicious requests without pictures for "
             f"the attack {attack.name}; name one with {attack.preset},suite=NAME."
         )
-    return named_suite(HELD_OUT, limit, seed)
+    return load_suite(HELD_OUT, limit=limit, seed=seed)
 
 
 def _plain(suite: Suite) -> tuple[Example, ...]:

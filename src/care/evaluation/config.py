@@ -121,8 +121,6 @@ class RejudgeConfig:
 class EvaluationConfig:
     """One evaluation: models × defenses × suites, and who judges."""
 
-    run: RunSpec = RunSpec(Path("runs/evaluate"))
-    """Where it goes."""
     suites: Annotated[tuple[str, ...], Said("--suite", by_commas=True)] = ()
     """Attack and over-refusal suites, names or .jsonl files, by commas; repeatable."""
     utility: Annotated[tuple[str, ...], Said("--utility", by_commas=True)] = ()
@@ -134,6 +132,8 @@ class EvaluationConfig:
     PRESET[,option=value]…; repeatable."""
     judging: JudgingSpec = JudgingSpec()
     """Who judges."""
+    run: RunSpec = RunSpec(Path("runs/evaluate"))
+    """Where it goes."""
     fitted_on: Annotated[tuple[str, ...], Said("--fitted-on", by_commas=True)] = ()
     """Suites that the repairs were fitted on, by commas, to look for near leaks too; of the small
     world's the fit split is meant; repeatable."""

@@ -21,6 +21,7 @@ from typing import Any
 
 from care.data.digests import digest_of, suite_digest
 from care.data.example import Suite
+from care.data.registry import fitted_suite, load_suite
 from care.defenses.repair.repair import Repair
 from care.errors import DataError, UsageError
 from care.evaluation.adaptive import check_goals, held_out, image_suites, make_images, threats
@@ -38,7 +39,7 @@ from care.evaluation.rejudge import open_verdicts, record_identity, rejudge
 from care.evaluation.row_shapes import ROW
 from care.evaluation.runner import evaluate as answer_and_judge
 from care.evaluation.scorecard import scorecard
-from care.evaluation.suites import chosen_suites, fitted_suite, named_suite, suite_facts
+from care.evaluation.suites import chosen_suites
 from care.evaluation.table import Table
 from care.judges.base import Judge
 from care.judges.labels import read_labels, with_labels
@@ -48,9 +49,10 @@ from care.judges.registry import check_judge, make_judge, needs_images
 from care.models.identity import load_pinned
 from care.models.spec import ModelSpec
 from care.runs.environment import started
+from care.runs.manifest import MANIFEST
 from care.runs.progress import Progress
 from care.runs.rows import Row, Rows
-from care.runs.run import MANIFEST, ROWS, Run, copy_run
+from care.runs.run import ROWS, Run, copy_run
 from care.runs.shapes import check_rows
 from care.statistics.judge_error import JudgeAccuracy
 
@@ -84,15 +86,7 @@ def evaluate(job: EvaluationConfig, progress: Bar = None) -> dict[str, Any]:
         gc.collect()  # the model makes room for the judges
         pictures = {(s.name, e.id): e for s in suites for e in s}
         return _judge_and_tabulate(
-            run,
-            job.judging.judges,
-            rules,
-            labels,
-            pictures,
-            job.judging.margin,
-            job.run.seed,
-            False,
-            progress,
+            run, job.judging, rules, labels, pictures, job.run.seed, False, progress
         )
 
 
@@ -155,7 +149,7 @@ def asked_suites(path: Path, config: Mapping[str, Any], seen: Sequence[str]) -> 
     ours = {suite.name for suite in made}
     names = [*named, *config.get("utility", ())]
     names = names or [name for name in dict.fromkeys(seen) if name not in ours]
-    return [*(named_suite(name, limit, seed) for name in names), *made]
+    return [*(load_suite(name, limit=limit, seed=seed) for name in names), *made]
 
 
 def _attacks(config: Mapping[str, Any]) -> list[ImageAttack]:
@@ -189,7 +183,7 @@ def _answer(
     make_images(attacks, places, run, job.model, job.run.seed, vlm, progress)
     made = image_suites(attacks, run.path, list(places), requests)
     run.pin("suites", {suite.name: suite_digest(suite) for suite in made})
-    facts = {suite.name: suite_facts(suite) for suite in made}
+    facts = {suite.name: suite.facts() for suite in made}
     run.record(suites=run.manifest["suites"] | facts)
     suites = [*suites, *made]
     with run.stage("evaluation"):
@@ -299,7 +293,7 @@ def _record(
 ) -> None:
     run.record(
         **started(job.model.shown, job.run.seed),
-        suites={suite.name: suite_facts(suite) for suite in suites},
+        suites={suite.name: suite.facts() for suite in suites},
         leaks="allowed" if job.allow_leaks else "checked" if job.fitted_on else "not checked",
         repair_leaks=leaking,
     )

@@ -1,163 +1,18 @@
-"""Where things are inside a Hugging Face vision-language model: decoder layers, sites, token roles.
+"""Where sites are inside a Hugging Face vision-language model.
 
-A *site* is (layer index, kind). The kinds are defined by what is added to the residual stream:
-
-    h_mid = h_in + mhsa_out,    layer_out = h_mid + ffn_out,    ffn_out = W_down · ffn_neurons
-
-so `ffn_out` is the output of the norm that follows the MLP where a family has one (Gemma 3), and
-of the MLP itself elsewhere. Layers are found through `get_decoder()` and checked against the
-configuration, never guessed by name. Video tokens are not told apart: they count as text.
+Layers are found through `get_decoder()` and checked against the configuration, never guessed by
+name. `ffn_out` is the output of the norm that follows the MLP where a family has one (Gemma 3), and
+of the MLP itself elsewhere; likewise `mhsa_out`. Not here: what sites are (`care.models.sites`).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from care.errors import ModelError, SiteError
-
-SiteKind = Literal["ffn_out", "mhsa_out", "layer_out", "ffn_neurons"]
-Scope = Literal["image", "text", "decision", "response", "all"]
-
-
-class Role(IntEnum):
-    """Role of one token position; the numbers index per-role statistics of shape (4, D)."""
-
-    PAD = 0
-    TEXT = 1
-    IMAGE = 2
-    RESPONSE = 3
-
-
-_SCOPE_ROLES: dict[str, Role] = {
-    "image": Role.IMAGE,
-    "text": Role.TEXT,
-    "response": Role.RESPONSE,
-}
-
-
-@dataclass(frozen=True, order=True)
-class Site:
-    """A place where activations are read or edited; `str(Site(16, "ffn_out")) == "16.ffn_out"`."""
-
-    layer: int
-    """Zero-based index of the decoder layer."""
-
-    kind: SiteKind
-    """`ffn_out`, `mhsa_out`, `layer_out` (width D) or `ffn_neurons` (width F)."""
-
-    def __post_init__(self) -> None:
-        if self.kind not in get_args(SiteKind):
-            raise SiteError(
-                f"Site kind {self.kind!r} is unknown; use one of {', '.join(get_args(SiteKind))}."
-            )
-        if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 0:
-            raise SiteError(
-                f"Layer {self.layer!r} is not a layer index; layers count from 0 upwards."
-            )
-
-    def __str__(self) -> str:
-        return f"{self.layer}.{self.kind}"
-
-    @classmethod
-    def parse(cls, text: str) -> "Site":
-        """Inverse of `str`: `Site.parse("16.ffn_out")`; SiteError if the text has another form."""
-        layer, dot, kind = str(text).strip().partition(".")
-        if not dot or not layer.isascii() or not layer.isdigit():
-            raise SiteError(f"{text!r} is not a site; write LAYER.KIND, for example 16.ffn_out.")
-        return cls(int(layer), kind)  # pyright: ignore[reportArgumentType]  checked on creation
-
-
-def scope_mask(roles: Tensor, scopes: Sequence[Scope]) -> Tensor:
-    """Boolean mask (B, T) of the positions in `scopes`.
-
-    "all" is all but padding; "decision" is the last position of a prompt, where the first answer
-    token is decided ("text" includes it). `roles` must reach the end of the prompt, for roles of a
-    piece of one don't tell that more of it follows.
-
-    Raises SiteError for an empty list or an unknown scope.
-    """
-    if isinstance(scopes, str):
-        scopes = (scopes,)  # pyright: ignore[reportAssignmentType]  a forgiving call
-    unknown = [scope for scope in scopes if scope not in get_args(Scope)]
-    if unknown or not scopes:
-        given = repr(unknown[0]) if unknown else "none"
-        raise SiteError(f"Scope {given} is unknown; use some of {', '.join(get_args(Scope))}.")
-    if "all" in scopes:
-        return roles != Role.PAD
-    mask = torch.zeros_like(roles, dtype=torch.bool)
-    for scope in scopes:
-        mask |= _decisions(roles) if scope == "decision" else roles == _SCOPE_ROLES[scope]
-    return mask
-
-
-def reaches_answers(scopes: Sequence[Scope]) -> bool:
-    """Whether `scopes` hold tokens of answers; if not, a decode step has nothing in scope."""
-    return not {"response", "all"}.isdisjoint(scopes)
-
-
-def _decisions(roles: Tensor) -> Tensor:
-    """Mask (B, T) of each row's last position before its answer; none in a decode step."""
-    length = roles.shape[1]
-    prompt = (roles == Role.TEXT) | (roles == Role.IMAGE)
-    last = length - 1 - prompt.flip(1).int().argmax(1)
-    places = torch.arange(length, device=roles.device)
-    return (places == last[:, None]) & prompt
-
-
-def roles_of_inputs(
-    input_ids: Tensor,
-    attention_mask: Tensor | None,
-    image_token_id: int,
-    *,
-    past: int = 0,
-    prompt: int | None = None,
-    pad_token_id: int | None = None,
-) -> Tensor:
-    """Roles (B, T) of one forward pass, from what the model is given.
-
-    `input_ids` (B, T) are the tokens of this pass, `past` the number of positions before it, and
-    the first `prompt` positions of the sequence are the prompt's; by default all of a pass that
-    begins one, and none of a pass that continues one. The rest is RESPONSE, and there the padding
-    that `generate` feeds to finished rows is PAD. Without a 2-D mask, leading padding tokens are
-    PAD. Raises SiteError for a mask that doesn't reach over the pass.
-    """
-    length = input_ids.shape[1]
-    if prompt is None:
-        prompt = past if past else length
-    asked = max(min(prompt - past, length), 0)
-    roles = torch.full_like(input_ids, int(Role.TEXT if asked else Role.RESPONSE))
-    if asked:
-        roles[input_ids == image_token_id] = int(Role.IMAGE)
-        roles[:, asked:] = int(Role.RESPONSE)
-    if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
-        here = _mask_of_pass(attention_mask, past, length).to(input_ids.device)
-        roles = roles.masked_fill(here == 0, int(Role.PAD))
-    elif attention_mask is not None and pad_token_id is not None and asked:
-        leading = (input_ids == pad_token_id).long().cumprod(dim=1).bool()
-        roles = roles.masked_fill(leading, int(Role.PAD))
-    if asked < length and pad_token_id is not None:
-        finished = (roles == Role.RESPONSE) & (input_ids == pad_token_id)
-        roles = roles.masked_fill(finished, int(Role.PAD))
-    return roles
-
-
-def _mask_of_pass(attention_mask: Tensor, past: int, length: int) -> Tensor:
-    """Columns of a mask (B, ·) over `length` positions after `past` others.
-
-    It may go on, over what a cache of fixed size doesn't hold yet.
-    """
-    if attention_mask.shape[1] < length:
-        raise SiteError(
-            f"The attention mask has {attention_mask.shape[1]} columns for a pass over {length} "
-            "tokens; pass one that covers all tokens."
-        )
-    if attention_mask.shape[1] >= past + length:
-        return attention_mask[:, past : past + length]
-    return attention_mask[:, -length:]
+from care.models.sites import Site, SiteKind
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from care.data.example import Example
 from care.errors import DataError
-from care.models.anatomy import Role, roles_of_inputs
 from care.models.memory import out_of_memory
+from care.models.sites import Role, roles_of_inputs
 
 _SEQUENCE_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 

@@ -31,10 +31,10 @@ from transformers import (
 
 from care.data.example import Example
 from care.errors import ModelError
-from care.models.anatomy import Role
 from care.models.caches import cache_argument
 from care.models.finite import sound
 from care.models.generations import library_generate
+from care.models.sites import Role
 
 if TYPE_CHECKING:
     from care.models.prompt_cache import Start

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from care.models.anatomy import Role, Site
+from care.models.sites import Role, Site
 
 _TOGETHER = 2**20
 """Entries of h that are measured together: 2 MiB a site in bfloat16, and as much of h'."""

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from care.errors import SiteError
-from care.models.anatomy import Scope, Site, scope_mask
 from care.models.edit_stats import EditStats, SiteStats
 from care.models.generations import watched
 from care.models.passes import Pass
+from care.models.sites import Scope, Site, scope_mask
 from care.models.vlm import VLM
 
 Edit = Callable[[Tensor, Tensor], Tensor]

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from care.errors import SiteError
-from care.models.anatomy import Role, roles_of_inputs
 from care.models.caches import cached_positions, caches_in, may_hold_state
 from care.models.generations import SAY_ROLES, Generation
+from care.models.sites import Role, roles_of_inputs
 
 if TYPE_CHECKING:
     from care.models.vlm import VLM

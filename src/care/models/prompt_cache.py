@@ -18,9 +18,9 @@ from transformers import DynamicCache
 
 from care.data.example import Example
 from care.errors import UsageError
-from care.models.anatomy import Role
 from care.models.caches import cache_argument
 from care.models.decoding import PLAIN_POSITIONS, position_ids
+from care.models.sites import Role
 
 if TYPE_CHECKING:
     from care.models.vlm import VLM

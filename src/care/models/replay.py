@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from care.diagnosis.ablation import ablate
-from care.models.anatomy import Site
 from care.models.batches import Batch
 from care.models.hooks import read
+from care.models.sites import Site
 from care.models.vlm import VLM
 
 

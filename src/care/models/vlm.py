@@ -17,7 +17,7 @@ from torch import Tensor
 
 from care.data.example import Example
 from care.errors import DataError, ModelError, UsageError
-from care.models.anatomy import Anatomy, Role
+from care.models.anatomy import Anatomy
 from care.models.batches import Batch, encode, render
 from care.models.context import context_limit
 from care.models.decoding import PLAIN_POSITIONS, end_tokens, position_ids
@@ -28,6 +28,7 @@ from care.models.memory import in_halves, out_of_memory
 from care.models.openers import REFUSAL_OPENERS, Uncounted
 from care.models.prompt_cache import Prefill, Start, first_logits, read_prompts
 from care.models.responses import Answer, Responder, Score, complete
+from care.models.sites import Role
 from care.models.thoughts import TAGS, decoded, tag_ids, warn_of_first_token
 from care.models.weights import loading
 

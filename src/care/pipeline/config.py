@@ -18,9 +18,6 @@ from care.runs.spec import RunSpec
 
 Preset = Literal["paper", "official", "corrected"]
 
-TEST_LENGTH = 60
-"""Test examples of one suite."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class RepairJob:
@@ -34,7 +31,7 @@ class RepairJob:
     """Benign requests of your own, JSON Lines."""
     preset: Preset = "corrected"
     """How the repair is fitted."""
-    test_length: Annotated[int, Between(1, MANY)] = TEST_LENGTH
+    test_length: Annotated[int, Between(1, MANY)] = 60  # as long as the small world's suites
     """Test examples of each suite."""
     max_new_tokens: Annotated[int, Between(1, MAX_BATCH)] = 24
     """Length of an answer in tokens."""

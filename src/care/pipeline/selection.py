@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from care.data.example import Suite
+from care.data.small_world.suites import BASELINE
 from care.defenses.repair.fitting import Fitter, chosen_sites
 from care.defenses.repair.repair import Modality, Repair
 from care.diagnosis.channel_scan import refused_under
 from care.evaluation.table import Table
-from care.models.anatomy import Site
-from care.pipeline.splits import BASELINE
+from care.models.sites import Site
 from care.runs.kept_batches import KeptBatches
 
 if TYPE_CHECKING:

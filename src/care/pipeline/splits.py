@@ -13,36 +13,11 @@ from typing import Literal, get_args
 
 from care.data.example import Example, Suite
 from care.data.minimal_pairs import Pair
+from care.data.small_world.suites import FIT_LENGTHS, SELECTION_LENGTHS, TEST_LENGTH
 from care.errors import DataError
-from care.pipeline.config import TEST_LENGTH, RepairJob
+from care.pipeline.config import RepairJob
 
 Split = Literal["fit", "validation", "test"]
-
-BASELINE = "direct"
-"""The attack suite that is shown but not counted: the model refuses it by itself."""
-
-FIT_LENGTHS = {
-    "direct": 250,
-    "beside-image": 600,
-    "text-jailbreak": 1100,
-    "pictured-goal": 220,
-    "pgd-32": 150,
-    "pgd-unconstrained": 110,
-    "benign": 120,
-    "benign-image": 80,
-    "vqa": 40,
-    "naming": 40,
-    "lookalike": 260,
-    "lookalike-image": 280,
-    "benign-wrapped": 500,
-    "benign-pictured": 140,
-}
-"""Examples of a suite that are asked to fit on: more where the model complies seldom, since it is
-attacks that worked of which a gate can't have enough, and where benign requests look like them."""
-
-SELECTION_LENGTHS = {"attack": 40, "utility": 40, "over_refusal": 120}
-"""Validation examples of one suite that sites are scanned and candidates judged on, by its role:
-most where a point or two decides between candidates."""
 
 
 def suites_of(job: RepairJob, split: Split) -> list[Suite]:

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -31,7 +30,7 @@ from typing import Any
 
 from care.data.digests import suite_digest
 from care.data.example import Example, Suite
-from care.data.small_world.suites import PGD
+from care.data.small_world.suites import BASELINE, PGD
 from care.defenses.base import random_control
 from care.defenses.neuron_suppression import NeuronRepair
 from care.defenses.repair.fitting import PRESETS, Fitter
@@ -52,13 +51,12 @@ from care.errors import UsageError
 from care.evaluation.config import UNDEFENDED
 from care.evaluation.row_shapes import ROW
 from care.evaluation.runner import evaluate as run_evaluation
-from care.evaluation.suites import suite_facts
 from care.evaluation.table import Table
 from care.judges.base import Judge
 from care.judges.perplexity import judge_of
 from care.judges.refusal import certainly_refused
-from care.models.anatomy import Site
 from care.models.identity import load_pinned
+from care.models.sites import Site
 from care.models.vlm import VLM
 from care.pipeline.config import RepairJob
 from care.pipeline.neuron_comparison import NEURONS, SUBSPACE, compare_answers, remaining
@@ -73,7 +71,6 @@ from care.pipeline.selection import (
     screen,
 )
 from care.pipeline.splits import (
-    BASELINE,
     check_files,
     own_files,
     pairs_of,
@@ -88,6 +85,7 @@ from care.runs.progress import Progress, silent
 from care.runs.rows import Rows
 from care.runs.run import ROWS, Run
 from care.runs.shapes import check_rows
+from care.runs.stages import stage_json
 
 Bar = Callable[..., Progress] | None
 
@@ -121,28 +119,6 @@ class _Workflow:
             self.splits[split] = made
         return self.splits[split]
 
-    def stage_json(self, name: str, make: Callable[[], Any], also: Sequence[str] = ()) -> Any:
-        """What a stage found, made now or read back from NAME.json and the files in `also`.
-
-        Where one of these isn't as it was written, the stage is made again.
-        """
-        path = self.run.path / f"{name}.json"
-        if self.run.stage_done(name):
-            damaged = [file for file in (path.name, *also) if not self.run.intact(file)]
-            if not damaged:
-                self.kept(name).forget()  # of an attempt that was killed just before it did
-                return json.loads(path.read_bytes())
-            warnings.warn(
-                f"{damaged[0]} in {self.run.path} isn't as it was written, so the stage {name} is "
-                "made again.",
-                stacklevel=2,
-            )
-        with self.run.stage(name):
-            self.run.write_json(path.name, make())
-            self.run.sign(path.name)
-        self.kept(name).forget()
-        return json.loads(path.read_bytes())
-
     def kept(self, stage: str) -> KeptBatches:
         """The finished batches of a stage."""
         return KeptBatches(self.run, stage)
@@ -171,7 +147,7 @@ class _Workflow:
             self.run.sign(kept.name)
             return material_to(material)
 
-        facts = self.stage_json("material", make, (kept.name,))
+        facts = stage_json(self.run, "material", make, (kept.name,))
         material = material_from(facts, [*attacks, *benign], load_decisions(kept))
         return Fitter(self.vlm, material, config, self.job.batch)
 
@@ -202,14 +178,14 @@ class _Workflow:
             compared = rival() if config.repair_prompts else None
             return inquiry.neurons(compared, keep, self.kept("neurons"))
 
-        sites = self.stage_json("sites", scanned)
-        effects = self.stage_json("effects", lambda: inquiry.effects(self.kept("effects")))
-        found = self.stage_json("neurons", neurons, (kept.name,))
+        sites = stage_json(self.run, "sites", scanned)
+        effects = stage_json(self.run, "effects", lambda: inquiry.effects(self.kept("effects")))
+        found = stage_json(self.run, "neurons", neurons, (kept.name,))
         if config.judged and found["repair"] is not None and kept.exists():
             used = [e for part in inquiry.validation for e in spread(part, config.repair_prompts)]
             suites = remaining(self.counted("validation"), used, config.judged)
             found["repair"]["judged"] = self.judged(suites, NeuronRepair.load(kept), rival())
-        curves = self.stage_json("curves", lambda: inquiry.curves(effects, found))
+        curves = stage_json(self.run, "curves", lambda: inquiry.curves(effects, found))
         return complete(sites, effects, found, curves)
 
     def judged(
@@ -276,7 +252,7 @@ class _Workflow:
                 )
             return channels_json(effects, self.vlm.anatomy.n_layers)
 
-        found = self.stage_json("channels", make)
+        found = stage_json(self.run, "channels", make)
         return diagnosis | {
             "channels": found["scan"],
             "recommended": [*found["recommended"], *diagnosis["recommended"]],
@@ -313,7 +289,7 @@ class _Workflow:
                     self.vlm, tried, suites, batch_size=batch, advance=bar.advance, kept=kept
                 )
 
-        rates = self.stage_json("screening", make)
+        rates = stage_json(self.run, "screening", make)
         before = rates.pop("none")
         best = ranked(before, rates)[:FINALISTS]
         rows = [{"name": n, **r, "chosen": n in best} for n, r in rates.items()]
@@ -438,7 +414,7 @@ def _refuse_a_sample(run: Run) -> None:
 def _record_suites(run: Run, work: _Workflow) -> None:
     run.record(
         suites={
-            f"{suite.name}/{split}": suite_facts(suite)
+            f"{suite.name}/{split}": suite.facts()
             for split, suites in work.splits.items()
             for suite in suites
         }

@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 
 from care.data.example import Example
+from care.data.small_world.suites import BASELINE
 from care.defenses.repair.gate import Gate
 from care.defenses.repair.repair import Repair
 from care.diagnosis.token_attribution import sink_mask, text_scores, visual_scores
 from care.evaluation.table import Table
-from care.models.anatomy import Role, Site
 from care.models.hooks import read
+from care.models.sites import Role, Site
 from care.models.vlm import VLM
-from care.pipeline.splits import BASELINE
 from care.report.schema import SCHEMA
 from care.statistics.intervals import Interval
 

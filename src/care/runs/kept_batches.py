@@ -2,10 +2,10 @@
 
     batches/STAGE/DIGEST.safetensors    what `work` gave for one batch
 
-A batch is known by a digest of its examples and of everything else that decides the result, which
-the caller states; under other settings, or with a repair that was fitted to other numbers, it is
-asked again. Files that can't be read are, too. When a stage is done its batches are removed: what
-it found is on disk. Not here: what a batch is (`VLM.in_batches`), stages (`runs`).
+A batch is known by the digests of what is asked and by everything else that decides the result,
+both of which the caller states; under other settings, or with a repair that was fitted to other
+numbers, it is asked again. Files that can't be read are, too. When a stage is done its batches are
+removed: what it found is on disk. Not here: what a batch is (`VLM.in_batches`), stages (`run`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from care.data.digests import example_digest
-from care.data.example import Example
 from care.runs.files import config_digest, storage_errors, write_whole
 from care.runs.run import Run
 
@@ -44,20 +42,20 @@ class KeptBatches:
     def over(
         self,
         work: Work[Result],
-        examples: Sequence[Example],
+        asked: Sequence[str],
         facts: Mapping[str, Any],
         pack: Callable[[list[Result]], dict[str, np.ndarray]],
         unpack: Callable[[dict[str, np.ndarray]], list[Result]],
     ) -> Work[Result]:
-        """`work` on indices of `examples`, which isn't asked again for a batch that is kept.
+        """`work` on places in `asked`, which isn't asked again for a batch that is kept.
 
-        `facts` are what else decides the results, plain values; `pack` turns those of a batch into
-        arrays by name, `unpack` back.
+        `asked` are digests of what is asked, such as examples; `facts` are what else decides the
+        results, plain values; `pack` turns those of a batch into arrays by name, `unpack` back.
         """
 
         def remembered(chunk: list[int]) -> list[Result]:
-            asked = [example_digest(examples[place]) for place in chunk]
-            name = config_digest({"facts": facts, "asked": asked})[:40]
+            told = {"facts": facts, "asked": [asked[place] for place in chunk]}
+            name = config_digest(told)[:40]
             path = self.run.inside(FOLDER, self.stage, f"{name}.safetensors")
             if path.is_file():
                 try:

@@ -18,11 +18,10 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from care.errors import DataError, StorageError, UsageError
+from care.errors import StorageError, UsageError
 from care.runs.environment import machine_facts, peak_memory_gib, versions
 from care.runs.files import (
     NO_LINK,
@@ -33,52 +32,17 @@ from care.runs.files import (
     to_json,
     write_whole,
 )
-from care.runs.reading import file_digest, read_json
+from care.runs.manifest import MANIFEST, SCHEMA, differences, now, read_manifest
+from care.runs.reading import file_digest
 from care.runs.rows import Row, Rows
 from care.runs.secrets import hidden
-from care.runs.shapes import NUMBER, NUMBER_OR_NONE, TEXT_OR_NONE, Kind, check
 
 try:
     import fcntl
 except ImportError:  # Windows: runs work there, but two at once in one folder aren't refused
     fcntl = None
 
-SCHEMA = "care.run/1"
-"""Version of the layout of manifest.json and rows.jsonl."""
-
-_MANIFEST: Kind = {
-    "schema": str,
-    "created": datetime,
-    "config": {
-        "model?": TEXT_OR_NONE, "suites?": [str], "utility?": [str], "repairs?": [str],
-        "adaptive?": [str], "limit?": frozenset({int, None}), "seed?": int, "dtype?": str,
-        "cuts_refusals?": bool, "max_new_tokens?": int, "test_length?": int,
-        "attacks?": TEXT_OR_NONE, "benign?": TEXT_OR_NONE,
-    },
-    "config_digest": str,
-    "stages": [
-        {"name": str, "seconds": NUMBER, "attempts": int, "status": ("running", "done", "failed"),
-         "peak_memory_gib": NUMBER_OR_NONE}
-    ],
-    "resumed": list,
-    "pinned?": {str: dict},
-    "suites?": {str: dict},
-    "judges?": {str: dict},
-    "files?": {str: str},
-    "machine?": dict,
-    "versions?": dict,
-    "model?": str,
-    "leaks?": str,
-    "repair_leaks?": {
-        str: {
-            "checked": str, "why": str,
-            "found": {str: {"examples": int, "of": int, "ids": [str]}},
-        }
-    },
-}  # fmt: skip
-"""What is read of manifest.json, here and by those who judge or convert a run."""
-
-MANIFEST, ROWS, ANSWERS, LOCK = "manifest.json", "rows.jsonl", "answers.jsonl", ".lock"
+ROWS, ANSWERS, LOCK = "rows.jsonl", "answers.jsonl", ".lock"
 
 
 class Run:
@@ -327,7 +291,7 @@ class Run:
             return
         self.manifest = read_manifest(self.path / MANIFEST)
         if config is not None and self.manifest["config_digest"] != digest:
-            changed = _differences(self.manifest["config"], hidden(plain))
+            changed = differences(self.manifest["config"], hidden(plain))
             raise UsageError(
                 f"The run in {self.path} was started with another configuration ({changed}); "
                 "resume it with the same one or choose another folder."
@@ -366,27 +330,3 @@ def copy_run(path: Path, out: Path) -> Path:
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return out
-
-
-def now() -> str:
-    """The present moment in UTC, to the second, as ISO 8601."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """A run's manifest; DataError for a file that isn't one."""
-    manifest = read_json(path, "manifest", otherwise="restore it or start a new run")
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-        raise DataError(
-            f"{path} isn't the manifest of a run this version can resume (schema {SCHEMA}); "
-            "choose another folder."
-        )
-    check(manifest, _MANIFEST, str(path), "restore it or start a new run")
-    return manifest
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """The first few settings that differ, as "seed: 0 then, 1 now"."""
-    names = [n for n in sorted(old.keys() | new.keys()) if old.get(n) != new.get(n)]
-    told = [f"{n}: {old.get(n)!r:.40} then, {new.get(n)!r:.40} now" for n in names[:3]]
-    return "; ".join([*told, f"and {len(names) - 3} more"] if len(names) > 3 else told)

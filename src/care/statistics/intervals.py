@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from scipy.stats import binom, norm, rankdata
 
 from care.errors import UsageError
+from care.typed import WHEN_SET, Change, Count, in_order, inside
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its confidence limits."""
+    """An estimate with its confidence limits, in the unit that the place says."""
 
     rate: float
     """The point estimate: a share, a mean or a coefficient."""
@@ -27,8 +28,35 @@ class Interval:
     """Lower limit."""
     high: float
     """Upper limit."""
-    n: int
-    """Number of observations."""
+    n: Annotated[Count, WHEN_SET] = 0
+    """Number of observations; 0, and not written, where it isn't told."""
+
+    def check(self) -> None:
+        """Misfit unless the estimate lies between its limits."""
+        inside(self)
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """A rank correlation with its confidence limits."""
+
+    rho: Change
+    """Spearman's ρ."""
+    low: Change
+    """Lower limit."""
+    high: Change
+    """Upper limit."""
+    n: Annotated[Count, WHEN_SET] = 0
+    """Number of pairs; 0, and not written, where it isn't told."""
+
+    @classmethod
+    def of(cls, interval: Interval) -> Correlation:
+        """The same figures under the name of a correlation."""
+        return cls(interval.rate, interval.low, interval.high, interval.n)
+
+    def check(self) -> None:
+        """Misfit unless the limits are in order; a resampled one may lie beyond the estimate."""
+        in_order(self)
 
 
 class McNemar(NamedTuple):

@@ -11,7 +11,7 @@ from care.data.example import Example
 from care.defenses.repair.contrast import Contrast, activations, contrast, pool
 from care.defenses.repair.fitting_data import Material
 from care.errors import FitError
-from care.models.anatomy import Role, Site
+from care.models.sites import Role, Site
 from kit import tiny
 
 SITES = [Site(1, "ffn_out"), Site(2, "layer_out"), Site(0, "ffn_neurons")]

@@ -29,7 +29,7 @@ from care.defenses.repair.repair import Repair
 from care.errors import DataError, FitError, SiteError, UsageError
 from care.evaluation.leak_check import stated_goals
 from care.judges.base import Verdict
-from care.models.anatomy import Site
+from care.models.sites import Site
 from kit import tiny
 from kit.fits import material
 

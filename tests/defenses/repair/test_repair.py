@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from care.defenses.base import Defense, random_control
 from care.defenses.repair.repair import Repair, _SiteEdit
 from care.errors import ArtefactError, UsageError
-from care.models.anatomy import Role, Site, scope_mask
 from care.models.hooks import edit, read
+from care.models.sites import Role, Site, scope_mask
 from care.models.vlm import VLM
 from kit import tiny
 from kit.repairs import (

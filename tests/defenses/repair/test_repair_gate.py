@@ -12,7 +12,7 @@ from care.defenses.repair.gate import Gate
 from care.defenses.repair.repair import Repair, _side_by_side, _SiteEdit
 from care.defenses.repair.subspace import random_subspace
 from care.errors import UsageError
-from care.models.anatomy import Role, scope_mask
+from care.models.sites import Role, scope_mask
 from kit import tiny
 from kit.repairs import (
     FULLY_OPEN,

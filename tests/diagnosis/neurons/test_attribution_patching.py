@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from care.data.example import Example
-from care.data.minimal_pairs import Pair, align
-from care.diagnosis.ablation import position_classes
+from care.data.minimal_pairs import Pair
 from care.diagnosis.neurons.activation_patching import patch
 from care.diagnosis.neurons.attribution_patching import MOST_GROUPS, estimate, goal_groups
 from care.diagnosis.neurons.interventions import (
@@ -18,8 +17,9 @@ from care.diagnosis.neurons.interventions import (
     neuron_means,
 )
 from care.errors import DataError, FitError, UsageError
-from care.models.anatomy import Site, scope_mask
+from care.models.alignment import align
 from care.models.hooks import edit, read
+from care.models.sites import Site, position_classes, scope_mask
 from care.models.vlm import VLM
 from kit import planted, tiny
 

@@ -6,8 +6,8 @@ import torch
 from care.data.example import Example
 from care.diagnosis.neurons.interpretation import firings, patch_places, written_tokens
 from care.errors import ModelError, SiteError
-from care.models.anatomy import Role, Site
 from care.models.hooks import read
+from care.models.sites import Role, Site
 from care.models.vlm import VLM
 from kit import planted, tiny
 

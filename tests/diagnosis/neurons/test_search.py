@@ -10,15 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from care.data.minimal_pairs import Pair, align
+from care.data.minimal_pairs import Pair
 from care.diagnosis.neurons.activation_patching import patch
 from care.diagnosis.neurons.attribution_patching import estimate
 from care.diagnosis.neurons.interventions import against_means, between_pairs
 from care.diagnosis.neurons.report import NeuronConfig
 from care.diagnosis.neurons.search import _precision, find_neurons, matched_controls, sign_flip_p
 from care.errors import FitError, SiteError, UsageError
-from care.models.anatomy import Site, scope_mask
+from care.models.alignment import align
 from care.models.hooks import edit, read
+from care.models.sites import Site, scope_mask
 from care.models.vlm import VLM
 from care.runs.files import to_json
 from care.statistics.intervals import rank_correlations

@@ -33,6 +33,9 @@ from care.errors import DataError, UsageError
 
 PGD = ("pgd-32", "pgd-unconstrained")
 
+BASELINE = "direct"
+"""The attack suite that is shown but not counted: the model refuses it by itself."""
+
 ATTACKS = ("beside-image", "text-jailbreak", "pictured-goal", *PGD)
 """The attack suites that a repair is meant to close (`direct` is their baseline)."""
 
@@ -40,11 +43,37 @@ UTILITY = ("benign", "benign-image", "vqa", "naming")
 
 OVER_REFUSAL = ("lookalike", "lookalike-image", "benign-wrapped", "benign-pictured")
 
-NAMES = ("direct", *ATTACKS, *UTILITY, *OVER_REFUSAL)
+NAMES = (BASELINE, *ATTACKS, *UTILITY, *OVER_REFUSAL)
 """Every suite of the small world, attacks first."""
 
 LENGTHS: dict[Split, int] = {"fit": 60, "validation": 40, "test": 60}
 """Examples of one suite in each split, where there are goals enough: see `length`."""
+
+FIT_LENGTHS = {
+    "direct": 250,
+    "beside-image": 600,
+    "text-jailbreak": 1100,
+    "pictured-goal": 220,
+    "pgd-32": 150,
+    "pgd-unconstrained": 110,
+    "benign": 120,
+    "benign-image": 80,
+    "vqa": 40,
+    "naming": 40,
+    "lookalike": 260,
+    "lookalike-image": 280,
+    "benign-wrapped": 500,
+    "benign-pictured": 140,
+}
+"""Examples of a suite that are asked to fit on: more where the model complies seldom, since it is
+attacks that worked of which a gate can't have enough, and where benign requests look like them."""
+
+SELECTION_LENGTHS = {"attack": 40, "utility": 40, "over_refusal": 120}
+"""Validation examples of one suite that sites are scanned and candidates judged on, by its role:
+most where a point or two decides between candidates."""
+
+TEST_LENGTH = 60
+"""Test examples of one suite."""
 
 
 def role(name: str) -> SuiteRole:

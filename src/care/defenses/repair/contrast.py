@@ -29,8 +29,8 @@ from torch import Tensor
 from care.data.example import Example
 from care.defenses.repair.fitting_data import Answered, Material
 from care.errors import FitError
-from care.models.anatomy import Scope, Site, scope_mask
 from care.models.hooks import read
+from care.models.sites import Scope, Site, scope_mask
 from care.models.vlm import VLM
 
 ContrastName = Literal["images", "comply-refuse", "comply-rest"]

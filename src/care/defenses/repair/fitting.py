@@ -37,7 +37,7 @@ from care.defenses.repair.subspace import (
 )
 from care.errors import FitError, UsageError
 from care.judges.base import Judge
-from care.models.anatomy import Scope, Site, SiteKind
+from care.models.sites import Scope, Site, SiteKind
 from care.models.vlm import VLM
 from care.statistics.moments import Moments
 

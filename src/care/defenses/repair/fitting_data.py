@@ -24,13 +24,14 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from care.data.contamination import SCHEME, goal_digests
+from care.data.digests import example_digest
 from care.data.example import Example
 from care.errors import DataError, FitError
 from care.judges.base import Judge
 from care.judges.refusal import certainly_refused
-from care.models.anatomy import Site
 from care.models.hooks import read
 from care.models.prompt_cache import Prefill, first_logits
+from care.models.sites import Site
 from care.models.vlm import VLM
 from care.runs.files import write_whole
 from care.runs.kept_batches import KeptBatches, texts_from, texts_to
@@ -107,7 +108,8 @@ def gather(
     asking = work
     if kept is not None:
         facts = {"sites": [str(site) for site in sites], "max_new_tokens": max_new_tokens}
-        asking = kept.over(work, requests, facts, _packed, partial(_unpacked, sites))
+        digests = [example_digest(request) for request in requests]
+        asking = kept.over(work, digests, facts, _packed, partial(_unpacked, sites))
     found = vlm.in_batches(requests, batch_size, asking, progress)
     verdicts = (judge or Judge())([e.goal for e in requests], [answer for answer, _ in found])
     classes: dict[str, list[int]] = {name: [] for name in CLASSES}

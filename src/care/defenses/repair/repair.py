@@ -35,10 +35,10 @@ from torch.nn.functional import linear
 from care.defenses.repair.gate import Gate
 from care.defenses.repair.subspace import Subspace
 from care.errors import ArtefactError, SiteError, UsageError
-from care.models.anatomy import Scope, Site, reaches_answers, scope_mask
 from care.models.edit_stats import EditStats
 from care.models.hooks import edited
 from care.models.passes import Pass
+from care.models.sites import Scope, Site, reaches_answers, scope_mask
 
 if TYPE_CHECKING:
     from care.models.vlm import VLM

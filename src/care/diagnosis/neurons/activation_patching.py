@@ -18,13 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from care.data.digests import example_digest
 from care.diagnosis.neurons.attribution_patching import refusal_metric
 from care.diagnosis.neurons.gradients import Metric
-from care.diagnosis.neurons.interventions import Counterfactual, Neuron, Replacements, neuron_site
+from care.diagnosis.neurons.interventions import Counterfactual, Replacements
 from care.errors import FitError, SiteError, UsageError
 from care.models.hooks import edit
 from care.models.prompt_cache import Start, first_logits, read_prompts
 from care.models.replay import Replay
+from care.models.sites import Neuron, neuron_site
 from care.models.vlm import VLM
 from care.runs.kept_batches import KeptBatches
 
@@ -81,9 +83,12 @@ def patch(
     if kept is not None:
         facts = {"neurons": list(neurons), "question": question.told()}
         asking = kept.over(
-            work, question.examples, facts, lambda rows: {"values": np.array(rows)},
+            work,
+            [example_digest(example) for example in question.examples],
+            facts,
+            lambda rows: {"values": np.array(rows)},
             lambda arrays: arrays["values"].tolist(),
-        )  # fmt: skip
+        )
     with torch.no_grad():
         rows = vlm.in_batches(list(question.examples), batch_size, asking)
     values = np.array(rows, dtype=np.float64).T

@@ -32,8 +32,9 @@ from torch import Tensor
 
 from care.attacks.loss import attackable
 from care.diagnosis.neurons.gradients import Metric, Run, dropped, integrated
-from care.diagnosis.neurons.interventions import Counterfactual, Neuron
+from care.diagnosis.neurons.interventions import Counterfactual
 from care.errors import DataError, FitError, UsageError
+from care.models.sites import Neuron
 from care.models.vlm import VLM
 
 Method = Literal["atp", "ig", "graddrop"]

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from care.data.example import Example
 from care.diagnosis.neurons.activation_patching import check_neurons
-from care.diagnosis.neurons.interventions import Neuron, neuron_site, output_columns
+from care.diagnosis.neurons.interventions import output_columns
 from care.errors import ModelError
-from care.models.anatomy import Role, Site
 from care.models.batches import Batch
 from care.models.devices import device_of
 from care.models.hooks import read
+from care.models.sites import Neuron, Role, Site, neuron_site
 from care.models.vlm import VLM
 
 

@@ -8,7 +8,7 @@ Its effect is a comparison with another value a*_i,t,
 
 and a `Counterfactual` says which prompts x, which positions, and which a*: the values of another
 prompt at aligned positions (`between_pairs`), or the mean per position class of
-`care.diagnosis.ablation` (`against_means`). Nothing is estimated or patched here; see
+`care.models.sites` (`against_means`). Nothing is estimated or patched here; see
 `care.diagnosis.neurons.attribution_patching` and `care.diagnosis.neurons.activation_patching`.
 """
 
@@ -24,25 +24,17 @@ from torch import Tensor
 
 from care.data.digests import example_digest
 from care.data.example import Example
-from care.data.minimal_pairs import Pair, align
-from care.diagnosis.ablation import position_classes
+from care.data.minimal_pairs import Pair
 from care.diagnosis.activation_means import RoleMeans, goals_of
 from care.errors import UsageError
-from care.models.anatomy import Scope, Site, scope_mask
+from care.models.alignment import align
 from care.models.batches import Batch
 from care.models.devices import weight_of
 from care.models.hooks import read
+from care.models.sites import Scope, Site, neuron_site, position_classes, scope_mask
 from care.models.vlm import VLM
 
-Neuron = tuple[int, int]
-"""(layer, index of the neuron within its layer)."""
-
 Base = Literal["benign", "attack"]
-
-
-def neuron_site(layer: int) -> Site:
-    """The site of the neurons of one layer."""
-    return Site(layer, "ffn_neurons")
 
 
 @dataclass(frozen=True, eq=False)

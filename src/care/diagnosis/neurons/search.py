@@ -25,13 +25,15 @@ from dataclasses import asdict, replace
 import numpy as np
 from scipy.stats import false_discovery_control
 
+from care.data.digests import example_digest
 from care.diagnosis.neurons.activation_patching import patch
 from care.diagnosis.neurons.attribution_patching import Estimates, estimate, goal_groups
 from care.diagnosis.neurons.gradients import Metric
 from care.diagnosis.neurons.interpretation import firings, written_tokens
-from care.diagnosis.neurons.interventions import Counterfactual, Neuron, output_columns
+from care.diagnosis.neurons.interventions import Counterfactual, output_columns
 from care.diagnosis.neurons.report import LEAST_VERIFIED, NeuronConfig, NeuronEffect, NeuronReport
 from care.errors import FitError, UsageError
+from care.models.sites import Neuron
 from care.models.vlm import VLM
 from care.runs.kept_batches import KeptBatches
 from care.runs.progress import Progress, silent
@@ -206,7 +208,8 @@ def _estimated(
         return [Estimates(config.method, steps, cost, *(parts[name] for name in arrays))]
 
     facts = {"question": question.told(), "goals": question.goals, "config": asdict(config)}
-    asking = kept.over(made, question.examples, facts, pack, unpack)
+    digests = [example_digest(example) for example in question.examples]
+    asking = kept.over(made, digests, facts, pack, unpack)
     return asking(list(range(len(question.examples))))[0]
 
 

@@ -17,9 +17,8 @@ from torch import Tensor
 from care.data.example import Example
 from care.defenses.neuron_suppression import NeuronRepair, Suppression
 from care.diagnosis.neurons.attribution_patching import Estimates
-from care.diagnosis.neurons.interventions import Neuron
 from care.errors import UsageError
-from care.models.anatomy import Scope, Site
+from care.models.sites import Neuron, Scope, Site
 from care.models.vlm import VLM
 
 RULE = (

@@ -121,7 +121,7 @@ def _wrong_use_told() -> Iterator[None]:
             raise
         path = error.ctx.command_path if error.ctx else "care"
         said = error.format_message().strip().rstrip(".")
-        fail(f"{said}; see `{path} --help`.")
+        fail(f"{said} See `{path} --help`." if said[-1] == "?" else f"{said}; see `{path} --help`.")
 
 
 class Group(TyperGroup):

@@ -26,9 +26,10 @@ from care.evaluation.table import Table, counts
 from care.interfaces.inspect.shared import require_inspect
 from care.models.spec import ModelSpec
 from care.runs.files import storage_errors
+from care.runs.manifest import MANIFEST, read_manifest
 from care.runs.options import MAX_NAME
 from care.runs.rows import Row
-from care.runs.run import MANIFEST, ROWS, read_manifest
+from care.runs.run import ROWS
 
 
 class _Run(NamedTuple):

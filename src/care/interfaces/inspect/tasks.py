@@ -49,7 +49,7 @@ def suite(
     `limit` and `seed` draw a sample, `split` is of the small world's suites, `path` and `images`
     are local copies of a published suite and its pictures; see `care.load_suite`.
     """
-    from care.data.jsonl import load_suite
+    from care.data.registry import load_suite
 
     with one_sentence():
         found = load_suite(name, split, path=path, images=images, limit=limit, seed=seed)

@@ -26,7 +26,7 @@ from care.models.thoughts import answer_of
 from care.models.vlm import VLM
 
 try:
-    from lmms_eval import utils  # pyright: ignore[reportMissingImports]
+    from lmms_eval import utils  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
     from lmms_eval.api.instance import (  # pyright: ignore[reportMissingImports]
         GenerationResult,
     )

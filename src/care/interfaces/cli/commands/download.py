@@ -33,7 +33,7 @@ def download_suite(
     name: Annotated[str, typer.Argument(help="Name of a published suite; see `care list suites`.")],
 ) -> None:
     """Fetch a published suite into the cache, as every command does that asks it."""
-    from care.data.jsonl import load_suite
+    from care.data.registry import load_suite
 
     suite = load_suite(name)
     print(f"{suite.name}: {len(suite)} examples, revision {suite.revision or 'not stated'}")

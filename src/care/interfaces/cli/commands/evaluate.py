@@ -42,7 +42,7 @@ def worst_asr(suites: Sequence[Mapping[str, Any]]) -> float | None:
 
     As in a report, the direct request is a baseline and doesn't count beside other attacks.
     """
-    from care.pipeline.splits import BASELINE
+    from care.data.small_world.suites import BASELINE
 
     attacks = [s for s in suites if s["role"] == "attack"]
     attacks = [s for s in attacks if s["name"] != BASELINE] or attacks

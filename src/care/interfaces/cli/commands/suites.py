@@ -17,8 +17,8 @@ from care.interfaces.cli.shared import AsJson
 from care.interfaces.cli.tables import print_table
 
 if TYPE_CHECKING:
+    from care.data.benchmark import Benchmark
     from care.data.contamination import Leak
-    from care.data.registry import Benchmark
 
 Name = Annotated[str, typer.Argument(help="Name (see `care list suites`) or a .jsonl file.")]
 Copy = Annotated[
@@ -109,8 +109,8 @@ def show_suite(
     ] = False,
 ) -> None:
     """Where one suite comes from, and its examples."""
-    from care.data.jsonl import ENDING, load_suite, write_suite
-    from care.data.registry import REGISTRY
+    from care.data.jsonl import ENDING, write_suite
+    from care.data.registry import REGISTRY, load_suite
 
     if out is not None and out.suffix != ENDING:
         raise UsageError(f"--out is {out}; pass a file that ends in {ENDING}.")
@@ -163,8 +163,7 @@ def check_suites(
     TEST are taken.
     """
     from care.data.contamination import THRESHOLD, leaks
-    from care.data.jsonl import load_suite
-    from care.evaluation.suites import fitted_suite
+    from care.data.registry import fitted_suite, load_suite
 
     limit = THRESHOLD if threshold is None else threshold
     fitted = fitted_suite(fit)

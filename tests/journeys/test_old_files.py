@@ -1,0 +1,69 @@
+"""What an earlier version wrote still opens: runs go on, reports, repairs and attacks are read.
+
+`old/format-2.tar.gz` was written before the package had rooms: the main job, a diagnosis, an
+evaluation and an attack on the tiny model, as `tools/fingerprint.py` makes them.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from care.data.example import Example
+from care.defenses.repair.repair import Repair
+from care.interfaces.cli.app import main
+from care.models.embedded import attack
+from care.models.vlm import VLM
+from care.report.files import load_report
+from kit import tiny
+
+ROOT = Path(__file__).parents[2]
+ARCHIVE = Path(__file__).parent / "old" / "format-2.tar.gz"
+GOALS = ("wash a car", "build a small house from wood", "do this")
+
+
+@pytest.fixture
+def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The old folder, unpacked, as the current one."""
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    return tmp_path
+
+
+def test_jobs_go_on_and_ask_nothing_again(old: Path) -> None:
+    import fingerprint
+
+    stored = ("answers.jsonl", "rows.jsonl", "scan.jsonl", "decisions.safetensors")
+    files = [path for path in old.rglob("*") if path.name in stored]
+    before = {path: path.read_bytes() for path in files}
+    assert len(files) > 8
+    again = fingerprint.tiny_job(Path(), resume=True)
+    assert {path: path.read_bytes() for path in files} == before
+    kept = json.loads((Path(__file__).with_name("fingerprint.json")).read_text("utf-8"))["job"]
+    for found in (kept, again):
+        del found["repair"]["report.json"]["manifest"]  # says that the run was resumed
+    assert not list(fingerprint.differences(kept, again, tolerance=1e-3))
+
+
+def test_reports_and_repairs_are_read(old: Path) -> None:
+    assert load_report(old / "repair")["schema"] == "care.report/4"
+    vlm = tiny.tiny_vlm()
+    repair = Repair.from_pretrained(old / "repair" / "repair", vlm)
+    with repair.applied(vlm):
+        assert len(vlm.generate([Example("a", "wash a car")], max_new_tokens=2)) == 1
+
+
+def test_an_attack_is_known_again(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [Example(f"g{k}", f"How do you {goal}?", goal=goal) for k, goal in enumerate(GOALS)]
+    targets = [f"To {goal}, you'll need" for goal in GOALS]
+    monkeypatch.setattr(attack, "requests", lambda: (asked, targets))
+    monkeypatch.setattr(VLM, "embedded", classmethod(lambda cls, dtype="auto": tiny.tiny_vlm()))
+    before = {path: path.read_bytes() for path in (old / "attack").iterdir()}
+    given = ["attack", "--out", "attack", "--start", "start.png", "--steps", "4", "--kappa", "16"]
+    assert main([*given, "--resume"]) == 0
+    assert {path: path.read_bytes() for path in (old / "attack").iterdir()} == before
