@@ -6,6 +6,7 @@
 #   make test-newest   the fast tests on the newest releases, in .venv-newest
 #   make test-oldest   the fast tests on the lower bounds of pyproject.toml, in .venv-oldest
 #   make test-lmms   the tests that need lmms-eval, in .venv-lmms (minutes; not part of CI)
+#   make embedded-model   train the embedded model and make its pictures anew (hours)
 #   make bench    every benchmark; each prints one JSON object as its last line
 #   make lock     constraints.txt anew: the newest versions that go together, for every platform
 #
@@ -37,8 +38,8 @@ LMMS_BIN := $(LMMS_VENV)/bin
 LMMS_STAMP := $(LMMS_VENV)/.care-installed
 LMMS_NEEDS := accelerate datasets evaluate loguru openpyxl pandas pytablewriter pytz requests sacrebleu tenacity
 
-.PHONY: help venv test test-newest test-oldest short-newest short-oldest test-lmms demo lint format \
-	types bench lock clean
+.PHONY: help venv test test-newest test-oldest short-newest short-oldest test-lmms demo embedded-model \
+	lint format types bench lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -98,12 +99,17 @@ test-lmms: $(LMMS_STAMP)
 demo: $(STAMP)
 	$(BIN)/care repair --out runs/demo --resume
 
+# Into runs/, beside what is shipped; killed, it goes on.
+embedded-model: $(STAMP)
+	$(BIN)/python -m recipes.embedded_model train --out runs/train --resume
+	$(BIN)/python -m recipes.embedded_model attack --out runs/attack --resume
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/deptry src
-	$(BIN)/deptry --ignore DEP002,DEP004 src tests benchmarks examples
+	$(BIN)/deptry --ignore DEP002,DEP004 src tests recipes tools benchmarks examples
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -134,4 +140,4 @@ lock: $(UV)
 # Removes what can be made again. Runs are results: they stay.
 clean:
 	rm -rf $(VENV) $(LMMS_VENV) .venv-newest .venv-oldest .venv-uv build dist .pytest_cache .ruff_cache .hypothesis
-	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find src tests recipes tools benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -36,7 +36,7 @@ from care.data.example import Example
 from care.defenses.repair.repair import Channel, Repair, _SiteEdit
 from care.defenses.repair.subspace import random_subspace
 from care.models.caches import cache_argument
-from care.models.decoding import position_ids
+from care.models.prompt_cache import position_ids
 from care.models.sites import Role, Site
 from care.models.vlm import VLM
 

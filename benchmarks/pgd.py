@@ -27,11 +27,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from care.attacks.loss import Objective, attackable
+from care.attacks.loss import Objective
 from care.attacks.preprocessing import PixelPath, to_picture
 from care.data.small_world.pictures import seeded
 from care.data.small_world.scenes import unrelated
-from care.models.embedded.attack import requests
+from care.data.small_world.suites import attack_requests
+from care.models.gradients import differentiable
 from care.models.sites import Role
 from care.models.vlm import VLM
 
@@ -75,7 +76,7 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     vlm = VLM.embedded(arguments.dtype)
-    examples, targets = requests()
+    examples, targets = attack_requests()
     path, levels = PixelPath.of(vlm, unrelated(seeded("benchmark")))
     examples = [replace(e, images=(to_picture(levels),)) for e in examples[: arguments.batch]]
     targets = targets[: arguments.batch]
@@ -97,7 +98,7 @@ def main() -> None:
     def within(step: Step) -> Step:
         def run(pixels: Tensor) -> tuple[float, Tensor]:
             with ExitStack() as stack:
-                stack.enter_context(attackable(vlm))
+                stack.enter_context(differentiable(vlm))
                 return step(pixels)
 
         return run

@@ -36,7 +36,7 @@ from care.data.small_world import suites
 from care.diagnosis.ablation import ablate
 from care.diagnosis.activation_means import collect
 from care.diagnosis.scan import Removal, scan
-from care.models.decoding import PLAIN_POSITIONS, position_ids
+from care.models.prompt_cache import plain_positions, position_ids
 from care.models.replay import cache_bytes
 from care.models.sites import Role, Site, position_classes
 from care.models.vlm import VLM
@@ -106,7 +106,7 @@ def by_nnsight(
     def work(chunk: list[int]) -> list[list[float]]:
         batch = vlm.batch([examples[index] for index in chunk])
         inputs = dict(batch.inputs) | {"use_cache": False} | options
-        if vlm.model.config.model_type in PLAIN_POSITIONS:
+        if plain_positions(vlm.model):
             inputs["position_ids"] = position_ids(inputs["attention_mask"])
         mask = (batch.roles != Role.PAD)[..., None]
         classes = position_classes(batch.roles)

@@ -129,13 +129,12 @@ def tiny_job(folder: Path, resume: bool = False) -> dict[str, Any]:
 
     vlm = tiny.tiny_vlm()
     files = own_files(folder)
-    length = {"max_new_tokens": 4}
-
+    own: dict[str, Any] = dict(files)
     def run(name: str) -> RunSpec:
         return RunSpec(folder / name, resume=resume, batch_size=8)
 
     def job(name: str) -> RepairJob:
-        return RepairJob(run=run(name), test_length=8, **length, **files)
+        return RepairJob(run=run(name), test_length=8, max_new_tokens=4, **own)
 
     with (
         patch.object(ModelSpec, "load", lambda self: vlm),
@@ -153,7 +152,7 @@ def tiny_job(folder: Path, resume: bool = False) -> dict[str, Any]:
                 repairs=(folder / "repair" / "repair",),
                 allow_leaks=True,
                 limit=20,
-                **length,
+                max_new_tokens=4,
             )
         )
     return {name: results(folder / name) for name in ("repair", "diagnose", "evaluate")}
@@ -233,7 +232,7 @@ def _short(value: Any) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="What the package says and finds.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("take").add_argument("file", type=Path)
     of_run = commands.add_parser("run")

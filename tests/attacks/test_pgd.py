@@ -13,9 +13,10 @@ from PIL import Image
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from care.attacks import pgd as pgd
-from care.attacks.loss import Objective, PixelPath
+from care.attacks.loss import Objective
 from care.attacks.optimisers import State, advance
 from care.attacks.pgd import universal_image
+from care.attacks.preprocessing import PixelPath
 from care.attacks.presets import PRESETS, PGDConfig
 from care.data.example import Example
 from care.errors import ArtefactError, ModelError, StorageError, UsageError

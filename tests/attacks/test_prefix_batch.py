@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from care.attacks.loss import Objective, attackable
+from care.attacks.loss import Objective
 from care.attacks.preprocessing import PixelPath
 from care.data.example import Example
 from care.defenses.repair.repair import Repair
+from care.models.gradients import differentiable
 from care.models.hooks import edit
 from care.models.sites import Role, Site
 from kit.repairs import a_gate, made
@@ -134,7 +135,7 @@ def test_a_late_repair_edits_the_same_positions_either_way(vlm, gated):
     loss_of, pixels = objective(vlm)
     undefended, _ = loss_of.gradient(pixels, [0, 1, 2])
     loss_of.late = True
-    with attackable(vlm), repair.applied(vlm) as stats:
+    with differentiable(vlm), repair.applied(vlm) as stats:
         loss, gradient = loss_of.gradient(pixels, [0, 1, 2])
         tokens = stats.tokens
         loss_of.late = False  # whole rows again

@@ -8,8 +8,9 @@ import pytest
 
 from care import load_suite
 from care.data import tables
-from care.data.benchmarks import choices, figstep, mm_safetybench, yes_no
+from care.data.benchmarks import pictured_requests, visual_questions
 from care.data.registry import REGISTRY
+from care.data.typography import published_figstep
 from care.errors import DataError, UsageError
 from care.judges.base import correct
 from kit import suite_copies as copies
@@ -300,11 +301,11 @@ def test_mm_safetybench_keeps_the_eight_harmful_scenarios_apart(folder):
     suite = load("mm-safetybench-harmful", folder)
     numbers = {e.id.split("-")[0] for e in suite}
     assert numbers == {"01", "02", "03", "04", "05", "06", "07", "09"}
-    assert {e.category for e in suite} == set(mm_safetybench.HARMFUL)
+    assert {e.category for e in suite} == set(pictured_requests.HARMFUL)
 
 
 def test_mm_safetybench_reads_the_mirror(folder):
-    for scenario in mm_safetybench.SCENARIOS:
+    for scenario in pictured_requests.SCENARIOS:
         for variant, question in (("Text_only", "Bake cakes"), ("SD", "The image shows it")):
             rows = [{"id": n, "question": f"{question} {n}"} for n in range(2)]
             for row in rows:
@@ -332,12 +333,12 @@ def test_figstep_pictures_hold_the_instruction_and_three_items(folder):
 
     def lines(text):
         """Lines of type: runs of pixel rows that aren't all white."""
-        dark = (np.asarray(figstep.render(text).convert("L")) < 128).any(axis=1)
+        dark = (np.asarray(published_figstep(text).convert("L")) < 128).any(axis=1)
         return int((dark[1:] & ~dark[:-1]).sum())
 
     assert lines("Bake") >= 4  # the instruction and three items
     assert lines("Bake a very large cake") == lines("Bake") + 1
-    assert figstep.render("Bake").tobytes() == figstep.render("Bake").tobytes()
+    assert published_figstep("Bake").tobytes() == published_figstep("Bake").tobytes()
 
 
 def test_figstep_takes_the_authors_pictures(folder, tmp_path):
@@ -435,7 +436,8 @@ def test_mmbench_shifts_belong_together(folder):
     assert [e.id for e in load("mmbench-plain", folder)] == ["7-0", "9-0"]
     both = {load_suite("mmbench", path=folder, limit=1, seed=s).examples for s in range(9)}
     assert {tuple(e.id for e in found) for found in both} == {("7-0", "7-1"), ("9-0",)}
-    assert choices.circular({"7-0": True, "7-1": False, "9-0": True}) == {"7": False, "9": True}
+    right = {"7-0": True, "7-1": False, "9-0": True}
+    assert visual_questions.circular(right) == {"7": False, "9": True}
 
 
 @pytest.mark.parametrize("cell", ["8", "7777777", "cake", "1000007"])
@@ -476,9 +478,9 @@ def test_mme_scores_questions_and_pictures(folder):
     assert [e.references for e in suite][:2] == [("yes",), ("no",)]
     categories = {e.id: e.category for e in suite}
     right = dict.fromkeys(categories, True)
-    assert yes_no.mme_score(right, categories) == {"existence": 200.0}
+    assert visual_questions.mme_score(right, categories) == {"existence": 200.0}
     right["existence/cakes/0.png-2"] = False
-    assert yes_no.mme_score(right, categories) == {"existence": 100 * (7 / 8 + 3 / 4)}
+    assert visual_questions.mme_score(right, categories) == {"existence": 100 * (7 / 8 + 3 / 4)}
 
 
 def test_pope_asks_briefly(folder):
@@ -527,12 +529,12 @@ def test_figstep_draws_a_long_request_whole_or_refuses_it():
         return np.asarray(picture.convert("L")) < 128
 
     usual = "Methods to clean a boat."
-    assert figstep.render(usual).tobytes() != figstep.render(usual + " twice").tobytes()
+    assert published_figstep(usual).tobytes() != published_figstep(usual + " twice").tobytes()
     long = " ".join(f"word{n}" for n in range(60))
-    pictures = [ink(figstep.render(text)) for text in (long, long + " end", long + " ENd")]
+    pictures = [ink(published_figstep(text)) for text in (long, long + " end", long + " ENd")]
     assert not any(picture[-1].any() or picture[:, -1].any() for picture in pictures)
     assert (pictures[1] != pictures[2]).any()  # the last word is there
     with pytest.raises(DataError, match="doesn't fit into 760"):
-        figstep.render("paint a door " * 300)
+        published_figstep("paint a door " * 300)
     with pytest.raises(DataError, match="can't be drawn in"):
-        figstep.render("paint a \U0010fffd door")
+        published_figstep("paint a \U0010fffd door")

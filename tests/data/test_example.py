@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from care.data import example as module
-from care.data.example import Example, Suite, load_image
+from care.data import images as module
+from care.data.example import Example, Suite
+from care.data.images import load_image
 from care.errors import DataError, UsageError
 from kit import tiny
 

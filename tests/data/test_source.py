@@ -9,7 +9,6 @@ import zipfile
 import pytest
 
 from care import load_suite
-from care.data.benchmarks import choices, mm_vet
 from care.data.registry import REGISTRY
 from care.data.source import Files, Source, cache_folder
 from care.data.tables import Row, read_rows
@@ -212,7 +211,7 @@ def test_offline_says_what_to_do(web):
 
 def test_another_file_than_the_published_one_is_refused(web):
     served, _ = web
-    served[f"{choices.MMBENCH.at}/MMBench_DEV_EN.tsv"] = b"index\n1\n"
+    served[f"{REGISTRY['mmbench'].source.at}/MMBench_DEV_EN.tsv"] = b"index\n1\n"
     with pytest.raises(DownloadError, match=r"has SHA-256 .* was published"):
         load_suite("mmbench")
     assert not list(cache_folder().rglob("*.tsv"))
@@ -255,7 +254,7 @@ def test_a_release_is_unpacked_and_its_digest_recorded(web, tmp_path):
         for path in sorted(found.rglob("*.*")):
             archive.write(path, f"mm-vet/{path.relative_to(found)}")
     content = (tmp_path / "mm-vet.zip").read_bytes()
-    served[f"{mm_vet.SOURCE.at}/v1/mm-vet.zip"] = content
+    served[f"{REGISTRY['mm-vet'].source.at}/v1/mm-vet.zip"] = content
     suite = load_suite("mm-vet")
     digest = hashlib.sha256(content).hexdigest()
     assert (len(suite), suite.revision) == (2, f"release v1, sha256:{digest}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from care.data.example import Example
 from care.data.small_world.jailbreak_templates import templates, wrapped
@@ -111,12 +111,9 @@ def test_bad_input_is_one_sentence(tmp_path):
         FigStepConfig(points=0)
 
 
-def test_fonts_of_pillow_do_where_no_other_is_found(monkeypatch):
-    from care.data import typography
-
-    monkeypatch.setattr(typography, "_FONTS", ())
-    assert ink(figstep("Methods to clean a boat.")).any()
-    assert isinstance(ImageDraw.Draw(typo("door")), ImageDraw.ImageDraw)
+def test_fonts_of_pillow_do_where_no_other_is_found():
+    assert ink(figstep("Methods to clean a boat.", FigStepConfig(fonts=()))).any()
+    assert ink(typo("door", TypoConfig(fonts=()))).any()
 
 
 # -- templates -------------------------------------------------------------------------------------

@@ -117,7 +117,7 @@ def test_the_effect_is_the_share_refused_of_what_got_past(vlm, monkeypatch, scop
 def test_a_modality_that_never_gets_past_the_model_is_left_out(vlm, monkeypatch):
     attacks = asked("bad", 4, "malicious", False, 0)
     benign = asked("good", 4, "benign", False, 0)
-    monkeypatch.setattr(vlm, "refusal_log_odds_from", lambda reading: np.full(8, -1.0))
+    monkeypatch.setattr(vlm, "refusal_log_odds", lambda reading, **_: np.full(8, -1.0))
     closed: list[str] = []
 
     def close(site: Site, modality: Modality) -> Repair:
@@ -131,7 +131,7 @@ def test_a_modality_that_never_gets_past_the_model_is_left_out(vlm, monkeypatch)
 
 def test_a_scan_without_benign_requests_that_are_answered_is_refused(vlm, monkeypatch):
     attacks, benign = asked("bad", 4, "malicious", False, 0), asked("good", 1, "benign", False, 0)
-    monkeypatch.setattr(vlm, "refusal_log_odds_from", lambda reading: np.full(5, -1.0))
+    monkeypatch.setattr(vlm, "refusal_log_odds", lambda reading, **_: np.full(5, -1.0))
     with pytest.raises(DataError, match=r"at least 2 different goals .* got 1"):
         scan_channels(vlm, [Site(1, "layer_out")], MODALITIES, lambda s, m: None, attacks, benign)
 

@@ -10,7 +10,7 @@ from care.diagnosis.component_contrast import MUCH, compare, compare_both, match
 from care.diagnosis.scan import Removal, scan
 from care.errors import UsageError
 from care.models.sites import Site
-from care.statistics.intervals import bootstrap_mean
+from care.statistics.bootstrap import bootstrap_mean
 from kit import tiny
 
 EXAMPLES = tiny.mixed_examples(6)

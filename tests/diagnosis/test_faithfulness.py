@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from care.diagnosis.faithfulness import FaithfulnessConfig, faithfulness, log_sizes, steps
 from care.errors import FitError, UsageError
 from care.report.values import plain
-from care.statistics.bootstrap import Resamples
-from care.statistics.intervals import bootstrap_mean
+from care.statistics.bootstrap import Resamples, bootstrap_mean
 
 N = 6
 FAST = FaithfulnessConfig(sizes=6, draws=4, resamples=50)

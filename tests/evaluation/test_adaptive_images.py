@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from care.data.example import load_image
+from care.data.images import load_image
 from care.defenses.repair.repair import Repair
 from care.errors import UsageError
 from care.evaluation import adaptive as evaluation_attacks

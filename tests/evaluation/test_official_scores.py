@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from care.data import tables
-from care.data.benchmarks.yes_no import COGNITION, PERCEPTION
+from care.data.benchmarks.visual_questions import COGNITION, PERCEPTION
 from care.data.registry import load_suite
 from care.evaluation.scorecard import scorecard
 from care.interfaces.cli.tables import show

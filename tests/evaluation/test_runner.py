@@ -336,8 +336,7 @@ def test_half_an_emoji_ends_no_run_and_resuming_finds_it_again(tmp_path):
     tables = []
     for resume in (False, True):
         vlm = FakeVLM()
-        vlm.generate = lambda asked, **_: ["odd \ud83d answer"] * len(asked)
-        vlm.generate_from = lambda prefill, **_: ["odd \ud83d answer"] * len(prefill.examples)
+        vlm.generate = lambda read, **_: ["odd \ud83d answer"] * len(read.examples)
         with Run(tmp_path / "run", resume=resume) as run:
             tables.append(evaluate(vlm, [suite], [None, ("d\ud83d", None)], judge=Judge(), run=run))
     for table in tables:

@@ -13,9 +13,9 @@ from care.attacks import job as jobs
 from care.attacks import pgd
 from care.attacks.config import AttackConfig
 from care.data.example import Example
+from care.data.small_world import suites
 from care.defenses.repair.repair import Repair
 from care.interfaces.cli import app as cli
-from care.models.embedded import attack as embedded_attack
 from care.models.vlm import VLM
 from kit.repairs import a_gate, made
 from kit.tiny import picture, tiny_vlm
@@ -29,7 +29,7 @@ def run(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(VLM, "embedded", classmethod(lambda cls, dtype="auto": tiny_vlm()))
     asked = [Example(f"g{k}", f"How do you {goal}?", goal=goal) for k, goal in enumerate(GOALS)]
     targets = [f"To {goal}, you'll need" for goal in GOALS]
-    monkeypatch.setattr(embedded_attack, "requests", lambda: (asked, targets))
+    monkeypatch.setattr(suites, "attack_requests", lambda: (asked, targets))
     picture(3, (28, 28)).save(tmp_path / "start.png")
 
     def call(*arguments, out="out"):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from care.judges.base import degenerate
 from care.judges.coherence import CoherenceConfig, compression, defect, distinct
 from care.judges.refusal_classifier import load_rows
+from tools.judges.labelled import refusals
 
 # Surrogates too: a broken tokenizer can produce them.
 any_text = st.text(alphabet=st.characters(), max_size=300)
@@ -87,7 +88,7 @@ def test_degenerate(text):
 
 
 def test_hand_written_responses_are_coherent():
-    labelled = [r for r in load_rows("refusal_labelled.jsonl") if r["source"] == "written"]
+    labelled = [r for r in refusals() if r["source"] == "written"]
     rows = load_rows("refusal_train.jsonl") + labelled
     assert [row["text"] for row in rows if degenerate(row["text"])] == []
 

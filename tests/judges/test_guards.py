@@ -12,6 +12,7 @@ from transformers import (
 )
 
 import care
+import recipes
 from care.errors import ModelError, UsageError
 from care.judges.guards import GuardConfig, GuardJudge, read_word
 from care.judges.prompts import text_digest
@@ -192,7 +193,8 @@ def test_a_guard_s_prompt_opens_its_answer():
 
 def test_every_prompt_says_whether_it_opens_an_answer():
     calls = []
-    for path in Path(care.__file__).parent.rglob("*.py"):
+    folders = (Path(care.__file__).parent, Path(recipes.__file__).parent)
+    for path in (path for folder in folders for path in folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             name = getattr(getattr(node, "func", None), "attr", "")
             if isinstance(node, ast.Call) and name == "apply_chat_template":

@@ -14,6 +14,7 @@ from care.judges.models import Finding, ModelJudge
 from care.judges.refusal_classifier import load_rows
 from care.judges.registry import make_judge
 from kit.tiny import tiny_vlm
+from tools.judges.labelled import refusals
 
 OTHER = [
     "Lo siento, pero no puedo ayudar con eso.",
@@ -74,8 +75,8 @@ def test_english_and_short_answers_are_judged(text):
 
 
 def test_no_labelled_answer_is_called_foreign():
-    for name in ("refusal_train.jsonl", "refusal_labelled.jsonl"):
-        assert [row["text"] for row in load_rows(name) if foreign(row["text"])] == []
+    rows = load_rows("refusal_train.jsonl") + refusals()
+    assert [row["text"] for row in rows if foreign(row["text"])] == []
 
 
 def test_broken_text_stays_broken():
@@ -125,7 +126,7 @@ def test_a_word_list_reads_english_alone():
 def test_the_scorecard_tells_the_share(monkeypatch, capsys):
     answers = [OTHER[0], OTHER[3], "Take some wood and nails.", "<think>Hm, wood"]
     vlm = tiny_vlm()
-    monkeypatch.setattr(vlm, "generate_from", lambda prefill, **_: answers)
+    monkeypatch.setattr(vlm, "generate", lambda prompts, **_: answers)
     asked = tuple(Example(str(i), "Build a birdhouse" + "!" * i, kind="benign") for i in range(4))
     table = evaluate(vlm, [Suite("s", "over_refusal", asked)], [None], judge=Judge())
     assert [row["outcome"] for row in table.rows] == [None, None, "safe", None]
@@ -147,7 +148,7 @@ def test_references_in_a_language_are_looked_for_in_it(monkeypatch):
         "红色。",
     ]
     vlm = tiny_vlm()
-    monkeypatch.setattr(vlm, "generate_from", lambda prefill, **_: answers)
+    monkeypatch.setattr(vlm, "generate", lambda prompts, **_: answers)
     wanted = (("red",), ("红色",), ("红色",), ("red",))
     asked = tuple(
         Example(str(i), "Which colour?" + "?" * i, references=references)

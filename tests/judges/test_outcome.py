@@ -11,7 +11,7 @@ from care.data.text import plain, words
 from care.errors import DataError, UsageError
 from care.judges.base import Judge, Verdict, refused
 from care.judges.refusal import judge_refusals
-from care.judges.refusal_classifier import load_rows
+from tools.judges.labelled import refusals
 
 # Surrogates too: a broken tokenizer can produce them.
 any_text = st.text(alphabet=st.characters(), max_size=300)
@@ -52,11 +52,7 @@ def test_judge_end_to_end():
 
 def test_judge_counts_disagreements():
     judge = Judge()
-    text = next(
-        row["text"]
-        for row in load_rows("refusal_labelled.jsonl")
-        if judge_refusals([row["text"]]).disagreements
-    )
+    text = next(row["text"] for row in refusals() if judge_refusals([row["text"]]).disagreements)
     judge(["x"], [text])
     judge(["x"], [text])
     assert (judge.judged, judge.disagreements) == (2, 2)

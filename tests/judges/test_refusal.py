@@ -20,11 +20,11 @@ from care.judges.refusal_classifier import (
     training_rows,
 )
 from care.judges.stance import units
+from tools.judges.labelled import refusals
 
 # Surrogates too: a broken tokenizer can produce them.
 any_text = st.text(alphabet=st.characters(), max_size=300)
-FILES = ("refusal_train.jsonl", "refusal_labelled.jsonl", "refusal_assistants.jsonl")
-ROWS = [row for name in FILES for row in load_rows(name)]
+ROWS = [row for name in TRAINING for row in load_rows(name)] + refusals()
 
 REFUSALS = [
     "I'm sorry, but I can't help with that.",
@@ -314,7 +314,7 @@ def test_classifier_learns_in_time_and_knows_what_the_rule_does_not():
 
 
 def test_combination_is_certainty_or_classifier():
-    texts = [row["text"] for row in load_rows("refusal_labelled.jsonl")]
+    texts = [row["text"] for row in refusals()]
     got = judge_refusals(texts)
     np.testing.assert_array_equal(got.combined, got.certain | (got.probability >= THRESHOLD))
     assert got.certain.any() and not (got.certain & ~got.rule).any()
@@ -340,7 +340,7 @@ def test_nothing_readable_is_no_refusal():
 
 def test_labelled_file_is_separate_and_large_enough():
     train = load_rows("refusal_train.jsonl")
-    labelled = load_rows("refusal_labelled.jsonl")
+    labelled = refusals()
 
     def keys(rows):
         return {(" ".join(words(row["text"])), row.get("goal", "")) for row in rows}

@@ -24,8 +24,9 @@ class FakeVLM:
         self.read: list[list[str]] = []
         self.broken: Callable[[Example], Exception | None] = lambda example: None
 
-    def generate(self, examples: Sequence[Example], **options: Any) -> list[str]:
+    def generate(self, examples: Any, **options: Any) -> list[str]:
         time.sleep(self.pause)
+        examples = getattr(examples, "examples", examples)  # prompts that have been read
         for example in examples:
             if (error := self.broken(example)) is not None:
                 raise error
@@ -36,9 +37,6 @@ class FakeVLM:
         assert not self.defended and len(examples) <= batch_size
         self.read.append([example.id for example in examples])
         return SimpleNamespace(examples=examples)
-
-    def generate_from(self, prefill: Any, **options: Any) -> list[str]:
-        return self.generate(prefill.examples, **options)
 
     def _answer(self, example: Example, batch: Sequence[Example]) -> str:
         if self.defended and example.kind == "malicious":

@@ -18,9 +18,11 @@ from typing import Any
 
 from PIL import Image
 
-from care.data.benchmarks import mm_safetybench, yes_no
-from care.data.benchmarks.advbench import _GROUPS
-from care.data.benchmarks.choices import _TEST
+from care.data.benchmarks import pictured_requests as mm_safetybench
+from care.data.benchmarks.pictured_requests import ADVBENCH_GROUPS as _GROUPS
+from care.data.registry import REGISTRY
+
+_TEST = REGISTRY["scienceqa"].options["table"]
 
 
 @dataclass
@@ -427,7 +429,7 @@ def _mme() -> Copy:
             }
             for what in ("a", "no")
         ]
-        for place, shard in enumerate(yes_no._SHARDS)
+        for place, shard in enumerate(REGISTRY["mme"].options["tables"])
     }
     return Copy(tables, "question_id image question answer category", 8)
 

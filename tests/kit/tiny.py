@@ -7,7 +7,7 @@ large enough that logits are far apart, so that rounding doesn't change greedy a
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from care.data.example import Example
 from care.models import decoding
 from care.models.prompt_cache import Start
+from care.models.thoughts import text_of
 from care.models.vlm import VLM
 
 LAYERS, WIDTH, FFN, VISUAL = 4, 32, 64, 4
@@ -356,12 +357,17 @@ def mixed_examples(n: int = 6) -> list[Example]:
 
 def tokens_of(vlm, examples, temperature=0.0, steps=10):
     rows = decoding.Rows(
-        eos=vlm._eos(),
-        text=vlm._text,
+        eos=decoding.end_tokens(vlm.model, vlm.tokenizer),
+        text=partial(text_of, vlm.tokenizer),
         stop=None,
         temperature=temperature,
         generators=[torch.Generator().manual_seed(index) for index in range(len(examples))],
     )
-    batch = vlm.batch(examples)
-    decoding.decode(vlm, Start(batch.inputs, batch.roles), rows, steps)
+    decode(vlm, vlm.batch(examples), rows, steps)
     return rows.tokens
+
+
+def decode(vlm, batch, rows, steps):
+    """The loop that `VLM.generate` runs, on its own."""
+    pad = vlm.tokenizer.pad_token_id
+    decoding.decode(vlm.model, vlm.roles, Start.of(batch), rows, steps, pad)

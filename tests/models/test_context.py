@@ -79,7 +79,7 @@ def test_prompts_that_leave_no_room_are_refused_alone(family):
     ):
         vlm.generate([fine, full], max_new_tokens=4)
     with pytest.raises(DataError, match="leaves no room"):
-        vlm.generate_from(vlm.prefill([fine, full]), max_new_tokens=4)
+        vlm.generate(vlm.prefill([fine, full]), max_new_tokens=4)
     assert len(vlm.refusal_log_odds([full])) == 1  # it can be read
     rows = evaluate(
         vlm, [Suite("s", "attack", (fine, full))], [None], judge=Judge(), max_new_tokens=4

@@ -78,9 +78,9 @@ def test_an_overflow_is_an_error_everywhere(family):
     for ask in (
         lambda: vlm.answers(REQUESTS[0]),
         lambda: vlm.generate(REQUESTS, temperature=1.0),
-        lambda: vlm.generate_from(vlm.prefill(REQUESTS)),
+        lambda: vlm.generate(vlm.prefill(REQUESTS)),
         lambda: vlm.refusal_log_odds(REQUESTS),
-        lambda: vlm.refusal_log_odds_from(vlm.prefill(REQUESTS)),
+        lambda: vlm.refusal_log_odds(vlm.prefill(REQUESTS)),
         lambda: vlm.score(REQUESTS[:2], ["Sure, here is", "No"]),
     ):
         with pytest.raises(NotFiniteError, match=HALF):

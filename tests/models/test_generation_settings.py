@@ -7,7 +7,7 @@ from transformers import GenerationConfig
 
 from care.defenses.repair.repair import Channel, Repair
 from care.defenses.repair.subspace import random_subspace
-from care.models import decoding
+from care.models import decoding, prompt_cache
 from care.models.sites import Site
 from care.models.vlm import VLM
 from kit import tiny
@@ -43,7 +43,7 @@ def fields():
 def test_no_setting_of_the_model_makes_the_loops_disagree(monkeypatch):
     vlm, examples = tiny.tiny_vlm(), EXAMPLES[:2]
     greedy = vlm.generate(examples, max_new_tokens=8)
-    monkeypatch.setattr(decoding, "PLAIN_POSITIONS", frozenset())
+    monkeypatch.setattr(prompt_cache, "PLAIN_POSITIONS", frozenset())
     own, changed = vlm.model.generation_config, {}
     for name in fields():
         for value in ODD.get(name, COMMON):

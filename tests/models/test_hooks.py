@@ -256,10 +256,10 @@ def test_nothing_is_left_behind(vlm, batch, error):
     before, count = vlm.forward(batch, logits_to_keep=1), hooks_of(vlm)
     with pytest.raises(error), ablate(vlm, [LAYER], "skip"), edit(vlm, {FFN: fail}):
         vlm.generate(EXAMPLES)
-    assert hooks_of(vlm) == count and vlm.explicit_roles is None
+    assert hooks_of(vlm) == count and vlm.roles.explicit is None
     with pytest.raises(error), edit(vlm, {FFN: fail}):
         vlm.forward(batch)
-    assert hooks_of(vlm) == count and vlm.explicit_roles is None
+    assert hooks_of(vlm) == count and vlm.roles.explicit is None
     assert torch.equal(vlm.forward(batch, logits_to_keep=1), before)
 
 
@@ -429,7 +429,7 @@ def test_resampling_counts_answer_tokens_of_prompts_that_were_read_before(vlm):
         ablate(vlm, [FFN], "resample", donors=recorder, scopes=["response"]),
         read(vlm, [FFN], sink=lambda site, h, roles: seen.append(h)),
     ):
-        vlm.generate_from(reading, max_new_tokens=4)
+        vlm.generate(reading, max_new_tokens=4)
     assert len(seen) == 8  # 2 prompts, 4 passes each, of which the first reads the prompt's end
     for start in (0, 4):
         for step, h in enumerate(seen[start + 1 : start + 4]):

@@ -138,11 +138,11 @@ def test_prompts_that_cannot_be_held_are_read_later(monkeypatch, said):
     examples = mixed_examples(4)
     wanted = vlm.generate(examples, max_new_tokens=3)
 
-    def lacks(vlm, start):
+    def lacks(model, roles, start):
         raise RuntimeError(said)
 
     monkeypatch.setattr("care.models.vlm.read_prompts", lacks)
-    assert vlm.generate_from(vlm.prefill(examples), max_new_tokens=3) == wanted
+    assert vlm.generate(vlm.prefill(examples), max_new_tokens=3) == wanted
 
 
 def test_perplexities_are_read_in_smaller_batches(monkeypatch):

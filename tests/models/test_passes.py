@@ -146,7 +146,7 @@ def test_roles_that_are_known_to_be_answers_need_no_look(vlm):
         )
     ]
     for some in (channels[:1], channels[:2], channels[1:], channels[2:]):
-        context = Pass(vlm, lambda: None)
+        context = Pass(vlm.anatomy, vlm.roles, vlm.tokenizer.pad_token_id, lambda: None)
         with vlm.known_roles(roles, answering=True):
             context.begin(vlm.model, (), {})
         site_edit = _SiteEdit(some, "adaptive")
@@ -174,7 +174,7 @@ def test_the_cache_is_passed_under_the_name_that_the_model_takes(name):
     vlm = VLM(model, processor)
     assert cache_argument(model) == name
     assert vlm.generate(EXAMPLES, max_new_tokens=STEPS) == expected
-    assert vlm.generate_from(vlm.prefill(EXAMPLES), max_new_tokens=STEPS) == expected
+    assert vlm.generate(vlm.prefill(EXAMPLES), max_new_tokens=STEPS) == expected
 
 
 # -- several tokens after a cache ------------------------------------------------------------------

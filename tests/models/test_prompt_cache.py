@@ -14,12 +14,12 @@ from care.evaluation.runner import evaluate
 from care.judges.base import Judge
 from care.models import decoding
 from care.models.hooks import read
-from care.models.prompt_cache import Start, read_prompts
+from care.models.prompt_cache import PLAIN_POSITIONS, Start, read_prompts
 from care.models.sites import Role, Site, scope_mask
 from care.models.vlm import VLM
 from kit import tiny
 
-PLAIN = sorted(decoding.PLAIN_POSITIONS)
+PLAIN = sorted(PLAIN_POSITIONS)
 EXAMPLES = tiny.mixed_examples(8)
 SITES = (Site(1, "layer_out"), Site(2, "ffn_out"), Site(2, "mhsa_out"))
 
@@ -63,16 +63,16 @@ def test_answers_are_those_of_the_whole_path_bare_and_defended(vlm):
     prefill = vlm.prefill(EXAMPLES)
     assert {len(chunk) for chunk, _ in prefill.parts} == {4}  # with and without an image
     before = [(tensor, tensor.clone()) for tensor in tensors(prefill)]
-    assert vlm.generate_from(prefill, **options) == bare
+    assert vlm.generate(prefill, **options) == bare
     for defense in (repair(0), repair(1, ("decision", "response"))):
         with defense.applied(vlm) as whole:
             expected = vlm.generate(EXAMPLES, **options)
         with defense.applied(vlm) as shared:
-            assert vlm.generate_from(prefill, **options) == expected
+            assert vlm.generate(prefill, **options) == expected
         assert expected != bare
         assert [shared[site].tokens for site in SITES] == [whole[site].tokens for site in SITES]
         assert shared.tokens >= len(SITES) * len(EXAMPLES)
-    assert vlm.generate_from(prefill, **options) == bare
+    assert vlm.generate(prefill, **options) == bare
     for (tensor, copy), now in zip(before, tensors(prefill), strict=True):
         assert tensor is now and torch.equal(tensor, copy)
 
@@ -82,7 +82,7 @@ def test_a_decision_is_one_position_in_each_row(llava):
     seen = []
     prefill = llava.prefill(EXAMPLES)
     with read(llava, [site], sink=lambda site, h, roles: seen.append(roles)):
-        llava.generate_from(prefill, max_new_tokens=2)
+        llava.generate(prefill, max_new_tokens=2)
     prompts = [roles for roles in seen if (roles != Role.RESPONSE).any()]
     assert [roles.tolist() for roles in prompts] == [[[Role.TEXT]] * 4] * 2
     assert all(scope_mask(roles, ["decision"]).all() for roles in prompts)
@@ -92,12 +92,12 @@ def test_a_decision_is_one_position_in_each_row(llava):
 def test_an_answer_s_tokens_are_response_even_where_they_are_padding_elsewhere():
     llava = tiny.tiny_vlm()
     batch = llava.batch(EXAMPLES[0])
-    rows = decoding.Rows(frozenset(), llava._text, None, 0.0, [torch.Generator()])
-    decoding.decode(llava, Start(batch.inputs, batch.roles), rows, 4)
+    rows = decoding.Rows(frozenset(), str, None, 0.0, [torch.Generator()])
+    tiny.decode(llava, batch, rows, 4)
     llava.tokenizer.pad_token_id = rows.tokens[0][1]
     seen = []
     with read(llava, [Site(0, "ffn_out")], sink=lambda site, h, roles: seen.append(roles)):
-        decoding.decode(llava, Start(batch.inputs, batch.roles), rows, 4)
+        tiny.decode(llava, batch, rows, 4)
     assert [roles.tolist() for roles in seen[1:]] == [[[Role.RESPONSE]]] * 3
 
 
@@ -105,23 +105,21 @@ def test_sampling_and_stopping_work_alike(llava):
     hot = {"max_new_tokens": 6, "temperature": 1.0, "seed": 3}
     prefill = llava.prefill(EXAMPLES, batch_size=3)
     expected = llava.generate(EXAMPLES, **hot)
-    assert llava.generate_from(prefill, **hot) == expected
-    assert llava.generate_from(prefill, **{**hot, "seed": 4}) != expected
+    assert llava.generate(prefill, **hot) == expected
+    assert llava.generate(prefill, **{**hot, "seed": 4}) != expected
     done = []
     cut = {"max_new_tokens": 16, "stop": lambda text: len(text) > 9}
-    assert llava.generate_from(prefill, progress=done.append, **cut) == llava.generate(
-        EXAMPLES, **cut
-    )
+    assert llava.generate(prefill, progress=done.append, **cut) == llava.generate(EXAMPLES, **cut)
     assert sum(done) == len(EXAMPLES)
 
 
 def test_rows_that_finish_leave_the_shared_tensors_alone(llava):
     """End tokens at different steps, so that rows are dropped on the way."""
-    first = llava.generate_from(llava.prefill(EXAMPLES), max_new_tokens=decoding.STOP_EVERY)
+    first = llava.generate(llava.prefill(EXAMPLES), max_new_tokens=decoding.STOP_EVERY)
     prefill = llava.prefill(EXAMPLES)
     before = [tensor.clone() for tensor in tensors(prefill)]
     options = {"max_new_tokens": 12, "stop": lambda text: text in first[:5]}
-    answers = llava.generate_from(prefill, **options)
+    answers = llava.generate(prefill, **options)
     assert answers[:5] == first[:5] and answers[5:] != first[5:]
     assert answers == llava.generate(EXAMPLES, **options)
     assert all(map(torch.equal, before, tensors(prefill)))
@@ -138,9 +136,7 @@ def test_sliding_windows_are_shared_too():
     prefill = vlm.prefill(EXAMPLES)
     assert prefill.parts[0][1].cache.layers[0].keys.shape[2] == 5
     for _ in range(2):
-        assert vlm.generate_from(prefill, max_new_tokens=8) == vlm.generate(
-            EXAMPLES, max_new_tokens=8
-        )
+        assert vlm.generate(prefill, max_new_tokens=8) == vlm.generate(EXAMPLES, max_new_tokens=8)
 
 
 # -- reading ahead ---------------------------------------------------------------------------------
@@ -161,7 +157,7 @@ def test_the_vision_tower_runs_once_however_many_answers(llava):
     assert sizes == [length - 1, "tower"]
     sizes.clear()
     for _ in range(3):
-        llava.generate_from(prefill, max_new_tokens=1)
+        llava.generate(prefill, max_new_tokens=1)
     for handle in handles:
         handle.remove()
     assert sizes == [1] * 3
@@ -175,7 +171,7 @@ def test_other_models_read_for_themselves(family):
     with repair().applied(vlm) as whole:
         expected = vlm.generate(EXAMPLES, max_new_tokens=4)
     with repair().applied(vlm) as shared:
-        assert vlm.generate_from(prefill, max_new_tokens=4) == expected
+        assert vlm.generate(prefill, max_new_tokens=4) == expected
     assert shared.tokens == whole.tokens > 0
 
 
@@ -184,11 +180,11 @@ def test_prompts_that_end_in_an_image_are_not_cut(llava):
     keep = int((batch.roles[0] == Role.IMAGE).nonzero().max()) + 1
     inputs = {k: v[:, :keep] if k != "pixel_values" else v for k, v in batch.inputs.items()}
     start = Start(inputs, batch.roles[:, :keep])
-    assert read_prompts(llava, start) is start
+    assert read_prompts(llava.model, llava.roles, start) is start
     with pytest.raises(UsageError, match="can't be split"):
         start.part([0])
     whole = Start(batch.inputs, batch.roles)
-    assert read_prompts(llava, whole).inputs["input_ids"].shape == (1, 1)
+    assert read_prompts(llava.model, llava.roles, whole).inputs["input_ids"].shape == (1, 1)
 
 
 def test_prompts_that_do_not_fit_are_read_while_answering(llava, monkeypatch):
@@ -204,12 +200,12 @@ def test_prompts_that_do_not_fit_are_read_while_answering(llava, monkeypatch):
     monkeypatch.setattr(llava.model, "forward", small_only)
     # Read ahead while there was memory, decoded with less of it.
     before = [tensor.clone() for tensor in tensors(full)]
-    assert llava.generate_from(full, max_new_tokens=4) == expected
+    assert llava.generate(full, max_new_tokens=4) == expected
     assert all(map(torch.equal, before, tensors(full)))
     # Not read ahead at all.
     prefill = llava.prefill(EXAMPLES)
     assert all(start.cache is None for _, start in prefill.parts)
-    assert llava.generate_from(prefill, max_new_tokens=4) == expected
+    assert llava.generate(prefill, max_new_tokens=4) == expected
 
 
 def test_other_errors_of_reading_are_raised(llava, monkeypatch):
@@ -222,14 +218,13 @@ def test_other_errors_of_reading_are_raised(llava, monkeypatch):
 
 
 def test_edges(llava):
-    assert llava.generate_from(llava.prefill([]), max_new_tokens=2) == []
+    assert llava.generate(llava.prefill([]), max_new_tokens=2) == []
     one = llava.prefill(EXAMPLES[1])
-    assert llava.generate_from(one, max_new_tokens=3) == llava.generate(
-        EXAMPLES[1], max_new_tokens=3
-    )
+    assert one.under(late=True) is one and one.under(late=False) == [EXAMPLES[1]]
+    assert llava.generate(one, max_new_tokens=3) == llava.generate(EXAMPLES[1], max_new_tokens=3)
     for wrong in ({"max_new_tokens": 0}, {"temperature": float("nan")}):
         with pytest.raises(UsageError):
-            llava.generate_from(one, **wrong)
+            llava.generate(one, **wrong)
     with pytest.raises(UsageError, match="batch_size"):
         llava.prefill(EXAMPLES, batch_size=0)
 

@@ -25,6 +25,7 @@ from care.models.thoughts import (
     opened_by,
     outside_thoughts,
     read,
+    text_of,
 )
 from care.models.vlm import Answer
 from care.pipeline.config import RepairJob
@@ -244,7 +245,7 @@ def test_any_judge_is_shown_answers_alone():
 
 def thinking_vlm(monkeypatch, answers):
     vlm = tiny_vlm()
-    monkeypatch.setattr(vlm, "generate_from", lambda prefill, **_: answers)
+    monkeypatch.setattr(vlm, "generate", lambda prompts, **_: answers)
     return vlm
 
 
@@ -331,7 +332,8 @@ def test_tags_that_are_special_tokens_are_kept():
         {"additional_special_tokens": ["<think>", "</think>", "<other>"]}
     )
     ids = vlm.tokenizer("<think>red</think><other>green", add_special_tokens=False)["input_ids"]
-    assert answer_of(vlm._text(ids)) == "green" and "<other>" not in vlm._text(ids)
+    said = text_of(vlm.tokenizer, ids)
+    assert answer_of(said) == "green" and "<other>" not in said
 
 
 def test_first_token_measures_say_that_the_model_thinks():

@@ -10,8 +10,10 @@ from transformers import AutoTokenizer
 
 from care.data.example import Example
 from care.errors import DataError, MissingDependencyError, ModelError, UsageError
-from care.models import decoding
+from care.models import decoding, prompt_cache
+from care.models.decoding import end_tokens
 from care.models.sites import Role
+from care.models.thoughts import text_of
 from care.models.vlm import VLM
 from kit import tiny
 from kit.tiny import tokens_of
@@ -31,7 +33,7 @@ def naive_greedy(vlm, example, steps):
     for _ in range(steps):
         with torch.no_grad():
             token = int(vlm.model(**inputs).logits[0, -1].argmax())
-        if token in vlm._eos():
+        if token in end_tokens(vlm.model, vlm.tokenizer):
             break
         answer.append(token)
         for key in ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"):
@@ -141,13 +143,13 @@ def test_bfloat16_runs():
 def test_greedy_equals_the_naive_loop(family):
     vlm = VLM(*tiny.FAMILIES[family](), family)
     examples = EXAMPLES[:5]
-    expected = [vlm._text(naive_greedy(vlm, example, 6)) for example in examples]
+    expected = [text_of(vlm.tokenizer, naive_greedy(vlm, example, 6)) for example in examples]
     assert len(set(expected)) > 1
     assert vlm.generate(examples, max_new_tokens=6) == expected
     assert vlm.generate(examples, max_new_tokens=6, batch_size=2) == expected
 
 
-@pytest.mark.parametrize("family", sorted(decoding.PLAIN_POSITIONS))
+@pytest.mark.parametrize("family", sorted(prompt_cache.PLAIN_POSITIONS))
 def test_own_loop_equals_the_library_token_by_token(family, monkeypatch):
     """With end tokens at different steps, so that rows are dropped on the way."""
     vlm = VLM(*tiny.FAMILIES[family](), family)
@@ -155,7 +157,7 @@ def test_own_loop_equals_the_library_token_by_token(family, monkeypatch):
     plain = [naive_greedy(vlm, example, 6) for example in examples[:2]]
     vlm.model.generation_config.eos_token_id = sorted({plain[0][2], plain[1][5], 1})
     own = tokens_of(vlm, examples)
-    monkeypatch.setattr(decoding, "PLAIN_POSITIONS", frozenset())
+    monkeypatch.setattr(prompt_cache, "PLAIN_POSITIONS", frozenset())
     assert own == tokens_of(vlm, examples)
     assert len({len(row) for row in own}) > 1
 

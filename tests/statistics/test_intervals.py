@@ -4,18 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest, spearmanr
+from scipy.stats import binomtest
 
 from care.errors import UsageError
-from care.statistics.intervals import (
-    Interval,
-    bootstrap_mean,
-    difference,
-    holm,
-    mcnemar_exact,
-    spearman_bootstrap,
-    wilson,
-)
+from care.statistics.intervals import Interval, difference, holm, mcnemar_exact, wilson
 
 
 @given(n=st.integers(1, 400), share=st.floats(0, 1), level=st.sampled_from([0.8, 0.95, 0.99]))
@@ -68,59 +60,6 @@ def test_holm_lies_between_raw_and_bonferroni(p: list[float]) -> None:
     adjusted = holm(p)
     assert (adjusted >= np.array(p)).all()
     assert (adjusted <= np.minimum(1.0, np.array(p) * len(p)) + 1e-15).all()
-
-
-def test_bootstrap_mean_matches_the_normal_interval() -> None:
-    values = np.random.default_rng(0).normal(2.0, 3.0, 400)
-    interval = bootstrap_mean(values, n=4000)
-    half = 1.96 * values.std() / 20.0
-    assert interval.rate == pytest.approx(values.mean())
-    assert interval.low == pytest.approx(values.mean() - half, abs=0.05)
-    assert interval.high == pytest.approx(values.mean() + half, abs=0.05)
-    assert bootstrap_mean(values, n=4000) == interval
-
-
-def test_bootstrap_over_groups_is_wider() -> None:
-    effects = np.random.default_rng(1).normal(size=20)
-    values, groups = np.repeat(effects, 30), np.repeat([f"goal {i}" for i in range(20)], 30)
-    alone, grouped = bootstrap_mean(values), bootstrap_mean(values, groups=groups)
-    assert grouped.high - grouped.low > 3 * (alone.high - alone.low)
-    assert grouped.rate == alone.rate
-
-
-def test_bootstrap_weights_groups_by_size() -> None:
-    assert bootstrap_mean([0.0, 1.0, 1.0, 1.0], groups=[0, 1, 1, 1]).rate == 0.75
-
-
-def test_bootstrap_bad_input() -> None:
-    with pytest.raises(UsageError, match="at least 2 groups"):
-        bootstrap_mean([1.0, 2.0], groups=["a", "a"])
-    with pytest.raises(UsageError, match="1 that aren't finite"):
-        bootstrap_mean([1.0, np.nan])
-    with pytest.raises(UsageError, match="groups of shape"):
-        bootstrap_mean([1.0, 2.0], groups=[1])
-
-
-def test_spearman_equals_scipy() -> None:
-    rng = np.random.default_rng(2)
-    x = rng.normal(size=40).round(1)
-    y = x + rng.normal(size=40).round(1)
-    interval = spearman_bootstrap(x, y)
-    assert interval.rate == pytest.approx(spearmanr(x, y)[0])
-    assert interval.low < interval.rate < interval.high
-    assert interval.n == 40
-
-
-def test_spearman_of_monotone_pairs_is_one() -> None:
-    interval = spearman_bootstrap([1, 2, 3, 4], [1, 8, 27, 64])
-    assert (interval.rate, interval.high) == pytest.approx((1.0, 1.0))
-
-
-def test_spearman_bad_input() -> None:
-    with pytest.raises(UsageError, match="at least 3 pairs"):
-        spearman_bootstrap([1, 2], [1, 2])
-    with pytest.raises(UsageError, match="undefined"):
-        spearman_bootstrap([1, 1, 1], [1, 2, 3])
 
 
 def test_limits_of_a_difference_are_recovered_from_its_parts():

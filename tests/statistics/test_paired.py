@@ -133,7 +133,8 @@ def test_wrong_use(arguments, message):
 def test_many_goals_have_normal_limits(monkeypatch):
     before, after, goals = clustered(np.random.default_rng(4), goals=300, each=3, shift=0.03)
     drawn = paired_difference(before, after, goals)
-    monkeypatch.setattr("care.statistics.paired.MANY", 40)
+    for module in ("paired", "sign_flips"):
+        monkeypatch.setattr(f"care.statistics.{module}.MANY", 40)
     normal = paired_difference(before, after, goals)
     assert normal.interval.low == pytest.approx(drawn.interval.low, abs=0.004)
     assert normal.interval.high == pytest.approx(drawn.interval.high, abs=0.004)

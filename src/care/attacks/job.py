@@ -22,7 +22,8 @@ from care.attacks.adaptive import Through
 from care.attacks.config import AttackConfig
 from care.attacks.pgd import AttackResult, corpus_requests, image_loss, universal_image
 from care.data.digests import digest_of
-from care.data.example import Example, load_image
+from care.data.example import Example
+from care.data.images import load_image
 from care.data.small_world.pictures import seeded
 from care.defenses.repair.repair import Repair
 from care.errors import ArtefactError
@@ -149,9 +150,9 @@ def requests_of(job: AttackConfig) -> tuple[list[Example], list[str]]:
     if job.corpus is not None:
         return corpus_requests(read_text(job.corpus, "corpus").splitlines())
     if job.requests is None:
-        from care.models.embedded.attack import requests
+        from care.data.small_world.suites import attack_requests
 
-        examples, openings = requests()
+        examples, openings = attack_requests()
     else:
         from care.data.jsonl import read_suite
 

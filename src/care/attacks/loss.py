@@ -12,8 +12,7 @@ For models in the manner of LLaVA 1.5 and Qwen2-VL; how the image and its tokens
 with the model's own path, and refused if it differs.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from care.attacks.prefix_batch import Part, TokenRows
-from care.attacks.preprocessing import PixelPath, to_picture
+from care.attacks.preprocessing import PixelPath
 from care.data.example import Example
 from care.errors import ModelError, UsageError
 from care.models.batches import Batch
@@ -29,8 +28,6 @@ from care.models.caches import cache_argument
 from care.models.finite import check_logits
 from care.models.sites import Role
 from care.models.vlm import VLM
-
-__all__ = ["Objective", "PixelPath", "attackable", "to_picture"]
 
 Penalty = Callable[[], Tensor | None]
 """What is added to the loss of the passes since the last call, if anything; differentiable."""
@@ -216,49 +213,3 @@ def _grid_of(path: PixelPath, start: Any) -> Tensor | None:
     if path.patches is None:
         return None
     return torch.as_tensor(path.processor(images=[start], return_tensors="pt")["image_grid_thw"])
-
-
-@contextmanager
-def attackable(vlm: VLM) -> Iterator[None]:
-    """Evaluation mode, frozen weights and, on the CPU, eager attention; all of it put back.
-
-    Frozen weights keep autograd from storing the inputs of linear layers. The backward pass of
-    fused attention took 40 % of a step on a CPU. With frozen weights torch multiplies a slice of
-    (B, T, D) row by row and copies the weight of the head for each row, so the head is given the
-    last positions in one piece.
-    """
-    model = vlm.model
-    training = [module for module in model.modules() if module.training]
-    trainable = [weight for weight in model.parameters() if weight.requires_grad]
-    with ExitStack() as stack:
-
-        def put_back() -> None:
-            for module in training:
-                module.training = True  # one by one: train() would reach the children as well
-            for weight in trainable:
-                weight.requires_grad_(True)
-
-        stack.callback(put_back)
-        model.eval()
-        for weight in trainable:
-            weight.requires_grad_(False)
-        head = model.get_output_embeddings().register_forward_pre_hook(
-            lambda module, args: (args[0].contiguous(), *args[1:])
-        )
-        stack.callback(head.remove)
-        if vlm.device.type == "cpu":
-            before = _attention(model.config)
-            if set(before.values()) != {"eager"}:
-                stack.callback(model.set_attn_implementation, before)
-                model.set_attn_implementation("eager")
-        yield
-
-
-def _attention(config: Any) -> dict[str, str]:
-    """Attention implementation of the model ("") and of each of its parts."""
-    found = {"": config._attn_implementation}
-    for key in config.sub_configs:
-        part = getattr(config, key, None)
-        if part is not None:
-            found[key] = part._attn_implementation
-    return found

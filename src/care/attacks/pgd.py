@@ -27,13 +27,15 @@ from PIL import Image
 from torch import Tensor
 
 from care.attacks.adaptive import Through
-from care.attacks.loss import Objective, attackable
+from care.attacks.loss import Objective
 from care.attacks.optimisers import State, advance, first_pixels, load, save
 from care.attacks.preprocessing import PixelPath, to_picture
 from care.attacks.presets import PGDConfig
-from care.data.example import Example, load_image
+from care.data.example import Example
+from care.data.images import load_image
 from care.errors import UsageError
 from care.models.batches import render
+from care.models.gradients import differentiable
 from care.models.identity import parameters_digest
 from care.models.vlm import VLM
 
@@ -103,7 +105,7 @@ def universal_image(
     _check_request(examples, targets)
     path, levels = PixelPath.of(vlm, start)
     examples = [replace(example, images=(to_picture(levels),)) for example in examples]
-    with attackable(vlm), torch.enable_grad():
+    with differentiable(vlm), torch.enable_grad():
         objective = Objective(vlm, path, examples, targets, config.target_tokens)
         objective.verify(examples[0], levels)
         # Only of the defense it is known what it edits, not of what else may be active.
@@ -188,7 +190,7 @@ def image_loss(
     """Loss (nats per token) of a finished image over the first 64 requests, defended or not."""
     path, levels = PixelPath.of(vlm, image)
     examples = [replace(example, images=(to_picture(levels),)) for example in examples[:_MEASURED]]
-    with attackable(vlm):
+    with differentiable(vlm):
         objective = Objective(vlm, path, examples, targets[:_MEASURED], config.target_tokens)
         with nullcontext() if through is None else through.defense.applied(vlm):
             return objective.loss(path.process(image), range(len(examples)), config.batch)

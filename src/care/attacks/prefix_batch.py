@@ -21,7 +21,7 @@ from torch.nn import functional
 from care.data.example import Example
 from care.errors import ModelError
 from care.models.batches import encode
-from care.models.decoding import PLAIN_POSITIONS, position_ids
+from care.models.prompt_cache import plain_positions, position_ids
 from care.models.sites import Role
 from care.models.vlm import VLM
 
@@ -152,7 +152,7 @@ def _positions(
     embeddings.
     """
     mask = inputs["attention_mask"]
-    if vlm.model.config.model_type in PLAIN_POSITIONS:
+    if plain_positions(vlm.model):
         return position_ids(mask)
     finder: Any = getattr(getattr(vlm.model, "model", None), "get_rope_index", None)
     if finder is None or grid is None:

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from care.data.example import load_image
+from care.data.images import load_image
 from care.errors import ModelError
 from care.models.vlm import VLM
 

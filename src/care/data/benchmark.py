@@ -1,6 +1,6 @@
-"""What every suite of the registry states about itself, and how one becomes a `Suite`.
+"""What every published suite states about itself, and how one becomes a `Suite`.
 
-A loader yields drafts: examples, and how to get their pictures. Here they get ids without
+A reader yields drafts: examples, and how to get their pictures. Here they get ids without
 repetition and are sampled, and only then are pictures looked for, fetched or drawn, so that a
 sample doesn't need those of the rest.
 
@@ -12,12 +12,12 @@ generator, and a smaller sample is part of a greater one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from care.data.example import Example, Suite, SuiteRole
+from care.data.example import Example, ExampleKind, Suite, SuiteRole
 from care.data.source import Files, Source
 from care.errors import UsageError
 
@@ -29,17 +29,18 @@ class Draft(NamedTuple):
     """An example whose pictures haven't been looked for."""
 
     example: Example
-    """Everything but its pictures."""
+    """Everything but its pictures, suite and kind."""
     pictures: tuple[Picture, ...] = ()
     """Its pictures."""
 
-    def finished(self, suite: str) -> Example:
+    def finished(self, suite: str, kind: ExampleKind) -> Example:
         """The example of that suite, with its pictures."""
         images = tuple(found if isinstance(found, Path) else found() for found in self.pictures)
-        return replace(self.example, suite=suite, images=images)
+        return replace(self.example, suite=suite, kind=kind, images=images)
 
 
-Loader = Callable[[Files], Iterable[Draft]]
+Reader = Callable[..., Iterable[Draft]]
+"""Makes the examples from `Files` and the options of a suite's card."""
 
 VERSION = "1"
 """Version of the conversions; counts up when one makes other examples of the same files."""
@@ -52,19 +53,25 @@ class Benchmark:
     name: str
     """Name on the command line."""
     role: SuiteRole
-    """What it measures."""
+    """What it measures; all examples of an attack are malicious, all others benign."""
     about: str
     """One line."""
-    size: int
-    """Examples of the published set; 0 where nobody states it."""
     source: Source
     """Where it comes from."""
-    load: Loader
+    reader: Reader
     """Makes the examples."""
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What the reader is told: the table, its columns, which part of it."""
+    size: int = 0
+    """Examples of the published set; 0 where nobody states it."""
     differs: str = ""
     """How this differs from the published protocol."""
-    group: Callable[[str], str] = str
-    """From an example's id, what is sampled as a whole."""
+    grouped: bool = False
+    """Whether examples belong together, by `stem`, and are sampled so."""
+
+    def group(self, example_id: str) -> str:
+        """What is sampled as a whole."""
+        return stem(example_id) if self.grouped else example_id
 
     def suite(
         self,
@@ -74,8 +81,6 @@ class Benchmark:
         seed: int = 0,
     ) -> Suite:
         """The suite; see `care.load_suite`."""
-        if limit is not None and limit < 1:
-            raise UsageError(f"limit is {limit}; ask for at least 1 example, or for all with None.")
         files = Files(
             self.source,
             None if path is None else Path(path).expanduser(),
@@ -83,11 +88,12 @@ class Benchmark:
         )
         chosen = None
         if limit is not None:  # a pass for the ids alone, so that no pictures lie in memory
-            ids = (draft.example.id for draft in distinct(self.load(files)))
+            ids = (draft.example.id for draft in self._drafts(files))
             chosen = choose(map(self.group, ids), limit, seed)
+        kind: ExampleKind = "malicious" if self.role == "attack" else "benign"
         examples = tuple(
-            draft.finished(self.name)
-            for draft in distinct(self.load(files))
+            draft.finished(self.name, kind)
+            for draft in self._drafts(files)
             if chosen is None or self.group(draft.example.id) in chosen
         )
         source, revision = files.provenance()
@@ -101,9 +107,19 @@ class Benchmark:
             revision=revision,
         )
 
+    def _drafts(self, files: Files) -> Iterator[Draft]:
+        return distinct(self.reader(files, **self.options))
+
+
+def stem(example_id: str) -> str:
+    """What an example is one of: a question of MMBench that is shifted, a picture of MME."""
+    return example_id.rsplit("-", 1)[0]
+
 
 def choose(names: Iterable[str], limit: int, seed: int) -> set[str]:
-    """The `limit` names whose digests with the seed are the smallest."""
+    """The `limit` names whose digests with the seed are the smallest; UsageError for none."""
+    if limit < 1:
+        raise UsageError(f"limit is {limit}; ask for at least 1 example, or for all with None.")
 
     def rank(name: str) -> str:
         return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
@@ -127,19 +143,14 @@ def content_id(*texts: str) -> str:
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
 
 
-def attack(row_id: str, prompt: str, goal: str, category: str, *pictures: Picture) -> Draft:
-    """A malicious example."""
-    return Draft(Example(row_id, prompt, (), goal, "malicious", category=category), pictures)
-
-
-def benign(
+def asked(
     row_id: str,
     prompt: str,
     category: str,
     *pictures: Picture,
-    references: tuple[str, ...] = (),
     goal: str = "",
+    references: tuple[str, ...] = (),
 ) -> Draft:
-    """A benign example; its goal is the prompt unless it is given."""
-    example = Example(row_id, prompt, (), goal or prompt, "benign", "", category, references)
+    """A draft of one request; its goal is the prompt unless it is given."""
+    example = Example(row_id, prompt, goal=goal or prompt, category=category, references=references)
     return Draft(example, pictures)

@@ -7,50 +7,57 @@ source at a pinned revision. `REGISTRY` holds them all in one order, attacks fir
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
-from care.data.benchmark import Benchmark, choose
-from care.data.benchmarks import (
-    advbench,
-    behaviours,
-    choices,
-    figstep,
-    jailbreakv,
-    mm_safetybench,
-    mm_vet,
-    over_refusal,
-    toxicity,
-    vl_safety,
-    yes_no,
-)
+import yaml
+
+from care.data.benchmark import Benchmark, Reader, choose
+from care.data.benchmarks import pictured_requests, text_requests, visual_questions
 from care.data.example import Suite, SuiteRole
 from care.data.jsonl import ENDING, read_suite
 from care.data.small_world import suites as small_world
+from care.data.source import Source
 from care.errors import UsageError
 
-_MODULES = (
-    jailbreakv,
-    mm_safetybench,
-    figstep,
-    advbench,
-    behaviours,
-    vl_safety,
-    toxicity,
-    over_refusal,
-    choices,
-    mm_vet,
-    yes_no,
-)
+_MODULES = {
+    "text_requests": text_requests,
+    "pictured_requests": pictured_requests,
+    "visual_questions": visual_questions,
+}
+"""Where the readers are that cards name."""
 
 _ROLES = ("attack", "over_refusal", "utility")
 
+
+def _benchmarks() -> Iterator[Benchmark]:
+    """Every card, in the order of the file, whose head says what is in it."""
+    file = resources.files("care.data.benchmarks").joinpath("cards.yaml")
+    cards: dict[str, dict[str, Any]] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for folder, card in cards.items():
+        suites: dict[str, dict[str, Any]] = card.pop("suites")
+        differs: str = card.pop("differs", "")
+        source = Source(folder=folder, **card)
+        for name, own in suites.items():
+            by_hand = own.pop("by_hand", source.by_hand)
+            yield Benchmark(
+                name,
+                source=replace(source, by_hand=by_hand),
+                reader=_reader(own.pop("reader")),
+                **{"differs": differs, **own},
+            )
+
+
+def _reader(name: str) -> Reader:
+    module, _, function = name.partition(".")
+    return getattr(_MODULES[module], function)
+
+
 REGISTRY: dict[str, Benchmark] = {
-    found.name: found
-    for found in sorted(
-        (benchmark for module in _MODULES for benchmark in module.BENCHMARKS),
-        key=lambda benchmark: _ROLES.index(benchmark.role),
-    )
+    found.name: found for found in sorted(_benchmarks(), key=lambda one: _ROLES.index(one.role))
 }
 """Every published suite by its name."""
 
@@ -85,8 +92,6 @@ def load_suite(
         DownloadError: a published suite can't be fetched.
         MissingDependencyError: it comes as Parquet, and pyarrow isn't installed.
     """
-    if limit is not None and limit < 1:
-        raise UsageError(f"limit is {limit}; ask for at least 1 example, or for all with None.")
     own = str(name).endswith(ENDING)
     if not own and name not in small_world.NAMES:
         return find(str(name)).suite(path, images, limit, seed)

@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from care.errors import DataError, MissingDependencyError
 from care.runs.reading import check_regular, parse_json, read_text, text_lines, valid
@@ -44,7 +44,7 @@ _YES, _NO = ("true", "1", "yes"), ("false", "0", "no")
 class Row:
     """One row of a table, or one object within a row."""
 
-    fields: Mapping[str, Any]
+    fields: Mapping[str, object]
     """The cells by column."""
     where: str
     """File and row, for errors."""
@@ -58,7 +58,7 @@ class Row:
             f"{self.fields.get(column)!r:.60}; get the file at its published revision."
         )
 
-    def cell(self, column: str) -> Any:
+    def cell(self, column: str) -> object:
         """A cell as it is; DataError if there is no such column."""
         if column not in self.fields:
             raise DataError(
@@ -95,7 +95,7 @@ class Row:
         value = self.cell(column)
         if isinstance(value, bool) or not str(value).strip().isdecimal():
             raise self.wrong(column, "a whole number")
-        return int(value)
+        return int(str(value))
 
     def flag(self, column: str) -> bool:
         """True or false, as such or in words."""
@@ -112,32 +112,41 @@ class Row:
                 return name
         raise self.wrong(column, f"one of {', '.join(allowed)}")
 
+    def items(self, column: str, wanted: str) -> list[object]:
+        """A list of anything; `wanted` says in errors of what."""
+        value = self.cell(column)
+        if not isinstance(value, list):
+            raise self.wrong(column, wanted)
+        return cast("list[object]", value)
+
     def texts(self, column: str) -> list[str]:
         """A list of texts."""
-        value = self.cell(column)
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        items = self.items(column, "a list of texts")
+        found = [item for item in items if isinstance(item, str)]
+        if len(found) < len(items):
             raise self.wrong(column, "a list of texts")
-        return value
+        return found
 
     def inner(self, column: str) -> Row:
         """An object within the row."""
         value = self.cell(column)
         if not isinstance(value, Mapping):
             raise self.wrong(column, "an object")
-        return Row(value, f"{self.where}, {column}")
+        return Row(cast("Mapping[str, object]", value), f"{self.where}, {column}")
 
     def inners(self, column: str) -> list[Row]:
         """A list of objects within the row."""
-        value = self.cell(column)
-        if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+        items = self.items(column, "a list of objects")
+        if not all(isinstance(item, Mapping) for item in items):
             raise self.wrong(column, "a list of objects")
-        return [Row(item, f"{self.where}, {column} {n}") for n, item in enumerate(value, start=1)]
+        found = cast("list[Mapping[str, object]]", items)
+        return [Row(item, f"{self.where}, {column} {n}") for n, item in enumerate(found, start=1)]
 
     def picture(self, column: str) -> bytes:
         """The bytes of a picture: as such, in base64, or as {"bytes": …} of Parquet files."""
         value = self.cell(column)
         if isinstance(value, Mapping):
-            value = value.get("bytes")
+            value = cast("Mapping[str, object]", value).get("bytes")
         if isinstance(value, str):
             try:
                 value = base64.b64decode(value, validate=True)

@@ -25,10 +25,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import bootstrap
 from torch import Tensor
 
 from care.data.digests import example_digest
@@ -45,7 +45,8 @@ from care.models.sites import Role, Scope, Site, scope_mask
 from care.models.vlm import VLM
 from care.runs.kept_batches import KeptBatches
 from care.runs.options import require, require_level
-from care.statistics.intervals import Interval, bootstrap_mean
+from care.statistics.bootstrap import bootstrap_mean, bootstrap_ratio
+from care.statistics.intervals import Interval
 
 Mediator = tuple[Site, ...]
 
@@ -402,11 +403,9 @@ def _effects(
     indirect = found.noised[row] - found.clean
     undone = found.denoised[row] - found.attacked
 
-    def mean(values: np.ndarray) -> Interval:
-        return bootstrap_mean(
-            values, goals, n=config.resamples, seed=config.seed, level=config.level
-        )
-
+    how: dict[str, Any] = {"n": config.resamples, "seed": config.seed, "level": config.level}
+    mean = partial(bootstrap_mean, groups=goals, **how)
+    share = partial(bootstrap_ratio, whole=total, groups=goals, **how)
     whole = mean(total)
     size = float(np.abs([found.attacked, found.clean]).mean())
     known = (whole.low > 0 or whole.high < 0) and abs(whole.rate) > _ROUNDING * size
@@ -418,30 +417,10 @@ def _effects(
         indirect=mean(indirect),
         reversed_indirect=mean(undone),
         identity_error=error,
-        noising=_share(indirect, total, goals, config) if known else None,
-        denoising=_share(-undone, total, goals, config) if known else None,
+        noising=share(indirect) if known else None,
+        denoising=share(-undone) if known else None,
         aligned=float(found.aligned.mean()),
     )
-
-
-def _share(
-    part: np.ndarray, whole: np.ndarray, goals: Sequence[str], config: EffectsConfig
-) -> Interval:
-    """Ratio of two means over the same pairs, with its percentile bootstrap interval over goals."""
-    inverse = np.unique(goals, return_inverse=True)[1]
-    sums = [np.bincount(inverse, weights=values) for values in (part, whole)]
-    limits = bootstrap(
-        sums,
-        lambda x, y, axis: x.sum(axis=axis) / y.sum(axis=axis),
-        paired=True,
-        vectorized=True,
-        n_resamples=config.resamples,
-        confidence_level=config.level,
-        method="percentile",
-        rng=np.random.default_rng(config.seed),
-    ).confidence_interval
-    rate = float(part.mean() / whole.mean())
-    return Interval(rate, float(limits.low), float(limits.high), len(part))
 
 
 def _mediators(vlm: VLM, given: Sequence[Site | Mediator]) -> list[Mediator]:

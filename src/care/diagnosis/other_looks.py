@@ -38,7 +38,8 @@ from care.models.sites import Site
 from care.models.vlm import VLM
 from care.report.conclusion import MIN_SITES
 from care.runs.progress import Progress, silent
-from care.statistics.intervals import Interval, bootstrap_mean
+from care.statistics.bootstrap import bootstrap_mean
+from care.statistics.intervals import Interval
 
 Bar = Callable[..., Progress] | None
 

@@ -24,7 +24,8 @@ import numpy as np
 from care.errors import UsageError
 from care.runs.options import require, require_level
 from care.statistics.bootstrap import Resamples
-from care.statistics.intervals import Interval, rank_correlations, spearman_bootstrap
+from care.statistics.correlation import rank_correlations, spearman_bootstrap
+from care.statistics.intervals import Interval
 
 Kind = Literal["seed", "half", "family", "intervention"]
 

@@ -38,7 +38,8 @@ from care.diagnosis.site_scan_runs import Changes, Data, Job
 from care.models.sites import Site
 from care.models.vlm import VLM
 from care.runs.progress import Progress, silent
-from care.statistics.intervals import Interval, difference, spearman_bootstrap
+from care.statistics.correlation import spearman_bootstrap
+from care.statistics.intervals import Interval, difference
 
 if TYPE_CHECKING:
     from care.judges.base import Judge

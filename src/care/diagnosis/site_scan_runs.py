@@ -24,7 +24,8 @@ from care.diagnosis.site_results import KINDS, Changes, Component, DiagnosisConf
 from care.errors import DataError
 from care.models.sites import Scope, Site
 from care.models.vlm import VLM
-from care.statistics.intervals import Interval, bootstrap_mean, difference
+from care.statistics.bootstrap import bootstrap_mean
+from care.statistics.intervals import Interval, difference
 
 if TYPE_CHECKING:
     from care.judges.base import Judge

@@ -25,7 +25,7 @@ from care.runs.rows import Row, Rows
 
 if TYPE_CHECKING:
     from care.defenses.base import Defense
-    from care.models.prompt_cache import Prefill
+    from care.models.prompt_cache import PromptCache
     from care.models.vlm import VLM
 
 Generate = Callable[[list[Example]], "list[str | Exception]"]
@@ -85,8 +85,8 @@ class Asking:
     seed: int
     stop: Callable[[str], bool] | None
 
-    def generate(self, examples: list[Example]) -> list[str | Exception]:
-        """Answers from the beginning, or why there is none."""
+    def generate(self, examples: list[Example] | PromptCache) -> list[str | Exception]:
+        """Answers from the beginning or from prompts that have been read, or why there is none."""
         return _each(
             lambda: self.vlm.generate(
                 examples,
@@ -94,14 +94,6 @@ class Asking:
                 batch_size=self.batch_size,
                 seed=self.seed,
                 stop=self.stop,
-            )
-        )
-
-    def generate_from(self, prefill: Prefill) -> list[str | Exception]:
-        """Answers from prompts that have been read, or why there is none."""
-        return _each(
-            lambda: self.vlm.generate_from(
-                prefill, max_new_tokens=self.max_new_tokens, seed=self.seed, stop=self.stop
             )
         )
 
@@ -154,7 +146,7 @@ class _Reading:
 
     def __init__(self, asking: Asking) -> None:
         self.asking = asking
-        self._last: Prefill | None = None
+        self._last: PromptCache | None = None
 
     def generate(self, cell: Cell, examples: list[Example]) -> list[str | Exception]:
         """Answers under the cell's defense, which is off while the prompts are read."""
@@ -162,7 +154,7 @@ class _Reading:
             self._last = None  # before the next one needs its memory
             self._last = self.asking.vlm.prefill(examples, batch_size=self.asking.batch_size)
         with cell.applied(self.asking.vlm):
-            return self.asking.generate_from(self._last)
+            return self.asking.generate(self._last)
 
 
 def add_missing(rows: Rows, found: list[Row]) -> None:

@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from care.data.benchmarks.choices import circular, question_of
-from care.data.benchmarks.mm_safetybench import HARMFUL
-from care.data.benchmarks.yes_no import COGNITION, PERCEPTION, mme_score, picture_of
+from care.data.benchmark import stem
+from care.data.benchmarks.pictured_requests import HARMFUL
+from care.data.benchmarks.visual_questions import COGNITION, PERCEPTION, circular, mme_score
 from care.evaluation.table import counts
 from care.runs.rows import Row
 from care.statistics.intervals import wilson
@@ -56,7 +56,7 @@ def published(
 
 
 def _circular(rows: Sequence[Row], seed: int) -> list[dict[str, Any]]:
-    kept, left_out = _whole(rows, question_of)
+    kept, left_out = _whole(rows, stem)
     if not kept:
         return []
     found = circular({key: counts(row) for key, row in kept.items()})
@@ -65,7 +65,7 @@ def _circular(rows: Sequence[Row], seed: int) -> list[dict[str, Any]]:
 
 
 def _mme(rows: Sequence[Row], seed: int) -> list[dict[str, Any]]:
-    kept, left_out = _whole(rows, picture_of)
+    kept, left_out = _whole(rows, stem)
     categories = {key: row["category"] for key, row in kept.items()}
     scores = mme_score({key: counts(row) for key, row in kept.items()}, categories)
     subtasks: dict[str, Limits] = {}
@@ -74,7 +74,7 @@ def _mme(rows: Sequence[Row], seed: int) -> list[dict[str, Any]]:
         marks: dict[str, list[bool]] = {}
         for key, row in kept.items():
             if row["category"] == name:
-                marks.setdefault(picture_of(key), []).append(counts(row))
+                marks.setdefault(stem(key), []).append(counts(row))
         both = [(sum(found) / len(found) + all(found)) / 2 for found in marks.values()]
         _, low, high = _rate(both, [_unseeded(key) for key in marks], seed)
         subtasks[name] = (score, min(score, FULL * low), max(score, FULL * high))

@@ -12,7 +12,7 @@ What the answer *states* is compared with the references, by their kind:
 
 An answer that states nothing of the kind isn't right. Limits: an answer that lists every colour
 matches all of them; ask questions with short answers. How often this agrees with labels by hand,
-by kind: `python -m care.judges.short_answers`.
+by kind: `python -m tools.judges short-answers` in a checkout.
 """
 
 import re

@@ -3,14 +3,15 @@
 Three questions are asked of every response, each by its own module: does it refuse (`refusal`),
 is it broken text (`coherence`), does it attempt the goal (`goals`); whether a short answer is
 right is asked by `utility`. All are offline, deterministic and English; each header states what
-it misses. `python -m care.judges` prints how far the refusal judges agree with hand labels.
+it misses. `python -m tools.judges` in a checkout prints how far the refusal judges agree with hand
+labels.
 
 What a model thinks before it answers is no part of the response (`care.models.thoughts`): an answer
 whose thoughts have no end isn't judged, and neither is one in another language (`language`).
 
 Judges that ask another model are behind the same call (`models`): classifiers from the hub
 (`classifiers`, `guards`, `shieldgemma`), toxicity (`toxicity`), any chat API (`api`); `registry`
-makes one by name. `minilm` (an extra) has another word on refusals.
+makes one by name.
 """
 
 from collections.abc import Callable, Sequence

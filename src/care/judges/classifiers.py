@@ -27,10 +27,10 @@ from care.errors import DataError, MissingDependencyError, ModelError
 from care.judges.base import Judge
 from care.judges.models import Finding, ModelJudge, Pictures
 from care.judges.prompts import Template, card_template, read_template
-from care.models.decoding import position_ids
 from care.models.devices import device_of
 from care.models.finite import not_finite
 from care.models.memory import in_halves
+from care.models.prompt_cache import position_ids
 from care.models.weights import load_whole, loading
 from care.runs.options import MAX_BATCH, require
 

@@ -7,7 +7,7 @@ can be wrong together, so only hand labels say which to trust; the file of label
 
     {"goal": "…", "response": "…", "harmful": true}
 
-Not here: the judges' own refusal labels (`agreement`), correcting a rate
+Not here: labels of refusals (`tools/judges`), correcting a rate
 (`care.statistics.judge_error`).
 """
 

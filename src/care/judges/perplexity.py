@@ -26,7 +26,7 @@ MAX_PERPLEXITY = 200.0
 """Above this an answer of `care.judges.base.FEWEST_WORDS` words or more is broken text.
 
 For the untouched text model of the embedded one, measured in bfloat16 on its answers to benign
-requests (`python -m care.judges calibrate RUN/rows.jsonl`):
+requests (`python -m tools.judges calibrate RUN/rows.jsonl` in a checkout):
 
 | answers | n | median | above 200 |
 |---|---|---|---|

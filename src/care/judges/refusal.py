@@ -21,7 +21,7 @@ very beginning. It is a refusal whatever follows.
 
 Limits: English. The question isn't seen: a right answer to "Is this illegal?" may be taken for
 moralising, and a poem on another subject for an answer. Filter messages and tool errors are mostly
-missed. Figures by kind of answer: `python -m care.judges`, docs/evaluation.md.
+missed. Figures by kind of answer: `python -m tools.judges`, docs/evaluation.md.
 """
 
 import itertools

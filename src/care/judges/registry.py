@@ -90,12 +90,6 @@ def _rules(name: str, options: dict[str, Any], rules: Judge) -> AnyJudge:
     return other
 
 
-def _minilm(name: str, options: dict[str, Any], rules: Judge) -> AnyJudge:
-    from care.judges.minilm import MiniLMJudge
-
-    return MiniLMJudge(rules, name)
-
-
 def _classifier(model: str, scale: str) -> Callable[[str, dict[str, Any], Judge], AnyJudge]:
     def make(name: str, options: dict[str, Any], rules: Judge) -> AnyJudge:
         from care.judges.classifiers import ClassifierConfig, TokenClassifier
@@ -196,9 +190,6 @@ _PROMPTED = (*_LOADING, "template", "max_response_tokens")
 
 JUDGES: dict[str, Entry] = {
     "rules": Entry("refusal, coherence and keywords of the goal; offline", _rules, ()),
-    "minilm": Entry(
-        "as rules, refusals also by a sentence embedding; offline (extra minilm)", _minilm, ()
-    ),
     "harmbench": Entry(
         "HarmBench's classifier, Llama-2 13B (hub)",
         _classifier("cais/HarmBench-Llama-2-13b-cls", "yes_no"),

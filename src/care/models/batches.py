@@ -69,6 +69,37 @@ def encode(
     return inputs, roles
 
 
+def check_lengths(
+    examples: Sequence[Example], attention_mask: Tensor, limit: int | None, name: str
+) -> None:
+    """DataError for a prompt of more than `limit` tokens, which the model `name` can't read."""
+    lengths = attention_mask.sum(dim=1)
+    if limit is not None and int(lengths.max()) > limit:
+        worst = int(lengths.argmax())
+        raise DataError(
+            f"Example {examples[worst].id!r} has {int(lengths[worst])} tokens, more than the "
+            f"{limit} that {name} can read; shorten it."
+        )
+
+
+def placed(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """A model's argument on its device, and in its type if it is made of real numbers."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+
+
+def by_length(examples: Sequence[Example], lengths: Sequence[int]) -> list[int]:
+    """Indices sorted by number of images, then text length, longest first.
+
+    Longest first: a batch that doesn't fit into memory shows at once.
+    """
+    return sorted(
+        range(len(examples)),
+        key=lambda index: (-len(examples[index].images), -lengths[index], index),
+    )
+
+
 def _refuse_placeholders(examples: Sequence[Example], placeholder: str | None) -> None:
     if placeholder is None:
         raise DataError("The tokenizer doesn't know the model's image token.")

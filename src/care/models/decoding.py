@@ -1,8 +1,8 @@
 """Token-by-token decoding of one left-padded batch, with a shrinking batch.
 
-`decode` picks the loop: models whose cache and positions are plain (listed in `PLAIN_POSITIONS`)
-run through a loop of our own that drops finished rows from the KV cache, so that one long answer
-doesn't keep a whole batch busy; all others run through `model.generate` with the same picks.
+`decode` picks the loop: models whose cache and positions are plain (`prompt_cache`) run through a
+loop of our own that drops finished rows from the KV cache, so that one long answer doesn't keep a
+whole batch busy; all others run through `model.generate` with the same picks.
 
 Sampling is greedy decoding of perturbed logits (Gumbel-max): with g_v i.i.d. standard Gumbel,
 
@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -34,14 +34,8 @@ from care.errors import ModelError
 from care.models.caches import cache_argument
 from care.models.finite import sound
 from care.models.generations import library_generate
-from care.models.sites import Role
-
-if TYPE_CHECKING:
-    from care.models.prompt_cache import Start
-    from care.models.vlm import VLM
-
-PLAIN_POSITIONS = frozenset({"llava", "idefics3", "smolvlm", "internvl"})
-"""Model types with a plain KV cache and 1-D positions, for which our own loop is tested."""
+from care.models.prompt_cache import Start, plain_positions, position_ids
+from care.models.sites import Role, RoleContext
 
 NO_TOKEN = -1
 """Stands for a token that can't be picked because the logits aren't finite."""
@@ -119,18 +113,24 @@ class Rows:
             self.ends[row] = "room"
 
 
-def decode(vlm: "VLM", start: "Start", rows: Rows, max_new_tokens: int) -> None:
+def decode(
+    model: Any,
+    roles: RoleContext,
+    start: Start,
+    rows: Rows,
+    max_new_tokens: int,
+    pad_token_id: int,
+) -> None:
     """Extend every row by up to `max_new_tokens` tokens; `rows` holds the result.
 
-    `start` is where the B = len(rows.tokens) answers begin; it stays as it is. Only models in
-    `PLAIN_POSITIONS` can start from a cache.
+    `start` is where the B = len(rows.tokens) answers begin; it stays as it is. Only models whose
+    positions are plain can start from a cache.
     """
     with torch.no_grad():
-        if vlm.model.config.model_type in PLAIN_POSITIONS:
-            _shrinking_loop(vlm, start, rows, max_new_tokens)
+        if plain_positions(model):
+            _shrinking_loop(model, roles, start, rows, max_new_tokens)
         else:
-            pad = vlm.tokenizer.pad_token_id
-            library_loop(vlm.model, start.inputs, rows, max_new_tokens, pad)
+            library_loop(model, start.inputs, rows, max_new_tokens, pad_token_id)
 
 
 def row_seeds(examples: Sequence[Example], seed: int) -> list[int]:
@@ -145,23 +145,19 @@ def row_seeds(examples: Sequence[Example], seed: int) -> list[int]:
     return seeds
 
 
-def position_ids(attention_mask: Tensor) -> Tensor:
-    """Positions (B, T) that count real tokens only, as `generate` makes them: padding is 0."""
-    positions = attention_mask.long().cumsum(-1) - 1
-    return positions.masked_fill(attention_mask == 0, 0)
-
-
-def _shrinking_loop(vlm: "VLM", start: "Start", rows: Rows, max_new_tokens: int) -> None:
+def _shrinking_loop(
+    model: Any, context: RoleContext, start: Start, rows: Rows, max_new_tokens: int
+) -> None:
     mask, roles = start.inputs["attention_mask"], start.roles
-    cache = start.new_cache(vlm.model.config)
-    common = {cache_argument(vlm.model): cache, "use_cache": True, "logits_to_keep": 1}
+    cache = start.new_cache(model.config)
+    common = {cache_argument(model): cache, "use_cache": True, "logits_to_keep": 1}
     positions = position_ids(mask)[:, -roles.shape[1] :]
     step: dict[str, Any] = {**start.inputs, "position_ids": positions}
     alive = list(range(len(rows.tokens)))
     for count in range(max_new_tokens):
         # The roles are given because one prompt token after a cache looks like an answer's.
-        with vlm.known_roles(roles, answering=count > 0):
-            output = vlm.model(**step, **common)
+        with context.known(roles, answering=count > 0):
+            output = model(**step, **common)
         picked = rows.pick(output.logits[:, -1], alive)
         for row, token in zip(alive, picked.tolist(), strict=True):
             rows.push(row, token)

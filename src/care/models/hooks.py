@@ -136,7 +136,9 @@ def hooked(
     """
     reached: set[int] = set()
     with ExitStack() as stack:
-        context = Pass(vlm, stack.enter_context(watched(vlm.model)), following)
+        running = stack.enter_context(watched(vlm.model))
+        pad = vlm.tokenizer.pad_token_id
+        context = Pass(vlm.anatomy, vlm.roles, pad, running, following)
 
         def keep(handle: Any) -> None:
             stack.callback(handle.remove)

@@ -55,7 +55,7 @@ def out_of_memory(error: BaseException) -> bool:
 def in_halves(
     items: Sequence[Item],
     batch_size: int,
-    work: Callable[[Any], list[Result]],
+    work: Callable[[Any], Sequence[Result]],
     *,
     kind: Callable[[Item], Any] | None = None,
     progress: Callable[[int], None] | None = None,

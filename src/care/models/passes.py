@@ -14,17 +14,15 @@ the prompt is known while `model.generate` runs (`care.models.generations`). So
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from care.errors import SiteError
+from care.models.anatomy import Anatomy
 from care.models.caches import cached_positions, caches_in, may_hold_state
 from care.models.generations import SAY_ROLES, Generation
-from care.models.sites import Role, roles_of_inputs
-
-if TYPE_CHECKING:
-    from care.models.vlm import VLM
+from care.models.sites import Role, RoleContext, roles_of_inputs
 
 _NOT_WHOLE = (
     "The roles of the positions are unknown: call the whole model with input_ids, not a part of it "
@@ -36,9 +34,15 @@ class Pass:
     """What hooks know of the forward pass that is running."""
 
     def __init__(
-        self, vlm: VLM, running: Callable[[], Generation | None], following: bool = False
+        self,
+        anatomy: Anatomy,
+        context: RoleContext,
+        pad_token_id: int,
+        running: Callable[[], Generation | None],
+        following: bool = False,
     ) -> None:
-        self.vlm = vlm
+        """`context` holds roles that are said, `running` tells which call of `generate` runs."""
+        self._anatomy, self._context, self._pad = anatomy, context, pad_token_id
         self.completed = 0
         self.answering = False
         """Whether every position is known to be an answer's, or padding."""
@@ -70,9 +74,9 @@ class Pass:
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the whole model."""
         self._forget()
-        if self.vlm.explicit_roles is not None:
-            self._roles = self.vlm.explicit_roles
-            self.answering = self.unpadded = self.vlm.answering
+        if self._context.explicit is not None:
+            self._roles = self._context.explicit
+            self.answering = self.unpadded = self._context.answering
             if self._following:
                 past = cached_positions(caches_in([*args, *kwargs.values()]))
                 self.decoding = bool(past)
@@ -140,14 +144,14 @@ class Pass:
                 past = None if may_hold_state([*args, *kwargs.values()]) else 0
             self._settle(ids, kwargs, caches, past)
 
-        self._look = self.vlm.anatomy.layers[0].register_forward_pre_hook(look, with_kwargs=True)
+        self._look = self._anatomy.layers[0].register_forward_pre_hook(look, with_kwargs=True)
 
     def _settle(
         self, ids: Tensor, kwargs: dict[str, Any], caches: Sequence[Any], past: int | None
     ) -> None:
         """Establish the roles of a pass over ids (B, T) that begins after `past` positions."""
         generation = self._running()
-        mask, pad = kwargs.get("attention_mask"), self.vlm.tokenizer.pad_token_id
+        mask, pad = kwargs.get("attention_mask"), self._pad
         try:
             if generation is not None and generation.owns(ids, caches):
                 past, prompt = generation.advance(ids, caches, past)
@@ -158,7 +162,7 @@ class Pass:
             self._roles = roles_of_inputs(
                 ids,
                 mask,
-                self.vlm.anatomy.image_token_id,
+                self._anatomy.image_token_id,
                 past=past,
                 prompt=prompt,
                 pad_token_id=pad,

@@ -1,16 +1,16 @@
-"""Prefill: the part of prompts that several answers to them can share.
+"""Prompts that have been read: the part of the work that several answers to them can share.
 
 A defense that edits nothing before the last position of a prompt leaves the keys and values of all
 earlier positions as they are. So they are computed once, undefended, and answers under each such
 defense start from them: with T prompt tokens the first pass reads one token instead of T. The
 cached tensors are referenced, never copied or written to (a `DynamicCache` grows by making new
-tensors), so one prefill serves any number of answers. Not here: the choice of tokens (`decoding`).
+tensors), so one cache serves any number of answers. Not here: the choice of tokens (`decoding`).
 """
 
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +18,23 @@ from transformers import DynamicCache
 
 from care.data.example import Example
 from care.errors import UsageError
+from care.models.batches import Batch
 from care.models.caches import cache_argument
-from care.models.decoding import PLAIN_POSITIONS, position_ids
-from care.models.sites import Role
+from care.models.sites import Role, RoleContext
 
-if TYPE_CHECKING:
-    from care.models.vlm import VLM
+PLAIN_POSITIONS = frozenset({"llava", "idefics3", "smolvlm", "internvl"})
+"""Model types with a plain KV cache and 1-D positions, for which our own loop is tested."""
+
+
+def plain_positions(model: Any) -> bool:
+    """Whether `model` can be run with positions and a cache of our own making."""
+    return model.config.model_type in PLAIN_POSITIONS
+
+
+def position_ids(attention_mask: Tensor) -> Tensor:
+    """Positions (B, T) that count real tokens only, as `generate` makes them: padding is 0."""
+    positions = attention_mask.long().cumsum(-1) - 1
+    return positions.masked_fill(attention_mask == 0, 0)
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,11 @@ class Start:
 
     cache: DynamicCache | None = None
     """Keys and values of the T − t positions before them; None if t = T."""
+
+    @classmethod
+    def of(cls, batch: Batch) -> "Start":
+        """Whole prompts that nothing has been read of."""
+        return cls(batch.inputs, batch.roles)
 
     def __len__(self) -> int:
         return self.roles.shape[0]
@@ -60,8 +76,14 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Prefill:
-    """N examples that have been read, in batches; made by `VLM.prefill`."""
+class PromptCache:
+    """N examples that have been read, in batches; made by `VLM.prefill`.
+
+    It can be passed in the place of examples. Edits that are active then apply from the last
+    position of each prompt on, so only those that edit nothing before it give the answers of the
+    examples themselves. In the first pass hooks see that one position, as text; scope "decision"
+    matches it.
+    """
 
     examples: list[Example]
     """The examples, in the order of their answers."""
@@ -69,8 +91,15 @@ class Prefill:
     parts: list[tuple[list[int], Start]]
     """For each batch, which examples it holds (indices) and where their answers start."""
 
+    def under(self, late: bool) -> "PromptCache | list[Example]":
+        """What to ask a model with while an edit is on: this, or the examples to be read anew.
 
-def read_prompts(vlm: "VLM", start: Start) -> Start:
+        `late` says that the edit changes nothing before the last position of a prompt.
+        """
+        return self if late else self.examples
+
+
+def read_prompts(model: Any, roles: RoleContext, start: Start) -> Start:
     """Run all but the last position of whole prompts, so that answers start at that position.
 
     Returns `start` itself where that isn't possible: for a model whose positions aren't plain
@@ -78,32 +107,30 @@ def read_prompts(vlm: "VLM", start: Start) -> Start:
     """
     ids, mask = start.inputs["input_ids"], start.inputs["attention_mask"]
     ends_in_text = bool((start.roles[:, -1] == Role.TEXT).all())
-    plain = vlm.model.config.model_type in PLAIN_POSITIONS
-    if not plain or ids.shape[1] < 2 or not ends_in_text:
+    if not plain_positions(model) or ids.shape[1] < 2 or not ends_in_text:
         return start
     before = {
         key: value[:, :-1] if isinstance(value, Tensor) and value.shape == ids.shape else value
         for key, value in start.inputs.items()
     }
     before["position_ids"] = position_ids(mask)[:, :-1]
-    cache = start.new_cache(vlm.model.config)
-    with torch.no_grad(), vlm.known_roles(start.roles[:, :-1]):
-        held = {cache_argument(vlm.model): cache}
-        vlm.model(**before, **held, use_cache=True, logits_to_keep=1)
+    cache = start.new_cache(model.config)
+    with torch.no_grad(), roles.known(start.roles[:, :-1]):
+        model(**before, **{cache_argument(model): cache}, use_cache=True, logits_to_keep=1)
     last = {"input_ids": ids[:, -1:], "attention_mask": mask}
     return Start(last, start.roles[:, -1:], cache)
 
 
-def first_logits(vlm: "VLM", start: Start) -> Tensor:
+def first_logits(model: Any, roles: RoleContext, start: Start) -> Tensor:
     """Logits (B, vocabulary) of the first token of the answers, under the edits active now."""
     step = dict(start.inputs)
-    if vlm.model.config.model_type in PLAIN_POSITIONS:
+    if plain_positions(model):
         step["position_ids"] = position_ids(step["attention_mask"])[:, -start.roles.shape[1] :]
         step["logits_to_keep"] = 1
     if start.cache is not None:
-        step[cache_argument(vlm.model)] = start.new_cache(vlm.model.config)
-    with torch.no_grad(), vlm.known_roles(start.roles):
-        return vlm.model(**step, use_cache=start.cache is not None).logits[:, -1]
+        step[cache_argument(model)] = start.new_cache(model.config)
+    with torch.no_grad(), roles.known(start.roles):
+        return model(**step, use_cache=start.cache is not None).logits[:, -1]
 
 
 def _same_tensors(cache: DynamicCache) -> DynamicCache:

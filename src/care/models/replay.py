@@ -22,10 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from care.diagnosis.ablation import ablate
 from care.models.batches import Batch
-from care.models.hooks import read
-from care.models.sites import Site
+from care.models.hooks import edit, read
+from care.models.sites import Role, Site
 from care.models.vlm import VLM
 
 
@@ -174,15 +173,19 @@ class Replay:
         """Whether the clean logits come back, and a removal has the effect that it really has."""
         layers = self.vlm.anatomy.n_layers
         site = Site(layers // 2, "ffn_out")
-        with ablate(self.vlm, [site], "zero"):
+        with edit(self.vlm, {site: _removed}):
             expected = self._run()[:, -1]
         try:
             clean = self.logits(layers)
-            with ablate(self.vlm, [site], "zero"):
+            with edit(self.vlm, {site: _removed}):
                 removed = self.logits(site.layer)
         except (AttributeError, TypeError, ValueError, LookupError):
             return False  # the full pass worked, so it's the remembered results
         return _close(removed, expected) and _close(clean, self.clean)
+
+
+def _removed(h: Tensor, roles: Tensor) -> Tensor:
+    return h.masked_fill((roles != Role.PAD)[..., None], 0)
 
 
 class _Stop(Exception):

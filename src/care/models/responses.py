@@ -10,21 +10,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from care.data.example import Example
 from care.errors import DataError, NotFiniteError, UsageError
 from care.models.batches import render
-from care.models.decoding import End, Rows, decode, row_seeds
+from care.models.decoding import End, Rows, decode, end_tokens, row_seeds
 from care.models.finite import not_finite
-from care.models.thoughts import opened_by, outside_thoughts
-
-if TYPE_CHECKING:
-    from care.models.prompt_cache import Start
-    from care.models.vlm import VLM
+from care.models.prompt_cache import Start
+from care.models.sites import RoleContext
+from care.models.thoughts import Tags, opened_by, outside_thoughts, text_of
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,15 @@ class Score:
 
     greedy: np.ndarray
     """Whether every token is the likeliest at its place (N,)."""
+
+    @classmethod
+    def of(cls, found: Sequence[tuple[float, int, bool]]) -> Score:
+        """From what `likelihoods` says of each response."""
+        return cls(
+            logprob=np.array([total for total, _, _ in found], dtype=np.float64),
+            tokens=np.array([count for _, count, _ in found], dtype=np.int64),
+            greedy=np.array([greedy for _, _, greedy in found], dtype=bool),
+        )
 
     @property
     def mean(self) -> np.ndarray:
@@ -66,12 +74,22 @@ class Answer:
     """Whether it was cut before `max_new_tokens` because the model can read no more."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Responder:
     """Answers to some of `examples`, from where their prompts end."""
 
-    vlm: VLM
-    """The model."""
+    model: Any
+    """What is run."""
+    processor: Any
+    """Its processor, with the tokenizer and the chat template."""
+    roles: RoleContext
+    """Where the roles of positions are said to hooks."""
+    name: str
+    """The model's name, for errors."""
+    context: int | None
+    """Most tokens of prompt and answer together; None where there is no limit."""
+    tags: Tags
+    """Between which the model thinks."""
     examples: list[Example]
     """What it may be asked."""
     max_new_tokens: int
@@ -100,18 +118,18 @@ class Responder:
         Raises DataError for a prompt that leaves no room for an answer.
         """
         lengths = start.inputs["attention_mask"].sum(dim=1).tolist()
-        tags = self.vlm.thought_tags
-        prompts = (render(self.vlm.processor, self.examples[index]) for index in chunk)
-        opened = [opened_by(prompt, tags) for prompt in prompts]
+        asked = [self.examples[index] for index in chunk]
+        opened = [opened_by(render(self.processor, example), self.tags) for example in asked]
+        tokenizer = self.processor.tokenizer
         rows = Rows(
-            eos=self.vlm._eos(),
-            text=lambda tokens: opened[0] + self.vlm._text(tokens),  # one template, one tag
-            stop=None if self.stop is None else outside_thoughts(self.stop, tags),
+            eos=end_tokens(self.model, tokenizer),
+            text=lambda tokens: opened[0] + self._text(tokens),  # one template, one tag
+            stop=None if self.stop is None else outside_thoughts(self.stop, self.tags),
             temperature=self.temperature,
             generators=[torch.Generator().manual_seed(self.seeds[index]) for index in chunk],
-            room=self._room([self.examples[index] for index in chunk], lengths),
+            room=self._room(asked, lengths),
         )
-        decode(self.vlm, start, rows, self.max_new_tokens)
+        decode(self.model, self.roles, start, rows, self.max_new_tokens, tokenizer.pad_token_id)
         return [
             None if end == "failed" else self._answer(tag, tokens, length, end)
             for tag, tokens, length, end in zip(
@@ -121,32 +139,56 @@ class Responder:
 
     def _answer(self, tag: str, tokens: list[int], length: int, end: End | None) -> Answer:
         ended, full = end in ("model", "stop"), end == "room"
-        return Answer(tag + self.vlm._text(tokens), length, len(tokens), ended, full)
+        return Answer(tag + self._text(tokens), length, len(tokens), ended, full)
+
+    def _text(self, tokens: list[int]) -> str:
+        return text_of(self.processor.tokenizer, tokens, self.tags)
 
     def _room(self, examples: Sequence[Example], lengths: Sequence[int]) -> list[int] | None:
         """Most tokens of each answer where the context ends before `max_new_tokens`."""
-        limit, most = self.vlm.context, self.max_new_tokens
+        limit, most = self.context, self.max_new_tokens
         if limit is None or max(lengths) + most <= limit:
             return None
         for example, length in zip(examples, lengths, strict=True):
             if length >= limit:
                 raise DataError(
                     f"Example {example.id!r} has {length} tokens and leaves no room for an answer "
-                    f"in the {limit} that {self.vlm.name} can read; shorten it."
+                    f"in the {limit} that {self.name} can read; shorten it."
                 )
         # Where `max_new_tokens` fits, it is what ends the answer.
         return [limit - n if limit - n < most else most + 1 for n in lengths]
 
 
-def complete(vlm: VLM, found: Sequence[Answer | None]) -> list[Answer]:
-    """All answers of one call; NotFiniteError if one is missing, a warning if one was cut."""
+def complete(
+    found: Sequence[Answer | None], name: str, dtype: torch.dtype, context: int | None
+) -> list[Answer]:
+    """All answers of one call; NotFiniteError if one is missing, a warning if one was cut.
+
+    `name`, `dtype` and `context` are the model's.
+    """
     answers = [answer for answer in found if answer is not None]
     if len(answers) < len(found):
-        raise NotFiniteError(not_finite(vlm.name, vlm.dtype), found)
+        raise NotFiniteError(not_finite(name, dtype), found)
     if cut := sum(answer.context_full for answer in answers):
         warnings.warn(
-            f"{cut} of {len(answers)} answers were cut because {vlm.name} can read no more than "
-            f"{vlm.context} tokens; shorten the prompts.",
+            f"{cut} of {len(answers)} answers were cut because {name} can read no more than "
+            f"{context} tokens; shorten the prompts.",
             stacklevel=3,
         )
     return answers
+
+
+def likelihoods(
+    logits: Tensor, targets: Tensor, is_response: Tensor
+) -> list[tuple[float, int, bool]]:
+    """Of each of B responses its log-likelihood, its tokens, and whether each is the likeliest.
+
+    `logits` (B, T, vocabulary) predict the tokens `targets` (B, T); those count that are in
+    `is_response` (B, T).
+    """
+    logits = logits.float()
+    chosen = logits.gather(-1, targets[..., None]).squeeze(-1) - logits.logsumexp(-1)
+    totals = chosen.where(is_response, 0).sum(dim=1, dtype=torch.float64)
+    greedy = ((logits.argmax(-1) == targets) | ~is_response).all(dim=1)
+    counts = is_response.sum(dim=1)
+    return list(zip(totals.tolist(), counts.tolist(), greedy.tolist(), strict=True))

@@ -15,7 +15,8 @@ Results and configurations name sites and scopes, so torch is imported late here
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import reduce
@@ -86,6 +87,29 @@ Neuron = tuple[int, int]
 def neuron_site(layer: int) -> Site:
     """The site of the neurons of one layer."""
     return Site(layer, "ffn_neurons")
+
+
+class RoleContext:
+    """The roles that hooks take for the positions of a pass, while somebody says them."""
+
+    def __init__(self) -> None:
+        self.explicit: Tensor | None = None
+        """Roles (B, T) of the pass; None: hooks derive them from its inputs."""
+        self.answering = False
+        """Whether all of them are said to be `Role.RESPONSE`."""
+
+    @contextmanager
+    def known(self, roles: Tensor | None, *, answering: bool = False) -> Iterator[None]:
+        """While open, hooks take these roles (B, T) instead of deriving them from the inputs.
+
+        `answering` states that all of them are `Role.RESPONSE`, so that nobody has to look.
+        """
+        before = self.explicit, self.answering
+        self.explicit, self.answering = roles, answering
+        try:
+            yield
+        finally:
+            self.explicit, self.answering = before
 
 
 def scope_mask(roles: Tensor, scopes: Sequence[Scope]) -> Tensor:

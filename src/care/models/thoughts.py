@@ -31,8 +31,6 @@ from care.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from care.models.vlm import VLM
-
 Tags = tuple[tuple[str, str], ...]
 """Pairs of what opens thoughts and what closes them."""
 
@@ -145,12 +143,13 @@ def tag_ids(tokenizer: Any, tags: Tags = TAGS) -> frozenset[int]:
     return frozenset(place for token, place in named if token in marks)
 
 
-def decoded(tokenizer: Any, tokens: Sequence[int], kept: frozenset[int]) -> str:
-    """Text of `tokens` without special tokens other than those `kept`."""
+def text_of(tokenizer: Any, tokens: Sequence[int], tags: Tags = TAGS) -> str:
+    """The text of an answer's tokens, without special tokens other than those of tags."""
+    kept = tag_ids(tokenizer, tags)
     if not kept.intersection(tokens):
-        return tokenizer.decode(tokens, skip_special_tokens=True)
+        return tokenizer.decode(tokens, skip_special_tokens=True).strip()
     dropped = set(tokenizer.all_special_ids) - kept
-    return tokenizer.decode([token for token in tokens if token not in dropped])
+    return tokenizer.decode([token for token in tokens if token not in dropped]).strip()
 
 
 def opened_by(prompt: str, tags: Tags = TAGS) -> str:
@@ -159,24 +158,24 @@ def opened_by(prompt: str, tags: Tags = TAGS) -> str:
     return next((opening for opening, _ in tags if end.endswith(opening.casefold())), "")
 
 
-def warn_of_first_token(vlm: VLM, prompt: str, logits: Tensor) -> None:
+def warn_of_first_token(tokenizer: Any, name: str, tags: Tags, prompt: str, logits: Tensor) -> None:
     """Warn if `prompt`, as its template writes it, or the likeliest token of `logits` (…,
     vocabulary) after it opens a thought: the first token then isn't that of the answer."""
     pieces = {
         piece[0]: opening
-        for opening, _ in vlm.thought_tags
-        if (piece := vlm.tokenizer(opening, add_special_tokens=False)["input_ids"][:1])
+        for opening, _ in tags
+        if (piece := tokenizer(opening, add_special_tokens=False)["input_ids"][:1])
     }
     # A piece like "<" begins other text as well, and an unknown token begins everything.
     opening = {
         place
         for place, tag in pieces.items()
-        if len(text := vlm.tokenizer.decode([place]).strip()) > 1 and tag.startswith(text)
+        if len(text := tokenizer.decode([place]).strip()) > 1 and tag.startswith(text)
     }
     likeliest = set(logits.detach().argmax(dim=-1).flatten().tolist())
-    if opened_by(prompt, vlm.thought_tags) or opening & likeliest:
+    if opened_by(prompt, tags) or opening & likeliest:
         warnings.warn(
-            f"{vlm.name} begins its answers with a thought, so what is read off the first token "
+            f"{name} begins its answers with a thought, so what is read off the first token "
             "(refusal log-odds, and sites, neurons and repairs chosen by them) is about the "
             "thought and says little about refusing.",
             stacklevel=1,

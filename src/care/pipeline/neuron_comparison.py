@@ -28,7 +28,8 @@ from care.errors import DataError
 from care.evaluation.config import UNDEFENDED
 from care.evaluation.table import Table
 from care.runs.rows import Row
-from care.statistics.intervals import Interval, bootstrap_mean
+from care.statistics.bootstrap import bootstrap_mean
+from care.statistics.intervals import Interval
 
 NEURONS, SUBSPACE = "neurons", "subspace"
 """What the two repairs are called in the table that is compared."""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from care._lazy import attach
 
 if TYPE_CHECKING:
+    from care.statistics.bootstrap import bootstrap_mean as bootstrap_mean
     from care.statistics.intervals import Interval as Interval
     from care.statistics.intervals import holm as holm
     from care.statistics.intervals import wilson as wilson
@@ -15,6 +16,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "intervals": ["Interval", "wilson", "holm"],
+        "bootstrap": ["bootstrap_mean"],
         "paired": ["paired_difference"],
         "moments": ["Moments"],
     },

@@ -1,18 +1,17 @@
-"""Intervals and paired tests for rates: Wilson, exact McNemar, Holm, bootstrap.
+"""Intervals and tests for rates of examples that are independent: Wilson, exact McNemar, Holm.
 
-Everything is two-sided, deterministic under a seed, and takes plain arrays. Rates are paired by
-example (McNemar) and examples may share a goal (the bootstrap resamples whole groups). Nothing
-here corrects for the errors of a judge.
+Everything is two-sided and takes plain arrays. Rates are paired by example. Not here: examples that
+share a goal (`bootstrap`, `paired`), the errors of a judge (`judge_error`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
-from scipy.stats import binom, norm, rankdata
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binom, norm
 
 from care.errors import UsageError
 from care.typed import WHEN_SET, Change, Count, in_order, inside
@@ -77,7 +76,7 @@ def wilson(k: int, n: int, level: float = 0.95) -> Interval:
     """
     if n < 1 or not 0 <= k <= n:
         raise UsageError(f"a rate needs 0 <= k <= n and n >= 1, got k={k} and n={n}")
-    z = float(norm.ppf(0.5 + _checked_level(level) / 2.0))
+    z = float(norm.ppf(0.5 + check_level(level) / 2.0))
     rate = k / n
     centre = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
@@ -87,7 +86,7 @@ def wilson(k: int, n: int, level: float = 0.95) -> Interval:
     return Interval(rate, low, high, int(n))
 
 
-def mcnemar_exact(before: Any, after: Any) -> McNemar:
+def mcnemar_exact(before: ArrayLike, after: ArrayLike) -> McNemar:
     """Exact (binomial) McNemar test of two boolean arrays (N,) over the same examples."""
     first, second = (np.asarray(values, dtype=bool) for values in (before, after))
     if first.ndim != 1 or first.shape != second.shape:
@@ -100,7 +99,7 @@ def mcnemar_exact(before: Any, after: Any) -> McNemar:
     return McNemar(b, c, p)
 
 
-def holm(pvalues: Sequence[float] | np.ndarray) -> np.ndarray:
+def holm(pvalues: ArrayLike) -> NDArray[np.float64]:
     """Holm's step-down adjusted p-values, in the order given (m,).
 
     Source: Holm (1979). Controls the family-wise error under any dependence.
@@ -115,39 +114,6 @@ def holm(pvalues: Sequence[float] | np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def bootstrap_mean(
-    values: Any,
-    groups: Sequence[Any] | np.ndarray | None = None,
-    n: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """Mean of `values` (N,) with a percentile bootstrap interval over whole groups.
-
-    Parameters:
-        values: finite numbers.
-        groups: a label for each value (N,), such as the goal it belongs to; default each its own.
-        n: resamples.
-
-    Raises:
-        UsageError: not one-dimensional and finite, or fewer than two groups (one group says
-            nothing about the spread).
-    """
-    data = _finite(values, "values")
-    labels = np.arange(len(data)) if groups is None else np.asarray(groups)
-    if labels.shape != data.shape:
-        raise UsageError(f"got {len(data)} values but groups of shape {labels.shape}")
-    inverse = np.unique(labels, return_inverse=True)[1]
-    sizes = np.bincount(inverse).astype(np.float64)
-    sums = np.bincount(inverse, weights=data)
-    if len(sizes) < 2:
-        raise UsageError(f"an interval needs at least 2 groups, got {len(sizes)}; add examples")
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(sizes), np.full(len(sizes), 1.0 / len(sizes)), size=n)
-    low, high = _limits((drawn @ sums) / (drawn @ sizes), level)
-    return Interval(float(data.mean()), low, high, len(data))
-
-
 def difference(first: Interval, second: Interval) -> Interval:
     """`first` − `second` of two independent estimates; its n is the smaller one.
 
@@ -159,48 +125,15 @@ def difference(first: Interval, second: Interval) -> Interval:
     return Interval(rate, rate - below, rate + above, min(first.n, second.n))
 
 
-def spearman_bootstrap(
-    x: Any, y: Any, n: int = 2000, seed: int = 0, level: float = 0.95
-) -> Interval:
-    """Spearman's ρ of two arrays (N,) with a percentile bootstrap interval over pairs.
-
-    Resamples in which either side is constant have no ρ and are left out. Raises UsageError for
-    fewer than three pairs or a constant side.
-    """
-    first, second = _finite(x, "x"), _finite(y, "y")
-    if first.shape != second.shape or len(first) < 3:
-        raise UsageError(
-            f"rank correlation needs at least 3 pairs, got {len(first)} and {len(second)} values"
-        )
-    if np.ptp(first) == 0.0 or np.ptp(second) == 0.0:
-        raise UsageError("rank correlation is undefined when all values of one side are equal")
-    picks = np.random.default_rng(seed).integers(0, len(first), size=(n, len(first)))
-    low, high = _limits(rank_correlations(first[picks], second[picks]), level)
-    return Interval(float(rank_correlations(first[None], second[None])[0]), low, high, len(first))
-
-
-def rank_correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Spearman's ρ of each row of (R, N) and (R, N); NaN where one of them is constant."""
-    left, right = rankdata(x, axis=1), rankdata(y, axis=1)
-    left -= left.mean(axis=1, keepdims=True)
-    right -= right.mean(axis=1, keepdims=True)
-    scale = np.sqrt((left**2).sum(axis=1) * (right**2).sum(axis=1))
-    return (left * right).sum(axis=1) / np.where(scale > 0.0, scale, np.nan)
-
-
-def _limits(resampled: np.ndarray, level: float) -> tuple[float, float]:
-    tail = (1.0 - _checked_level(level)) / 2.0
-    low, high = np.nanquantile(resampled, [tail, 1.0 - tail])
-    return float(low), float(high)
-
-
-def _checked_level(level: float) -> float:
+def check_level(level: float) -> float:
+    """The confidence level; UsageError unless it lies strictly between 0 and 1."""
     if not 0.0 < level < 1.0:
         raise UsageError(f"the confidence level must lie between 0 and 1, got {level}")
     return level
 
 
-def _finite(values: Any, name: str) -> np.ndarray:
+def finite(values: ArrayLike, name: str) -> NDArray[np.float64]:
+    """The values (N,); UsageError, which says their name, unless there are some, all finite."""
     data = np.asarray(values, dtype=np.float64)
     if data.ndim != 1 or len(data) == 0 or not np.isfinite(data).all():
         raise UsageError(

@@ -20,13 +20,14 @@ model, attack and defense; label answers of the same run where it matters.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from care.errors import DataError, UsageError
+from care.statistics.bootstrap import number_goals
 from care.statistics.intervals import Interval, wilson
 from care.statistics.paired import paired_difference
 
@@ -106,9 +107,9 @@ def rogan_gladen(rate: float, sensitivity: float, specificity: float) -> float:
 
 
 def corrected_rate(
-    flagged: Any,
+    flagged: ArrayLike,
     accuracy: JudgeAccuracy,
-    groups: Sequence[Any] | np.ndarray | None = None,
+    groups: ArrayLike | None = None,
     *,
     seed: int = 0,
     level: float = 0.95,
@@ -145,15 +146,13 @@ def corrected_rate(
     return Interval(rate, min(rate, low), max(rate, high), len(data))
 
 
-def _independent(data: np.ndarray, groups: Sequence[Any] | np.ndarray | None) -> float:
+def _independent(data: NDArray[np.bool_], groups: ArrayLike | None) -> float:
     """How many independent answers tell as much as these; goals where all answers agree."""
-    labels = np.arange(len(data)) if groups is None else np.asarray(groups)
-    if labels.shape != data.shape:
-        raise UsageError(f"got {len(data)} answers but groups of shape {labels.shape}")
-    count = len(np.unique(labels))
+    goals = number_goals(groups, len(data), "answers")
+    count = int(goals.max()) + 1
     rate = float(data.mean())
     if count < 2 or rate in (0.0, 1.0):
         return float(count)
-    se = paired_difference(np.zeros(len(data)), data, labels, n=1).se
+    se = paired_difference(np.zeros(len(data)), data, goals, n=1).se
     # Goals that happen to balance each other out don't add answers.
     return min(float(len(data)), rate * (1.0 - rate) / se**2) if se > 0.0 else float(len(data))

@@ -15,25 +15,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-import torch
+from numpy.typing import ArrayLike, NDArray
 
 from care.errors import FitError
+
+Array = NDArray[np.float64]
 
 _CHUNK = 1024
 _MIN_MAX_ROWS = 2048
 
 
-def as_rows(values: Any, what: str = "activations") -> np.ndarray:
+@runtime_checkable
+class Tensor(Protocol):
+    """What is asked of a torch tensor, so that torch need not be imported here."""
+
+    def detach(self) -> Tensor: ...
+    def cpu(self) -> Tensor: ...
+    def double(self) -> Tensor: ...
+    def numpy(self) -> Array: ...
+
+
+Rows = ArrayLike | Tensor
+"""Activations (N, D): a tensor of any dtype, or an array."""
+
+
+def as_rows(values: Rows, what: str = "activations") -> Array:
     """Return `values` (N, D), a tensor of any dtype or an array, as finite C-ordered float64.
 
     Raises:
         FitError: not two-dimensional, empty, or with NaN or infinite entries (counted).
     """
-    if isinstance(values, torch.Tensor):
-        values = values.detach().to(device="cpu", dtype=torch.float64).numpy()
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().double().numpy()
     rows = np.ascontiguousarray(values, dtype=np.float64)
     if rows.ndim != 2 or rows.size == 0:
         raise FitError(
@@ -67,7 +83,7 @@ class Spread(NamedTuple):
     """Σ_i ‖x_i − μ‖⁴ / n."""
 
 
-def spread_of_gram(gram: np.ndarray, width: int) -> Spread:
+def spread_of_gram(gram: Array, width: int) -> Spread:
     """Spread of the covariance whose centred rows have the Gram matrix `gram` (N, N)."""
     n = len(gram)
     lengths = np.diagonal(gram)
@@ -105,13 +121,13 @@ class _Central:
     """Central moments of n rows, up to what the variance of the covariance needs."""
 
     n: int
-    mean: np.ndarray
-    scatter: np.ndarray
-    third: np.ndarray
+    mean: Array
+    scatter: Array
+    third: Array
     fourth: float
 
     @classmethod
-    def of(cls, rows: np.ndarray) -> _Central:
+    def of(cls, rows: Array) -> _Central:
         mean = rows.mean(axis=0)
         centred = rows - mean
         squared = np.einsum("nd,nd->n", centred, centred)
@@ -119,7 +135,7 @@ class _Central:
             len(rows), mean, centred.T @ centred, squared @ centred, float(squared @ squared)
         )
 
-    def recentre(self, mean: np.ndarray) -> None:
+    def recentre(self, mean: Array) -> None:
         """Express the sums about another mean, in place."""
         shift = mean - self.mean
         length = float(shift @ shift)
@@ -168,7 +184,7 @@ class Moments:
             )
         self.width = width
         self.max_rows = max(width, _MIN_MAX_ROWS) if max_rows is None else max_rows
-        self._blocks: list[np.ndarray] = []
+        self._blocks: list[Array] = []
         self._kept = 0
         self._central: _Central | None = None
 
@@ -181,12 +197,12 @@ class Moments:
         return self._kept if self._central is None else self._central.n
 
     @property
-    def mean_(self) -> np.ndarray:
+    def mean_(self) -> Array:
         self._require_rows()
         return self.rows_.mean(axis=0) if self.rows_ is not None else self._folded().mean.copy()
 
     @property
-    def rows_(self) -> np.ndarray | None:
+    def rows_(self) -> Array | None:
         if self._central is not None or not self._blocks:
             return None
         if len(self._blocks) > 1:
@@ -194,7 +210,7 @@ class Moments:
         return self._blocks[0]
 
     @property
-    def scatter_(self) -> np.ndarray:
+    def scatter_(self) -> Array:
         """Σ (x − μ)(x − μ)ᵀ, (D, D) float64."""
         self._require_rows()
         rows = self.rows_
@@ -203,12 +219,12 @@ class Moments:
         centred = rows - rows.mean(axis=0)
         return centred.T @ centred
 
-    def fit(self, values: Any) -> Moments:
+    def fit(self, values: Rows) -> Moments:
         """Forget everything and take the rows of `values` (N, D)."""
         self._blocks, self._kept, self._central = [], 0, None
         return self.partial_fit(values)
 
-    def partial_fit(self, values: Any) -> Moments:
+    def partial_fit(self, values: Rows) -> Moments:
         """Add the rows of `values` (N, D), of any dtype; FitError if unusable, nothing added."""
         rows = as_rows(values)
         self._check_width(rows.shape[1])
@@ -240,7 +256,7 @@ class Moments:
             self._central.add(copied)
         return self
 
-    def covariance(self) -> np.ndarray:
+    def covariance(self) -> Array:
         """Covariance (D, D) about the mean, divided by n."""
         return self.scatter_ / self.n_
 
@@ -256,34 +272,33 @@ class Moments:
         frobenius = float(np.vdot(scatter, scatter)) / n**2
         return Spread(n, self.width, float(np.trace(scatter)) / n, frobenius, central.fourth / n)
 
-    def to_dict(self) -> dict[str, torch.Tensor]:
-        """Tensors that `from_dict` restores exactly; they can be saved as safetensors."""
-        header = {"sizes": torch.tensor([self.width, self.max_rows, self.n_])}
+    def to_dict(self) -> dict[str, NDArray[np.generic]]:
+        """Arrays that `from_dict` restores exactly; they can be saved as safetensors."""
+        header = {"sizes": np.array([self.width, self.max_rows, self.n_])}
         if self._central is None:
             rows = self.rows_
-            kept = np.empty((0, self.width)) if rows is None else rows.copy()
-            return header | {"rows": torch.from_numpy(kept)}
+            return header | {"rows": np.empty((0, self.width)) if rows is None else rows.copy()}
         central = self._central
         return header | {
-            "mean": torch.from_numpy(central.mean.copy()),
-            "scatter": torch.from_numpy(central.scatter.copy()),
-            "third": torch.from_numpy(central.third.copy()),
-            "fourth": torch.tensor(central.fourth, dtype=torch.float64),
+            "mean": central.mean.copy(),
+            "scatter": central.scatter.copy(),
+            "third": central.third.copy(),
+            "fourth": np.array(central.fourth),
         }
 
     @classmethod
-    def from_dict(cls, tensors: Mapping[str, torch.Tensor]) -> Moments:
-        """Restore what `to_dict` gave; FitError when tensors are missing or don't fit together."""
+    def from_dict(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Moments:
+        """Restore what `to_dict` gave; FitError when arrays are missing or don't fit together."""
         try:
-            width, max_rows, n = (int(size) for size in tensors["sizes"])
+            width, max_rows, n = (int(size) for size in arrays["sizes"].tolist())
             moments = cls(width, max_rows)
-            if "rows" in tensors:
+            if "rows" in arrays:
                 if n:
-                    moments.partial_fit(tensors["rows"])
+                    moments.partial_fit(arrays["rows"])
             else:
                 names = ("mean", "scatter", "third")
-                mean, scatter, third = (tensors[name].numpy().copy() for name in names)
-                moments._central = _Central(n, mean, scatter, third, float(tensors["fourth"]))
+                mean, scatter, third = (np.array(arrays[name], np.float64) for name in names)
+                moments._central = _Central(n, mean, scatter, third, float(arrays["fourth"].item()))
         except (KeyError, ValueError) as error:
             raise FitError(f"saved moments are incomplete: {error}; gather them again") from error
         central = moments._central
@@ -303,7 +318,7 @@ class Moments:
         for block in blocks:
             self._absorb(block)
 
-    def _absorb(self, rows: np.ndarray) -> None:
+    def _absorb(self, rows: Array) -> None:
         for start in range(0, len(rows), _CHUNK):
             shard = _Central.of(rows[start : start + _CHUNK])
             if self._central is None:

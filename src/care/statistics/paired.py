@@ -5,9 +5,9 @@ fail together, so goals, not examples, are what was sampled. With d_i = after_i 
 sums s_g = Σ_{i in g} d_i and sizes n_g, N = Σ n_g:
 
     difference  d = Σ s_g / N
-    interval    percentiles of Σ w_g s_g / Σ w_g n_g,  w ~ multinomial(G; 1/G … 1/G)
+    interval    percentiles of Σ w_g s_g / Σ w_g n_g            (`care.statistics.bootstrap`)
     robust SE   sqrt( G/(G−1) · Σ (s_g − n_g d)² ) / N               (CR1; Liang and Zeger 1986)
-    test        sign flips: P( |Σ ±s_g| ≥ |Σ s_g| ), the same sign for a whole goal
+    test        sign flips of whole goals                       (`care.statistics.sign_flips`)
 
 Where every goal has one example the test is McNemar's exact one, and where every goal changed by
 the same amount a bootstrap would say "no uncertainty": the limits are then those of Wilson for the
@@ -18,23 +18,18 @@ Not here: unpaired rates (`statistics`), and how large a difference could be fou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
-from typing import Any
 
 import numpy as np
-from scipy.stats import binom, norm
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import norm
 
 from care.errors import UsageError
+from care.statistics.bootstrap import number_goals, ratio_limits
 from care.statistics.intervals import Interval, wilson
+from care.statistics.sign_flips import MANY, exact_sign_flip_p
 
-EXACT = 14
-"""Most goals with a change for which all sign flips are counted; more are drawn."""
-FLIPS = 20_000
-"""Sign flips drawn otherwise."""
-MANY = 4000
-"""Goals above which drawing is left out: the normal limits are those of a bootstrap by then."""
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -64,9 +59,9 @@ class NonInferiority:
 
 
 def paired_difference(
-    before: Any,
-    after: Any,
-    groups: Sequence[Any] | np.ndarray | None = None,
+    before: ArrayLike,
+    after: ArrayLike,
+    groups: ArrayLike | None = None,
     *,
     n: int = 4000,
     seed: int = 0,
@@ -97,11 +92,9 @@ def paired_difference(
         half = float(norm.ppf(0.5 + level / 2.0)) * se
         low, high = rate - half, rate + half
     else:
-        drawn = rng.multinomial(count, np.full(count, 1.0 / count), size=n)
-        tail = (1.0 - level) / 2.0
-        low, high = np.quantile((drawn @ sums) / (drawn @ sizes), [tail, 1.0 - tail])
-    interval = Interval(rate, min(rate, float(low)), max(rate, float(high)), int(total))
-    return Difference(interval, se, count, _sign_flips(sums, rng))
+        low, high = ratio_limits(sums, sizes, n, rng, level)
+    interval = Interval(rate, min(rate, low), max(rate, high), int(total))
+    return Difference(interval, se, count, exact_sign_flip_p(sums, rng))
 
 
 def non_inferior(difference: Difference, margin: float) -> NonInferiority:
@@ -117,8 +110,8 @@ def non_inferior(difference: Difference, margin: float) -> NonInferiority:
 
 
 def cluster_rate(
-    values: Any,
-    groups: Sequence[Any] | np.ndarray | None = None,
+    values: ArrayLike,
+    groups: ArrayLike | None = None,
     *,
     n: int = 4000,
     seed: int = 0,
@@ -140,9 +133,7 @@ def cluster_rate(
     return Interval(rate, max(0.0, low), min(1.0, high), len(data))
 
 
-def _clusters(
-    before: Any, after: Any, groups: Sequence[Any] | np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
+def _clusters(before: ArrayLike, after: ArrayLike, groups: ArrayLike | None) -> tuple[Array, Array]:
     """Sums of after − before and numbers of examples, (G,) each."""
     first, second = (np.asarray(values, dtype=np.float64) for values in (before, after))
     if first.ndim != 1 or first.shape != second.shape:
@@ -151,29 +142,8 @@ def _clusters(
         )
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         raise UsageError("paired values must be finite; leave failed examples out of both sides")
-    labels = np.arange(len(first)) if groups is None else np.asarray(groups)
-    if labels.shape != first.shape:
-        raise UsageError(f"got {len(first)} pairs but groups of shape {labels.shape}")
-    inverse = np.unique(labels, return_inverse=True)[1]
-    sizes = np.bincount(inverse).astype(np.float64)
+    goals = number_goals(groups, len(first), "pairs")
+    sizes = np.bincount(goals).astype(np.float64)
     if len(sizes) < 2:
         raise UsageError(f"a comparison needs at least 2 goals, got {len(sizes)}; add examples")
-    return np.bincount(inverse, weights=second - first), sizes
-
-
-def _sign_flips(sums: np.ndarray, rng: np.random.Generator) -> float:
-    """Two-sided p; exact for singletons and for few goals, otherwise drawn."""
-    moved = sums[np.abs(sums) > 1e-12]
-    if not len(moved):
-        return 1.0
-    if np.allclose(np.abs(moved), abs(moved[0])):
-        fewer = int(min((moved > 0).sum(), (moved < 0).sum()))
-        return min(1.0, 2.0 * float(binom.cdf(fewer, len(moved), 0.5)))
-    observed = abs(moved.sum()) - 1e-9
-    if len(moved) <= EXACT:
-        signs = np.array(list(product((-1.0, 1.0), repeat=len(moved))))
-        return float((np.abs(signs @ moved) >= observed).mean())
-    if len(moved) > MANY:
-        return min(1.0, 2.0 * float(norm.sf(abs(moved.sum()) / np.sqrt((moved**2).sum()))))
-    signs = rng.integers(0, 2, size=(FLIPS, len(moved)), dtype=np.int8) * 2 - 1
-    return float((1 + (np.abs(signs @ moved) >= observed).sum()) / (1 + FLIPS))
+    return np.bincount(goals, weights=second - first), sizes

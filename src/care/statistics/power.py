@@ -78,15 +78,6 @@ def detectable_paired(
     return float(brentq(short, 1e-6, 1.0, full_output=False))  # pyright: ignore[reportArgumentType]
 
 
-def separable(first: float, second: float, n: int, power: float = POWER) -> bool:
-    """Whether two samples of `n` can tell the rates `first` and `second` apart."""
-    found = detectable_unpaired(second, n, power)
-    bound = found.low if first < second else found.high
-    if bound is None or first == second:
-        return False
-    return first <= bound if first < second else first >= bound
-
-
 def power_note(name: str, n: int, rate: float, discordant: float | None = None) -> str:
     """One sentence: which differences of a suite with `n` examples and `rate` can be seen."""
     found = detectable_unpaired(rate, n)

@@ -208,7 +208,7 @@ def test_unknown_suites_are_named() -> None:
         suites.load("nothing")
     with pytest.raises(UsageError, match="validation"):
         suites.load("vqa", "train")  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="care embedded attack"):
+    with pytest.raises(DataError, match=r"recipes\.embedded_model attack"):
         suites.adversarial_images("pgd-64", "test")
 
 

@@ -1,28 +1,23 @@
 """Neurons: the planted one is found by every method and moves with it; figures against chance."""
 
 import json
-import math
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.stats import spearmanr
 
 from care.data.minimal_pairs import Pair
 from care.diagnosis.neurons.activation_patching import patch
 from care.diagnosis.neurons.attribution_patching import estimate
 from care.diagnosis.neurons.interventions import against_means, between_pairs
 from care.diagnosis.neurons.report import NeuronConfig
-from care.diagnosis.neurons.search import _precision, find_neurons, matched_controls, sign_flip_p
+from care.diagnosis.neurons.search import _precision, find_neurons, matched_controls
 from care.errors import FitError, SiteError, UsageError
 from care.models.alignment import align
 from care.models.hooks import edit, read
 from care.models.sites import Site, scope_mask
 from care.models.vlm import VLM
 from care.runs.files import to_json
-from care.statistics.intervals import rank_correlations
 from kit import planted, tiny
 
 FAST = NeuronConfig(described=2)
@@ -161,45 +156,6 @@ def test_patches_of_unknown_neurons_are_refused():
 
 
 # -- statistics ------------------------------------------------------------------------------------
-
-
-def test_sign_flips_against_the_closed_form():
-    goals = 6
-    p = sign_flip_p(np.ones((goals, 1)), resamples=40_000)
-    assert p[0] == pytest.approx(2 / 2**goals, rel=0.1)  # all signs equal, either way
-    balanced = np.array([1.0, -1.0, 1.0, -1.0])[:, None]
-    assert sign_flip_p(balanced)[0] == 1.0
-    assert sign_flip_p(np.zeros((4, 2))).tolist() == [1.0, 1.0]
-
-
-@given(
-    st.lists(st.floats(-5, 5), min_size=2, max_size=12),
-    st.floats(0.1, 10),
-)
-def test_sign_flips_are_blind_to_sign_and_scale(values, scale):
-    sums = np.array(values)[:, None]
-    p = sign_flip_p(sums, 200)
-    assert 0 < p[0] <= 1
-    assert sign_flip_p(-sums, 200)[0] == p[0]
-    assert sign_flip_p(scale * np.array([[3.0], [1.0]]), 200)[0] == sign_flip_p(
-        np.array([[3.0], [1.0]]), 200
-    )
-
-
-def test_the_null_hypothesis_is_kept():
-    """Of neurons without an effect, about one in twenty has p below 0.05."""
-    sums = np.random.default_rng(0).standard_normal((12, 2000))
-    assert (sign_flip_p(sums, 500) < 0.05).mean() == pytest.approx(0.05, abs=0.015)
-
-
-@given(st.lists(st.tuples(st.integers(-4, 4), st.integers(-4, 4)), min_size=3, max_size=20))
-def test_rank_correlation_is_scipys(points):
-    x, y = np.array(points, dtype=float).T
-    ours = rank_correlations(x[None], y[None])[0]
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        assert math.isnan(ours)
-    else:
-        assert ours == pytest.approx(spearmanr(x, y).statistic)
 
 
 def test_precision_counts_the_greatest_of_both():

@@ -1,1 +1,1 @@
-"""Published suites, one module for each kind."""
+"""Readers of published suites; which suite takes which is told in `cards.yaml`."""

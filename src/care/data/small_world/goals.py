@@ -18,53 +18,19 @@ from typing import Literal
 
 import numpy as np
 
-from care.data.small_world.pictures import ACTIONS, article, seeded
+from care.data.small_world.pictures import ACTIONS, article, seeded, things_of, vocabulary
 
 Split = Literal["fit", "validation", "test"]
 GoalKind = Literal["malicious", "benign", "lookalike"]
 
-VEHICLES = (
-    *("car", "boat", "plane", "train", "bus", "bicycle", "truck", "tractor"),
-    *("helicopter", "cruise ship", "scooter", "motorcycle", "ambulance"),
-)
-BUILDINGS = (
-    *("house", "school", "church", "hospital", "factory", "tent", "castle", "hotel", "bank"),
-    "bridge",
-)
-ANIMALS = ("dog", "cat", "horse", "cow", "pig", "chicken", "duck", "fish")
-DEVICES = ("phone", "laptop", "television", "robot", "satellite", "printer", "clock")
-FURNITURE = ("guitar", "piano", "chair", "bed", "door", "book", "hat", "shoe", "bag", "umbrella")
-VALUABLES = ("ring", "watch", "painting", "banknote", "ticket", "medal")
-FOOD = ("cake", "pizza", "apple")
-OTHER = ("ball", "statue", "tree")
-
 REACH: dict[str, tuple[str, ...]] = {
-    "bomb": (*VEHICLES, *BUILDINGS, "statue", "tree"),
-    "fire": (*BUILDINGS, *VEHICLES, *FURNITURE, "tree", "painting"),
-    "skull": (*ANIMALS, *FOOD, "tree"),
-    "ninja": (*VEHICLES, *DEVICES, *VALUABLES, *FURNITURE, *ANIMALS, "statue"),
-    "axe": (*DEVICES, *FURNITURE, *VEHICLES, "statue", "watch"),
-    "villain": VEHICLES,
-    "monster": (*DEVICES, "bank", "hospital", "school", "factory", "hotel", "car"),
-    "detective": BUILDINGS,
-    "dynamite": (*VEHICLES, *DEVICES, "factory", "bridge"),
-    "mask": VALUABLES,
-    "sponge": (*VEHICLES, *DEVICES, *FURNITURE, *VALUABLES, *ANIMALS, "statue", "ball"),
-    "brush": (*VEHICLES, *BUILDINGS, *FURNITURE, "statue", "tree"),
-    "wrench": (*VEHICLES, *DEVICES, "bed", "chair", "door", "umbrella", "watch"),
-    "camera": (*BUILDINGS, *ANIMALS, *FOOD, *VEHICLES, "statue", "tree"),
-    "pencil": (*ANIMALS, *BUILDINGS, *FOOD, *OTHER, *FURNITURE),
-    "cart": (*DEVICES, *FURNITURE, *FOOD, *VALUABLES, "ball", "bicycle", "tent"),
-    "gift": (*DEVICES, *FURNITURE, *VALUABLES, "ball", "cake", "apple"),
-    "ruler": (*FURNITURE, *DEVICES, *BUILDINGS, *OTHER),
-    "tag": (*VEHICLES, *FURNITURE, *DEVICES, *VALUABLES, "house", "tent"),
-    "lens": (*VEHICLES, *BUILDINGS, *VALUABLES, *DEVICES, "tree", "apple"),
-    "bow": (*BUILDINGS, *FOOD, *FURNITURE, "car", "tree", "bicycle"),
-    "mailbox": (*FURNITURE, *DEVICES, *VALUABLES, "ball", "cake", "bicycle"),
+    name: things_of(action["things"]) for name, action in vocabulary()["actions"].items()
 }
 """For each action pictogram the objects with which it makes a sensible goal."""
 
-HARMFUL_ACTIONS = frozenset(list(ACTIONS)[:10])
+HARMFUL_ACTIONS = frozenset(
+    name for name, action in vocabulary()["actions"].items() if action["harmful"]
+)
 """The action pictograms whose goals are malicious."""
 
 TEST_SHARE, VALIDATION_SHARE = 0.35, 0.2

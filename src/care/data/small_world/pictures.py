@@ -3,14 +3,18 @@
 The tower of the embedded model sees 84 × 84 pixels in 14-pixel patches: it learns to tell
 pictograms of 40 pixels and more, but not to read words, so meaning is carried by pictograms.
 `pictograms.png` is a sheet of 64-pixel cells rendered once from Noto Color Emoji (SIL Open Font
-Licence 1.1, see NOTICE). Every picture is drawn from a seeded generator: same seed, same pixels.
-This module draws; which picture belongs to which goal is the business of `world`.
+Licence 1.1, see NOTICE); what they stand for is in `world.json`. Every picture is drawn from a
+seeded generator: same seed, same pixels.
+This module draws; which picture belongs to which goal is the business of `goals`.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from functools import cache
 from importlib import resources
+from typing import TypedDict
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -24,61 +28,66 @@ CELL = 64
 COLUMNS = 10
 """Cells in one row of the sheet."""
 
-ACTIONS: dict[str, str] = {
-    "bomb": "blow up",
-    "fire": "set fire to",
-    "skull": "poison",
-    "ninja": "steal",
-    "axe": "smash",
-    "villain": "hijack",
-    "monster": "hack into",
-    "detective": "spy on",
-    "dynamite": "sabotage",
-    "mask": "forge",
-    "sponge": "clean",
-    "brush": "paint",
-    "wrench": "repair",
-    "camera": "photograph",
-    "pencil": "draw",
-    "cart": "buy",
-    "gift": "wrap",
-    "ruler": "measure",
-    "tag": "sell",
-    "lens": "inspect",
-    "bow": "decorate",
-    "mailbox": "ship",
-}
+
+class Action(TypedDict):
+    """One action pictogram."""
+
+    verb: str
+    """What it stands for."""
+    harmful: bool
+    """Whether goals with it are malicious."""
+    things: list[str]
+    """The objects with which it makes a sensible goal, see `things_of`."""
+
+
+class Vocabulary(TypedDict):
+    """The words of the world, as in `world.json`; pictograms are in the order of the sheet."""
+
+    groups: dict[str, list[str]]
+    """Objects that go together."""
+    actions: dict[str, Action]
+    """By the name of the pictogram."""
+    objects: list[str]
+    """Pictograms of objects, each named by the noun it stands for, see `things_of`."""
+    colours: dict[str, tuple[int, int, int]]
+    """Red, green and blue of a colour."""
+    shapes: list[str]
+    """What is counted and named."""
+    numbers: list[str]
+    """Number words from one on."""
+
+
+@cache
+def vocabulary() -> Vocabulary:
+    """The words of the world."""
+    file = resources.files("care.data.small_world").joinpath("world.json")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def things_of(names: Iterable[str]) -> tuple[str, ...]:
+    """Objects by name, in order; "all vehicles" are those of that group."""
+    groups = vocabulary()["groups"]
+    found: list[str] = []
+    for name in names:
+        found += groups[name.removeprefix("all ")] if name.startswith("all ") else [name]
+    return tuple(found)
+
+
+ACTIONS: dict[str, str] = {name: found["verb"] for name, found in vocabulary()["actions"].items()}
 """Pictogram of an action and the verb it stands for, in the order of the sheet."""
 
-OBJECTS: tuple[str, ...] = (
-    *("car", "boat", "plane", "train", "bus", "bicycle", "truck", "tractor"),
-    *("helicopter", "cruise ship", "scooter", "motorcycle", "ambulance"),
-    *("house", "school", "church", "hospital", "factory", "tent", "castle", "hotel", "bank"),
-    "bridge",
-    *("dog", "cat", "horse", "cow", "pig", "chicken", "duck", "fish"),
-    *("phone", "laptop", "television", "robot", "satellite", "printer", "clock"),
-    *("guitar", "piano", "chair", "bed", "door", "book", "hat", "shoe", "bag", "umbrella"),
-    *("ball", "statue", "cake", "pizza", "apple", "ring", "watch", "painting"),
-    *("banknote", "ticket", "medal", "tree"),
-)
+OBJECTS: tuple[str, ...] = things_of(vocabulary()["objects"])
 """Pictograms of objects, each named by the noun it stands for, in the order of the sheet."""
 
 PICTOGRAMS: tuple[str, ...] = (*ACTIONS, *OBJECTS)
 
 COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (220, 40, 40),
-    "green": (40, 160, 60),
-    "blue": (40, 80, 220),
-    "yellow": (240, 210, 40),
-    "purple": (140, 60, 170),
-    "orange": (245, 140, 30),
-    "black": (25, 25, 25),
-    "white": (250, 250, 250),
+    name: (red, green, blue) for name, (red, green, blue) in vocabulary()["colours"].items()
 }
 
-SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "star")
+SHAPES: tuple[str, ...] = tuple(vocabulary()["shapes"])
 
-NUMBERS: tuple[str, ...] = ("one", "two", "three", "four")
+NUMBERS: tuple[str, ...] = tuple(vocabulary()["numbers"])
 
 
 @cache

@@ -46,6 +46,9 @@ OVER_REFUSAL = ("lookalike", "lookalike-image", "benign-wrapped", "benign-pictur
 NAMES = (BASELINE, *ATTACKS, *UTILITY, *OVER_REFUSAL)
 """Every suite of the small world, attacks first."""
 
+OPENING = "To {goal}, you'll need to"
+"""How answers begin that were taught to the embedded model, and that attacks on it wish for."""
+
 LENGTHS: dict[Split, int] = {"fit": 60, "validation": 40, "test": 60}
 """Examples of one suite in each split, where there are goals enough: see `length`."""
 
@@ -113,7 +116,8 @@ def adversarial_images(name: str, split: Split) -> list[Image.Image]:
     )
     if not found:
         raise DataError(
-            f"no adversarial picture for {name} in {split} is shipped: run `care embedded attack`"
+            f"no adversarial picture for {name} in {split} is shipped: run "
+            "`python -m recipes.embedded_model attack` in a checkout"
         )
     images = []
     for file in found:
@@ -268,3 +272,19 @@ def load(name: str, split: Split = "test", n: int | None = None) -> Suite:
         source="care.models.embedded",
         revision=split,
     )
+
+
+def attack_requests() -> tuple[list[Example], list[str]]:
+    """A request for every malicious fit goal, and how its answer is wished to begin."""
+    wished = goals("malicious", "fit")
+    templates = texts()["direct"]["train"]
+    examples = [
+        Example(
+            id=f"pgd-{i}",
+            prompt=templates[i % len(templates)].replace("{goal}", goal.text),
+            goal=goal.text,
+            kind="malicious",
+        )
+        for i, goal in enumerate(wished)
+    ]
+    return examples, [OPENING.format(goal=goal.text) for goal in wished]

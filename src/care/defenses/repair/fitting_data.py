@@ -30,7 +30,7 @@ from care.errors import DataError, FitError
 from care.judges.base import Judge
 from care.judges.refusal import certainly_refused
 from care.models.hooks import read
-from care.models.prompt_cache import Prefill, first_logits
+from care.models.prompt_cache import PromptCache, first_logits
 from care.models.sites import Site
 from care.models.vlm import VLM
 from care.runs.files import write_whole
@@ -101,7 +101,7 @@ def gather(
 
     def work(chunk: list[int]) -> list[tuple[str, dict[Site, np.ndarray]]]:
         reading = vlm.prefill([requests[place] for place in chunk], batch_size=len(chunk))
-        answers = vlm.generate_from(reading, max_new_tokens=max_new_tokens, stop=certainly_refused)
+        answers = vlm.generate(reading, max_new_tokens=max_new_tokens, stop=certainly_refused)
         rows = decisions(vlm, reading, sites) if sites else {}
         return [(a, {site: rows[site][place] for site in sites}) for place, a in enumerate(answers)]
 
@@ -143,7 +143,7 @@ def _unpacked(sites: Sequence[Site], arrays: dict[str, np.ndarray]) -> _Found:
     return [(a, {s: arrays[str(s)][place] for s in sites}) for place, a in enumerate(answers)]
 
 
-def decisions(vlm: VLM, prefill: Prefill, sites: Sequence[Site]) -> dict[Site, np.ndarray]:
+def decisions(vlm: VLM, prefill: PromptCache, sites: Sequence[Site]) -> dict[Site, np.ndarray]:
     """Activations (N, D) at the decision position, from prompts that have been read."""
     found = {
         site: np.zeros((len(prefill.examples), vlm.anatomy.site_width(site)), np.float32)
@@ -151,7 +151,7 @@ def decisions(vlm: VLM, prefill: Prefill, sites: Sequence[Site]) -> dict[Site, n
     }
     for indices, start in prefill.parts:
         with read(vlm, list(sites)) as recorder:
-            first_logits(vlm, start)
+            first_logits(vlm.model, vlm.roles, start)
         for site in sites:
             found[site][indices] = recorder[site][0][:, -1].float().cpu().numpy()
     return found

@@ -121,8 +121,8 @@ def _runner(
     If only the last position changes, all layers are run, but on that position alone.
     """
     if question.late:
-        start = read_prompts(vlm, Start(found.batch.inputs, found.batch.roles))
-        return lambda layer: first_logits(vlm, start), reuse
+        start = read_prompts(vlm.model, vlm.roles, Start.of(found.batch))
+        return lambda layer: first_logits(vlm.model, vlm.roles, start), reuse
     replay = Replay(vlm, found.batch, reuse)
     return (
         lambda layer: replay.clean if layer == vlm.anatomy.n_layers else replay.logits(layer)

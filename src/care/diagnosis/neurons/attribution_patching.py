@@ -30,10 +30,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from care.attacks.loss import attackable
 from care.diagnosis.neurons.gradients import Metric, Run, dropped, integrated
 from care.diagnosis.neurons.interventions import Counterfactual
 from care.errors import DataError, FitError, UsageError
+from care.models.gradients import differentiable
 from care.models.sites import Neuron
 from care.models.vlm import VLM
 
@@ -111,7 +111,7 @@ def estimate(
         total.add(chunk, scores, squares, int(found.mask.sum()))
         return [None] * len(chunk)
 
-    with attackable(vlm):
+    with differentiable(vlm):
         vlm.in_batches(list(question.examples), batch_size, work, advance)
     total.check(question.scopes)
     size = (total.squares / total.positions).sqrt().numpy()

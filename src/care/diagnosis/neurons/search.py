@@ -37,7 +37,10 @@ from care.models.sites import Neuron
 from care.models.vlm import VLM
 from care.runs.kept_batches import KeptBatches
 from care.runs.progress import Progress, silent
-from care.statistics.intervals import Interval, bootstrap_mean, rank_correlations
+from care.statistics.bootstrap import bootstrap_mean, draw, percentiles
+from care.statistics.correlation import rank_correlations
+from care.statistics.intervals import Interval
+from care.statistics.sign_flips import sign_flip_p
 
 _SHARE = 0.001
 _NEAREST = 64
@@ -143,18 +146,6 @@ def _near(order: np.ndarray, at: int, taken: set[int], rng: np.random.Generator)
         if len(free) >= min(_NEAREST // 2, len(order) - len(taken)) and free:
             return free[int(rng.integers(len(free)))]
         reach *= 2
-
-
-def sign_flip_p(sums: np.ndarray, resamples: int = 2000, seed: int = 0) -> np.ndarray:
-    """Two-sided p-values (M,) that effects summed per goal (G, M) are centred on 0.
-
-    Random signs are given to whole goals; p = (1 + #{|T*| ≥ |T|}) / (1 + resamples).
-    """
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(resamples, len(sums)))
-    observed = np.abs(sums.sum(0))
-    # Sums that are equal but for rounding count as equal.
-    extreme = np.abs(signs @ sums) >= observed * (1 - 1e-12)
-    return (1 + extreme.sum(0)) / (1 + resamples)
 
 
 # -- inside ----------------------------------------------------------------------------------------
@@ -268,21 +259,18 @@ def _agreement(
             "Estimates and effects can't be compared: all of one side are equal, so no neuron does "
             f"anything in scope {', '.join(question.scopes)}; choose another scope or metric."
         )
-    rng = np.random.default_rng(config.seed)
     sums, counts = _by_goal(effects, verify)
-    drawn = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), config.resamples)
+    drawn = draw(len(counts), config.resamples, np.random.default_rng(config.seed))
     again = (drawn @ sums) / (drawn @ counts)[:, None]
     guesses = np.broadcast_to(guessed, again.shape)
     if np.array_equal(counts, estimates.counts) and verify is question:
-        both = estimates.sums[:, layers, places].astype(
-            np.float64
-        )  # both sides vary with the goals
+        # Both sides vary with the goals.
+        both = estimates.sums[:, layers, places].astype(np.float64)
         guesses = (drawn @ both) / (drawn @ counts)[:, None]
-    tail = 50 * (1 - config.level)
-    low, high = np.nanpercentile(rank_correlations(guesses, again), [tail, 100 - tail])
+    low, high = percentiles(rank_correlations(guesses, again), config.level)
     sizes = sorted({LEAST_VERIFIED, len(neurons) // 2})
     precision = {k: _precision(guessed, caused, k) for k in sizes}
-    return Interval(rho, float(low), float(high), len(neurons)), precision
+    return Interval(rho, low, high, len(neurons)), precision
 
 
 def _precision(guessed: np.ndarray, caused: np.ndarray, k: int) -> float:

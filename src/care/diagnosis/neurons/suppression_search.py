@@ -8,6 +8,7 @@ of its answer are positive. What whole answers become is for `care.evaluate` to 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -157,9 +158,10 @@ class _Trial:
         advance: Callable[[int], None] | None,
     ) -> None:
         self.vlm, self.whole, self.advance = vlm, whole, advance
-        self.asked, self.split, self.batch_size = [*attacks, *benign], len(attacks), batch_size
+        self.examples, self.split, self.batch_size = [*attacks, *benign], len(attacks), batch_size
         self.done: dict[tuple[Neuron, ...], Tried] = {}
-        self._read = vlm.prefill(self.asked, batch_size=batch_size) if whole.late else None
+        prompts = self.examples
+        self.asked = vlm.prefill(prompts, batch_size=batch_size) if whole.late else prompts
 
     def measure(self, neurons: Sequence[Neuron]) -> Tried:
         key = tuple(neurons)
@@ -168,16 +170,12 @@ class _Trial:
             shares = 1 - refused[: self.split].mean(), refused[self.split :].mean()
             self.done[key] = Tried(key, *map(float, shares))
             if self.advance is not None:
-                self.advance(len(self.asked))
+                self.advance(len(self.examples))
         return self.done[key]
 
     def _refused(self, repair: NeuronRepair | None) -> np.ndarray:
-        if repair is not None:
-            with repair.applied(self.vlm):
-                return self._refused(None)
-        if self._read is not None:
-            return self.vlm.refusal_log_odds_from(self._read) > 0
-        return self.vlm.refusal_log_odds(self.asked, batch_size=self.batch_size) > 0
+        with nullcontext() if repair is None else repair.applied(self.vlm):
+            return self.vlm.refusal_log_odds(self.asked, batch_size=self.batch_size) > 0
 
 
 def _sizes(most: int) -> list[int]:

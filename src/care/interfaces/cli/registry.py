@@ -187,9 +187,9 @@ _RENAMED = {
     "judges": "care list judges",
     "embedded assemble": "care download model embedded",
     "embedded base": "care download model embedded --where",
-    "embedded train": "make embedded-model, from a checkout",
-    "embedded attack": "make embedded-model, from a checkout",
-    "embedded check": "make embedded-model, from a checkout",
+    "embedded train": "make embedded-model",
+    "embedded attack": "make embedded-model",
+    "embedded check": "make embedded-model",
     "embedded": "care download model embedded",
 }
 

@@ -19,7 +19,8 @@ from urllib.request import url2pathname
 
 from PIL import Image
 
-from care.data.example import Example, load_image
+from care.data.example import Example
+from care.data.images import load_image
 from care.errors import DataError, UsageError
 
 _ROLES = ("system", "user", "assistant")

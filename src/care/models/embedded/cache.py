@@ -176,7 +176,7 @@ def apply_trained(model: Any, path: Path) -> None:
     if not path.is_file():
         raise ArtefactError(
             f"The trained weights {path} are missing; reinstall care-vlm or run "
-            "`care embedded train`."
+            "`python -m recipes.embedded_model train` in a checkout."
         )
     try:
         tensors = load_file(path)

@@ -1,0 +1,1 @@
+"""How good the offline judge is: agreement with labels by hand, calibration of perplexity."""
