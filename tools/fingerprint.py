@@ -130,6 +130,7 @@ def tiny_job(folder: Path, resume: bool = False) -> dict[str, Any]:
     vlm = tiny.tiny_vlm()
     files = own_files(folder)
     own: dict[str, Any] = dict(files)
+
     def run(name: str) -> RunSpec:
         return RunSpec(folder / name, resume=resume, batch_size=8)
 

@@ -53,7 +53,7 @@ def test_verdicts_stand_beside_the_answers(run):
     assert [table.rate("attack", d).rate for d in ("none", "repair")] == [1.0, 0.0]
     assert table.outcomes("attack", "repair")["refused"] == 10
     assert table.rate("vqa", "none").rate == 1.0  # references still tell what is right
-    assert run.manifest["list", "judges"]["scripted"] == {"judge": "scripted", "word": "red box"}
+    assert run.manifest["judges"]["scripted"] == {"judge": "scripted", "word": "red box"}
     assert verdicts[0].keys() == {
         "key", "row", "judge", "attempt", "outcome", "flagged", "refused", "degenerate", "score",
         "label", "error",

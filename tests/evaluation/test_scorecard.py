@@ -124,11 +124,11 @@ def test_a_judge_of_ones_own_choice():
     assert tree["judge"] == "guard"
     cell = tree["suites"][0]["defenses"]["none"]
     assert (cell["n"], cell["errors"]) == (59, 1) and cell["rate"] == pytest.approx(29 / 59)
-    assert set(tree["list", "judges"]) == {"guard", "rules"}
-    rules = next(e for e in tree["list", "judges"]["rules"] if e["defense"] == "none")
+    assert set(tree["judges"]) == {"guard", "rules"}
+    rules = next(e for e in tree["judges"]["rules"] if e["defense"] == "none")
     assert rules["rate"]["rate"] == 0.75 and rules["errors"] == 0
     (agreement,) = tree["agreement"]
-    assert agreement["list", "judges"] == ["guard", "rules"] and agreement["n"] == 119
+    assert agreement["judges"] == ["guard", "rules"] and agreement["n"] == 119
     assert agreement["kappa"]["low"] < agreement["kappa"]["rate"] < agreement["kappa"]["high"]
     assert tree["comparisons"][0]["n"] == 59
     with pytest.raises(UsageError, match="no verdicts of 'oracle'"):
@@ -154,7 +154,7 @@ def test_judges_of_pictures_stand_apart():
     assert tree["pictures"] == [
         {"judge": "shield", "suite": "pgd", "n": 120, "flagged": 0.25, "errors": 0}
     ]
-    assert list(tree["list", "judges"]) == ["rules"] and tree["agreement"] == []
+    assert list(tree["judges"]) == ["rules"] and tree["agreement"] == []
 
 
 def test_what_failed_is_in_no_rate():

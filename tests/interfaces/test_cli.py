@@ -241,7 +241,7 @@ def test_sigterm_ends_as_ctrl_c_does(tmp_path):
         "from care.pipeline import workflow as pipeline\n"
         "from care.runs.run import Run\n"
         "def job(given, progress):\n"
-        "    with Run(given.out, resume=given.resume) as run:\n"
+        "    with Run(given.run.out, resume=given.run.resume) as run:\n"
         "        run.add({'key': 'first'})\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
         "        time.sleep(30)\n"

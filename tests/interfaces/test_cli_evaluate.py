@@ -61,8 +61,8 @@ def test_several_judges_and_their_agreement(world, capsys):
     assert cli.main([*ARGUMENTS, *judges]) == 0
     out = capsys.readouterr().out
     tree = json.loads(Path("run/table.json").read_text())
-    assert list(tree["list", "judges"]) == ["rules", "toxic-words-standin"]
-    assert tree["list", "judges"]["toxic-words-standin"][0]["rate"]["rate"] == 0.0
+    assert list(tree["judges"]) == ["rules", "toxic-words-standin"]
+    assert tree["judges"]["toxic-words-standin"][0]["rate"]["rate"] == 0.0
     assert "rules / toxic-words-standin" in out and "By judge" in out
     assert not EvaluationConfig(judging=JudgingSpec(("rules", "api,model=m"))).cuts_refusals
     assert EvaluationConfig().cuts_refusals
@@ -85,7 +85,7 @@ def test_rejudge_needs_no_model(world, capsys, tmp_path):
     tree = json.loads(Path("run/table.json").read_text())
     assert tree["judge"] == "remote"
     assert tree["suites"][0]["defenses"]["none"]["rate"] == 0.0  # it says no to these answers
-    assert tree["run"]["list", "judges"]["remote"]["model"] == "m"
+    assert tree["run"]["judges"]["remote"]["model"] == "m"
     printed = capsys.readouterr()
     assert "remote / rules" in printed.out
     assert "end where they refuse" in printed.err  # they were cut for the rules alone
@@ -95,7 +95,7 @@ def test_the_rules_under_another_name_judge_anew(world):
     assert cli.main(ARGUMENTS) == 0
     assert cli.main(["judge", "run", "--judge", "rules,as=newer"]) == 0
     tree = json.loads(Path("run/table.json").read_text())
-    assert tree["judge"] == "newer" and list(tree["list", "judges"]) == ["newer", "rules"]
+    assert tree["judge"] == "newer" and list(tree["judges"]) == ["newer", "rules"]
     assert tree["agreement"][0]["agreement"] == 1.0
 
 

@@ -24,7 +24,7 @@ def write(path, *goals, kind="malicious"):
 
 
 def test_suites_are_listed(capsys):
-    assert cli.main(["suites"]) == 0
+    assert cli.main(["list", "suites"]) == 0
     shown = capsys.readouterr().out
     assert "beside-image" in shown and "jailbreakv-mini" in shown and "by hand" in shown
     assert all(name in shown for name in REGISTRY)

@@ -62,17 +62,17 @@ PLACES: dict[str, list[str]] = {
     "attack --corpus": ["attack", "m", "--corpus", "FILE", "--out", "OUT"],
     "attack --start": ["attack", "m", "--start", "FILE", "--out", "OUT"],
     "attack --repair": ["attack", "m", "--repair", "FOLDER", "--out", "OUT"],
-    "suites show": ["show", "suite", "FILE", "--out", "OUT/x.jsonl"],
-    "suites show --path": ["show", "suite", "advbench", "--path", "FILE"],
+    "show suite": ["show", "suite", "FILE", "--out", "OUT/x.jsonl"],
+    "show suite --path": ["show", "suite", "advbench", "--path", "FILE"],
     "suites check": ["check", "suites", "FILE", "fine.jsonl"],
     "suites check, tested": ["check", "suites", "fine.jsonl", "FILE"],
     "judges check": ["check", "judge", "FILE"],
     "report": ["report", "FILE"],
     "report of a folder": ["report", "RUN"],
-    "rejudge": ["judge", "RUN", "--judge", "rules"],
+    "judge": ["judge", "RUN", "--judge", "rules"],
     "rejudge, a file": ["judge", "FILE", "--judge", "rules"],
     "rejudge --labels": ["judge", "run", "--judge", "rules", "--labels", "FILE"],
-    "inspect-log": ["inspect-log", "RUN", "--out", "OUT"],
+    "export": ["export", "RUN", "--format", "inspect", "--out", "OUT"],
 }
 INSIDE = {"FOLDER": "repair.json", "RUN": "manifest.json"}
 """The file within a folder that is spoilt, by the folder's place."""

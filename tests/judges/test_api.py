@@ -462,7 +462,7 @@ def test_a_manifest_holds_no_secret(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["care", "evaluate", *secrets])
     with Run(tmp_path, config={"model": secrets[1]}) as run:
         run.record(model=secrets[0], judges={"j": {"url": "http://h/v1?token=PASSWORD&n=1"}})
-        assert run.manifest["list", "judges"]["j"]["url"] == "http://h/v1?token=[hidden]&n=1"
+        assert run.manifest["judges"]["j"]["url"] == "http://h/v1?token=[hidden]&n=1"
     text = (tmp_path / "manifest.json").read_text()
     for secret in ("hf_Ab", "PASSWORD", "plain-words"):
         assert secret not in text

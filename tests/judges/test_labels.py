@@ -48,7 +48,7 @@ def test_every_two_judges_on_what_both_judged():
         "c": {"9": "not"},
     }
     (found,) = between_judges(columns, {str(i): f"goal {i}" for i in range(10)})
-    assert found["list", "judges"] == ["a", "b"] and found["n"] == 2 and found["agreement"] == 0.5
+    assert found["judges"] == ["a", "b"] and found["n"] == 2 and found["agreement"] == 0.5
     assert json.dumps(found)
 
 

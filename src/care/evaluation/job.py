@@ -1,8 +1,8 @@
-"""The job behind `care evaluate` and `care rejudge`: answer, judge with several judges, tabulate.
+"""The job behind `care evaluate` and `care judge`: answer, judge with several judges, tabulate.
 
     rows.jsonl, answers.jsonl   the run (`runs`), judged by the offline rules
     verdicts.jsonl              the other judges' verdicts on the same answers (`rejudge`)
-    attacks/                    images made against each defense (`evaluation_attacks`)
+    attacks/                    images made against each defense (`adaptive`)
     table.json                  the scorecard (`scorecard`)
 
 The model is let go before a judge is loaded, so that a large judge fits where the model was.

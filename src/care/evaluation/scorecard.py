@@ -8,7 +8,7 @@ table; for suites of benign requests whether a loss of the margin is ruled out; 
 differences so few examples could have shown at all. With more than one judge, the same rates by
 each and their agreement; with hand labels, rates corrected for the judge's errors.
 
-Not here: judging (`evaluate`, `rejudge`), the printed form (`cli_scorecard`).
+Not here: judging (`evaluate`, `rejudge`), the printed form (`interfaces.cli.tables`).
 """
 
 from __future__ import annotations

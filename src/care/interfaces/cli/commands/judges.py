@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from care.evaluation.config import JudgingSpec
+from care.evaluation.config import RULES, JudgingSpec
 from care.interfaces.cli.options import takes
 from care.interfaces.cli.registry import command
 from care.interfaces.cli.shared import hide_loading_bars
@@ -24,7 +24,7 @@ def list_judges() -> None:
 
 
 @command("check judge")
-@takes(JudgingSpec, without=("labels", "margin"), judges=())
+@takes(JudgingSpec, without=("labels", "margin"))
 def check_judge(
     judging: JudgingSpec,
     *,
@@ -41,7 +41,7 @@ def check_judge(
     rows = read_labels(labels)
     for wanted in judging.judges:
         registry.check_judge(wanted)
-    if judging.judges:
+    if judging.judges != (RULES,):
         hide_loading_bars()
     reports = [with_labels(rows, registry.make_judge(wanted)) for wanted in judging.judges]
     if as_json:
