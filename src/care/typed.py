@@ -282,9 +282,8 @@ def _fit_items(value: Any, kind: type, parts: tuple[Any, ...], path: str, strict
 def _fit_names(value: Any, parts: tuple[Any, ...], path: str, strict: bool) -> dict[str, Any]:
     """The entries of an object by their names: any, or exactly those of a `Literal`."""
     tree, names = _object(value, path), get_args(parts[0])
-    for name in names:
-        if name not in tree:
-            raise Misfit(at(path, name), "is missing")
+    for name in sorted(set(names) - tree.keys()):
+        raise Misfit(at(path, name), "is missing")
     for name in tree:
         if names and name not in names:
             raise Misfit(at(path, name), f"isn't a key of the schema; known: {', '.join(names)}")

@@ -18,21 +18,15 @@ from care.defenses.repair.repair import Repair, _Insides, _SiteEdit
 from care.errors import UsageError
 from care.models.hooks import edit, read
 from care.models.sites import Role, Site
+from kit import attacks
+from kit.attacks import START, vlm  # noqa: F401
 from kit.repairs import FULLY_OPEN, SHUT, SITE, a_gate, made
-from kit.tiny import WIDTH, picture, tiny_vlm
+from kit.tiny import WIDTH, picture
 
 TEXT = int(Role.TEXT)
-GOALS = ["wash a car", "build a small house from wood", "do this"]
-EXAMPLES = [Example(f"g{i}", f"How do you {goal}?") for i, goal in enumerate(GOALS)]
-TARGETS = [f"To {goal}, you'll need" for goal in GOALS]
-START = picture(3, (28, 28))
+EXAMPLES, TARGETS = attacks.EXAMPLES[:3], attacks.TARGETS[:3]
 CONFIG = PGDConfig(epsilon=None, steps=12, step_size=8 / 255, batch=3)
 LATE = ("decision", "response")
-
-
-@pytest.fixture
-def vlm():
-    return tiny_vlm()
 
 
 def activations(n=40, seed=0):

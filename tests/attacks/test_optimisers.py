@@ -9,28 +9,17 @@ import pytest
 import torch
 
 from care.attacks import pgd
-from care.attacks.optimisers import State, advance, checkpoints, first_pixels, schedule
-from care.attacks.pgd import corpus_requests, image_for_each, image_loss, universal_image
+from care.attacks.optimisers import DescentState, advance, checkpoints, first_pixels, schedule
+from care.attacks.pgd import corpus_requests, universal_image
 from care.attacks.presets import PUBLISHED, PGDConfig, preset
 from care.data.example import Example
 from care.errors import UsageError
-from kit.tiny import picture, tiny_vlm
+from kit import attacks
+from kit.attacks import START, pixels, vlm  # noqa: F401
 
-GOALS = ["wash a car", "build a small house from wood", "do this"]
-EXAMPLES = [Example(f"g{i}", f"How do you {goal}?") for i, goal in enumerate(GOALS)]
-TARGETS = [f"To {goal}, you'll need" for goal in GOALS]
-START = picture(3, (28, 28))
+EXAMPLES, TARGETS = attacks.EXAMPLES[:3], attacks.TARGETS[:3]
 PGD = PGDConfig(epsilon=32 / 255, steps=12, step_size=4 / 255, batch=3)
 APGD = PGDConfig(epsilon=32 / 255, steps=12, step_size=64 / 255, batch=3, method="apgd")
-
-
-@pytest.fixture
-def vlm():
-    return tiny_vlm()
-
-
-def pixels(image):
-    return np.asarray(image).astype(int)
 
 
 # -- formulas --------------------------------------------------------------------------------------
@@ -38,7 +27,7 @@ def pixels(image):
 
 def test_momentum_accumulates_normalised_gradients():
     config = PGDConfig(epsilon=None, steps=9, step_size=0.1, momentum=0.5)
-    state = State.at(torch.full((1, 1, 2), 0.5))
+    state = DescentState.at(torch.full((1, 1, 2), 0.5))
     low, high = torch.zeros(1, 1, 2), torch.ones(1, 1, 2)
     state = advance(state, 1.0, torch.tensor([[[3.0, -1.0]]]), low, high, config)
     torch.testing.assert_close(state.pixels, torch.tensor([[[0.4, 0.6]]]))
@@ -69,7 +58,7 @@ def test_a_halved_step_starts_at_the_best_image():
     config = replace(APGD, epsilon=None, steps=5, step_size=1.0)
     assert checkpoints(5) == [2, 3, 4]
     low, high = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
-    state = State.at(torch.full((1, 1, 1), 0.5))
+    state = DescentState.at(torch.full((1, 1, 1), 0.5))
     up = torch.full((1, 1, 1), -1.0)
     best = None
     for loss in (1.0, 2.0, 3.0):
@@ -85,7 +74,7 @@ def test_apgd_finds_a_minimum_that_long_steps_miss():
     low, high = torch.zeros_like(goal), torch.ones_like(goal)
 
     def descend(config):
-        state = State.at(torch.full_like(goal, 0.9))
+        state = DescentState.at(torch.full_like(goal, 0.9))
         for _ in range(config.steps):
             gap = state.pixels - goal
             state = advance(state, float(gap.square().sum()), 2 * gap, low, high, config)
@@ -198,34 +187,7 @@ def test_apgd_sees_every_request_in_every_step(vlm):
     assert small.losses == pytest.approx(whole.losses, abs=1e-4)
 
 
-# -- one image each, and the toxic loss ------------------------------------------------------------
-
-
-def test_an_image_for_each_beats_one_for_all_on_its_own_request(vlm, tmp_path):
-    config = replace(PGD, epsilon=None, steps=10, step_size=8 / 255)
-    together = universal_image(vlm, EXAMPLES, TARGETS, START, config)
-    seen = []
-    each = image_for_each(
-        vlm,
-        EXAMPLES,
-        TARGETS,
-        [START, picture(4, (28, 28))],
-        config,
-        checkpoints=tmp_path,
-        progress=lambda done, result: seen.append((done, result.loss)),
-    )
-    assert seen == [(k + 1, result.loss) for k, result in enumerate(each)]
-    shared = [
-        image_loss(vlm, [e], [t], together.image, config)
-        for e, t in zip(EXAMPLES, TARGETS, strict=True)
-    ]
-    assert sum(result.loss for result in each) < sum(shared)
-    again = image_for_each(
-        vlm, EXAMPLES, TARGETS, [START, picture(4, (28, 28))], config, checkpoints=tmp_path
-    )
-    assert [a.image.tobytes() for a in again] == [a.image.tobytes() for a in each]
-    with pytest.raises(UsageError, match="start image"):
-        image_for_each(vlm, EXAMPLES, TARGETS, [], config)
+# -- the toxic loss --------------------------------------------------------------------------------
 
 
 def test_the_toxic_loss_is_that_of_whole_sentences_after_an_empty_prompt(vlm):

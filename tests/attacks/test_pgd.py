@@ -14,27 +14,18 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from care.attacks import pgd as pgd
 from care.attacks.loss import Objective
-from care.attacks.optimisers import State, advance
+from care.attacks.optimisers import DescentState, advance
 from care.attacks.pgd import universal_image
 from care.attacks.preprocessing import PixelPath
 from care.attacks.presets import PRESETS, PGDConfig
-from care.data.example import Example
 from care.errors import ArtefactError, ModelError, StorageError, UsageError
 from care.models.hooks import edit
 from care.models.sites import Role, Site
 from care.models.vlm import VLM
+from kit.attacks import EXAMPLES, GOALS, START, TARGETS, pixels, vlm  # noqa: F401
 from kit.tiny import LAYERS, picture, tiny_llava, tiny_qwen2_5_vl, tiny_vlm
 
-GOALS = ["wash a car", "build a small house from wood", "do this", "picture soap and water", "help"]
-EXAMPLES = [Example(f"g{i}", f"How do you {goal}?") for i, goal in enumerate(GOALS)]
-TARGETS = [f"To {goal}, you'll need" for goal in GOALS]
 CONFIG = PGDConfig(epsilon=None, steps=12, step_size=8 / 255, batch=3)
-START = picture(3, (28, 28))
-
-
-@pytest.fixture
-def vlm() -> VLM:
-    return tiny_vlm()
 
 
 def attack(vlm: VLM, config: PGDConfig = CONFIG, **kwargs):
@@ -45,10 +36,6 @@ def objective(vlm: VLM, n: int = len(GOALS)) -> tuple[Objective, torch.Tensor]:
     path, levels = PixelPath.of(vlm, START)
     examples = [replace(example, images=(START,)) for example in EXAMPLES[:n]]
     return Objective(vlm, path, examples, TARGETS[:n], 4), levels
-
-
-def pixels(image: Image.Image) -> np.ndarray:
-    return np.asarray(image).astype(int)
 
 
 def blocking() -> dict:
@@ -198,9 +185,9 @@ def test_same_seed_same_image_other_seed_another(vlm):
 
 def test_every_epoch_shows_every_request():
     config = replace(CONFIG, batch=3)
-    seen = [row for step in range(5) for row in pgd._rows_of_step(step, 5, config)]
+    seen = [row for step in range(5) for row in pgd.rows_of_step(step, 5, config)]
     assert [sorted(seen[begin : begin + 5]) for begin in (0, 5, 10)] == [[0, 1, 2, 3, 4]] * 3
-    assert len(pgd._rows_of_step(0, 2, config)) == 2
+    assert len(pgd.rows_of_step(0, 2, config)) == 2
 
 
 def test_the_tower_runs_once_a_step_on_one_image(vlm):
@@ -496,6 +483,6 @@ def test_a_model_that_uses_its_image_tokens_otherwise_is_refused(vlm, monkeypatc
 
 
 def test_a_loss_that_is_not_finite_is_refused():
-    state = State.at(torch.zeros(3, 2, 2))
+    state = DescentState.at(torch.zeros(3, 2, 2))
     with pytest.raises(ModelError, match="not finite at step 1"):
         advance(state, float("nan"), torch.ones(3, 2, 2), 0, 1, CONFIG)

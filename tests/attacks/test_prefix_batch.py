@@ -9,23 +9,15 @@ import torch
 
 from care.attacks.loss import Objective
 from care.attacks.preprocessing import PixelPath
-from care.data.example import Example
 from care.defenses.repair.repair import Repair
 from care.models.gradients import differentiable
 from care.models.hooks import edit
 from care.models.sites import Role, Site
+from kit import attacks
+from kit.attacks import EXAMPLES, GOALS, START, vlm  # noqa: F401
 from kit.repairs import a_gate, made
-from kit.tiny import picture, tiny_vlm
 
-GOALS = ["wash a car", "build a small house from wood", "do this", "picture soap and water", "help"]
-EXAMPLES = [Example(f"g{i}", f"How do you {goal}?") for i, goal in enumerate(GOALS)]
-TARGETS = ["I", *(f"To {goal}, you'll need" for goal in GOALS[1:])]
-START = picture(3, (28, 28))
-
-
-@pytest.fixture
-def vlm():
-    return tiny_vlm()
+TARGETS = ["I", *attacks.TARGETS[1:]]
 
 
 def objective(vlm, rows=None, prompts=None):

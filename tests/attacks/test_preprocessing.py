@@ -51,7 +51,7 @@ def qwen2_5(**options) -> VLM:
 
 def qwen2() -> VLM:
     config = Qwen2VLConfig(
-        text_config=tiny._text(
+        text_config=tiny.text_config(
             rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2]}
         ),
         vision_config={
@@ -66,7 +66,7 @@ def qwen2() -> VLM:
         image_token_id=tiny.SPECIAL.index("<image>"),
         tie_word_embeddings=False,
     )
-    return VLM(tiny._build(Qwen2VLForConditionalGeneration, config, 0), processor(), "tiny-qwen2")
+    return VLM(tiny.build(Qwen2VLForConditionalGeneration, config, 0), processor(), "tiny-qwen2")
 
 
 @pytest.fixture(params=[qwen2_5, qwen2])

@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from care import load_suite
@@ -74,47 +73,38 @@ def test_ids_stay_when_rows_are_added_or_read_again(name, folder, tmp_path):
         assert before == {e.id: e.digest() for e in again}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_renamed_column_is_an_error(name, folder):
-    for column in copies.make(name).columns():
-
-        def rename(rows, column=column):
-            for row in rows:
-                row[f"new {column}"] = row.pop(column, "")
-
-        table = changed(name, folder, rename)
-        with pytest.raises(DataError) as caught:
-            load_suite(name, path=folder)
-        message = str(caught.value)
-        assert str(table) in message and repr(column) in message
-        assert "row " in message and "no column" in message
+def rename(rows, column):
+    for row in rows:
+        row[f"new {column}"] = row.pop(column, "")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_blank_cell_is_an_error(name, folder):
+def clear(rows, column):
+    rows[0][column] = ""
+
+
+def spoil(rows, column):
+    rows[0][column] = [3.5]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        *((name, rename, "there is no column {}") for name in NAMES),
+        *((name, clear, "column {} must be") for name in NAMES),
+        *(
+            (n, spoil, "column {} must be")
+            for n in NAMES
+            if not copies.make(n).first.endswith("sv")
+        ),
+    ],
+)
+def test_a_changed_column_is_an_error(name, damage, message, folder):
     found = copies.make(name)
-    for column in set(found.columns()) - set(found.blank.split()):
-
-        def clear(rows, column=column):
-            rows[0][column] = ""
-
-        table = changed(name, folder, clear)
-        with pytest.raises(DataError, match=re.escape(f"{column!r} must be")) as caught:
+    for column in set(found.columns()) - set(found.blank.split() if damage is clear else ()):
+        table = changed(name, folder, lambda rows, column=column: damage(rows, column))
+        with pytest.raises(DataError, match=re.escape(message.format(repr(column)))) as caught:
             load_suite(name, path=folder)
-        assert str(table) in str(caught.value)
-
-
-@pytest.mark.parametrize("name", [n for n in NAMES if not copies.make(n).first.endswith("sv")])
-def test_a_cell_of_another_type_is_an_error(name, folder):
-    for column in copies.make(name).columns():
-
-        def spoil(rows, column=column):
-            rows[0][column] = [3.5]
-
-        table = changed(name, folder, spoil)
-        with pytest.raises(DataError, match=re.escape(f"{column!r} must be")) as caught:
-            load_suite(name, path=folder)
-        assert str(table) in str(caught.value)
+        assert f"{table}, row " in str(caught.value)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -195,7 +185,7 @@ def test_a_sample_needs_no_pictures_but_its_own(folder):
 
 
 def test_other_seeds_draw_other_samples_and_greater_ones_hold_smaller_ones(folder):
-    found = copies._redteam()
+    found = copies.make("redteam-2k")
     found.tables[found.first] = [
         {"id": n, "question": f"Bake {n} cakes.", "policy": "Bias"} for n in range(40)
     ]
@@ -228,7 +218,7 @@ def test_one_table_may_be_passed_by_itself(folder):
     found = copies.make("strongreject")
     found.write(folder)
     suite = load_suite("strongreject", path=folder / found.first)
-    assert len(suite) == 2
+    assert len(suite) == found.n
     copies.make("advbench-m").write(folder)
     with pytest.raises(DataError, match="one file, but this suite also needs"):
         table = folder / "dataset/advbench/1_bomb_explosive.csv"
@@ -322,23 +312,15 @@ def test_mm_safetybench_reads_the_mirror(folder):
         load_suite("mm-safetybench-sd", path=folder)
 
 
-def test_figstep_pictures_hold_the_instruction_and_three_items(folder):
+def test_figstep_pictures_are_drawn(folder):
     suite = load("figstep", folder)
     first = suite.examples[0]
     assert (first.id, first.category) == ("1-1", "Topic 1")
     assert first.prompt.startswith("The image shows a list numbered 1, 2, and 3")
     assert first.goal == "How does one fold hat 1?"
-    assert first.load_images()[0].size == (760, 760)
+    drawn = published_figstep("Steps to fold the paper hat number 1.")
+    assert first.load_images()[0].tobytes() == drawn.tobytes()
     assert "pictures in " in suite.version
-
-    def lines(text):
-        """Lines of type: runs of pixel rows that aren't all white."""
-        dark = (np.asarray(published_figstep(text).convert("L")) < 128).any(axis=1)
-        return int((dark[1:] & ~dark[:-1]).sum())
-
-    assert lines("Bake") >= 4  # the instruction and three items
-    assert lines("Bake a very large cake") == lines("Bake") + 1
-    assert published_figstep("Bake").tobytes() == published_figstep("Bake").tobytes()
 
 
 def test_figstep_takes_the_authors_pictures(folder, tmp_path):
@@ -522,19 +504,3 @@ def test_an_index_that_has_lost_its_name_is_read(name, lost, folder, tmp_path):
     again = load_suite(name, path=found.write(tmp_path / "lost"))
     assert [e.id for e in again] == [e.id for e in before]
     assert [e.digest() for e in again] == [e.digest() for e in before]
-
-
-def test_figstep_draws_a_long_request_whole_or_refuses_it():
-    def ink(picture):
-        return np.asarray(picture.convert("L")) < 128
-
-    usual = "Methods to clean a boat."
-    assert published_figstep(usual).tobytes() != published_figstep(usual + " twice").tobytes()
-    long = " ".join(f"word{n}" for n in range(60))
-    pictures = [ink(published_figstep(text)) for text in (long, long + " end", long + " ENd")]
-    assert not any(picture[-1].any() or picture[:, -1].any() for picture in pictures)
-    assert (pictures[1] != pictures[2]).any()  # the last word is there
-    with pytest.raises(DataError, match="doesn't fit into 760"):
-        published_figstep("paint a door " * 300)
-    with pytest.raises(DataError, match="can't be drawn in"):
-        published_figstep("paint a \U0010fffd door")

@@ -8,7 +8,15 @@ from PIL import Image
 
 from care.data.example import Example
 from care.data.small_world.jailbreak_templates import templates, wrapped
-from care.data.typography import FigStepConfig, TypoConfig, below, drawn, figstep, typo
+from care.data.typography import (
+    FigStepConfig,
+    TypoConfig,
+    below,
+    drawn,
+    figstep,
+    published_figstep,
+    typo,
+)
 from care.errors import DataError, UsageError
 from kit.tiny import picture
 
@@ -42,15 +50,30 @@ def test_a_figstep_picture_is_white_with_black_lines_and_empty_items():
     assert np.flatnonzero(ink(image)[rows[-1] - 20 :].any(axis=0)).max() < 760 // 4
 
 
-def test_the_text_decides_the_pixels():
-    same = [figstep("Methods to clean a boat.").tobytes() for _ in range(2)]
-    assert same[0] == same[1] != figstep("Methods to paint a door.").tobytes()
-    assert figstep("  Methods  to\nclean a boat. ").tobytes() == same[0]
+def test_a_picture_as_published_begins_where_theirs_do():
+    image = published_figstep("Methods to clean a boat.")
+    assert image.size == (760, 760) and lines_of(image) == 5
+    assert lines_of(published_figstep("Bake")) == 4
+    # Lines stand further apart, and the first nearer to the edge.
+    tops = [
+        np.flatnonzero(ink(one).any(axis=1)) for one in (image, figstep("Methods to clean a boat."))
+    ]
+    assert np.ptp(tops[0]) > np.ptp(tops[1])
 
 
-def test_long_text_is_drawn_smaller_and_stays_inside():
-    image = figstep("A very long statement about many things. " * 20)
-    edges = ink(image)
+@pytest.mark.parametrize("draw", [figstep, published_figstep, typo])
+def test_the_text_decides_the_pixels(draw):
+    same = [draw("Methods to clean a boat.").tobytes() for _ in range(2)]
+    assert same[0] == same[1] != draw("Methods to paint a door.").tobytes()
+    long = " ".join(f"word{n}" for n in range(60))
+    assert draw(long + " end").tobytes() != draw(long + " ENd").tobytes()  # the last word is there
+    if draw is not published_figstep:
+        assert draw("  Methods  to\nclean a boat. ").tobytes() == same[0]
+
+
+@pytest.mark.parametrize("draw", [figstep, published_figstep])
+def test_long_text_is_drawn_smaller_and_stays_inside(draw):
+    edges = ink(draw("A very long statement about many things. " * 15))
     assert edges.any()
     assert not (edges[-1].any() or edges[:, -1].any())
 
@@ -144,18 +167,13 @@ def test_goals_are_put_into_templates():
 
 
 def test_what_cant_be_drawn_whole_is_refused():
-    with pytest.raises(DataError, match="doesn't fit"):
-        figstep("A very long statement about many things. " * 80)
+    for draw in (figstep, published_figstep):
+        with pytest.raises(DataError, match="doesn't fit"):
+            draw("A very long statement about many things. " * 80)
     with pytest.raises(DataError, match="doesn't fit"):
         figstep("Methods to clean a boat.", FigStepConfig(side=20))
     with pytest.raises(DataError, match="doesn't fit"):
         typo("word", TypoConfig(width=60, points=90))  # not one letter fits
-    for draw in (figstep, typo):
+    for draw in (figstep, published_figstep, typo):
         with pytest.raises(DataError, match="can't be drawn in"):
             draw("paint a \U0010fffd door")
-
-
-def test_the_last_word_of_a_long_text_is_there():
-    long = " ".join(f"word{n}" for n in range(60))
-    for draw in (figstep, typo):
-        assert draw(long + " end").tobytes() != draw(long + " ENd").tobytes()

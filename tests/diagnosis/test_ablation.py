@@ -10,6 +10,7 @@ from care.models.hooks import read
 from care.models.sites import DECISION, N_CLASSES, Role, Site, position_classes
 from care.models.vlm import VLM
 from kit import tiny
+from kit.tiny import captured
 
 EXAMPLES = tiny.mixed_examples(5)
 FFN, MHSA, LAYER, NEURONS = (
@@ -49,12 +50,6 @@ def sums():
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp = Adds(number)
     return vlm
-
-
-def captured(vlm, batch, sites):
-    with read(vlm, sites) as recorder:
-        vlm.forward(batch)
-    return {site: recorder[site][0] for site in sites}
 
 
 def added(vlm, examples=EXAMPLES):

@@ -17,7 +17,7 @@ from care.errors import FitError, SiteError, UsageError
 from care.models.hooks import read
 from care.models.sites import Site
 from care.models.vlm import VLM
-from care.report.check import validate
+from care.report.schema import validate
 from kit import planted, tiny
 from kit.reports import report_tree
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from care.diagnosis.faithfulness import FaithfulnessConfig, faithfulness, log_sizes, steps
 from care.errors import FitError, UsageError
-from care.report.values import plain
 from care.statistics.bootstrap import Resamples, bootstrap_mean
+from care.typed import to_tree
 
 N = 6
 FAST = FaithfulnessConfig(sizes=6, draws=4, resamples=50)
@@ -269,7 +269,7 @@ def test_resamples_are_paired_and_may_miss_goals():
 
 def test_the_result_is_plain_json():
     found = faithfulness(range(5), additive([5.0, 3, 2, 1, 1]), config=FAST)
-    tree = plain(found.to_json())
+    tree = to_tree(found.to_json())
     assert tree["n_units"] == 5 and tree["points"][0]["size"] == 0
     assert set(tree["random_cpr"]) == {"mean", "low", "high"}
     assert set(tree["cpr"]) == {"rate", "low", "high", "n"} and tree["cpr"]["n"] == N

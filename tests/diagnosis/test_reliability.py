@@ -20,7 +20,7 @@ from care.diagnosis.reliability import (
     spearman_brown,
 )
 from care.errors import UsageError
-from care.report.values import plain
+from care.typed import to_tree
 
 FAST = StabilityConfig(top=3, splits=60, resamples=100)
 
@@ -178,7 +178,7 @@ def test_separability_is_correlated_with_effects():
 
 
 def test_the_result_is_plain_json():
-    tree = plain(halves(made(0.5), FAST).to_json())
+    tree = to_tree(halves(made(0.5), FAST).to_json())
     assert set(tree["spearman"]) == {"rho", "low", "high", "n"} == set(tree["reliability"])
     assert tree["overlap"]["rate"] <= 1 and tree["kind"] == "half"
     effects = made(1.0)

@@ -18,7 +18,7 @@ from care.judges.base import Verdict
 from care.models.hooks import read
 from care.models.sites import DECISION, Role, Site, scope_mask
 from care.models.vlm import VLM
-from care.report.check import validate
+from care.report.schema import validate
 from care.runs.progress import Progress
 from kit import planted as one_neuron
 from kit import tiny

@@ -1,8 +1,10 @@
 """Small copies of published data sets: the real layout and columns, harmless made-up rows.
 
-`COPIES` maps a suite's name to its copy: tables by their path in the source, and paths of pictures.
-Parquet tables are written as JSON with pictures in base64 and read by `read_parquet_stand_in`, so
-that loaders are tested without pyarrow; the reader of real Parquet has tests of its own.
+A copy is made by a function here that is called like the suite's reader and takes the same options
+of its card: tables by their path in the source, and paths of pictures. A new suite of a reader that
+is here needs nothing. Parquet tables are written as JSON with pictures in base64 and read by
+`read_parquet_stand_in`, so that readers are tested without pyarrow; the reader of real Parquet has
+tests of its own.
 """
 
 from __future__ import annotations
@@ -12,17 +14,15 @@ import copy
 import csv
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from care.data.benchmarks import pictured_requests as mm_safetybench
-from care.data.benchmarks.pictured_requests import ADVBENCH_GROUPS as _GROUPS
+from care.data.benchmarks.pictured_requests import ADVBENCH_GROUPS, HARMFUL, SCENARIOS
 from care.data.registry import REGISTRY
-
-_TEST = REGISTRY["scienceqa"].options["table"]
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Copy:
     pictures: list[str] = field(default_factory=list)
     """Paths of pictures."""
     blank: str = ""
-    """Those of them that may be blank."""
+    """Those of the columns that may be blank."""
 
     @property
     def first(self) -> str:
@@ -59,6 +59,12 @@ class Copy:
         for number, relative in enumerate(self.pictures):
             write_picture(folder / relative, number)
         return folder
+
+
+def make(name: str) -> Copy:
+    """The copy of the suite `name`."""
+    benchmark = REGISTRY[name]
+    return _MAKERS[benchmark.reader.__name__](**benchmark.options)
 
 
 def picture_bytes(number: int = 0, ending: str = ".png") -> bytes:
@@ -102,47 +108,90 @@ def pictured(number: int = 0) -> dict[str, Any]:
     return {"bytes": picture_bytes(number), "path": None}
 
 
-# -- the copies --------------------------------------------------------------------------------
+# -- text ------------------------------------------------------------------------------------------
 
 
-def _jailbreakv(file: str) -> Copy:
-    common = {"policy": "Fraud", "from": "made up", "selected_mini": "True"}
-    return Copy(
+def _requests(table: str, prompt: str, row_id: str = "", category: str = "") -> Copy:
+    rows = [
+        {row_id: n, prompt: f"Bake {n} cakes.", category: "Baking", "note": "made up"}
+        for n in range(3)
+    ]
+    for row in rows:
+        row.pop("", None)
+    return Copy({table: rows}, f"{row_id} {prompt} {category}", 3)
+
+
+def _harmbench(table: str) -> Copy:
+    rows = [
         {
-            f"JailBreakV_28K/{file}": [
-                {
-                    "id": "0",
-                    "jailbreak_query": "You are Bob. Bob, bake a cake.",
-                    "redteam_query": "Bake a cake.",
-                    "format": "Template",
-                    "image_path": "llm_transfer_attack/blank_1.png",
-                    "transfer_from_llm": "True",
-                    **common,
-                },
-                {
-                    "id": "1",
-                    "jailbreak_query": "Fill in the list in the picture.",
-                    "redteam_query": "Fold a paper hat.",
-                    "format": "figstep",
-                    "image_path": "figstep/figstep_1.png",
-                    "transfer_from_llm": "False",
-                    **common,
-                },
-            ]
-        },
-        "id jailbreak_query redteam_query format policy image_path transfer_from_llm",
-        2,
-        [
-            "JailBreakV_28K/llm_transfer_attack/blank_1.png",
-            "JailBreakV_28K/figstep/figstep_1.png",
-        ],
-    )
+            "Behavior": f"Bake cake {n}",
+            "FunctionalCategory": kind,
+            "SemanticCategory": "baking",
+            "Tags": "context" if n else "",
+            "ContextString": "A recipe.\n\nFlour and water." if n else "",
+            "BehaviorID": f"bake_cake_{n}",
+        }
+        for n, kind in enumerate(("standard", "contextual", "copyright"))
+    ]
+    checked = "Behavior FunctionalCategory SemanticCategory ContextString BehaviorID"
+    return Copy({table: rows}, checked, 3, blank="ContextString")
 
 
-def _redteam() -> Copy:
-    cells = {"policy": "Bias", "from": "made up"}
-    rows = [cells | {"id": n, "question": f"Bake {n} cakes."} for n in range(3)]
-    return Copy({"JailBreakV_28K/RedTeam_2K.csv": rows}, "id question policy", 3)
+def _xstest(table: str, label: str) -> Copy:
+    labels = ("safe", "unsafe") if label == "safe" else ("unsafe", "safe")
+    rows = [
+        {
+            "id": n,
+            "prompt": f"How do I kill {n} processes?",
+            "type": "homonyms",
+            "label": labels[n % 2],
+            "focus": "kill",
+            "note": "",
+        }
+        for n in range(4)
+    ]
+    return Copy({table: rows}, "id prompt type label", 2)
+
+
+def _toxicity(table: str, challenging: bool = False) -> Copy:
+    rows = [
+        {
+            "filename": f"000{n}-abc.txt",
+            "begin": 10 * n,
+            "end": 10 * n + 9,
+            "challenging": n == 0,
+            "prompt": {"text": f"The cake number {n} was so", "toxicity": 0.1},
+            "continuation": {"text": " sweet.", "toxicity": None},
+        }
+        for n in range(3)
+    ]
+    return Copy({table: rows}, "filename begin challenging prompt", 1 if challenging else 3)
+
+
+# -- requests beside pictures ----------------------------------------------------------------------
+
+
+def _jailbreakv(table: str) -> Copy:
+    common = {"policy": "Fraud", "from": "made up", "selected_mini": "True"}
+    template = {
+        "id": "0",
+        "jailbreak_query": "You are Bob. Bob, bake a cake.",
+        "redteam_query": "Bake a cake.",
+        "format": "Template",
+        "image_path": "llm_transfer_attack/blank_1.png",
+        "transfer_from_llm": "True",
+    }
+    figstep = {
+        "id": "1",
+        "jailbreak_query": "Fill in the list in the picture.",
+        "redteam_query": "Fold a paper hat.",
+        "format": "figstep",
+        "image_path": "figstep/figstep_1.png",
+        "transfer_from_llm": "False",
+    }
+    rows = [template | common, figstep | common]
+    pictures = [f"JailBreakV_28K/{row['image_path']}" for row in rows]
+    return Copy({table: rows}, f"{' '.join(template)} policy", 2, pictures)
 
 
 def mm_safetybench_rows(scenario: str) -> dict[str, dict[str, str]]:
@@ -159,33 +208,28 @@ def mm_safetybench_rows(scenario: str) -> dict[str, dict[str, str]]:
     }
 
 
-def _mm_safetybench(name: str) -> Copy:
-    variant = "SD_TYPO"
-    for ending, kind in (("-sd", "SD"), ("-typo", "TYPO"), ("-text", "Text_only")):
-        variant = kind if name.endswith(ending) else variant
+def _mm_safetybench(variant: str, harmful: bool = False, tiny: bool = False) -> Copy:
     numbered = [
         f"{number:02d}-{scenario}"
-        for number, scenario in enumerate(mm_safetybench.SCENARIOS, start=1)
-        if "harmful" not in name or scenario in mm_safetybench.HARMFUL
+        for number, scenario in enumerate(SCENARIOS, start=1)
+        if scenario in HARMFUL or not harmful
     ]
     tables: dict[str, Any] = {
         f"data/processed_questions/{key}.json": mm_safetybench_rows(key) for key in numbered
     }
-    n = 2 * len(numbered)
-    if "tiny" in name:
+    if tiny:
         tables["TinyVersion_ID_List.json"] = [
             {"Scenario": key, "Sampled_ID_List": [1]} for key in numbered[:4]
         ]
-        n = 4
+    n = 4 if tiny else 2 * len(numbered)
+    if variant == "Text_only":
+        return Copy(tables, "Changed Question|", n)
     prompt = "Rephrased Question(SD)" if variant == "SD" else "Rephrased Question"
-    pictures = []
-    if variant != "Text_only":
-        pictures = [f"data/imgs/{key}/{variant}/{n}.jpg" for key in numbered for n in range(2)]
-    checked = "Changed Question|" if variant == "Text_only" else f"Changed Question|{prompt}"
-    return Copy(tables, checked, n, pictures)
+    pictures = [f"data/imgs/{key}/{variant}/{n}.jpg" for key in numbered for n in range(2)]
+    return Copy(tables, f"Changed Question|{prompt}", n, pictures)
 
 
-def _figstep(file: str) -> Copy:
+def _figstep(table: str) -> Copy:
     rows = [
         {
             "dataset": "MadeUpQI",
@@ -198,13 +242,7 @@ def _figstep(file: str) -> Copy:
         for topic in (1, 2)
         for task in (1, 2)
     ]
-    checked = "category_id task_id category_name question instruction"
-    return Copy({f"data/question/{file}": rows}, checked, 4)
-
-
-def _advbench() -> Copy:
-    rows = [{"goal": f"Bake cake number {n}", "target": "Sure"} for n in range(3)]
-    return Copy({"data/advbench/harmful_behaviors.csv": rows}, "goal", 3)
+    return Copy({table: rows}, "category_id task_id category_name question instruction", 4)
 
 
 def _advbench_m() -> Copy:
@@ -212,139 +250,58 @@ def _advbench_m() -> Copy:
         f"dataset/advbench/{place}_{group}.csv": [
             {"goal": f"Bake {n} cakes about {place}", "target": "Sure"} for n in range(2)
         ]
-        for place, group in enumerate(_GROUPS, start=1)
+        for place, group in enumerate(ADVBENCH_GROUPS, start=1)
     }
     pictures = [f"dataset/advimage/{place}/{n}.jpg" for place in range(8) for n in (1, 2)]
     return Copy(tables, "goal", 16, pictures)
 
 
-def _jbb(kind: str) -> Copy:
-    cells = {"Target": "Sure", "Category": "Baking", "Source": "made up"}
-    rows = [
-        cells | {"Index": n, "Goal": f"Bake cake {n}", "Behavior": f"Cake {n}"} for n in range(2)
-    ]
-    return Copy({f"data/{kind}-behaviors.csv": rows}, "Index Goal Category", 2)
-
-
-def _harmbench(file: str) -> Copy:
-    rows = [
-        {
-            "Behavior": f"Bake cake {n}",
-            "FunctionalCategory": kind,
-            "SemanticCategory": "baking",
-            "Tags": "context" if n else "",
-            "ContextString": "A recipe.\n\nFlour and water." if n else "",
-            "BehaviorID": f"bake_cake_{n}",
-        }
-        for n, kind in enumerate(("standard", "contextual", "copyright"))
-    ]
-    return Copy(
-        {f"data/behavior_datasets/{file}": rows},
-        "Behavior FunctionalCategory SemanticCategory ContextString BehaviorID",
-        3,
-        blank="ContextString",
-    )
-
-
-def _harmbench_multimodal() -> Copy:
+def _harmbench_multimodal(table: str) -> Copy:
     rows = [
         {
             "Behavior": f"Say what cake {n} this is",
             "FunctionalCategory": "multimodal",
             "SemanticCategory": "baking",
-            "Tags": "",
             "ImageFileName": f"cake_{n}.{'jpg' if n else 'png'}",
             "ImageDescription": "A cake.",
-            "RedactedImageDescription": "",
             "BehaviorID": f"cake_{n}",
         }
         for n in range(2)
     ]
-    return Copy(
-        {"data/behavior_datasets/harmbench_behaviors_multimodal_all.csv": rows},
-        "Behavior FunctionalCategory SemanticCategory ImageFileName BehaviorID",
-        2,
-        [f"data/multimodal_behavior_images/cake_{n}.png" for n in range(2)],
-    )
+    pictures = [f"data/multimodal_behavior_images/cake_{n}.png" for n in range(2)]
+    checked = "Behavior FunctionalCategory SemanticCategory ImageFileName BehaviorID"
+    return Copy({table: rows}, checked, 2, pictures)
 
 
-def _strongreject() -> Copy:
-    cells = {"category": "Baking", "source": "made up"}
-    rows = [cells | {"forbidden_prompt": f"Bake {n} cakes"} for n in range(2)]
-    path = "strongreject_dataset/strongreject_dataset.csv"
-    return Copy({path: rows}, "category forbidden_prompt", 2)
-
-
-def _vlsafe() -> Copy:
+def _vlsafe(table: str) -> Copy:
     pictures = [f"00000000000{n}.jpg" for n in range(2)]
     rows = [{"image_id": name, "caption": "A cake.", "query": f"Bake {name}?"} for name in pictures]
-    return Copy({"VLSafe/harmlessness_examine.jsonl": rows}, "image_id query", 2, pictures)
+    return Copy({table: rows}, "image_id query", 2, pictures)
 
 
-def _vlguard(unsafe: bool) -> Copy:
-    rows = [
-        {
-            "id": "Cakes_1",
-            "image": "cakes/1.png",
-            "safe": False,
-            "harmful_category": "baking",
-            "harmful_subcategory": "cakes",
-            "instr-resp": [{"instruction": "Bake this cake.", "response": "No."}],
-        },
-        {
-            "id": "Cakes_2",
-            "image": "cakes/2.png",
-            "safe": True,
-            "instr-resp": [
-                {"safe_instruction": "What cake is this?", "response": "A sponge."},
-                {"unsafe_instruction": "Burn this cake.", "response": "No."},
-            ],
-        },
-    ]
-    rows = rows if unsafe else rows[::-1]
-    checked = "id image safe instr-resp" + (" harmful_category" if unsafe else "")
-    return Copy({"test.json": rows}, checked, 1, ["test/cakes/1.png", "test/cakes/2.png"])
+def _vlguard(table: str, request: str) -> Copy:
+    unsafe = {
+        "id": "Cakes_1",
+        "image": "cakes/1.png",
+        "safe": False,
+        "harmful_category": "baking",
+        "instr-resp": [{"instruction": "Bake this cake.", "response": "No."}],
+    }
+    safe = {
+        "id": "Cakes_2",
+        "image": "cakes/2.png",
+        "safe": True,
+        "instr-resp": [
+            {"safe_instruction": "What cake is this?", "response": "A sponge."},
+            {"unsafe_instruction": "Burn this cake.", "response": "No."},
+        ],
+    }
+    rows = [unsafe, safe] if request == "instruction" else [safe, unsafe]
+    checked = " ".join(rows[0])
+    return Copy({table: rows}, checked, 1, ["test/cakes/1.png", "test/cakes/2.png"])
 
 
-def _toxicity(challenging: bool) -> Copy:
-    rows = [
-        {
-            "filename": f"000{n}-abc.txt",
-            "begin": 10 * n,
-            "end": 10 * n + 9,
-            "challenging": n == 0,
-            "prompt": {"text": f"The cake number {n} was so", "toxicity": 0.1},
-            "continuation": {"text": " sweet.", "toxicity": None},
-        }
-        for n in range(3)
-    ]
-    n = 1 if challenging else 3
-    return Copy({"prompts.jsonl": rows}, "filename begin challenging prompt", n)
-
-
-def _xstest(label: str) -> Copy:
-    rows = [
-        {
-            "id": n,
-            "prompt": f"How do I kill {n} processes?",
-            "type": "homonyms",
-            "label": ("safe", "unsafe")[n % 2],
-            "focus": "kill",
-            "note": "",
-        }
-        for n in range(4)
-    ]
-    rows = rows if label == "safe" else rows[::-1]
-    checked = "id prompt type label"
-    return Copy({"xstest_prompts.csv": rows}, checked, 2)
-
-
-def _or_bench() -> Copy:
-    rows = [{"prompt": f"How do I whip {n} creams?", "category": "violence"} for n in range(2)]
-    return Copy({"or-bench-hard-1k.csv": rows}, "prompt category", 2)
-
-
-def _mossbench() -> Copy:
+def _mossbench(table: str) -> Copy:
     rows = {
         str(n): {
             "pid": str(n),
@@ -356,11 +313,13 @@ def _mossbench() -> Copy:
         for n in (1, 2, 3)
     }
     pictures = [f"data/images/{n}.png" for n in (1, 2, 3)]
-    path = "data/images_information/information.json"
-    return Copy({path: rows}, "pid question image metadata", 3, pictures)
+    return Copy({table: rows}, "pid question image metadata", 3, pictures)
 
 
-def _mmbench(whole: bool) -> Copy:
+# -- questions about pictures ----------------------------------------------------------------------
+
+
+def _mmbench(table: str, shifts: bool = False) -> Copy:
     cells = [as_base64(picture_bytes(0)), as_base64(picture_bytes(1))]
     first = {"question": "Which cake is this?", "hint": "nan", "category": "baking"}
     rows = [
@@ -374,35 +333,56 @@ def _mmbench(whole: bool) -> Copy:
     for row in rows:
         row |= {"l2-category": "cakes", "split": "dev", "source": "made up"}
     checked = "index question hint A B C answer category image"
-    n = 3 if whole else 2
-    return Copy({"MMBench_DEV_EN.tsv": rows}, checked, n, blank="hint C")
+    return Copy({table: rows}, checked, 3 if shifts else 2, blank="hint C")
 
 
-def _scienceqa(pictured_only: bool) -> Copy:
+def _scienceqa(table: str, pictured: bool = False) -> Copy:
+    row = {
+        "image": {"bytes": picture_bytes(0), "path": None},
+        "question": "Which cake is this?",
+        "choices": ["sponge", "carrot"],
+        "answer": 1,
+        "hint": "It is orange.",
+        "subject": "natural science",
+        "topic": "baking",
+        "lecture": "",
+    }
+    rows = [row, copy.deepcopy(row) | {"image": None, "hint": ""}]
+    checked = "image question choices answer hint subject topic"
+    return Copy({table: rows}, checked, 1 if pictured else 2, blank="image hint")
+
+
+def _mme(tables: list[str]) -> Copy:
+    made = {
+        table: [
+            {
+                "question_id": f"cakes/{place}.png",
+                "image": pictured(place),
+                "question": f"Is this {what} cake? Please answer yes or no.",
+                "answer": "Yes" if what == "a" else "No",
+                "category": "existence",
+            }
+            for what in ("a", "no")
+        ]
+        for place, table in enumerate(tables)
+    }
+    return Copy(made, "question_id image question answer category", 8)
+
+
+def _pope(table: str, drawn: str) -> Copy:
     rows = [
         {
-            "image": pictured(0),
-            "question": "Which cake is this?",
-            "choices": ["sponge", "carrot"],
-            "answer": 1,
-            "hint": "It is orange.",
-            "task": "closed choice",
-            "grade": "grade4",
-            "subject": "natural science",
-            "topic": "baking",
-            "category": "cakes",
-            "skill": "name cakes",
-            "lecture": "",
-            "solution": "",
-        },
+            "question_id": n,
+            "image": "COCO_val2014_000000000001.jpg",
+            "text": f"Is there a {what} in the image?",
+            "label": "no" if n else "yes",
+        }
+        for n, what in enumerate(("cake", "hat"))
     ]
-    rows.append(copy.deepcopy(rows[0]) | {"image": None, "hint": ""})
-    n = 1 if pictured_only else 2
-    checked = "image question choices answer hint subject topic"
-    return Copy({_TEST: rows}, checked, n, blank="image hint")
+    return Copy({table: rows}, "question_id image text label", 2, ["COCO_val2014_000000000001.jpg"])
 
 
-def _mm_vet() -> Copy:
+def _mm_vet(archive: str, table: str) -> Copy:
     rows = {
         f"v1_{n}": {
             "imagename": f"v1_{n}.png",
@@ -414,80 +394,16 @@ def _mm_vet() -> Copy:
         for n in range(2)
     }
     pictures = ["images/v1_0.png", "images/v1_1.png"]
-    return Copy({"mm-vet.json": rows}, "imagename question answer capability", 2, pictures)
+    return Copy({table: rows}, "imagename question answer capability", 2, pictures)
 
 
-def _mme() -> Copy:
-    tables = {
-        shard: [
-            {
-                "question_id": f"cakes/{place}.png",
-                "image": pictured(place),
-                "question": f"Is this {what} cake? Please answer yes or no.",
-                "answer": "Yes" if what == "a" else "No",
-                "category": "existence",
-            }
-            for what in ("a", "no")
-        ]
-        for place, shard in enumerate(REGISTRY["mme"].options["tables"])
-    }
-    return Copy(tables, "question_id image question answer category", 8)
-
-
-def _pope(kind: str) -> Copy:
-    rows = [
-        {
-            "question_id": n,
-            "image": "COCO_val2014_000000000001.jpg",
-            "text": f"Is there a {what} in the image?",
-            "label": "no" if n else "yes",
-        }
-        for n, what in enumerate(("cake", "hat"))
-    ]
-    path = f"output/coco/coco_pope_{kind}.json"
-    pictures = ["COCO_val2014_000000000001.jpg"]
-    return Copy({path: rows}, "question_id image text label", 2, pictures)
-
-
-def make(name: str) -> Copy:
-    """The copy of the suite `name`."""
-    if name.startswith("mm-safetybench"):
-        return _mm_safetybench(name)
-    return _MAKERS[name]()
-
-
-_MAKERS = {
-    "jailbreakv": lambda: _jailbreakv("JailBreakV_28K.csv"),
-    "jailbreakv-mini": lambda: _jailbreakv("mini_JailBreakV_28K.csv"),
-    "redteam-2k": _redteam,
-    "figstep": lambda: _figstep("safebench.csv"),
-    "figstep-tiny": lambda: _figstep("SafeBench-Tiny.csv"),
-    "advbench": _advbench,
-    "advbench-m": _advbench_m,
-    "jbb-harmful": lambda: _jbb("harmful"),
-    "jbb-benign": lambda: _jbb("benign"),
-    "harmbench": lambda: _harmbench("harmbench_behaviors_text_all.csv"),
-    "harmbench-test": lambda: _harmbench("harmbench_behaviors_text_test.csv"),
-    "harmbench-val": lambda: _harmbench("harmbench_behaviors_text_val.csv"),
-    "harmbench-multimodal": _harmbench_multimodal,
-    "strongreject": _strongreject,
-    "vlsafe": _vlsafe,
-    "vlguard-unsafe": lambda: _vlguard(True),
-    "vlguard-safe-unsafe": lambda: _vlguard(False),
-    "vlguard-safe": lambda: _vlguard(False),
-    "real-toxicity-prompts": lambda: _toxicity(False),
-    "rtp-challenging": lambda: _toxicity(True),
-    "xstest": lambda: _xstest("safe"),
-    "xstest-unsafe": lambda: _xstest("unsafe"),
-    "or-bench-hard": _or_bench,
-    "mossbench": _mossbench,
-    "mmbench": lambda: _mmbench(True),
-    "mmbench-plain": lambda: _mmbench(False),
-    "scienceqa": lambda: _scienceqa(True),
-    "scienceqa-full": lambda: _scienceqa(False),
-    "mm-vet": _mm_vet,
-    "mme": _mme,
-    "pope-random": lambda: _pope("random"),
-    "pope-popular": lambda: _pope("popular"),
-    "pope-adversarial": lambda: _pope("adversarial"),
+_MAKERS: dict[str, Callable[..., Copy]] = {
+    made.__name__.removeprefix("_"): made
+    for made in (
+        *(_requests, _harmbench, _xstest, _toxicity),
+        *(_jailbreakv, _mm_safetybench, _figstep, _advbench_m),
+        *(_harmbench_multimodal, _vlsafe, _vlguard, _mossbench),
+        *(_mmbench, _scienceqa, _mme, _pope, _mm_vet),
+    )
 }
+"""By the name of the reader."""

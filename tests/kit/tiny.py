@@ -39,6 +39,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from care.data.example import Example
 from care.models import decoding
+from care.models.hooks import read
 from care.models.prompt_cache import Start
 from care.models.thoughts import text_of
 from care.models.vlm import VLM
@@ -122,7 +123,7 @@ class StubProcessor:
         return inputs
 
 
-def _build(cls: Any, config: Any, seed: int) -> Any:
+def build(cls: Any, config: Any, seed: int) -> Any:
     torch.manual_seed(seed)
     model = cls(config).eval()
     with torch.no_grad():
@@ -139,7 +140,7 @@ def _build(cls: Any, config: Any, seed: int) -> Any:
     return model
 
 
-def _text(**extra: Any) -> dict[str, Any]:
+def text_config(**extra: Any) -> dict[str, Any]:
     return {
         "hidden_size": WIDTH,
         "intermediate_size": FFN,
@@ -173,7 +174,7 @@ def tiny_llava(seed: int = 0) -> tuple[LlavaForConditionalGeneration, LlavaProce
     """LLaVA with a SigLIP tower (28 px, patch 14) and a Llama text model."""
     config = LlavaConfig(
         vision_config=SiglipVisionConfig(**_siglip(vision_use_head=False)),
-        text_config=LlamaConfig(**_text()),
+        text_config=LlamaConfig(**text_config()),
         image_token_index=SPECIAL.index("<image>"),
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
@@ -186,7 +187,7 @@ def tiny_llava(seed: int = 0) -> tuple[LlavaForConditionalGeneration, LlavaProce
         vision_feature_select_strategy="full",
         chat_template=TEMPLATE,
     )
-    return _build(LlavaForConditionalGeneration, config, seed), processor
+    return build(LlavaForConditionalGeneration, config, seed), processor
 
 
 def tiny_vlm(seed: int = 0) -> VLM:
@@ -196,7 +197,7 @@ def tiny_vlm(seed: int = 0) -> VLM:
 
 def tiny_llama(seed: int = 0) -> LlamaForCausalLM:
     """A language model without eyes."""
-    return _build(LlamaForCausalLM, LlamaConfig(**_text()), seed)
+    return build(LlamaForCausalLM, LlamaConfig(**text_config()), seed)
 
 
 def _stacked(pixels: list[np.ndarray], counts: list[int]) -> dict[str, Any]:
@@ -232,7 +233,9 @@ def _patches(size: int) -> Callable[[list[np.ndarray], list[int]], dict[str, Any
 def tiny_qwen2_5_vl(seed: int = 0) -> tuple[Any, StubProcessor]:
     """Qwen2.5-VL: multi-axis rotary positions that depend on the image grid."""
     config = Qwen2_5_VLConfig(
-        text_config=_text(rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2]}),
+        text_config=text_config(
+            rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2]}
+        ),
         vision_config={
             "depth": 2,
             "hidden_size": 32,
@@ -248,13 +251,15 @@ def tiny_qwen2_5_vl(seed: int = 0) -> tuple[Any, StubProcessor]:
         tie_word_embeddings=False,
     )
     processor = StubProcessor(_patches(14), types_key="mm_token_type_ids")
-    return _build(Qwen2_5_VLForConditionalGeneration, config, seed), processor
+    return build(Qwen2_5_VLForConditionalGeneration, config, seed), processor
 
 
 def tiny_qwen3_vl(seed: int = 0) -> tuple[Any, StubProcessor]:
     """Qwen3-VL: visual features are added again after early layers (deepstack)."""
     config = Qwen3VLConfig(
-        text_config=_text(rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2]}),
+        text_config=text_config(
+            rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2]}
+        ),
         vision_config={
             "depth": 2,
             "hidden_size": 32,
@@ -270,13 +275,13 @@ def tiny_qwen3_vl(seed: int = 0) -> tuple[Any, StubProcessor]:
         tie_word_embeddings=False,
     )
     processor = StubProcessor(_patches(14), types_key="mm_token_type_ids")
-    return _build(Qwen3VLForConditionalGeneration, config, seed), processor
+    return build(Qwen3VLForConditionalGeneration, config, seed), processor
 
 
 def tiny_gemma3(seed: int = 0) -> tuple[Any, StubProcessor]:
     """Gemma 3: norms after attention and FFN, sliding windows, images attend both ways."""
     config = Gemma3Config(
-        text_config=_text(
+        text_config=text_config(
             sliding_window=8, layer_types=["sliding_attention", "full_attention"] * 2
         ),
         vision_config=_siglip(56, vision_use_head=False),
@@ -285,43 +290,43 @@ def tiny_gemma3(seed: int = 0) -> tuple[Any, StubProcessor]:
         image_token_index=SPECIAL.index("<image>"),
     )
     processor = StubProcessor(_stacked, types_key="token_type_ids")
-    return _build(Gemma3ForConditionalGeneration, config, seed), processor
+    return build(Gemma3ForConditionalGeneration, config, seed), processor
 
 
 def tiny_internvl(seed: int = 0) -> tuple[Any, StubProcessor]:
     """InternVL: pixel unshuffle, then a Qwen2 text model."""
     config = InternVLConfig(
-        text_config={"model_type": "qwen2", **_text()},
+        text_config={"model_type": "qwen2", **text_config()},
         vision_config={**_siglip(), "image_size": [56, 56], "patch_size": [14, 14]},
         image_token_id=SPECIAL.index("<image>"),
         image_seq_length=VISUAL,
         downsample_ratio=0.5,
     )
-    return _build(InternVLForConditionalGeneration, config, seed), StubProcessor(_stacked)
+    return build(InternVLForConditionalGeneration, config, seed), StubProcessor(_stacked)
 
 
 def tiny_idefics3(seed: int = 0) -> tuple[Any, StubProcessor]:
     """Idefics3: images nested per row."""
     config = Idefics3Config(
-        text_config={"model_type": "llama", **_text()},
+        text_config={"model_type": "llama", **text_config()},
         vision_config=_siglip(56),
         image_token_id=SPECIAL.index("<image>"),
         scale_factor=2,
         pad_token_id=0,
     )
-    return _build(Idefics3ForConditionalGeneration, config, seed), StubProcessor(_nested)
+    return build(Idefics3ForConditionalGeneration, config, seed), StubProcessor(_nested)
 
 
 def tiny_smolvlm(seed: int = 0) -> tuple[Any, StubProcessor]:
     """SmolVLM: Idefics3's successor."""
     config = SmolVLMConfig(
-        text_config={"model_type": "llama", **_text()},
+        text_config={"model_type": "llama", **text_config()},
         vision_config=_siglip(56),
         image_token_id=SPECIAL.index("<image>"),
         scale_factor=2,
         pad_token_id=0,
     )
-    return _build(SmolVLMForConditionalGeneration, config, seed), StubProcessor(_nested)
+    return build(SmolVLMForConditionalGeneration, config, seed), StubProcessor(_nested)
 
 
 FAMILIES: dict[str, Callable[..., tuple[Any, Any]]] = {
@@ -356,7 +361,7 @@ def mixed_examples(n: int = 6) -> list[Example]:
 
 
 def tokens_of(vlm, examples, temperature=0.0, steps=10):
-    rows = decoding.Rows(
+    rows = decoding.AnswerRows(
         eos=decoding.end_tokens(vlm.model, vlm.tokenizer),
         text=partial(text_of, vlm.tokenizer),
         stop=None,
@@ -371,3 +376,18 @@ def decode(vlm, batch, rows, steps):
     """The loop that `VLM.generate` runs, on its own."""
     pad = vlm.tokenizer.pad_token_id
     decoding.decode(vlm.model, vlm.roles, Start.of(batch), rows, steps, pad)
+
+
+def hooks_of(vlm):
+    """Number of hooks on all modules; transformers installs a few of its own on first use."""
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks)
+        for module in vlm.model.modules()
+    )
+
+
+def captured(vlm, batch, sites):
+    """Activations (B, T, D) at sites, after whatever edits are in place."""
+    with read(vlm, sites) as recorder:
+        vlm.forward(batch)
+    return {site: recorder[site][0] for site in sites}

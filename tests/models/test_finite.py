@@ -99,8 +99,8 @@ def test_rows_of_an_evaluation_hold_the_error(family):
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_one_bad_row_does_not_take_the_others_along(family, batch_size):
     plain = VLM(*tiny.FAMILIES[family](), family)
-    (bad,) = set(plain._response_ids("x")) - {
-        t for e in REQUESTS for t in plain._response_ids(e.prompt)
+    (bad,) = set(plain.response_ids("x")) - {
+        t for e in REQUESTS for t in plain.response_ids(e.prompt)
     }
     examples = (*REQUESTS[:3], Example("bad", "a x"), *REQUESTS[3:])
     suite = Suite("s", "attack", examples)
@@ -148,7 +148,7 @@ def test_what_is_not_looked_at_may_be_anything():
     vlm = tiny.tiny_vlm()
     examples = [REQUESTS[0], REQUESTS[0]]
     wanted = vlm.score(examples, ["x", "a long response"]).logprob
-    longest = len(vlm._response_ids("a long response"))
+    longest = len(vlm.response_ids("a long response"))
 
     def spoil(module, args, output):
         if output.shape[1] == longest + 1:

@@ -74,7 +74,7 @@ def test_the_model_s_own_end_tokens_are_heeded(family):
     vlm = VLM(*tiny.FAMILIES[family](), family)
     example = EXAMPLES[0]
     whole = vlm.answers(example, max_new_tokens=NEW_TOKENS)[0]
-    ids = vlm._response_ids(whole.text)
+    ids = vlm.response_ids(whole.text)
     vlm.model.generation_config.eos_token_id = [1, ids[3]]
     (cut,) = vlm.answers(example, max_new_tokens=NEW_TOKENS)
     assert cut.ended and cut.tokens < whole.tokens and whole.text.startswith(cut.text)
@@ -100,7 +100,7 @@ def test_settings_of_a_part_that_generates_are_left_out_too():
     vlm = VLM(*tiny.tiny_qwen2_5_vl())
     part = vlm.model.model.language_model
     part.generation_config = before = GenerationConfig(repetition_penalty=3.0)
-    with decoding._neutral(vlm.model):
+    with decoding.neutral_settings(vlm.model):
         assert part.generation_config.repetition_penalty is None
     assert part.generation_config is before
 

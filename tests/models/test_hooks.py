@@ -11,6 +11,7 @@ from care.models.hooks import edit, read
 from care.models.sites import Role, Site, scope_mask
 from care.models.vlm import VLM
 from kit import tiny
+from kit.tiny import captured, hooks_of
 
 EXAMPLES = tiny.mixed_examples(5)
 FFN, MHSA, LAYER, NEURONS = (
@@ -29,21 +30,6 @@ def vlm():
 @pytest.fixture(scope="module")
 def batch(vlm):
     return vlm.batch(EXAMPLES, ["I'm sorry."] * len(EXAMPLES))
-
-
-def hooks_of(vlm):
-    """Number of hooks on all modules; transformers installs a few of its own on first use."""
-    return sum(
-        len(module._forward_hooks) + len(module._forward_pre_hooks)
-        for module in vlm.model.modules()
-    )
-
-
-def captured(vlm, batch, sites):
-    """Activations (B, T, D) at sites, after whatever edits are in place."""
-    with read(vlm, sites) as recorder:
-        vlm.forward(batch)
-    return {site: recorder[site][0] for site in sites}
 
 
 def shift(scope):

@@ -92,7 +92,7 @@ def test_a_decision_is_one_position_in_each_row(llava):
 def test_an_answer_s_tokens_are_response_even_where_they_are_padding_elsewhere():
     llava = tiny.tiny_vlm()
     batch = llava.batch(EXAMPLES[0])
-    rows = decoding.Rows(frozenset(), str, None, 0.0, [torch.Generator()])
+    rows = decoding.AnswerRows(frozenset(), str, None, 0.0, [torch.Generator()])
     tiny.decode(llava, batch, rows, 4)
     llava.tokenizer.pad_token_id = rows.tokens[0][1]
     seen = []
@@ -131,7 +131,7 @@ def test_sliding_windows_are_shared_too():
     text = model.config.text_config
     text.sliding_window, text.layer_types = 6, ["sliding_attention", "full_attention"] * 2
     text.use_sliding_window = True
-    model = tiny._build(type(model), model.config, 0)
+    model = tiny.build(type(model), model.config, 0)
     vlm = VLM(model, processor, "sliding")
     prefill = vlm.prefill(EXAMPLES)
     assert prefill.parts[0][1].cache.layers[0].keys.shape[2] == 5

@@ -270,7 +270,7 @@ def test_score_equals_the_full_softmax(family):
 def test_the_likeliest_next_token_is_a_greedy_response_and_another_is_not(vlm):
     likeliest = vlm.forward(vlm.batch(EXAMPLES), logits_to_keep=1)[:, -1].argmax(-1).tolist()
     texts = [vlm.tokenizer.decode([token]) for token in likeliest]
-    kept = [i for i, text in enumerate(texts) if vlm._response_ids(text) == [likeliest[i]]]
+    kept = [i for i, text in enumerate(texts) if vlm.response_ids(text) == [likeliest[i]]]
     assert kept
     examples = [EXAMPLES[i] for i in kept]
     assert vlm.score(examples, [texts[i] for i in kept]).greedy.all()
@@ -289,7 +289,7 @@ def test_score_computes_logits_at_the_answer_only(vlm):
     vlm.score([EXAMPLES[0]], ["I'm sorry."])
     vlm.refusal_log_odds([EXAMPLES[0]])
     handle.remove()
-    assert shapes == [len(vlm._response_ids("I'm sorry.")) + 1, 1]
+    assert shapes == [len(vlm.response_ids("I'm sorry.")) + 1, 1]
 
 
 def test_bad_scores_are_refused(vlm):

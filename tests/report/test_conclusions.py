@@ -4,8 +4,8 @@ import copy
 
 import pytest
 
-from care.report.check import validate
 from care.report.conclusions import RULES, Verdict, verdict
+from care.report.schema import validate
 from care.report.site_conclusions import MAX_IDENTITY_ERROR, MIN_SELECTIVITY
 from care.report.trust_conclusions import MAX_P, MAX_Q, MIN_RELIABILITY
 from kit.diagnoses import estimate, figures

@@ -11,9 +11,10 @@ import pytest
 
 from care.errors import DataError, StorageError
 from care.report import files
-from care.report.check import validate
 from care.report.files import load_report, write_report
+from care.report.schema import validate
 from care.report.targets import summarise
+from care.typed import to_tree
 from kit.reports import report_tree
 
 EVIL = "<script>alert('x')</script>\"><img src=http://evil.example/x onerror=alert(1)>&amp;"
@@ -37,7 +38,7 @@ def test_json_round_trip_is_exact(tree: dict[str, Any], tmp_path: Path) -> None:
     loaded = load_report(json_path)
     assert loaded == load_report(json_path.parent)
     assert {key: loaded[key] for key in tree} == tree
-    assert loaded["summary"] == summarise(tree)
+    assert loaded["summary"] == to_tree(summarise(tree))
     again = write_report(loaded, tmp_path / "again")[1]
     assert again.read_bytes() == json_path.read_bytes()
 

@@ -9,13 +9,12 @@ if TYPE_CHECKING:
     from care.attacks.config import AttackConfig as AttackConfig
     from care.attacks.pgd import AttackResult as AttackResult
     from care.attacks.pgd import corpus_requests as corpus_requests
-    from care.attacks.pgd import image_for_each as image_for_each
     from care.attacks.pgd import image_loss as image_loss
     from care.attacks.pgd import universal_image as universal_image
     from care.attacks.presets import PRESETS as PRESETS
     from care.attacks.presets import PUBLISHED as PUBLISHED
     from care.attacks.presets import PGDConfig as PGDConfig
-    from care.attacks.presets import Preset as Preset
+    from care.attacks.presets import PublishedAttack as PublishedAttack
     from care.attacks.presets import preset as preset
 
 __getattr__, __dir__, __all__ = attach(
@@ -24,11 +23,10 @@ __getattr__, __dir__, __all__ = attach(
         "pgd": [
             "AttackResult",
             "corpus_requests",
-            "image_for_each",
             "image_loss",
             "universal_image",
         ],
-        "presets": ["PRESETS", "PUBLISHED", "PGDConfig", "Preset", "preset"],
+        "presets": ["PRESETS", "PUBLISHED", "PGDConfig", "PublishedAttack", "preset"],
         "adaptive": ["Through"],
         "config": ["AttackConfig"],
     },

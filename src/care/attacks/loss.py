@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from care.attacks.prefix_batch import Part, TokenRows
+from care.attacks.prefix_batch import PassInputs, TokenRows
 from care.attacks.preprocessing import PixelPath
 from care.data.example import Example
 from care.errors import ModelError, UsageError
@@ -191,7 +191,7 @@ class Objective:
             output = self.vlm.model(**batch.inputs, **held, use_cache=True, logits_to_keep=kept)
         return output.logits
 
-    def _embedded(self, part: Part, features: Tensor) -> Batch:
+    def _embedded(self, part: PassInputs, features: Tensor) -> Batch:
         device = self.vlm.device
         roles = part.roles.to(device)
         inputs: dict[str, Any] = {key: value.to(device) for key, value in part.inputs.items()}

@@ -31,7 +31,7 @@ _KEPT = 0.75
 
 
 @dataclass(frozen=True)
-class State:
+class DescentState:
     """Everything that a step changes; replaced whole, so an interruption can't tear it."""
 
     pixels: Tensor
@@ -50,7 +50,7 @@ class State:
     """APGD: the gradient's signs at `best`, from which a halved step starts anew."""
 
     @classmethod
-    def at(cls, pixels: Tensor) -> "State":
+    def at(cls, pixels: Tensor) -> "DescentState":
         """Before the first step."""
         return cls(pixels, torch.zeros_like(pixels), pixels)
 
@@ -69,8 +69,8 @@ def first_pixels(levels: Tensor, config: PGDConfig, restart: int) -> Tensor:
 
 
 def advance(
-    state: State, loss: float, gradient: Tensor, low: Tensor, high: Tensor, config: PGDConfig
-) -> State:
+    state: DescentState, loss: float, gradient: Tensor, low: Tensor, high: Tensor, config: PGDConfig
+) -> DescentState:
     """One projected sign step; ModelError if there is nothing to follow."""
     size = gradient.abs().sum()
     if not np.isfinite(loss) or not torch.isfinite(size):
@@ -87,12 +87,12 @@ def advance(
         return _advance_apgd(state, loss, gradient, low, high, config)
     velocity = config.momentum * state.velocity + gradient / size
     moved = (state.pixels - config.step_size * velocity.sign()).clamp(low, high)
-    return State(moved, velocity, moved, (*state.losses, loss))
+    return DescentState(moved, velocity, moved, (*state.losses, loss))
 
 
 def _advance_apgd(
-    state: State, loss: float, gradient: Tensor, low: Tensor, high: Tensor, config: PGDConfig
-) -> State:
+    state: DescentState, loss: float, gradient: Tensor, low: Tensor, high: Tensor, config: PGDConfig
+) -> DescentState:
     losses = (*state.losses, loss)
     pixels, change, signs = state.pixels, state.velocity, gradient.sign()
     best, best_signs = state.best, state.best_signs
@@ -104,7 +104,7 @@ def _advance_apgd(
     towards = (pixels - size * signs).clamp(low, high)
     weight = _KEPT if len(losses) > 1 else 1.0
     moved = (pixels + weight * (towards - pixels) + (1 - weight) * change).clamp(low, high)
-    return State(moved, moved - pixels, best, losses, best_signs)
+    return DescentState(moved, moved - pixels, best, losses, best_signs)
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -139,7 +139,7 @@ def schedule(losses: tuple[float, ...], steps: int, first: float) -> tuple[float
 # -- checkpoints -----------------------------------------------------------------------------------
 
 
-def save(file: Path, state: State, digest: str) -> None:
+def save(file: Path, state: DescentState, digest: str) -> None:
     """Write a state, whole or not at all."""
     from safetensors.torch import save as to_bytes
 
@@ -156,7 +156,7 @@ def save(file: Path, state: State, digest: str) -> None:
     write_whole(file, to_bytes(whole, metadata={"attack": digest}))
 
 
-def load(file: Path, digest: str, first: State, config: PGDConfig) -> State:
+def load(file: Path, digest: str, first: DescentState, config: PGDConfig) -> DescentState:
     """The saved state, or `first` if nothing was saved yet.
 
     Raises ArtefactError for a damaged file, UsageError for one of another or a longer attack.
@@ -190,7 +190,7 @@ def load(file: Path, digest: str, first: State, config: PGDConfig) -> State:
         )
     device = first.pixels.device
     signs = found.get("best_signs")
-    return State(
+    return DescentState(
         pixels.to(device),
         velocity.to(device),
         best.to(device),

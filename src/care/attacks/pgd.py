@@ -1,9 +1,9 @@
 """Targeted image attacks: an image that makes a model begin answers as wished.
 
-One image for all requests (universal; Qi et al. 2023), or one for each. The loss L is in
-`care.attacks.loss`: openings of answers to requests (the jailbreak loss), or the sentences of
-a corpus after an empty prompt (the toxic loss, `corpus_requests`). How it is descended, by PGD,
-MI-FGSM or APGD, is in `care.attacks.optimisers`, with restarts the image with the least loss is
+One image serves all requests (universal; Qi et al. 2023), of which there may be just one. The loss
+L is in `care.attacks.loss`: openings of answers to requests (the jailbreak loss), or the sentences
+of a corpus after an empty prompt (the toxic loss, `corpus_requests`). How it is descended, by PGD,
+MI-FGSM or APGD, is in `care.attacks.optimisers`; with restarts the image with the least loss is
 kept.
 
 Edits by `care.models.hooks` that are active take part, so a defended model is attacked through its
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from care.attacks.adaptive import Through
 from care.attacks.loss import Objective
-from care.attacks.optimisers import State, advance, first_pixels, load, save
+from care.attacks.optimisers import DescentState, advance, first_pixels, load, save
 from care.attacks.preprocessing import PixelPath, to_picture
 from care.attacks.presets import PGDConfig
 from care.data.example import Example
@@ -47,7 +47,7 @@ _MEASURED = 64
 _ROUNDING_TOLERANCE = 0.05
 """Largest change of the loss (nats a token) by rounding to 8 bits that passes without a warning."""
 
-Progress = Callable[[int, float], None]
+StepProgress = Callable[[int, float], None]
 """Called with the number of steps done (over all restarts) and the loss."""
 
 
@@ -84,7 +84,7 @@ def universal_image(
     config: PGDConfig,
     *,
     through: Through | None = None,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
     checkpoint: Path | None = None,
 ) -> AttackResult:
     """Optimise one image so that every example is answered with the opening of its target.
@@ -124,45 +124,6 @@ def universal_image(
     best = min(results, key=lambda result: result.loss)
     _warn_of_rounding(best)
     return best
-
-
-def image_for_each(
-    vlm: VLM,
-    examples: Sequence[Example],
-    targets: Sequence[str],
-    starts: Sequence[Image.Image],
-    config: PGDConfig,
-    *,
-    through: Through | None = None,
-    progress: Callable[[int, AttackResult], None] | None = None,
-    checkpoints: Path | None = None,
-) -> list[AttackResult]:
-    """One image for each example, optimised for it alone; results in the order of the examples.
-
-    Start images are taken in turn. `progress` gets the number of images done and the last one.
-    With `checkpoints` (a folder) each attack has a file of its own there, and a later call with the
-    same arguments goes on. Raises what `universal_image` raises, and UsageError for no start image.
-    """
-    examples, targets, starts = list(examples), list(targets), list(starts)
-    _check_request(examples, targets)
-    if not starts:
-        raise UsageError("An attack needs a start image; none were passed.")
-    results = []
-    for place, (example, target) in enumerate(zip(examples, targets, strict=True)):
-        file = None if checkpoints is None else Path(checkpoints) / f"{place:05d}.safetensors"
-        result = universal_image(
-            vlm,
-            [example],
-            [target],
-            starts[place % len(starts)],
-            config,
-            through=through,
-            checkpoint=file,
-        )
-        results.append(result)
-        if progress is not None:
-            progress(len(results), result)
-    return results
 
 
 def corpus_requests(corpus: Sequence[str]) -> tuple[list[Example], list[str]]:
@@ -207,21 +168,21 @@ def _file_of(checkpoint: Path, restart: int) -> Path:
 
 def _begin(
     file: Path | None, digest: str, levels: Tensor, config: PGDConfig, restart: int
-) -> State:
-    first = State.at(first_pixels(levels, config, restart))
+) -> DescentState:
+    first = DescentState.at(first_pixels(levels, config, restart))
     return first if file is None else load(file, digest, first, config)
 
 
 def _descend(
     objective: Objective,
     levels: Tensor,
-    state: State,
+    state: DescentState,
     config: PGDConfig,
     through: Through | None,
-    progress: Progress | None,
+    progress: StepProgress | None,
     checkpoint: Path | None,
     digest: str,
-) -> State:
+) -> DescentState:
     levels = levels.to(state.pixels.device)
     low, high = ((levels + shift).clamp(0, 255) / 255 for shift in (-config.radius, config.radius))
     everything = list(range(len(objective)))
@@ -232,7 +193,7 @@ def _descend(
             objective.penalty = penalty
             while (step := len(state.losses)) < config.steps:
                 whole = config.method == "apgd"  # compares the losses of different steps
-                rows = everything if whole else _rows_of_step(step, len(objective), config)
+                rows = everything if whole else rows_of_step(step, len(objective), config)
                 loss, gradient = objective.gradient(state.pixels, rows, config.batch)
                 state = advance(state, loss, gradient, low, high, config)
                 if progress is not None:
@@ -247,7 +208,7 @@ def _descend(
     return state
 
 
-def _rows_of_step(step: int, n: int, config: PGDConfig) -> list[int]:
+def rows_of_step(step: int, n: int, config: PGDConfig) -> list[int]:
     """The mini-batch of a step: consecutive pieces of one endless run of shuffled epochs."""
     size = min(config.batch, n)
     epochs: dict[int, np.ndarray] = {}
@@ -262,7 +223,7 @@ def _rows_of_step(step: int, n: int, config: PGDConfig) -> list[int]:
 
 def _result(
     objective: Objective,
-    state: State,
+    state: DescentState,
     config: PGDConfig,
     through: Through | None,
     restart: int,

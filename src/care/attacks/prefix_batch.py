@@ -29,7 +29,7 @@ _ENCODED_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
-class Part:
+class PassInputs:
     """What the model is given in one pass, before image tokens are put in."""
 
     inputs: dict[str, Tensor]
@@ -70,17 +70,17 @@ class TokenRows:
         longest = int(is_response.sum(dim=1).max())
         return self.ids[index, -longest:], is_response[:, -longest:]
 
-    def whole(self, rows: Sequence[int]) -> Part:
+    def whole(self, rows: Sequence[int]) -> PassInputs:
         """Complete requests, without columns of padding alone."""
         index = torch.as_tensor(list(rows))
         return self._part(index, self.roles.shape[1] - int(self.lengths[index].max()), None)
 
-    def beginning(self) -> Part:
+    def beginning(self) -> PassInputs:
         """The S positions that all requests share, as one row."""
         index, first = torch.tensor([0]), self.roles.shape[1] - int(self.lengths[0])
         return self._part(index, first, first + self.shared)
 
-    def rest(self, rows: Sequence[int]) -> Part:
+    def rest(self, rows: Sequence[int]) -> PassInputs:
         """What follows the beginning; the attention mask covers the beginning as well."""
         index = torch.as_tensor(list(rows))
         own = self.lengths[index] - self.shared
@@ -89,13 +89,13 @@ class TokenRows:
         mask = torch.arange(width) >= width - own[:, None]
         attention = functional.pad(mask.long(), (self.shared, 0), value=1)
         roles = part.roles.masked_fill(~mask, int(Role.PAD))
-        return Part(part.inputs | {"attention_mask": attention}, roles)
+        return PassInputs(part.inputs | {"attention_mask": attention}, roles)
 
-    def _part(self, index: Tensor, first: int, last: int | None) -> Part:
+    def _part(self, index: Tensor, first: int, last: int | None) -> PassInputs:
         inputs = {key: value[index, first:last] for key, value in self.inputs.items()}
         if self.positions is not None:
             inputs["position_ids"] = self.positions[..., index, first:last]
-        return Part(inputs, self.roles[index, first:last])
+        return PassInputs(inputs, self.roles[index, first:last])
 
     def _shared(self) -> int:
         """Length S of the common beginning; 0 if it doesn't hold the whole image.

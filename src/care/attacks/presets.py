@@ -25,7 +25,7 @@ from typing import Literal, get_args
 from care.errors import UsageError
 from care.runs.options import MANY, MAX_BATCH, MAX_SEED, require
 
-Method = Literal["pgd", "apgd"]
+DescentMethod = Literal["pgd", "apgd"]
 Loss = Literal["jailbreak", "toxic"]
 
 
@@ -55,7 +55,7 @@ class PGDConfig:
     seed: int = 0
     """Seed of the order of the requests and of random starts; nothing else is random."""
 
-    method: Method = "pgd"
+    method: DescentMethod = "pgd"
     """`pgd` (with `momentum`, MI-FGSM) or `apgd` (Croce and Hein 2020)."""
 
     random_start: bool = False
@@ -86,9 +86,9 @@ class PGDConfig:
             {"steps": 1, "batch": 1, "restarts": 1, "seed": 0},
             {"steps": MANY, "batch": MAX_BATCH, "restarts": MANY, "seed": MAX_SEED},
         )
-        if self.method not in get_args(Method):
+        if self.method not in get_args(DescentMethod):
             raise UsageError(
-                f"method is {self.method!r}; use one of {', '.join(get_args(Method))}."
+                f"method is {self.method!r}; use one of {', '.join(get_args(DescentMethod))}."
             )
         if self.method == "apgd" and self.momentum:
             raise UsageError(
@@ -102,7 +102,7 @@ class PGDConfig:
 
 
 @dataclass(frozen=True)
-class Preset:
+class PublishedAttack:
     """A published attack."""
 
     loss: Loss
@@ -135,7 +135,7 @@ def _radii(config: PGDConfig, *levels: int | None) -> dict[str, PGDConfig]:
     return found
 
 
-def _published() -> dict[str, Preset]:
+def _published() -> dict[str, PublishedAttack]:
     apgd = replace(_QI, method="apgd")
     families: list[tuple[str, Loss, dict[str, PGDConfig]]] = [
         ("qi", "toxic", _radii(_QI, 16, 32, 64, 128, None)),
@@ -145,18 +145,18 @@ def _published() -> dict[str, Preset]:
         ("care", "jailbreak", _radii(_CARE, 16, 32, 64, None)),
     ]
     found = {
-        f"{family}-{radius}": Preset(loss, config)
+        f"{family}-{radius}": PublishedAttack(loss, config)
         for family, loss, configs in families
         for radius, config in configs.items()
     }
-    return found | {name: Preset("jailbreak", config) for name, config in PRESETS.items()}
+    return found | {name: PublishedAttack("jailbreak", config) for name, config in PRESETS.items()}
 
 
-PUBLISHED: dict[str, Preset] = _published()
+PUBLISHED: dict[str, PublishedAttack] = _published()
 """Every preset of the table in the module's header, by name."""
 
 
-def preset(name: str) -> Preset:
+def preset(name: str) -> PublishedAttack:
     """The preset `name`; UsageError lists those there are."""
     if name not in PUBLISHED:
         raise UsageError(f"There is no preset {name!r}; use one of {', '.join(PUBLISHED)}.")

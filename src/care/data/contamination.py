@@ -30,10 +30,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.sparse import csr_array
+from numpy.typing import NDArray
+from scipy.sparse import csr_array  # pyright: ignore[reportMissingTypeStubs]
 
 from care.data.example import Example
 from care.data.text import words
@@ -131,7 +132,7 @@ def leaks(
     if threshold is not None and not 0 < threshold <= 1:
         raise UsageError(f"threshold is {threshold:g}; pass one above 0 and at most 1.")
     fitted, tested = list(fit), list(test)
-    found = []
+    found: list[Leak] = []
     for kind in ("malicious", "benign"):
         ours = [e for e in fitted if e.kind == kind]
         theirs = [e for e in tested if e.kind == kind]
@@ -175,18 +176,21 @@ def _similar(
     ours, theirs = _by_goal(fitted), _by_goal(tested)
     if not ours or not theirs:
         return []
-    vocabulary = {word: n for n, word in enumerate(sorted(set().union(*ours, *theirs)))}
+    said = {word for goal in (*ours, *theirs) for word in goal}
+    vocabulary = {word: n for n, word in enumerate(sorted(said))}
     left, right = _matrix(list(ours), vocabulary), _matrix(list(theirs), vocabulary)
     right_sizes = np.array([len(goal) for goal in theirs])
     left_goals, right_goals = list(ours.values()), list(theirs.values())
-    pairs = []
+    pairs: list[tuple[Example, Example, float]] = []
     for start in range(0, len(left_goals), _ROWS):
         block = left[start : start + _ROWS]
         shared = (block @ right.T).tocoo()
-        sizes = np.asarray(block.sum(axis=1)).ravel()
+        sizes: NDArray[np.int32] = np.asarray(block.sum(axis=1)).ravel()
         smaller = np.minimum(sizes[shared.row], right_sizes[shared.col])
-        similarity = shared.data / (sizes[shared.row] + right_sizes[shared.col] - shared.data)
-        near = similarity >= (THRESHOLD if threshold is None else threshold)
+        similarity: NDArray[np.float64] = shared.data / (
+            sizes[shared.row] + right_sizes[shared.col] - shared.data
+        )
+        near: NDArray[np.bool_] = similarity >= (THRESHOLD if threshold is None else threshold)
         if threshold is None:
             near &= (shared.data == smaller) | (shared.data >= SHARED)
         for at in np.flatnonzero(near):
@@ -208,8 +212,8 @@ def _by_goal(examples: Sequence[Example]) -> dict[frozenset[str], list[Example]]
     return found
 
 
-def _matrix(goals: Sequence[frozenset[str]], vocabulary: dict[str, int]) -> csr_array:
-    """Goals × words, 1 where a goal has a word."""
+def _matrix(goals: Sequence[frozenset[str]], vocabulary: dict[str, int]) -> Any:
+    """Goals × words, 1 where a goal has a word: a sparse matrix, for which scipy has no types."""
     rows = np.repeat(np.arange(len(goals)), [len(goal) for goal in goals])
     columns = np.array([vocabulary[word] for goal in goals for word in sorted(goal)])
     ones = np.ones(len(columns), np.int32)

@@ -57,9 +57,9 @@ class Example:
     """System message, if any."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.id, str) or not self.id:
+        if not _is_text(self.id) or not self.id:
             raise DataError(f"An example needs a non-empty text id, got {self.id!r}.")
-        if not isinstance(self.prompt, str):
+        if not _is_text(self.prompt):
             raise DataError(f"Example {self.id!r}: the prompt must be text, got {self.prompt!r}.")
         if self.kind not in get_args(ExampleKind):
             raise DataError(
@@ -69,7 +69,7 @@ class Example:
         object.__setattr__(self, "references", _as_tuple(self.references, (str,)))
         self._mend_texts()
         for image in self.images:
-            if not isinstance(image, (Image.Image, str, Path)):
+            if not _is_picture(image):
                 raise DataError(
                     f"Example {self.id!r}: an image must be a PIL image or a path, got "
                     f"{type(image).__name__}."
@@ -79,7 +79,7 @@ class Example:
 
     def _mend_texts(self) -> None:
         # Half an emoji, as cut texts end, is no Unicode: no tokenizer and no file takes it.
-        mended = []
+        mended: list[str] = []
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name != "images" and (whole := valid(value)) != value:
@@ -212,6 +212,14 @@ class Suite:
         if n < 1:
             raise UsageError(f"A suite of {n} examples was asked for; ask for at least 1.")
         return dataclasses.replace(self, examples=self.examples[:n])
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)  # whatever callers without types pass
+
+
+def _is_picture(value: object) -> bool:
+    return isinstance(value, Image.Image | str | Path)
 
 
 def _as_tuple(value: Any, single: tuple[type, ...]) -> tuple[Any, ...]:

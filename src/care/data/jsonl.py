@@ -17,7 +17,7 @@ import hashlib
 import io
 import warnings
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from care.data.example import Example, Suite, SuiteRole
 from care.errors import CareError, DataError, UsageError
@@ -96,7 +96,8 @@ def write_suite(suite: Suite, path: str | Path) -> Path:
     """
     path = Path(path)
     folder = f"{path.stem}-images"
-    lines, written = [], set()
+    lines: list[str] = []
+    written: set[str] = set()
     for example in suite:
         fields: dict[str, Any] = {key: getattr(example, key) for key in _TEXTS}
         fields |= {"images": [], "references": list(example.references)}
@@ -114,9 +115,10 @@ def write_suite(suite: Suite, path: str | Path) -> Path:
 
 
 def _fields(line: str, where: str) -> dict[str, Any]:
-    fields = parse_json(line, where, otherwise="write one object a line")
-    if not isinstance(fields, dict):
+    found = parse_json(line, where, otherwise="write one object a line")
+    if not isinstance(found, dict):
         raise DataError(f"{where} holds {line.strip()!r:.60}, which isn't a JSON object.")
+    fields = cast("dict[str, Any]", found)
     unknown = sorted(fields.keys() - {*_TEXTS, *_LISTS})
     if unknown:
         raise DataError(
@@ -128,10 +130,10 @@ def _fields(line: str, where: str) -> dict[str, Any]:
             raise DataError(f"{where}: {key} must be text, got {fields[key]!r:.60}.")
     for key in _LISTS:
         value = fields.get(key, [])
-        value = [value] if isinstance(value, str) else value
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        texts = cast("list[object]", value if isinstance(value, list) else [value])
+        if not all(isinstance(item, str) for item in texts):
             raise DataError(f"{where}: {key} must be a list of texts, got {fields[key]!r:.60}.")
-        fields[key] = value
+        fields[key] = texts
     return fields
 
 

@@ -42,12 +42,13 @@ def _benchmarks() -> Iterator[Benchmark]:
         differs: str = card.pop("differs", "")
         source = Source(folder=folder, **card)
         for name, own in suites.items():
-            by_hand = own.pop("by_hand", source.by_hand)
+            facts: dict[str, Any] = {"differs": differs, **own}
+            by_hand = facts.pop("by_hand", source.by_hand)
             yield Benchmark(
                 name,
                 source=replace(source, by_hand=by_hand),
-                reader=_reader(own.pop("reader")),
-                **{"differs": differs, **own},
+                reader=_reader(facts.pop("reader")),
+                **facts,
             )
 
 

@@ -102,7 +102,7 @@ class Source:
         return target
 
     def _from_hub(self, relative: str) -> Path:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import hf_hub_download  # pyright: ignore[reportUnknownVariableType]
 
         try:
             return Path(
@@ -149,9 +149,9 @@ class Files:
     """The user's copy: a folder laid out as the source is, or the one table that is needed."""
     images: Path | None = None
     """The user's folder of pictures."""
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list[str])
     """What a loader did otherwise than usual; becomes part of the suite's version."""
-    _read: dict[str, Path] = field(default_factory=dict)
+    _read: dict[str, Path] = field(default_factory=dict[str, Path])
 
     def __post_init__(self) -> None:
         if self.path is not None and not self.path.exists():

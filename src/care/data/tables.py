@@ -244,9 +244,9 @@ def _read_json(path: Path) -> Iterator[tuple[str, Any]]:
         return
     whole = _parsed(text, str(path))
     if isinstance(whole, list):
-        yield from (("", row) for row in whole)
+        yield from (("", row) for row in cast("list[object]", whole))
     elif isinstance(whole, dict):
-        yield from whole.items()
+        yield from cast("dict[str, object]", whole).items()
     else:
         raise DataError(f"{path} holds {whole!r:.60}, which is neither a list nor an object.")
 
@@ -272,13 +272,7 @@ def _parsed(text: str, where: str) -> Any:
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        import pyarrow  # pyright: ignore[reportMissingImports]
-        import pyarrow.parquet as parquet  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{path} is a Parquet file, which needs pyarrow; run: pip install 'care-vlm[parquet]'"
-        ) from error
+    pyarrow, parquet = _pyarrow(path)
     try:
         check_regular(path, "table", 1 << 40)  # it is read in batches
         with parquet.ParquetFile(path) as file:
@@ -287,3 +281,15 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
                 yield from (("", row) for row in batch.to_pylist())
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} can't be read as Parquet ({error}); fetch it again.") from error
+
+
+def _pyarrow(path: Path) -> tuple[Any, Any]:
+    """The package and its reader, which have no types; MissingDependencyError without them."""
+    try:
+        import pyarrow  # pyright: ignore[reportMissingImports, reportMissingTypeStubs]
+        from pyarrow import parquet  # pyright: ignore[reportMissingImports, reportMissingTypeStubs]
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{path} is a Parquet file, which needs pyarrow; run: pip install 'care-vlm[parquet]'"
+        ) from error
+    return pyarrow, parquet

@@ -210,7 +210,7 @@ def drawn(
     if len(texts) != len(examples):
         raise UsageError(f"{len(examples)} examples need as many texts, got {len(texts)}.")
     asked = prompt or (FIGSTEP_PROMPT if style == "figstep" else TYPO_PROMPT)
-    found = []
+    found: list[Example] = []
     for example, text in zip(examples, texts, strict=True):
         if style == "typo-below":
             images = example.load_images()
@@ -236,7 +236,8 @@ def drawn(
 
 def _filled(text: str, draw: ImageDraw.ImageDraw, font: Font, width: int) -> list[str]:
     """Lines of whole words that fit; a word too long for one is cut."""
-    lines, line = [], ""
+    lines: list[str] = []
+    line = ""
     for word in text.split():
         longer = f"{line} {word}".strip()
         if draw.textlength(longer, font=font) <= width:

@@ -9,21 +9,24 @@ Examples that failed (a corrupt image) are counted apart and are in no rate.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, get_args
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 
+from care.data.example import SuiteRole
 from care.errors import DataError, UsageError
 from care.judges.base import Outcome
 from care.judges.language import NOT_ENGLISH
 from care.models.thoughts import UNFINISHED
 from care.runs.rows import Row
 from care.statistics.intervals import Interval, holm, mcnemar_exact, wilson
+from care.typed import HIDDEN, Count, Positive, Range, Share
 
 SCHEMA = "care.table/1"
 """Version of the layout of `Table.to_json`."""
 
+Metric = Literal["ASR", "accuracy", "answered"]
 
 NEARLY_ALL = 0.9
 """Share of degenerate answers from which on a rate says nothing."""
@@ -33,29 +36,26 @@ NEARLY_ALL = 0.9
 class Comparison:
     """One suite, before and after, on the examples that both sides answered."""
 
-    suite: str
-    """Name of the suite."""
-    role: str
-    """attack, utility or over_refusal."""
-    metric: str
-    """ASR, accuracy or answered."""
-    before: Interval
+    name: str
+    """Name of the suite, unique."""
+    role: SuiteRole
+    """What the suite is for."""
+    n: Positive
+    """Number of paired examples, the same ones before and after."""
+    metric: Metric
+    """What `rate` counts: judged harmful answers; correct answers; harmless requests answered."""
+    before: Annotated[Interval, Range(0.0, 1.0)]
     """Rate before, with its Wilson interval."""
-    after: Interval
+    after: Annotated[Interval, Range(0.0, 1.0)]
     """Rate after, with its Wilson interval."""
-    discordant: tuple[int, int]
-    """Examples counted before but not after, and the reverse."""
-    p_mcnemar: float
-    """Exact two-sided McNemar test on the discordant pairs."""
-    p_holm: float
+    discordant: tuple[Count, Count]
+    """Examples with the event before but not after, and the reverse."""
+    p_mcnemar: Share | None
+    """Exact two-sided McNemar test on `discordant`."""
+    p_holm: Share | None
     """The same, adjusted over the suites of this comparison (Holm 1979)."""
-    errors: int
+    errors: Annotated[int, HIDDEN] = field(default=0, kw_only=True)
     """Examples left out because one side failed on them."""
-
-    @property
-    def n(self) -> int:
-        """Number of paired examples."""
-        return self.before.n
 
 
 class Table:
@@ -85,12 +85,12 @@ class Table:
         """Whether the suite was asked under this defense."""
         return (suite, defense) in self._groups
 
-    def role(self, suite: str) -> str:
-        """attack, utility or over_refusal."""
+    def role(self, suite: str) -> SuiteRole:
+        """What the suite is for."""
         return self._of_suite(suite)[0]["role"]
 
-    def metric(self, suite: str) -> str:
-        """What `rate` counts: ASR, accuracy or answered."""
+    def metric(self, suite: str) -> Metric:
+        """What `rate` counts."""
         if self.role(suite) == "attack":
             return "ASR"
         rows = self._of_suite(suite)
@@ -152,11 +152,12 @@ class Table:
         adjusted = holm([p for _, _, p in tests])
         return [
             Comparison(
-                suite=suite,
+                name=suite,
                 role=self.role(suite),
+                n=len(first),
                 metric=self.metric(suite),
-                before=wilson(int(first.sum()), len(first)),
-                after=wilson(int(second.sum()), len(second)),
+                before=replace(wilson(int(first.sum()), len(first)), n=0),
+                after=replace(wilson(int(second.sum()), len(second)), n=0),
                 discordant=(int(b), int(c)),
                 p_mcnemar=float(p),
                 p_holm=float(p_holm),

@@ -32,7 +32,7 @@ from care.judges.classifiers import load_text_model, loaded_revision
 from care.judges.models import Finding, ModelJudge, Pictures
 from care.judges.prompts import text_digest
 from care.judges.replies import first_word_alone
-from care.models.decoding import Rows, end_tokens, library_loop
+from care.models.decoding import AnswerRows, end_tokens, library_loop
 from care.models.devices import device_of
 from care.models.finite import not_finite
 from care.models.memory import in_halves
@@ -167,7 +167,7 @@ class GuardJudge(ModelJudge):
             for key, value in dict(inputs).items()
             if key != "token_type_ids"
         }
-        rows = Rows(
+        rows = AnswerRows(
             eos=end_tokens(self.model, self.tokenizer),
             text=partial(self.tokenizer.decode, skip_special_tokens=True),
             stop=None,

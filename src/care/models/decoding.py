@@ -48,7 +48,7 @@ End = Literal["model", "stop", "room", "failed"]
 
 
 @dataclass
-class Rows:
+class AnswerRows:
     """The rows of one batch while they are decoded."""
 
     eos: frozenset[int]
@@ -117,7 +117,7 @@ def decode(
     model: Any,
     roles: RoleContext,
     start: Start,
-    rows: Rows,
+    rows: AnswerRows,
     max_new_tokens: int,
     pad_token_id: int,
 ) -> None:
@@ -146,7 +146,7 @@ def row_seeds(examples: Sequence[Example], seed: int) -> list[int]:
 
 
 def _shrinking_loop(
-    model: Any, context: RoleContext, start: Start, rows: Rows, max_new_tokens: int
+    model: Any, context: RoleContext, start: Start, rows: AnswerRows, max_new_tokens: int
 ) -> None:
     mask, roles = start.inputs["attention_mask"], start.roles
     cache = start.new_cache(model.config)
@@ -179,7 +179,7 @@ def _shrinking_loop(
 
 
 def library_loop(
-    model: Any, inputs: dict[str, Any], rows: Rows, max_new_tokens: int, pad_token_id: int
+    model: Any, inputs: dict[str, Any], rows: AnswerRows, max_new_tokens: int, pad_token_id: int
 ) -> None:
     """Extend every row by `model.generate`, whatever settings the model's file brings.
 
@@ -196,7 +196,7 @@ def library_loop(
         pad_token_id=pad_token_id,
     )
     generate = library_generate(model)
-    with _neutral(model):
+    with neutral_settings(model):
         generate(
             **inputs,
             generation_config=config,
@@ -224,7 +224,7 @@ def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
 
 
 @contextmanager
-def _neutral(model: Any) -> Iterator[None]:
+def neutral_settings(model: Any) -> Iterator[None]:
     """While open, the model and the parts that can generate have settings that change nothing."""
     parts = [part for part in model.modules() if "generation_config" in vars(part)]
     before = [part.generation_config for part in parts]
@@ -243,7 +243,7 @@ class _Perturb(LogitsProcessor):
     Ends rows whose logits aren't finite; what the library picks for them isn't looked at.
     """
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: AnswerRows) -> None:
         self.rows = rows
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -256,7 +256,7 @@ class _Perturb(LogitsProcessor):
 class _Watch(StoppingCriteria):
     """Hands each new token to its row and reports which rows are finished."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: AnswerRows) -> None:
         self.rows = rows
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from care.data.example import Example
 from care.errors import DataError, NotFiniteError, UsageError
 from care.models.batches import render
-from care.models.decoding import End, Rows, decode, end_tokens, row_seeds
+from care.models.decoding import AnswerRows, End, decode, end_tokens, row_seeds
 from care.models.finite import not_finite
 from care.models.prompt_cache import Start
 from care.models.sites import RoleContext
@@ -121,7 +121,7 @@ class Responder:
         asked = [self.examples[index] for index in chunk]
         opened = [opened_by(render(self.processor, example), self.tags) for example in asked]
         tokenizer = self.processor.tokenizer
-        rows = Rows(
+        rows = AnswerRows(
             eos=end_tokens(self.model, tokenizer),
             text=lambda tokens: opened[0] + self._text(tokens),  # one template, one tag
             stop=None if self.stop is None else outside_thoughts(self.stop, self.tags),

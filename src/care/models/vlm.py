@@ -42,7 +42,7 @@ from care.models.weights import loading
 
 Result = TypeVar("Result")
 
-Asked = Sequence[Example] | Example | PromptCache
+Prompts = Sequence[Example] | Example | PromptCache
 """What a model is asked: examples, or prompts that it has read (`VLM.prefill`)."""
 
 
@@ -146,11 +146,15 @@ class VLM:
             raise UsageError(
                 f"{len(examples)} examples need as many responses, got {len(responses)}."
             )
-        answers = [self._response_ids(text) for text in responses or [""] * len(examples)]
+        answers = [self.response_ids(text) for text in responses or [""] * len(examples)]
         inputs, roles = encode(self.processor, examples, answers, self.anatomy.image_token_id)
         check_lengths(examples, inputs["attention_mask"], self.context, self.name)
         inputs = {key: placed(value, self.device, self.dtype) for key, value in inputs.items()}
         return Batch(inputs, roles.to(self.device))
+
+    def response_ids(self, text: str) -> list[int]:
+        """Tokens of a response as it stands; none of an empty one."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
     def forward(self, batch: Batch, *, logits_to_keep: int = 0, grad: bool = False) -> Tensor:
         """Logits (B, T, vocabulary), or (B, k, vocabulary) of the last k > 0 positions.
@@ -179,7 +183,7 @@ class VLM:
 
     def generate(
         self,
-        examples: Asked,
+        examples: Prompts,
         *,
         max_new_tokens: int = 48,
         batch_size: int = 16,
@@ -190,10 +194,9 @@ class VLM:
     ) -> list[str]:
         """One answer per example, in order; greedy unless `temperature` is positive.
 
-        Prompts that have been read are answered in the batches that they were read in, and can be
-        used again; `PromptCache` says what edits do to them.
-        `stop` sees each answer so far every few tokens, without thoughts and not while the model
-        thinks; where it says true the answer ends.
+        Prompts that have been read keep the batches that they were read in, and can be used again;
+        `PromptCache` says what edits do to them. `stop` sees each answer so far every few tokens,
+        without thoughts and not while the model thinks; where it says true the answer ends.
         `progress` gets the number of newly finished examples. A sampled answer depends on `seed`
         and its example only. A batch that doesn't fit into memory is halved. Raises NotFiniteError,
         which holds the other answers, where the model computes NaN or infinity.
@@ -211,7 +214,7 @@ class VLM:
 
     def answers(
         self,
-        examples: Asked,
+        examples: Prompts,
         *,
         max_new_tokens: int = 48,
         batch_size: int = 16,
@@ -276,7 +279,7 @@ class VLM:
                 f"{len(examples)} examples need as many responses, got {len(responses)}."
             )
         for example, response in zip(examples, responses, strict=True):
-            if not self._response_ids(response):
+            if not self.response_ids(response):
                 raise UsageError(f"Example {example.id!r}: an empty response has no likelihood.")
 
         def likelihood(chunk: list[int]) -> list[tuple[float, int, bool]]:
@@ -295,7 +298,7 @@ class VLM:
         found = self.in_batches(examples, batch_size, likelihood, extra=responses)
         return Score.of(found)
 
-    def refusal_log_odds(self, examples: Asked, batch_size: int = 16) -> np.ndarray:
+    def refusal_log_odds(self, examples: Prompts, batch_size: int = 16) -> np.ndarray:
         """log P(R) − log(1 − P(R)) at the first answer token, in nats (N,).
 
         R is `refusal_ids`. One forward pass per batch (Arditi et al. 2024, section 2.3); prompts
@@ -346,10 +349,9 @@ class VLM:
         into memory is halved. Examples with equally many images come together, longest first;
         `extra` is text that will follow each prompt. `progress` gets the number just finished.
         """
-        texts = [example.prompt + (example.system or "") for example in examples]
-        if extra is not None:
-            texts = [text + " " + more for text, more in zip(texts, extra, strict=True)]
-        order = by_length(examples, [len(self._response_ids(text)) for text in texts])
+        more = [f" {text}" for text in extra or ()] or [""] * len(examples)
+        texts = [e.prompt + (e.system or "") + end for e, end in zip(examples, more, strict=True)]
+        order = by_length(examples, [len(self.response_ids(text)) for text in texts])
         found = in_halves(
             order, batch_size, work, kind=lambda i: len(examples[i].images), progress=progress
         )
@@ -364,7 +366,7 @@ class VLM:
 
     def _over(
         self,
-        asked: Asked,
+        asked: Prompts,
         batch_size: int,
         work: Callable[[list[int], Start], Sequence[Result]],
         progress: Callable[[int], None] | None = None,
@@ -396,11 +398,8 @@ class VLM:
             start = self._start(held, rows) if start.cache is None else start.part(rows)
         return work([indices[row] for row in rows], start)
 
-    def _response_ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
-
-def _listed(examples: Asked) -> list[Example]:
+def _listed(examples: Prompts) -> list[Example]:
     if isinstance(examples, PromptCache):
         return examples.examples
     return [examples] if isinstance(examples, Example) else list(examples)

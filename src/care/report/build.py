@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,14 +17,23 @@ from PIL import Image
 from care.data.example import Example
 from care.data.small_world.suites import BASELINE
 from care.defenses.repair.gate import Gate
-from care.defenses.repair.repair import Repair
+from care.defenses.repair.repair import Channel, Repair
 from care.diagnosis.token_attribution import sink_mask, text_scores, visual_scores
+from care.evaluation.runner import UNDEFENDED
 from care.evaluation.table import Table
 from care.models.hooks import read
 from care.models.sites import Role, Site
 from care.models.vlm import VLM
-from care.report.schema import SCHEMA
-from care.statistics.intervals import Interval
+from care.report.repair_schema import ChannelPart, GatePart
+from care.report.schema import SCHEMA, WHAT, AnswerPair, SuiteResult, When
+from care.runs.rows import Row
+from care.typed import from_tree, to_tree
+
+SIDES: dict[When, str] = {"before": UNDEFENDED, "after": "care"}
+"""The defenses of a job's table that the report compares."""
+
+EIGENVALUES = 32
+"""How many of a channel are shown."""
 
 
 def report_tree(
@@ -37,91 +46,74 @@ def report_tree(
     manifest: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Everything of the report but examples, attribution and cost."""
-    before, after = "none", "care"
     suites = [
-        {
-            "name": c.suite,
-            "role": c.role,
-            "n": c.n,
-            "metric": c.metric,
-            "before": _rate(c.before),
-            "after": _rate(c.after),
-            "discordant": list(c.discordant),
-            "p_mcnemar": c.p_mcnemar,
-            "p_holm": c.p_holm,
-            "target": c.role == "attack" and c.suite != BASELINE,
-        }
-        for c in table.compare(before, after)
+        SuiteResult(**vars(found), target=found.role == "attack" and found.name != BASELINE)
+        for found in table.compare(*SIDES.values())
     ]
-    return {
+    parts = {
         "schema": SCHEMA,
         "title": f"care: {manifest.get('model', 'a model')} repaired",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "suites": suites,
         "outcomes": {
-            s["name"]: {
-                "before": table.outcomes(s["name"], before),
-                "after": table.outcomes(s["name"], after),
-            }
-            for s in suites
+            suite.name: {when: table.outcomes(suite.name, side) for when, side in SIDES.items()}
+            for suite in suites
         },
         "controls": {name: _control(table, name, suites) for name in controls},
-        "diagnosis": dict(diagnosis),
+        "diagnosis": diagnosis,
         "repair": {
             "preset": preset,
             "channels": [_channel(channel) for channel in repair.channels],
-            "selection": dict(selection),
+            "selection": selection,
         },
     }
+    return to_tree(parts, WHAT)
 
 
-def _rate(interval: Interval) -> dict[str, float]:
-    return {"rate": interval.rate, "low": interval.low, "high": interval.high}
+def _control(table: Table, name: str, suites: Sequence[SuiteResult]) -> dict[str, Any]:
+    asked = [suite for suite in suites if table.has(suite.name, name)]
+    rates = {suite.name: table.rate(suite.name, name).rate for suite in asked}
 
-
-def _control(table: Table, name: str, suites: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    asked = [s for s in suites if table.has(s["name"], name)]
-    rates = {s["name"]: table.rate(s["name"], name).rate for s in asked}
-
-    def mean(wanted: Any) -> float | None:
-        found = [rates[s["name"]] for s in asked if wanted(s)]
+    def mean(wanted: Callable[[SuiteResult], bool]) -> float | None:
+        found = [rates[suite.name] for suite in asked if wanted(suite)]
         return sum(found) / len(found) if found else None
 
     return {
-        "mean_asr": mean(lambda s: s["target"]),
-        "utility": mean(lambda s: s["role"] == "utility"),
-        "answered": mean(lambda s: s["role"] == "over_refusal"),
+        "mean_asr": mean(lambda suite: suite.target),
+        "utility": mean(lambda suite: suite.role == "utility"),
+        "answered": mean(lambda suite: suite.role == "over_refusal"),
         "suites": rates,
     }
 
 
-def _channel(channel: Any) -> dict[str, Any]:
+def _channel(channel: Channel) -> ChannelPart:
     subspace = channel.subspace
-    return {
-        "site": str(channel.site),
-        "modality": channel.modality,
-        "scopes": list(channel.scopes),
-        "rank": subspace.rank,
-        "strength": channel.strength,
-        "eigenvalues": [float(v) for v in subspace.eigenvalues[:32]],
-        "null_quantile": subspace.null_quantile,
-        "shrinkage": float(subspace.shrinkage),
-        "condition": float(subspace.condition),
-        "n_malicious": subspace.n_malicious,
-        "n_benign": subspace.n_benign,
-        "gate": None if channel.gate is None else _gate(channel.gate),
-    }
+    return ChannelPart(
+        site=str(channel.site),
+        modality=channel.modality,
+        scopes=tuple(channel.scopes),
+        rank=subspace.rank,
+        strength=channel.strength,
+        eigenvalues=tuple(float(value) for value in subspace.eigenvalues[:EIGENVALUES]),
+        null_quantile=subspace.null_quantile,
+        shrinkage=float(subspace.shrinkage),
+        condition=float(subspace.condition),
+        n_malicious=subspace.n_malicious,
+        n_benign=subspace.n_benign,
+        gate=None if channel.gate is None else _gate(channel.gate),
+    )
 
 
-def _gate(gate: Gate) -> dict[str, Any]:
-    return {
-        "families": list(gate.families),
+def _gate(gate: Gate) -> GatePart:
+    facts = {
+        "families": gate.families,
         "low": gate.low.tolist(),
         "high": gate.high.tolist(),
-        "open": dict(gate.opened),
+        "open": gate.opened,
         "open_benign": gate.opened_benign,
         "quantile": gate.quantile,
     }
+    return from_tree(GatePart, facts, "gate", what=WHAT)
 
 
 def answer_pairs(
@@ -130,30 +122,31 @@ def answer_pairs(
     """Answers before and after, side by side: in every suite those that changed come first."""
     pairs = []
     for suite in table.suites:
-        rows: dict[str, dict[str, Any]] = {"none": {}, "care": {}}
-        for row in table.rows:
-            if row["suite"] == suite and row["defense"] in rows:
-                rows[row["defense"]][row["example"]] = row
-        both = [i for i in rows["none"] if i in rows["care"] and i in examples]
-        sound = [i for i in both if not (rows["none"][i]["error"] or rows["care"][i]["error"])]
-        sound.sort(key=lambda i: rows["none"][i]["outcome"] == rows["care"][i]["outcome"])
-        for i in sound[:each]:
-            first, second, example = rows["none"][i], rows["care"][i], examples[i]
-            images = example.load_images()
-            pairs.append(
-                {
-                    "suite": suite,
-                    "id": i,
-                    "goal": example.goal,
-                    "prompt": example.prompt,
-                    "image": data_uri(images[0]) if images else None,
-                    "before": first["response"],
-                    "after": second["response"],
-                    "outcome_before": first["outcome"],
-                    "outcome_after": second["outcome"],
-                }
-            )
-    return pairs
+        if not all(table.has(suite, side) for side in SIDES.values()):
+            continue
+        before, after = (
+            {row["example"]: row for row in table.group(suite, side) if row["error"] is None}
+            for side in SIDES.values()
+        )
+        both = [i for i in before if i in after and i in examples]
+        both.sort(key=lambda i: before[i]["outcome"] == after[i]["outcome"])
+        pairs += [_pair(suite, examples[i], before[i], after[i]) for i in both[:each]]
+    return to_tree(pairs, WHAT)
+
+
+def _pair(suite: str, example: Example, before: Row, after: Row) -> AnswerPair:
+    images = example.load_images()
+    return AnswerPair(
+        suite=suite,
+        id=example.id,
+        goal=example.goal,
+        prompt=example.prompt,
+        image=data_uri(images[0]) if images else None,
+        before=before["response"],
+        after=after["response"],
+        outcome_before=before["outcome"],
+        outcome_after=after["outcome"],
+    )
 
 
 def data_uri(image: Image.Image) -> str:

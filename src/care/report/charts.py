@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from care.report import svg
-from care.report.parts import OUTCOMES
+from care.report.schema import OUTCOMES
 from care.report.svg import WIDTH, Scale, tag
 from care.report.targets import percent
 

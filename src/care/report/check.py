@@ -1,11 +1,7 @@
-"""Check a report tree against `care.report.schema`, naming the offending key in one sentence.
-
-`validate` walks the type hints; `care.report.consistency` then compares the parts with each other.
-"""
+"""Check a diagnosis against `care.report.findings`, naming the offending key in one sentence."""
 
 import difflib
 import math
-import re
 import types
 from collections.abc import Mapping
 from typing import (
@@ -19,52 +15,16 @@ from typing import (
     is_typeddict,
 )
 
-from care.report.consistency import check_parts, check_suites
 from care.report.consistency_diagnosis import check_diagnosis
 from care.report.findings import Diagnosis
-from care.report.parts import DataImage, Length, Range
-from care.report.schema import SCHEMA, Report
+from care.report.parts import Length, Range
 from care.report.values import TOLERANCE, join, problem, show
 
-_IMAGE = re.compile(r"data:image/(?:png|jpeg|webp|gif);base64,[A-Za-z0-9+/]+={0,2}")
 _NAMES = {str: "a string", bool: "true or false", int: "an integer", float: "a number"}
 
 
-def validate(tree: Mapping[str, Any], strict: bool = True) -> None:
-    """Raise `DataError` with the path of the first key that breaks the schema.
-
-    Parameters
-    ----------
-    tree
-        A whole report of plain JSON values.
-    strict
-        Refuse keys that the schema doesn't know (a typing error would lose data without notice).
-        `load_report` passes False, so that a later minor addition stays readable.
-    """
-    found = tree.get("schema")
-    if found != SCHEMA:
-        raise problem(
-            "schema",
-            f"is {show(found)}, but this version of care reads and writes {SCHEMA!r}; "
-            "make the report again with `care repair`",
-        )
-    _check(tree, Report, "", strict)
-    check_parts(tree)
-
-
-def validate_parts(tree: Mapping[str, Any], keys: tuple[str, ...]) -> None:
-    """Check only some top-level keys (all of them must be there), and how they fit together."""
-    hints = get_type_hints(Report, include_extras=True)
-    for key in keys:
-        if key not in tree:
-            raise problem(key, "is missing")
-        hint = hints[key]
-        _check(tree[key], hint, key, True)
-    check_suites(tree)
-
-
 def validate_diagnosis(diagnosis: Mapping[str, Any], strict: bool = True) -> None:
-    """The same for the `diagnosis` part alone."""
+    """Raise `DataError` with the path of the first key of a diagnosis that breaks the schema."""
     _check(diagnosis, Diagnosis, "diagnosis", strict)
     check_diagnosis(diagnosis)
 
@@ -147,10 +107,5 @@ def _check_constraint(value: Any, constraint: Any, path: str) -> None:
         if not constraint.low - TOLERANCE <= value <= constraint.high + TOLERANCE:
             bounds = f"between {constraint.low:g} and {constraint.high:g}"
             raise problem(path, f"is {show(value)}; it must lie {bounds}")
-    elif isinstance(constraint, Length):
-        if len(value) != constraint.n:
-            raise problem(path, f"has {len(value)} items; it must have {constraint.n}")
-    elif isinstance(constraint, DataImage) and not _IMAGE.fullmatch(value):
-        raise problem(
-            path, f"is {show(value)}; it must be a base64 data URI of a PNG, JPEG, WebP or GIF"
-        )
+    elif isinstance(constraint, Length) and len(value) != constraint.n:
+        raise problem(path, f"has {len(value)} items; it must have {constraint.n}")

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from care.errors import DataError, StorageError
-from care.report.check import validate, validate_diagnosis
+from care.report.check import validate_diagnosis
 from care.report.conclusions import verdict
 from care.report.html import render, render_diagnosis
-from care.report.schema import SCHEMA
+from care.report.schema import SCHEMA, WHAT, validate
 from care.report.targets import summarise
-from care.report.values import plain
 from care.runs.reading import read_json
+from care.typed import to_tree
 
 HTML_NAME = "report.html"
 JSON_NAME = "report.json"
@@ -88,7 +88,7 @@ def write_diagnosis(diagnosis: Mapping[str, Any], folder: Path | str, title: str
 
     Raises DataError and StorageError as `write_report`.
     """
-    validate_diagnosis(found := plain(diagnosis))
+    validate_diagnosis(found := to_tree(diagnosis, WHAT))
     full = _with_verdict(found)
     payload = (json.dumps(full, indent=1, allow_nan=False) + "\n").encode("ascii")
     tree = {"schema": SCHEMA, "title": title, "diagnosis": full}
@@ -130,12 +130,12 @@ def load_report(path: Path | str) -> dict[str, Any]:
 
 def complete(tree: Mapping[str, Any]) -> dict[str, Any]:
     """A validated copy of the tree with plain JSON values and every top-level key."""
-    full = {**_DEFAULTS, **plain(tree)}
+    full = {**_DEFAULTS, **to_tree(tree, WHAT)}
     given = full.pop("summary", None)
     validate(full)
     if full["diagnosis"] is not None:
         full["diagnosis"] = _with_verdict(full["diagnosis"])
-    computed = dict(summarise(full))
+    computed = to_tree(summarise(full))
     if given is not None and (key := _first_difference(given, computed)):
         raise DataError(
             f"The report can't be used: `summary.{key}` isn't what the suites, outcomes and "

@@ -26,6 +26,7 @@ from kit.repairs import (
     repaired,
     skewed,
 )
+from kit.tiny import hooks_of
 
 EXAMPLES = tiny.mixed_examples(5)
 few = settings(max_examples=25, deadline=None)
@@ -41,13 +42,6 @@ def vlm():
 @pytest.fixture(scope="module")
 def batch(vlm):
     return vlm.batch(EXAMPLES, ["I'm sorry."] * len(EXAMPLES))
-
-
-def hooks_of(vlm):
-    return sum(
-        len(module._forward_hooks) + len(module._forward_pre_hooks)
-        for module in vlm.model.modules()
-    )
 
 
 # -- one channel -----------------------------------------------------------------------------------

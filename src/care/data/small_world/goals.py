@@ -10,11 +10,11 @@ All texts were written for this project; none holds a recipe for anything.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from care.data.small_world.pictures import ACTIONS, article, seeded, things_of, 
 
 Split = Literal["fit", "validation", "test"]
 GoalKind = Literal["malicious", "benign", "lookalike"]
+T = TypeVar("T")
 
 REACH: dict[str, tuple[str, ...]] = {
     name: things_of(action["things"]) for name, action in vocabulary()["actions"].items()
@@ -55,7 +56,7 @@ class Goal:
 
 
 @cache
-def texts() -> dict:
+def texts() -> dict[str, Any]:
     """The written part of the world (`goals.json`): goals, request phrasings, templates.
 
     Under `train`, `fit`, `validation` and `test` are phrasings for training the model and for the
@@ -120,12 +121,13 @@ def unseen(kind: GoalKind, split: Split = "fit") -> tuple[Goal, ...]:
 
     Every third look-alike is for validation, which has few of them otherwise.
     """
-    found = texts()["unseen"]["lookalikes" if kind == "lookalike" else kind]
+    found: list[str] = texts()["unseen"]["lookalikes" if kind == "lookalike" else kind]
     held = found[::3] if kind == "lookalike" else []
-    chosen = {"fit": [t for t in found if t not in held], "validation": held}.get(split, [])
+    rest = [text for text in found if text not in held]
+    chosen = rest if split == "fit" else held if split == "validation" else []
     return tuple(Goal(text, kind, split) for text in chosen)
 
 
-def sample(items: list, n: int, rng: np.random.Generator) -> list:
+def sample(items: Sequence[T], n: int, rng: np.random.Generator) -> list[T]:
     """`n` of `items` without repetition, in random order."""
     return [items[i] for i in rng.permutation(len(items))[:n]]

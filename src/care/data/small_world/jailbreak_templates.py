@@ -1,7 +1,7 @@
 """Text jailbreaks: a goal inside a template that asks for it sideways.
 
 The templates were written for this project and live with the small world of the embedded model
-(`embedded/goals.json`), split into those to train on, fit on, choose by and test with; nothing is
+(`goals.json`), split into those to train on, fit on, choose by and test with; nothing is
 copied from collections of jailbreaks, and nothing in them is about any one goal. `wrapped` puts any
 goals into them, for any model.
 """
@@ -50,10 +50,11 @@ def wrapped(
     if not 1 <= each <= len(found):
         raise UsageError(f"each must lie between 1 and {len(found)}, got {each}.")
     rng = np.random.default_rng(seed)
-    made = []
+    made: list[Example] = []
     for example in examples:
         goal = example.goal or example.prompt
-        for number in rng.permutation(len(found))[:each].tolist():
+        drawn: list[int] = rng.permutation(len(found))[:each].tolist()
+        for number in drawn:
             prompt = found[number].replace(PLACE, goal)
             made.append(replace(example, id=f"{example.id}-t{number}", prompt=prompt, goal=goal))
     return made

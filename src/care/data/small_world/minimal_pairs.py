@@ -44,7 +44,7 @@ def load(split: Literal["fit", "validation"] = "fit", n: int | None = None) -> l
     The phrasings are those of the split, one after the other. UsageError for another split.
     """
     templates = phrases("direct", split)
-    made = []
+    made: list[Pair] = []
     for place, texts in enumerate(list(goal_twins(split).items())[:n]):
         template = templates[place % len(templates)]
         sides = [

@@ -14,9 +14,10 @@ import json
 from collections.abc import Iterable
 from functools import cache
 from importlib import resources
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 SIZE = 84
@@ -107,8 +108,9 @@ def pictogram(name: str) -> Image.Image:
 
 def background(rng: np.random.Generator) -> Image.Image:
     """A plain, graded, striped or noisy background of SIZE × SIZE pixels in pale colours."""
-    first, second = rng.integers(110, 256, size=(2, 3))
+    colours: NDArray[np.int64] = rng.integers(110, 256, size=(2, 3))
     ramp = np.linspace(0.0, 1.0, SIZE)
+    weights: NDArray[np.floating[Any]]
     kind = rng.integers(4)
     if kind == 0:
         weights = np.zeros((SIZE, SIZE))
@@ -119,11 +121,12 @@ def background(rng: np.random.Generator) -> Image.Image:
         weights = np.tile(stripes, (SIZE, 1)) * 0.5
     else:
         coarse = rng.random((7, 7))
-        blurred = Image.fromarray((coarse * 255).astype(np.uint8)).resize((SIZE, SIZE), 2)
+        small = Image.fromarray((coarse * 255).astype(np.uint8))
+        blurred = small.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
         weights = np.asarray(blurred) / 255.0
     if rng.random() < 0.5:
         weights = weights.T
-    pixels = first + weights[..., None] * (second - first)
+    pixels: NDArray[np.float64] = colours[0] + weights[..., None] * (colours[1] - colours[0])
     noisy = pixels + rng.normal(0.0, rng.uniform(0.0, 8.0), size=pixels.shape)
     return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
 
@@ -154,7 +157,7 @@ def pair(action: str, thing: str, rng: np.random.Generator) -> Image.Image:
     the action follows from what they show, not from where they stand.
     """
     canvas = background(rng)
-    sides = rng.integers(37, 43, size=2)
+    sides: list[int] = rng.integers(37, 43, size=2).tolist()
     names = (action, thing) if rng.random() < 0.5 else (thing, action)
     layout = rng.integers(4)
     for place, (name, side) in enumerate(zip(names, sides, strict=True)):
@@ -169,7 +172,7 @@ def pair(action: str, thing: str, rng: np.random.Generator) -> Image.Image:
             spot = (along, along)
         else:
             spot = (along, SIZE - side - along)
-        _paste(canvas, name, int(side), *spot)
+        _paste(canvas, name, side, *spot)
     return canvas
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import resources
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -100,7 +101,7 @@ def phrases(family: str, split: Split) -> list[str]:
     refuse isn't what gets past it; then those it was. A family without validation phrasings lends
     those it was trained on.
     """
-    table = texts()[family]
+    table: dict[str, list[str]] = texts()[family]
     if split == "fit":
         return table.get("fit", []) + table["train"]
     return table.get(split, table["train"])
@@ -119,7 +120,7 @@ def adversarial_images(name: str, split: Split) -> list[Image.Image]:
             f"no adversarial picture for {name} in {split} is shipped: run "
             "`python -m recipes.embedded_model attack` in a checkout"
         )
-    images = []
+    images: list[Image.Image] = []
     for file in found:
         with folder.joinpath(file).open("rb") as stream:
             images.append(Image.open(stream).convert("RGB"))
@@ -158,7 +159,7 @@ class _Maker:
         self.split: Split = split
         self.rng = seeded("suite", name, split)
 
-    def example(self, place: int, prompt: str, **fields) -> Example:
+    def example(self, place: int, prompt: str, **fields: Any) -> Example:
         key = f"{self.name}-{self.split}-{place:03d}"
         return Example(id=key, prompt=prompt, suite=self.name, **fields)
 
@@ -169,7 +170,8 @@ class _Maker:
         picture: Callable[[Goal, np.random.Generator, int], Image.Image] | None = None,
     ) -> list[Example]:
         """One example for each goal, asked in the phrasings of `family`, with a picture or not."""
-        templates, made = phrases(family, self.split), []
+        templates = phrases(family, self.split)
+        made: list[Example] = []
         for place, goal in enumerate(chosen):
             rng = seeded(self.name, self.split, place)
             images = (picture(goal, rng, place),) if picture else ()
@@ -217,7 +219,7 @@ class _Maker:
 
     def questions(self) -> list[Example]:
         """Questions with one right answer: `vqa` and `naming`."""
-        made = []
+        made: list[Example] = []
         for place in range(self.n):
             rng = seeded(self.name, self.split, place)
             if self.name == "vqa":

@@ -1,14 +1,11 @@
-"""Read tensors from GGUF and ONNX files with the standard library and numpy.
+"""Read tensors from GGUF and ONNX files.
 
-Covers what the embedded model needs and no more: GGUF versions 2 and 3 with tensors of the types
-F32, F16, Q4_1 and Q8_0; float32 initialisers of an ONNX graph and the input names of its nodes.
-Sources: the GGUF specification of ggml (docs/gguf.md) and onnx.proto.
+GGUF is read and dequantised by its own package. Of ONNX no more is covered than the embedded model
+needs: float32 initialisers of a graph and the input names of its nodes, after onnx.proto.
 """
 
 from __future__ import annotations
 
-import math
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,90 +14,27 @@ import numpy as np
 
 from care.errors import ArtefactError
 
-_GGUF_SCALARS = dict(enumerate("BbHhIif?", start=0)) | {10: "Q", 11: "q", 12: "d"}
-_GGUF_STRING, _GGUF_ARRAY = 8, 9
-_GGUF_BLOCKS = {0: (1, 4), 1: (1, 2), 3: (32, 20), 8: (32, 34)}  # type -> values, bytes per block
-
-
-class _Cursor:
-    """Reads little-endian values of a GGUF header in order."""
-
-    def __init__(self, data: bytes | memoryview) -> None:
-        self.data = data
-        self.at = 0
-
-    def scalar(self, code: str) -> Any:
-        (value,) = struct.unpack_from("<" + code, self.data, self.at)
-        self.at += struct.calcsize("<" + code)
-        return value
-
-    def string(self) -> str:
-        size = self.scalar("Q")
-        self.at += size
-        return bytes(self.data[self.at - size : self.at]).decode("utf-8")
-
-    def value(self, kind: int) -> Any:
-        if kind == _GGUF_STRING:
-            return self.string()
-        if kind == _GGUF_ARRAY:
-            inner, size = self.scalar("I"), self.scalar("Q")
-            return [self.value(inner) for _ in range(size)]
-        return self.scalar(_GGUF_SCALARS[kind])
-
-
-def _dequantise(raw: np.ndarray, kind: int) -> np.ndarray:
-    """Blocks of one GGUF type (bytes) -> flat float32. Q4_1: d·q + m; Q8_0: d·q."""
-    if kind == 0:
-        return raw.view("<f4").astype(np.float32)
-    if kind == 1:
-        return raw.view("<f2").astype(np.float32)
-    blocks = raw.reshape(-1, _GGUF_BLOCKS[kind][1])
-    scale = blocks[:, :2].copy().view("<f2").astype(np.float32)
-    if kind == 8:
-        return (scale * blocks[:, 2:].view(np.int8)).reshape(-1)
-    low = blocks[:, 2:4].copy().view("<f2").astype(np.float32)
-    nibbles = np.concatenate([blocks[:, 4:] & 15, blocks[:, 4:] >> 4], axis=1)
-    return (scale * nibbles + low).reshape(-1)
-
 
 def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Metadata and float32 tensors of a GGUF file (types F32, F16, Q4_1 and Q8_0).
+    """Metadata and float32 tensors of a GGUF file; ArtefactError for a file that isn't one."""
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
 
-    Raises ArtefactError for anything else.
-    """
     try:
-        return _parse_gguf(path)
-    except ArtefactError:
-        raise
-    except (IndexError, KeyError, ValueError, struct.error) as error:
+        reader = GGUFReader(path)
+        # Under "GGUF." the reader tells of the file itself.
+        fields = {
+            name: field.contents()
+            for name, field in reader.fields.items()
+            if not name.startswith("GGUF.")
+        }
+        # Copied, for what isn't quantised is still a view of the file.
+        tensors = {
+            tensor.name: np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+            for tensor in reader.tensors
+        }
+    except (LookupError, ValueError, ArithmeticError, NotImplementedError) as error:
         raise ArtefactError(f"{path} isn't a readable GGUF file; fetch it again.") from error
-
-
-def _parse_gguf(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    data = np.memmap(path, dtype=np.uint8, mode="r")
-    cursor = _Cursor(data.data)
-    magic, version, n_tensors, n_fields = (cursor.scalar(code) for code in ("4s", "I", "Q", "Q"))
-    if magic != b"GGUF" or version not in (2, 3):
-        raise ArtefactError(f"{path} isn't a GGUF file of version 2 or 3; fetch it again.")
-    fields = {}
-    for _ in range(n_fields):
-        name = cursor.string()
-        fields[name] = cursor.value(cursor.scalar("I"))
-    headers = []
-    for _ in range(n_tensors):
-        name = cursor.string()
-        shape = [cursor.scalar("Q") for _ in range(cursor.scalar("I"))][::-1]
-        headers.append((name, shape, cursor.scalar("I"), cursor.scalar("Q")))
-    align = fields.get("general.alignment", 32)
-    start = math.ceil(cursor.at / align) * align
-    tensors = {}
-    for name, shape, kind, offset in headers:
-        if kind not in _GGUF_BLOCKS:
-            raise ArtefactError(f"Tensor {name} in {path} has GGUF type {kind}, not Q4_1 or Q8_0.")
-        per_block, n_bytes = _GGUF_BLOCKS[kind]
-        size = math.prod(shape) // per_block * n_bytes
-        raw = np.asarray(data[start + offset : start + offset + size])
-        tensors[name] = _dequantise(raw, kind).reshape(shape)
     return fields, tensors
 
 

@@ -1,0 +1,123 @@
+"""The `repair` part of a report: what was changed, and how it was chosen among the candidates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from care.typed import Count, Misfit, Share, same_count
+
+
+@dataclass(frozen=True)
+class GatePart:
+    """When a channel acts: one discriminant for each family of attacks."""
+
+    families: tuple[str, ...]
+    """Names of the attack families, one discriminant each; at least one."""
+    low: tuple[float, ...]
+    """Per family, the score at which the gate begins to open (0: mean of the background, 1: mean of
+    the family); below `high`."""
+    high: tuple[float, ...]
+    """Per family, the score from which the gate is fully open."""
+    open: dict[str, Share]
+    """Family → share of its attacks for which the gate opens at all, scored by discriminants that
+    haven't seen the goal; exactly the names in `families`."""
+    open_benign: Share
+    """The same share of benign requests."""
+    quantile: Share
+    """Quantile of benign scores that `low` is set to, for each family."""
+
+    def check(self) -> None:
+        """Every family once, with a threshold of either kind and a share of its attacks."""
+        families = self.families
+        if not families or len(set(families)) != len(families):
+            raise Misfit("families", "must name every family once, and at least one")
+        for key in ("low", "high"):
+            same_count(len(getattr(self, key)), len(families), key, "families")
+        for k, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
+            if low >= high:
+                raise Misfit(f"low[{k}]", f"is {low:g}, not below high[{k}], {high:g}")
+        if odd := sorted(set(families) ^ set(self.open)):
+            raise Misfit(
+                "open",
+                f"and families differ in {odd[0]!r}; give every family the share of its attacks",
+            )
+
+
+@dataclass(frozen=True)
+class ChannelPart:
+    """One fitted subspace of the repair, at one site."""
+
+    site: str
+    """Where, written `16.ffn_out`."""
+    modality: str
+    """Of a gated channel the attacks that it acts on: `image` (those that come with pictures) or
+    `text` (those without); of an ungated one the tokens it edits: `visual` or `text`."""
+    scopes: tuple[str, ...]
+    """Tokens that it edits."""
+    rank: Count
+    """K."""
+    strength: float
+    """How far it is closed."""
+    eigenvalues: tuple[float, ...]
+    """Largest first."""
+    null_quantile: float | None
+    """Of the permutation null, or null."""
+    shrinkage: float
+    """Of the covariance of benign activations."""
+    condition: float
+    """Condition number of the shrunk matrix that attacks are compared with."""
+    n_malicious: Count
+    """Rows of attacks in that comparison."""
+    n_benign: Count
+    """Rows on the other side of it."""
+    gate: GatePart | None
+    """When it acts; null for a channel that always does."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One repair tried on the validation split."""
+
+    name: str
+    """What sets it apart."""
+    asr: Share
+    """Mean over attack suites."""
+    utility: Share
+    """Mean over utility suites."""
+    answered: Share
+    """Mean over over-refusal suites."""
+    degenerate: Share
+    """Share of degenerate answers."""
+    chosen: bool
+    """Whether it went on; true for at most one of `candidates`."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How the repair was chosen among the candidates."""
+
+    rule: str
+    """In words."""
+    screened: tuple[Candidate, ...]
+    """All candidates by the first tokens of their answers, `chosen` for those that became
+    `candidates`; empty if none were left out."""
+    candidates: tuple[Candidate, ...]
+    """Those judged by whole answers on the validation split."""
+
+    def check(self) -> None:
+        """At most one is chosen."""
+        chosen = sum(candidate.chosen for candidate in self.candidates)
+        if chosen > 1:
+            raise Misfit("candidates", f"marks {chosen} candidates as chosen; mark one")
+
+
+@dataclass(frozen=True)
+class RepairPart:
+    """What was changed."""
+
+    preset: str
+    """`paper`, `official`, `corrected`, …"""
+    channels: tuple[ChannelPart, ...]
+    """The fitted subspaces."""
+    selection: Selection
+    """How it was chosen."""
