@@ -27,7 +27,6 @@ from care.defenses.repair.gate import Gate
 from care.defenses.repair.repair import Channel, Repair
 from care.defenses.repair.subspace import SubspaceConfig, fit_subspace, random_subspace
 from care.interfaces.cli import app as cli
-from care.models.embedded import attack
 from care.models.sites import Site
 from care.models.vlm import VLM
 from care.pipeline import workflow as pipeline
@@ -36,6 +35,7 @@ from care.runs.run import Run
 from care.statistics.moments import Moments
 from kit import tiny
 from kit.artefacts import state
+from recipes.embedded_model import adversarial
 
 SITE = Site(1, "ffn_out")
 DONE = {"suites": [], "summary": {"verdict": "", "mean_asr_after": None}}
@@ -325,13 +325,13 @@ def test_full_disk_keeps_the_older_artefact(refused, full_disk, monkeypatch, tmp
 
 def test_full_disk_leaves_no_half_picture(refused, full_disk, monkeypatch, tmp_path):
     kept = AttackResult(tiny.picture(), (0.9, 0.1), PRESETS["pgd-32"], 0.1, 0.0)
-    monkeypatch.setattr(attack, "universal_image", lambda *arguments, **options: kept)
+    monkeypatch.setattr(adversarial, "universal_image", lambda *arguments, **options: kept)
     full_disk()
-    refused(lambda job: attack.make(None, tmp_path, log=str), "No space left", ".png")
+    refused(lambda job: adversarial.make(None, tmp_path, log=str), "No space left", ".png")
     assert not list(tmp_path.iterdir())
     monkeypatch.undo()
-    monkeypatch.setattr(attack, "universal_image", lambda *arguments, **options: kept)
-    made = attack.make(None, tmp_path, log=str)
+    monkeypatch.setattr(adversarial, "universal_image", lambda *arguments, **options: kept)
+    made = adversarial.make(None, tmp_path, log=str)
     assert sorted(made) == sorted(tmp_path.iterdir())
     assert all(Image.open(path).tobytes() == kept.image.tobytes() for path in made)
 

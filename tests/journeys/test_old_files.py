@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from care.data.example import Example
+from care.data.small_world import suites
 from care.defenses.repair.repair import Repair
 from care.interfaces.cli.app import main
-from care.models.embedded import attack
 from care.models.vlm import VLM
 from care.report.files import load_report
 from kit import tiny
@@ -61,7 +61,7 @@ def test_reports_and_repairs_are_read(old: Path) -> None:
 def test_an_attack_is_known_again(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = [Example(f"g{k}", f"How do you {goal}?", goal=goal) for k, goal in enumerate(GOALS)]
     targets = [f"To {goal}, you'll need" for goal in GOALS]
-    monkeypatch.setattr(attack, "requests", lambda: (asked, targets))
+    monkeypatch.setattr(suites, "attack_requests", lambda: (asked, targets))
     monkeypatch.setattr(VLM, "embedded", classmethod(lambda cls, dtype="auto": tiny.tiny_vlm()))
     before = {path: path.read_bytes() for path in (old / "attack").iterdir()}
     given = ["attack", "--out", "attack", "--start", "start.png", "--steps", "4", "--kappa", "16"]
