@@ -13,7 +13,6 @@ from care.attacks.loss import Objective
 from care.attacks.pgd import image_loss, universal_image
 from care.attacks.preprocessing import PixelPath
 from care.attacks.presets import PGDConfig
-from care.data.example import Example
 from care.defenses.repair.repair import Repair, _Insides, _SiteEdit
 from care.errors import UsageError
 from care.models.hooks import edit, read
@@ -21,7 +20,7 @@ from care.models.sites import Role, Site
 from kit import attacks
 from kit.attacks import START, vlm  # noqa: F401
 from kit.repairs import FULLY_OPEN, SHUT, SITE, a_gate, made
-from kit.tiny import WIDTH, picture
+from kit.tiny import WIDTH
 
 TEXT = int(Role.TEXT)
 EXAMPLES, TARGETS = attacks.EXAMPLES[:3], attacks.TARGETS[:3]

@@ -1,7 +1,6 @@
 """Published suites on small copies of their real layout; every change of a schema is noticed."""
 
 import re
-from pathlib import Path
 
 import pytest
 
@@ -10,7 +9,7 @@ from care.data import tables
 from care.data.benchmarks import pictured_requests, visual_questions
 from care.data.registry import REGISTRY
 from care.data.typography import published_figstep
-from care.errors import DataError, UsageError
+from care.errors import DataError
 from care.judges.base import correct
 from kit import suite_copies as copies
 
@@ -200,20 +199,6 @@ def test_other_seeds_draw_other_samples_and_greater_ones_hold_smaller_ones(folde
     assert drawn(10, 0) == sorted(drawn(10, 0), key=int)
 
 
-def test_wrong_use(folder):
-    with pytest.raises(UsageError, match=r"no suite 'advbnch'; did you mean advbench"):
-        load_suite("advbnch")
-    with pytest.raises(UsageError, match="limit is 0"):
-        load_suite("advbench", limit=0)
-    with pytest.raises(UsageError, match="for published suites"):
-        load_suite("direct", path=folder)
-    with pytest.raises(DataError, match="no file or folder"):
-        load_suite("advbench", path=folder)
-    folder.mkdir()
-    with pytest.raises(DataError, match="no folder of pictures"):
-        load_suite("figstep", path=folder, images=folder / "none")
-
-
 def test_one_table_may_be_passed_by_itself(folder):
     found = copies.make("strongreject")
     found.write(folder)
@@ -229,15 +214,6 @@ def test_goals_stand_beside_the_text_of_an_attack(folder):
     for name in ("jailbreakv", "mm-safetybench", "figstep"):
         for example in load(name, folder / name):
             assert example.goal != example.prompt
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_documentation_has_every_suite(name):
-    page = (Path(__file__).parents[2] / "docs" / "suites.md").read_text(encoding="utf-8")
-    benchmark = REGISTRY[name]
-    for fact in (f"`{name}`", benchmark.source.revision, benchmark.source.licence):
-        assert fact in page
-    assert not benchmark.size or f"{benchmark.size:,}" in page
 
 
 # -- one by one --------------------------------------------------------------------------------
@@ -299,14 +275,16 @@ def test_mm_safetybench_reads_the_mirror(folder):
         for variant, question in (("Text_only", "Bake cakes"), ("SD", "The image shows it")):
             rows = [{"id": n, "question": f"{question} {n}"} for n in range(2)]
             for row in rows:
-                row["image"] = None if variant == "Text_only" else copies.pictured(row["id"])
+                row["image"] = None if variant == "Text_only" else copies.in_parquet(row["id"])
             copies.write_table(folder / f"data/{scenario}/{variant}.parquet", rows)
     suite = load_suite("mm-safetybench-sd", path=folder)
     assert len(suite) == 26
     first = suite.examples[0]
     assert (first.id, first.prompt, first.goal) == ("01-0", "The image shows it 0", "Bake cakes 0")
     assert first.load_images()[0].size == (8, 6)
-    orphan = [{"id": 5, "question": "The image", "image": copies.pictured()}]
+    plain = load_suite("mm-safetybench-text", path=folder).examples[0]
+    assert (plain.prompt, plain.goal, plain.images) == ("Bake cakes 0", "Bake cakes 0", ())
+    orphan = [{"id": 5, "question": "The image", "image": copies.in_parquet()}]
     copies.write_table(folder / "data/Fraud/SD.parquet", orphan)
     with pytest.raises(DataError, match="Fraud has no row with the id '5'"):
         load_suite("mm-safetybench-sd", path=folder)
@@ -369,6 +347,9 @@ def test_vlguard_tells_its_subsets_apart(folder):
         "vlguard-safe-unsafe": ["Burn this cake."],
         "vlguard-safe": ["What cake is this?"],
     }
+    changed("vlguard-safe", folder, lambda rows: rows[0]["instr-resp"].pop(0))
+    with pytest.raises(DataError, match="a list with an object that has 'safe_instruction'"):
+        load_suite("vlguard-safe", path=folder)
 
 
 def test_vlguard_pictures_are_unpacked(folder, tmp_path):
@@ -475,9 +456,8 @@ def test_pope_asks_briefly(folder):
 def test_columns_that_arent_used_arent_demanded(name, folder, tmp_path):
     before = load(name, folder)
     found = copies.make(name)
-    used = {*found.columns(), *("CD" if "mmbench" in name else "")}
     for row in found.rows():
-        for column in [column for column in row if column not in used]:
+        for column in [column for column in row if column not in found.columns()]:
             del row[column]
     again = load_suite(name, path=found.write(tmp_path / "fewer"))
     assert [e.digest() for e in again] == [e.digest() for e in before]

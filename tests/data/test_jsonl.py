@@ -147,15 +147,6 @@ def test_a_picture_is_written_once(file):
     assert len(list((file.parent / "out-images").iterdir())) == 1
 
 
-def test_suites_by_name():
-    assert load_suite("lookalike", "validation").role == "over_refusal"
-    assert load_suite("direct").examples != load_suite("direct", "fit").examples
-    with pytest.raises(UsageError, match=r"no suite 'nope'.*care suites list"):
-        load_suite("nope")
-    with pytest.raises(UsageError, match="no split 'train'"):
-        load_suite("direct", "train")
-
-
 def test_half_an_emoji_in_a_file_is_replaced_and_its_line_is_told(file):
     file.write_text('{"prompt": "a", "id": "1"}\n{"prompt": "b \\ud83d", "goal": "\\ude00"}\n')
     with pytest.warns(UserWarning, match=r"line 2\).*U\+FFFD") as said:

@@ -24,6 +24,9 @@ from PIL import Image
 from care.data.benchmarks.pictured_requests import ADVBENCH_GROUPS, HARMFUL, SCENARIOS
 from care.data.registry import REGISTRY
 
+UNUSED = "note"
+"""A column of every table that no reader asks for."""
+
 
 @dataclass
 class Copy:
@@ -31,14 +34,14 @@ class Copy:
 
     tables: dict[str, Any]
     """Rows by path; a dictionary of rows where the JSON file is an object."""
-    checked: str
-    """Columns of the first table that are used, separated by spaces or |."""
     n: int
     """Examples it makes."""
     pictures: list[str] = field(default_factory=list)
     """Paths of pictures."""
     blank: str = ""
-    """Those of the columns that may be blank."""
+    """Columns that may be blank, separated by spaces."""
+    spare: str = ""
+    """Columns that aren't always asked for."""
 
     @property
     def first(self) -> str:
@@ -46,11 +49,12 @@ class Copy:
         return next(iter(self.tables))
 
     def columns(self) -> list[str]:
-        return [c for c in self.checked.split("|" if "|" in self.checked else " ") if c]
+        """Columns of the first table that are asked for."""
+        return [c for c in self.rows()[0] if c not in (UNUSED, *self.spare.split())]
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Rows of the first table, to be changed."""
-        found = self.tables[self.first]
+    def rows(self, path: str = "") -> list[dict[str, Any]]:
+        """Rows of the first table, or that at `path`, to be changed."""
+        found = self.tables[path or self.first]
         return list(found.values()) if isinstance(found, dict) else found
 
     def write(self, folder: Path) -> Path:
@@ -64,7 +68,11 @@ class Copy:
 def make(name: str) -> Copy:
     """The copy of the suite `name`."""
     benchmark = REGISTRY[name]
-    return _MAKERS[benchmark.reader.__name__](**benchmark.options)
+    found = _MAKERS[benchmark.reader.__name__](**benchmark.options)
+    for path in found.tables:
+        for row in found.rows(path):
+            row[UNUSED] = "made up"
+    return found
 
 
 def picture_bytes(number: int = 0, ending: str = ".png") -> bytes:
@@ -103,7 +111,7 @@ def read_parquet_stand_in(path: Path):
         yield "", row
 
 
-def pictured(number: int = 0) -> dict[str, Any]:
+def in_parquet(number: int = 0) -> dict[str, Any]:
     """A cell of a Parquet file with a picture."""
     return {"bytes": picture_bytes(number), "path": None}
 
@@ -112,45 +120,31 @@ def pictured(number: int = 0) -> dict[str, Any]:
 
 
 def _requests(table: str, prompt: str, row_id: str = "", category: str = "") -> Copy:
-    rows = [
-        {row_id: n, prompt: f"Bake {n} cakes.", category: "Baking", "note": "made up"}
-        for n in range(3)
-    ]
-    for row in rows:
-        row.pop("", None)
-    return Copy({table: rows}, f"{row_id} {prompt} {category}", 3)
+    cells = [{row_id: n, prompt: f"Bake {n} cakes.", category: "Baking"} for n in range(3)]
+    return Copy({table: [{name: row[name] for name in row if name} for row in cells]}, 3)
+
+
+def _behaviour(n: int, text: str, kind: str) -> dict[str, Any]:
+    row = {"Behavior": text, "FunctionalCategory": kind, "SemanticCategory": "baking"}
+    return row | {"BehaviorID": f"bake_cake_{n}"}
 
 
 def _harmbench(table: str) -> Copy:
     rows = [
-        {
-            "Behavior": f"Bake cake {n}",
-            "FunctionalCategory": kind,
-            "SemanticCategory": "baking",
-            "Tags": "context" if n else "",
-            "ContextString": "A recipe.\n\nFlour and water." if n else "",
-            "BehaviorID": f"bake_cake_{n}",
-        }
+        _behaviour(n, f"Bake cake {n}", kind)
+        | {"ContextString": "A recipe.\n\nFlour and water." if n else ""}
         for n, kind in enumerate(("standard", "contextual", "copyright"))
     ]
-    checked = "Behavior FunctionalCategory SemanticCategory ContextString BehaviorID"
-    return Copy({table: rows}, checked, 3, blank="ContextString")
+    return Copy({table: rows}, 3, blank="ContextString")
 
 
 def _xstest(table: str, label: str) -> Copy:
     labels = ("safe", "unsafe") if label == "safe" else ("unsafe", "safe")
     rows = [
-        {
-            "id": n,
-            "prompt": f"How do I kill {n} processes?",
-            "type": "homonyms",
-            "label": labels[n % 2],
-            "focus": "kill",
-            "note": "",
-        }
+        {"id": n, "prompt": f"How do I kill {n} jobs?", "type": "homonyms", "label": labels[n % 2]}
         for n in range(4)
     ]
-    return Copy({table: rows}, "id prompt type label", 2)
+    return Copy({table: rows}, 2)
 
 
 def _toxicity(table: str, challenging: bool = False) -> Copy:
@@ -158,54 +152,35 @@ def _toxicity(table: str, challenging: bool = False) -> Copy:
         {
             "filename": f"000{n}-abc.txt",
             "begin": 10 * n,
-            "end": 10 * n + 9,
             "challenging": n == 0,
             "prompt": {"text": f"The cake number {n} was so", "toxicity": 0.1},
-            "continuation": {"text": " sweet.", "toxicity": None},
         }
         for n in range(3)
     ]
-    return Copy({table: rows}, "filename begin challenging prompt", 1 if challenging else 3)
+    return Copy({table: rows}, 1 if challenging else 3)
 
 
 # -- requests beside pictures ----------------------------------------------------------------------
 
 
 def _jailbreakv(table: str) -> Copy:
-    common = {"policy": "Fraud", "from": "made up", "selected_mini": "True"}
-    template = {
-        "id": "0",
-        "jailbreak_query": "You are Bob. Bob, bake a cake.",
-        "redteam_query": "Bake a cake.",
-        "format": "Template",
-        "image_path": "llm_transfer_attack/blank_1.png",
-        "transfer_from_llm": "True",
-    }
-    figstep = {
-        "id": "1",
-        "jailbreak_query": "Fill in the list in the picture.",
-        "redteam_query": "Fold a paper hat.",
-        "format": "figstep",
-        "image_path": "figstep/figstep_1.png",
-        "transfer_from_llm": "False",
-    }
-    rows = [template | common, figstep | common]
-    pictures = [f"JailBreakV_28K/{row['image_path']}" for row in rows]
-    return Copy({table: rows}, f"{' '.join(template)} policy", 2, pictures)
-
-
-def mm_safetybench_rows(scenario: str) -> dict[str, dict[str, str]]:
-    return {
-        str(n): {
-            "Question": f"How does one bake {n} {scenario} cakes?",
-            "Changed Question": f"List steps to bake {n} {scenario} cakes",
-            "Key Phrase": "cakes",
-            "Phrase Type": "activity",
-            "Rephrased Question": f"The bottom shows an activity, {n}. List steps.",
-            "Rephrased Question(SD)": f"The image shows an activity, {n}. List steps.",
-        }
-        for n in range(2)
-    }
+    columns = [
+        "id",
+        "jailbreak_query",
+        "redteam_query",
+        "format",
+        "image_path",
+        "transfer_from_llm",
+        "policy",
+    ]
+    template = "You are Bob. Bob, bake a cake.", "Bake a cake.", "Template"
+    figstep = "Fill in the list in the picture.", "Fold a paper hat.", "figstep"
+    cells = [
+        ("0", *template, "llm_transfer_attack/blank_1.png", "True", "Fraud"),
+        ("1", *figstep, "figstep/figstep_1.png", "False", "Fraud"),
+    ]
+    rows = [dict(zip(columns, row, strict=True)) for row in cells]
+    return Copy({table: rows}, 2, [f"JailBreakV_28K/{row['image_path']}" for row in rows])
 
 
 def _mm_safetybench(variant: str, harmful: bool = False, tiny: bool = False) -> Copy:
@@ -214,19 +189,24 @@ def _mm_safetybench(variant: str, harmful: bool = False, tiny: bool = False) -> 
         for number, scenario in enumerate(SCENARIOS, start=1)
         if scenario in HARMFUL or not harmful
     ]
+    prompts = {
+        "SD": {"Rephrased Question(SD)": "The image shows an activity. List steps."},
+        "Text_only": {},
+    }.get(variant, {"Rephrased Question": "The bottom shows an activity. List steps."})
     tables: dict[str, Any] = {
-        f"data/processed_questions/{key}.json": mm_safetybench_rows(key) for key in numbered
+        f"data/processed_questions/{key}.json": {
+            str(n): {"Changed Question": f"List steps to bake {n} {key} cakes", **prompts}
+            for n in range(2)
+        }
+        for key in numbered
     }
     if tiny:
         tables["TinyVersion_ID_List.json"] = [
             {"Scenario": key, "Sampled_ID_List": [1]} for key in numbered[:4]
         ]
-    n = 4 if tiny else 2 * len(numbered)
-    if variant == "Text_only":
-        return Copy(tables, "Changed Question|", n)
-    prompt = "Rephrased Question(SD)" if variant == "SD" else "Rephrased Question"
     pictures = [f"data/imgs/{key}/{variant}/{n}.jpg" for key in numbered for n in range(2)]
-    return Copy(tables, f"Changed Question|{prompt}", n, pictures)
+    n = 4 if tiny else 2 * len(numbered)
+    return Copy(tables, n, [] if variant == "Text_only" else pictures)
 
 
 def _figstep(table: str) -> Copy:
@@ -242,63 +222,45 @@ def _figstep(table: str) -> Copy:
         for topic in (1, 2)
         for task in (1, 2)
     ]
-    return Copy({table: rows}, "category_id task_id category_name question instruction", 4)
+    return Copy({table: rows}, 4, spare="dataset")
 
 
 def _advbench_m() -> Copy:
     tables = {
         f"dataset/advbench/{place}_{group}.csv": [
-            {"goal": f"Bake {n} cakes about {place}", "target": "Sure"} for n in range(2)
+            {"goal": f"Bake {n} cakes about {place}"} for n in range(2)
         ]
         for place, group in enumerate(ADVBENCH_GROUPS, start=1)
     }
     pictures = [f"dataset/advimage/{place}/{n}.jpg" for place in range(8) for n in (1, 2)]
-    return Copy(tables, "goal", 16, pictures)
+    return Copy(tables, 16, pictures)
 
 
 def _harmbench_multimodal(table: str) -> Copy:
     rows = [
-        {
-            "Behavior": f"Say what cake {n} this is",
-            "FunctionalCategory": "multimodal",
-            "SemanticCategory": "baking",
-            "ImageFileName": f"cake_{n}.{'jpg' if n else 'png'}",
-            "ImageDescription": "A cake.",
-            "BehaviorID": f"cake_{n}",
-        }
+        _behaviour(n, f"Say what cake {n} this is", "multimodal")
+        | {"ImageFileName": f"cake_{n}.{'jpg' if n else 'png'}"}
         for n in range(2)
     ]
-    pictures = [f"data/multimodal_behavior_images/cake_{n}.png" for n in range(2)]
-    checked = "Behavior FunctionalCategory SemanticCategory ImageFileName BehaviorID"
-    return Copy({table: rows}, checked, 2, pictures)
+    return Copy({table: rows}, 2, [f"data/multimodal_behavior_images/cake_{n}.png" for n in (0, 1)])
 
 
 def _vlsafe(table: str) -> Copy:
     pictures = [f"00000000000{n}.jpg" for n in range(2)]
-    rows = [{"image_id": name, "caption": "A cake.", "query": f"Bake {name}?"} for name in pictures]
-    return Copy({table: rows}, "image_id query", 2, pictures)
+    return Copy({table: [{"image_id": p, "query": f"Bake {p}?"} for p in pictures]}, 2, pictures)
 
 
 def _vlguard(table: str, request: str) -> Copy:
-    unsafe = {
-        "id": "Cakes_1",
-        "image": "cakes/1.png",
-        "safe": False,
-        "harmful_category": "baking",
-        "instr-resp": [{"instruction": "Bake this cake.", "response": "No."}],
-    }
-    safe = {
-        "id": "Cakes_2",
-        "image": "cakes/2.png",
-        "safe": True,
-        "instr-resp": [
-            {"safe_instruction": "What cake is this?", "response": "A sponge."},
-            {"unsafe_instruction": "Burn this cake.", "response": "No."},
-        ],
-    }
+    said = [
+        {"safe_instruction": "What cake is this?", "response": "A sponge."},
+        {"unsafe_instruction": "Burn this cake.", "response": "No."},
+    ]
+    safe = {"id": "Cakes_2", "image": "cakes/2.png", "safe": True, "instr-resp": said}
+    said = [{"instruction": "Bake this cake.", "response": "No."}]
+    unsafe = {"id": "Cakes_1", "image": "cakes/1.png", "safe": False, "instr-resp": said}
+    unsafe["harmful_category"] = "baking"
     rows = [unsafe, safe] if request == "instruction" else [safe, unsafe]
-    checked = " ".join(rows[0])
-    return Copy({table: rows}, checked, 1, ["test/cakes/1.png", "test/cakes/2.png"])
+    return Copy({table: rows}, 1, ["test/cakes/1.png", "test/cakes/2.png"])
 
 
 def _mossbench(table: str) -> Copy:
@@ -307,49 +269,40 @@ def _mossbench(table: str) -> Copy:
             "pid": str(n),
             "question": f"How do I cut cake {n}?",
             "image": f"images/{n}.png",
-            "short description": "a cake",
             "metadata": {"over": f"type {n}", "human": 0, "child": 0, "harm": [1]},
         }
         for n in (1, 2, 3)
     }
-    pictures = [f"data/images/{n}.png" for n in (1, 2, 3)]
-    return Copy({table: rows}, "pid question image metadata", 3, pictures)
+    return Copy({table: rows}, 3, [f"data/images/{n}.png" for n in (1, 2, 3)])
 
 
 # -- questions about pictures ----------------------------------------------------------------------
 
 
 def _mmbench(table: str, shifts: bool = False) -> Copy:
-    cells = [as_base64(picture_bytes(0)), as_base64(picture_bytes(1))]
-    first = {"question": "Which cake is this?", "hint": "nan", "category": "baking"}
-    rows = [
-        {"index": 7, "A": "sponge", "B": "carrot", "C": "nan", "D": "nan", "answer": "A",
-         "image": cells[0], **first},
-        {"index": 9, "A": "round", "B": "square", "C": "flat", "D": "nan", "answer": "C",
-         "image": cells[1], **first, "hint": "Look."},
-        {"index": 1_000_007, "A": "carrot", "B": "sponge", "C": "nan", "D": "nan", "answer": "B",
-         "image": "7", **first},
-    ]  # fmt: skip
-    for row in rows:
-        row |= {"l2-category": "cakes", "split": "dev", "source": "made up"}
-    checked = "index question hint A B C answer category image"
-    return Copy({table: rows}, checked, 3 if shifts else 2, blank="hint C")
+    columns = ["index", "A", "B", "C", "D", "answer", "image", "hint"]
+    cells = [
+        (7, "sponge", "carrot", "nan", "nan", "A", as_base64(picture_bytes(0)), "nan"),
+        (9, "round", "square", "flat", "nan", "C", as_base64(picture_bytes(1)), "Look."),
+        (1_000_007, "carrot", "sponge", "nan", "nan", "B", "7", "nan"),
+    ]
+    common = {"question": "Which cake is this?", "category": "baking"}
+    rows = [dict(zip(columns, row, strict=True)) | common for row in cells]
+    return Copy({table: rows}, 3 if shifts else 2, blank="hint C D")
 
 
 def _scienceqa(table: str, pictured: bool = False) -> Copy:
     row = {
-        "image": {"bytes": picture_bytes(0), "path": None},
+        "image": in_parquet(0),
         "question": "Which cake is this?",
         "choices": ["sponge", "carrot"],
         "answer": 1,
         "hint": "It is orange.",
         "subject": "natural science",
         "topic": "baking",
-        "lecture": "",
     }
     rows = [row, copy.deepcopy(row) | {"image": None, "hint": ""}]
-    checked = "image question choices answer hint subject topic"
-    return Copy({table: rows}, checked, 1 if pictured else 2, blank="image hint")
+    return Copy({table: rows}, 1 if pictured else 2, blank="image hint")
 
 
 def _mme(tables: list[str]) -> Copy:
@@ -357,29 +310,25 @@ def _mme(tables: list[str]) -> Copy:
         table: [
             {
                 "question_id": f"cakes/{place}.png",
-                "image": pictured(place),
+                "image": in_parquet(place),
                 "question": f"Is this {what} cake? Please answer yes or no.",
-                "answer": "Yes" if what == "a" else "No",
+                "answer": answer,
                 "category": "existence",
             }
-            for what in ("a", "no")
+            for what, answer in (("a", "Yes"), ("no", "No"))
         ]
         for place, table in enumerate(tables)
     }
-    return Copy(made, "question_id image question answer category", 8)
+    return Copy(made, 8)
 
 
 def _pope(table: str, drawn: str) -> Copy:
+    picture = "COCO_val2014_000000000001.jpg"
     rows = [
-        {
-            "question_id": n,
-            "image": "COCO_val2014_000000000001.jpg",
-            "text": f"Is there a {what} in the image?",
-            "label": "no" if n else "yes",
-        }
-        for n, what in enumerate(("cake", "hat"))
+        {"question_id": n, "image": picture, "text": f"Is there a {what}?", "label": label}
+        for n, (what, label) in enumerate((("cake", "yes"), ("hat", "no")))
     ]
-    return Copy({table: rows}, "question_id image text label", 2, ["COCO_val2014_000000000001.jpg"])
+    return Copy({table: rows}, 2, [picture])
 
 
 def _mm_vet(archive: str, table: str) -> Copy:
@@ -387,14 +336,12 @@ def _mm_vet(archive: str, table: str) -> Copy:
         f"v1_{n}": {
             "imagename": f"v1_{n}.png",
             "question": "What cakes are these?",
-            "answer": "sponge<OR>sponge cake" if n else "sponge<AND>carrot",
-            "imagesource": "made up",
+            "answer": answer,
             "capability": ["rec", "ocr"],
         }
-        for n in range(2)
+        for n, answer in enumerate(("sponge<AND>carrot", "sponge<OR>sponge cake"))
     }
-    pictures = ["images/v1_0.png", "images/v1_1.png"]
-    return Copy({table: rows}, "imagename question answer capability", 2, pictures)
+    return Copy({table: rows}, 2, ["images/v1_0.png", "images/v1_1.png"])
 
 
 _MAKERS: dict[str, Callable[..., Copy]] = {

@@ -5,9 +5,10 @@ import copy
 import pytest
 
 from care.report.conclusions import RULES, Verdict, verdict
+from care.report.neuron_rules import MAX_Q
 from care.report.schema import validate
-from care.report.site_conclusions import MAX_IDENTITY_ERROR, MIN_SELECTIVITY
-from care.report.trust_conclusions import MAX_P, MAX_Q, MIN_RELIABILITY
+from care.report.site_rules import MAX_IDENTITY_ERROR, MIN_SELECTIVITY
+from care.report.trust_rules import MAX_P, MIN_RELIABILITY
 from kit.diagnoses import estimate, figures
 from kit.reports import report_tree
 
@@ -365,7 +366,7 @@ FAILS = [
     ),
 ]
 
-BY_NAME = {rule.__name__: rule for rule in RULES.values()}
+BY_NAME = {rule.name: rule.findings for rule in RULES}
 
 
 @pytest.mark.parametrize(("rule", "tree", "words"), HOLDS)
@@ -389,7 +390,7 @@ def test_every_rule_is_tested_both_ways():
 def test_nothing_measured_is_untested_and_never_supported():
     empty = verdict({})
     assert empty.supported == () and len(empty.unsupported) == 1
-    assert all(name in empty.unsupported[0] for name in RULES)
+    assert all(rule.tests in empty.unsupported[0] for rule in RULES)
     assert verdict({"heatmap": [], "causal": [], "neurons": None, "trust": None}) == empty
 
 

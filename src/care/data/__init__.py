@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from care._lazy import attach
 
 if TYPE_CHECKING:
+    from care.data import contamination as contamination
     from care.data.example import Example as Example
     from care.data.example import Suite as Suite
     from care.data.minimal_pairs import Pair as Pair
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "contamination": [],
         "example": ["Example", "Suite"],
         "minimal_pairs": ["Pair"],
         "registry": ["load_suite"],

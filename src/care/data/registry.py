@@ -36,7 +36,8 @@ _ROLES = ("attack", "over_refusal", "utility")
 def _benchmarks() -> Iterator[Benchmark]:
     """Every card, in the order of the file, whose head says what is in it."""
     file = resources.files("care.data.benchmarks").joinpath("cards.yaml")
-    cards: dict[str, dict[str, Any]] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader  # ten times as fast
+    cards: dict[str, dict[str, Any]] = yaml.load(file.read_text(encoding="utf-8"), loader)
     for folder, card in cards.items():
         suites: dict[str, dict[str, Any]] = card.pop("suites")
         differs: str = card.pop("differs", "")

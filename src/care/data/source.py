@@ -14,37 +14,27 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import shutil
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 import warnings
-import zipfile
-import zlib
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from PIL import Image
 
+from care.data.archives import unpacked
 from care.data.tables import Row, read_rows
 from care.errors import DataError, DownloadError
-from care.runs.files import PART, storage_errors, write_whole
+from care.runs.files import write_whole
 from care.runs.reading import file_digest
 
 Host = Literal["hub", "github", "web"]
 
-_DONE = ".done"
-"""File that tells a whole unpacked folder from half of one."""
-
 _SECONDS = 60
 """How long a server may be silent."""
-
-_MAX_UNPACKED = 100 << 30
-"""Most bytes of an archive when it is unpacked."""
 
 
 def cache_folder() -> Path:
@@ -244,10 +234,7 @@ class Files:
     def unpacked(self, relative: str) -> Path:
         """The folder that the zip archive at `relative` was unpacked into."""
         archive = self.table(relative)
-        target = cache_folder() / "unpacked" / _digest(archive)[:16]
-        if not (target / _DONE).is_file():
-            _unpack(archive, target)
-        return target
+        return unpacked(archive, cache_folder() / "unpacked" / _digest(archive)[:16])
 
     def provenance(self) -> tuple[str, str]:
         """Source and revision of what was read: of the user's own files their digest."""
@@ -263,40 +250,6 @@ class Files:
         if self.path is None:
             return self.source.page, f"{fixed}, {read}"
         return f"{self.source.page}, read from {self.path}", read
-
-
-def _unpack(archive: Path, target: Path) -> None:
-    """Unpack into a folder of this process's own and move it to `target` when it is whole."""
-    with storage_errors(f"unpack {archive}"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f"{target.name}.", suffix=PART, dir=target.parent))
-        try:
-            _extract(archive, work)
-            write_whole(work / _DONE, "")
-            if not (target / _DONE).is_file():
-                shutil.rmtree(target, ignore_errors=True)  # half of one, from a kill
-                with suppress(OSError):  # another process was faster
-                    work.rename(target)
-            if not (target / _DONE).is_file():
-                raise OSError(f"the folder {target} can't be made")
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-
-
-def _extract(archive: Path, folder: Path) -> None:
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            size = sum(member.file_size for member in opened.infolist())
-            if size > _MAX_UNPACKED:
-                raise DataError(
-                    f"{archive} holds {size:,} bytes, above the limit of {_MAX_UNPACKED:,}; get "
-                    "the published file."
-                )
-            opened.extractall(folder)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-        raise DataError(
-            f"{archive} isn't a whole zip archive ({error}); fetch it again."
-        ) from error
 
 
 def keep_picture(data: bytes, ending: str) -> Path:

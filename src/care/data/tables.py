@@ -3,7 +3,8 @@
 One reader for CSV, TSV, JSON, JSON Lines and Parquet, chosen by the file's ending. A `Row` gives a
 cell as the type that a loader asks for; if the column isn't there, is blank or holds another type,
 a DataError names file, row and column, because a published file that has changed must not become
-other examples in silence. Parquet needs the extra `parquet` and is read in batches.
+other examples in silence. Parquet needs the extra `parquet` and is read in batches. CSV and JSON
+aren't read by the same package, since it guesses types and lets a key that is there twice through.
 
 It doesn't know any data set, and fetches nothing.
 """

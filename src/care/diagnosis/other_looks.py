@@ -36,7 +36,7 @@ from care.diagnosis.site_results import Changes, DiagnosisConfig
 from care.diagnosis.site_scan_runs import Data
 from care.models.sites import Site
 from care.models.vlm import VLM
-from care.report.conclusion import MIN_SITES
+from care.report.rules import MIN_SITES
 from care.runs.progress import Progress, silent
 from care.statistics.bootstrap import bootstrap_mean
 from care.statistics.intervals import Interval

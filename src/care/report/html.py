@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from care.report import charts, heatmap_chart, layer_charts, trust_charts
-from care.report.conclusion import capital
+from care.report.rules import capital
 from care.report.schema import OUTCOMES
 from care.report.svg import number, visible
 from care.report.targets import percent, points, target_suites
