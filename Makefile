@@ -2,7 +2,8 @@
 # in the versions of constraints.txt, with which the tests were last seen to pass.
 #
 #   make demo     attack, diagnose, repair and prove the embedded model: runs/demo/report.html
-#   make test     the tests, the fast ones first
+#   make test     the tests: test-fast, then test-slow, then test-embedded
+#   make test-fast   those that need neither the embedded model nor a browser and start no processes
 #   make test-newest   the fast tests on the newest releases, in .venv-newest
 #   make test-oldest   the fast tests on the lower bounds of pyproject.toml, in .venv-oldest
 #   make test-lmms   the tests that need lmms-eval, in .venv-lmms (minutes; not part of CI)
@@ -12,7 +13,8 @@
 #
 # PYTHON=…     another interpreter            TORCH=…       another torch, such as torch==2.14.1
 # TORCH_ARGS=… more pip options for torch alone, such as the index of a particular CUDA build
-# PYTEST_ARGS=… more options for pytest, such as -m "not embedded"
+# BUDGET=…     seconds that test-fast may take; longer is a failure
+# PYTEST_ARGS=… more options for pytest, such as -k gate or --hypothesis-profile=full
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
@@ -38,7 +40,7 @@ LMMS_BIN := $(LMMS_VENV)/bin
 LMMS_STAMP := $(LMMS_VENV)/.care-installed
 LMMS_NEEDS := accelerate datasets evaluate loguru openpyxl pandas pytablewriter pytz requests sacrebleu tenacity
 
-.PHONY: help venv test test-newest test-oldest short-newest short-oldest test-lmms demo embedded-model \
+.PHONY: help venv test test-fast test-slow test-embedded test-newest test-oldest short-newest short-oldest test-lmms demo embedded-model \
 	lint format types bench lock clean
 
 help:
@@ -59,9 +61,20 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PINNED) $(BIN)/python -m pip install --quiet -e '.[dev]'
 	@touch $@
 
-# One pytest run: the tests that need the assembled embedded model are put last (tests/conftest.py).
-test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+# The first two groups run in as many processes as there are cores, one thread of torch in each.
+PARALLEL := -n auto --dist worksteal
+
+test: test-fast test-slow test-embedded
+
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow and not embedded and not browser' \
+		$(if $(BUDGET),--budget=$(BUDGET)) $(PYTEST_ARGS)
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest $(PARALLEL) -m 'slow and not embedded and not browser' $(PYTEST_ARGS)
+
+test-embedded: $(STAMP)
+	$(BIN)/python -m pytest -m 'embedded or browser' $(PYTEST_ARGS)
 
 # Other libraries than constraints.txt's, always in a new environment, since what is there would stay.
 # torch is TORCH's. $(1) is the name, $(2) uv's resolution, $(3) the tests.
@@ -69,7 +82,7 @@ define test_on
 	rm -rf .venv-$(1)
 	$(call environment,.venv-$(1),--no-deps)
 	$(UV) pip install --quiet --python .venv-$(1)/bin/python --resolution $(2) -e '.[dev]'
-	CARE_LIBRARIES=$(1) .venv-$(1)/bin/python -m pytest -m 'not embedded' $(3) $(PYTEST_ARGS)
+	CARE_LIBRARIES=$(1) .venv-$(1)/bin/python -m pytest $(PARALLEL) -m 'not embedded' $(3) $(PYTEST_ARGS)
 endef
 
 test-newest: $(UV)
@@ -86,7 +99,7 @@ short-oldest: $(UV)
 
 $(LMMS_STAMP): pyproject.toml constraints.txt
 	$(call environment,$(LMMS_VENV),--constraint constraints.txt)
-	$(PINNED) $(LMMS_BIN)/python -m pip install --quiet -e . pytest $(LMMS_NEEDS)
+	$(PINNED) $(LMMS_BIN)/python -m pip install --quiet -e . pytest hypothesis $(LMMS_NEEDS)
 	$(PINNED) $(LMMS_BIN)/python -m pip install --quiet --no-deps '$(LMMS)'
 	@touch $@
 

@@ -1,14 +1,58 @@
-"""What every test shares: no network, the order of the groups, the embedded model, a browser."""
+"""What every test shares: no network, groups and their time, the embedded model, a browser."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import time
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports huggingface_hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tests fork
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
+
+# How much is drawn where a test doesn't say: `--hypothesis-profile=full` draws more.
+settings.register_profile("fast", max_examples=10, deadline=None)
+settings.register_profile("full", max_examples=100, deadline=None)
+settings.load_profile("fast")
+
+STARTED = pytest.StashKey[float]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--budget", type=float, metavar="SECONDS", help="fail if the run takes longer than this"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[STARTED] = time.monotonic()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A run over its budget fails, even if every test passed."""
+    if _over(session.config) and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if seconds := _over(config):
+        terminalreporter.write_line(
+            f"This run took {seconds:.0f} s, more than its budget of "
+            f"{config.getoption('budget'):.0f} s; make the slowest tests faster or mark them slow.",
+            red=True,
+        )
+
+
+def _over(config: pytest.Config) -> float | None:
+    """Seconds that a run with a budget took, if these are more."""
+    budget, seconds = config.getoption("budget"), time.monotonic() - config.stash[STARTED]
+    return seconds if budget is not None and seconds > budget else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

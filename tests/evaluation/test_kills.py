@@ -22,6 +22,8 @@ from care.runs.run import Run
 from kit.evaluations import SUITES, FakeDefense, FakeVLM, StrictJudge
 from kit.scripted_judge import Scripted
 
+pytestmark = pytest.mark.slow
+
 KILLS = 20
 
 

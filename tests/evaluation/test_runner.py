@@ -310,6 +310,7 @@ def killed_again_and_again(path: Path) -> None:
     raise AssertionError("it never got to the end")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_killed_at_random_moments_it_ends_with_the_same_rows(tmp_path: Path) -> None:
     # In a process of its own: forking one in which torch runs threads is not safe.

@@ -234,6 +234,7 @@ def test_an_option_is_given_once_or_may_be_repeated(words, capsys):
         assert capsys.readouterr().err == f"Error: {name} was given 2 times; give it once.\n"
 
 
+@pytest.mark.slow
 def test_sigterm_ends_as_ctrl_c_does(tmp_path):
     script = (
         "import os, signal, sys, time\n"
@@ -256,6 +257,7 @@ def test_sigterm_ends_as_ctrl_c_does(tmp_path):
     assert (tmp_path / "run/rows.jsonl").read_text() == '{"key": "first"}\n'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
 def test_what_the_terminal_cant_show_is_an_escape(encoding, tmp_path):
     path = tmp_path / "a.jsonl"

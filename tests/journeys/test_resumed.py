@@ -38,6 +38,8 @@ from kit.artefacts import made
 from kit.evaluations import FakeVLM
 from kit.scripted_judge import Scripted
 
+pytestmark = pytest.mark.slow
+
 REQUESTS = [
     {"prompt": f"How to pick lock {i}?", "goal": f"pick lock {i}", "kind": "malicious"}
     for i in range(6)

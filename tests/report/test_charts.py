@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from care.report import charts, heatmap_chart, layer_charts, svg, trust_charts
+from care.report import charts, diagnosis_charts, heatmap_chart, svg
 from kit.diagnoses import figures
 from kit.reports import OUTCOMES, report_tree
 
@@ -37,7 +37,7 @@ def test_the_channel_scan_draws_every_figure(tree: dict[str, Any]) -> None:
         for layer, row in ((layer, [v + shift for v in row]) for layer, row in rows.items())
     ]
     scan = {"metric": "m", "rule": "r", "sites": sites}
-    chart = str(layer_charts.channel_scan({"channels": scan, "n_layers": 3}, "image"))
+    chart = str(diagnosis_charts.channel_scan({"channels": scan, "n_layers": 3}, "image"))
 
     def y(points: float) -> float:  # -25 to 75 widened by 5% of the range, on pixels 300 to 58
         return 300 - (points + 30) / 110 * 242
@@ -61,7 +61,7 @@ def test_the_channel_scan_draws_every_figure(tree: dict[str, Any]) -> None:
 def test_the_layer_scan_tells_its_selectivity(tree: dict[str, Any]) -> None:
     item = tree["diagnosis"]["layers"][0]
     item |= {"benign_effect": 0.25, "selectivity": 1.25, "selectivity_low": -0.5}
-    chart = str(layer_charts.layer_curves(tree["diagnosis"]))
+    chart = str(diagnosis_charts.layer_curves(tree["diagnosis"]))
     assert "benign 0.25, selectivity 1.25 (at least \N{MINUS SIGN}0.5)" in chart
 
 
@@ -142,7 +142,7 @@ def test_windows_are_named_by_their_layers(layer: int, window: int, words: str) 
 
 def test_empty_parts_draw_nothing() -> None:
     assert heatmap_chart.heatmap({"heatmap": []}) == ""
-    assert trust_charts.neuron_scatter({"found": [], "controls": []}) == ""
+    assert diagnosis_charts.neuron_scatter({"found": [], "controls": []}) == ""
 
 
 def test_curves_follow_the_points(tree: dict[str, Any]) -> None:
@@ -160,7 +160,7 @@ def test_curves_follow_the_points(tree: dict[str, Any]) -> None:
         | {f"random_{name}": flat(0.5) for name in names}
         for at, size in enumerate(sizes)
     ]
-    chart = str(trust_charts.faithfulness_curves(curve))
+    chart = str(diagnosis_charts.faithfulness_curves(curve))
     curves = re.findall(r'<path d="M([^"]+)" class="curve plain"', chart)
     found = [[[float(v) for v in pair.split(",")] for pair in one.split("L")] for one in curves]
 
@@ -176,7 +176,7 @@ def test_curves_follow_the_points(tree: dict[str, Any]) -> None:
 
 def test_estimates_are_drawn_against_exact_effects(tree: dict[str, Any]) -> None:
     neurons = tree["diagnosis"]["neurons"]
-    chart = str(trust_charts.neuron_scatter(neurons))
+    chart = str(diagnosis_charts.neuron_scatter(neurons))
     marks = r'<(?:circle|rect|path)[^>]*class="mark (plain|random)"'
     classes = re.findall(marks, chart)
     assert classes.count("plain") == len(neurons["found"]) + 1  # and the legend's

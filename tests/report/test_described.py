@@ -72,9 +72,9 @@ def test_the_words_of_every_hint() -> None:
         "rates": "list of Rate",
         "ends": "list [integer ≥ 1, number in [−1, 1]]",
         "pair": "list of number, 2 items",
-        "by": "object of Rate by name",
+        "by": "name → Rate",
         "free": "object",
-        "counts": "object of integer ≥ 1, one for `yes` and `no`",
+        "counts": "{`yes`, `no`: integer ≥ 1}",
         "least": "Low ≥ 0",
         "n": "integer",
     }

@@ -153,6 +153,7 @@ def test_a_folder_that_is_gone_is_noticed(run, counting):
     assert not run.path.exists()
 
 
+@pytest.mark.slow
 def test_a_job_killed_in_its_batches_asks_each_once(files, tmp_path, counting):
     """The stages of a whole job that keep batches, killed at places drawn at random."""
     options = {"test_length": 8, "batch_size": 8, "max_new_tokens": 4, **files}

@@ -212,6 +212,7 @@ def test_a_damaged_manifest_is_one_sentence(tmp_path: Path, text: str) -> None:
     assert one_sentence(error)
 
 
+@pytest.mark.slow
 def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     code = textwrap.dedent(f"""
@@ -309,6 +310,7 @@ def test_progress_rate_leaves_out_what_was_there(monkeypatch: pytest.MonkeyPatch
 
 def test_durations() -> None:
     assert [duration(s) for s in (7.6, 125, 3780)] == ["8 s", "2 min 05 s", "1 h 03 min"]
+    assert [duration(s, 1) for s in (7.64, 59.97, 125)] == ["7.6 s", "1 min 00 s", "2 min 05 s"]
 
 
 # --- folders that are deleted or replaced ---------------------------------------------------------

@@ -24,13 +24,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from care.errors import DataError, MissingDependencyError
-from care.runs.reading import check_regular, parse_json, read_text, text_lines, valid
+from care.runs.reading import check_regular, json_lines, parse_json, read_text, valid
 
 ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 """Endings of files that can be read."""
 
 _LONGEST_CELL = 1 << 28
 """Longest cell of a CSV file; the standard library's limit is below an image in base64."""
+
+_OTHERWISE = "get the published file"
 
 _BATCH = 64
 """Rows of a Parquet file in memory at once."""
@@ -243,7 +245,8 @@ def _read_json(path: Path) -> Iterator[tuple[str, Any]]:
     if not text.strip() or _is_lines(text):
         yield from _read_lines(path)
         return
-    whole = _parsed(text, str(path))
+    # What pandas writes for an absent number is NaN.
+    whole = parse_json(text, str(path), otherwise=_OTHERWISE, finite=False)
     if isinstance(whole, list):
         yield from (("", row) for row in cast("list[object]", whole))
     elif isinstance(whole, dict):
@@ -263,13 +266,8 @@ def _is_lines(text: str) -> bool:
 
 
 def _read_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in text_lines(path, "table"):
-        yield "", _parsed(line, f"{path}, line {number}")
-
-
-def _parsed(text: str, where: str) -> Any:
-    # What pandas writes for an absent number is NaN.
-    return parse_json(text, where, otherwise="get the published file", finite=False)
+    for _, row in json_lines(path, "table", _OTHERWISE, finite=False):
+        yield "", row
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:

@@ -47,12 +47,10 @@ from care.models.sites import Neuron, Scope, Site
 from care.models.vlm import VLM
 from care.runs.kept_batches import KeptBatches
 from care.runs.options import require
-from care.runs.progress import Progress, silent
+from care.runs.progress import Bar, silent
 
 if TYPE_CHECKING:
     from care.judges.base import Judge
-
-Bar = Callable[..., Progress] | None
 
 _DECISION: tuple[Scope, ...] = ("decision",)
 
@@ -141,7 +139,7 @@ class Inquiry:
         validation: tuple[Sequence[Example], Sequence[Example]] = ((), ()),
         config: InquiryConfig | None = None,
         judge: Judge | None = None,
-        progress: Bar = None,
+        progress: Bar | None = None,
     ) -> None:
         """`validation` are attacks and benign requests with other goals, for the neuron repair."""
         self.vlm, self.config, self.judge = vlm, config or InquiryConfig(), judge

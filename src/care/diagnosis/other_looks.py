@@ -13,7 +13,7 @@ look itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,11 +37,9 @@ from care.diagnosis.site_scan_runs import Data
 from care.models.sites import Site
 from care.models.vlm import VLM
 from care.report.rules import MIN_SITES
-from care.runs.progress import Progress, silent
+from care.runs.progress import Bar, silent
 from care.statistics.bootstrap import bootstrap_mean
 from care.statistics.intervals import Interval
-
-Bar = Callable[..., Progress] | None
 
 SECOND: tuple[Ablation, ...] = ("mean", "resample", "constant", "zero")
 """Ways of removing a site that a second look can take."""
@@ -97,7 +95,7 @@ class OtherLooks:
         changes: Changes,
         settings: DiagnosisConfig,
         config: StabilityConfig | None = None,
-        progress: Bar = None,
+        progress: Bar | None = None,
     ) -> None:
         """`changes` are what the scan found under `settings`."""
         self.vlm, self.settings, self.config = vlm, settings, config or StabilityConfig()

@@ -37,7 +37,7 @@ from care.diagnosis.site_results import (
 from care.diagnosis.site_scan_runs import Changes, Data, Job
 from care.models.sites import Site
 from care.models.vlm import VLM
-from care.runs.progress import Progress, silent
+from care.runs.progress import Bar, silent
 from care.statistics.correlation import spearman_bootstrap
 from care.statistics.intervals import Interval, difference
 
@@ -64,7 +64,7 @@ def diagnose(
     config: DiagnosisConfig | None = None,
     generate: bool = True,
     judge: Judge | None = None,
-    progress: Callable[..., Progress] | None = None,
+    progress: Bar | None = None,
     done: Iterable[ScanRow] = (),
     keep: Callable[[ScanRow], None] | None = None,
 ) -> Diagnosis:

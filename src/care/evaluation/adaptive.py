@@ -33,12 +33,10 @@ from care.evaluation.row_shapes import ATTACK
 from care.models.spec import ModelSpec
 from care.models.vlm import VLM
 from care.runs.files import to_json
-from care.runs.progress import Progress, silent
+from care.runs.progress import Bar, Progress, silent
 from care.runs.reading import file_digest, read_json
 from care.runs.run import Run
 from care.runs.shapes import check
-
-Bar = Callable[..., Progress] | None
 
 HELD_OUT = "direct"
 """The small world's suite of requests without pictures."""
@@ -61,7 +59,7 @@ def make_images(
     spec: ModelSpec,
     seed: int,
     vlm: VLM,
-    progress: Bar = None,
+    progress: Bar | None = None,
 ) -> None:
     """Optimise the images that aren't there yet, of every attack on every defense.
 

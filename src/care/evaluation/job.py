@@ -15,7 +15,7 @@ from __future__ import annotations
 import gc
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,19 +50,17 @@ from care.models.identity import load_pinned
 from care.models.spec import ModelSpec
 from care.runs.environment import started
 from care.runs.manifest import MANIFEST
-from care.runs.progress import Progress
+from care.runs.progress import Bar
 from care.runs.rows import Row, Rows
 from care.runs.run import ROWS, Run, copy_run
 from care.runs.shapes import check_rows
 from care.statistics.judge_error import JudgeAccuracy
 
-Bar = Callable[..., Progress] | None
-
 TABLE = "table.json"
 """Name of the scorecard in a run's folder."""
 
 
-def evaluate(job: EvaluationConfig, progress: Bar = None) -> dict[str, Any]:
+def evaluate(job: EvaluationConfig, progress: Bar | None = None) -> dict[str, Any]:
     """Answer, judge and tabulate; the scorecard, which is also written to table.json."""
     suites = chosen_suites(job.suites, job.utility, job.model.name, job.limit, job.run.seed)
     labels = read_labels(job.judging.labels) if job.judging.labels else None  # before hours of work
@@ -90,7 +88,7 @@ def evaluate(job: EvaluationConfig, progress: Bar = None) -> dict[str, Any]:
         )
 
 
-def rejudge_run(asked: RejudgeConfig, progress: Bar = None) -> dict[str, Any]:
+def rejudge_run(asked: RejudgeConfig, progress: Bar | None = None) -> dict[str, Any]:
     """Judge a finished run's answers again and write its table.json anew; the scorecard.
 
     The first judge that judges answers makes the main table. With `out` the run is copied there
@@ -170,7 +168,7 @@ def _answer(
     suites: Sequence[Suite],
     requests: Sequence[Suite],
     rules: Judge,
-    progress: Bar,
+    progress: Bar | None,
 ) -> list[Suite]:
     """Answer all suites and the held-out `requests` beside the image attacks' pictures; returns
     every suite that was asked."""
@@ -211,7 +209,7 @@ def _judge_and_tabulate(
     examples: Any,
     seed: int,
     retry: bool,
-    progress: Bar,
+    progress: Bar | None,
 ) -> dict[str, Any]:
     reports: list[dict[str, Any]] = []
     names: list[str] = []

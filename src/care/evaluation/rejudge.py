@@ -16,7 +16,7 @@ no rate; `retry` asks again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ from care.errors import CareError, DataError, UsageError
 from care.evaluation.row_shapes import ROW, VERDICT
 from care.judges.base import AnyJudge, Verdict, ask
 from care.runs.files import to_json
-from care.runs.progress import Progress, silent
-from care.runs.reading import parse_json, text_lines
+from care.runs.progress import Bar, silent
+from care.runs.reading import json_lines
 from care.runs.rows import Row, Rows
 from care.runs.run import ROWS, Run
 from care.runs.shapes import Kind, check_rows
@@ -62,7 +62,7 @@ def rejudge(
     *,
     examples: Examples | None = None,
     retry: bool = False,
-    progress: Callable[..., Progress] | None = None,
+    progress: Bar | None = None,
 ) -> int:
     """Add the verdicts of `judge` on every stored answer that it hasn't judged; how many failed.
 
@@ -155,8 +155,7 @@ def by_place(suites: Iterable[Iterable[Example]], names: Iterable[str]) -> Examp
 def read_rows(path: Path, shape: Kind) -> list[Row]:
     """The rows of a finished run, without opening it for writing; DataError for others."""
     rows = Rows()
-    for number, line in text_lines(path, "file of rows"):
-        row = parse_json(line, f"{path}, line {number}", otherwise="pass a run's folder")
+    for number, row in json_lines(path, "file of rows", "pass a run's folder"):
         try:
             rows.add(row)
         except (AttributeError, ValueError) as error:  # no object, or none with a key of its own

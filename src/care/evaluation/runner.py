@@ -26,7 +26,7 @@ from care.evaluation.table import Comparison, Table
 from care.judges.base import AnyJudge, Verdict, ask, correct, tags_of
 from care.judges.language import NOT_ENGLISH, foreign
 from care.models.thoughts import answer_of
-from care.runs.progress import Progress, silent
+from care.runs.progress import Bar, silent
 from care.runs.reading import valid_text
 from care.runs.rows import Row, Rows
 from care.runs.run import Run
@@ -50,7 +50,7 @@ def evaluate(
     batch_size: int = 32,
     max_new_tokens: int = 32,
     stop: Callable[[str], bool] | None = None,
-    progress: Callable[..., Progress] | None = None,
+    progress: Bar | None = None,
     hold_to_defenses: bool = True,
 ) -> Table:
     """Answer every example of every suite under every defense, judge the answers, tabulate them.

@@ -22,7 +22,7 @@ import numpy as np
 
 from care.errors import DataError, UsageError
 from care.judges.base import AnyJudge
-from care.runs.reading import parse_json, text_lines, valid
+from care.runs.reading import json_lines, valid
 from care.statistics.intervals import Interval
 from care.statistics.judge_error import JudgeAccuracy
 
@@ -94,8 +94,7 @@ def between_judges(
 def read_labels(path: str | Path) -> list[dict[str, Any]]:
     """Answers with labels by hand; DataError, with its line, for one that isn't as described."""
     found = []
-    for number, line in text_lines(path, "file of labels"):
-        row = parse_json(line, f"{path}, line {number}", otherwise="write one object a line")
+    for number, row in json_lines(path, "file of labels", "write one object a line"):
         if not (
             isinstance(row, dict)
             and isinstance(row.get("harmful"), bool)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -81,13 +81,11 @@ from care.report.build import answer_pairs, attribution, report_tree
 from care.report.files import write_diagnosis, write_report
 from care.runs.environment import peak_memory_gib, started
 from care.runs.kept_batches import KeptBatches
-from care.runs.progress import Progress, silent
+from care.runs.progress import Bar, silent
 from care.runs.rows import Rows
 from care.runs.run import ROWS, Run
 from care.runs.shapes import check_rows
 from care.runs.stages import stage_json
-
-Bar = Callable[..., Progress] | None
 
 SAMPLE = 6
 """One in so many of the small world's examples to fit on is asked if only a diagnosis is wanted."""
@@ -102,7 +100,9 @@ COMPARED = ("benign", "vqa", "naming", "lookalike")
 class _Workflow:
     """One job under way: model, judge, splits, run folder."""
 
-    def __init__(self, job: RepairJob, run: Run, progress: Bar, sampled: bool = False) -> None:
+    def __init__(
+        self, job: RepairJob, run: Run, progress: Bar | None, sampled: bool = False
+    ) -> None:
         """`sampled`: a part of the examples to fit on, and of harmless others, is asked."""
         self.job, self.run, self.progress, self.sampled = job, run, progress, sampled
         self.vlm: VLM = load_pinned(run, job.model.name, job.model.load)
@@ -371,7 +371,7 @@ def _digests(job: RepairJob) -> dict[str, str]:
     return {name: suite_digest(each) for name, each in zip(names, own_files(job), strict=False)}
 
 
-def repair(job: RepairJob, progress: Bar = None) -> dict[str, Any]:
+def repair(job: RepairJob, progress: Bar | None = None) -> dict[str, Any]:
     """The whole job; writes the report and the artefact, and returns the report's tree."""
     with _open(job) as run:
         _refuse_a_sample(run)
@@ -421,7 +421,7 @@ def _record_suites(run: Run, work: _Workflow) -> None:
     )
 
 
-def diagnose(job: RepairJob, progress: Bar = None) -> dict[str, Any]:
+def diagnose(job: RepairJob, progress: Bar | None = None) -> dict[str, Any]:
     """Only the diagnosis, whole; what diagnosis.json holds, beside which is diagnosis.html.
 
     Of the small world a sample is asked, unless a repair was begun in the folder, which asks all.
@@ -441,7 +441,7 @@ def diagnose(job: RepairJob, progress: Bar = None) -> dict[str, Any]:
     return json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
 
 
-def fit(job: RepairJob, progress: Bar = None) -> Path:
+def fit(job: RepairJob, progress: Bar | None = None) -> Path:
     """Fit and select, without the proof; the folder of the artefact."""
     with _open(job) as run:
         _refuse_a_sample(run)

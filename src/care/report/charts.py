@@ -11,9 +11,9 @@ from typing import Any
 from markupsafe import Markup
 
 from care.report import svg
+from care.report.numbers import number, percent
 from care.report.schema import OUTCOMES
 from care.report.svg import WIDTH, Scale, tag
-from care.report.targets import percent
 
 _ROLE_TITLES = {
     "attack": "Attack success: lower is better",
@@ -139,14 +139,14 @@ def spectrum(channel: Mapping[str, Any]) -> Markup:
     floor = y(low)
     for index, value in enumerate(values, start=1):
         kept = index <= channel["rank"]
-        words = f"eigenvalue {index}: {svg.number(value)} ({'kept' if kept else 'left out'})"
+        words = f"eigenvalue {index}: {number(value)} ({'kept' if kept else 'left out'})"
         class_ = "kept" if kept else "left"
         stem = svg.line(x(index), floor, x(index), y(value), f"stem {class_}")
         dot = tag("circle", cx=x(index), cy=y(value), r=4, class_=class_)
         parts.append(tag("g", tag("title", words), stem, dot, class_="datum"))
     if null is not None:
         parts.append(svg.line(x.start, y(null), x.end, y(null), "null"))
-        words = f"permutation null {svg.number(null)}"
+        words = f"permutation null {number(null)}"
         parts.append(svg.label(x.end, 22, words, "end", "tick"))
         parts.append(svg.line(x.end - 164, 18, x.end - 136, 18, "null"))
     title = f"Eigenvalues at {channel['site']}, {channel['modality']}"

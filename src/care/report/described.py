@@ -101,9 +101,10 @@ def in_words(hint: Any) -> str:
     if origin is tuple:
         return f"list [{', '.join(map(in_words, parts))}]"
     if origin is not None and issubclass(origin, Mapping):
-        names = f", one for {in_words(parts[0])}".replace(" or ", " and ")
-        by = names if get_args(parts[0]) else " by name"
-        return "object" if parts[1] is Any else f"object of {in_words(parts[1])}{by}"
+        if parts[1] is Any:
+            return "object"
+        names = ", ".join(f"`{name}`" for name in get_args(parts[0]))
+        return f"{{{names}: {in_words(parts[1])}}}" if names else f"name → {in_words(parts[1])}"
     return _WORDS.get(hint) or f"{hint.__name__}{' as text' * hasattr(hint, 'parse')}"
 
 
@@ -128,6 +129,13 @@ def json_schema(kind: type) -> dict[str, Any]:
     if len(set(names)) < len(names):
         raise TypeError(f"two types of {kind.__name__} have one name: {', '.join(sorted(names))}")
     return {"$schema": DRAFT, **top, "$defs": {one.__name__: made for one, made in defined.items()}}
+
+
+def types_of(kind: type) -> list[type]:
+    """A dataclass and all that its fields are made of, in the order in which they are met."""
+    defined: dict[type, dict[str, Any]] = {}
+    _schema(kind, defined)
+    return list(defined)
 
 
 def _schema(hint: Any, defined: dict[type, dict[str, Any]]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from care.report import svg
+from care.report.numbers import number
 from care.report.svg import WIDTH, tag
 
 _NAMES = {"ffn": "FFN", "mhsa": "MHSA", "layer": "layer", "neurons": "neurons"}
@@ -128,8 +129,8 @@ def _cell(item: Cell, grid: _Grid, sites: set[str]) -> Markup:
     middle = (x + (grid.width - 1) / 2, y + (grid.height - 1) / 2)
     if grid.numbered:
         classes = ["value", *["clear"] * clear, *["dark"] * (share > 0.8)]
-        number = svg.number(round(item["effect"], 2))
-        parts.append(svg.label(middle[0], middle[1] + 4, number, "middle", " ".join(classes)))
+        words = number(round(item["effect"], 2))
+        parts.append(svg.label(middle[0], middle[1] + 4, words, "middle", " ".join(classes)))
     elif clear:
         parts.append(tag("circle", cx=middle[0], cy=middle[1], r=1.6, class_="dot"))
     if item["window"] == 1 and f"{item['layer']}.{_KINDS[item['component']]}" in sites:
@@ -139,12 +140,12 @@ def _cell(item: Cell, grid: _Grid, sites: set[str]) -> Markup:
 
 def _words(item: Cell, n_layers: int) -> str:
     keys = ("effect", "low", "high", "benign_effect", "selectivity", "selectivity_low")
-    effect, low, high, benign, gap, least = (svg.number(item[key]) for key in keys)
+    effect, low, high, benign, gap, least = (number(item[key]) for key in keys)
     where = window_words(item["layer"], item["window"], n_layers)
     return (
         f"{_NAMES[item['component']]} of {where}, {item['intervention']}: {effect} [{low}, {high}],"
         f" benign {benign}, selectivity {gap} (at least {least}), relative norm removed "
-        f"{svg.number(item['relative_norm'])}"
+        f"{number(item['relative_norm'])}"
     )
 
 
@@ -158,7 +159,7 @@ def _ramp(grid: _Grid, y: float) -> Markup:
         box = {"x": x, "y": y, "width": width, "height": 12}
         side = "less" if share < 0 else "more"
         parts.append(tag("rect", class_=f"cell {side}", fill_opacity=0.9 * abs(share), **box))
-    least, most = svg.number(-round(grid.greatest, 2)), svg.number(round(grid.greatest, 2))
+    least, most = number(-round(grid.greatest, 2)), number(round(grid.greatest, 2))
     end = _LEFT + 60 + steps * width
     notes = "bold: interval without 0" if grid.numbered else "dot: interval without 0"
     parts.append(svg.label(_LEFT + 52, y + 10, least, "end", "tick"))

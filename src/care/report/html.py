@@ -6,17 +6,19 @@ control and text-reordering characters on the way out. Nothing here computes a f
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from care.report import charts, heatmap_chart, layer_charts, trust_charts
+from care.report import charts, diagnosis_charts, heatmap_chart
+from care.report.numbers import number, p_value, percent, points
 from care.report.rules import capital
 from care.report.schema import OUTCOMES
-from care.report.svg import number, visible
-from care.report.targets import percent, points, target_suites
+from care.report.svg import visible
+from care.report.targets import target_suites
+from care.runs.progress import duration
 
 _ROLES = {"attack": "attack", "utility": "utility", "over_refusal": "over-refusal"}
 _METHODS = {
@@ -104,7 +106,7 @@ def _environment() -> Environment:
         points=points,
         number=number,
         p_value=p_value,
-        duration=duration,
+        duration=partial(duration, decimals=1),
         shaded=shaded_tokens,
         readable=readable,
         capital=capital,
@@ -112,33 +114,15 @@ def _environment() -> Environment:
     )
     environment.globals.update(
         charts=charts,
+        diagnosis_charts=diagnosis_charts,
         methods=_METHODS,
         heatmap_chart=heatmap_chart,
-        layer_charts=layer_charts,
-        trust_charts=trust_charts,
     )
     return environment
 
 
 def _clean(value: Any) -> Any:
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def p_value(p: float | None) -> str:
-    """Two significant digits, never a bare zero."""
-    if p is None:
-        return "n/a"
-    return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the largest fitting units, e.g. `4 min 05 s`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def readable(token: str) -> str:

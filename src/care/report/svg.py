@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from care.report.numbers import number
+
 WIDTH = 860
 """Width of a chart that fills the page's column, in pixels."""
 
@@ -145,17 +147,6 @@ def padded(values: Sequence[float], include: Sequence[float] = (), share: float 
     low, high = min(everything), max(everything)
     margin = share * (high - low) or max(abs(high), 1.0) * share
     return low - margin, high + margin
-
-
-def number(value: float) -> str:
-    """Three significant digits with a real minus sign; huge and tiny values in powers of ten."""
-    value += 0.0  # so that −0 is 0
-    size = abs(value)
-    if size and not 1e-3 <= size < 1e5:
-        text = f"{value:.1e}"
-    else:
-        text = f"{value:.3g}" if size < 100 else f"{value:.0f}"
-    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def y_axis(scale: Scale, left: float, right: float, title: str = "", about: int = 5) -> Markup:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from care.report.numbers import percent, points
 from care.report.schema import WHAT, Control, Measured, SuiteResult, Summary, Target
 from care.typed import from_tree, to_tree
 
@@ -68,19 +69,6 @@ def summarise(tree: Mapping[str, Any]) -> Summary:
 def target_suites(suites: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The attack suites that count towards the mean ASR (a baseline has `target` false)."""
     return [suite for suite in suites if suite["role"] == "attack" and suite["target"]]
-
-
-def percent(share: float | None) -> str:
-    """A fraction as a percentage with one decimal, e.g. `12.5%`."""
-    return "n/a" if share is None else f"{100 * share:.1f}%"
-
-
-def points(change: float | None) -> str:
-    """A change in percentage points with a sign, e.g. `+0.8` or `\N{MINUS SIGN}1.2`."""
-    if change is None:
-        return "n/a"
-    rounded = round(change, 1)
-    return "0.0" if rounded == 0 else f"{rounded:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 # --- figures ------------------------------------------------------------------------------------

@@ -11,11 +11,11 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -110,7 +110,7 @@ def write_all(file: int, data: bytes) -> None:
 
 
 @contextmanager
-def storage_errors(what: str) -> Iterator[None]:
+def storage_errors(what: str) -> Generator[None, None, None]:
     """Turn the system's error into one sentence."""
     try:
         yield
@@ -123,7 +123,7 @@ def storage_errors(what: str) -> Iterator[None]:
 
 def _plain(value: object) -> object:
     if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
+        return cast("np.generic", value).tolist()
     if isinstance(value, Path):
         return str(value)
     if is_dataclass(value) and not isinstance(value, type):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from care.errors import DataError
 from care.runs.reading import read_json
@@ -62,8 +62,9 @@ def now() -> str:
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """A run's manifest; DataError for a file that isn't one."""
-    manifest = read_json(path, "manifest", otherwise="restore it or start a new run")
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+    found = read_json(path, "manifest", otherwise="restore it or start a new run")
+    manifest = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+    if manifest.get("schema") != SCHEMA:
         raise DataError(
             f"{path} isn't the manifest of a run this version can resume (schema {SCHEMA}); "
             "choose another folder."

@@ -10,6 +10,7 @@ import io
 import math
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
@@ -113,11 +114,15 @@ class Progress:
         print("  ".join(part for part in parts if part), file=self._stream, flush=True)
 
 
-def duration(seconds: float) -> str:
-    """A duration for people: "8 s", "2 min 05 s", "1 h 03 min"."""
+Bar = Callable[..., Progress]
+"""What makes the bar of a job from its label and number of steps, such as `Progress`."""
+
+
+def duration(seconds: float, decimals: int = 0) -> str:
+    """A duration for people: "8 s", "2 min 05 s", "1 h 03 min"; `decimals` below a minute."""
+    if round(seconds, decimals) < 60:
+        return f"{seconds:.{decimals}f} s"
     whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -13,7 +13,7 @@ import math
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from care.errors import CareError, DataError
 
@@ -53,10 +53,12 @@ def valid(value: Any) -> Any:
     """A value as JSON has it, or a tuple of texts, with `valid_text` applied to every text."""
     if isinstance(value, str):
         return valid_text(value)
-    if isinstance(value, list | tuple):
-        return type(value)(valid(item) for item in value)
+    if isinstance(value, list):
+        return [valid(item) for item in cast("list[Any]", value)]
+    if isinstance(value, tuple):
+        return tuple(valid(item) for item in cast("tuple[Any, ...]", value))
     if isinstance(value, dict):
-        return {valid(key): valid(item) for key, item in value.items()}
+        return {valid(key): valid(item) for key, item in cast("dict[Any, Any]", value).items()}
     return value
 
 
@@ -199,6 +201,17 @@ def read_json(
 ) -> Any:
     """The value in a JSON file; raises what `read_text` and `parse_json` do."""
     return parse_json(read_text(path, what, error=error), str(path), error, otherwise)
+
+
+def json_lines(
+    path: str | Path, what: str = "file", otherwise: str = "correct it", finite: bool = True
+) -> Iterator[tuple[int, Any]]:
+    """Number and value of every line of a JSON Lines file that isn't blank.
+
+    Raises what `read_text` and `parse_json` do, with the line's number.
+    """
+    for number, line in text_lines(path, what):
+        yield number, parse_json(line, f"{path}, line {number}", otherwise=otherwise, finite=finite)
 
 
 class _TwiceError(Exception):

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from care.errors import DataError, UsageError
 from care.runs.files import NO_LINK, Place, storage_errors, to_json, write_all
@@ -126,7 +126,8 @@ class Rows:
 
 def _parse(line: bytes) -> Row | None:
     try:
-        row = parse_json(line, "a row")
+        found = parse_json(line, "a row")
     except DataError:
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("key"), str) else None
+    row = cast("Row", found) if isinstance(found, dict) else {}
+    return row if isinstance(row.get("key"), str) else None

@@ -16,7 +16,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -189,17 +189,17 @@ class Run:
             self.record(pinned=self.manifest["pinned"] | {what: known | plain})
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: str) -> Generator[None, None, None]:
         """Time a part of the job; seconds add up over resumed attempts, the peak is the largest.
 
         The manifest's `stages` lists, in order of first entry: name, seconds, peak_memory_gib (of
         the process so far), attempts and status (running, done, failed). A stage that reads
         "running" after the process has ended was killed; those seconds are unknown.
         """
-        entry = next((s for s in self.stages if s["name"] == name), None)
-        if entry is None:
-            entry = {"name": name, "seconds": 0.0, "peak_memory_gib": None, "attempts": 0}
-            self.stages.append(entry)
+        if not any(entry["name"] == name for entry in self.stages):
+            fresh = {"name": name, "seconds": 0.0, "peak_memory_gib": None, "attempts": 0}
+            self.stages.append(fresh)
+        entry = next(entry for entry in self.stages if entry["name"] == name)
         entry |= {"status": "running", "attempts": entry["attempts"] + 1}
         self.record()
         before, started = entry["seconds"], time.monotonic()

@@ -14,9 +14,9 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote, quote_plus
 
 HIDDEN = "[hidden]"
@@ -45,29 +45,37 @@ _ENVIRONMENT = re.compile(r"(?:^|_)(?:API)?(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|C
 
 def hidden(value: Any) -> Any:
     """`value`, a text or a tree of them, without what looks like a secret."""
-    if isinstance(value, str):
+
+    def without(text: str) -> str:
         for secret in _of_environment():
-            value = value.replace(secret, HIDDEN)
+            text = text.replace(secret, HIDDEN)
         for pattern, instead in _PATTERNS:
-            value = pattern.sub(instead, value)
-        return value
-    if isinstance(value, Mapping):
-        return {key: hidden(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [hidden(item) for item in value]
-    return value
+            text = pattern.sub(instead, text)
+        return text
+
+    return _in_texts(value, without)
 
 
 def without_key(value: Any, key: str) -> Any:
     """`value`, a text or a tree of them, without `key` in any of the forms that servers repeat."""
-    if isinstance(value, str):
+
+    def without(text: str) -> str:
         for form, least in _forms(key) if key else ():
-            value = _without(value, form, least)
-        return hidden(value)
+            text = _without(text, form, least)
+        return hidden(text)
+
+    return _in_texts(value, without)
+
+
+def _in_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """`value` with a change made to every text in it."""
+    if isinstance(value, str):
+        return change(value)
     if isinstance(value, Mapping):
-        return {name: without_key(item, key) for name, item in value.items()}
+        tree = cast("Mapping[Any, Any]", value)
+        return {name: _in_texts(item, change) for name, item in tree.items()}
     if isinstance(value, (list, tuple)):
-        return [without_key(item, key) for item in value]
+        return [_in_texts(item, change) for item in cast("Sequence[Any]", value)]
     return value
 
 
@@ -103,7 +111,8 @@ def _forms(key: str) -> tuple[tuple[str, int], ...]:
 
 def _without(text: str, secret: str, least: int) -> str:
     """`text` without any stretch of `least` characters or more that `secret` holds too."""
-    parts, start, place = [], 0, 0
+    parts: list[str] = []
+    start = place = 0
     while place + least <= len(text):
         if text[place : place + least] not in secret:
             place += 1

@@ -63,7 +63,7 @@ def marks(config: type) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
         hint = hints[field.name]
         if get_origin(hint) is Annotated:
             kind, *found = get_args(hint)
-            yield field.name, kind, tuple(found)
+            yield field.name, kind, (*found,)
         else:
             yield field.name, hint, ()
 
@@ -73,9 +73,10 @@ def mark_of(kind: type[Mark], found: tuple[Any, ...]) -> Mark | None:
     return next((mark for mark in found if isinstance(mark, kind)), None)
 
 
-def check_bounds(config: Any) -> None:
+def check_bounds(config: object) -> None:
     """UsageError unless every field with bounds is None or a number within them."""
-    bounds = {name: mark_of(Between, found) for name, _, found in marks(type(config))}
+    kind: type = type(config)
+    bounds = {name: mark_of(Between, found) for name, _, found in marks(kind)}
     known = {name: bound for name, bound in bounds.items() if bound is not None}
     require(
         config,

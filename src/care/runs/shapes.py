@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 from care.errors import DataError
 
-Kind = Any
+Kind: TypeAlias = (
+    "type | tuple[str | None, ...] | list[Kind] | dict[Any, Kind] | frozenset[type | None]"
+)
 """A type, a tuple of allowed values, a list [kind of the entries], a dict of fields (a name that
 ends in ? may be absent), {str: kind} for an object with any names, or a set of kinds."""
 
-NUMBER = frozenset({int, float})
-TEXT_OR_NONE = frozenset({str, None})
-NUMBER_OR_NONE = frozenset({int, float, None})
+NUMBER: frozenset[type | None] = frozenset({int, float})
+TEXT_OR_NONE: frozenset[type | None] = frozenset({str, None})
+NUMBER_OR_NONE: frozenset[type | None] = frozenset({int, float, None})
 
 
 def check(value: object, kind: Kind, where: str, todo: str) -> None:
@@ -33,7 +35,7 @@ def check_rows(rows: Iterable[Mapping[str, Any]], kind: Kind, where: object) -> 
     todo = "restore the file, or choose another folder"
     for row in rows:
         check(row, kind, f"The row {row.get('key')!r:.80} in {where}", todo)
-        told = [name for name in ("response", "outcome") if name in kind]
+        told = [name for name in ("response", "outcome") if isinstance(kind, dict) and name in kind]
         if told and row["error"] is None and any(row[name] is None for name in told):
             raise DataError(
                 f"The row {row['key']!r:.80} in {where} holds neither an answer with its outcome "
@@ -48,42 +50,44 @@ def _wrong(value: object, kind: Kind, place: str) -> str | None:
     if isinstance(kind, list):
         if not isinstance(value, list):
             return _told(value, "a list", place)
-        each = (_wrong(v, kind[0], f"{place}[{n}]") for n, v in enumerate(value))
+        items = enumerate(cast("list[object]", value))
+        each = (_wrong(item, kind[0], f"{place}[{n}]") for n, item in items)
         return next((wrong for wrong in each if wrong is not None), None)
     if isinstance(kind, tuple):
         known = ", ".join("null" if each is None else str(each) for each in kind)
         fine = value is None or isinstance(value, str)  # what can't be hashed is none of them
         return None if fine and value in kind else _told(value, f"one of {known}", place)
-    kinds = kind if isinstance(kind, frozenset) else {kind}
+    kinds = kind if isinstance(kind, frozenset) else frozenset({kind})
     if any(_is(value, each) for each in kinds):
         return None
-    names = sorted(_NAMES.get(each, "null") for each in kinds)
+    names = sorted("null" if each is None else _NAMES[each] for each in kinds)
     return _told(value, " or ".join(names), place)
 
 
 def _wrong_object(value: object, kind: dict[Any, Kind], place: str) -> str | None:
     if not isinstance(value, Mapping):
         return _told(value, "an object", place)
+    fields = cast("Mapping[str, object]", value)
     if str in kind:
-        kind = dict.fromkeys(value, kind[str])
+        kind = dict.fromkeys(fields, kind[str])
     for name, each in kind.items():
-        field = name.removesuffix("?")
-        if field not in value:
+        field = str(name).removesuffix("?")
+        if field not in fields:
             if field != name:
                 continue
             return f"{place + '.' if place else ''}{field} is missing"
-        if wrong := _wrong(value[field], each, f"{place + '.' if place else ''}{field}"):
+        if wrong := _wrong(fields[field], each, f"{place + '.' if place else ''}{field}"):
             return wrong
     return None
 
 
-_NAMES = {
+_NAMES: dict[type, str] = {
     str: "a text", int: "a whole number", float: "a number", bool: "true or false",
     dict: "an object", list: "a list", datetime: "a time as ISO 8601",
 }  # fmt: skip
 
 
-def _is(value: object, kind: Any) -> bool:
+def _is(value: object, kind: type | None) -> bool:
     if kind is None:
         return value is None
     if kind is datetime:
@@ -95,9 +99,10 @@ def _is(value: object, kind: Any) -> bool:
 
 def _is_time(value: object) -> bool:
     try:
-        return isinstance(value, str) and datetime.fromisoformat(value) is not None
-    except ValueError:
+        datetime.fromisoformat(cast("str", value))
+    except (TypeError, ValueError):
         return False
+    return True
 
 
 def _told(value: object, kind: str, place: str) -> str:

@@ -58,6 +58,11 @@ def number_goals(groups: ArrayLike | None, count: int, what: str = "values") -> 
     return np.unique(labels, return_inverse=True)[1]
 
 
+def goal_sums(values: Array, goals: NDArray[np.intp]) -> Array:
+    """Sums (G,) of the values (N,) of each numbered goal."""
+    return np.asarray(np.bincount(goals, weights=values), dtype=np.float64)
+
+
 def bootstrap_ratio(
     part: ArrayLike,
     whole: ArrayLike,
@@ -79,7 +84,7 @@ def bootstrap_ratio(
     """
     first, second = finite(part, "values"), finite(whole, "values")
     goals = number_goals(groups, len(first))
-    sums, sizes = (np.bincount(goals, weights=values) for values in (first, second))
+    sums, sizes = (goal_sums(values, goals) for values in (first, second))
     if len(sizes) < 2:
         raise UsageError(f"an interval needs at least 2 groups, got {len(sizes)}; add examples")
     low, high = ratio_limits(sums, sizes, n, np.random.default_rng(seed), level)

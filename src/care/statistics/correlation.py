@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 from care.errors import UsageError
 from care.statistics.bootstrap import percentiles
+from care.statistics.distributions import ranks
 from care.statistics.intervals import Interval, finite
 
 Array = NDArray[np.float64]
@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 
 def rank_correlations(x: Array, y: Array) -> Array:
     """Spearman's ρ of each row of (R, N) and (R, N); NaN where one of them is constant."""
-    left, right = _ranks(x), _ranks(y)
+    left, right = ranks(x), ranks(y)
     left -= left.mean(axis=1, keepdims=True)
     right -= right.mean(axis=1, keepdims=True)
     scale = np.sqrt((left**2).sum(axis=1) * (right**2).sum(axis=1))
@@ -44,7 +44,3 @@ def spearman_bootstrap(
     picks = np.random.default_rng(seed).integers(0, len(first), size=(n, len(first)))
     low, high = percentiles(rank_correlations(first[picks], second[picks]), level)
     return Interval(float(rank_correlations(first[None], second[None])[0]), low, high, len(first))
-
-
-def _ranks(values: Array) -> Array:
-    return np.asarray(rankdata(values, axis=1), dtype=np.float64)

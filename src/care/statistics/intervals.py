@@ -11,9 +11,9 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binom, norm
 
 from care.errors import UsageError
+from care.statistics.distributions import binomial_two_sided, normal_quantile
 from care.typed import WHEN_SET, Change, Count, in_order, inside
 
 
@@ -76,7 +76,7 @@ def wilson(k: int, n: int, level: float = 0.95) -> Interval:
     """
     if n < 1 or not 0 <= k <= n:
         raise UsageError(f"a rate needs 0 <= k <= n and n >= 1, got k={k} and n={n}")
-    z = float(norm.ppf(0.5 + check_level(level) / 2.0))
+    z = normal_quantile(0.5 + check_level(level) / 2.0)
     rate = k / n
     centre = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
@@ -95,8 +95,7 @@ def mcnemar_exact(before: ArrayLike, after: ArrayLike) -> McNemar:
             f"{second.shape}"
         )
     b, c = int((first & ~second).sum()), int((~first & second).sum())
-    p = min(1.0, 2.0 * float(binom.cdf(min(b, c), b + c, 0.5))) if b + c else 1.0
-    return McNemar(b, c, p)
+    return McNemar(b, c, binomial_two_sided(min(b, c), b + c) if b + c else 1.0)
 
 
 def holm(pvalues: ArrayLike) -> NDArray[np.float64]:

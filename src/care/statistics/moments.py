@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from care.errors import FitError
 
 Array = NDArray[np.float64]
+Saved = NDArray[np.float64] | NDArray[np.int64]
 
 _CHUNK = 1024
 _MIN_MAX_ROWS = 2048
@@ -272,12 +273,13 @@ class Moments:
         frobenius = float(np.vdot(scatter, scatter)) / n**2
         return Spread(n, self.width, float(np.trace(scatter)) / n, frobenius, central.fourth / n)
 
-    def to_dict(self) -> dict[str, NDArray[np.generic]]:
+    def to_dict(self) -> dict[str, Saved]:
         """Arrays that `from_dict` restores exactly; they can be saved as safetensors."""
-        header = {"sizes": np.array([self.width, self.max_rows, self.n_])}
+        header: dict[str, Saved] = {"sizes": np.array([self.width, self.max_rows, self.n_])}
         if self._central is None:
             rows = self.rows_
-            return header | {"rows": np.empty((0, self.width)) if rows is None else rows.copy()}
+            kept: Array = np.empty((0, self.width)) if rows is None else rows.copy()
+            return header | {"rows": kept}
         central = self._central
         return header | {
             "mean": central.mean.copy(),
@@ -287,7 +289,7 @@ class Moments:
         }
 
     @classmethod
-    def from_dict(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Moments:
+    def from_dict(cls, arrays: Mapping[str, Saved]) -> Moments:
         """Restore what `to_dict` gave; FitError when arrays are missing or don't fit together."""
         try:
             width, max_rows, n = (int(size) for size in arrays["sizes"].tolist())

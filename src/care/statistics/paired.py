@@ -22,10 +22,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm
 
 from care.errors import UsageError
-from care.statistics.bootstrap import number_goals, ratio_limits
+from care.statistics.bootstrap import goal_sums, number_goals, ratio_limits
+from care.statistics.distributions import normal_quantile
 from care.statistics.intervals import Interval, wilson
 from care.statistics.sign_flips import MANY, exact_sign_flip_p
 
@@ -89,7 +89,7 @@ def paired_difference(
         low, high = max(-1.0, rate - unseen), min(1.0, rate + unseen)
         se = 0.0
     elif count > MANY:
-        half = float(norm.ppf(0.5 + level / 2.0)) * se
+        half = normal_quantile(0.5 + level / 2.0) * se
         low, high = rate - half, rate + half
     else:
         low, high = ratio_limits(sums, sizes, n, rng, level)
@@ -146,4 +146,4 @@ def _clusters(before: ArrayLike, after: ArrayLike, groups: ArrayLike | None) -> 
     sizes = np.bincount(goals).astype(np.float64)
     if len(sizes) < 2:
         raise UsageError(f"a comparison needs at least 2 goals, got {len(sizes)}; add examples")
-    return np.bincount(goals, weights=second - first), sizes
+    return goal_sums(second - first, goals), sizes

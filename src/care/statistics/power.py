@@ -19,10 +19,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import norm
+from scipy import optimize  # pyright: ignore[reportMissingTypeStubs]
 
 from care.errors import UsageError
+from care.statistics.distributions import normal_quantile
 
 POWER = 0.8
 """Chance of finding a difference that is there."""
@@ -46,7 +46,7 @@ def detectable_unpaired(
     _check(n, power, alpha)
     if not 0.0 <= rate <= 1.0:
         raise UsageError(f"a rate lies between 0 and 1, got {rate}")
-    step = (norm.ppf(1 - alpha / 2) + norm.ppf(power)) * np.sqrt(2.0 / n)
+    step = (normal_quantile(1 - alpha / 2) + normal_quantile(power)) * np.sqrt(2.0 / n)
     angle = 2.0 * np.arcsin(np.sqrt(rate))
     low, high = angle - step, angle + step
     return Detectable(
@@ -66,7 +66,7 @@ def detectable_paired(
     _check(n, power, alpha)
     if not 0.0 <= discordant <= 1.0:
         raise UsageError(f"the share of discordant pairs lies between 0 and 1, got {discordant}")
-    a, b = float(norm.ppf(1 - alpha / 2)), float(norm.ppf(power))
+    a, b = normal_quantile(1 - alpha / 2), normal_quantile(power)
 
     def short(delta: float) -> float:
         """How many more pairs than n are needed."""
@@ -75,13 +75,14 @@ def detectable_paired(
 
     if short(1.0) > 0.0:
         return None
-    return float(brentq(short, 1e-6, 1.0, full_output=False))  # pyright: ignore[reportArgumentType]
+    found = optimize.brentq(short, 1e-6, 1.0)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return float(found)  # pyright: ignore[reportArgumentType]
 
 
 def power_note(name: str, n: int, rate: float, discordant: float | None = None) -> str:
     """One sentence: which differences of a suite with `n` examples and `rate` can be seen."""
     found = detectable_unpaired(rate, n)
-    parts = []
+    parts: list[str] = []
     if found.low is not None:
         parts.append(f"a fall to {_percent(found.low)}")
     if found.high is not None:

@@ -15,7 +15,8 @@ from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom, norm
+
+from care.statistics.distributions import binomial_two_sided, normal_tail
 
 Array = NDArray[np.float64]
 
@@ -46,12 +47,12 @@ def exact_sign_flip_p(sums: Array, rng: np.random.Generator) -> float:
         return 1.0
     if np.allclose(np.abs(moved), abs(moved[0])):
         fewer = int(min((moved > 0).sum(), (moved < 0).sum()))
-        return min(1.0, 2.0 * float(binom.cdf(fewer, len(moved), 0.5)))
+        return binomial_two_sided(fewer, len(moved))
     if len(moved) <= EXACT:
         every = np.array(list(product((-1.0, 1.0), repeat=len(moved))))
         return float(_as_far(every, moved).mean())
     if len(moved) > MANY:
-        return min(1.0, 2.0 * float(norm.sf(abs(moved.sum()) / np.sqrt((moved**2).sum()))))
+        return min(1.0, 2.0 * normal_tail(abs(moved.sum()) / np.sqrt((moved**2).sum())))
     signs = rng.integers(0, 2, size=(FLIPS, len(moved)), dtype=np.int8) * 2 - 1
     return float((1 + _as_far(signs, moved).sum()) / (1 + FLIPS))
 

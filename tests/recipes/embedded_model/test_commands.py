@@ -105,6 +105,7 @@ def test_a_folder_in_use_is_not_mixed_with(name, tmp_path, capsys, monkeypatch):
     assert recipe.main([*command[:-1], str(tmp_path / "kept"), "--resume"]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.embedded
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal of POSIX")
 def test_ctrl_c_ends_a_check_with_one_sentence(embedded_vlm, tmp_path):

@@ -36,7 +36,7 @@ from care.errors import FitError, UsageError
 from care.models.sites import Neuron
 from care.models.vlm import VLM
 from care.runs.kept_batches import KeptBatches
-from care.runs.progress import Progress, silent
+from care.runs.progress import Bar, silent
 from care.statistics.bootstrap import bootstrap_mean, draw, percentiles
 from care.statistics.correlation import rank_correlations
 from care.statistics.intervals import Interval
@@ -54,7 +54,7 @@ def find_neurons(
     config: NeuronConfig | None = None,
     metric: Metric | None = None,
     estimates: Estimates | None = None,
-    progress: Callable[..., Progress] | None = None,
+    progress: Bar | None = None,
     kept: KeptBatches | None = None,
 ) -> NeuronReport:
     """Estimate all neurons, verify the best ones, and say what they do.

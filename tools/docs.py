@@ -1,0 +1,42 @@
+"""The tables of docs/report.md, from the types of a report.
+
+    python tools/docs.py            write them anew
+    python tools/docs.py --check    exit with 1 if they aren't what the types say
+
+A table stands between `<!-- table: TYPE -->` and `<!-- end -->`; TYPE is the name of a type that a
+report is made of. Everything else of the page is left alone.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from care.report.described import table, types_of
+from care.report.schema import Report
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "report.md"
+_TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def rendered(text: str) -> str:
+    """The page with its tables as the types say."""
+    types = {kind.__name__: kind for kind in types_of(Report)}
+    return _TABLE.sub(lambda found: f"{found[1]}{table(types[found[2]])}\n{found[3]}", text)
+
+
+def main() -> int:
+    """Write the page, or check it."""
+    text = PAGE.read_text(encoding="utf-8")
+    if rendered(text) == text:
+        return 0
+    if "--check" in sys.argv:
+        print(f"{PAGE} isn't what the types say; run python tools/docs.py")
+        return 1
+    PAGE.write_text(rendered(text), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
