@@ -71,6 +71,7 @@ class Option:
             told = Annotated[kind, typer.Option(self.said, **more)]
         else:
             told = Annotated[kind, typer.Argument(**more)]
+        default = inspect.Parameter.empty if default is MISSING else default
         kept = inspect.Parameter.KEYWORD_ONLY
         return inspect.Parameter(self.parameter, kept, default=default, annotation=told)
 
