@@ -110,11 +110,11 @@ def test_a_resumed_run_makes_no_image_again(world, monkeypatch):
 def test_an_interrupted_attack_is_gone_on_with(world, monkeypatch):
     real, seen = evaluation_attacks.make_image, []
 
-    def interrupted(job, progress, vlm):
+    def interrupted(job, progress, vlm, identity):
         seen.append(job.repair)
         if len(seen) == 2:
             raise KeyboardInterrupt
-        return real(job, progress, vlm)
+        return real(job, progress, vlm, identity)
 
     monkeypatch.setattr(evaluation_attacks, "make_image", interrupted)
     assert evaluate() == 130
