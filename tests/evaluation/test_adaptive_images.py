@@ -145,7 +145,7 @@ def test_goals_that_the_image_was_optimised_on_arent_tested(world, capsys, monke
     Path("asked.jsonl").write_text(lines(GOALS[0], GOALS[3]))
     assert evaluate() == 2
     assert "rob a bank" in capsys.readouterr().err
-    monkeypatch.setattr(evaluation_job, "load_model", real)
+    monkeypatch.setattr(ModelSpec, "load", real)
     assert evaluate("--allow-leaks", out="other") == 0
 
 

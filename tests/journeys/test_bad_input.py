@@ -296,7 +296,7 @@ def full_disk(monkeypatch):
 
 def test_full_disk_loses_no_row(refused, full_disk, monkeypatch, tmp_path):
     def job(given):
-        with Run(given.out, resume=given.resume, config={"seed": given.seed}) as run:
+        with Run(given.run.out, resume=given.run.resume, config={"seed": given.seed}) as run:
             run.add({"key": "first", "answer": "kept"})
             full_disk()
             run.add({"key": "second", "answer": "not kept"})
@@ -345,7 +345,7 @@ def test_full_disk_in_a_library(refused):
 
 def test_ctrl_c_keeps_what_is_done(care_repair, tmp_path):
     def job(given):
-        with Run(given.out, resume=given.resume, config={"seed": given.seed}) as run:
+        with Run(given.run.out, resume=given.run.resume, config={"seed": given.seed}) as run:
             if run.has("first"):
                 return DONE
             with run.stage("answers"):
