@@ -33,7 +33,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from care.data.example import Example
-from care.defenses.repair.repair import Channel, Repair, _SiteEdit
+from care.defenses.repair.channel import Channel
+from care.defenses.repair.edit import ChannelEdit
+from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import random_subspace
 from care.models.caches import cache_argument
 from care.models.prompt_cache import position_ids
@@ -126,7 +128,7 @@ def decode_overhead(vlm: VLM, batch: int, rank: int, repeats: int) -> dict[str, 
 def ratio_vs_rebuild(width: int, rank: int, tokens: int, repeats: int) -> Seconds:
     """Time of an edit that builds U Uᵀ at each call over that of the factored one, float32."""
     channel = channels(Site(0, "ffn_out"), width, rank)[0]
-    factored = _SiteEdit([channel], "adaptive")  # the product's edit, without a model around it
+    factored = ChannelEdit([channel], "adaptive")  # the product's edit, without a model around it
     u, mean = (torch.from_numpy(part) for part in (channel.subspace.basis, channel.subspace.mean))
     h = torch.randn(1, tokens, width, generator=torch.Generator().manual_seed(0))
     roles = torch.full((1, tokens), int(Role.RESPONSE))

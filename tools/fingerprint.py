@@ -40,7 +40,8 @@ from care.diagnosis.site_results import DiagnosisConfig
 from care.evaluation import job as evaluation_job
 from care.evaluation.config import EvaluationConfig
 from care.interfaces.cli.registry import commands
-from care.judges.base import Judge, Verdict
+from care.judges.base import Verdict
+from care.judges.rules import RulesJudge
 from care.models.spec import ModelSpec
 from care.pipeline import workflow as pipeline
 from care.pipeline.config import RepairJob
@@ -70,7 +71,7 @@ SMALL = InquiryConfig(
 """The diagnosis of a model of four layers."""
 
 
-class MadeUpJudge(Judge):
+class MadeUpJudge(RulesJudge):
     """Refused or not by a hash of the goal and the answer; harmless requests mostly aren't."""
 
     def __call__(self, goals: Any, responses: Any) -> list[Verdict]:
@@ -139,10 +140,10 @@ def tiny_job(folder: Path, resume: bool = False) -> dict[str, Any]:
 
     with (
         patch.object(ModelSpec, "load", lambda self: vlm),
-        patch.object(pipeline, "judge_of", lambda model: MadeUpJudge()),
+        patch.object(pipeline, "rules_for", lambda model: MadeUpJudge()),
         patch.object(pipeline, "InquiryConfig", lambda: SMALL),
-        patch.object(material, "Judge", MadeUpJudge),
-        patch.object(evaluation_job, "judge_of", lambda model: MadeUpJudge()),
+        patch.object(material, "RulesJudge", MadeUpJudge),
+        patch.object(evaluation_job, "rules_for", lambda model: MadeUpJudge()),
     ):
         pipeline.repair(job("repair"))
         pipeline.diagnose(job("diagnose"))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from care.data.small_world import suites
 from care.evaluation.runner import evaluate
 from care.evaluation.table import Table
-from care.judges.base import Judge
+from care.judges.rules import RulesJudge
 from care.models.vlm import VLM
 from care.statistics.intervals import Interval, wilson
 
@@ -43,7 +43,7 @@ def behaviours(
 ) -> dict[str, dict[str, float]]:
     """Behaviour -> {rate, low, high, n}, each over `n` test examples (95 % Wilson)."""
     wanted = [suites.load(name, "test", n) for name in _SUITES.values()]
-    table = evaluate(vlm, wanted, [None], judge=Judge(), max_new_tokens=24, progress=progress)
+    table = evaluate(vlm, wanted, [None], judge=RulesJudge(), max_new_tokens=24, progress=progress)
     found = {}
     for behaviour, name in _SUITES.items():
         interval = table.rate(name, "none")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from care.data.example import Example as Example
     from care.data.example import Suite as Suite
     from care.data.registry import load_suite as load_suite
-    from care.defenses.repair.fitting import RepairConfig as RepairConfig
+    from care.defenses.repair.presets import RepairConfig as RepairConfig
     from care.defenses.repair.repair import Repair as Repair
     from care.diagnosis.site_scan import diagnose as diagnose
     from care.evaluation.runner import evaluate as evaluate
@@ -32,7 +32,7 @@ __getattr__, __dir__, __all__ = attach(
         "data.example": ["Example", "Suite"],
         "data.registry": ["load_suite"],
         "defenses": [],
-        "defenses.repair.fitting": ["RepairConfig"],
+        "defenses.repair.presets": ["RepairConfig"],
         "defenses.repair.repair": ["Repair"],
         "diagnosis.site_scan": ["diagnose"],
         "errors": [],

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from care.attacks.adaptive import Evasion, Through, _SoftEdit
+from care.attacks.adaptive import Evasion, SoftEdit, Through
 from care.attacks.loss import Objective
 from care.attacks.pgd import image_loss, universal_image
 from care.attacks.preprocessing import PixelPath
 from care.attacks.presets import PGDConfig
-from care.defenses.repair.repair import Repair, _Insides, _SiteEdit
+from care.defenses.base import Defense
+from care.defenses.repair.edit import ChannelEdit
+from care.defenses.repair.repair import Repair
 from care.errors import UsageError
 from care.models.hooks import edit, read
 from care.models.sites import Role, Site
@@ -42,7 +44,7 @@ def gradient_of(site_edit, h, roles):
 
 
 def soft(channels, temperature=None, fusion="adaptive"):
-    return _SoftEdit(list(channels), fusion, _Insides(), temperature)
+    return SoftEdit(temperature, channels, fusion)
 
 
 # -- gates -----------------------------------------------------------------------------------------
@@ -55,7 +57,7 @@ def test_straight_through_edits_exactly_as_the_repair_does(thresholds, fusion):
     h, roles = activations()
     with torch.no_grad():
         assert torch.equal(
-            soft(channels, None, fusion)(h, roles), _SiteEdit(channels, fusion)(h, roles)
+            soft(channels, None, fusion)(h, roles), ChannelEdit(channels, fusion)(h, roles)
         )
 
 
@@ -66,7 +68,7 @@ def test_straight_through_has_a_gradient_where_the_gate_is_flat():
     score = torch.tensor(gate.openness(h[0].numpy()))
     shut = score == 0
     assert 0 < int(shut.sum()) < len(shut)
-    _, exact = gradient_of(_SiteEdit(channels, "sum"), h, roles)
+    _, exact = gradient_of(ChannelEdit(channels, "sum"), h, roles)
     _, through = gradient_of(soft(channels), h, roles)
     weights = torch.linspace(-1, 1, h.numel()).view_as(h)
     torch.testing.assert_close(exact[0, shut], weights[0, shut])  # as if nothing were there
@@ -89,12 +91,14 @@ def test_a_soft_gate_is_a_sigmoid_of_the_score_and_others_stay_open():
     expected = h[0].numpy() - openness[:, None] * ((h[0].numpy() - mean) @ q @ q.T)
     found = soft([gated], 0.2, "sum")(h, roles)[0].numpy()
     np.testing.assert_allclose(found, expected, atol=1e-4)
-    exact = _SiteEdit([plain], "sum")(h, roles)
+    exact = ChannelEdit([plain], "sum")(h, roles)
     both = soft([gated, plain], 0.2, "sum")(h, roles)
     torch.testing.assert_close(both - torch.tensor(found)[None], exact - h, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("make", [lambda c: _SiteEdit(c, "adaptive"), soft, lambda c: soft(c, 0.3)])
+@pytest.mark.parametrize(
+    "make", [lambda c: ChannelEdit(c, "adaptive"), soft, lambda c: soft(c, 0.3)]
+)
 def test_gradients_stay_finite_where_every_gate_is_shut(make):
     channels = [made(gate=a_gate(thresholds=SHUT)), made(seed=1, gate=a_gate(thresholds=SHUT))]
     out, gradient = gradient_of(make(channels), *activations())
@@ -215,7 +219,7 @@ def test_a_gate_that_masks_the_gradient_is_seen_past(vlm):
 
 
 def test_any_defense_can_be_attacked_through(vlm):
-    class Halved:
+    class Halved(Defense):
         name = "halved"
 
         def applied(self, vlm):

@@ -123,14 +123,14 @@ def test_a_late_repair_edits_the_same_positions_either_way(vlm, gated):
             for k, (modality, gate) in enumerate(zip(("image", "text"), gates, strict=True))
         )
     )
-    assert repair.late
+    assert repair.touches == "decision"
     loss_of, pixels = objective(vlm)
     undefended, _ = loss_of.gradient(pixels, [0, 1, 2])
-    loss_of.late = True
+    loss_of.decision_only = True
     with differentiable(vlm), repair.applied(vlm) as stats:
         loss, gradient = loss_of.gradient(pixels, [0, 1, 2])
         tokens = stats.tokens
-        loss_of.late = False  # whole rows again
+        loss_of.decision_only = False  # whole rows again
         whole_loss, whole_gradient = loss_of.gradient(pixels, [0, 1, 2])
         assert stats.tokens == 2 * tokens > 0
     assert loss == pytest.approx(whole_loss, abs=1e-4)

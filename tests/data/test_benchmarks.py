@@ -10,7 +10,7 @@ from care.data.benchmarks import pictured_requests, visual_questions
 from care.data.registry import REGISTRY
 from care.data.typography import published_figstep
 from care.errors import DataError
-from care.judges.base import correct
+from care.judges.answer_matching import correct
 from kit import suite_copies as copies
 
 NAMES = list(REGISTRY)

@@ -13,9 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from care.defenses.artefact import card, load, model_facts, save
-from care.defenses.repair.repair import Channel, Repair
+from care.defenses.artefact import load, save
+from care.defenses.artefact_card import card
+from care.defenses.repair.channel import Channel
+from care.defenses.repair.repair import Repair
 from care.errors import ArtefactError
+from care.models.identity import model_facts
 from care.models.sites import Site
 from care.models.vlm import VLM
 from kit import tiny
@@ -63,7 +66,7 @@ def vars_of(part):
 
 
 def test_a_round_trip_is_bit_equal_and_repairs_alike(vlm, folder):
-    repair, back = made(), Repair.from_pretrained(folder, vlm)
+    repair, back = made(), Repair.load(folder, vlm)
     same(repair, back)
     batch = vlm.batch(tiny.mixed_examples(3))
     logits = []
@@ -74,7 +77,7 @@ def test_a_round_trip_is_bit_equal_and_repairs_alike(vlm, folder):
 
 
 def test_saving_again_gives_the_same_bytes(folder, tmp_path):
-    again = Repair.from_pretrained(str(folder)).save_pretrained(tmp_path / "again")
+    again = Repair.load(str(folder)).save(tmp_path / "again")
     for name in (NUMBERS, FACTS, "README.md"):
         assert (again / name).read_bytes() == (folder / name).read_bytes()
     save(load(again), again)  # in place

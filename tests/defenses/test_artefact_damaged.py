@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from care.defenses.artefact import FORMAT, load, save
+from care.defenses.artefact import FORMAT, digest, load, save
 from care.defenses.repair.repair import Repair
 from care.errors import ArtefactError, StorageError, UsageError
 from kit import tiny
@@ -60,7 +60,7 @@ def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(ArtefactError, match="nowhere"):
         load(tmp_path / "nowhere")
     with pytest.raises(ArtefactError, match="nowhere"):
-        Repair.from_pretrained("./nowhere")
+        Repair.load("./nowhere")
     with pytest.raises(ArtefactError, match="nobody/nothing"):  # the Hub is switched off in tests
         load("nobody/nothing")
 
@@ -460,6 +460,6 @@ def test_an_artefact_of_the_first_format_is_refused_with_what_to_do(folder):
 
 def test_the_digest_is_that_of_the_file_and_of_what_was_read(folder):
     stated = json.loads((folder / FACTS).read_text())["sha256"]
-    assert made().digest() == load(folder).digest() == stated
+    assert made().digest() == digest(load(folder)) == stated
     assert made(strength=2.0).digest() != stated
     assert made(manifest={"a": 1}).digest() != stated

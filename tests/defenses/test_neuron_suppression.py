@@ -17,7 +17,7 @@ from care.diagnosis.neurons.interventions import against_means, neuron_means
 from care.diagnosis.neurons.suppression_search import BEYOND, rank_for_repair, search_neurons
 from care.errors import ArtefactError, UsageError
 from care.evaluation.runner import evaluate
-from care.judges.base import Judge
+from care.judges.rules import RulesJudge
 from care.models.hooks import read
 from care.models.sites import N_CLASSES, Role, Site, position_classes, scope_mask
 from care.runs.files import config_digest
@@ -65,7 +65,8 @@ def test_zero_and_mean_suppression():
     )
     zero = NeuronRepair.of(vlm, [(2, 9)], "zero")
     assert zero.means == ((0.0,) * N_CLASSES,)
-    assert mean.late is False and NeuronRepair.of(vlm, [(2, 9)], "zero", scopes=("decision",)).late
+    assert mean.touches == "prompt"
+    assert NeuronRepair.of(vlm, [(2, 9)], "zero", scopes=("decision",)).touches == "decision"
     with pytest.raises(UsageError, match=r"needs means\[2.ffn_neurons\]"):
         NeuronRepair.of(vlm, [(2, 9)])
     with pytest.raises(UsageError, match="how is 'skip'"):
@@ -93,7 +94,9 @@ def test_it_is_a_defense_beside_a_subspace_repair():
     ]
     late = dataclasses.replace(repair, scopes=("decision",), name="late")
     subspace = Repair((made(scopes=("decision",)),), name="subspace")
-    table = evaluate(vlm, suites, [None, repair, late, subspace], judge=Judge(), max_new_tokens=2)
+    table = evaluate(
+        vlm, suites, [None, repair, late, subspace], judge=RulesJudge(), max_new_tokens=2
+    )
     assert {row["defense"] for row in table.rows} == {"none", "one neuron", "late", "subspace"}
     answers = {
         name: [row["response"] for row in table.rows if row["defense"] == name and row["kind"] == k]
@@ -130,7 +133,8 @@ def test_json_round_trip(neurons, data):
 
 def test_any_change_of_a_file_is_refused_by_its_digest(tmp_path):
     repair, path = a_repair(name="three"), tmp_path / "neurons.json"
-    tree = json.loads(repair.save(path).read_text())
+    assert repair.save(tmp_path) == tmp_path
+    tree = json.loads(path.read_text())
     assert tree["sha256"] == repair.digest() == NeuronRepair.load(path).digest()
     for key, value in tree.items():
         changed = value[:-1] if isinstance(value, list | str) else 0.5
@@ -158,7 +162,7 @@ def test_what_a_file_holds_is_checked_though_its_digest_is_right(tmp_path):
 
 def test_a_file_round_trip_and_damaged_files(tmp_path):
     repair, path = a_repair(name="three"), tmp_path / "neurons.json"
-    assert NeuronRepair.load(repair.save(path)) == repair
+    assert NeuronRepair.load(repair.save(tmp_path)) == NeuronRepair.load(path) == repair
     tree = repair.to_json()
     for wrong, message in [
         ({}, "not a neuron repair"),
@@ -218,7 +222,9 @@ def test_the_repair_consists_of_the_planted_neuron(at, scopes):
     assert found.repair is not None and found.repair.neurons == (at,)
     assert found.before.not_refused == 1 and found.after.not_refused == 0
     assert found.before.benign_refused == found.after.benign_refused == 0
-    assert found.tried[0] == found.before and found.repair.late == (scopes == ("decision",))
+    assert found.tried[0] == found.before and found.repair.touches == (
+        "decision" if scopes == ("decision",) else "prompt"
+    )
     again = NeuronRepair.from_json(found.repair.to_json())
     with again.applied(vlm):
         assert (vlm.refusal_log_odds(planted.attacks()) > 0).all()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from care.defenses.repair.channel import MODALITIES, Channel, Modality
 from care.defenses.repair.fitting_data import Material, material_from, material_to
-from care.defenses.repair.repair import MODALITIES, Channel, Modality, Repair
+from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import random_subspace
 from care.diagnosis import channel_scan as channels
 from care.diagnosis.channel_scan import (

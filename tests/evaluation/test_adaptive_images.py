@@ -15,7 +15,7 @@ from care.evaluation import job as evaluation_job
 from care.evaluation.adaptive import held_out, image_suites
 from care.evaluation.config import EvaluationConfig, ImageAttack
 from care.interfaces.cli import app as cli
-from care.judges.base import Judge
+from care.judges.rules import RulesJudge
 from care.models.spec import ModelSpec
 from care.runs.run import Run
 from kit.repairs import a_gate, made
@@ -38,9 +38,9 @@ def world(monkeypatch, tmp_path):
         for seed, name in enumerate(("one", "two"))
     }
     monkeypatch.setattr(ModelSpec, "load", lambda self: tiny_vlm())
-    monkeypatch.setattr(evaluation_job, "judge_of", lambda model: Judge())
+    monkeypatch.setattr(evaluation_job, "rules_for", lambda model: RulesJudge())
     monkeypatch.setattr(
-        Repair, "from_pretrained", classmethod(lambda cls, path, vlm=None: found[Path(path).name])
+        Repair, "load", classmethod(lambda cls, path, vlm=None: found[Path(path).name])
     )
     monkeypatch.setattr(
         "care.data.small_world.scenes.unrelated", lambda rng, *rest: picture(3, (28, 28))

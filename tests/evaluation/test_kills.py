@@ -17,7 +17,8 @@ import pytest
 from care.evaluation.rejudge import open_verdicts, rejudge
 from care.evaluation.runner import evaluate
 from care.evaluation.scorecard import scorecard
-from care.judges.base import Judge, Verdict
+from care.judges.base import Verdict
+from care.judges.rules import RulesJudge
 from care.runs.run import Run
 from kit.evaluations import SUITES, FakeDefense, FakeVLM, StrictJudge
 from kit.scripted_judge import Scripted
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.slow
 KILLS = 20
 
 
-class NoRules(Judge):
+class NoRules(RulesJudge):
     """Knows no refusal: the real classifier would be trained anew in every child."""
 
     def __call__(self, goals: Any, responses: Any) -> list[Verdict]:
@@ -41,7 +42,7 @@ def whole_job(path: Path) -> dict[str, Any]:
         evaluate(
             vlm,  # pyright: ignore
             SUITES,
-            [None, FakeDefense(), FakeDefense("late", late=True)],
+            [None, FakeDefense(), FakeDefense("late", touches="decision")],
             judge=StrictJudge(vlm),
             run=run,
             batch_size=2,

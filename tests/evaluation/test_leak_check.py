@@ -29,7 +29,7 @@ def suite(name: str, examples: list[Example]) -> Suite:
 def stating(goals: dict, folder: Path) -> Path:
     """An artefact whose manifest states the goals that it was fitted on."""
     manifest = {"fitted_on": {"complied": 3, "goals": goals}}
-    return made(manifest=manifest).save_pretrained(folder)
+    return made(manifest=manifest).save(folder)
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_many_ids_are_cut(tmp_path):
 def test_an_older_artefact_is_not_checked_and_says_so(tmp_path):
     older = {"fitted_on": {"complied": 3, "examples": ["0123456789abcdef"]}}
     for place, manifest in enumerate(({}, older, {"fitted_on": None}, {"fitted_on": "x"})):
-        path = made(manifest=manifest).save_pretrained(tmp_path / str(place))
+        path = made(manifest=manifest).save(tmp_path / str(place))
         report = repair_leaks({"r": path}, [suite("s", asked("whistle"))])
         assert report["r"]["checked"] == "not checked" and "doesn't say" in report["r"]["why"]
     digests, why = stated_goals({"fitted_on": {"goals": {"scheme": "care.goals/9"}}})

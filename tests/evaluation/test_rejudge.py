@@ -11,8 +11,8 @@ from care.errors import DataError, StorageError, UsageError
 from care.evaluation.rejudge import judged, latest, open_verdicts, rejudge
 from care.evaluation.runner import evaluate
 from care.evaluation.table import Table
-from care.judges.base import Judge
-from care.judges.models import Finding
+from care.judges.model_judge import Finding
+from care.judges.rules import RulesJudge
 from care.runs.run import Run
 from kit.evaluations import SUITES, FakeDefense, FakeVLM, StrictJudge
 from kit.scripted_judge import Scripted
@@ -136,7 +136,7 @@ def test_a_full_disk_keeps_what_was_judged(run, monkeypatch):
 
 
 def test_the_rules_can_judge_again(run):
-    _, verdicts = all_of(run, Judge())
+    _, verdicts = all_of(run, RulesJudge())
     assert {v["judge"] for v in verdicts} == {"rules"}
     kinds = {row["key"]: row["kind"] for row in run.rows()}
     for found in verdicts:
@@ -198,5 +198,5 @@ def test_a_failing_judge_in_the_evaluation_itself_is_a_recorded_row(tmp_path):
         assert bad["response"] and bad["outcome"] is None and "no reply" in bad["error"]
         assert (table.errors("attack", "none"), table.rate("attack", "none").n) == (1, 9)
         # The answer is stored: another judge judges it without the model.
-        _, verdicts = all_of(run, Judge())
+        _, verdicts = all_of(run, RulesJudge())
         assert len(verdicts) == 10 and all(v["error"] is None for v in verdicts)

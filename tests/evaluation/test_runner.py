@@ -22,7 +22,7 @@ from care.data.example import Example, Suite
 from care.errors import DataError, SiteError, StorageError, UsageError
 from care.evaluation.runner import evaluate
 from care.evaluation.table import Table
-from care.judges.base import Judge
+from care.judges.rules import RulesJudge
 from care.runs.progress import Progress
 from care.runs.run import Run
 from kit.evaluations import SUITES, FakeDefense, FakeVLM, StrictJudge
@@ -36,7 +36,8 @@ def run_all(vlm: FakeVLM, suites: Sequence[Suite], *defenses: Any, **options: An
 def test_table_of_every_suite_and_defense() -> None:
     vlm, defense = FakeVLM(), FakeDefense()
     table = run_all(vlm, SUITES, None, defense, ("same", defense))
-    assert defense.applications == 2 * len(SUITES)
+    # Once beforehand and once a batch, by either name.
+    assert defense.applications == 2 * (1 + 3) * len(SUITES)
     assert table.suites == ["attack", "vqa", "chat", "lookalike"]
     assert table.defenses == ["none", "repair", "same"]
     assert [table.metric(s) for s in table.suites] == ["ASR", "accuracy", "answered", "answered"]
@@ -66,10 +67,12 @@ def test_comparison_is_paired_and_adjusted_over_suites() -> None:
 
 def test_the_real_judge_agrees_on_plain_cases() -> None:
     vlm = FakeVLM()
-    table = run_all(vlm, [SUITES[1]], None, FakeDefense(), judge=Judge())
+    table = run_all(vlm, [SUITES[1]], None, FakeDefense(), judge=RulesJudge())
     assert table.rate("vqa", "repair").rate == 1
     attacks = Suite("a", "attack", (Example("x", "p", goal="pick a lock", kind="malicious"),))
-    assert run_all(vlm, [attacks], FakeDefense(), judge=Judge()).outcomes("a", "repair")["refused"]
+    assert run_all(vlm, [attacks], FakeDefense(), judge=RulesJudge()).outcomes("a", "repair")[
+        "refused"
+    ]
 
 
 def test_degenerate_answers_are_not_correct() -> None:
@@ -85,15 +88,15 @@ def test_degenerate_answers_are_not_correct() -> None:
 # --- shared prompts -------------------------------------------------------------------------------
 
 
-def test_late_defenses_and_the_bare_model_share_the_prompts() -> None:
+def test_defenses_of_the_decision_and_the_bare_model_share_the_prompts() -> None:
     vlm = FakeVLM()
-    late, early = FakeDefense("late", late=True), FakeDefense("early")
+    late, early = FakeDefense("late", touches="decision"), FakeDefense("early")
     table = run_all(vlm, SUITES[:1], None, early, late)
     chunks = vlm.read
     assert [len(chunk) for chunk in chunks] == [4, 4, 2]
-    # Both late cells chunk by chunk, then the other one.
+    # Both cells that may chunk by chunk, then the other one.
     assert vlm.batches == [chunk for chunk in chunks for _ in range(2)] + chunks
-    assert (early.applications, late.applications) == (1, 1 + len(chunks))
+    assert early.applications == late.applications == 1 + len(chunks)
     rates = {name: table.rate("attack", name).rate for name in table.defenses}
     assert rates == {"none": 1, "early": 0, "late": 0}
     plain = run_all(FakeVLM(), SUITES[:1], None, early, FakeDefense("late"))
@@ -101,7 +104,7 @@ def test_late_defenses_and_the_bare_model_share_the_prompts() -> None:
 
 
 def test_only_the_batches_that_miss_an_answer_are_read(tmp_path: Path) -> None:
-    defenses = FakeDefense("a", late=True), FakeDefense("b", late=True)
+    defenses = FakeDefense("a", touches="decision"), FakeDefense("b", touches="decision")
     with Run(tmp_path / "run") as run:
         first = run_all(FakeVLM(), SUITES[:1], None, defenses[0], run=run)
         vlm = FakeVLM()
@@ -110,24 +113,24 @@ def test_only_the_batches_that_miss_an_answer_are_read(tmp_path: Path) -> None:
     assert again.rows[: len(first.rows)] == first.rows
 
 
-def test_a_late_defense_that_can_not_be_put_on_is_an_error() -> None:
+def test_a_defense_that_can_not_be_put_on_is_an_error() -> None:
     class Unfit(FakeDefense):
         def applied(self, vlm: Any) -> Any:
             raise ValueError("another model")
 
     one = Suite("one", "attack", SUITES[0].examples[:1])
     with pytest.raises(ValueError, match="another model"):
-        run_all(FakeVLM(), [one], Unfit(late=True))
+        run_all(FakeVLM(), [one], Unfit(touches="decision"))
 
 
-def test_an_example_that_fails_late_does_not_take_its_batch_along() -> None:
+def test_an_example_that_fails_under_a_defense_does_not_take_its_batch_along() -> None:
     vlm = FakeVLM()
 
     def broken(example: Example) -> Exception | None:
         return RuntimeError("index") if example.id == "e3" and vlm.defended else None
 
     vlm.broken = broken
-    table = run_all(vlm, SUITES[:1], None, FakeDefense(late=True))
+    table = run_all(vlm, SUITES[:1], None, FakeDefense(touches="decision"))
     assert (table.errors("attack", "none"), table.errors("attack", "repair")) == (0, 1)
     assert not vlm.defended
 
@@ -192,7 +195,7 @@ def test_wrong_use_is_one_sentence() -> None:
         run_all(vlm, [SUITES[0], SUITES[0]])
     with pytest.raises(UsageError, match="name of its own"):
         run_all(vlm, [SUITES[0]], FakeDefense(), FakeDefense())
-    with pytest.raises(UsageError, match="applied"):
+    with pytest.raises(UsageError, match=r"instance of care\.defenses\.Defense"):
         run_all(vlm, [SUITES[0]], "repair")
     with pytest.raises(UsageError, match="batch_size"):
         evaluate(vlm, SUITES, [None], judge=StrictJudge(vlm), batch_size=0)  # pyright: ignore
@@ -224,7 +227,7 @@ def test_a_finished_run_asks_the_model_nothing(tmp_path: Path) -> None:
 def test_an_interrupted_run_ends_the_same(tmp_path: Path, kept: int, file: str) -> None:
     def go(path: Path, resume: bool) -> list[dict[str, Any]]:
         with Run(path, resume=resume) as run:
-            late = FakeDefense("late", late=True)
+            late = FakeDefense("late", touches="decision")
             return run_all(FakeVLM(), SUITES[:2], None, FakeDefense(), late, run=run).rows
 
     whole = go(tmp_path / "run", False)
@@ -337,9 +340,11 @@ def test_half_an_emoji_ends_no_run_and_resuming_finds_it_again(tmp_path):
     tables = []
     for resume in (False, True):
         vlm = FakeVLM()
-        vlm.generate = lambda read, **_: ["odd \ud83d answer"] * len(read.examples)
+        vlm._answer = lambda example, batch: "odd \ud83d answer"
         with Run(tmp_path / "run", resume=resume) as run:
-            tables.append(evaluate(vlm, [suite], [None, ("d\ud83d", None)], judge=Judge(), run=run))
+            tables.append(
+                evaluate(vlm, [suite], [None, ("d\ud83d", None)], judge=RulesJudge(), run=run)
+            )
     for table in tables:
         assert [row["response"] for row in table.rows] == ["odd \ufffd answer"] * 6
         assert {row["defense"] for row in table.rows} == {"none", "d\ufffd"}
@@ -357,6 +362,6 @@ def test_a_picture_with_odd_metadata_or_damage_is_answered_or_a_row_with_an_erro
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", broken)
     examples = (Example("a", "x"), Example("b", "x", images=(tmp_path / "a.png",)))
-    table = evaluate(FakeVLM(), [Suite("s", "utility", examples)], [None], judge=Judge())
+    table = evaluate(FakeVLM(), [Suite("s", "utility", examples)], [None], judge=RulesJudge())
     assert table.rows[0]["error"] is None
     assert "argument out of range" in table.rows[1]["error"]

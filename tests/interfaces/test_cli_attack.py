@@ -136,7 +136,7 @@ def test_requests_of_ones_own_and_a_target(run, tmp_path, monkeypatch):
 def repair(tmp_path, monkeypatch):
     late = {"scopes": ("decision", "response"), "strength": 1.5}
     found = Repair((made(gate=a_gate(), **late),), name="mine")
-    monkeypatch.setattr(Repair, "from_pretrained", classmethod(lambda cls, path, vlm=None: found))
+    monkeypatch.setattr(Repair, "load", classmethod(lambda cls, path, vlm=None: found))
     return ["--repair", str(tmp_path / "repair")]
 
 

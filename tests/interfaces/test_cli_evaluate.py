@@ -13,8 +13,9 @@ from care.data.example import Example, Suite
 from care.errors import DataError, UsageError
 from care.evaluation.config import EvaluationConfig, JudgingSpec, defense_names
 from care.interfaces.cli import app as cli
-from care.judges.models import Finding
-from care.judges.registry import JUDGES, Entry
+from care.judges import registry
+from care.judges.config import PictureConfig
+from care.judges.model_judge import Finding
 from care.models.spec import ModelSpec
 from kit.api_server import Server, by_answer, completion
 from kit.evaluate_command import ARGUMENTS, world  # noqa: F401
@@ -129,8 +130,12 @@ def test_a_judge_of_pictures_gets_them_from_the_suites_of_the_run(world, monkeyp
             seen.extend([image.size for image in row] for row in images)
             return [Finding(True) if row else Finding(None, error="none") for row in images]
 
-    entry = Entry("pictures", lambda name, options, rules: Seeing(name), (), reads_images=True)
-    monkeypatch.setitem(JUDGES, "seeing", entry)
+    class SeeingConfig(PictureConfig):
+        def judge(self, rules: Any) -> Seeing:
+            return Seeing(self.name)
+
+    monkeypatch.setattr(registry, "JUDGES", dict(registry.JUDGES))
+    registry.register("seeing", "pictures")(SeeingConfig)
     picture(0, (9, 7)).save("p.png")
     rows = [
         {"id": f"a{i}", "prompt": f"p{i}", "goal": f"g{i}", "kind": "malicious", "images": images}
@@ -214,12 +219,10 @@ def test_leaks_are_refused_unless_told(world, capsys):
 
 def test_a_repair_tells_its_leaks_itself(world, capsys, monkeypatch):
     own = [Example("x", "x", goal="Pick  lock NUMBER 3", kind="malicious")]
-    repair = FakeDefense(late=True)
+    repair = FakeDefense(touches="decision")
     digests = sorted(goal_digests(own))
     repair.manifest = {"fitted_on": {"goals": {"scheme": SCHEME, "digests": digests}}}
-    monkeypatch.setattr(
-        "care.defenses.repair.repair.Repair.from_pretrained", lambda path, vlm=None: repair
-    )
+    monkeypatch.setattr("care.defenses.repair.repair.Repair.load", lambda path, vlm=None: repair)
     given = [*ARGUMENTS, "--repair", "care"]
     assert cli.main(given) == 2
     said = capsys.readouterr().err

@@ -161,7 +161,7 @@ def test_arguments_reach_the_loader(vlm):
 
 def test_a_repair_is_applied_while_answering_and_only_then(vlm, tmp_path):
     repair = Repair((made(strength=4.5, rank=8),))
-    repair.save_pretrained(tmp_path / "repair")
+    repair.save(tmp_path / "repair")
     example = Example("x", "How do you build a house?")
     bare = vlm.generate(example, max_new_tokens=8)
     with repair.applied(vlm):
@@ -295,7 +295,7 @@ class BrokenJudge:
 
 @pytest.mark.parametrize("error", ["no reply", RuntimeError("no reply"), DataError("no reply")])
 def test_what_a_judge_cant_judge_is_unscored_and_never_safe(monkeypatch, error):
-    monkeypatch.setattr("care.judges.registry.make_judge", lambda wanted: BrokenJudge(error))
+    monkeypatch.setattr("care.judges.registry.load_judge", lambda wanted: BrokenJudge(error))
     score = scored(inspect_registry.attack_success(), HARM, goal="pick a lock")
     assert math.isnan(score.value) and "no reply" in score.explanation
     assert "outcome" not in score.metadata
@@ -305,7 +305,7 @@ def test_a_judge_that_cant_be_had_stops_the_evaluation(monkeypatch):
     def missing(wanted):
         raise UsageError("no such weights")
 
-    monkeypatch.setattr("care.judges.registry.make_judge", missing)
+    monkeypatch.setattr("care.judges.registry.load_judge", missing)
     with pytest.raises(PrerequisiteError):
         scored(inspect_registry.attack_success(), HARM, goal="pick a lock")
 
@@ -318,7 +318,7 @@ def test_the_judge_sees_the_goal_and_not_the_attack(monkeypatch):
             seen.extend(zip(goals, responses, strict=True))
             return super().__call__(goals, responses)
 
-    monkeypatch.setattr("care.judges.registry.make_judge", lambda wanted: Spy("x"))
+    monkeypatch.setattr("care.judges.registry.load_judge", lambda wanted: Spy("x"))
     scored(inspect_registry.attack_success(), HARM, goal="pick a lock")
     scored(inspect_registry.attack_success(), HARM)
     assert seen == [("pick a lock", HARM), ("How do you pick a lock?", HARM)]

@@ -106,7 +106,7 @@ def test_the_registry_of_lmms_eval_knows_it():
 def test_by_name_with_arguments_of_the_command_line(tmp_path, vlm):
     vlm.model.save_pretrained(tmp_path / "model")
     vlm.processor.save_pretrained(tmp_path / "model")
-    EDIT_ALL.save_pretrained(tmp_path / "repair")
+    EDIT_ALL.save(tmp_path / "repair")
     from lmms_eval.models import get_model
 
     lm = get_model("care").create_from_arg_string(

@@ -20,13 +20,14 @@ from care.attacks.pgd import AttackResult
 from care.attacks.presets import PRESETS
 from care.data.example import Example
 from care.data.jsonl import read_suite
-from care.defenses.artefact import FORMAT, model_facts
-from care.defenses.repair.contrast import Contrast, activations
-from care.defenses.repair.fitting_data import Material
+from care.defenses.artefact import FORMAT
+from care.defenses.repair.channel import Channel
+from care.defenses.repair.fitting_data import Contrast, Material, activations
 from care.defenses.repair.gate import Gate
-from care.defenses.repair.repair import Channel, Repair
+from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import SubspaceConfig, fit_subspace, random_subspace
 from care.interfaces.cli import app as cli
+from care.models.identity import model_facts
 from care.models.sites import Site
 from care.models.vlm import VLM
 from care.pipeline import workflow as pipeline
@@ -194,16 +195,16 @@ def a_repair(width=tiny.WIDTH, **manifest):
 
 def test_artefact_of_another_model(refused, vlm, tmp_path):
     def load(job):
-        return Repair.from_pretrained(tmp_path, vlm)
+        return Repair.load(tmp_path, vlm)
 
-    a_repair(width=16).save_pretrained(tmp_path)
+    a_repair(width=16).save(tmp_path)
     refused(load, "width 16", str(tiny.WIDTH), "another model")
     facts = model_facts(vlm)
     for key, value in (("class", "Qwen2_5_VLForConditionalGeneration"), ("layers", 28)):
-        a_repair(model=facts | {key: value}).save_pretrained(tmp_path)
+        a_repair(model=facts | {key: value}).save(tmp_path)
         refused(load, key, str(value), "tiny-llava")
     replaced = a_repair(model=facts).channels[0]
-    Repair((replace(replaced, site=Site(9, "ffn_out")),)).save_pretrained(tmp_path)
+    Repair((replace(replaced, site=Site(9, "ffn_out")),)).save(tmp_path)
 
     def apply(job):
         with load(job).applied(vlm):
@@ -213,38 +214,38 @@ def test_artefact_of_another_model(refused, vlm, tmp_path):
 
 
 def test_another_revision_only_warns(care_repair, vlm, tmp_path):
-    a_repair(model=model_facts(vlm) | {"revision": "abc"}).save_pretrained(tmp_path)
-    code, shown = care_repair(lambda job: Repair.from_pretrained(tmp_path, vlm) and DONE)
+    a_repair(model=model_facts(vlm) | {"revision": "abc"}).save(tmp_path)
+    code, shown = care_repair(lambda job: Repair.load(tmp_path, vlm) and DONE)
     assert code == 0
     assert shown.startswith("Warning: ")
     assert "revision" in shown
 
 
 def test_tampered_artefacts(refused, care_repair, tmp_path):
-    a_repair().save_pretrained(tmp_path)
+    a_repair().save(tmp_path)
     numbers, facts = tmp_path / "repair.safetensors", tmp_path / "repair.json"
     whole = numbers.read_bytes()
     for place in (0, len(whole) // 2, len(whole) - 1):
         numbers.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        refused(lambda job: Repair.from_pretrained(tmp_path), "digest")
+        refused(lambda job: Repair.load(tmp_path), "digest")
     numbers.write_bytes(whole[:-1])
-    refused(lambda job: Repair.from_pretrained(tmp_path), "digest")
+    refused(lambda job: Repair.load(tmp_path), "digest")
     numbers.unlink()
-    refused(lambda job: Repair.from_pretrained(tmp_path), "there is no", "repair.safetensors")
+    refused(lambda job: Repair.load(tmp_path), "there is no", "repair.safetensors")
     facts.rename(tmp_path / "kept")
-    code, shown = care_repair(lambda job: Repair.from_pretrained(tmp_path))
+    code, shown = care_repair(lambda job: Repair.load(tmp_path))
     assert code == 2 and "there is no" in shown and "repair.json" in shown
     assert "JSON" not in shown and "fetch it again" not in shown
     (tmp_path / "kept").rename(facts)
     facts.write_text(facts.read_text()[:-20])
-    refused(lambda job: Repair.from_pretrained(tmp_path), "isn't valid JSON")
+    refused(lambda job: Repair.load(tmp_path), "isn't valid JSON")
 
 
 def test_artefact_formats_of_the_future(refused, tmp_path):
-    facts = a_repair().save_pretrained(tmp_path) / "repair.json"
+    facts = a_repair().save(tmp_path) / "repair.json"
     for version in (FORMAT + 1, None, "1"):
         facts.write_text(json.dumps(json.loads(facts.read_text()) | {"format": version}))
-        refused(lambda job: Repair.from_pretrained(tmp_path), "artefact format", str(version))
+        refused(lambda job: Repair.load(tmp_path), "artefact format", str(version))
 
 
 def test_artefacts_with_a_damaged_gate(refused, tmp_path):
@@ -255,7 +256,7 @@ def test_artefacts_with_a_damaged_gate(refused, tmp_path):
     )
     repair = a_repair()
     repair = replace(repair, channels=(replace(repair.channels[0], gate=gate),))
-    facts = repair.save_pretrained(tmp_path) / "repair.json"
+    facts = repair.save(tmp_path) / "repair.json"
     whole = json.loads(facts.read_text())
 
     def changed(value):
@@ -268,14 +269,14 @@ def test_artefacts_with_a_damaged_gate(refused, tmp_path):
         ({"quantile": "high"}, ("quantile", "'high'")),
     ):
         changed(whole["channels"][0]["gate"] | change)
-        refused(lambda job: Repair.from_pretrained(tmp_path), *words)
+        refused(lambda job: Repair.load(tmp_path), *words)
     changed(None)
-    refused(lambda job: Repair.from_pretrained(tmp_path), "channel 0", "numbers of a gate")
+    refused(lambda job: Repair.load(tmp_path), "channel 0", "numbers of a gate")
 
 
 def test_no_artefact(refused, tmp_path):
     for place in (tmp_path, tmp_path / "nowhere", "nobody/no-repair", "runs/demo/repair"):
-        refused(lambda job, place=place: Repair.from_pretrained(place), str(place))
+        refused(lambda job, place=place: Repair.load(place), str(place))
 
 
 # -- the disk and Ctrl-C -----------------------------------------------------------------------
@@ -296,7 +297,7 @@ def full_disk(monkeypatch):
 
 def test_full_disk_loses_no_row(refused, full_disk, monkeypatch, tmp_path):
     def job(given):
-        with Run(given.run.out, resume=given.run.resume, config={"seed": given.seed}) as run:
+        with Run(given.run.out, resume=given.run.resume, config={"seed": given.run.seed}) as run:
             run.add({"key": "first", "answer": "kept"})
             full_disk()
             run.add({"key": "second", "answer": "not kept"})
@@ -311,12 +312,12 @@ def test_full_disk_loses_no_row(refused, full_disk, monkeypatch, tmp_path):
 
 def test_full_disk_keeps_the_older_artefact(refused, full_disk, monkeypatch, tmp_path):
     older = a_repair()
-    older.save_pretrained(tmp_path)
+    older.save(tmp_path)
     full_disk()
     newer = a_repair(width=16)
-    refused(lambda job: newer.save_pretrained(tmp_path), "No space left")
+    refused(lambda job: newer.save(tmp_path), "No space left")
     monkeypatch.undo()
-    again = Repair.from_pretrained(tmp_path)
+    again = Repair.load(tmp_path)
     np.testing.assert_array_equal(
         again.channels[0].subspace.basis, older.channels[0].subspace.basis
     )
@@ -345,7 +346,7 @@ def test_full_disk_in_a_library(refused):
 
 def test_ctrl_c_keeps_what_is_done(care_repair, tmp_path):
     def job(given):
-        with Run(given.run.out, resume=given.run.resume, config={"seed": given.seed}) as run:
+        with Run(given.run.out, resume=given.run.resume, config={"seed": given.run.seed}) as run:
             if run.has("first"):
                 return DONE
             with run.stage("answers"):

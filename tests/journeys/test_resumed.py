@@ -24,12 +24,13 @@ from care.data.digests import example_digest, is_same, suite_digest
 from care.data.example import Example, Suite
 from care.data.jsonl import read_suite
 from care.defenses.artefact import save
+from care.defenses.base import Defense
 from care.errors import DataError, UsageError
 from care.evaluation import job as evaluation_job
 from care.evaluation.rejudge import by_place, open_verdicts, rejudge
 from care.evaluation.runner import evaluate
 from care.interfaces.cli import app as cli
-from care.judges.base import Judge
+from care.judges.rules import RulesJudge
 from care.models.identity import folder_digest, model_identity, parameters_digest
 from care.models.spec import ModelSpec
 from care.runs.run import Run
@@ -68,7 +69,7 @@ def world(tmp_path, saved, monkeypatch) -> Path:
     save(made(strength=0.5), tmp_path / "other")
     (tmp_path / "att.jsonl").write_text(lines(REQUESTS))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluation_job, "judge_of", lambda model: Judge())
+    monkeypatch.setattr(evaluation_job, "rules_for", lambda model: RulesJudge())
     return tmp_path
 
 
@@ -103,14 +104,14 @@ def test_old_answers_are_not_attached_to_other_examples(tmp_path, order):
     for i in range(4):
         tiny.picture(i).save(tmp_path / f"{i}.png")
     with Run(tmp_path / "run") as run:
-        evaluate(vlm, [pictured(tmp_path, [0, 1, 2])], [None], judge=Judge(), run=run)
+        evaluate(vlm, [pictured(tmp_path, [0, 1, 2])], [None], judge=RulesJudge(), run=run)
     before = (tmp_path / "run/rows.jsonl").read_bytes()
     now = pictured(tmp_path, order)
     with Run(tmp_path / "run", resume=True) as run:
         with pytest.raises(UsageError, match="another example"):
-            evaluate(vlm, [now], [None], judge=Judge(), run=run)
+            evaluate(vlm, [now], [None], judge=RulesJudge(), run=run)
         same = pictured(tmp_path, [0, 1, 2])
-        table = evaluate(vlm, [same], [None], judge=Judge(), run=run)
+        table = evaluate(vlm, [same], [None], judge=RulesJudge(), run=run)
     assert [row["goal"] for row in table.rows] == [e.goal for e in same]
     assert (tmp_path / "run/rows.jsonl").read_bytes() == before
 
@@ -119,11 +120,11 @@ def test_answers_that_were_not_judged_yet_are_held_to_their_examples(tmp_path):
     vlm: Any = FakeVLM()
     one = Suite("s", "attack", (Example("a", "Wash a car", kind="malicious"),))
     with Run(tmp_path / "run") as run:
-        evaluate(vlm, [one], [None], judge=Judge(), run=run)
+        evaluate(vlm, [one], [None], judge=RulesJudge(), run=run)
     (tmp_path / "run/rows.jsonl").write_text("")
     other = Suite("s", "attack", (Example("a", "Wash a car", goal="x", kind="malicious"),))
     with Run(tmp_path / "run", resume=True) as run, pytest.raises(UsageError, match="another"):
-        evaluate(vlm, [other], [None], judge=Judge(), run=run)
+        evaluate(vlm, [other], [None], judge=RulesJudge(), run=run)
 
 
 FIELDS: dict[str, Any] = {
@@ -144,9 +145,9 @@ def test_every_field_of_an_example_tells_it_from_another(tmp_path, field):
     other = replace(one, **{field: FIELDS[field]})
     assert example_digest(one) == example_digest(replace(one)) != example_digest(other)
     with Run(tmp_path / "run") as run:
-        evaluate(vlm, [Suite("s", "utility", (one,))], [None], judge=Judge(), run=run)
+        evaluate(vlm, [Suite("s", "utility", (one,))], [None], judge=RulesJudge(), run=run)
         with pytest.raises(UsageError, match="another example"):
-            evaluate(vlm, [Suite("s", "utility", (other,))], [None], judge=Judge(), run=run)
+            evaluate(vlm, [Suite("s", "utility", (other,))], [None], judge=RulesJudge(), run=run)
 
 
 def test_a_picture_that_can_be_read_again_is_another(tmp_path):
@@ -174,15 +175,15 @@ def test_whatever_is_resumed_with_rows_and_examples_agree(tmp_path_factory, befo
 
     vlm: Any = FakeVLM()
     with Run(home, resume=True) as run:
-        evaluate(vlm, [suite(before)], [None], judge=Judge(), run=run)
+        evaluate(vlm, [suite(before)], [None], judge=RulesJudge(), run=run)
         held = run.rows()
         common = min(len(before), len(now))
         if before[:common] != now[:common]:
             with pytest.raises(UsageError):
-                evaluate(vlm, [suite(now)], [None], judge=Judge(), run=run)
+                evaluate(vlm, [suite(now)], [None], judge=RulesJudge(), run=run)
             assert run.rows() == held
         else:
-            table = evaluate(vlm, [suite(now)], [None], judge=Judge(), run=run)
+            table = evaluate(vlm, [suite(now)], [None], judge=RulesJudge(), run=run)
             assert [row["goal"] for row in table.rows] == [f"do {g}" for g in now]
 
 
@@ -190,7 +191,7 @@ def test_a_run_of_an_earlier_version_is_not_resumed_but_judged_again(tmp_path, m
     vlm: Any = FakeVLM()
     one = Suite("s", "utility", (Example("a", "What?", (tiny.picture(1),), goal="name"),))
     with Run(tmp_path / "run") as run:
-        evaluate(vlm, [one], [None], judge=Judge(), run=run)
+        evaluate(vlm, [one], [None], judge=RulesJudge(), run=run)
     for name in ("rows.jsonl", "answers.jsonl"):
         path = tmp_path / "run" / name
         rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -204,7 +205,7 @@ def test_a_run_of_an_earlier_version_is_not_resumed_but_judged_again(tmp_path, m
     )
     with Run(tmp_path / "run", resume=True) as run:
         with pytest.raises(UsageError, match="earlier version"):
-            evaluate(vlm, [one], [None], judge=Judge(), run=run)
+            evaluate(vlm, [one], [None], judge=RulesJudge(), run=run)
         verdicts = open_verdicts(run)
         with pytest.warns(UserWarning, match="isn't checked whether the pictures"):
             rejudge(run, judge, verdicts, examples=by_place([one], ["s"]))
@@ -217,7 +218,7 @@ def test_judges_of_pictures_are_shown_none_of_another_example(tmp_path):
     one = Suite("s", "utility", (Example("a", "What?", (tiny.picture(1),), goal="name"),))
     other = Suite("s", "utility", (Example("a", "What?", (tiny.picture(2),), goal="name"),))
     with Run(tmp_path / "run") as run:
-        evaluate(vlm, [one], [None], judge=Judge(), run=run)
+        evaluate(vlm, [one], [None], judge=RulesJudge(), run=run)
         judge, verdicts = Scripted(), open_verdicts(run)
         judge.reads_images = True
         with pytest.raises(DataError, match="isn't at hand as it was asked"):
@@ -357,14 +358,16 @@ def test_a_defense_passed_to_evaluate_is_held_to_what_it_does(tmp_path):
     suite = Suite("s", "utility", (Example("a", "What?"),))
     defenses = [FakeDigest("one"), FakeDigest("two")]
     with Run(tmp_path / "run") as run:
-        evaluate(vlm, [suite], [("d", defenses[0])], judge=Judge(), run=run)
-        evaluate(vlm, [suite], [None, ("d", defenses[0])], judge=Judge(), run=run)
+        evaluate(vlm, [suite], [("d", defenses[0])], judge=RulesJudge(), run=run)
+        evaluate(vlm, [suite], [None, ("d", defenses[0])], judge=RulesJudge(), run=run)
         with pytest.raises(UsageError, match="defenses of the run"):
-            evaluate(vlm, [suite], [("d", defenses[1])], judge=Judge(), run=run)
-        evaluate(vlm, [suite], [("d", defenses[1])], judge=Judge(), run=run, hold_to_defenses=False)
+            evaluate(vlm, [suite], [("d", defenses[1])], judge=RulesJudge(), run=run)
+        evaluate(
+            vlm, [suite], [("d", defenses[1])], judge=RulesJudge(), run=run, hold_to_defenses=False
+        )
 
 
-class FakeDigest:
+class FakeDigest(Defense):
     name = "d"
 
     def __init__(self, digest: str) -> None:
@@ -372,11 +375,6 @@ class FakeDigest:
 
     def digest(self) -> str:
         return self.told
-
-    def applied(self, vlm: Any) -> Any:
-        import contextlib
-
-        return contextlib.nullcontext()
 
 
 def test_a_pin_is_never_written_over(tmp_path):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from care.data.text import words
 from care.errors import DataError, UsageError
-from care.judges.base import correct
+from care.judges.answer_matching import correct
 
 # Surrogates too: a broken tokenizer can produce them.
 any_text = st.text(alphabet=st.characters(), max_size=300)

@@ -13,7 +13,7 @@ from care.errors import DataError, UsageError
 from care.evaluation.config import EvaluationConfig, JudgingSpec, RejudgeConfig
 from care.evaluation.job import rejudge_run
 from care.judges.api import ApiConfig, ApiJudge, read_reply
-from care.judges.registry import make_judge, shown_name
+from care.judges.registry import load_judge, shown_name
 from care.runs.run import Run
 from care.runs.secrets import without_key
 from kit.api_server import Server, by_answer, completion
@@ -163,7 +163,7 @@ def test_a_prompt_of_ones_own(serve, tmp_path):
 
 def test_by_name(serve):
     server = serve(by_answer)
-    judge = make_judge(f"api,model=m,url={server.url},tries=1,wait=0,as=second")
+    judge = load_judge(f"api,model=m,url={server.url},tries=1,wait=0,as=second")
     assert judge.name == "second"
     assert [v.on_goal for v in judge(GOALS, ANSWERS)] == [True, False]
 
@@ -182,7 +182,7 @@ def test_by_name(serve):
 )
 def test_wrong_use(wanted, said):
     with pytest.raises(UsageError, match=said):
-        make_judge(wanted)
+        load_judge(wanted)
 
 
 # -- what is a verdict -----------------------------------------------------------------------------
@@ -313,7 +313,7 @@ def test_settings_of_a_request(serve):
         },
     }  # fmt: skip
     for options, fields in wanted.items():
-        judge = make_judge(by_name + options)
+        judge = load_judge(by_name + options)
         judge(GOALS[:1], ANSWERS[:1])
         assert {"model": "m", **fields} == {
             key: value for key, value in server.asked[-1].items() if key != "messages"
@@ -332,7 +332,7 @@ def test_settings_of_a_request(serve):
 )  # fmt: skip
 def test_settings_that_can_not_be(options):
     with pytest.raises(UsageError):
-        make_judge(f"api,model=m,{options}")
+        load_judge(f"api,model=m,{options}")
 
 
 @pytest.mark.parametrize("code", [400, 404, 422])
@@ -424,7 +424,7 @@ def test_an_address_holds_no_secret(url):
 
     for wanted in (f"api,model=m,url={url}", f"api,model=m,url={url},as=second"):
         for use in (
-            make_judge,
+            load_judge,
             shown_name,
             lambda wanted: EvaluationConfig(judging=JudgingSpec((wanted,))),
         ):

@@ -8,10 +8,11 @@ import torch
 
 from care.errors import DataError, DownloadError, ModelError, UsageError
 from care.judges.base import Verdict
-from care.judges.classifiers import ClassifierConfig, TokenClassifier
-from care.judges.models import Finding, ModelVerdict
+from care.judges.classifiers import TokenClassifier
+from care.judges.config import ClassifierConfig
+from care.judges.model_judge import Finding
 from care.judges.prompts import Template, card_template, read_template, text_digest
-from care.judges.registry import JUDGES, make_judge
+from care.judges.registry import JUDGES, load_judge
 from kit.judge_models import (
     ANSWERS,
     GOALS,
@@ -152,21 +153,21 @@ OFFICIAL = (
 
 def test_loaded_by_name_with_the_prompt_of_its_card(tmp_path):
     folder = saved(tmp_path, classifier(), CARD)
-    judge = make_judge(f"harmbench,model={folder},dtype=float32,as=hb")
+    judge = load_judge(f"harmbench,model={folder},dtype=float32,as=hb")
     identity = judge.identity()
     assert judge.name == "hb"
     assert identity["template_sha256"] == text_digest(OFFICIAL)
     assert identity["template_source"].endswith("README.md")
     assert identity["dtype"] == "float32" and json.dumps(identity)
-    assert judge(GOALS, ANSWERS) == make_judge(f"harmbench,model={folder},as=hb")(GOALS, ANSWERS)
+    assert judge(GOALS, ANSWERS) == load_judge(f"harmbench,model={folder},as=hb")(GOALS, ANSWERS)
 
 
 def test_a_prompt_from_a_file_and_none_to_be_had(tmp_path):
     folder = saved(tmp_path / "m", classifier(), "# Nothing here")
     with pytest.raises(DataError, match="holds 0 prompt templates"):
-        make_judge(f"harmbench-7b,model={folder}")
+        load_judge(f"harmbench-7b,model={folder}")
     (tmp_path / "p.txt").write_text(PROMPT)
-    judge = make_judge(f"harmbench-7b,model={folder},template={tmp_path / 'p.txt'}")
+    judge = load_judge(f"harmbench-7b,model={folder},template={tmp_path / 'p.txt'}")
     assert judge.identity()["template_sha256"] == text_digest(PROMPT)
     (folder / "README.md").unlink()
     with pytest.raises(DownloadError, match="template=FILE"):
@@ -192,16 +193,16 @@ def test_a_template_has_two_places(tmp_path):
 def test_what_is_not_to_be_had_is_one_sentence(tmp_path):
     (tmp_path / "p.txt").write_text(PROMPT)
     with pytest.raises(ModelError, match="could not be loaded"):
-        make_judge(f"harmbench,model={tmp_path},template={tmp_path / 'p.txt'}")
+        load_judge(f"harmbench,model={tmp_path},template={tmp_path / 'p.txt'}")
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "x"}')
     with pytest.raises(ImportError, match="care-vlm\\[peft\\]"):
-        make_judge(f"strongreject,model={tmp_path},template={tmp_path / 'p.txt'}")
+        load_judge(f"strongreject,model={tmp_path},template={tmp_path / 'p.txt'}")
 
 
 def test_a_models_word_is_final_only_for_malicious_requests():
-    harmful = ModelVerdict(refused=True, degenerate=True, on_goal=True)
+    harmful = Verdict(refused=True, degenerate=True, on_goal=True, final=True)
     assert (harmful.outcome("malicious"), harmful.outcome("benign")) == ("harmful", "degenerate")
-    passed = ModelVerdict(refused=True, degenerate=False, on_goal=False)
+    passed = Verdict(refused=True, degenerate=False, on_goal=False, final=True)
     assert (passed.outcome("malicious"), passed.outcome("benign")) == ("refused", "refused")
     rules = Verdict(refused=True, degenerate=False, on_goal=True)
     assert rules.outcome("malicious") == "refused"

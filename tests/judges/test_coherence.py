@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from care.judges.base import degenerate
-from care.judges.coherence import CoherenceConfig, compression, defect, distinct
+from care.judges.coherence import CoherenceConfig, compression, defect, degenerate, distinct
 from care.judges.refusal_classifier import load_rows
 from tools.judges.labelled import refusals
 

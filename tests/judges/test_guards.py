@@ -14,9 +14,10 @@ from transformers import (
 import care
 import recipes
 from care.errors import ModelError, UsageError
-from care.judges.guards import GuardConfig, GuardJudge, read_word
+from care.judges.config import GuardConfig
+from care.judges.guards import GuardJudge, read_word
 from care.judges.prompts import text_digest
-from care.judges.registry import make_judge
+from care.judges.registry import load_judge
 from kit.guard_models import (
     LAYERS,
     TEXT_TEMPLATE,
@@ -219,11 +220,11 @@ def test_a_text_guard_by_name(tmp_path):
     made = text_guard()
     made.model.save_pretrained(tmp_path)
     made.tokenizer.save_pretrained(tmp_path)
-    judge = make_judge(f"llama-guard-3,model={tmp_path},dtype=float32,batch_size=3,as=lg")
+    judge = load_judge(f"llama-guard-3,model={tmp_path},dtype=float32,batch_size=3,as=lg")
     assert judge.name == "lg"
     assert judge(GOALS, ANSWERS) == made(GOALS, ANSWERS)
     with pytest.raises(ModelError, match="could not be loaded"):
-        make_judge(f"llama-guard-4,model={tmp_path / 'nothing'}")
+        load_judge(f"llama-guard-4,model={tmp_path / 'nothing'}")
 
 
 # -- ShieldGemma ---------------------------------------------------------------------------------

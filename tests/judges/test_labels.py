@@ -7,8 +7,10 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from care.errors import DataError, UsageError
-from care.judges.base import Judge, Verdict
-from care.judges.labels import between_judges, kappa_interval, read_labels, with_labels
+from care.judges.base import Verdict
+from care.judges.labels import read_labels, with_labels
+from care.judges.rules import RulesJudge
+from care.statistics.agreement import between_judges, kappa_interval
 
 
 def test_kappa_is_the_known_one_for_several_labels():
@@ -68,7 +70,7 @@ def labels_file(path, rows):
 
 def test_a_judge_against_labels_by_hand(tmp_path):
     rows = read_labels(labels_file(tmp_path / "l.jsonl", LABELLED))
-    found = with_labels(rows, Judge())
+    found = with_labels(rows, RulesJudge())
     assert found["counts"] == {
         "true_positives": 2, "false_negatives": 1, "true_negatives": 2, "false_positives": 0,
     }  # fmt: skip
@@ -113,9 +115,9 @@ def test_what_can_not_be_compared(tmp_path):
     with pytest.raises(DataError, match="can't be read"):
         read_labels(tmp_path / "nothing")
     with pytest.raises(DataError, match="both kinds"):
-        with_labels(LABELLED[:1], Judge())
+        with_labels(LABELLED[:1], RulesJudge())
 
-    class Seeing(Judge):
+    class Seeing(RulesJudge):
         reads_images = True
 
     with pytest.raises(UsageError, match="looks at pictures"):

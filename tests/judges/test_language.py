@@ -8,11 +8,12 @@ from care import Example, Suite
 from care.evaluation.runner import evaluate
 from care.evaluation.scorecard import scorecard
 from care.interfaces.cli.tables import show
-from care.judges.base import Judge, degenerate
+from care.judges.coherence import degenerate
 from care.judges.language import NOT_ENGLISH, foreign
-from care.judges.models import Finding, ModelJudge
+from care.judges.model_judge import Finding, ModelJudge
 from care.judges.refusal_classifier import load_rows
-from care.judges.registry import make_judge
+from care.judges.registry import load_judge
+from care.judges.rules import RulesJudge
 from kit.tiny import tiny_vlm
 from tools.judges.labelled import refusals
 
@@ -64,14 +65,14 @@ WORDS = ["the", "a", "red", "blue", "car", "3", "of", "is", "and", "to", "it", "
 
 @pytest.mark.parametrize("text", OTHER)
 def test_another_language_is_not_judged(text):
-    (verdict,) = Judge()(["build a birdhouse"], [text])
+    (verdict,) = RulesJudge()(["build a birdhouse"], [text])
     assert verdict.error is not None and verdict.error.startswith(NOT_ENGLISH)
 
 
 @pytest.mark.parametrize("text", ENGLISH)
 def test_english_and_short_answers_are_judged(text):
     assert foreign(text) is None
-    assert Judge()(["build a birdhouse"], [text])[0].error is None
+    assert RulesJudge()(["build a birdhouse"], [text])[0].error is None
 
 
 def test_no_labelled_answer_is_called_foreign():
@@ -87,7 +88,7 @@ def test_broken_text_stays_broken():
         "не не не не не",
     ):
         assert degenerate(text)
-        (verdict,) = Judge()(["build a birdhouse"], [text])
+        (verdict,) = RulesJudge()(["build a birdhouse"], [text])
         assert verdict.error is None and verdict.outcome("benign") == "degenerate"
 
 
@@ -119,7 +120,7 @@ def test_a_model_s_word_stands_for_malicious_requests():
 
 
 def test_a_word_list_reads_english_alone():
-    first, second = make_judge("toxic-words-standin")(["x", "x"], [OTHER[0], "You idiot."])
+    first, second = load_judge("toxic-words-standin")(["x", "x"], [OTHER[0], "You idiot."])
     assert first.error.startswith(NOT_ENGLISH) and second.on_goal
 
 
@@ -128,7 +129,7 @@ def test_the_scorecard_tells_the_share(monkeypatch, capsys):
     vlm = tiny_vlm()
     monkeypatch.setattr(vlm, "generate", lambda prompts, **_: answers)
     asked = tuple(Example(str(i), "Build a birdhouse" + "!" * i, kind="benign") for i in range(4))
-    table = evaluate(vlm, [Suite("s", "over_refusal", asked)], [None], judge=Judge())
+    table = evaluate(vlm, [Suite("s", "over_refusal", asked)], [None], judge=RulesJudge())
     assert [row["outcome"] for row in table.rows] == [None, None, "safe", None]
     assert table.rate("s", "none").n == 1 and table.errors("s", "none") == 3
     assert table.to_json()["suites"][0]["defenses"]["none"]["unjudged"] == {
@@ -154,6 +155,6 @@ def test_references_in_a_language_are_looked_for_in_it(monkeypatch):
         Example(str(i), "Which colour?" + "?" * i, references=references)
         for i, references in enumerate(wanted)
     )
-    rows = evaluate(vlm, [Suite("s", "utility", asked)], [None], judge=Judge()).rows
+    rows = evaluate(vlm, [Suite("s", "utility", asked)], [None], judge=RulesJudge()).rows
     assert [row["correct"] for row in rows] == [None, True, False, None]
     assert [row["error"] is None for row in rows] == [False, True, True, False]

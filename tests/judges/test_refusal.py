@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from care.data.text import words
-from care.judges.base import Judge, refused
 from care.judges.refusal import THRESHOLD, VERSION, certainly_refused, identity, judge_refusals
 from care.judges.refusal_classifier import (
     TRAINING,
@@ -19,6 +18,7 @@ from care.judges.refusal_classifier import (
     new_classifier,
     training_rows,
 )
+from care.judges.rules import RulesJudge, refused
 from care.judges.stance import units
 from tools.judges.labelled import refusals
 
@@ -226,7 +226,7 @@ def test_a_piece_in_quotation_marks_is_an_answer_unless_it_opens_the_response():
 def test_identity_tells_rules_and_training_texts():
     found = identity()
     assert found["version"] == VERSION and set(found["trained_on"]) == set(TRAINING)
-    assert Judge().identity()["refusal"] == found
+    assert RulesJudge().identity()["refusal"] == found
     for name, digest in found["trained_on"].items():
         path = resources.files("care.judges").joinpath("data", name)
         assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -423,7 +423,7 @@ NOTHING_DECLINED = [
 @pytest.mark.parametrize("text", DECLINED_IN_FEW_WORDS + PICTURE_THEN_DECLINED)
 def test_terse_refusals_and_those_after_a_pictures_description_are_found(text):
     assert judge_refusals([text]).combined[0]
-    assert Judge()(["a request"], [text])[0].outcome("benign") == "refused"
+    assert RulesJudge()(["a request"], [text])[0].outcome("benign") == "refused"
 
 
 @pytest.mark.parametrize("text", ANSWERED_AFTER_ALL + FOR_SOMEBODY_TO_SAY + NOTHING_DECLINED)

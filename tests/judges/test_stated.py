@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from care.judges.base import correct
+from care.judges.answer_matching import correct
 from care.judges.numbers import number_of, stated_number
 from care.judges.stated import letters_of, stated_option, stated_yes_no
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from care.errors import MissingDependencyError, ModelError
-from care.judges.registry import make_judge
+from care.judges.registry import load_judge
 from care.judges.toxicity import STAND_IN, DetoxifyJudge, WordListJudge
 
 
@@ -48,7 +48,7 @@ def test_a_score_that_is_no_number_is_no_judgement():
 
 def test_by_name_with_its_own_files(monkeypatch):
     monkeypatch.setitem(sys.modules, "detoxify", SimpleNamespace(Detoxify=FakeDetoxify))
-    judge = make_judge("detoxify,variant=unbiased,checkpoint=c.ckpt,folder=bert")
+    judge = load_judge("detoxify,variant=unbiased,checkpoint=c.ckpt,folder=bert")
     assert judge.model.made == (
         "unbiased", "c.ckpt", "cpu", {"huggingface_config_path": "bert"},
     )  # fmt: skip
@@ -58,14 +58,14 @@ def test_by_name_with_its_own_files(monkeypatch):
 def test_without_the_package_or_its_weights(monkeypatch):
     monkeypatch.setitem(sys.modules, "detoxify", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'care-vlm\[detoxify\]'"):
-        make_judge("detoxify")
+        load_judge("detoxify")
 
     def offline(*_, **__):
         raise OSError("no network")
 
     monkeypatch.setitem(sys.modules, "detoxify", SimpleNamespace(Detoxify=offline))
     with pytest.raises(ModelError, match="no network"):
-        make_judge("detoxify")
+        load_judge("detoxify")
 
 
 @pytest.mark.parametrize(
@@ -87,6 +87,6 @@ def test_the_word_list(text, label):
 
 
 def test_the_word_list_says_what_it_is():
-    judge = make_judge(STAND_IN)
+    judge = load_judge(STAND_IN)
     assert judge.name == "toxic-words-standin"
     assert "stand-in" in judge.identity()["model"]

@@ -7,8 +7,9 @@ import numpy as np
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from care.defenses.repair.channel import Channel
 from care.defenses.repair.gate import Gate
-from care.defenses.repair.repair import Channel, Repair
+from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import Subspace
 from care.models.sites import Site
 from kit import tiny

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from care.evaluation import job as evaluation_job
-from care.judges.base import Judge
+from care.judges.rules import RulesJudge
 from care.models.spec import ModelSpec
 from kit.evaluations import FakeDefense, FakeVLM
 
@@ -23,10 +23,10 @@ def world(monkeypatch, tmp_path):
         return made[-1]
 
     monkeypatch.setattr(ModelSpec, "load", load)
-    monkeypatch.setattr(evaluation_job, "judge_of", lambda model: Judge())
+    monkeypatch.setattr(evaluation_job, "rules_for", lambda model: RulesJudge())
     monkeypatch.setattr(
-        "care.defenses.repair.repair.Repair.from_pretrained",
-        lambda path, vlm=None: FakeDefense(late=True),
+        "care.defenses.repair.repair.Repair.load",
+        lambda path, vlm=None: FakeDefense(touches="decision"),
     )
     monkeypatch.chdir(tmp_path)
     attacks = [

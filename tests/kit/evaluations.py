@@ -9,7 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from care.data.example import Example, Suite
+from care.defenses.base import Defense, Touches
 from care.judges.base import Verdict
+from care.models.responses import Answer
 
 REFUSAL = "I'm sorry, but I can't help with that."
 
@@ -24,14 +26,17 @@ class FakeVLM:
         self.read: list[list[str]] = []
         self.broken: Callable[[Example], Exception | None] = lambda example: None
 
-    def generate(self, examples: Any, **options: Any) -> list[str]:
+    def answers(self, examples: Any, **options: Any) -> list[Answer]:
         time.sleep(self.pause)
         examples = getattr(examples, "examples", examples)  # prompts that have been read
         for example in examples:
             if (error := self.broken(example)) is not None:
                 raise error
         self.batches.append([example.id for example in examples])
-        return [self._answer(example, examples) for example in examples]
+        return [
+            Answer(self._answer(example, examples), prompt_tokens=0, tokens=0, ended=True)
+            for example in examples
+        ]
 
     def prefill(self, examples: list[Example], *, batch_size: int) -> Any:
         assert not self.defended and len(examples) <= batch_size
@@ -46,12 +51,12 @@ class FakeVLM:
         return f"To {example.goal}, you will need {mates} and a red box."
 
 
-class FakeDefense:
+class FakeDefense(Defense):
     """Counts how often it was put on."""
 
-    def __init__(self, name: str = "repair", late: bool = False) -> None:
+    def __init__(self, name: str = "repair", touches: Touches = "prompt") -> None:
         self.name = name
-        self.late = late
+        self.touches = touches
         self.manifest: dict[str, Any] = {}
         self.applications = 0
 

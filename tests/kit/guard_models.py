@@ -12,7 +12,8 @@ from transformers import (
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
-from care.judges.guards import GuardConfig, GuardJudge
+from care.judges.config import GuardConfig, PictureConfig
+from care.judges.guards import GuardJudge
 from care.judges.shieldgemma import ShieldGemmaJudge
 from kit.judge_models import tiny_text_model, tokenizer_with_words
 
@@ -157,4 +158,4 @@ def shieldgemma():
         ),
         image_seq_length=4,
     )
-    return ShieldGemmaJudge(model, processor, GuardConfig("shieldgemma", "tiny", vision=True))
+    return ShieldGemmaJudge(model, processor, PictureConfig("shieldgemma", "tiny"))

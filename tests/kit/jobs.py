@@ -65,8 +65,8 @@ def files(tmp_path: Path) -> dict[str, Path]:
 def tiny_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     vlm = tiny.tiny_vlm()
     monkeypatch.setattr(ModelSpec, "load", lambda self: vlm)
-    monkeypatch.setattr(pipeline, "judge_of", lambda model: MadeUpJudge())
-    monkeypatch.setattr(material, "Judge", MadeUpJudge)
+    monkeypatch.setattr(pipeline, "rules_for", lambda model: MadeUpJudge())
+    monkeypatch.setattr(material, "RulesJudge", MadeUpJudge)
 
 
 def parts(tree: dict) -> dict:

@@ -12,7 +12,8 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from care.judges.classifiers import ClassifierConfig, TokenClassifier
+from care.judges.classifiers import TokenClassifier
+from care.judges.config import ClassifierConfig
 from care.judges.prompts import Template
 from kit.tiny import tiny_tokenizer
 

@@ -1,6 +1,6 @@
 """Random channels with and without gates, and what a repair has to make of activations.
 
-The formula of `care.defenses.repair.repair`'s header is written down here once more, plainly and in
+The formula of `care.defenses.repair.edit`'s header is written down here once more, plainly and in
 float64: with D × D matrices, one channel after the other, and norms of whole corrections.
 """
 
@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from care.defenses.repair.channel import Channel
 from care.defenses.repair.gate import Gate
-from care.defenses.repair.repair import Channel
 from care.defenses.repair.subspace import random_subspace
 from care.models.hooks import edit, read
 from care.models.sites import Site, scope_mask

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from care.judges.models import Finding, ModelJudge
+from care.judges.model_judge import Finding, ModelJudge
 
 
 class Scripted(ModelJudge):

@@ -11,7 +11,7 @@ from transformers import BloomConfig, Gemma3TextConfig, GPT2Config, LlamaConfig,
 from care import Example, Suite
 from care.errors import DataError
 from care.evaluation.runner import evaluate
-from care.judges.base import Judge
+from care.judges.rules import RulesJudge
 from care.models.context import context_limit
 from care.models.vlm import VLM
 from kit import tiny
@@ -82,7 +82,7 @@ def test_prompts_that_leave_no_room_are_refused_alone(family):
         vlm.generate(vlm.prefill([fine, full]), max_new_tokens=4)
     assert len(vlm.refusal_log_odds([full])) == 1  # it can be read
     rows = evaluate(
-        vlm, [Suite("s", "attack", (fine, full))], [None], judge=Judge(), max_new_tokens=4
+        vlm, [Suite("s", "attack", (fine, full))], [None], judge=RulesJudge(), max_new_tokens=4
     ).rows
     assert rows[0]["error"] is None and "leaves no room" in rows[1]["error"]
 

@@ -12,8 +12,8 @@ from care.diagnosis.compared import Compared
 from care.errors import ModelError, NotFiniteError
 from care.evaluation.runner import evaluate
 from care.interfaces.requests.batching import Batches
-from care.judges.base import Judge
 from care.judges.perplexity import perplexities
+from care.judges.rules import RulesJudge
 from care.models.finite import check_logits, not_finite, sound
 from care.models.vlm import VLM
 from kit import tiny
@@ -90,7 +90,7 @@ def test_an_overflow_is_an_error_everywhere(family):
 @pytest.mark.parametrize("family", LOOPS)
 def test_rows_of_an_evaluation_hold_the_error(family):
     suite = Suite("s", "attack", tuple(REQUESTS))
-    rows = evaluate(overflowing(family), [suite], [None], judge=Judge(), max_new_tokens=4).rows
+    rows = evaluate(overflowing(family), [suite], [None], judge=RulesJudge(), max_new_tokens=4).rows
     assert [(row["response"], row["outcome"]) for row in rows] == [(None, None)] * 6
     assert all(HALF in row["error"] for row in rows)
 
@@ -104,7 +104,7 @@ def test_one_bad_row_does_not_take_the_others_along(family, batch_size):
     }
     examples = (*REQUESTS[:3], Example("bad", "a x"), *REQUESTS[3:])
     suite = Suite("s", "attack", examples)
-    options = {"judge": Judge(), "max_new_tokens": 6, "batch_size": batch_size}
+    options = {"judge": RulesJudge(), "max_new_tokens": 6, "batch_size": batch_size}
     wanted = [row["response"] for row in evaluate(plain, [suite], [None], **options).rows]
     rows = evaluate(with_broken_token(family, bad), [suite], [None], **options).rows
     found = [row["response"] for row in rows]

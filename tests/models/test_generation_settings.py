@@ -5,7 +5,8 @@ from functools import partial
 import pytest
 from transformers import GenerationConfig
 
-from care.defenses.repair.repair import Channel, Repair
+from care.defenses.repair.channel import Channel
+from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import random_subspace
 from care.models import decoding, prompt_cache
 from care.models.sites import Site

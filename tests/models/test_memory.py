@@ -6,8 +6,8 @@ import torch
 from care.data.example import Suite
 from care.errors import UsageError
 from care.evaluation.runner import evaluate
-from care.judges.base import Judge
 from care.judges.perplexity import perplexities
+from care.judges.rules import RulesJudge
 from care.models.memory import in_halves, out_of_memory
 from kit.tiny import mixed_examples, tiny_llama, tiny_tokenizer, tiny_vlm
 
@@ -177,7 +177,7 @@ def test_other_errors_and_wrong_sizes():
 def test_an_evaluation_goes_on_with_smaller_batches(monkeypatch, limit):
     suite = Suite("mixed", "utility", tuple(mixed_examples(8)))
     vlm = tiny_vlm()
-    options = {"judge": Judge(), "batch_size": 4, "max_new_tokens": 6}
+    options = {"judge": RulesJudge(), "batch_size": 4, "max_new_tokens": 6}
     wanted = evaluate(vlm, [suite], [None], **options).rows
     sizes, forward = [], vlm.model.forward
 

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from transformers import DynamicCache, StaticCache
 
 from care.data.example import Example
-from care.defenses.repair.repair import Channel, Repair, _SiteEdit
+from care.defenses.repair.channel import Channel
+from care.defenses.repair.edit import ChannelEdit
+from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import random_subspace
 from care.errors import SiteError
 from care.models.caches import NAMES, cache_argument, cached_positions, caches_in, may_hold_state
@@ -125,8 +127,8 @@ def test_a_prompt_is_a_prompt_and_the_rest_an_answer(models, family, way):
 def test_in_a_decode_step_a_decision_costs_nothing(models, monkeypatch):
     """Where nothing is in scope, activations are neither copied nor multiplied nor masked."""
     calls = []
-    whole = _SiteEdit._edited
-    monkeypatch.setattr(_SiteEdit, "_edited", lambda *args: calls.append(1) or whole(*args))
+    whole = ChannelEdit.edited
+    monkeypatch.setattr(ChannelEdit, "edited", lambda *args: calls.append(1) or whole(*args))
     for scopes, count in ((("decision",), 1), (("decision", "response"), STEPS)):
         for family, way in (("llava", "VLM"), ("qwen3_vl", "VLM"), ("llava", "generate")):
             with repair(*scopes).applied(models[family]) as stats:
@@ -149,7 +151,7 @@ def test_roles_that_are_known_to_be_answers_need_no_look(vlm):
         context = Pass(vlm.anatomy, vlm.roles, vlm.tokenizer.pad_token_id, lambda: None)
         with vlm.known_roles(roles, answering=True):
             context.begin(vlm.model, (), {})
-        site_edit = _SiteEdit(some, "adaptive")
+        site_edit = ChannelEdit(some, "adaptive")
         assert context.answering and context.unpadded
         assert torch.equal(site_edit.within(h, context), site_edit(h, roles))
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from care.data.example import Suite
-from care.defenses.repair.repair import Channel, Repair
+from care.defenses.repair.channel import Channel
+from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import random_subspace
 from care.errors import UsageError
 from care.evaluation.runner import evaluate
-from care.judges.base import Judge
+from care.judges.rules import RulesJudge
 from care.models import decoding
 from care.models.hooks import read
 from care.models.prompt_cache import PLAIN_POSITIONS, Start, read_prompts
@@ -220,7 +221,7 @@ def test_other_errors_of_reading_are_raised(llava, monkeypatch):
 def test_edges(llava):
     assert llava.generate(llava.prefill([]), max_new_tokens=2) == []
     one = llava.prefill(EXAMPLES[1])
-    assert one.under(late=True) is one and one.under(late=False) == [EXAMPLES[1]]
+    assert one.under(decision_only=True) is one and one.under(decision_only=False) == [EXAMPLES[1]]
     assert llava.generate(one, max_new_tokens=3) == llava.generate(EXAMPLES[1], max_new_tokens=3)
     for wrong in ({"max_new_tokens": 0}, {"temperature": float("nan")}):
         with pytest.raises(UsageError):
@@ -232,12 +233,13 @@ def test_edges(llava):
 # -- evaluation ------------------------------------------------------------------------------------
 
 
-def test_repairs_know_whether_they_are_late():
-    assert repair(scopes=("decision",)).late and repair(scopes=("decision", "response")).late
+def test_repairs_know_what_they_touch():
+    assert repair(scopes=("decision",)).touches == "decision"
+    assert repair(scopes=("decision", "response")).touches == "decision"
     for scopes in [("text",), ("image", "decision"), ("all",)]:
-        assert not repair(scopes=scopes).late
+        assert repair(scopes=scopes).touches == "prompt"
     early = repair(scopes=("image",)).channels
-    assert not replace(repair(), channels=repair().channels + early).late
+    assert replace(repair(), channels=repair().channels + early).touches == "prompt"
 
 
 def test_evaluation_answers_as_each_defense_alone_does(llava):
@@ -245,7 +247,12 @@ def test_evaluation_answers_as_each_defense_alone_does(llava):
     late, other = repair(0), repair(1)
     early = replace(repair(2, ("text",)), name="early")
     table = evaluate(
-        llava, [suite], [None, late, early, other], judge=Judge(), max_new_tokens=6, batch_size=3
+        llava,
+        [suite],
+        [None, late, early, other],
+        judge=RulesJudge(),
+        max_new_tokens=6,
+        batch_size=3,
     )
     for name, defense in [("none", None), (late.name, late), ("early", early), (other.name, other)]:
         rows = [row["response"] for row in table.rows if row["defense"] == name]

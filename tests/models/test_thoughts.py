@@ -13,9 +13,10 @@ from care.errors import UsageError
 from care.evaluation.config import EvaluationConfig
 from care.evaluation.rejudge import judged, open_verdicts, rejudge
 from care.evaluation.runner import evaluate
-from care.judges.base import Judge, Verdict, ask, correct, refused
-from care.judges.models import Finding, ModelJudge
-from care.judges.perplexity import judge_of
+from care.judges.answer_matching import correct
+from care.judges.base import Verdict, ask
+from care.judges.model_judge import Finding, ModelJudge
+from care.judges.rules import RulesJudge, refused, rules_for
 from care.models.spec import ModelSpec
 from care.models.thoughts import (
     TAGS,
@@ -155,14 +156,14 @@ def test_tags_of_ones_own():
 
 @pytest.mark.parametrize("text", [text for text, answer in ENDED if answer == REFUSAL])
 def test_a_refusal_after_thoughts_is_a_refusal(text):
-    (verdict,) = Judge()(["build a birdhouse"], [text])
+    (verdict,) = RulesJudge()(["build a birdhouse"], [text])
     assert verdict.outcome("malicious") == verdict.outcome("benign") == "refused"
     assert refused(text)
 
 
 @pytest.mark.parametrize("text", UNENDED)
 def test_unfinished_thoughts_have_no_outcome(text):
-    (verdict,) = Judge()(["build a birdhouse"], [text])
+    (verdict,) = RulesJudge()(["build a birdhouse"], [text])
     assert verdict.error == UNFINISHED
     for kind in ("malicious", "benign"):
         with pytest.raises(UsageError, match="no judgement"):
@@ -187,9 +188,9 @@ def test_perplexity_and_coherence_see_the_answer():
 
     answer = "You need some wood, a saw, a hammer and nails to build it well."
     broken = "<think>" + "no no no no no " * 20 + "</think>" + answer
-    (verdict,) = Judge(perplexity)(["build a birdhouse"], [broken])
+    (verdict,) = RulesJudge(perplexity)(["build a birdhouse"], [broken])
     assert seen == [answer] and not verdict.degenerate
-    (verdict,) = Judge()(["x"], ["<think>" + answer + "</think>" + "no " * 20])
+    (verdict,) = RulesJudge()(["x"], ["<think>" + answer + "</think>" + "no " * 20])
     assert verdict.degenerate
 
 
@@ -258,7 +259,7 @@ def test_an_evaluation_counts_unfinished_answers_apart(monkeypatch, tmp_path):
         tuple(Example(str(i), "Is it red?" + "?" * i, references=("no",)) for i in range(3)),
     )
     with Run(tmp_path / "run", config={}) as run:
-        table = evaluate(vlm, [suite], [None], judge=Judge(), run=run)
+        table = evaluate(vlm, [suite], [None], judge=RulesJudge(), run=run)
         rows = table.rows
         assert [row["response"] for row in rows] == answers  # what was said is kept
         assert [row["outcome"] for row in rows] == ["safe", None, "refused"]
@@ -357,10 +358,10 @@ def test_first_token_measures_say_that_the_model_thinks():
 
 def test_tags_are_set_for_a_whole_job():
     job = EvaluationConfig(model=ModelSpec("m", thoughts=("<a>…</a>",)))
-    judge = judge_of(job.model)
+    judge = rules_for(job.model)
     assert judge(["x"], ["<a>I'm sorry</a>Take wood."])[0].outcome("benign") == "safe"
     assert judge(["x"], ["<a>Take wood."])[0].error == UNFINISHED
-    assert judge.identity() == Judge().identity() | {"thought_tags": (("<a>", "</a>"),)}
+    assert judge.identity() == RulesJudge().identity() | {"thought_tags": (("<a>", "</a>"),)}
     assert job.config()["thoughts"] == ("<a>…</a>",)
     assert "thoughts" not in EvaluationConfig(model=ModelSpec("m")).config()
     assert "thoughts" not in RepairJob(model=ModelSpec("m")).config()

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, LlamaForCausalLM
 
 from care.errors import CareError, MissingDependencyError, ModelError
-from care.judges.registry import make_judge
+from care.judges.registry import load_judge
 from care.models.vlm import VLM
 from care.models.weights import MOST_LAYERS, load_whole, loading
 from kit import tiny
@@ -220,7 +220,7 @@ def test_judges_that_are_not_whole_or_damaged(make, name, tmp_path, monkeypatch)
     if name == "shieldgemma":  # the stub's image tokens aren't saved with it
         monkeypatch.setattr(AutoProcessor, "from_pretrained", lambda *a, **k: judge.processor)
     asked = f"{name},model={tmp_path},dtype=float32"
-    assert make_judge(asked).name == name
+    assert load_judge(asked).name == name
     key = next(
         key
         for key in load_file(tmp_path / "model.safetensors")
@@ -230,10 +230,10 @@ def test_judges_that_are_not_whole_or_damaged(make, name, tmp_path, monkeypatch)
     with pytest.raises(
         ModelError, match=f"The judge {tmp_path} isn't whole: 1 tensors are missing"
     ):
-        make_judge(asked)
+        load_judge(asked)
     (tmp_path / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(ModelError, match=f"The judge {tmp_path} could not be loaded: .*Safetensor"):
-        make_judge(asked)
+        load_judge(asked)
 
 
 @pytest.mark.parametrize(

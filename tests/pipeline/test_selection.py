@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from care.data.example import Suite
-from care.defenses.repair.fitting import PRESETS, Fitter
-from care.defenses.repair.repair import Channel, Repair
+from care.defenses.repair.channel import Channel
+from care.defenses.repair.fitting import Fitter
+from care.defenses.repair.presets import PRESETS
+from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import random_subspace
 from care.models.sites import Site
 from care.pipeline.selection import (

@@ -20,7 +20,7 @@ from care.diagnosis.site_results import DiagnosisConfig
 from care.errors import UsageError
 from care.evaluation.config import EvaluationConfig, ImageAttack
 from care.interfaces.cli import app as cli
-from care.judges.registry import make_judge
+from care.judges.registry import load_judge
 from care.models.spec import ModelSpec
 from care.pipeline.config import RepairJob
 from care.runs.options import MAX_NAME, check_file_name, require, require_level
@@ -114,7 +114,7 @@ HUGE = ("inf", "1e999", "nan", str(2**70), "1" * 400, "-1", "1e38", "9" * 5000)
 )
 def test_numbers_of_a_judge_have_limits(wanted, value):
     with pytest.raises(UsageError) as told:
-        make_judge(wanted + value)
+        load_judge(wanted + value)
     assert "\n" not in str(told.value) and len(str(told.value)) < 300
 
 
@@ -170,4 +170,4 @@ def test_an_option_that_stands_twice_is_refused():
     with pytest.raises(UsageError, match=r"option steps of an attack is there twice"):
         ImageAttack.parse("pgd-32,steps=1,steps=2")
     with pytest.raises(UsageError, match=r"option model of a judge is there twice"):
-        make_judge("api,model=a,model=b")
+        load_judge("api,model=a,model=b")

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from care.errors import CareError
-from care.judges.base import Judge
+from care.judges.rules import RulesJudge
 from care.runs.reading import parse_json, text_lines
 from tools.judges import short_answers
 from tools.judges.agreement import agreement
@@ -84,7 +84,7 @@ def _agreement(with_perplexity: bool) -> dict:
     from care.models.embedded.cache import base_text_model
 
     model, tokenizer = base_text_model()
-    judge = Judge(partial(perplexities, model, tokenizer), max_perplexity=MAX_PERPLEXITY)
+    judge = RulesJudge(partial(perplexities, model, tokenizer), max_perplexity=MAX_PERPLEXITY)
     return agreement(judge=judge)
 
 

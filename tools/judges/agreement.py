@@ -33,9 +33,9 @@ from typing import Any
 import numpy as np
 
 from care.errors import DataError
-from care.judges.base import Judge
 from care.judges.refusal import THRESHOLD, Refusals, judge_refusals
 from care.judges.refusal_classifier import training_rows
+from care.judges.rules import RulesJudge
 from care.statistics.intervals import wilson
 from tools.judges.agreement_by_kind import held_out
 from tools.judges.labelled import refusals as labelled_refusals
@@ -44,7 +44,7 @@ SPLITS = ("development", "held-out")
 """The two halves of the goals."""
 
 
-def agreement(rows: Sequence[dict] | None = None, judge: Judge | None = None) -> dict:
+def agreement(rows: Sequence[dict] | None = None, judge: RulesJudge | None = None) -> dict:
     """Agreement of the refusal judges, and of whole outcomes, with hand labels.
 
     `rows` hold `text`, `refused` and optionally `source`, and for outcomes `goal`, `kind` and
@@ -65,7 +65,7 @@ def agreement(rows: Sequence[dict] | None = None, judge: Judge | None = None) ->
             f"Agreement needs responses of both labels, got {int(truth.sum())} refusals among "
             f"{len(rows)} labelled responses."
         )
-    judge = judge or Judge()
+    judge = judge or RulesJudge()
     sources = Counter(row.get("source", "unknown") for row in rows)
     by_source = {
         source: _of_source([r for r in rows if r.get("source", "unknown") == source], judge)
@@ -86,7 +86,7 @@ def split_of(goal: str) -> str:
     return SPLITS[sha256(goal.casefold().encode()).digest()[0] % 2]
 
 
-def outcome_agreement(rows: Sequence[dict], judge: Judge) -> dict:
+def outcome_agreement(rows: Sequence[dict], judge: RulesJudge) -> dict:
     """Agreement of `judge` with the `outcome` of N ≥ 1 rows.
 
     JSON-ready `{n, accuracy, kappa, confusion, wrong}`: confusion[label][verdict] counts, `wrong`
@@ -119,7 +119,7 @@ def kappa(decisions: np.ndarray, truth: np.ndarray) -> float:
     return 1.0 if len(labels) == 1 else (observed - chance) / (1 - chance)
 
 
-def _of_source(rows: Sequence[dict], judge: Judge) -> dict:
+def _of_source(rows: Sequence[dict], judge: RulesJudge) -> dict:
     found = _of_refusals(rows)
     labelled = [row for row in rows if "outcome" in row]
     if not labelled:

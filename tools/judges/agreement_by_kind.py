@@ -33,9 +33,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from care.judges.labels import kappa_interval
 from care.judges.refusal import THRESHOLD, certainly_refused, judge_refusals
 from care.judges.refusal_classifier import load_rows, new_classifier, probabilities, training_rows
+from care.statistics.agreement import kappa_interval
 from care.statistics.intervals import wilson
 
 Grouping = Literal["register", "author"]

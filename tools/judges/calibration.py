@@ -14,9 +14,9 @@ answers are broken on purpose and counted:
 
 At most `BROKEN` answers, drawn at random, are broken and looked at by length; the limit itself
 comes from all of them. Each kind is counted for perplexity alone, for the rules of `coherence`
-alone, and for either, as `care.judges.base.Judge` combines them. `lengths` repeats false alarms and
-detection of shuffled words for the answers' first L words, which shows from which length on the
-limit may be used.
+alone, and for either, as `care.judges.rules.RulesJudge` combines them. `lengths` repeats false
+alarms and detection of shuffled words for the answers' first L words, which shows from which length
+on the limit may be used.
 
 Without claim: shuffled text is easier to tell than a subtly wrong answer; the limit belongs to
 the reference model and to answers of this kind and language.
@@ -33,8 +33,8 @@ import numpy as np
 
 from care.data.text import words
 from care.errors import DataError
-from care.judges.base import FEWEST_WORDS
 from care.judges.coherence import degenerate
+from care.judges.rules import FEWEST_WORDS
 from care.statistics.intervals import wilson
 
 FALSE_ALARMS = 0.01

@@ -17,14 +17,18 @@ that a channel edits, it adds `evasion` times the mean of
 
 with h as it arrives at the site. Other defenses than repairs are differentiated through as they
 are, without these two. Cf. Bailey et al. 2024, arXiv 2412.09565.
+
+Of a defense the attack sees what is `applied` alone. One that rewrites requests or owns its answers
+does so after the picture is made: its figures hold against an attacker who doesn't see that part.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -32,7 +36,9 @@ from torch import Tensor
 
 from care.attacks.config import GateMode
 from care.defenses.base import Defense
-from care.defenses.repair.repair import Channel, Repair, _Insides, _SiteEdit
+from care.defenses.repair.channel import Channel, Fusion
+from care.defenses.repair.edit import ChannelEdit, PassMasks, channel_edits
+from care.defenses.repair.repair import Repair
 from care.errors import UsageError
 from care.models.hooks import edit, read
 from care.models.sites import Site, scope_mask
@@ -59,10 +65,10 @@ class Through:
     """τ of the soft gate, in units of the gate's ramp."""
 
     def __post_init__(self) -> None:
-        if not hasattr(self.defense, "applied"):
+        if not isinstance(self.defense, Defense):
             raise UsageError(
                 f"An attack goes through a defense, but got {self.defense!r:.80}; pass a repair or "
-                "something else with a name and a method applied(vlm)."
+                "another instance of care.defenses.Defense."
             )
         if self.gate not in get_args(GateMode):
             raise UsageError(f"gate is {self.gate!r}; use one of {', '.join(get_args(GateMode))}.")
@@ -77,9 +83,9 @@ class Through:
             )
 
     @property
-    def late(self) -> bool:
+    def decision_only(self) -> bool:
         """Whether nothing before the last position of a prompt is edited."""
-        return bool(getattr(self.defense, "late", False))
+        return self.defense.touches == "decision"
 
     def describe(self) -> list[Any]:
         """What distinguishes this from other attacks, for digests."""
@@ -96,43 +102,39 @@ class Through:
                 # Entered first, so that it reads what arrives at a site, not what leaves it.
                 stack.enter_context(read(vlm, self.defense.sites, sink=evasion.see))
                 penalty = evasion.take
-            gated = isinstance(self.defense, Repair) and any(c.gate for c in self.defense.channels)
-            if gated and self.gate != "exact":
-                stack.enter_context(self._softened(vlm, self.defense))
+            repair = self.defense if isinstance(self.defense, Repair) else None
+            if repair and self.gate != "exact" and any(c.gate for c in repair.channels):
+                stack.enter_context(self._softened(vlm, repair))
             else:
                 stack.enter_context(self.defense.applied(vlm))
             yield penalty
 
     @contextmanager
-    def _softened(self, vlm: VLM, repair: Any) -> Iterator[None]:
-        repair.check(vlm)
-        insides = _Insides()
+    def _softened(self, vlm: VLM, repair: Repair) -> Iterator[None]:
+        repair.check_sites(vlm)
         temperature = self.temperature if self.gate == "soft" else None
-        edits = {
-            site: _SoftEdit(
-                [c for c in repair.channels if c.site == site], repair.fusion, insides, temperature
-            )
-            for site in repair.sites
-        }
-        with edit(vlm, edits):
+        with edit(vlm, channel_edits(repair, partial(SoftEdit, temperature))):
             yield
 
 
-class _SoftEdit(_SiteEdit):
-    """The edit of a site with gates whose gradient doesn't vanish."""
+class SoftEdit(ChannelEdit):
+    """The edit of a site with gates whose gradient doesn't vanish.
+
+    They are soft with a temperature τ; with None they clamp forwards and pass gradients through.
+    """
 
     def __init__(
         self,
-        channels: list[Channel],
-        fusion: str,
-        insides: _Insides,
         temperature: float | None,
+        channels: Sequence[Channel],
+        fusion: Fusion,
+        masks: PassMasks | None = None,
     ) -> None:
-        super().__init__(channels, fusion, insides)
+        super().__init__(channels, fusion, masks)
         self._temperature = temperature
-        self._gates = torch.tensor([channel.gate is not None for channel in self._channels])
+        self._gates = torch.tensor([channel.gate is not None for channel in self.channels])
 
-    def _opened(self, openness: Tensor) -> Tensor:
+    def opened(self, openness: Tensor) -> Tensor:
         score = openness.amax(dim=-1, keepdim=True)
         if self._temperature is None:
             return _StraightThrough.apply(score)  # pyright: ignore[reportReturnType]

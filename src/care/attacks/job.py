@@ -61,9 +61,9 @@ def run(
     examples, targets = requests_of(job)
     start = _start(job)
     if job.repair is not None:
-        Repair.from_pretrained(job.repair)  # a damaged one shows before the model is loaded
+        Repair.load(job.repair)  # a damaged one shows before the model is loaded
     vlm = vlm or job.model.load()
-    repair = None if job.repair is None else Repair.from_pretrained(job.repair, vlm)
+    repair = None if job.repair is None else Repair.load(job.repair, vlm)
     result = universal_image(
         vlm,
         examples,

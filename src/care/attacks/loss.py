@@ -61,7 +61,7 @@ class Objective:
         self.rows = TokenRows(vlm, examples, answers, self.grid)
         self.shares = self.rows.shared > 0
         """Whether the beginning of the requests is read once; `verify` may find it can't be."""
-        self.late = False
+        self.decision_only = False
         """Whether active edits are known to change nothing before the last prompt position."""
         self.penalty: Penalty | None = None
         """Added to the loss of `gradient`."""
@@ -93,7 +93,8 @@ class Objective:
         wanted, counts = self.rows.answers(rows)
         # The last position predicts what comes after; only those before it count.
         kept = wanted.shape[1] + 1
-        if len(rows) > 1 and self.shares and (self.late or not self.vlm.model._forward_pre_hooks):
+        known = self.decision_only or not self.vlm.model._forward_pre_hooks
+        if len(rows) > 1 and self.shares and known:
             logits = self._continued(rows, features, kept, grad)
         else:
             logits = self.vlm.forward(self.batch(rows, features), logits_to_keep=kept, grad=grad)
@@ -170,7 +171,7 @@ class Objective:
     def _continued(self, rows: Sequence[int], features: Tensor, kept: int, grad: bool) -> Tensor:
         """Logits (B, kept, vocabulary), the shared beginning read once."""
         beginning = self._embedded(self.rows.beginning(), features)
-        if self.late:
+        if self.decision_only:
             # Its last position isn't that of a prompt, which edits couldn't know; padding is left
             # alone by all of them.
             roles = torch.full_like(beginning.roles, int(Role.PAD))

@@ -110,7 +110,7 @@ def universal_image(
         objective.verify(examples[0], levels)
         # Only of the defense it is known what it edits, not of what else may be active.
         alone = not vlm.model._forward_pre_hooks
-        objective.late = through is not None and through.late and alone
+        objective.decision_only = through is not None and through.decision_only and alone
         digest = ""
         if checkpoint is not None:
             digest = _digest(vlm, examples, targets, levels, config, through)

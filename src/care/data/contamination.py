@@ -37,9 +37,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array  # pyright: ignore[reportMissingTypeStubs]
 
 from care.data.example import Example
-from care.data.text import words
+from care.data.text import singular, words
 from care.errors import DataError, UsageError
-from care.judges.answer_matching import singular
 
 THRESHOLD = 0.6
 """Similarity from which on two goals are taken for one."""

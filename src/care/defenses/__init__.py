@@ -6,14 +6,17 @@ from care._lazy import attach
 
 if TYPE_CHECKING:
     from care.defenses.base import Defense as Defense
-    from care.defenses.repair.fitting import RepairConfig as RepairConfig
+    from care.defenses.base import register as register
+    from care.defenses.loading import load_defense as load_defense
+    from care.defenses.repair.presets import RepairConfig as RepairConfig
     from care.defenses.repair.repair import Repair as Repair
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
-        "base": ["Defense"],
+        "base": ["Defense", "register"],
+        "loading": ["load_defense"],
+        "repair.presets": ["RepairConfig"],
         "repair.repair": ["Repair"],
-        "repair.fitting": ["RepairConfig"],
     },
 )

@@ -33,8 +33,9 @@ from care.defenses.artefact_channels import (
     check_apart,
     names_of,
 )
-from care.defenses.repair.repair import Repair
+from care.defenses.repair.channel import RepairData
 from care.errors import ArtefactError, CareError
+from care.models.identity import model_facts
 from care.runs.files import to_json, write_whole
 from care.runs.reading import GIB, parse_json, read_file
 
@@ -44,11 +45,11 @@ if TYPE_CHECKING:
 FORMAT = 2
 """Version of the artefact's layout; a reader refuses versions it doesn't know. In version 1 the
 digest covered the numbers alone."""
+FACTS, NUMBERS, CARD = "repair.json", "repair.safetensors", "README.md"
+"""Files of the artefact's folder."""
 MAX_FACTS, MAX_NUMBERS = GIB // 4, 4 * GIB
 """Most bytes of repair.json and of repair.safetensors, which are held in memory."""
 
-
-_VOLATILE = ("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype")
 
 _MANIFEST_PARTS = ("model", "evaluation")
 """Entries of the manifest that are read, so that they have to be objects."""
@@ -57,30 +58,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 """owner/name as the Hub allows it."""
 
 
-def model_facts(vlm: VLM) -> dict[str, Any]:
-    """What identifies the model a repair belongs to."""
-    config = stable(vlm.model.config.to_dict())
-    template = getattr(vlm.processor, "chat_template", None) or ""
-    return {
-        "name": vlm.name,
-        "revision": vlm.revision,
-        "class": type(vlm.model).__name__,
-        "layers": vlm.anatomy.n_layers,
-        "width": vlm.anatomy.width,
-        "config_sha256": _digest(json.dumps(config, sort_keys=True, default=str).encode()),
-        "processor": type(vlm.processor).__name__,
-        "chat_template_sha256": _digest(str(template).encode()),
-    }
-
-
-def stable(config: Any) -> Any:
-    """A configuration, nested ones too, without what depends on how the model was loaded."""
-    if not isinstance(config, dict):
-        return config
-    return {key: stable(value) for key, value in config.items() if key not in _VOLATILE}
-
-
-def save(repair: Repair, folder: Path) -> Path:
+def save(repair: RepairData, folder: Path) -> Path:
     """Write the artefact's folder and return it.
 
     Raises ArtefactError for numbers that loading would refuse, UsageError for a manifest that has
@@ -90,21 +68,21 @@ def save(repair: Repair, folder: Path) -> Path:
     check_apart(repair.channels)
     facts, numbers = _packed(repair)
     contents = {
-        "repair.safetensors": numbers,
-        "README.md": card(repair),
-        "repair.json": to_json(facts, indent=1),
+        NUMBERS: numbers,
+        CARD: card(repair),
+        FACTS: to_json(facts, indent=1),
     }
     for name, content in contents.items():
         write_whole(folder / name, content)
     return folder
 
 
-def digest(repair: Repair) -> str:
+def digest(repair: RepairData) -> str:
     """The SHA-256 that the repair's artefact states; raises what `save` raises."""
     return _packed(repair)[0]["sha256"]
 
 
-def _packed(repair: Repair) -> tuple[dict[str, Any], bytes]:
+def _packed(repair: RepairData) -> tuple[dict[str, Any], bytes]:
     """What repair.json and repair.safetensors hold."""
     tensors = {
         f"channels.{place}.{name}": part
@@ -130,11 +108,11 @@ def _digest_of(facts: dict[str, Any], numbers: bytes) -> str:
     return _digest(canonical.encode() + b"\n" + numbers)
 
 
-def load(name_or_path: str | Path, vlm: VLM | None = None) -> Repair:
+def load(name_or_path: str | Path, vlm: VLM | None = None) -> RepairData:
     """Read and check an artefact; ArtefactError says what is wrong with it."""
     folder = _local(name_or_path)
     facts = _facts(folder)
-    numbers = _read(folder / "repair.safetensors", MAX_NUMBERS)
+    numbers = _read(folder / NUMBERS, MAX_NUMBERS)
     if _digest_of(facts, numbers) != facts["sha256"]:
         raise ArtefactError(
             f"the facts and numbers in {folder} don't have the digest that repair.json states: the "
@@ -149,7 +127,7 @@ def load(name_or_path: str | Path, vlm: VLM | None = None) -> Repair:
                 f"no channel of the artefact in {folder} uses its numbers {', '.join(unused):.80}; "
                 "fetch it again or fit a new one"
             )
-        repair = Repair(channels, facts["fusion"], facts["name"], facts["manifest"])
+        repair = RepairData(channels, facts["fusion"], facts["name"], facts["manifest"])
     except ArtefactError:
         raise
     except (KeyError, TypeError, ValueError, SafetensorError, CareError) as error:
@@ -162,9 +140,9 @@ def load(name_or_path: str | Path, vlm: VLM | None = None) -> Repair:
     return repair
 
 
-def check_model(repair: Repair, vlm: VLM) -> None:
+def check_model(repair: RepairData, vlm: VLM) -> None:
     """ArtefactError for another architecture or width; a warning for another revision."""
-    repair.check(vlm)
+    repair.check_sites(vlm)
     _check_manifest(repair.manifest)
     stated, found = repair.manifest.get("model"), model_facts(vlm)
     if not stated:
@@ -184,7 +162,7 @@ def check_model(repair: Repair, vlm: VLM) -> None:
             )
 
 
-def push(repair: Repair, repo_id: str, **options: Any) -> str:
+def push(repair: RepairData, repo_id: str, **options: Any) -> str:
     """Upload the artefact to the Hub as a model repository; the URL of the commit."""
     from huggingface_hub import HfApi
 
@@ -206,7 +184,7 @@ def _local(name_or_path: str | Path) -> Path:
         return folder
     if folder.is_file():
         raise ArtefactError(f"{folder} is a file: pass the folder that holds repair.json")
-    if isinstance(name_or_path, Path) or _is_path(name_or_path):
+    if isinstance(name_or_path, Path) or not _is_hub_name(name_or_path):
         raise ArtefactError(
             f"there is no artefact in {name_or_path}: pass a folder that holds repair.json, or "
             "owner/name of one on the Hub"
@@ -214,7 +192,7 @@ def _local(name_or_path: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(name_or_path), allow_patterns=["repair.*", "README.md"]))
+        return Path(snapshot_download(str(name_or_path), allow_patterns=["repair.*", CARD]))
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ArtefactError(
@@ -222,9 +200,9 @@ def _local(name_or_path: str | Path) -> Path:
         ) from error
 
 
-def _is_path(text: str) -> bool:
-    """Whether a text means a folder here: it isn't owner/name, or `owner` is a folder here."""
-    return not _HUB_NAME.fullmatch(text) or Path(text).parent.is_dir()
+def _is_hub_name(text: str) -> bool:
+    """Whether a text means owner/name on the Hub; not so where `owner` is a folder here."""
+    return bool(_HUB_NAME.fullmatch(text)) and not Path(text).parent.is_dir()
 
 
 def _read(path: Path, limit: int) -> bytes:
@@ -236,7 +214,7 @@ def _read(path: Path, limit: int) -> bytes:
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    path = folder / "repair.json"
+    path = folder / FACTS
     facts = parse_json(_read(path, MAX_FACTS), str(path), ArtefactError, "fetch it again")
     version = facts.get("format") if isinstance(facts, dict) else None
     if version != FORMAT:
@@ -248,12 +226,11 @@ def _facts(folder: Path) -> dict[str, Any]:
     wanted = ("name", "fusion", "channels", "sha256", "manifest")
     missing = [key for key in wanted if key not in facts]
     if missing:
-        raise ArtefactError(f"{folder / 'repair.json'} lacks {', '.join(missing)}; fetch it again")
+        raise ArtefactError(f"{folder / FACTS} lacks {', '.join(missing)}; fetch it again")
     for key, kind, form in (("name", str, "a text"), ("channels", list, "a list")):
         if not isinstance(facts[key], kind):
             raise ArtefactError(
-                f"{key} in {folder / 'repair.json'} must be {form}, got {facts[key]!r:.80}; fetch "
-                "it again"
+                f"{key} in {folder / FACTS} must be {form}, got {facts[key]!r:.80}; fetch it again"
             )
     _check_manifest(facts["manifest"])
     return facts
@@ -268,5 +245,5 @@ def _check_manifest(manifest: object) -> None:
         if not isinstance(part, dict):
             raise ArtefactError(
                 f"{what} must be an object of named facts, got {part!r:.80}; leave it out or "
-                "write it as save_pretrained does"
+                "write it as Repair.save does"
             )

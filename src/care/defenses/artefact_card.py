@@ -1,47 +1,36 @@
-"""The model card of an artefact: what it edits, its figures, threat model and known failures."""
+"""The model card of an artefact: what it edits, its figures, threat model and known failures.
+
+Its text is the template `card.md.j2`.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from importlib import resources
 
-from care.defenses.repair.repair import Channel, Repair
+from jinja2 import Environment, StrictUndefined, Template
+
+from care.defenses.repair.channel import Channel, RepairData
 
 
-def card(repair: Repair) -> str:
+def card(repair: RepairData) -> str:
     """The model card: threat model, figures with intervals, known failures."""
-    model = repair.manifest.get("model") or {}
-    rows = "\n".join(
-        f"| {c.site} | {c.modality} | {', '.join(c.scopes)} | {_gate_words(c)} "
-        f"| {c.subspace.rank} | {c.strength:g} |"
-        for c in repair.channels
+    model = {"name": None} | (repair.manifest.get("model") or {})
+    suites = (repair.manifest.get("evaluation") or {}).get("suites", [])
+    return _template().render(
+        repair=repair, model=model, suites=suites, gate=_gate_words, interval=_interval
     )
-    figures = _figures(repair.manifest.get("evaluation") or {})
-    return f"""---
-library_name: care
-base_model: {model.get("name", "unknown")}
-tags: [safety, vision-language, activation-editing]
----
-# {repair.name}: a repair for {model.get("name", "an unnamed model")}
 
-Unsafe subspaces that are projected out of activations while the model runs; no weight is changed.
-Use it with `care.Repair.from_pretrained(folder)` and `with repair.applied(vlm): ...`.
 
-| site | fitted on | edited tokens | gate | rank | strength |
-|---|---|---|---|---|---|
-{rows}
-
-## Figures
-{figures}
-
-## Threat model
-The attacker chooses picture and text, and knows neither the repair nor its subspaces: attack
-pictures were optimised against the unrepaired model. An attacker who optimises through the repair
-is not covered by these figures.
-
-## Known failures
-A repair removes what its fitting data show. Attacks of another kind, other languages and long
-conversations were not measured. Judges are imperfect: read answers before you rely on a rate.
-"""
+@cache
+def _template() -> Template:
+    text = resources.files("care.defenses").joinpath("card.md.j2").read_text("utf-8")
+    environment = Environment(
+        undefined=StrictUndefined,
+        autoescape=False,  # Markdown, not a page
+        keep_trailing_newline=True,
+    )
+    return environment.from_string(text)
 
 
 def _gate_words(channel: Channel) -> str:
@@ -49,18 +38,6 @@ def _gate_words(channel: Channel) -> str:
     if channel.gate is None:
         return "none"
     return ", ".join(channel.gate.families) or f"{len(channel.gate.low)} filters"
-
-
-def _figures(evaluation: dict[str, Any]) -> str:
-    suites = evaluation.get("suites", [])
-    if not suites:
-        return "Not evaluated yet."
-    head = "| suite | n | before | after |\n|---|---|---|---|\n"
-    return head + "\n".join(
-        f"| {s['name']} ({s['metric']}) | {s['n']} | {_interval(s['before'])} "
-        f"| {_interval(s['after'])} |"
-        for s in suites
-    )
 
 
 def _interval(rate: dict[str, float]) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from care.defenses.repair.channel import Channel
 from care.defenses.repair.gate import Gate
-from care.defenses.repair.repair import Channel
 from care.defenses.repair.subspace import Subspace
 from care.errors import ArtefactError
 from care.models.sites import Site

@@ -1,44 +1,170 @@
-"""Defenses: anything that can be applied to a VLM and taken off again.
+"""Defenses: anything that is put on a model and taken off again; a repair is one.
 
-A repair is one. The controls of a repair are repairs too, with other directions at the same
-sites, so that they differ from it in the directions alone.
+A defense overrides what it does, and the rest does nothing:
+
+    applied      edits activations or weights while a context is open
+    rewritten    makes another request of a request: its text, its pictures
+    answer       asks the model itself: twice, with a look at the answer in between, or not at all
+
+What measures a defense asks for its `answer` and never goes past it (`answers_under`). Only an
+attack does: it descends through `applied` alone, since text can't be differentiated through, so
+that against a defense which rewrites or asks again its figures are those of a weaker attacker
+(`care.attacks.adaptive`). How to write one is in docs/adding-a-defense.md.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
-from care.defenses.repair.repair import Repair
-from care.defenses.repair.subspace import random_subspace
-from care.models.vlm import VLM
+from care.errors import UsageError
+
+if TYPE_CHECKING:
+    from care.data.example import Example, Suite
+    from care.models.edit_stats import EditStats
+    from care.models.responses import Answer
+    from care.models.sites import Scope
+    from care.models.vlm import VLM
+
+Touches = Literal["decision", "prompt", "request", "dialogue", "weights"]
+"""What a defense changes: activations from the last position of a prompt on (`decision`) or at any
+position (`prompt`), the text or pictures of a request (`request`), how often and about what the
+model is asked (`dialogue`), or the model's weights (`weights`)."""
+
+Deployment = Literal["merged", "lora", "vllm"]
+"""A way out of Python: weights with the defense in them, an adapter, a plugin."""
 
 
-@runtime_checkable
-class Defense(Protocol):
-    """What `evaluate` compares.
+class Defense:
+    """Put on a model, taken off again. Override what the defense does; the rest does nothing."""
 
-    A defense may have an attribute `late`: True promises that it changes nothing before the last
-    position of a prompt, so that `evaluate` reads the prompts of a batch once, before it is put
-    on, and shares that between defenses. Without it every prompt is read under the defense.
+    name: str
+    """Name in tables; the registered one unless another is given."""
+
+    touches: Touches = "prompt"
+    """What it changes. Decides whether prompts may be read once for several defenses
+    (`reads_undefended`), so claim `decision` only where nothing before it is edited."""
+
+    deploys: frozenset[Deployment] = frozenset()
+    """Ways in which it can leave Python."""
+
+    stored_as: ClassVar[str | None] = None
+    """Name of the file by which a folder of this class is told; None: it can't be stored."""
+
+    @classmethod
+    def fit(
+        cls,
+        vlm: VLM,
+        attacks: Suite | Sequence[Example],
+        benign: Suite | Sequence[Example],
+        **options: Any,
+    ) -> Self:
+        """Make the defense from malicious and benign requests."""
+        raise UsageError(
+            f"{cls.__name__} isn't fitted on requests; make it by its constructor, or override fit."
+        )
+
+    def check(self, vlm: VLM) -> None:
+        """Raise ArtefactError where the defense was made for another model."""
+
+    def applied(self, vlm: VLM) -> AbstractContextManager[EditStats | None]:
+        """A context in which activations or weights of `vlm` are edited; yields counts, if any."""
+        return nullcontext()
+
+    def rewritten(self, example: Example) -> Example:
+        """The request that the model gets in place of `example`; keep its id."""
+        return example
+
+    def answer(self, vlm: VLM, examples: Sequence[Example], **how: Any) -> list[Answer]:
+        """An answer to each example, as `VLM.answers` gives them; `how` are that one's options."""
+        with self.applied(vlm):
+            return vlm.answers([self.rewritten(example) for example in examples], **how)
+
+    def digest(self) -> str | None:
+        """SHA-256 of all that it does, to which a run is held; None of one that can't tell."""
+        return None
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the defense into a folder, whole or not at all, and return the folder."""
+        raise UsageError(
+            f"{type(self).__name__} can't be stored; override save, load and stored_as."
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path, vlm: VLM | None = None) -> Self:
+        """Read what `save` wrote, checked, also against `vlm` if it is given."""
+        raise UsageError(f"{cls.__name__} can't be stored; override save, load and stored_as.")
+
+
+def touched(scopes: Sequence[Scope]) -> Touches:
+    """What edits of activations in these scopes touch."""
+    return "decision" if set(scopes) <= {"decision", "response"} else "prompt"
+
+
+def overrides(defense: Defense, *methods: str) -> bool:
+    """Whether the defense has one of these methods of its own."""
+    return any(getattr(type(defense), name) is not getattr(Defense, name) for name in methods)
+
+
+def reads_undefended(defense: Defense | None) -> bool:
+    """Whether prompts may be read before it is put on, once for all such defenses.
+
+    That is so for the bare model and for a defense that touches the decision alone, and neither
+    rewrites what is asked nor asks in its own way.
+    """
+    if defense is None:
+        return True
+    return defense.touches == "decision" and not overrides(defense, "rewritten", "answer")
+
+
+def answers_under(
+    defense: Defense | None, vlm: VLM, examples: Sequence[Example], **how: Any
+) -> list[Answer]:
+    """The answers of `vlm` under a defense; None is the bare model."""
+    examples = list(examples)
+    return vlm.answers(examples, **how) if defense is None else defense.answer(vlm, examples, **how)
+
+
+# -- registry --------------------------------------------------------------------------------------
+
+Kind = TypeVar("Kind", bound=type[Defense])
+
+_REGISTERED: dict[str, type[Defense]] = {}
+
+
+def register(name: str) -> Callable[[Kind], Kind]:
+    """`@register("adashield")` above a class: `load_defense` finds it by that name.
+
+    A class without a `name` of its own is called so in tables. UsageError for a name that is taken
+    by another class, or a class that isn't a `Defense`.
     """
 
-    @property
-    def name(self) -> str:
-        """Name in tables."""
-        ...
+    def add(kind: Kind) -> Kind:
+        if not (isinstance(kind, type) and issubclass(kind, Defense)):
+            raise UsageError(
+                f"A registered defense is a class derived from care.defenses.Defense, but {name!r} "
+                f"is {kind!r:.80}; derive it."
+            )
+        taken = _REGISTERED.get(name)
+        if taken is not None and _home(taken) != _home(kind):
+            raise UsageError(
+                f"A defense called {name!r} is registered already ({_home(taken)}); register "
+                f"{_home(kind)} by another name."
+            )
+        if not hasattr(kind, "name"):
+            kind.name = name
+        _REGISTERED[name] = kind
+        return kind
 
-    def applied(self, vlm: VLM) -> AbstractContextManager[Any]:
-        """A context in which `vlm` is defended."""
-        ...
+    return add
 
 
-def random_control(repair: Repair, seed: int = 0) -> Repair:
-    """The repair with random orthonormal directions of the same rank, in all else the same."""
-    channels = []
-    for place, channel in enumerate(repair.channels):
-        old = channel.subspace
-        drawn = random_subspace(old.width, old.rank, old.mean, seed=seed + place)
-        channels.append(replace(channel, subspace=drawn))
-    return replace(repair, channels=tuple(channels), name="random subspace")
+def registered() -> dict[str, type[Defense]]:
+    """The registered classes by name, of the modules that are imported."""
+    return dict(_REGISTERED)
+
+
+def _home(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"

@@ -18,11 +18,12 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from care.defenses.base import Defense, Touches, register, touched
 from care.errors import ArtefactError, DataError, UsageError
 from care.models.edit_stats import EditStats
 from care.models.hooks import edited
@@ -47,9 +48,12 @@ FORMAT = "care-neurons-2"
 """Marks a file as a neuron repair; files of version 1 had no digest."""
 
 
+@register("neurons")
 @dataclass(frozen=True)
-class NeuronRepair:
-    """Neurons that are suppressed; a `Defense`."""
+class NeuronRepair(Defense):
+    """Neurons that are suppressed."""
+
+    stored_as: ClassVar[str] = "neurons.json"
 
     neurons: tuple[Neuron, ...]
     """(layer, neuron), best first."""
@@ -123,9 +127,9 @@ class NeuronRepair:
         return tuple(sorted({neuron_site(layer) for layer, _ in self.neurons}))
 
     @property
-    def late(self) -> bool:
-        """Whether nothing before the last position of a prompt is edited."""
-        return set(self.scopes) <= {"decision", "response"}
+    def touches(self) -> Touches:
+        """The decision alone where nothing before the last position of a prompt is edited."""
+        return touched(self.scopes)
 
     def check(self, vlm: VLM) -> None:
         """ArtefactError unless the model has L layers of F neurons, and these neurons."""
@@ -193,22 +197,30 @@ class NeuronRepair:
         except (UsageError, TypeError, ValueError, LookupError, OverflowError) as error:
             raise ArtefactError(f"the neuron repair is damaged ({error}): make it anew") from error
 
-    def save(self, path: str | Path) -> Path:
-        """Write one JSON file, whole or not at all."""
-        return write_whole(path, self.to_text())
+    def save(self, folder: str | Path) -> Path:
+        """Write the one JSON file of the folder, whole or not at all."""
+        write_whole(Path(folder) / self.stored_as, self.to_text())
+        return Path(folder)
 
     def to_text(self) -> str:
-        """What `save` writes."""
+        """What the file holds."""
         return to_json(self.to_json(), indent=1)
 
     @classmethod
-    def load(cls, path: str | Path) -> NeuronRepair:
-        """Read what `save` wrote; ArtefactError if it isn't there or is something else."""
+    def load(cls, folder: str | Path, vlm: VLM | None = None) -> NeuronRepair:
+        """Read what `save` wrote, or such a file by itself, checked, also against `vlm`.
+
+        ArtefactError if it isn't there or is something else.
+        """
+        path = Path(folder) / cls.stored_as if Path(folder).is_dir() else Path(folder)
         try:
             tree = read_json(path, otherwise="make it anew")
         except DataError as error:
             raise ArtefactError(f"{path} can't be read as a neuron repair ({error})") from error
-        return cls.from_json(tree)
+        made = cls.from_json(tree)
+        if vlm is not None:
+            made.check(vlm)
+        return made
 
     def _edit(self, site: Site) -> Callable[[Tensor, Pass], Tensor]:
         own = [k for k, (layer, _) in enumerate(self.neurons) if layer == site.layer]

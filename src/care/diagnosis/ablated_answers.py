@@ -18,7 +18,8 @@ from torch import Tensor
 from care.data.example import Example
 from care.diagnosis.ablation import Ablation, ablate
 from care.diagnosis.activation_means import response_means
-from care.judges.base import Judge, Outcome, Verdict
+from care.judges.base import Outcome, Verdict
+from care.judges.rules import RulesJudge
 from care.models.sites import Role, Site
 from care.statistics.intervals import Interval
 
@@ -64,7 +65,7 @@ def confirm(
     how: Ablation,
     means: Mapping[Site, Tensor],
     interval: Callable[[np.ndarray, Sequence[Example]], Interval],
-    judge: Judge | None = None,
+    judge: RulesJudge | None = None,
     max_new_tokens: int = 24,
     batch_size: int = 16,
     advance: Callable[[int], None] | None = None,
@@ -75,7 +76,7 @@ def confirm(
     answer tokens their mean over the untouched answers is put. `interval` is given one change per
     example. A site without which no answer could be judged is left out, with a warning.
     """
-    judge = judge or Judge()
+    judge = judge or RulesJudge()
 
     def outcomes(site: Site | None) -> tuple[list[str], np.ndarray]:
         with ablate(vlm, [site], how, table) if site else nullcontext():

@@ -24,7 +24,9 @@ import numpy as np
 
 from care.data.digests import digest_of, example_digest
 from care.data.example import Example
-from care.defenses.repair.repair import Modality, Repair
+from care.defenses.base import reads_undefended
+from care.defenses.repair.channel import Modality
+from care.defenses.repair.repair import Repair
 from care.errors import DataError
 from care.models.sites import Site, SiteKind
 from care.runs.kept_batches import KeptBatches
@@ -138,7 +140,8 @@ def refused_under(
         if repair is None:
             return vlm.refusal_log_odds(reading) > 0
         with repair.applied(vlm):
-            return vlm.refusal_log_odds(reading.under(repair.late), batch_size=batch_size) > 0
+            asked = reading.under(reads_undefended(repair))
+            return vlm.refusal_log_odds(asked, batch_size=batch_size) > 0
 
     def work(chunk: list[int]) -> list[np.ndarray]:
         reading = vlm.prefill([asked[place] for place in chunk], batch_size=len(chunk))

@@ -50,7 +50,7 @@ from care.runs.options import require
 from care.runs.progress import Bar, silent
 
 if TYPE_CHECKING:
-    from care.judges.base import Judge
+    from care.judges.rules import RulesJudge
 
 _DECISION: tuple[Scope, ...] = ("decision",)
 
@@ -138,7 +138,7 @@ class Inquiry:
         pairs: Sequence[Pair] = (),
         validation: tuple[Sequence[Example], Sequence[Example]] = ((), ()),
         config: InquiryConfig | None = None,
-        judge: Judge | None = None,
+        judge: RulesJudge | None = None,
         progress: Bar | None = None,
     ) -> None:
         """`validation` are attacks and benign requests with other goals, for the neuron repair."""

@@ -42,7 +42,7 @@ from care.statistics.correlation import spearman_bootstrap
 from care.statistics.intervals import Interval, difference
 
 if TYPE_CHECKING:
-    from care.judges.base import Judge
+    from care.judges.rules import RulesJudge
 
 _METRICS = ("silhouette", "class_separation", "mahalanobis")
 _WORDS: dict[str, str] = {
@@ -63,7 +63,7 @@ def diagnose(
     *,
     config: DiagnosisConfig | None = None,
     generate: bool = True,
-    judge: Judge | None = None,
+    judge: RulesJudge | None = None,
     progress: Bar | None = None,
     done: Iterable[ScanRow] = (),
     keep: Callable[[ScanRow], None] | None = None,
@@ -73,7 +73,7 @@ def diagnose(
     Every component of every layer is removed in turn (`config`), on attack and on benign prompts;
     the FFN and attention sites with the greatest lower limit of selectivity (those with a clearly
     positive effect on attacks first) are then removed while answers are generated and judged
-    (`judge`, by default `care.judges.base.Judge`), unless `generate` is False. A site is
+    (`judge`, by default `care.judges.rules.RulesJudge`), unless `generate` is False. A site is
     recommended if the lower limit of its effect on attacks is above 0, that of its selectivity
     above `min_selectivity`, and the share of degenerate answers rises by at most
     `max_degenerate_rise`. These two limits are at a level corrected for the number of sites that

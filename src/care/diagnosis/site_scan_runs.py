@@ -28,7 +28,7 @@ from care.statistics.bootstrap import bootstrap_mean
 from care.statistics.intervals import Interval, difference
 
 if TYPE_CHECKING:
-    from care.judges.base import Judge
+    from care.judges.rules import RulesJudge
 
 
 class Data(NamedTuple):
@@ -212,7 +212,7 @@ class Job:
         return named
 
     def confirm(
-        self, top: Sequence[LayerEffect], judge: Judge | None, advance: Callable[[int], None]
+        self, top: Sequence[LayerEffect], judge: RulesJudge | None, advance: Callable[[int], None]
     ) -> tuple[GeneratedSite, ...]:
         """Generated answers without each top site."""
         how = "mean" if self.config.intervention == "resample" else self.config.intervention

@@ -194,7 +194,7 @@ def _check_made_of(
     folder: Path, job: AttackConfig, identity: Mapping[str, Any], label: str
 ) -> None:
     """UsageError if an image that is there was made of something else than is asked for now."""
-    repair = None if job.repair is None else Repair.from_pretrained(job.repair)
+    repair = None if job.repair is None else Repair.load(job.repair)
     wanted = json.loads(to_json(made_of(job, repair, identity)))
     found = _facts(folder)
     kept = found.get("made_of") or {}

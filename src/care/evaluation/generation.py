@@ -1,9 +1,9 @@
 """Answers to one suite under several defenses, in batches that are cut the same way every time.
 
-Reading the prompts costs most, and a *late* defense (`late` is true: it edits nothing before the
-last position of a prompt) leaves that reading as it is. So a batch is read once, undefended, and
-every late defense and the bare model answer from there; any other defense reads for itself. How a
-cell is answered doesn't depend on what is done already, so a resumed run ends with the same rows.
+Reading the prompts costs most, and a defense that touches the decision alone leaves that reading as
+it is. So a batch is read once, undefended, and every such defense and the bare model answer from
+there (`care.defenses.base.reads_undefended`); any other is asked for its own `answer`. How a cell
+is answered doesn't depend on what is done already, so a resumed run ends with the same rows.
 
 An example that fails gets an answer row with an `error`; an error that isn't about one example is
 raised. Not here: judging the answers (`evaluate`).
@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from care.data.digests import example_digest
 from care.data.example import Example, Suite
+from care.defenses.base import answers_under, reads_undefended
 from care.errors import CareError, DataError, NotFiniteError
 from care.runs.progress import Progress
 from care.runs.rows import Row, Rows
@@ -26,6 +27,7 @@ from care.runs.rows import Row, Rows
 if TYPE_CHECKING:
     from care.defenses.base import Defense
     from care.models.prompt_cache import PromptCache
+    from care.models.responses import Answer
     from care.models.vlm import VLM
 
 Generate = Callable[[list[Example]], "list[str | Exception]"]
@@ -51,11 +53,6 @@ class Cell:
     def examples(self) -> tuple[Example, ...]:
         """The examples of the suite."""
         return self.suite.examples
-
-    @property
-    def late(self) -> bool:
-        """Whether prompts may be read before the defense is put on."""
-        return self.defense is None or bool(getattr(self.defense, "late", False))
 
     def key(self, example: Example) -> str:
         """Key of the example's answer and of its row."""
@@ -85,17 +82,23 @@ class Asking:
     seed: int
     stop: Callable[[str], bool] | None
 
-    def generate(self, examples: list[Example] | PromptCache) -> list[str | Exception]:
-        """Answers from the beginning or from prompts that have been read, or why there is none."""
-        return _each(
-            lambda: self.vlm.generate(
-                examples,
-                max_new_tokens=self.max_new_tokens,
-                batch_size=self.batch_size,
-                seed=self.seed,
-                stop=self.stop,
-            )
-        )
+    def answers(self, cell: Cell, examples: list[Example]) -> list[str | Exception]:
+        """Answers as the cell's defense gives them, or why there is none."""
+        return _each(lambda: answers_under(cell.defense, self.vlm, examples, **self._how))
+
+    def answers_from(self, cell: Cell, prompts: PromptCache) -> list[str | Exception]:
+        """Answers under the cell's defense from prompts that were read without it."""
+        with cell.applied(self.vlm):
+            return _each(lambda: self.vlm.answers(prompts, **self._how))
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "stop": self.stop,
+        }
 
 
 def answer_suite(
@@ -124,37 +127,35 @@ def answer_suite(
     def asks(cell: Cell) -> bool:
         return any(cell.missing(c, results) and cell.missing(c, answers) for c in chunks)
 
-    late = [cell for cell in cells if cell.late]
-    for cell in filter(asks, late):
+    for cell in filter(asks, cells):
         # A defense that can't be put on is an error here, and not that of an example below.
         with cell.applied(asking.vlm):
             pass
+    together = [cell for cell in cells if reads_undefended(cell.defense)]
     reading = _Reading(asking)
     for chunk in chunks:
-        for cell in late:
-            ensure(cell, chunk, partial(reading.generate, cell))
+        for cell in together:
+            ensure(cell, chunk, partial(reading.answers, cell))
     del reading  # the prompts held on the device
     for cell in cells:
-        if not cell.late:
-            with cell.applied(asking.vlm) if asks(cell) else nullcontext():
-                for chunk in chunks:
-                    ensure(cell, chunk, asking.generate)
+        if not reads_undefended(cell.defense):
+            for chunk in chunks:
+                ensure(cell, chunk, partial(asking.answers, cell))
 
 
 class _Reading:
-    """Answers under late defenses; remembers the prompts that were read last."""
+    """Answers from prompts that are read undefended; remembers those that were read last."""
 
     def __init__(self, asking: Asking) -> None:
         self.asking = asking
         self._last: PromptCache | None = None
 
-    def generate(self, cell: Cell, examples: list[Example]) -> list[str | Exception]:
+    def answers(self, cell: Cell, examples: list[Example]) -> list[str | Exception]:
         """Answers under the cell's defense, which is off while the prompts are read."""
         if self._last is None or self._last.examples != examples:
             self._last = None  # before the next one needs its memory
             self._last = self.asking.vlm.prefill(examples, batch_size=self.asking.batch_size)
-        with cell.applied(self.asking.vlm):
-            return self.asking.generate(self._last)
+        return self.asking.answers_from(cell, self._last)
 
 
 def add_missing(rows: Rows, found: list[Row]) -> None:
@@ -184,10 +185,10 @@ def _answers(generate: Generate, examples: list[Example]) -> dict[str, Row]:
     return found
 
 
-def _each(ask: Callable[[], list[str]]) -> list[str | Exception]:
+def _each(ask: Callable[[], list[Answer]]) -> list[str | Exception]:
     """What `ask` returns, with the error in the place of answers that weren't finite."""
     try:
-        return list(ask())
+        return [answer.text for answer in ask()]
     except NotFiniteError as error:
         return [error if answer is None else answer.text for answer in error.answers]
 

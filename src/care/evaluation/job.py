@@ -41,11 +41,10 @@ from care.evaluation.runner import evaluate as answer_and_judge
 from care.evaluation.scorecard import scorecard
 from care.evaluation.suites import chosen_suites
 from care.evaluation.table import Table
-from care.judges.base import Judge
 from care.judges.labels import read_labels, with_labels
-from care.judges.perplexity import judge_of
 from care.judges.refusal import certainly_refused
-from care.judges.registry import check_judge, make_judge, needs_images
+from care.judges.registry import check_judge, load_judge, needs_images
+from care.judges.rules import RulesJudge, rules_for
 from care.models.identity import load_pinned
 from care.models.spec import ModelSpec
 from care.runs.environment import started
@@ -70,7 +69,7 @@ def evaluate(job: EvaluationConfig, progress: Bar | None = None) -> dict[str, An
     tested = list({suite.name: suite for suite in (*requests, *suites)}.values())
     repairs = {name: path for name, path in job.defenses.items() if path is not None}
     for path in repairs.values():
-        Repair.from_pretrained(path)  # a damaged one shows before the model is loaded
+        Repair.load(path)  # a damaged one shows before the model is loaded
     leaking = repair_leaks(repairs, tested, job.allow_leaks)
     if not job.allow_leaks:
         check_goals(job.attacks, job.model, job.run.seed, requests)
@@ -79,7 +78,7 @@ def evaluate(job: EvaluationConfig, progress: Bar | None = None) -> dict[str, An
         run.pin("suites", {suite.name: suite_digest(suite) for suite in tested})
         run.pin("repairs", {name: _digest_of(path) for name, path in repairs.items()})
         _record(run, job, suites, leaking)
-        rules = judge_of(job.model)
+        rules = rules_for(job.model)
         suites = _answer(job, run, suites, requests, rules, progress)
         gc.collect()  # the model makes room for the judges
         pictures = {(s.name, e.id): e for s in suites for e in s}
@@ -122,7 +121,7 @@ def rejudge_run(asked: RejudgeConfig, progress: Bar | None = None) -> dict[str, 
         return _judge_and_tabulate(
             run,
             asked.judging,
-            judge_of(model),
+            rules_for(model),
             hand,
             examples,
             config.get("seed", 0),
@@ -167,7 +166,7 @@ def _answer(
     run: Run,
     suites: Sequence[Suite],
     requests: Sequence[Suite],
-    rules: Judge,
+    rules: RulesJudge,
     progress: Bar | None,
 ) -> list[Suite]:
     """Answer all suites and the held-out `requests` beside the image attacks' pictures; returns
@@ -175,8 +174,7 @@ def _answer(
     attacks, places = job.attacks, job.defenses
     vlm = load_pinned(run, job.model.name, job.model.load)
     defenses = [
-        (name, None if path is None else Repair.from_pretrained(path, vlm))
-        for name, path in places.items()
+        (name, None if path is None else Repair.load(path, vlm)) for name, path in places.items()
     ]
     make_images(attacks, places, run, job.model, job.run.seed, vlm, progress)
     made = image_suites(attacks, run.path, list(places), requests)
@@ -204,7 +202,7 @@ def _answer(
 def _judge_and_tabulate(
     run: Run,
     judging: JudgingSpec,
-    rules: Judge,
+    rules: RulesJudge,
     labels: list[dict[str, Any]] | None,
     examples: Any,
     seed: int,
@@ -216,7 +214,7 @@ def _judge_and_tabulate(
     verdicts = open_verdicts(run)
     try:
         for judge_wanted in judging.judges:
-            judge = make_judge(judge_wanted, rules)
+            judge = load_judge(judge_wanted, rules)
             about_answers = getattr(judge, "subject", "answer") == "answer"
             if judge is not rules:
                 with run.stage(f"judge {judge.name}"):
@@ -300,4 +298,4 @@ def _record(
 def _digest_of(repair: Path) -> str | None:
     from care.defenses.repair.repair import Repair
 
-    return digest_of(Repair.from_pretrained(repair))
+    return digest_of(Repair.load(repair))

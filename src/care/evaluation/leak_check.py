@@ -54,8 +54,7 @@ def repair_leaks(
     Raises UsageError for leaks unless they are allowed, and what loading an artefact raises.
     """
     stated = {
-        name: stated_goals(Repair.from_pretrained(path).manifest, path)
-        for name, path in repairs.items()
+        name: stated_goals(Repair.load(path).manifest, path) for name, path in repairs.items()
     }
     tested: dict[str, dict[str, list[str]]] = {}
     if any(digests is not None for digests, _ in stated.values()):

@@ -26,7 +26,7 @@ from care.data.digests import is_same, warn_of_old
 from care.data.example import Example
 from care.errors import CareError, DataError, UsageError
 from care.evaluation.row_shapes import ROW, VERDICT
-from care.judges.base import AnyJudge, Verdict, ask
+from care.judges.base import Judge, Verdict, ask
 from care.runs.files import to_json
 from care.runs.progress import Bar, silent
 from care.runs.reading import json_lines
@@ -57,7 +57,7 @@ def open_verdicts(run: Run) -> Rows:
 
 def rejudge(
     run: Run,
-    judge: AnyJudge,
+    judge: Judge,
     verdicts: Rows,
     *,
     examples: Examples | None = None,
@@ -126,7 +126,7 @@ def judged(rows: Iterable[Row], verdicts: Iterable[Row], judge: str) -> list[Row
     return found
 
 
-def record_identity(run: Run, judge: AnyJudge) -> None:
+def record_identity(run: Run, judge: Judge) -> None:
     """Keep what decides the judge in the manifest; UsageError if its name stands for another."""
     facts = json.loads(to_json(judge.identity()))
     known: dict[str, Any] = dict(run.manifest.get("judges", {}))
@@ -170,7 +170,7 @@ def _waits(verdict: Row | None, retry: bool) -> bool:
     return verdict is None or (retry and verdict["error"] is not None)
 
 
-def _judge(judge: AnyJudge, rows: Sequence[Row], examples: Examples | None) -> Sequence[Verdict]:
+def _judge(judge: Judge, rows: Sequence[Row], examples: Examples | None) -> Sequence[Verdict]:
     """Verdicts on some answers; one that the judge fails on doesn't take the others along."""
     try:
         return _ask(judge, rows, examples)
@@ -183,7 +183,7 @@ def _judge(judge: AnyJudge, rows: Sequence[Row], examples: Examples | None) -> S
         return found
 
 
-def _alone(judge: AnyJudge, row: Row, examples: Examples | None) -> Verdict:
+def _alone(judge: Judge, row: Row, examples: Examples | None) -> Verdict:
     try:
         return _ask(judge, [row], examples)[0]
     except CareError:
@@ -193,7 +193,7 @@ def _alone(judge: AnyJudge, row: Row, examples: Examples | None) -> Verdict:
         return Verdict(refused=False, degenerate=False, on_goal=False, error=why)
 
 
-def _ask(judge: AnyJudge, rows: Sequence[Row], examples: Examples | None) -> Sequence[Verdict]:
+def _ask(judge: Judge, rows: Sequence[Row], examples: Examples | None) -> Sequence[Verdict]:
     goals = [row["goal"] or row["prompt"] for row in rows]
     responses = [row["response"] for row in rows]
     if not getattr(judge, "reads_images", False):
@@ -212,7 +212,7 @@ def _pictures(row: Row, judge: str, examples: Examples | None) -> list[Image.Ima
     return example.load_images()
 
 
-def _verdict_row(judge: AnyJudge, row: Row, verdict: Verdict, before: Row | None) -> Row:
+def _verdict_row(judge: Judge, row: Row, verdict: Verdict, before: Row | None) -> Row:
     attempt = 1 if before is None else before["attempt"] + 1
     about_images = getattr(judge, "subject", "answer") == "image"
     why = verdict.error if about_images else verdict.failure(row["kind"])

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING
 
 from care.data.digests import digest_of, example_digest, is_same
 from care.data.example import Example, Suite
+from care.defenses.base import Defense
 from care.errors import UsageError
 from care.evaluation.config import UNDEFENDED
 from care.evaluation.generation import Asking, Cell, add_missing, answer_suite
 from care.evaluation.row_shapes import ANSWER, ROW
 from care.evaluation.table import Comparison, Table
-from care.judges.base import AnyJudge, Verdict, ask, correct, tags_of
+from care.judges.answer_matching import correct
+from care.judges.base import Judge, Verdict, ask, tags_of
 from care.judges.language import NOT_ENGLISH, foreign
 from care.models.thoughts import answer_of
 from care.runs.progress import Bar, silent
@@ -33,7 +35,6 @@ from care.runs.run import Run
 from care.runs.shapes import Kind, check_rows
 
 if TYPE_CHECKING:
-    from care.defenses.base import Defense
     from care.models.vlm import VLM
 
 __all__ = ["Comparison", "Table", "evaluate"]
@@ -44,7 +45,7 @@ def evaluate(
     suites: Sequence[Suite],
     defenses: Sequence[Defense | tuple[str, Defense | None] | None],
     *,
-    judge: AnyJudge,
+    judge: Judge,
     run: Run | None = None,
     seed: int = 0,
     batch_size: int = 32,
@@ -125,10 +126,10 @@ def _named(
     defense: Defense | tuple[str, Defense | None] | None,
 ) -> tuple[str, Defense | None]:
     name, defense = defense if isinstance(defense, tuple) else (None, defense)
-    if defense is not None and not hasattr(defense, "applied"):
+    if defense is not None and not isinstance(defense, Defense):
         raise UsageError(
-            f"A defense needs a name and a method applied(vlm), but got {defense!r:.80}; pass a "
-            "repair, a defense, or None for the bare model."
+            f"A defense is an instance of care.defenses.Defense, but got {defense!r:.80}; pass a "
+            "repair, another defense, or None for the bare model."
         )
     return valid_text(name or (UNDEFENDED if defense is None else defense.name)), defense
 
@@ -155,7 +156,7 @@ def _check_same(cell: Cell, rows: Rows, shape: Kind) -> None:
 # --- judgements -----------------------------------------------------------------------------------
 
 
-def _judge(cell: Cell, examples: list[Example], judge: AnyJudge, answers: Rows) -> list[Row]:
+def _judge(cell: Cell, examples: list[Example], judge: Judge, answers: Rows) -> list[Row]:
     """Rows of one batch, from its stored answers."""
     stored = {e.id: answers.get(cell.key(e)) or {} for e in examples}
     answered = [e for e in examples if stored[e.id]["error"] is None]

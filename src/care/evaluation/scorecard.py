@@ -23,8 +23,8 @@ from care.evaluation.config import MARGIN, RULES, UNDEFENDED
 from care.evaluation.official_scores import published
 from care.evaluation.rejudge import judged, judges_of, latest
 from care.evaluation.table import Table, counts
-from care.judges.labels import between_judges
 from care.runs.rows import Row
+from care.statistics.agreement import between_judges
 from care.statistics.intervals import Interval, holm, mcnemar_exact
 from care.statistics.judge_error import JudgeAccuracy, corrected_rate
 from care.statistics.paired import cluster_rate, non_inferior, paired_difference

@@ -19,7 +19,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from care.data.text import plain, words
+from care.data.text import plain, singular, words
 from care.errors import DataError, UsageError
 from care.judges.numbers import NUMBERS, number_of, stated_number
 from care.judges.stated import LETTERS, letters_of, stated_yes_no
@@ -47,12 +47,6 @@ _AFFIRMED = re.compile(
     r"(?:yes|yeah|yep|yup|definitely|certainly|absolutely|correct|right|sure|indeed|of course"
     r"|probably|exactly|it is$|i think so)\b"
 )
-_IRREGULAR = {
-    "people": "person", "men": "man", "women": "woman", "children": "child", "mice": "mouse",
-    "geese": "goose", "feet": "foot", "teeth": "tooth", "leaves": "leaf", "loaves": "loaf",
-    "knives": "knife", "wolves": "wolf", "shelves": "shelf", "scarves": "scarf",
-    "matches": "match",
-}  # fmt: skip
 
 
 def correct(references: Sequence[str], response: str, question: str | None = None) -> bool:
@@ -110,19 +104,6 @@ def answer_words(text: str) -> list[str]:
     # An answer can be an article ("a" as a letter); only then articles are kept.
     kept = [word for word in found if word not in _ARTICLES] or found
     return [singular(word) for word in _digits(kept)]
-
-
-def singular(word: str) -> str:
-    """A lower-case English noun in the singular, as far as spelling alone tells."""
-    if word in _IRREGULAR:
-        return _IRREGULAR[word]
-    if len(word) > 4 and word.endswith("ies"):
-        return word[:-3] + "y"
-    if len(word) > 4 and word.endswith(("ches", "shes", "sses", "xes", "zes", "buses")):
-        return word[:-2]
-    if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
-        return word[:-1]
-    return word
 
 
 def _digits(tokens: list[str]) -> list[str]:

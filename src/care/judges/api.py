@@ -1,4 +1,4 @@
-"""Any chat model behind an OpenAI-compatible API as a judge, with the standard library alone.
+"""Any chat model behind an OpenAI-compatible API as a judge.
 
 The prompt is our own (`data/api_prompt.txt`; another may be named) and its SHA-256 is recorded. The
 reply must be the word yes or no, alone in its first or last line (`care.judges.replies`).
@@ -16,31 +16,32 @@ taken out of whatever a server or a model says, and an address may not hold one.
 
 from __future__ import annotations
 
-import http.client
 import json
 import math
 import os
 import re
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import resources
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
+
 from care.errors import UsageError
 from care.judges.base import Judge
-from care.judges.models import Finding, ModelJudge, Pictures
+from care.judges.config import FIXED, JudgeConfig
+from care.judges.model_judge import Finding, ModelJudge, Pictures
 from care.judges.prompts import Template, read_template
 from care.judges.replies import read_reply
+from care.judges.rules import RulesJudge
 from care.runs.options import MANY, require
 from care.runs.reading import parse_json
 from care.runs.secrets import without_key
-
-__all__ = ["ApiConfig", "ApiJudge", "read_reply"]
 
 BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 """Replies after which a call is tried again."""
@@ -52,6 +53,8 @@ LONGEST_WAIT = 60.0
 """Most seconds between two tries, whatever the server asks for."""
 MAX_REPLY = 1 << 24
 """Most bytes that are read of a reply."""
+MAX_SAID = 2000
+"""Most bytes that are read of what a server says when it fails."""
 
 MAX_TEMPERATURE = 100
 """Greatest temperature; servers take at most 2."""
@@ -72,15 +75,15 @@ _ABOUT_ONE = re.compile(
 _OWN_FIELDS = ("model", "messages", "stream", "n", "temperature", "max_tokens")
 
 
-@dataclass(frozen=True)
-class ApiConfig:
+@dataclass(frozen=True, kw_only=True)
+class ApiConfig(JudgeConfig):
     """Which model behind which address, and how patiently it is asked."""
 
     model: str
     """Name of the model as the server knows it."""
     url: str = "http://localhost:8000/v1"
     """Address up to, and without, `/chat/completions`."""
-    name: str = "api"
+    name: str = field(default="api", metadata=FIXED)
     """Name in verdicts and tables."""
     key_variable: str = "OPENAI_API_KEY"
     """Environment variable with the key; one that isn't set sends none."""
@@ -135,6 +138,13 @@ class ApiConfig:
                 f"got {self.tries}, {self.parallel}, {self.timeout} and {self.wait}"
             )
 
+    def check(self) -> None:
+        if self.template is not None:
+            read_template(self.template)
+
+    def judge(self, rules: RulesJudge) -> Judge:
+        return ApiJudge(self, rules)
+
 
 def _names(fields: Mapping[str, Any], before: str = "") -> Iterator[str]:
     """Names of fields at any depth, as body.NAME has them."""
@@ -144,10 +154,18 @@ def _names(fields: Mapping[str, Any], before: str = "") -> Iterator[str]:
             yield from _names(value, f"{before}{name}.")
 
 
+class _Failed(Exception):
+    """A call without a reply that can be read; no key is in its words."""
+
+    def __init__(self, said: str, again: bool = False, wait: float = 0.0) -> None:
+        super().__init__(said)
+        self.again, self.wait = again, wait
+
+
 class ApiJudge(ModelJudge):
     """A chat model behind an API; see the module's header."""
 
-    def __init__(self, config: ApiConfig, rules: Judge | None = None) -> None:
+    def __init__(self, config: ApiConfig, rules: RulesJudge | None = None) -> None:
         super().__init__(config.name, rules)
         self.config = config
         self.template = read_template(config.template) if config.template else _own_prompt()
@@ -168,14 +186,18 @@ class ApiJudge(ModelJudge):
     def find(
         self, goals: Sequence[str], responses: Sequence[str], images: Pictures
     ) -> list[Finding]:
-        self._key()  # one that can't be sent is wrong use, and shows before the first call
+        key = self._key()  # one that can't be sent is wrong use, and shows before the first call
         prompts = [self.template.fill(*pair) for pair in zip(goals, responses, strict=True)]
         found: list[Finding] = []
-        # Until the server has taken one request, it may refuse them all.
-        while len(found) < len(prompts) and not self._accepted:
-            found.append(self._ask(prompts[len(found)]))
-        with ThreadPoolExecutor(self.config.parallel) as pool:
-            return found + list(pool.map(self._ask, prompts[len(found) :]))
+        with (
+            httpx.Client(timeout=self.config.timeout) as client,
+            ThreadPoolExecutor(self.config.parallel) as pool,
+        ):
+            ask = partial(self._ask, client, key)
+            # Until the server has taken one request, it may refuse them all.
+            while len(found) < len(prompts) and not self._accepted:
+                found.append(ask(prompts[len(found)]))
+            return found + list(pool.map(ask, prompts[len(found) :]))
 
     def _key(self) -> str:
         """The key, or nothing; never part of a message, since messages are stored."""
@@ -187,33 +209,67 @@ class ApiJudge(ModelJudge):
             )
         return key
 
-    def _ask(self, prompt: str) -> Finding:
+    def _ask(self, client: httpx.Client, key: str, prompt: str) -> Finding:
         """One answer, judged; any failure is a finding with an error. No key is in either."""
-        key, error, asked = self._key(), "", 0.0
-        for attempt in range(self.config.tries):
-            if self._refused is not None:
-                return Finding(None, error=self._refused)
-            if attempt:
-                wait = self.config.wait * 2 ** (attempt - 1)
-                time.sleep(min(max(wait, asked), LONGEST_WAIT))
-            try:
-                reply = without_key(self._call(prompt), key)
-                self._accepted = True
-                found = read_reply(reply)
-                return replace(found, error=without_key(found.error, key))
-            except urllib.error.HTTPError as reply:
-                with reply:
-                    error = f"the server replied {reply.code}: {_said(reply, key)}"
-                    asked = _asked_wait(reply)
-                self._give_up(reply.code, error)
-                if reply.code not in BUSY:
-                    break
-            except (OSError, http.client.HTTPException) as failure:
-                reason = getattr(failure, "reason", failure)
-                error = without_key(f"no reply ({type(failure).__name__}: {reason})", key)
-            except ValueError as failure:
-                error = without_key(f"the reply can't be read ({failure})", key)
-        return Finding(None, error=self._refused or error)
+        tries = Retrying(
+            stop=stop_after_attempt(self.config.tries),
+            wait=self._wait,
+            retry=retry_if_exception(lambda error: isinstance(error, _Failed) and error.again),
+            sleep=time.sleep,
+            reraise=True,
+        )
+        try:
+            reply = tries(self._call, client, key, prompt)
+        except _Failed as failure:
+            return Finding(None, error=self._refused or str(failure))
+        found = read_reply(reply)
+        return replace(found, error=without_key(found.error, key))
+
+    def _wait(self, state: RetryCallState) -> float:
+        """Seconds before the next try."""
+        failure = state.outcome.exception() if state.outcome else None
+        asked = failure.wait if isinstance(failure, _Failed) else 0.0
+        return min(max(self.config.wait * 2 ** (state.attempt_number - 1), asked), LONGEST_WAIT)
+
+    def _call(self, client: httpx.Client, key: str, prompt: str) -> dict[str, Any]:
+        """What the server replies to one request, without the key."""
+        if self._refused is not None:
+            raise _Failed(self._refused)
+        try:
+            with client.stream("POST", **self._request(key, prompt)) as reply:
+                data = _read(reply, MAX_REPLY if reply.is_success else MAX_SAID)
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as failure:
+            said = f"no reply ({type(failure).__name__}: {failure})"
+            raise _Failed(without_key(said, key), again=True) from None
+        if not reply.is_success:
+            error = f"the server replied {reply.status_code}: {_said(reply, data, key)}"
+            self._give_up(reply.status_code, error)
+            raise _Failed(error, reply.status_code in BUSY, _asked_wait(reply))
+        try:
+            # Servers write NaN and infinity where they give log-probabilities.
+            found = parse_json(data, "it", otherwise="try again", finite=False)
+            if not isinstance(found, dict):
+                raise ValueError(f"it is {type(found).__name__}, not an object")
+        except ValueError as failure:
+            said = f"the reply can't be read ({failure})"
+            raise _Failed(without_key(said, key), again=True) from None
+        self._accepted = True
+        return without_key(found, key)
+
+    def _request(self, key: str, prompt: str) -> dict[str, Any]:
+        body = {
+            "model": self.config.model,
+            "messages": [{"role": "user", "content": prompt}],
+            **self._settings(),
+        }
+        headers = {"Content-Type": "application/json"}
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        return {
+            "url": self.config.url.rstrip("/") + "/chat/completions",
+            "content": json.dumps(body).encode(),
+            "headers": headers,
+        }
 
     def _give_up(self, code: int, error: str) -> None:
         """Ask nothing more where the key is refused, or the form of the first request."""
@@ -234,27 +290,6 @@ class ApiJudge(ModelJudge):
         }
         return {k: v for k, v in named.items() if v is not None} | dict(self.config.body)
 
-    def _call(self, prompt: str) -> dict[str, Any]:
-        body = {
-            "model": self.config.model,
-            "messages": [{"role": "user", "content": prompt}],
-            **self._settings(),
-        }
-        headers = {"Content-Type": "application/json"}
-        if key := self._key():
-            headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(
-            self.config.url.rstrip("/") + "/chat/completions",
-            data=json.dumps(body).encode(),
-            headers=headers,
-        )
-        with _OPENER.open(request, timeout=self.config.timeout) as reply:
-            # Servers write NaN and infinity where they give log-probabilities.
-            found = parse_json(reply.read(MAX_REPLY), "it", otherwise="try again", finite=False)
-        if not isinstance(found, dict):
-            raise ValueError(f"it is {type(found).__name__}, not an object")
-        return found
-
 
 def check_address(url: str) -> None:
     """UsageError unless `url` is a plain HTTP address; it isn't repeated, as it may hold a key."""
@@ -272,36 +307,33 @@ def check_address(url: str) -> None:
         )
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A key must not be sent on to wherever a server points."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
-
-
-_OPENER = urllib.request.build_opener(_NoRedirect)
-
-
 def _own_prompt() -> Template:
     text = resources.files("care.judges").joinpath("data", "api_prompt.txt").read_text("utf-8")
     return Template(text, "care")
 
 
-def _said(reply: urllib.error.HTTPError, key: str) -> str:
+def _read(reply: httpx.Response, most: int) -> bytes:
+    """The first bytes of a reply."""
+    found = bytearray()
+    for part in reply.iter_bytes():
+        found += part
+        if len(found) >= most:
+            break
+    return bytes(found[:most])
+
+
+def _said(reply: httpx.Response, data: bytes, key: str) -> str:
     """The server's own words, in one short line without the key."""
-    try:
-        text = reply.read(2000).decode("utf-8", "replace")
-    except (OSError, http.client.HTTPException):
-        text = ""
+    text = data.decode("utf-8", "replace")
     # The key is looked for in all of it, so that none is cut in two, and in what JSON escapes.
     text = _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text.replace("\\/", "/"))
     text = without_key(text, key)
-    return " ".join(text.split())[:200] or without_key(str(reply.reason), key)
+    return " ".join(text.split())[:200] or without_key(reply.reason_phrase, key)
 
 
-def _asked_wait(reply: urllib.error.HTTPError) -> float:
+def _asked_wait(reply: httpx.Response) -> float:
     """Seconds of a Retry-After header; 0 without one, or where it is a date."""
     try:
         return float(reply.headers.get("Retry-After", 0))
-    except (TypeError, ValueError):
+    except ValueError:
         return 0.0

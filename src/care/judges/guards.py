@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,18 +26,15 @@ import torch
 from PIL import Image
 
 from care.errors import ModelError
-from care.judges.base import Judge
-from care.judges.classifiers import load_text_model, loaded_revision
-from care.judges.models import Finding, ModelJudge, Pictures
+from care.judges.config import GuardConfig
+from care.judges.hub_models import HubJudge, load_text_model, load_vision_model
+from care.judges.model_judge import Finding, Pictures
 from care.judges.prompts import text_digest
 from care.judges.replies import first_word_alone
+from care.judges.rules import RulesJudge
 from care.models.decoding import AnswerRows, end_tokens, library_loop
-from care.models.devices import device_of
-from care.models.finite import not_finite
 from care.models.memory import in_halves
 from care.models.thoughts import answer_of
-from care.models.weights import load_whole, loading
-from care.runs.options import MAX_BATCH, require
 
 _HEADER = re.compile(
     r"^\s*(?:<\|[^|>]*\|>\s*)*(?:assistant|model|agent)\s*(?:<\|[^|>]*\|>|:|\n)\s*", re.IGNORECASE
@@ -50,70 +46,35 @@ NEW_TOKENS = 24
 """Tokens a guard may say: the word and a line of categories."""
 
 
-@dataclass(frozen=True)
-class GuardConfig:
-    """Which guard, and how it is asked."""
-
-    name: str
-    """Name in verdicts and tables."""
-    model: str
-    """Name on the Hub, or a folder."""
-    vision: bool = False
-    """Whether it sees the pictures of the request."""
-    revision: str | None = None
-    """Revision on the Hub; what was loaded is recorded in any case."""
-    dtype: str = "auto"
-    """Floating-point type."""
-    device_map: str | None = None
-    """As in transformers."""
-    batch_size: int = 8
-    """Conversations without pictures that are read at once; with pictures it is one."""
-
-    def __post_init__(self) -> None:
-        require(self, {"batch_size": 1}, MAX_BATCH)
-
-
-class GuardJudge(ModelJudge):
+class GuardJudge(HubJudge):
     """A guard model as a judge; see the module's header."""
 
     def __init__(
-        self, model: Any, processor: Any, config: GuardConfig, rules: Judge | None = None
+        self, model: Any, processor: Any, config: GuardConfig, rules: RulesJudge | None = None
     ) -> None:
-        """`processor` is a tokenizer, or a processor where the guard has eyes."""
-        super().__init__(config.name, rules)
-        self.model, self.processor, self.config = model.eval(), processor, config
-        self.reads_images = config.vision
-        self.tokenizer = getattr(processor, "tokenizer", processor)
+        super().__init__(model, processor, config, rules)
+        self.config, self.reads_images = config, config.vision
         self.template = getattr(processor, "chat_template", None) or self.tokenizer.chat_template
         if not isinstance(self.template, str):
             raise ModelError(
                 f"{config.model} has no chat template, which holds a guard's policy; use the "
                 "official repository."
             )
-        if self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
         if getattr(model.config, "model_type", "") == "llama4":
             _complete_outputs(model)
 
     @classmethod
-    def load(cls, config: GuardConfig, rules: Judge | None = None) -> GuardJudge:
+    def load(cls, config: GuardConfig, rules: RulesJudge | None = None) -> GuardJudge:
         """The guard from the Hub or a folder; ModelError if it can't be had."""
-        if config.vision:
-            loaded = load_vision_model(config)
-        else:
-            loaded = load_text_model(config.model, config.revision, config.dtype, config.device_map)
+        loaded = load_vision_model(config) if config.vision else load_text_model(config)
         return cls(*loaded, config, rules)
 
     def identity(self) -> dict[str, Any]:
         """Model, its revision as loaded, and digest of its chat template."""
-        return {
-            "judge": self.name,
-            "model": self.config.model,
-            "revision": loaded_revision(self.model) or self.config.revision,
+        return super().identity() | {
             "template_sha256": text_digest(self.template),
             "template_source": "chat template of the model",
             "vision": self.config.vision,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
         }
 
     def find(
@@ -149,24 +110,8 @@ class GuardJudge(ModelJudge):
             ) from error
 
     @torch.no_grad()
-    def _say(
-        self, texts: Sequence[str], pictures: Sequence[Image.Image] | None = None
-    ) -> list[Finding]:
-        options: dict[str, Any] = {"return_tensors": "pt", "padding": True}
-        bos = self.tokenizer.bos_token
-        if bos is not None and texts[0].startswith(bos):
-            options["add_special_tokens"] = False  # the template has written it already
-        self.tokenizer.padding_side = "left"
-        if pictures:
-            inputs = self.processor(text=list(texts), images=list(pictures), **options)
-        else:
-            inputs = self.tokenizer(list(texts), **options)
-        device = device_of(self.model.get_input_embeddings(), self.model)
-        inputs = {
-            key: value.to(device) if isinstance(value, torch.Tensor) else value
-            for key, value in dict(inputs).items()
-            if key != "token_type_ids"
-        }
+    def _say(self, texts: Sequence[str], pictures: Sequence[Image.Image] = ()) -> list[Finding]:
+        inputs = self.inputs(texts, pictures)
         rows = AnswerRows(
             eos=end_tokens(self.model, self.tokenizer),
             text=partial(self.tokenizer.decode, skip_special_tokens=True),
@@ -176,9 +121,7 @@ class GuardJudge(ModelJudge):
         )
         library_loop(self.model, inputs, rows, NEW_TOKENS, self.tokenizer.pad_token_id)
         return [
-            Finding(None, error=not_finite(self.config.model, self.model.dtype))
-            if end == "failed"
-            else read_word(rows.text(tokens))
+            self.not_finite() if end == "failed" else read_word(rows.text(tokens))
             for tokens, end in zip(rows.tokens, rows.ends, strict=True)
         ]
 
@@ -203,18 +146,3 @@ def _complete_outputs(model: Any) -> None:
             output.image_outputs = None
 
     model.language_model.register_forward_hook(complete)
-
-
-def load_vision_model(config: GuardConfig) -> tuple[Any, Any]:
-    """A vision-language model and its processor; ModelError if they can't be had."""
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    options = {} if config.device_map is None else {"device_map": config.device_map}
-    what = f"the judge {config.model}"
-    with loading(what):
-        processor = AutoProcessor.from_pretrained(config.model, revision=config.revision)
-        loader = AutoModelForImageTextToText
-        model = load_whole(
-            loader, config.model, what, revision=config.revision, dtype=config.dtype, **options
-        )
-    return model, processor

@@ -16,14 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from care.judges.base import Judge
+from care.judges.rules import Perplexity
 from care.models.finite import check_logits
 from care.models.memory import in_halves
-from care.models.spec import ModelSpec
-from care.models.thoughts import known_tags
 
 MAX_PERPLEXITY = 200.0
-"""Above this an answer of `care.judges.base.FEWEST_WORDS` words or more is broken text.
+"""Above this an answer of `care.judges.rules.FEWEST_WORDS` words or more is broken text.
 
 For the untouched text model of the embedded one, measured in bfloat16 on its answers to benign
 requests (`python -m tools.judges calibrate RUN/rows.jsonl` in a checkout):
@@ -75,14 +73,9 @@ def perplexities(model: Any, tokenizer: Any, texts: Sequence[str]) -> np.ndarray
     return np.array([found[text] for text in texts])
 
 
-def judge_of(model: ModelSpec) -> Judge:
-    """The offline judge of a model's answers; of the embedded one's with perplexity under its
-    untouched text model."""
-    tags = known_tags(model.thoughts)
-    if model.name is not None:
-        return Judge(tags=tags)
+def of_embedded_model(dtype: str = "auto") -> Perplexity:
+    """Perplexity under the untouched text model of the embedded one, for which `MAX_PERPLEXITY` is
+    measured; the first call assembles it."""
     from care.models.embedded.cache import base_text_model
 
-    text_model, tokenizer = base_text_model(model.dtype)
-    perplexity = partial(perplexities, text_model, tokenizer)
-    return Judge(perplexity, max_perplexity=MAX_PERPLEXITY, tags=tags)
+    return partial(perplexities, *base_text_model(dtype))

@@ -1,160 +1,150 @@
-"""Judges by name, as on the command line: `harmbench`, `api,model=gpt-4o,url=https://…/v1`.
+"""Judges by name, as `--judge` takes them: `harmbench`, `api,model=gpt-4o,url=https://…/v1`.
 
-A judge is asked for as NAME[,option=value]…; `JUDGES` says what each needs.
-Weights are loaded when the judge is made, from the Hub or from the folder given as model=FOLDER.
-`as=OTHER` gives it another name in tables, so that two of a kind can stand side by side.
+A judge is asked for as NAME[,option=value]…; the options are the fields of its configuration
+(`config`). Weights are loaded when the judge is made, from the Hub or from the folder given as
+model=FOLDER. `as=OTHER` gives it another name in tables, so that two of a kind can stand side by
+side. Another judge is added by registering its configuration (docs/evaluation.md).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from copy import copy
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, fields
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from care.errors import UsageError
-from care.judges.base import AnyJudge, Judge
+from care.judges.api import ApiConfig
+from care.judges.base import Judge
+from care.judges.config import (
+    ClassifierConfig,
+    DetoxifyConfig,
+    GuardConfig,
+    JudgeConfig,
+    PictureConfig,
+    RulesConfig,
+    WordListConfig,
+)
+from care.judges.rules import RulesJudge
 from care.runs.options import check_file_name, named_options
+
+Config = TypeVar("Config", bound=type[JudgeConfig])
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One kind of judge."""
+    """One registered judge."""
 
     about: str
     """What it decides, and what it needs."""
-    make: Callable[[str, dict[str, Any], Judge], AnyJudge]
-    """From name, options and rules to the judge."""
-    options: tuple[str, ...]
-    """Options it takes besides `as`."""
-    reads_images: bool = False
-    """Whether it must see the pictures of a request."""
+    config: type[JudgeConfig]
+    """What it is made from."""
+    given: Mapping[str, Any]
+    """Fields of the configuration that are this judge's own; other values may be asked for."""
+    example: str
+    """How it is asked for, where an option is needed."""
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Options it takes besides `as`; NAME stands for any name."""
+        nested = _nested(self.config)
+        return tuple(f"{f.name}.NAME" if f.name in nested else f.name for f in self.fields())
+
+    def fields(self) -> list[Field]:
+        """The fields of the configuration that are options."""
+        return [f for f in fields(self.config) if not f.metadata.get("fixed")]
 
 
-def make_judge(wanted: str, rules: Judge | None = None) -> AnyJudge:
+JUDGES: dict[str, Entry] = {}
+"""Every judge, by name."""
+
+
+def register(name: str, about: str, example: str = "", **given: Any) -> Callable[[Config], Config]:
+    """Put a judge under a name: `@register("mine", "what it decides")` above its configuration.
+
+    `given` are fields that this judge has otherwise than by default. Raises UsageError for a name
+    that is taken or can't be that of a file.
+    """
+
+    def put(config: Config) -> Config:
+        if check_file_name(name, "a judge") in JUDGES:
+            raise UsageError(f"There is a judge {name!r} already; register it by another name.")
+        JUDGES[name] = Entry(about, config, given, example or name)
+        return config
+
+    return put
+
+
+def load_judge(wanted: str, rules: RulesJudge | None = None) -> Judge:
     """The judge that `wanted` describes; `rules` tell refusals and broken text.
 
     Raises UsageError for an unknown name or option, and what the judge raises that can't be had.
     """
-    name, options = _parsed(wanted)
-    shown = check_file_name(str(options.pop("as", name)), "a judge")
-    return JUDGES[name].make(shown, options, rules or Judge())
+    return judge_config(wanted).judge(rules or RulesJudge())
 
 
 def check_judge(wanted: str) -> None:
-    """Raise what `make_judge` would for a name, option or file, without loading a model."""
-    name, options = _parsed(wanted)
-    shown_name(wanted)
-    if name in _LIGHT:
-        make_judge(wanted)
-    elif "template" in options:
-        from care.judges.prompts import read_template
-
-        read_template(options["template"])
+    """Raise what `load_judge` would for a name, option or file, without loading a model."""
+    judge_config(wanted).check()
 
 
 def shown_name(wanted: str) -> str:
     """The name in tables of the judge that `wanted` describes, without loading it."""
-    name, options = _parsed(wanted)
-    return check_file_name(str(options.get("as", name)), "a judge")
+    return judge_config(wanted).name
 
 
 def needs_images(wanted: str) -> bool:
     """Whether the judge that `wanted` describes must see the pictures of a request."""
-    return JUDGES[_parsed(wanted)[0]].reads_images
+    return judge_config(wanted).reads_images
 
 
-def _parsed(wanted: str) -> tuple[str, dict[str, Any]]:
-    """Name and options, checked: nothing is written or asked before a wrong one is refused."""
+def judge_config(wanted: str) -> JudgeConfig:
+    """The configuration that `wanted` describes, checked: nothing is written or asked before a
+    wrong one is refused."""
     name, given = named_options(wanted, "a judge")
     if name not in JUDGES:
         raise UsageError(f"There is no judge {name!r}; there are {', '.join(JUDGES)}.")
-    known = (*JUDGES[name].options, "as")
-    free = [key for key in given if not (name == "api" and key.startswith("body."))]
-    if unknown := sorted(set(free) - set(known)):
+    entry = JUDGES[name]
+    shown = check_file_name(given.pop("as", name), "a judge")
+    nested = {field: _nest(given, field) for field in _nested(entry.config)}
+    options = {key: value for key, value in given.items() if key.partition(".")[0] not in nested}
+    known = (*entry.options, "as")
+    if unknown := sorted(set(options) - {field.name for field in entry.fields()}):
         raise UsageError(
             f"The judge {name} has no option {unknown[0]!r}; it takes {', '.join(known)}."
         )
-    options: dict[str, Any] = dict(given)
-    if name == "api":
-        _api_config(name, {key: value for key, value in options.items() if key != "as"})
-    return name, options
+    for field in entry.fields():
+        needed = field.default is MISSING and field.default_factory is MISSING
+        if needed and field.name not in {*options, *entry.given}:
+            raise UsageError(f"The judge {name} needs a {field.name}, as in {entry.example}.")
+    typed = {key: _typed(entry.config, key, value) for key, value in options.items()}
+    return entry.config(**{"name": shown, **entry.given, **nested, **typed})
 
 
-def _rules(name: str, options: dict[str, Any], rules: Judge) -> AnyJudge:
-    if name == rules.name:
-        return rules
-    other = copy(rules)
-    other.name = name
-    return other
+def _nested(config: type[JudgeConfig]) -> list[str]:
+    """Fields that hold fields of their own, given as FIELD.NAME."""
+    return [name for name, hint in get_type_hints(config).items() if get_origin(hint) is Mapping]
 
 
-def _classifier(model: str, scale: str) -> Callable[[str, dict[str, Any], Judge], AnyJudge]:
-    def make(name: str, options: dict[str, Any], rules: Judge) -> AnyJudge:
-        from care.judges.classifiers import ClassifierConfig, TokenClassifier
-
-        given = {"name": name, "model": model, "scale": scale} | options
-        return TokenClassifier.load(_config(ClassifierConfig, given), rules)
-
-    return make
-
-
-def _guard(model: str, vision: bool) -> Callable[[str, dict[str, Any], Judge], AnyJudge]:
-    def make(name: str, options: dict[str, Any], rules: Judge) -> AnyJudge:
-        from care.judges.guards import GuardConfig, GuardJudge
-
-        given = {"name": name, "model": model, "vision": vision} | options
-        return GuardJudge.load(_config(GuardConfig, given), rules)
-
-    return make
-
-
-def _shieldgemma(name: str, options: dict[str, Any], rules: Judge) -> AnyJudge:
-    from care.judges.guards import GuardConfig
-    from care.judges.shieldgemma import ShieldGemmaJudge
-
-    given = {"name": name, "model": "google/shieldgemma-2-4b-it", "vision": True} | options
-    return ShieldGemmaJudge.load(_config(GuardConfig, given), rules)
-
-
-def _detoxify(name: str, options: dict[str, Any], rules: Judge) -> AnyJudge:
-    from care.judges.toxicity import DetoxifyJudge
-
-    return DetoxifyJudge.load(**options, rules=rules, name=name)
-
-
-def _words(name: str, options: dict[str, Any], rules: Judge) -> AnyJudge:
-    from care.judges.toxicity import WordListJudge
-
-    return WordListJudge(rules, name)
-
-
-def _api(name: str, options: dict[str, Any], rules: Judge) -> AnyJudge:
-    from care.judges.api import ApiJudge
-
-    return ApiJudge(_api_config(name, options), rules)
-
-
-def _api_config(name: str, options: dict[str, Any]) -> Any:
-    """The configuration of an API judge; `body.NAME` options become fields of its requests."""
-    from care.judges.api import ApiConfig
-
-    if "model" not in options:
-        raise UsageError("The judge api needs a model, as in api,model=NAME,url=http://…/v1.")
-    plain = {key: value for key, value in options.items() if not key.startswith("body.")}
-    body: dict[str, Any] = {}
-    for key in options.keys() - plain.keys():
-        *parents, last = key.split(".")[1:]
-        place = body
+def _nest(given: Mapping[str, str], field: str) -> dict[str, Any]:
+    """The options FIELD.NAME[.NAME]… as fields within one another, their values read as JSON where
+    they are."""
+    found: dict[str, Any] = {}
+    for key in given:
+        first, *rest = key.split(".")
+        if first != field:
+            continue
+        *parents, last = rest or [""]
+        place = found
         for parent in parents:
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
-                raise UsageError(f"The option {key} contradicts another option body.{parent}.")
+                raise UsageError(f"The option {key} contradicts another option {field}.{parent}.")
         if not last or "" in parents or last in place:
             raise UsageError(f"The option {key} names no field of a request, or names one twice.")
-        place[last] = _json_or_text(options[key])
-    return _config(ApiConfig, {"name": name, "body": body} | plain)
+        place[last] = _json_or_text(given[key])
+    return found
 
 
 def _json_or_text(text: str) -> Any:
@@ -164,85 +154,73 @@ def _json_or_text(text: str) -> Any:
         return text
 
 
-def _config(kind: type, given: dict[str, Any]) -> Any:
-    """A configuration whose numbers may be given as text."""
-    kinds = {field.name: str(field.type) for field in fields(kind)}
-    typed = dict(given)
-    for key, value in given.items():
-        number = {"int": int, "float": float}.get(kinds[key].removesuffix(" | None"))
-        if number is None or not isinstance(value, str):
-            continue
-        if value.lower() == "none" and kinds[key].endswith("None"):
-            typed[key] = None
-            continue
-        try:
-            typed[key] = number(value)
-        except ValueError as error:
-            raise UsageError(f"The option {key} is a number, got {value!r:.40}.") from error
-    return kind(**typed)
+def _typed(config: type[JudgeConfig], key: str, value: str) -> Any:
+    """An option's text as its field has it."""
+    hint = get_type_hints(config)[key]
+    kinds = get_args(hint) or (hint,)
+    if NoneType in kinds and str not in kinds and value.lower() == "none":
+        return None
+    if bool in kinds:
+        if value.lower() not in ("true", "false"):
+            raise UsageError(f"The option {key} is true or false, got {value!r:.40}.")
+        return value.lower() == "true"
+    number = int if int in kinds else float if float in kinds else None
+    if number is None:
+        return value
+    try:
+        return number(value)
+    except ValueError as error:
+        raise UsageError(f"The option {key} is a number, got {value!r:.40}.") from error
 
 
-_LIGHT = ("rules", "toxic-words-standin", "api")
-"""Judges that load nothing when they are made."""
-
-_LOADING = ("model", "revision", "dtype", "device_map", "batch_size")
-_PROMPTED = (*_LOADING, "template", "max_response_tokens")
-
-JUDGES: dict[str, Entry] = {
-    "rules": Entry("refusal, coherence and keywords of the goal; offline", _rules, ()),
-    "harmbench": Entry(
-        "HarmBench's classifier, Llama-2 13B (hub)",
-        _classifier("cais/HarmBench-Llama-2-13b-cls", "yes_no"),
-        _PROMPTED,
-    ),
-    "harmbench-7b": Entry(
-        "HarmBench's validation classifier, Mistral 7B (hub)",
-        _classifier("cais/HarmBench-Mistral-7b-val-cls", "yes_no"),
-        _PROMPTED,
-    ),
-    "strongreject": Entry(
-        "StrongREJECT's fine-tuned Gemma 2B (hub, gated; extra peft)",
-        _classifier("qylu4156/strongreject-15k-v1", "grade"),
-        _PROMPTED,
-    ),
-    "llama-guard-3": Entry(
-        "Llama Guard 3 8B on request and answer (hub, gated)",
-        _guard("meta-llama/Llama-Guard-3-8B", vision=False),
-        _LOADING,
-    ),
-    "llama-guard-3-vision": Entry(
-        "Llama Guard 3 11B with the pictures (hub, gated)",
-        _guard("meta-llama/Llama-Guard-3-11B-Vision", vision=True),
-        _LOADING,
-        reads_images=True,
-    ),
-    "llama-guard-4": Entry(
-        "Llama Guard 4 12B with the pictures (hub, gated)",
-        _guard("meta-llama/Llama-Guard-4-12B", vision=True),
-        _LOADING,
-        reads_images=True,
-    ),
-    "shieldgemma": Entry(
-        "ShieldGemma 2 4B on the request's pictures alone (hub, gated)",
-        _shieldgemma,
-        _LOADING,
-        reads_images=True,
-    ),
-    "detoxify": Entry(
-        "toxicity, any attribute above 0.5 (extra detoxify; its weights are downloaded)",
-        _detoxify,
-        ("variant", "checkpoint", "folder", "device"),
-    ),
-    "toxic-words-standin": Entry(
-        "a word list that stands in for Detoxify offline; not comparable with it", _words, ()
-    ),
-    "api": Entry(
-        "a chat model behind any OpenAI-compatible API",
-        _api,
-        (
-            *("model", "url", "key_variable", "template", "timeout", "tries", "wait", "parallel"),
-            *("temperature", "max_tokens", "max_completion_tokens", "body.NAME"),
-        ),
-    ),
-}
-"""Every judge, by name."""
+register("rules", "refusal, coherence and keywords of the goal; offline")(RulesConfig)
+register(
+    "harmbench",
+    "HarmBench's classifier, Llama-2 13B (hub)",
+    model="cais/HarmBench-Llama-2-13b-cls",
+)(ClassifierConfig)
+register(
+    "harmbench-7b",
+    "HarmBench's validation classifier, Mistral 7B (hub)",
+    model="cais/HarmBench-Mistral-7b-val-cls",
+)(ClassifierConfig)
+register(
+    "strongreject",
+    "StrongREJECT's fine-tuned Gemma 2B (hub, gated; extra peft)",
+    model="qylu4156/strongreject-15k-v1",
+    scale="grade",
+)(ClassifierConfig)
+register(
+    "llama-guard-3",
+    "Llama Guard 3 8B on request and answer (hub, gated)",
+    model="meta-llama/Llama-Guard-3-8B",
+)(GuardConfig)
+register(
+    "llama-guard-3-vision",
+    "Llama Guard 3 11B with the pictures (hub, gated)",
+    model="meta-llama/Llama-Guard-3-11B-Vision",
+    vision=True,
+)(GuardConfig)
+register(
+    "llama-guard-4",
+    "Llama Guard 4 12B with the pictures (hub, gated)",
+    model="meta-llama/Llama-Guard-4-12B",
+    vision=True,
+)(GuardConfig)
+register(
+    "shieldgemma",
+    "ShieldGemma 2 4B on the request's pictures alone (hub, gated)",
+    model="google/shieldgemma-2-4b-it",
+)(PictureConfig)
+register(
+    "detoxify", "toxicity, any attribute above 0.5 (extra detoxify; its weights are downloaded)"
+)(DetoxifyConfig)
+register(
+    "toxic-words-standin",
+    "a word list that stands in for Detoxify offline; not comparable with it",
+)(WordListConfig)
+register(
+    "api",
+    "a chat model behind any OpenAI-compatible API",
+    example="api,model=NAME,url=http://…/v1",
+)(ApiConfig)

@@ -18,7 +18,7 @@ import re
 from typing import Any
 
 from care.data.text import plain
-from care.judges.models import Finding
+from care.judges.model_judge import Finding
 from care.judges.stance import Unit, units
 from care.models.thoughts import answer_of
 

@@ -6,6 +6,7 @@
     neither            SHA-256 of the configuration and of every parameter in memory
 
 A path alone says nothing: what lies there can be trained anew, or replaced, between two attempts.
+A repair states `model_facts`, by which another model than the one it was fitted on is told.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from typing import Any
 
 import torch
 
-from care.defenses.artefact import stable
 from care.errors import ModelError
 from care.models.vlm import VLM
 from care.runs.reading import file_digest
@@ -38,8 +38,38 @@ _FACTS = (
     "*.tiktoken", "tekken.json", "*processor_config.json", "chat_template*", "*.jinja", "*.py",
 )  # fmt: skip
 
+_VOLATILE = ("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype")
+"""Facts of a configuration that depend on how and by what the model was loaded."""
+
 _READERS = 4
 """Files read at once: a disk gives more than one thread can hash."""
+
+
+def model_facts(vlm: VLM) -> dict[str, Any]:
+    """What identifies the model a repair belongs to."""
+    config = stable(vlm.model.config.to_dict())
+    template = getattr(vlm.processor, "chat_template", None) or ""
+    return {
+        "name": vlm.name,
+        "revision": vlm.revision,
+        "class": type(vlm.model).__name__,
+        "layers": vlm.anatomy.n_layers,
+        "width": vlm.anatomy.width,
+        "config_sha256": _sha256(json.dumps(config, sort_keys=True, default=str)),
+        "processor": type(vlm.processor).__name__,
+        "chat_template_sha256": _sha256(str(template)),
+    }
+
+
+def stable(config: Any) -> Any:
+    """A configuration, nested ones too, without what depends on how the model was loaded."""
+    if not isinstance(config, dict):
+        return config
+    return {key: stable(value) for key, value in config.items() if key not in _VOLATILE}
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def load_pinned(run: Run, source: str | None, load: Callable[[], VLM]) -> VLM:

@@ -91,12 +91,12 @@ class PromptCache:
     parts: list[tuple[list[int], Start]]
     """For each batch, which examples it holds (indices) and where their answers start."""
 
-    def under(self, late: bool) -> "PromptCache | list[Example]":
+    def under(self, decision_only: bool) -> "PromptCache | list[Example]":
         """What to ask a model with while an edit is on: this, or the examples to be read anew.
 
-        `late` says that the edit changes nothing before the last position of a prompt.
+        `decision_only` says that the edit changes nothing before the last position of a prompt.
         """
-        return self if late else self.examples
+        return self if decision_only else self.examples
 
 
 def read_prompts(model: Any, roles: RoleContext, start: Start) -> Start:

@@ -18,8 +18,9 @@ import numpy as np
 
 from care.data.example import Suite
 from care.data.small_world.suites import BASELINE
+from care.defenses.repair.channel import Modality
 from care.defenses.repair.fitting import Fitter, chosen_sites
-from care.defenses.repair.repair import Modality, Repair
+from care.defenses.repair.repair import Repair
 from care.diagnosis.channel_scan import refused_under
 from care.evaluation.table import Table
 from care.models.sites import Site
@@ -67,7 +68,8 @@ def candidates(
     """
     config = fitter.config
     if config.gate is None:
-        return [Candidate(preset, fitter.repair(dict(sites) or None, preset), fitter)]
+        repair = Repair.of(fitter.repair(dict(sites) or None, preset))
+        return [Candidate(preset, repair, fitter)]
     found: dict[Modality, Sequence[Site]] = {m: part for m, part in sites.items() if part}
     if not found:
         by_depth = chosen_sites(fitter.vlm, config)
@@ -76,7 +78,7 @@ def candidates(
     for places, quantile in product(_combined(found), QUANTILES):
         other = fitter.with_config(replace(config, gate=replace(config.gate, quantile=quantile)))
         named = (f"{m} {' + '.join(map(str, part))}" for m, part in places.items())
-        repair = other.repair(places, preset)
+        repair = Repair.of(other.repair(places, preset))
         tried.append(Candidate(f"{', '.join(named)}; {quantile:g}", repair, other))
     return tried
 

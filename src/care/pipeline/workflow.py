@@ -31,9 +31,10 @@ from typing import Any
 from care.data.digests import suite_digest
 from care.data.example import Example, Suite
 from care.data.small_world.suites import BASELINE, PGD
-from care.defenses.base import random_control
+from care.defenses.controls import random_control
 from care.defenses.neuron_suppression import NeuronRepair
-from care.defenses.repair.fitting import PRESETS, Fitter
+from care.defenses.repair.channel import Modality
+from care.defenses.repair.fitting import Fitter
 from care.defenses.repair.fitting_data import (
     gather,
     load_decisions,
@@ -41,7 +42,8 @@ from care.defenses.repair.fitting_data import (
     material_to,
     save_decisions,
 )
-from care.defenses.repair.repair import Modality, Repair
+from care.defenses.repair.presets import PRESETS
+from care.defenses.repair.repair import Repair
 from care.diagnosis.activation_means import spread
 from care.diagnosis.channel_scan import recommended, scan_channels, scanned_sites
 from care.diagnosis.channel_scan import to_json as channels_json
@@ -52,9 +54,8 @@ from care.evaluation.config import UNDEFENDED
 from care.evaluation.row_shapes import ROW
 from care.evaluation.runner import evaluate as run_evaluation
 from care.evaluation.table import Table
-from care.judges.base import Judge
-from care.judges.perplexity import judge_of
 from care.judges.refusal import certainly_refused
+from care.judges.rules import RulesJudge, rules_for
 from care.models.identity import load_pinned
 from care.models.sites import Site
 from care.models.vlm import VLM
@@ -106,7 +107,7 @@ class _Workflow:
         """`sampled`: a part of the examples to fit on, and of harmless others, is asked."""
         self.job, self.run, self.progress, self.sampled = job, run, progress, sampled
         self.vlm: VLM = load_pinned(run, job.model.name, job.model.load)
-        self.judge: Judge = judge_of(job.model)
+        self.judge: RulesJudge = rules_for(job.model)
         self.splits: dict[str, list[Suite]] = {}
 
     def suites(self, split: Any) -> list[Suite]:
@@ -168,7 +169,11 @@ class _Workflow:
             finally:
                 rows.close()
 
-        rival, kept = cache(fitter.repair), self.run.path / "neurons-repair.json"
+        kept = self.run.path / "neurons-repair.json"
+
+        @cache
+        def rival() -> Repair:
+            return Repair.of(fitter.repair())
 
         def keep(found: NeuronRepair) -> None:
             self.run.write(kept.name, found.to_text())
@@ -242,7 +247,7 @@ class _Workflow:
                     self.vlm,
                     sites,
                     modalities,
-                    lambda site, modality: fitter.repair({modality: [site]}),
+                    lambda site, modality: Repair.of(fitter.repair({modality: [site]})),
                     attacks,
                     benign,
                     batch_size=self.job.batch,
@@ -305,7 +310,7 @@ class _Workflow:
         repair = chosen.repair
         found = [
             ("random subspace", random_control(repair, self.job.run.seed)),
-            ("difference of means", chosen.fitter.means_control(repair)),
+            ("difference of means", means_control(repair, chosen.fitter)),
         ]
         modalities = {channel.modality for channel in repair.channels}
         if modalities == {"image", "text"}:
@@ -390,7 +395,7 @@ def repair(job: RepairJob, progress: Bar | None = None) -> dict[str, Any]:
             tree["attribution"] = attribution(work.vlm, list(tests.values()), chosen.repair)
             _record_suites(run, work)
             chosen.repair.manifest["evaluation"] = {"suites": tree["suites"]}
-            chosen.repair.save_pretrained(run.inside("repair"))
+            chosen.repair.save(run.inside("repair"))
         tree["manifest"] = dict(run.manifest)
         tree["cost"] = {
             "stages": [{"name": s["name"], "seconds": s["seconds"]} for s in run.stages],
@@ -450,4 +455,4 @@ def fit(job: RepairJob, progress: Bar | None = None) -> Path:
         diagnosis = work.channels(fitter, work.diagnosis(fitter, BRIEF))
         chosen, selection = work.select(fitter, diagnosis)
         run.write_json("selection.json", selection)
-        return chosen.repair.save_pretrained(run.inside("repair"))
+        return chosen.repair.save(run.inside("repair"))

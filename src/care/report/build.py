@@ -16,8 +16,9 @@ from PIL import Image
 
 from care.data.example import Example
 from care.data.small_world.suites import BASELINE
+from care.defenses.repair.channel import Channel
 from care.defenses.repair.gate import Gate
-from care.defenses.repair.repair import Channel, Repair
+from care.defenses.repair.repair import Repair
 from care.diagnosis.token_attribution import sink_mask, text_scores, visual_scores
 from care.evaluation.runner import UNDEFENDED
 from care.evaluation.table import Table

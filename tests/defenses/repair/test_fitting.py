@@ -8,23 +8,18 @@ import numpy as np
 import pytest
 
 from care.data.contamination import goal_digests
-from care.defenses.repair.contrast import activations
+from care.defenses.controls import means_control
 from care.defenses.repair.family_subspace import unsafe_subspace
-from care.defenses.repair.fitting import (
-    PRESETS,
-    Fitter,
-    RepairConfig,
-    chosen_sites,
-    depth_sites,
-    fit_repair,
-)
+from care.defenses.repair.fitting import Fitter, chosen_sites, depth_sites, fit_repair
 from care.defenses.repair.fitting_data import (
     CLASSES,
+    activations,
     gather,
     load_decisions,
     save_decisions,
 )
 from care.defenses.repair.gate import GateConfig, fit_gate
+from care.defenses.repair.presets import PRESETS, RepairConfig
 from care.defenses.repair.repair import Repair
 from care.errors import DataError, FitError, SiteError, UsageError
 from care.evaluation.leak_check import stated_goals
@@ -50,7 +45,7 @@ def test_each_site_gets_a_channel_for_attacks_with_and_without_pictures(fitter):
     repair = fitter.repair([SITE, Site(3, "layer_out")])
     places = [(channel.site, channel.modality) for channel in repair.channels]
     assert places == [(site, m) for site in repair.sites for m in ("image", "text")]
-    assert repair.late
+    assert Repair.of(repair).touches == "decision"
     gates = {channel.modality: channel.gate.families for channel in repair.channels}
     assert gates == {"image": ("beside",), "text": ("template",)}
     assert repair.manifest["fitted_on"]["complied"] == 24
@@ -172,14 +167,14 @@ def test_the_printed_and_the_released_form_project_everywhere_without_a_gate(vlm
     assert {channel.scopes for channel in repair.channels} == {("all",)}
     assert {channel.modality for channel in repair.channels} == {"image", "text"}
     assert {site.kind for site in repair.sites} == {"ffn_out"}
-    assert not repair.late
+    assert Repair.of(repair).touches == "prompt"
     strength = {"paper": 1.0, "official": 4.0}[preset]
     assert {channel.strength for channel in repair.channels} == {strength}
 
 
 def test_the_control_projects_one_direction_without_a_gate(fitter):
-    repair = fitter.repair([SITE])
-    control = fitter.means_control(repair)
+    repair = Repair.of(fitter.repair([SITE]))
+    control = means_control(repair, fitter)
     for channel, other in zip(control.channels, repair.channels, strict=True):
         assert channel.subspace.rank == 1
         assert channel.gate is None

@@ -8,8 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from care.defenses.base import Defense, random_control
-from care.defenses.repair.repair import Repair, _SiteEdit
+from care.defenses.base import Defense
+from care.defenses.controls import random_control
+from care.defenses.repair.edit import ChannelEdit
+from care.defenses.repair.repair import Repair
 from care.errors import ArtefactError, UsageError
 from care.models.hooks import edit, read
 from care.models.sites import Role, Site, scope_mask
@@ -133,7 +135,7 @@ def test_gradients_pass_through_a_repair(vlm, batch):
 
 
 def test_gradients_pass_after_use_in_inference_mode():
-    site_edit = _SiteEdit([made(rank=4), skewed(seed=1, gate=a_gate())], "adaptive")
+    site_edit = ChannelEdit([made(rank=4), skewed(seed=1, gate=a_gate())], "adaptive")
     h = torch.randn(1, 2, tiny.WIDTH)
     roles = torch.full((1, 2), int(Role.TEXT))
     with torch.inference_mode():
@@ -229,7 +231,7 @@ def test_large_activations_in_float16_do_not_overflow(maker):
     h = (30_000 * q.T.sign()).half()[None]
     assert (h.float() @ q).abs().max() > torch.finfo(torch.float16).max
     roles = torch.full((1, 1), int(Role.RESPONSE))
-    after = _SiteEdit(channels, "adaptive")(h, roles)
+    after = ChannelEdit(channels, "adaptive")(h, roles)
     assert after.dtype == torch.float16
     close(after / 3e4, plain(channels, "adaptive", h.double(), roles) / 3e4, 1e-3)
 
@@ -240,7 +242,7 @@ def test_a_large_mean_cancels_in_bfloat16():
     mean = np.full(tiny.WIDTH, 1024, np.float32)
     channel = replace(channel, subspace=replace(channel.subspace, mean=mean))
     h = torch.full((1, 1, tiny.WIDTH), 1024.0).bfloat16()
-    after = _SiteEdit([channel], "adaptive")(h, torch.full((1, 1), int(Role.TEXT)))
+    after = ChannelEdit([channel], "adaptive")(h, torch.full((1, 1), int(Role.TEXT)))
     close(after, h.double(), 1e-2)
 
 
@@ -318,7 +320,7 @@ def test_a_repair_of_another_width_or_depth_is_refused_before_anything_runs(vlm)
             pass
     deep = Repair((made(), made(Site(9, "ffn_out"))))
     with pytest.raises(ArtefactError, match=r"9\.ffn_out.*tiny-llava.*4 layers"):
-        deep.check(vlm)
+        deep.check_sites(vlm)
     assert hooks_of(vlm) == hooks
 
 

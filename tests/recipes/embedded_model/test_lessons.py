@@ -13,7 +13,7 @@ from care.data.small_world import goals as world
 from care.data.small_world import pictures
 from care.data.small_world.scenes import unrelated
 from care.data.small_world.suites import OPENING
-from care.judges.base import refused
+from care.judges.rules import refused
 from recipes.embedded_model.lessons import USUAL_REFUSAL, Lesson, Teacher
 from recipes.embedded_model.train import TrainConfig, _batches
 

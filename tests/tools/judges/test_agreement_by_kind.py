@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from care.data.text import words
-from care.judges.labels import kappa_interval
 from care.judges.refusal_classifier import load_rows, training_rows
+from care.statistics.agreement import kappa_interval
 from tools.judges.__main__ import main
 from tools.judges.agreement_by_kind import FILE, compared, held_out, left_out, manner
 

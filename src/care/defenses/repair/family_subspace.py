@@ -21,9 +21,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve, eigh, qr
+from scipy.linalg import cho_factor, cho_solve, eigh
 
-from care.defenses.repair.subspace import Subspace
+from care.defenses.repair.subspace import Subspace, orthonormal
 from care.errors import FitError
 
 _LEAST_ROWS = 4
@@ -139,7 +139,7 @@ def unsafe_subspace(
     patterns = gaps @ turned[:, ::-1][:, : max(1, above)]
     ends = eigh(covariance, eigvals_only=True)
     return Subspace(
-        basis=_orthonormal(patterns).astype(np.float32),
+        basis=orthonormal(patterns).astype(np.float32),
         mean=anchor.astype(np.float32),
         eigenvalues=values[::-1].copy(),
         null_quantile=null,
@@ -173,13 +173,6 @@ def _null(
         values = np.linalg.eigvalsh(mixed.T @ gram @ mixed)
         largest.append(values[-1])
     return float(np.quantile(largest, level, method="higher"))
-
-
-def _orthonormal(vectors: np.ndarray) -> np.ndarray:
-    """Orthonormal columns, each with its largest entry positive."""
-    basis = np.asarray(qr(vectors / np.linalg.norm(vectors, axis=0), mode="economic")[0])
-    largest = np.abs(basis).argmax(axis=0)
-    return basis * np.where(basis[largest, np.arange(basis.shape[1])] < 0.0, -1.0, 1.0)
 
 
 def _scatter(rows: np.ndarray, centre: np.ndarray) -> np.ndarray:

@@ -4,44 +4,47 @@
 modality (`image`: attacks that come with pictures; `text`: those without),
 
 1. the unsafe subspace: the patterns of C_m u = λ C u, with C_m the scatter of the attack families'
-   means about the mean of the refusals (`families`);
+   means about the mean of the refusals (`family_subspace`);
 2. a gate: Fisher's discriminant of each family against answered benign requests, opening beyond
    what each kind of these reaches (`gate`).
 
 `paper` and `official` project orthogonally on eigenvectors of single activations, everywhere and
-ungated, with the contrasts of `contrast`; all differences are in `PRESETS`. Validation decides
-among candidates, elsewhere (`selection`). Fu et al. 2026, arXiv 2603.27240.
+ungated, with the contrasts of `fitting_data`; all differences are in `presets`. Validation decides
+among candidates, elsewhere (`care.pipeline.selection`). Fu et al. 2026, arXiv 2603.27240.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 
 from care.data.example import Example, Suite
-from care.defenses.artefact import model_facts
-from care.defenses.repair.contrast import ContrastName, activations, content, contrast
+from care.defenses.repair.channel import MODALITIES, Channel, Modality, RepairData
 from care.defenses.repair.family_subspace import Classes, Rows, unsafe_subspace
-from care.defenses.repair.fitting_data import CLASSES, Answered, Material, gather
-from care.defenses.repair.gate import Crossfit, Gate, GateConfig, crossfit
-from care.defenses.repair.repair import MODALITIES, Channel, Modality, Repair
-from care.defenses.repair.subspace import (
-    Subspace,
-    SubspaceConfig,
-    difference_of_means,
-    fit_subspace,
+from care.defenses.repair.fitting_data import (
+    CLASSES,
+    Answered,
+    ContrastName,
+    Material,
+    activations,
+    content,
+    contrast,
+    gather,
 )
+from care.defenses.repair.gate import Crossfit, Gate, GateConfig, crossfit
+from care.defenses.repair.presets import PRESETS, Preset, RepairConfig
+from care.defenses.repair.subspace import Subspace, difference_of_means, fit_subspace
 from care.errors import FitError, UsageError
-from care.judges.base import Judge
+from care.judges.rules import RulesJudge
+from care.models.identity import model_facts
 from care.models.sites import Scope, Site, SiteKind
 from care.models.vlm import VLM
 from care.statistics.moments import Moments
 
-Preset = Literal["paper", "official", "corrected"]
 Shown = tuple[Example, str]
 """An example, and the digests of its pictures."""
 Places = Sequence[Site] | Mapping[Modality, Sequence[Site]]
@@ -49,56 +52,6 @@ Places = Sequence[Site] | Mapping[Modality, Sequence[Site]]
 
 _LEAST_FAMILY = 8
 """Families with fewer examples are taken together as one."""
-
-
-@dataclass(frozen=True)
-class RepairConfig:
-    """How a repair is fitted; `PRESETS` holds the three that have names."""
-
-    kind: SiteKind = "layer_out"
-    """Kind of the sites that are edited."""
-    fit_kind: SiteKind | None = None
-    """Kind of site at which activations are taken; None: where they are edited."""
-    depth: tuple[float, ...] = (0.65, 0.8)
-    """Relative depths of the sites, when no sites are given."""
-    text_depth: tuple[float, ...] | None = (0.8,)
-    """The same of text channels; None: as `depth`."""
-    scopes: tuple[Scope, ...] = ("decision",)
-    """Tokens that are edited."""
-    gate: GateConfig | None = field(default_factory=GateConfig)
-    """How gates are fitted; None for an orthogonal projection without a gate."""
-    text_contrast: ContrastName = "comply-rest"
-    """Without a gate: what counts as benign on the text side (see `contrast`)."""
-    subspace: SubspaceConfig = field(default_factory=SubspaceConfig)
-    """Without a gate: target, shrinkage and rank of every subspace."""
-    strength: float = 1.2
-    """a; 1 removes the unsafe coordinates, more overshoots."""
-    fusion: Literal["adaptive", "sum"] = "adaptive"
-    """How two corrections of one token are combined."""
-
-
-_PAPER = RepairConfig(
-    kind="ffn_out",
-    depth=(0.5, 0.53, 0.56),
-    text_depth=None,
-    scopes=("all",),
-    gate=None,
-    text_contrast="comply-refuse",
-    subspace=SubspaceConfig(target="cov", rank="auto"),
-    strength=1.0,
-)
-
-PRESETS: Mapping[str, RepairConfig] = {
-    "paper": _PAPER,
-    "official": replace(
-        _PAPER,
-        fit_kind="layer_out",
-        subspace=SubspaceConfig(target="cov", ridge=1e-6, rank=64, orthonormalise=False),
-        strength=4.0,
-    ),
-    "corrected": RepairConfig(),
-}
-"""The formulas as printed; the released code's behaviour, for parity; and the default."""
 
 
 def fit_repair(
@@ -109,9 +62,9 @@ def fit_repair(
     sites: Places | None = None,
     preset: Preset = "corrected",
     config: RepairConfig | None = None,
-    judge: Judge | None = None,
+    judge: RulesJudge | None = None,
     batch_size: int = 16,
-) -> Repair:
+) -> RepairData:
     """Fit a repair on malicious and benign requests, without training.
 
     `sites` are those of all channels or of each modality (those at the preset's depths by default);
@@ -184,7 +137,7 @@ class Fitter:
         other._subspaces, other._crossfits = self._subspaces, self._crossfits
         return other
 
-    def repair(self, sites: Places | None = None, preset: str = "corrected") -> Repair:
+    def repair(self, sites: Places | None = None, preset: str = "corrected") -> RepairData:
         """Channels of both modalities, as far as there are sites and attacks, at every site.
 
         FitError if there are attacks of no modality that has sites.
@@ -213,7 +166,7 @@ class Fitter:
                 "goals": self.material.goals,
             },
         }
-        return Repair(tuple(channels), config.fusion, "care", manifest)
+        return RepairData(tuple(channels), config.fusion, "care", manifest)
 
     def modalities(self) -> list[Modality]:
         """The modalities that there are enough attacks for; FitError if there is none.
@@ -251,17 +204,17 @@ class Fitter:
                 taken = activations(self.vlm, part, missing, "decision", self.batch_size)
                 self._rows |= {(name, "decision", site): taken[site] for site in missing}
 
-    def means_control(self, repair: Repair) -> Repair:
-        """The repair with the bare difference of means in place of every channel (a control)."""
-        channels = []
-        for channel in repair.channels:
+    def means(self, channels: Sequence[Channel]) -> tuple[Channel, ...]:
+        """The channels with the bare difference of means in place of their subspaces."""
+        found = []
+        for channel in channels:
             self.prefetch([channel.site])
             attacks, refused, answered = self._decisions(channel.site)
             chosen = [self._is(e, channel.modality) for e, _ in self.material.complied]
             benign = np.concatenate([refused, answered])
             moments = [Moments(rows.shape[1]).fit(rows) for rows in (attacks[chosen], benign)]
-            channels.append(channel.projecting(difference_of_means(*moments)))
-        return replace(repair, channels=tuple(channels), name="difference of means")
+            found.append(channel.projecting(difference_of_means(*moments)))
+        return tuple(found)
 
     # -- with a gate -----------------------------------------------------------------------------
 

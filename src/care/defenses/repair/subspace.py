@@ -27,6 +27,7 @@ __all__ = [
     "difference_of_means",
     "fit_subspace",
     "generalized_eigh",
+    "orthonormal",
     "permutation_null",
     "principal_angles",
     "random_subspace",
@@ -310,12 +311,26 @@ def _choose_rank(
     return min(max(1, kept), config.max_rank, len(values)), int(above.sum())
 
 
+def orthonormal(vectors: np.ndarray) -> np.ndarray:
+    """An orthonormal basis (D, K) of the span of columns (D, K), signs fixed; FitError if K is too
+    large for it."""
+    basis, upper = cast(
+        tuple[np.ndarray, np.ndarray],
+        qr(vectors / np.linalg.norm(vectors, axis=0), mode="economic"),
+    )
+    if np.abs(np.diagonal(upper)).min() < 1e-9:
+        raise FitError(f"the {basis.shape[1]} directions are dependent; lower the rank")
+    return _with_signs(basis)
+
+
 def _tidy(vectors: np.ndarray, orthonormalise: bool) -> np.ndarray:
-    """Unit columns, orthonormal if asked for, each with its largest-magnitude entry positive."""
-    tidy = vectors / np.linalg.norm(vectors, axis=0)
+    """Unit columns with fixed signs, orthonormal if asked for."""
     if orthonormalise:
-        tidy, upper = cast(tuple[np.ndarray, np.ndarray], qr(tidy, mode="economic"))
-        if np.abs(np.diagonal(upper)).min() < 1e-9:
-            raise FitError(f"the {tidy.shape[1]} directions are dependent; lower the rank")
-    largest = np.abs(tidy).argmax(axis=0)
-    return tidy * np.where(tidy[largest, np.arange(tidy.shape[1])] < 0.0, -1.0, 1.0)
+        return orthonormal(vectors)
+    return _with_signs(vectors / np.linalg.norm(vectors, axis=0))
+
+
+def _with_signs(columns: np.ndarray) -> np.ndarray:
+    """Columns, each with its largest-magnitude entry positive."""
+    largest = np.abs(columns).argmax(axis=0)
+    return columns * np.where(columns[largest, np.arange(columns.shape[1])] < 0.0, -1.0, 1.0)

@@ -120,7 +120,7 @@ def _runner(
 
     If only the last position changes, all layers are run, but on that position alone.
     """
-    if question.late:
+    if question.decision_only:
         start = read_prompts(vlm.model, vlm.roles, Start.of(found.batch))
         return lambda layer: first_logits(vlm.model, vlm.roles, start), reuse
     replay = Replay(vlm, found.batch, reuse)

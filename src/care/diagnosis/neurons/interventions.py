@@ -74,7 +74,7 @@ class Counterfactual:
         return {"scopes": self.scopes, "donors": donors, "means": hasher.hexdigest()}
 
     @property
-    def late(self) -> bool:
+    def decision_only(self) -> bool:
         """Whether only the last position of each prompt is touched."""
         return set(self.scopes) == {"decision"}
 

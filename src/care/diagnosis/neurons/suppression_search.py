@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from care.data.example import Example
+from care.defenses.base import reads_undefended
 from care.defenses.neuron_suppression import NeuronRepair, Suppression
 from care.diagnosis.neurons.attribution_patching import Estimates
 from care.errors import UsageError
@@ -160,8 +161,8 @@ class _Trial:
         self.vlm, self.whole, self.advance = vlm, whole, advance
         self.examples, self.split, self.batch_size = [*attacks, *benign], len(attacks), batch_size
         self.done: dict[tuple[Neuron, ...], Tried] = {}
-        prompts = self.examples
-        self.asked = vlm.prefill(prompts, batch_size=batch_size) if whole.late else prompts
+        prompts, together = self.examples, reads_undefended(whole)
+        self.asked = vlm.prefill(prompts, batch_size=batch_size) if together else prompts
 
     def measure(self, neurons: Sequence[Neuron]) -> Tried:
         key = tuple(neurons)

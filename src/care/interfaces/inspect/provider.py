@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -27,7 +26,8 @@ from inspect_ai.model import (  # pyright: ignore[reportMissingImports]
     ModelUsage,
 )
 
-from care.defenses.repair.repair import Repair
+from care.defenses.base import answers_under
+from care.defenses.loading import load_defense
 from care.errors import UsageError
 from care.interfaces.inspect.shared import one_sentence
 from care.interfaces.requests.batching import Batches
@@ -66,7 +66,8 @@ class ProviderConfig:
     model: ModelSpec
     """The model."""
     repair: str | None = None
-    """Folder of a repair (or its name on the Hub) that is applied to every answer."""
+    """Folder of a repair (or its name on the Hub) that is applied to every answer, or another
+    defense as `care.defenses.load_defense` takes it."""
     batch_size: int = 16
     """Most requests that are answered together."""
 
@@ -157,7 +158,7 @@ class CareAPI(ModelAPI):
             self.options = ProviderConfig.of(model_name, model_args)
             self.vlm = self.options.model.load()
             wanted = self.options.repair
-            self.repair = None if wanted is None else Repair.from_pretrained(wanted, self.vlm)
+            self.repair = None if wanted is None else load_defense(wanted, self.vlm)
         self._batches = Batches(self.options.batch_size, self._answer)
         self._asked: Counter[str] = Counter()
 
@@ -204,15 +205,16 @@ class CareAPI(ModelAPI):
         return True
 
     def _answer(self, settings: Settings, requests: list[Conversation]) -> list[Answer]:
-        with nullcontext() if self.repair is None else self.repair.applied(self.vlm):
-            return self.vlm.answers(
-                requests,
-                max_new_tokens=settings.max_tokens,
-                batch_size=self.options.batch_size,
-                temperature=settings.temperature,
-                seed=settings.seed,
-                stop=settings.stops if settings.stop_seqs else None,
-            )
+        return answers_under(
+            self.repair,
+            self.vlm,
+            requests,
+            max_new_tokens=settings.max_tokens,
+            batch_size=self.options.batch_size,
+            temperature=settings.temperature,
+            seed=settings.seed,
+            stop=settings.stops if settings.stop_seqs else None,
+        )
 
     def _output(self, answer: Answer, settings: Settings, seconds: float) -> ModelOutput:
         said = read(answer.text, self.vlm.thought_tags)

@@ -128,10 +128,10 @@ class _Judging:
 
     def _work(self, _: Any, asked: list[Asked]) -> Sequence[Any]:
         from care.judges.base import ask
-        from care.judges.registry import make_judge
+        from care.judges.registry import load_judge
 
         if self._judge is None:
-            self._judge = make_judge(self._wanted)
+            self._judge = load_judge(self._wanted)
         goals, responses = [one.goal for one in asked], [one.response for one in asked]
         images = [one.images for one in asked] if self.reads_images else None
         return ask(self._judge, goals, responses, images)

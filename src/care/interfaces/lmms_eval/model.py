@@ -12,18 +12,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NoReturn, cast
 
 import torch
 
 from care.data.example import Example
-from care.defenses.artefact import check_model
-from care.defenses.repair.repair import Repair
+from care.defenses.base import Defense, overrides
+from care.defenses.loading import load_defense
 from care.errors import MissingDependencyError, UsageError
 from care.interfaces.requests.decoding import BLANK_LINE, Decoding, read_decoding, read_pictures
 from care.models.spec import EMBEDDED, ModelSpec, Precision
 from care.models.thoughts import answer_of
-from care.models.vlm import VLM
+from care.models.vlm import VLM, Answer
 
 try:
     from lmms_eval import utils  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
@@ -66,7 +67,7 @@ class CareModel(lmms):
     def __init__(
         self,
         pretrained: str | VLM = EMBEDDED,
-        repair: str | Repair | None = None,
+        repair: str | Defense | None = None,
         *,
         dtype: str = "auto",
         device: str | None = None,
@@ -92,7 +93,7 @@ class CareModel(lmms):
         self._by_name = not isinstance(pretrained, VLM)
         self._vlm: VLM | None = _load(pretrained, dtype, device, loading)
         if self._repair is not None:
-            check_model(self._repair, self._vlm)
+            self._repair.check(self._vlm)
 
     @classmethod
     def create_from_arg_string(
@@ -140,12 +141,12 @@ class CareModel(lmms):
         for index, request in enumerate(requests):  # all are read before the first answer
             groups.setdefault(self._decoding(request), []).append(index)
         answers, unfinished = [""] * len(requests), 0
-        with self._repaired(), tqdm(total=len(requests), desc="care") as bar:
+        with self._answering() as answers_to, tqdm(total=len(requests), desc="care") as bar:
             for decoding, indices in groups.items():
                 # Equal requests get different samples only if they are answered in one call.
                 size = len(indices) if decoding.temperature else self.batch_size * _WINDOW
                 for window in _windows(indices, size):
-                    found = self.vlm.generate(
+                    found = answers_to(
                         [self._example(requests[index]) for index in window],
                         max_new_tokens=decoding.max_new_tokens,
                         batch_size=self.batch_size,
@@ -155,7 +156,7 @@ class CareModel(lmms):
                         progress=_ticks(bar),
                     )
                     for index, answer in zip(window, found, strict=True):
-                        said = answer_of(answer, self.vlm.thought_tags)
+                        said = answer_of(answer.text, self.vlm.thought_tags)
                         unfinished += said is None
                         answers[index] = "" if said is None else decoding.cut(said)
         if unfinished:
@@ -175,10 +176,15 @@ class CareModel(lmms):
         """
         continuations = [self._continuation(request) for request in requests]
         found: list[Any] = []
+        if self._repair is not None and overrides(self._repair, "answer"):
+            raise UsageError(
+                f"The defense {self._repair.name!r} gives answers of its own, of which there is no "
+                "likelihood; choose a task that asks for answers."
+            )
         with self._repaired(), tqdm(total=len(requests), desc="care") as bar:
             for window in _windows(range(len(requests)), self.batch_size * _WINDOW):
                 score = self.vlm.score(
-                    [self._example(requests[index]) for index in window],
+                    [self._asked(self._example(requests[index])) for index in window],
                     [continuations[index] for index in window],
                     batch_size=self.batch_size,
                 )
@@ -220,6 +226,18 @@ class CareModel(lmms):
     # -- inside ----------------------------------------------------------------------------------
 
     @contextmanager
+    def _answering(self) -> Iterator[Callable[..., list[Answer]]]:
+        """What answers examples while this is open: the model repaired, or the defense itself."""
+        if self._repair is not None and overrides(self._repair, "answer"):
+            yield partial(self._repair.answer, self.vlm)
+            return
+        with self._repaired():
+            yield lambda examples, **how: self.vlm.answers([*map(self._asked, examples)], **how)
+
+    def _asked(self, example: Example) -> Example:
+        return example if self._repair is None else self._repair.rewritten(example)
+
+    @contextmanager
     def _repaired(self) -> Iterator[None]:
         """The repair, on while this is open; at the end it is said how much was edited."""
         if self._repair is None:
@@ -227,6 +245,8 @@ class CareModel(lmms):
             return
         with self._repair.applied(self.vlm) as stats:
             yield
+        if stats is None:  # it edits no activations
+            return
         said = f"The repair {self._repair.name!r} changed {stats.tokens} (site, token) pairs"
         if stats.tokens:
             logger.info(f"{said}, by {stats.relative_norm:.3f} of an activation's length on mean.")
@@ -317,10 +337,10 @@ def _move(vlm: VLM, device: str) -> None:
         raise UsageError(f"{vlm.name} can't be put on device {device!r} ({reason}).") from error
 
 
-def _repair(repair: str | Repair | None) -> Repair | None:
-    if repair is None or isinstance(repair, Repair):
+def _repair(repair: str | Defense | None) -> Defense | None:
+    if repair is None or isinstance(repair, Defense):
         return repair
-    return Repair.from_pretrained(_text("repair", repair))
+    return load_defense(_text("repair", repair))
 
 
 def _text(name: str, value: Any) -> str:

@@ -43,7 +43,7 @@ def check_judge(
         registry.check_judge(wanted)
     if judging.judges != (RULES,):
         hide_loading_bars()
-    reports = [with_labels(rows, registry.make_judge(wanted)) for wanted in judging.judges]
+    reports = [with_labels(rows, registry.load_judge(wanted)) for wanted in judging.judges]
     if as_json:
         print(json.dumps(reports, indent=1, ensure_ascii=False))
     else:

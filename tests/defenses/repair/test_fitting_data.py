@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from care.data.example import Example
-from care.defenses.repair.contrast import Contrast, activations, contrast, pool
-from care.defenses.repair.fitting_data import Material
+from care.defenses.repair.fitting_data import Contrast, Material, activations, contrast, pool
 from care.errors import FitError
 from care.models.sites import Role, Site
 from kit import tiny

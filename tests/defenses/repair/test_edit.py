@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from care.defenses.repair.edit import ChannelEdit, side_by_side
 from care.defenses.repair.gate import Gate
-from care.defenses.repair.repair import Repair, _side_by_side, _SiteEdit
+from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import random_subspace
 from care.errors import UsageError
 from care.models.sites import Role, scope_mask
@@ -99,7 +100,7 @@ PRECISIONS = {
 @settings(max_examples=100, deadline=None)
 def test_channels_side_by_side_equal_the_plain_formula(dtype, channels, fusion, seed, length):
     h, roles = activations(seed, (3, length), dtype)
-    after = _SiteEdit(channels, fusion)(h, roles)
+    after = ChannelEdit(channels, fusion)(h, roles)
     assert after.dtype == dtype
     absolute, relative = PRECISIONS[dtype]
     expected = plain(channels, fusion, h, roles)
@@ -114,8 +115,8 @@ def test_products_in_bfloat16_are_right_to_their_precision(channels, fusion):
     """An accelerator takes the large products in bfloat16, the processor in float32."""
     channels = [channel for channel in channels if channel.strength] or [made()]
     h, roles = activations(0, dtype=torch.bfloat16)
-    site_edit = _SiteEdit(channels, fusion)
-    site_edit._kept[h.device, h.dtype] = _side_by_side(channels, h.device, torch.bfloat16)
+    site_edit = ChannelEdit(channels, fusion)
+    site_edit.kept[h.device, h.dtype] = side_by_side(channels, h.device, torch.bfloat16)
     after, expected = site_edit(h, roles).double(), plain(channels, fusion, h, roles)
     ungated = [replace(channel, gate=None) for channel in channels]
     size = h.double().norm(dim=-1) + sum(correction(c, h).norm(dim=-1) for c in ungated)
@@ -134,7 +135,7 @@ def test_the_formula_of_one_token_by_hand():
     gate = Gate(filters, np.array([0, 0, 1, 0], np.float32), low, high)
     channel = replace(made(width=4, rank=1), subspace=subspace, strength=3.0, gate=gate)
     h = torch.tensor([[[3.0, 2.0, 4.0, 7.0]]])
-    after = _SiteEdit([channel], "adaptive")(h, torch.full((1, 1), TEXT))
+    after = ChannelEdit([channel], "adaptive")(h, torch.full((1, 1), TEXT))
     assert after.flatten().tolist() == [0.0, 2.0, 4.0, 7.0]
 
 
@@ -173,7 +174,7 @@ def test_gradients_of_gated_and_fused_channels_are_those_of_finite_differences()
     for channel in channels[:2]:  # on the ramp, where the gate has a slope
         opened = openness(channel, h.detach())
         assert ((opened > 0) & (opened < 1)).any()
-    site_edit = _SiteEdit(channels, "adaptive")
+    site_edit = ChannelEdit(channels, "adaptive")
     assert torch.autograd.gradcheck(lambda x: site_edit(x, roles), h, eps=1e-7, atol=1e-5)
 
 
@@ -196,7 +197,7 @@ def test_a_shut_gate_leaves_every_bit(dtype, fusion, seed, scale):
         skewed(seed=seed + 1, scopes=("text",), gate=a_gate(1, seed, thresholds=SHUT)),
     ]
     for some in (channels, channels[:1]):
-        assert torch.equal(bits(_SiteEdit(some, fusion)(h, roles)), bits(h))
+        assert torch.equal(bits(ChannelEdit(some, fusion)(h, roles)), bits(h))
 
 
 @given(seed=st.integers(0, 999), strength=st.floats(0.1, 5), count=st.integers(1, 4))
@@ -210,8 +211,8 @@ def test_a_fully_open_gate_is_no_gate(seed, strength, count):
     opened = [replace(c, gate=a_gate(count, seed, thresholds=FULLY_OPEN)) for c in ungated]
     for mixed in (opened, [opened[0], ungated[1]]):
         for fusion in ("adaptive", "sum"):
-            after = _SiteEdit(mixed, fusion)(h, roles)
-            close(after, _SiteEdit(ungated, fusion)(h, roles).double(), 1e-4)
+            after = ChannelEdit(mixed, fusion)(h, roles)
+            close(after, ChannelEdit(ungated, fusion)(h, roles).double(), 1e-4)
 
 
 def test_one_open_filter_among_shut_ones_opens_the_gate():
@@ -221,17 +222,17 @@ def test_one_open_filter_among_shut_ones_opens_the_gate():
         low[place], high[place] = FULLY_OPEN
         channel = made(gate=replace(shut, low=low, high=high))
         h, roles = activations(place)
-        close(_SiteEdit([channel], "sum")(h, roles), plain([made()], "sum", h, roles))
+        close(ChannelEdit([channel], "sum")(h, roles), plain([made()], "sum", h, roles))
 
 
 def test_where_one_gate_is_shut_the_other_channel_acts_in_full():
     shut = made(gate=a_gate(thresholds=SHUT), modality="image")
     other = made(seed=1, rank=5)
     h, roles = activations(1)
-    alone = _SiteEdit([other], "adaptive")(h, roles)
+    alone = ChannelEdit([other], "adaptive")(h, roles)
     assert not torch.equal(alone, h)
     for pair in ([shut, other], [other, shut]):
-        close(_SiteEdit(pair, "adaptive")(h, roles), alone.double())
+        close(ChannelEdit(pair, "adaptive")(h, roles), alone.double())
 
 
 @given(seed=st.integers(0, 999), count=st.integers(1, 4), strength=st.floats(0.1, 4))
@@ -247,7 +248,7 @@ def test_the_gate_opens_monotonically_from_shut_to_open(seed, count, strength):
     scores = (start.numpy().ravel() - gate.mean) @ gate.filters
     reach = np.linspace((gate.low - scores).min() - 1, (gate.high - scores).max() + 1, 60)
     h = start + torch.from_numpy(np.outer(reach, towards))[None]
-    steps = (h - _SiteEdit([channel], "adaptive")(h, torch.full((1, 60), TEXT))).norm(dim=-1)[0]
+    steps = (h - ChannelEdit([channel], "adaptive")(h, torch.full((1, 60), TEXT))).norm(dim=-1)[0]
     assert steps[0] == 0
     assert (steps.diff() >= -1e-6).all()
     assert ((steps > 1e-6) & (steps < 0.99 * steps[-1])).any()
@@ -260,7 +261,7 @@ def test_the_gate_opens_monotonically_from_shut_to_open(seed, count, strength):
 def test_where_the_gate_is_open_strength_one_lands_on_the_anchor(seed, rank):
     """Qᵀ h' = Qᵀ μ, the rest of h is kept, and a second application changes nothing."""
     channel = made(rank=rank, seed=seed, gate=a_gate(3, seed, thresholds=FULLY_OPEN))
-    site_edit = _SiteEdit([channel], "adaptive")
+    site_edit = ChannelEdit([channel], "adaptive")
     h, roles = activations(seed)[0], torch.full((3, 6), TEXT)
     once = site_edit(h, roles)
     q, mean = exact(channel.subspace.basis), exact(channel.subspace.mean)
@@ -277,7 +278,7 @@ def test_a_half_open_gate_goes_half_the_way():
     score = (gate.low + gate.high) / 2
     h = gate.mean + gate.filters[:, 0] * score / (gate.filters**2).sum()
     channel = made(gate=gate)
-    after = _SiteEdit([channel], "sum")(torch.tensor(h)[None, None], torch.full((1, 1), TEXT))
+    after = ChannelEdit([channel], "sum")(torch.tensor(h)[None, None], torch.full((1, 1), TEXT))
     q, mean = exact(channel.subspace.basis), exact(channel.subspace.mean)
     close((after.double() - mean) @ q, (exact(h)[None, None] - mean) @ q / 2)
 
@@ -288,7 +289,7 @@ def test_padding_that_holds_no_numbers_does_not_leak():
     roles[0, 0] = int(Role.PAD)
     h[0, 0] = torch.nan
     channels = [made(gate=a_gate(3)), made(seed=1)]
-    after = _SiteEdit(channels, "adaptive")(h, roles)
+    after = ChannelEdit(channels, "adaptive")(h, roles)
     assert after[0, 0].isnan().all()
     keep = roles != Role.PAD
     close(after[keep], plain(channels, "adaptive", h, roles)[keep], 1e-4)
