@@ -31,7 +31,7 @@ from typing import Any
 from care.data.digests import suite_digest
 from care.data.example import Example, Suite
 from care.data.small_world.suites import BASELINE, PGD
-from care.defenses.controls import random_control
+from care.defenses.controls import means_control, random_control
 from care.defenses.neuron_suppression import NeuronRepair
 from care.defenses.repair.channel import Modality
 from care.defenses.repair.fitting import Fitter
