@@ -1,7 +1,5 @@
 """Attacks through a defense: gradients past gates, evasion, and the two threat models."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """PGD, MI-FGSM and APGD as formulas, restarts, random starts, presets, and the two losses."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

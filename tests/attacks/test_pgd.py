@@ -236,7 +236,7 @@ def test_roles_reach_the_edit(vlm):
     loss_of, levels = objective(vlm)
     seen = []
 
-    def look(h: torch.Tensor, roles: torch.Tensor) -> torch.Tensor:
+    def look(h, roles):
         seen.append(roles)
         return h
 
@@ -278,14 +278,14 @@ def test_interrupted_and_resumed_is_the_same_image(vlm, tmp_path, monkeypatch, s
     config = replace(CONFIG, momentum=0.9)
     whole = attack(vlm, config)
 
-    def stop(step: int, loss: float) -> None:
+    def stop(step, loss):
         if step == stop_at:
             raise Stop
 
     file = tmp_path / "state.safetensors"
     with pytest.raises(Stop):
         attack(vlm, config, progress=stop, checkpoint=file)
-    steps: list[int] = []
+    steps = []
     resumed = attack(vlm, config, progress=lambda step, loss: steps.append(step), checkpoint=file)
     assert steps == list(range(stop_at + 1, config.steps + 1))
     assert resumed.losses == whole.losses
@@ -297,12 +297,12 @@ def test_killed_between_checkpoints_goes_on_from_the_last(vlm, tmp_path, monkeyp
     monkeypatch.setattr(pgd, "SAVE_EVERY", 5)
     file, copy = tmp_path / "state.safetensors", tmp_path / "killed.safetensors"
 
-    def keep(step: int, loss: float) -> None:
+    def keep(step, loss):
         if step == 8:
             copy.write_bytes(file.read_bytes())
 
     whole = attack(vlm, progress=keep, checkpoint=file)
-    steps: list[int] = []
+    steps = []
     resumed = attack(vlm, progress=lambda step, loss: steps.append(step), checkpoint=copy)
     assert steps[0] == 6
     assert resumed.image.tobytes() == whole.image.tobytes()
@@ -379,7 +379,7 @@ def test_the_model_is_left_as_it_was(vlm, fails):
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     inside = []
 
-    def look(step: int, loss: float) -> None:
+    def look(step, loss):
         inside.append(model.model.vision_tower.training)
         inside.extend(weight.requires_grad for weight in model.parameters())
         inside.append(model.config.vision_config._attn_implementation != "eager")

@@ -1,7 +1,5 @@
 """Requests laid out for a pass: reading what they share once changes nothing but the time."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

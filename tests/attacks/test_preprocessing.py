@@ -70,7 +70,7 @@ def qwen2() -> VLM:
 
 
 @pytest.fixture(params=[qwen2_5, qwen2])
-def vlm(request) -> VLM:
+def vlm(request):
     return request.param()
 
 

@@ -1,17 +1,14 @@
 """Facts about the machine: read from what the system says, None where it says nothing."""
 
-from __future__ import annotations
-
-import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from care.runs import environment
+from care.runs.files import to_json
 
 X86 = "model name : Some Processor\nflags : fpu avx512_bf16 amx_bf16 amx_tile\n\nflags : fpu\n"
 ARM = "processor : 0\nFeatures : fp asimd bf16\n"
@@ -26,7 +23,7 @@ ARM = "processor : 0\nFeatures : fp asimd bf16\n"
         ("", set(), False),
     ],
 )
-def test_processors_are_told_by_their_first_core(tmp_path: Path, text, flags, amx) -> None:
+def test_processors_are_told_by_their_first_core(tmp_path, text, flags, amx):
     (tmp_path / "cpuinfo").write_text(text)
     assert environment.cpu_flags(tmp_path) == flags
     facts = environment.machine_facts(tmp_path)
@@ -34,31 +31,31 @@ def test_processors_are_told_by_their_first_core(tmp_path: Path, text, flags, am
     assert (facts["cpu"] == "Some Processor") is (text == X86)
 
 
-def test_peak_memory_is_of_this_process(tmp_path: Path) -> None:
+def test_peak_memory_is_of_this_process(tmp_path):
     (tmp_path / "self").mkdir()
     (tmp_path / "self/status").write_text("VmPeak:\t9 kB\nVmHWM:\t 1572864 kB\n")
     assert environment.peak_memory_gib(tmp_path) == 1.5
 
 
-def test_nothing_fails_where_the_system_says_nothing(tmp_path: Path, monkeypatch) -> None:
+def test_nothing_fails_where_the_system_says_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sysconf", lambda name: int(name))
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     facts = environment.machine_facts(tmp_path / "absent")
-    assert facts["memory_gib"] is None and facts["cores"] == 1
-    json.dumps(facts, allow_nan=False)
+    assert facts["memory_gib"] is None and facts["cores"] == 1 and to_json(facts)
     here = environment.peak_memory_gib(tmp_path)
     assert here is None or here > 0.0
     monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
     assert environment.peak_memory_gib(tmp_path) is None
 
 
-def test_versions_leave_out_what_is_not_installed(monkeypatch) -> None:
+def test_versions_leave_out_what_is_not_installed(monkeypatch):
     monkeypatch.setattr(environment, "PACKAGES", ("numpy", "no-such-distribution"))
     assert list(environment.versions()) == ["python", "numpy"]
+    assert environment.versions()["python"].startswith("3.")
 
 
-def test_accelerators_are_asked_of_a_loaded_torch_alone(monkeypatch) -> None:
+def test_accelerators_are_asked_of_a_loaded_torch_alone(monkeypatch):
     cuda = SimpleNamespace(
         is_available=lambda: True, device_count=lambda: 2, get_device_name=lambda i: f"card {i}"
     )
@@ -70,7 +67,7 @@ def test_accelerators_are_asked_of_a_loaded_torch_alone(monkeypatch) -> None:
     assert environment.accelerators() == []
 
 
-def test_a_start_is_told_without_a_heavy_import() -> None:
+def test_a_start_is_told_without_a_heavy_import():
     code = (
         "import sys; from care.runs.environment import started; "
         "assert list(started('m', 3)) == ['command', 'model', 'seed', 'versions', 'machine'];"

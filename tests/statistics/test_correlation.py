@@ -1,7 +1,5 @@
 """Spearman's rank correlation against scipy's."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -12,6 +10,7 @@ from scipy.stats import spearmanr
 
 from care.errors import UsageError
 from care.statistics.correlation import rank_correlations, spearman_bootstrap
+from kit.refusals import refusals
 
 
 @given(st.lists(st.tuples(st.integers(-4, 4), st.integers(-4, 4)), min_size=3, max_size=20))
@@ -24,23 +23,18 @@ def test_rank_correlation_is_scipys(points):
         assert ours == pytest.approx(spearmanr(x, y).statistic)
 
 
-def test_spearman_equals_scipy() -> None:
+def test_spearman_is_that_of_all_pairs_with_limits_about_it():
     rng = np.random.default_rng(2)
     x = rng.normal(size=40).round(1)
     y = x + rng.normal(size=40).round(1)
     interval = spearman_bootstrap(x, y)
-    assert interval.rate == pytest.approx(spearmanr(x, y)[0])
+    assert interval.rate == pytest.approx(spearmanr(x, y)[0]) and interval.n == 40
     assert interval.low < interval.rate < interval.high
-    assert interval.n == 40
+    monotone = spearman_bootstrap([1, 2, 3, 4], [1, 8, 27, 64])
+    assert (monotone.rate, monotone.high) == pytest.approx((1.0, 1.0))
 
 
-def test_spearman_of_monotone_pairs_is_one() -> None:
-    interval = spearman_bootstrap([1, 2, 3, 4], [1, 8, 27, 64])
-    assert (interval.rate, interval.high) == pytest.approx((1.0, 1.0))
-
-
-def test_spearman_bad_input() -> None:
-    with pytest.raises(UsageError, match="at least 3 pairs"):
-        spearman_bootstrap([1, 2], [1, 2])
-    with pytest.raises(UsageError, match="undefined"):
-        spearman_bootstrap([1, 1, 1], [1, 2, 3])
+test_wrong_use = refusals(
+    (UsageError, "at least 3 pairs", lambda: spearman_bootstrap([1, 2], [1, 2])),
+    (UsageError, "undefined", lambda: spearman_bootstrap([1, 1, 1], [1, 2, 3])),
+)

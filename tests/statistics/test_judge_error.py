@@ -6,6 +6,7 @@ import pytest
 from care.errors import DataError, UsageError
 from care.statistics.intervals import wilson
 from care.statistics.judge_error import JudgeAccuracy, corrected_rate, rogan_gladen
+from kit.refusals import refusals
 
 
 def test_the_closed_form_and_its_inverse():
@@ -13,8 +14,6 @@ def test_the_closed_form_and_its_inverse():
         seen = 0.9 * true + 0.2 * (1 - true)
         assert rogan_gladen(seen, 0.9, 0.8) == pytest.approx(true)
     assert rogan_gladen(0.1, 0.9, 0.8) == 0.0  # fewer than the false alarms alone
-    with pytest.raises(DataError, match="no better than chance"):
-        rogan_gladen(0.3, 0.5, 0.5)
 
 
 def test_a_perfect_judge_on_many_labels_changes_nothing():
@@ -72,14 +71,11 @@ def test_counts_from_decisions():
     assert found.sensitivity.rate == pytest.approx(2 / 3) and found.specificity.rate == 0.5
 
 
-def test_what_can_not_be_corrected_is_refused():
-    with pytest.raises(DataError, match="both kinds, got 0 harmful"):
-        JudgeAccuracy(0, 0, 5, 5)
-    with pytest.raises(DataError, match="label more answers"):
-        corrected_rate([1, 0], JudgeAccuracy(3, 2, 3, 2))
-    with pytest.raises(UsageError, match="negative"):
-        JudgeAccuracy(-1, 2, 3, 4)
-    with pytest.raises(UsageError, match="at least one answer"):
-        corrected_rate([], JudgeAccuracy(9, 1, 9, 1))
-    with pytest.raises(UsageError, match="labels"):
-        JudgeAccuracy.of([1], [1, 0])
+test_what_can_not_be_corrected_is_refused = refusals(
+    (DataError, "no better than chance", lambda: rogan_gladen(0.3, 0.5, 0.5)),
+    (DataError, "both kinds, got 0 harmful", lambda: JudgeAccuracy(0, 0, 5, 5)),
+    (DataError, "label more", lambda: corrected_rate([1, 0], JudgeAccuracy(3, 2, 3, 2))),
+    (UsageError, "negative", lambda: JudgeAccuracy(-1, 2, 3, 4)),
+    (UsageError, "at least one answer", lambda: corrected_rate([], JudgeAccuracy(9, 1, 9, 1))),
+    (UsageError, "labels", lambda: JudgeAccuracy.of([1], [1, 0])),
+)

@@ -10,6 +10,7 @@ from sklearn.covariance import oas as sklearn_oas
 
 from care.errors import FitError
 from care.statistics.moments import Moments, as_rows, ledoit_wolf, oas
+from kit.refusals import refusals
 
 
 def _rows(n: int, width: int, seed: int = 0, offset: float = 3.0) -> np.ndarray:
@@ -31,9 +32,7 @@ def _same(left: Moments, right: Moments) -> None:
     limits=st.lists(st.integers(0, 90), min_size=6, max_size=6),
     seed=st.integers(0, 1000),
 )
-def test_merged_shards_equal_the_whole(
-    sizes: list[int], width: int, limits: list[int], seed: int
-) -> None:
+def test_merged_shards_equal_the_whole(sizes, width, limits, seed):
     rows = _rows(sum(sizes) + 2, width, seed, offset=50.0)
     whole = Moments(width).fit(rows)
     merged = Moments(width, max_rows=limits[0]).fit(rows[:2])
@@ -45,7 +44,7 @@ def test_merged_shards_equal_the_whole(
 
 
 @pytest.mark.parametrize("max_rows", [0, 10, 10_000])
-def test_batches_equal_numpy(max_rows: int) -> None:
+def test_batches_equal_numpy(max_rows):
     rows = _rows(2500, 7)
     moments = Moments(7, max_rows=max_rows)
     for batch in np.array_split(rows, 9):
@@ -57,21 +56,21 @@ def test_batches_equal_numpy(max_rows: int) -> None:
 
 @pytest.mark.parametrize(("n", "width"), [(20, 50), (200, 12)])
 @pytest.mark.parametrize("max_rows", [0, 1000])
-def test_shrinkage_equals_scikit_learn(n: int, width: int, max_rows: int) -> None:
+def test_shrinkage_equals_scikit_learn(n, width, max_rows):
     rows = _rows(n, width)
     spread = Moments(width, max_rows=max_rows).fit(rows).spread()
     assert ledoit_wolf(spread) == pytest.approx(ledoit_wolf_shrinkage(rows), rel=1e-9)
     assert oas(spread) == pytest.approx(sklearn_oas(rows)[1], rel=1e-9)
 
 
-def test_shrinkage_of_constant_rows_is_total() -> None:
+def test_shrinkage_of_constant_rows_is_total():
     spread = Moments(4).fit(np.ones((5, 4))).spread()
     assert ledoit_wolf(spread) == 1.0
     assert oas(spread) == 1.0
 
 
 @pytest.mark.parametrize("max_rows", [0, 100])
-def test_round_trip_through_arrays(max_rows: int) -> None:
+def test_round_trip_through_arrays(max_rows):
     moments = Moments(6, max_rows=max_rows).fit(_rows(20, 6))
     restored = Moments.from_dict(moments.to_dict())
     _same(restored, moments)
@@ -86,7 +85,7 @@ def test_round_trip_through_arrays(max_rows: int) -> None:
         Moments.from_dict(arrays)
 
 
-def test_takes_low_precision_tensors_and_copies_buffers() -> None:
+def test_takes_low_precision_tensors_and_copies_buffers():
     buffer = torch.ones(4, 3, dtype=torch.bfloat16, requires_grad=True)
     assert Moments(3).fit(buffer).mean_.tolist() == [1.0, 1.0, 1.0]
     reused = np.zeros((4, 3))
@@ -95,7 +94,7 @@ def test_takes_low_precision_tensors_and_copies_buffers() -> None:
     assert moments.mean_.tolist() == [0.0, 0.0, 0.0]
 
 
-def test_a_far_mean_loses_no_precision() -> None:
+def test_a_far_mean_loses_no_precision():
     rows = _rows(300, 5)
     near, far = Moments(5, max_rows=0), Moments(5, max_rows=0)
     for batch in np.array_split(rows, 10):
@@ -104,25 +103,20 @@ def test_a_far_mean_loses_no_precision() -> None:
     np.testing.assert_allclose(far.covariance(), near.covariance(), rtol=1e-6)
 
 
-def test_bad_input_is_named() -> None:
-    rows = _rows(5, 4)
-    rows[1, 2] = np.nan
-    rows[3, :2] = np.inf
-    with pytest.raises(FitError, match="1 NaN and 2 infinite entries in 2 of 5 rows"):
-        Moments(4).fit(rows)
-    with pytest.raises(FitError, match="width 3 for moments of width 4"):
-        Moments(4).fit(np.ones((2, 3)))
-    with pytest.raises(FitError, match="width 3 for moments of width 4"):
-        Moments(4).merge(Moments(3))
-    with pytest.raises(FitError, match=r"shape \(4,\)"):
-        as_rows(np.ones(4))
-    with pytest.raises(FitError, match="no rows"):
-        Moments(4).covariance()
-    with pytest.raises(FitError, match="width >= 1"):
-        Moments(0)
+SPOILT = _rows(5, 4)
+SPOILT[1, 2], SPOILT[3, :2] = np.nan, np.inf
+
+test_bad_input_is_named = refusals(
+    (FitError, "1 NaN and 2 infinite entries in 2 of 5 rows", lambda: Moments(4).fit(SPOILT)),
+    (FitError, "width 3 for moments of width 4", lambda: Moments(4).fit(np.ones((2, 3)))),
+    (FitError, "width 3 for moments of width 4", lambda: Moments(4).merge(Moments(3))),
+    (FitError, r"shape \(4,\)", lambda: as_rows(np.ones(4))),
+    (FitError, "no rows", lambda: Moments(4).covariance()),
+    (FitError, "width >= 1", lambda: Moments(0)),
+)
 
 
-def test_a_refused_batch_leaves_the_moments_alone() -> None:
+def test_a_refused_batch_leaves_the_moments_alone():
     moments = Moments(4).fit(_rows(5, 4))
     with pytest.raises(FitError):
         moments.partial_fit(np.full((1, 4), np.nan))

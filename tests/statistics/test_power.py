@@ -7,22 +7,19 @@ from scipy.stats import fisher_exact
 from care.errors import UsageError
 from care.statistics.intervals import mcnemar_exact
 from care.statistics.power import detectable_paired, detectable_unpaired, power_note
+from kit.refusals import refusals
 
 
 @pytest.mark.parametrize(
-    ("rate", "n", "low"),
+    ("rate", "lows"),
     [
-        (0.45, 40, 0.17),
-        (0.45, 100, 0.26),
-        (0.45, 300, 0.34),
-        (0.10, 100, 0.015),
-        (0.10, 300, 0.042),
-        (0.10, 500, 0.053),
-        (0.10, 1680, 0.072),
+        (0.45, {40: 0.17, 100: 0.26, 300: 0.34}),
+        (0.10, {100: 0.015, 300: 0.042, 500: 0.053, 1680: 0.072}),
     ],
 )
-def test_two_samples(rate, n, low):
-    assert detectable_unpaired(rate, n).low == pytest.approx(low, abs=0.006)
+def test_two_samples(rate, lows):
+    for n, low in lows.items():
+        assert detectable_unpaired(rate, n).low == pytest.approx(low, abs=0.006)
 
 
 def test_eighty_examples_cannot_tell_9_from_15_percent():
@@ -75,15 +72,9 @@ def test_the_sentence():
     assert "no paired difference" in power_note("x", 3, 0.5, 0.5)
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: detectable_unpaired(1.5, 10),
-        lambda: detectable_unpaired(0.5, 0),
-        lambda: detectable_paired(10, 2.0),
-        lambda: detectable_paired(10, power=1.0),
-    ],
+test_wrong_use = refusals(
+    (UsageError, "a rate lies", lambda: detectable_unpaired(1.5, 10)),
+    (UsageError, "n >= 1", lambda: detectable_unpaired(0.5, 0)),
+    (UsageError, "share of discordant pairs", lambda: detectable_paired(10, 2.0)),
+    (UsageError, "power between 0 and 1", lambda: detectable_paired(10, power=1.0)),
 )
-def test_wrong_use(call):
-    with pytest.raises(UsageError):
-        call()

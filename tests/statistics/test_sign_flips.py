@@ -1,7 +1,5 @@
 """The sign-flip test against closed forms, by properties, and under the null hypothesis."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -39,13 +37,13 @@ def test_the_null_hypothesis_is_kept():
     assert (sign_flip_p(sums, 500) < 0.05).mean() == pytest.approx(0.05, abs=0.015)
 
 
-def test_drawn_and_exact_agree() -> None:
+def test_drawn_and_exact_agree():
     sums = np.random.default_rng(1).standard_normal(10) + 0.4
     drawn = sign_flip_p(sums[:, None], 40_000)[0]
     assert drawn == pytest.approx(exact_sign_flip_p(sums, np.random.default_rng(0)), abs=0.01)
 
 
-def test_sums_that_are_equal_but_for_rounding_count_as_equal() -> None:
+def test_sums_that_are_equal_but_for_rounding_count_as_equal():
     sums = np.array([0.1, 0.2, -0.3, 0.7])
     p = exact_sign_flip_p(sums, np.random.default_rng(0))
     for scale in (1e-9, 1.0, 1e9):

@@ -26,12 +26,12 @@ def family(goal: world.Goal) -> str:
     return goal.picture[0] if goal.picture else goal.kind
 
 
-def test_no_text_is_there_twice_so_no_goal_crosses_a_split() -> None:
+def test_no_text_is_there_twice_so_no_goal_crosses_a_split():
     texts = [" ".join(words(goal.text)) for goal in world.all_goals()]
     assert [text for text, count in Counter(texts).items() if count > 1] == []
 
 
-def test_what_the_model_was_not_trained_on_is_in_no_other_split() -> None:
+def test_what_the_model_was_not_trained_on_is_in_no_other_split():
     known = {" ".join(words(goal.text)) for goal in world.all_goals()}
     found = [goal for kind in KINDS for split in SPLITS for goal in world.unseen(kind, split)]
     texts = [" ".join(words(goal.text)) for goal in found]
@@ -41,13 +41,13 @@ def test_what_the_model_was_not_trained_on_is_in_no_other_split() -> None:
     assert {goal.kind for goal in found if goal.split == "validation"} == {"lookalike"}
 
 
-def test_no_pictured_goal_crosses_a_split() -> None:
+def test_no_pictured_goal_crosses_a_split():
     drawn = Counter(goal.picture for goal in world.all_goals() if goal.picture)
     assert set(drawn.values()) == {1}
 
 
-def test_shares_of_the_splits() -> None:
-    sizes: dict[str, Counter] = defaultdict(Counter)
+def test_shares_of_the_splits():
+    sizes = defaultdict(Counter)
     for goal in world.all_goals():
         sizes[family(goal)][goal.split] += 1
     for name, counts in sizes.items():
@@ -58,12 +58,12 @@ def test_shares_of_the_splits() -> None:
         assert counts["fit"] > 0, name
 
 
-def test_there_are_goals_enough_for_every_test_suite() -> None:
+def test_there_are_goals_enough_for_every_test_suite():
     for kind in KINDS:
         assert len(world.goals(kind, "test")) >= suites.LENGTHS["test"], kind
 
 
-def test_every_goal_is_a_short_verb_phrase() -> None:
+def test_every_goal_is_a_short_verb_phrase():
     for goal in [*world.all_goals(), *(g for kind in KINDS for g in world.unseen(kind))]:
         assert goal.kind in KINDS and goal.split in SPLITS
         assert 2 <= len(goal.text.split()) <= 8, goal
@@ -71,7 +71,7 @@ def test_every_goal_is_a_short_verb_phrase() -> None:
         assert goal.text[-1] not in ".?!,"
 
 
-def test_pictured_goals_say_what_they_show() -> None:
+def test_pictured_goals_say_what_they_show():
     for goal in world.all_goals():
         if goal.picture is None:
             continue
@@ -83,7 +83,7 @@ def test_pictured_goals_say_what_they_show() -> None:
             assert min(pictures.pictogram(name).size) > 20, name
 
 
-def test_harm_follows_from_the_action_and_look_alikes_are_benign() -> None:
+def test_harm_follows_from_the_action_and_look_alikes_are_benign():
     for goal in world.all_goals():
         if goal.picture:
             harmful = goal.picture[0] in world.HARMFUL_ACTIONS
@@ -95,7 +95,7 @@ def test_harm_follows_from_the_action_and_look_alikes_are_benign() -> None:
             assert {e.kind for e in suites.load(name, split)} == {"benign"}
 
 
-def test_goals_are_filtered() -> None:
+def test_goals_are_filtered():
     for split in SPLITS:
         drawn = world.goals("malicious", split, pictured=True)
         written = world.goals("malicious", split, pictured=False)
@@ -104,13 +104,13 @@ def test_goals_are_filtered() -> None:
 
 
 @given(n=st.integers(0, 12), seed=st.integers(0, 2**32 - 1))
-def test_a_sample_repeats_nothing(n: int, seed: int) -> None:
+def test_a_sample_repeats_nothing(n, seed):
     drawn = world.sample(list("abcdefgh"), n, np.random.default_rng(seed))
     assert len(drawn) == len(set(drawn)) == min(n, 8)
 
 
 @pytest.mark.parametrize("hash_seed", ["0", "4242"])
-def test_a_new_process_makes_the_same_world(hash_seed: str) -> None:
+def test_a_new_process_makes_the_same_world(hash_seed):
     code = (
         "import hashlib; from care.data.small_world import goals as world, suites;"
         "joined = repr(world.all_goals()) + ''.join("

@@ -29,7 +29,7 @@ def pixels_of(image) -> np.ndarray:
     return np.asarray(image).astype(int)
 
 
-def test_the_sheet_holds_one_pictogram_a_name() -> None:
+def test_the_sheet_holds_one_pictogram_a_name():
     assert len(set(pictures.PICTOGRAMS)) == len(pictures.PICTOGRAMS)
     assert set(world.REACH) == set(pictures.ACTIONS)
     drawn = {
@@ -54,7 +54,7 @@ def every_kind(rng_of) -> list:
 
 @given(seed=seeds)
 @settings(max_examples=15, deadline=None)
-def test_same_seed_same_pixels(seed: int) -> None:
+def test_same_seed_same_pixels(seed):
     first, second = (every_kind(lambda: np.random.default_rng(seed)) for _ in range(2))
     other = every_kind(lambda: np.random.default_rng(seed + 1))
     for a, b, c in zip(first, second, other, strict=True):
@@ -64,7 +64,7 @@ def test_same_seed_same_pixels(seed: int) -> None:
 
 @given(seed=seeds, shape=st.sampled_from(pictures.SHAPES), count=st.integers(1, 4))
 @settings(max_examples=60, deadline=None)
-def test_shapes_are_as_many_as_asked_and_of_the_colour(seed: int, shape: str, count: int) -> None:
+def test_shapes_are_as_many_as_asked_and_of_the_colour(seed, shape, count):
     # Red, green and blue are far from every pale background; noise moves a pixel by a few steps.
     colour = ("red", "green", "blue")[seed % 3]
     image = pixels_of(pictures.shapes(shape, colour, count, np.random.default_rng(seed)))
@@ -74,7 +74,7 @@ def test_shapes_are_as_many_as_asked_and_of_the_colour(seed: int, shape: str, co
 
 @given(seed=seeds)
 @settings(max_examples=15, deadline=None)
-def test_shapes_can_be_told_apart_by_how_they_fill_their_box(seed: int) -> None:
+def test_shapes_can_be_told_apart_by_how_they_fill_their_box(seed):
     filled = {}
     for shape in pictures.SHAPES:
         image = pixels_of(pictures.shapes(shape, "blue", 1, np.random.default_rng(seed)))
@@ -91,10 +91,10 @@ def test_shapes_can_be_told_apart_by_how_they_fill_their_box(seed: int) -> None:
     thing=st.sampled_from(pictures.OBJECTS),
 )
 @settings(max_examples=15, deadline=None)
-def test_both_pictograms_of_a_pair_are_whole(seed: int, action: str, thing: str) -> None:
+def test_both_pictograms_of_a_pair_are_whole(seed, action, thing):
     placed = []
 
-    def note(canvas, name, side, left, top) -> None:
+    def note(canvas, name, side, left, top):
         placed.append((name, side, left, top))
 
     with pytest.MonkeyPatch.context() as patch:
@@ -112,8 +112,8 @@ def test_both_pictograms_of_a_pair_are_whole(seed: int, action: str, thing: str)
 
 @given(seed=seeds, name=st.sampled_from(pictures.PICTOGRAMS))
 @settings(max_examples=15, deadline=None)
-def test_a_single_pictogram_is_44_to_76_pixels_wide_or_high(seed: int, name: str) -> None:
-    def blank(rng: np.random.Generator):
+def test_a_single_pictogram_is_44_to_76_pixels_wide_or_high(seed, name):
+    def blank(rng):
         pictures_background(rng)
         return pictures.Image.new("RGB", (pictures.SIZE, pictures.SIZE), (1, 255, 1))
 
@@ -127,7 +127,7 @@ def test_a_single_pictogram_is_44_to_76_pixels_wide_or_high(seed: int, name: str
 
 @given(seed=seeds, place=st.integers(0, 10_000))
 @settings(max_examples=100, deadline=None)
-def test_an_unrelated_picture_never_shows_the_goals_object(seed: int, place: int) -> None:
+def test_an_unrelated_picture_never_shows_the_goals_object(seed, place):
     goals = world.all_goals()
     goal = goals[place % len(goals)]
     shown = []
@@ -143,12 +143,12 @@ def test_an_unrelated_picture_never_shows_the_goals_object(seed: int, place: int
         assert name not in goal.text
 
 
-def test_articles() -> None:
+def test_articles():
     assert pictures.article("apple") == "an apple"
     assert pictures.article("car") == "a car"
 
 
-def test_streams_depend_on_the_whole_key() -> None:
+def test_streams_depend_on_the_whole_key():
     keys = [("a", 1), ("a", 2), ("a1",), ("a", "1", ""), ("b", 1), ("a",)]
     drawn = {float(seeded(*key).random()) for key in keys}
     assert len(drawn) == len(keys)

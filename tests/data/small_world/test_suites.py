@@ -80,13 +80,13 @@ def pixels_of(image) -> np.ndarray:
     return np.asarray(image).astype(int)
 
 
-def test_the_names_are_those_of_the_roles() -> None:
+def test_the_names_are_those_of_the_roles():
     assert set(suites.NAMES) == set(ROLES) and len(set(suites.NAMES)) == len(suites.NAMES)
 
 
 @pytest.mark.parametrize("name", suites.NAMES)
 @pytest.mark.parametrize("split", SPLITS)
-def test_every_suite_loads(name: str, split: world.Split) -> None:
+def test_every_suite_loads(name, split):
     suite = suites.load(name, split)
     assert len(suite) == suites.length(name, split)
     if split == "test" or not name.startswith("lookalike"):
@@ -112,7 +112,7 @@ GOAL_SUITES = [name for name in suites.NAMES if name not in ("vqa", "naming")]
 
 
 @pytest.mark.parametrize("name", GOAL_SUITES)
-def test_goals_of_a_suite_are_distinct_and_of_its_split(name: str) -> None:
+def test_goals_of_a_suite_are_distinct_and_of_its_split(name):
     kinds, splits = get_args(world.GoalKind), get_args(world.Split)
     unseen = [goal for kind in kinds for split in splits for goal in world.unseen(kind, split)]
     split_of = {goal.text: goal.split for goal in (*world.all_goals(), *unseen)}
@@ -122,7 +122,7 @@ def test_goals_of_a_suite_are_distinct_and_of_its_split(name: str) -> None:
         assert {split_of[text] for text in asked} == {split}
 
 
-def test_attacks_differ_by_attack_alone() -> None:
+def test_attacks_differ_by_attack_alone():
     wanted = goals_of("direct", "test")
     for name in ("beside-image", "text-jailbreak", *suites.PGD):
         assert goals_of(name, "test") == wanted
@@ -130,7 +130,7 @@ def test_attacks_differ_by_attack_alone() -> None:
     assert kinds["pictured"] == kinds["written"] == 30
 
 
-def test_pictured_suites_say_nothing_of_the_goal() -> None:
+def test_pictured_suites_say_nothing_of_the_goal():
     shown = {goal.text: goal.picture for goal in world.all_goals() if goal.picture}
     for name in ("pictured-goal", "benign-pictured"):
         for split in SPLITS:
@@ -140,7 +140,7 @@ def test_pictured_suites_say_nothing_of_the_goal() -> None:
                 assert f" {pictures.ACTIONS[action]} " not in said and f" {thing} " not in said
 
 
-def test_every_word_of_a_naming_or_shape_answer_is_known() -> None:
+def test_every_word_of_a_naming_or_shape_answer_is_known():
     known = {
         "naming": set(pictures.PICTOGRAMS),
         "vqa": {*pictures.COLOURS, *pictures.SHAPES, *pictures.NUMBERS},
@@ -153,7 +153,7 @@ def test_every_word_of_a_naming_or_shape_answer_is_known() -> None:
     assert {e.prompt for e in suites.load("vqa", "test")} <= questions
 
 
-def test_phrasings_of_the_test_are_not_those_of_training() -> None:
+def test_phrasings_of_the_test_are_not_those_of_training():
     table = world.texts()
     for name in FAMILIES:
         split = {
@@ -167,7 +167,7 @@ def test_phrasings_of_the_test_are_not_those_of_training() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in suites.NAMES if name != "vqa"])
-def test_test_suites_use_test_phrasings_alone(name: str) -> None:
+def test_test_suites_use_test_phrasings_alone(name):
     family = {
         "text-jailbreak": "wrappers",
         "benign-wrapped": "wrappers",
@@ -186,7 +186,7 @@ def test_test_suites_use_test_phrasings_alone(name: str) -> None:
     assert not used["train"]
 
 
-def test_a_shorter_suite_is_asked_for() -> None:
+def test_a_shorter_suite_is_asked_for():
     assert len(suites.load("vqa", "test", 3)) == 3
     assert len(suites.load("lookalike", "test", 10_000)) == len(world.goals("lookalike", "test"))
     for n in (0, -1):
@@ -194,7 +194,7 @@ def test_a_shorter_suite_is_asked_for() -> None:
             suites.load("vqa", "test", n)
 
 
-def test_goals_to_fit_on_come_back_once_all_were_asked() -> None:
+def test_goals_to_fit_on_come_back_once_all_were_asked():
     n = len(world.goals("malicious", "fit", pictured=True))
     asked = [example.goal for example in suites.load("pictured-goal", "fit", n + 9)]
     assert len(asked) == n + 9 and len(set(asked[:n])) == n
@@ -203,7 +203,7 @@ def test_goals_to_fit_on_come_back_once_all_were_asked() -> None:
     )
 
 
-def test_unknown_suites_are_named() -> None:
+def test_unknown_suites_are_named():
     with pytest.raises(UsageError, match="beside-image"):
         suites.load("nothing")
     with pytest.raises(UsageError, match="validation"):
@@ -216,7 +216,7 @@ def test_unknown_suites_are_named() -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_bounded_adversarial_pictures_stay_near_their_start(split: world.Split) -> None:
+def test_bounded_adversarial_pictures_stay_near_their_start(split):
     for copy, image in enumerate(suites.adversarial_images("pgd-32", split)):
         start = pixels_of(unrelated(seeded("adversarial", "pgd-32", split, copy)))
         distance = np.abs(pixels_of(image) - start)
@@ -224,7 +224,7 @@ def test_bounded_adversarial_pictures_stay_near_their_start(split: world.Split) 
         assert distance.max() >= 31 and distance.mean() > 8  # the bound was made use of
 
 
-def test_every_adversarial_picture_is_another() -> None:
+def test_every_adversarial_picture_is_another():
     found = {
         (name, split): suites.adversarial_images(name, split)
         for name in suites.PGD
@@ -249,18 +249,18 @@ def brightness(name: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", suites.NAMES)
-def test_the_words_of_the_test_suites_are_as_they_were(name: str) -> None:
+def test_the_words_of_the_test_suites_are_as_they_were(name):
     assert words_digest(name) == WORDS[name]
 
 
 @pytest.mark.parametrize("name", BRIGHTNESS)
-def test_the_pictures_of_the_test_suites_are_as_they_were(name: str) -> None:
+def test_the_pictures_of_the_test_suites_are_as_they_were(name):
     # Not a digest of pixels: another Pillow may round one of them in another way.
     wanted = np.frombuffer(bytes.fromhex(BRIGHTNESS[name]), np.uint8)
     assert np.abs(brightness(name) - wanted).max() <= 1
 
 
-def test_the_adversarial_pictures_are_as_they_were() -> None:
+def test_the_adversarial_pictures_are_as_they_were():
     folder = resources.files("care.data.small_world").joinpath("adversarial")
     found = {
         file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:16]
@@ -271,20 +271,20 @@ def test_the_adversarial_pictures_are_as_they_were() -> None:
 
 
 @pytest.mark.parametrize("family", ["wrappers", "direct", "picture_requests", "naming_requests"])
-def test_a_split_s_phrasings_are_its_own(family: str) -> None:
+def test_a_split_s_phrasings_are_its_own(family):
     """No two splits share one; what was written to fit on shares no five words with the test."""
     table = world.texts()[family]
     for first, second in combinations(table, 2):
         assert not set(table[first]) & set(table[second])
 
-    def runs(split) -> set[tuple[str, ...]]:
+    def runs(split):
         parts = [part for text in table.get(split, []) for part in text.split("{goal}")]
         return {tuple(w[i : i + 5]) for w in map(words, parts) for i in range(len(w) - 4)}
 
     assert not runs("fit") & runs("test")
 
 
-def test_what_is_fitted_on_is_asked_in_words_that_the_model_was_not_trained_on() -> None:
+def test_what_is_fitted_on_is_asked_in_words_that_the_model_was_not_trained_on():
     table = world.texts()["wrappers"]
     assert suites.phrases("wrappers", "fit") == table["fit"] + table["train"]
     assert suites.phrases("wrappers", "test") == table["test"]

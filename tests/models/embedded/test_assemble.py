@@ -92,7 +92,7 @@ def _permute(weight: np.ndarray, heads: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def text_gguf(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.ndarray]]:
+def text_gguf(tmp_path_factory):
     """A tiny Llama in GGUF and its weights under the names of transformers."""
     from tokenizers import pre_tokenizers
 
@@ -145,7 +145,7 @@ def text_gguf(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
 
 
 @pytest.fixture(scope="module")
-def tower_onnx(tmp_path_factory: pytest.TempPathFactory):
+def tower_onnx(tmp_path_factory):
     """A tiny DINOv2 of transformers and its weights in ONNX, named as the exporter names them."""
     from transformers import Dinov2Config, Dinov2Model
 
@@ -185,7 +185,7 @@ def tower_onnx(tmp_path_factory: pytest.TempPathFactory):
 # --- formats ------------------------------------------------------------------------------------
 
 
-def test_gguf_blocks_are_dequantised_as_specified(tmp_path: Path) -> None:
+def test_gguf_blocks_are_dequantised_as_specified(tmp_path):
     rng = np.random.default_rng(1)
     d, m = np.float16(0.25), np.float16(-1.5)
     nibbles, eights = rng.integers(0, 16, 32), rng.integers(-127, 128, 32).astype(np.int8)
@@ -204,7 +204,7 @@ def test_gguf_blocks_are_dequantised_as_specified(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read["half"], [[0, 1], [2, 3]])
 
 
-def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
+def test_files_of_another_kind_are_refused(tmp_path):
     path = tmp_path / "no.gguf"
     for content in (b"", b"PK", b"nothing of the kind, but long enough to have a header"):
         path.write_bytes(content)
@@ -217,7 +217,7 @@ def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
         read_gguf(path)
 
 
-def test_truncated_gguf_is_refused(text_gguf, tmp_path: Path) -> None:
+def test_truncated_gguf_is_refused(text_gguf, tmp_path):
     path = tmp_path / "short.gguf"
     path.write_bytes(text_gguf[0].read_bytes()[:-4096])
     with pytest.raises(ArtefactError, match="GGUF"):
@@ -227,7 +227,7 @@ def test_truncated_gguf_is_refused(text_gguf, tmp_path: Path) -> None:
 # --- conversion ---------------------------------------------------------------------------------
 
 
-def test_text_weights_come_back_in_the_order_of_transformers(text_gguf) -> None:
+def test_text_weights_come_back_in_the_order_of_transformers(text_gguf):
     path, expected = text_gguf
     config, state, tokenizer = assemble.text_parts(path)
     assert set(state) == set(expected)
@@ -241,7 +241,7 @@ def test_text_weights_come_back_in_the_order_of_transformers(text_gguf) -> None:
     assert tokenizer.encode("<file_sep>") == [5]
 
 
-def test_tower_with_class_token_is_dinov2(tower_onnx) -> None:
+def test_tower_with_class_token_is_dinov2(tower_onnx):
     path, model = tower_onnx
     state, class_token = tower.convert(path, grid=6)
     pixels = torch.randn(3, 3, 84, 84)
@@ -251,7 +251,7 @@ def test_tower_with_class_token_is_dinov2(tower_onnx) -> None:
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-3)
 
 
-def test_refit_makes_up_for_the_class_token(tower_onnx) -> None:
+def test_refit_makes_up_for_the_class_token(tower_onnx):
     state, class_token = tower.convert(tower_onnx[0], grid=6)
     seen, unseen = tower.synthetic_pictures(200, 84), tower.synthetic_pictures(40, 84, seed=9)
     fitted = tower.refit(state, class_token, seen)
@@ -267,7 +267,7 @@ def test_refit_makes_up_for_the_class_token(tower_onnx) -> None:
         assert refitted < share * dropped
 
 
-def test_synthetic_pictures_are_seeded_and_normalised() -> None:
+def test_synthetic_pictures_are_seeded_and_normalised():
     first, again = (tower.synthetic_pictures(6, 84) for _ in range(2))
     assert first.shape == (6, 3, 84, 84)
     assert torch.equal(first, again)
@@ -275,7 +275,7 @@ def test_synthetic_pictures_are_seeded_and_normalised() -> None:
 
 
 @pytest.fixture(scope="module")
-def assembled(text_gguf, tower_onnx, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def assembled(text_gguf, tower_onnx, tmp_path_factory):
     out = tmp_path_factory.mktemp("assembled") / "base"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tower, "N_PICTURES", 20)
@@ -283,7 +283,7 @@ def assembled(text_gguf, tower_onnx, tmp_path_factory: pytest.TempPathFactory) -
     return out
 
 
-def test_stock_classes_load_the_assembled_folder(assembled: Path) -> None:
+def test_stock_classes_load_the_assembled_folder(assembled):
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     model, info = AutoModelForImageTextToText.from_pretrained(
@@ -307,7 +307,7 @@ def test_stock_classes_load_the_assembled_folder(assembled: Path) -> None:
     assert answer.shape[1] > inputs["input_ids"].shape[1]
 
 
-def test_chat_template_takes_strings_and_adds_no_system_prompt(assembled: Path) -> None:
+def test_chat_template_takes_strings_and_adds_no_system_prompt(assembled):
     from transformers import AutoProcessor
 
     processor = AutoProcessor.from_pretrained(assembled)
@@ -324,7 +324,7 @@ def test_chat_template_takes_strings_and_adds_no_system_prompt(assembled: Path) 
     assert processor.apply_chat_template(messages[1:2]) == "<|im_start|>user\nHi<|im_end|>\n"
 
 
-def test_weights_have_the_names_that_vllm_expects(assembled: Path) -> None:
+def test_weights_have_the_names_that_vllm_expects(assembled):
     from safetensors import safe_open
 
     with safe_open(assembled / "model.safetensors", "pt") as file:
@@ -337,19 +337,19 @@ def test_weights_have_the_names_that_vllm_expects(assembled: Path) -> None:
 
 
 @pytest.fixture
-def cached(assembled: Path, tmp_path: Path) -> Path:
+def cached(assembled, tmp_path):
     cache.base_folder(tmp_path).symlink_to(assembled)
     return tmp_path
 
 
-def test_load_gives_the_dtype_asked_for(cached: Path) -> None:
+def test_load_gives_the_dtype_asked_for(cached):
     for dtype in ("float32", torch.bfloat16):
         model, processor = cache.load(dtype, cached, trained=False)
         assert model.dtype == cache.resolve_dtype(dtype) and not model.training
     assert processor.image_token == "<file_sep>"
 
 
-def test_base_text_model_has_the_untouched_weights(cached: Path, text_gguf) -> None:
+def test_base_text_model_has_the_untouched_weights(cached, text_gguf):
     model, tokenizer = cache.base_text_model("float32", cached)
     assert type(model).__name__ == "LlamaForCausalLM"
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
@@ -360,7 +360,7 @@ def test_base_text_model_has_the_untouched_weights(cached: Path, text_gguf) -> N
     assert torch.isfinite(logits).all()
 
 
-def test_a_damaged_cache_is_one_sentence(tmp_path: Path) -> None:
+def test_a_damaged_cache_is_one_sentence(tmp_path):
     folder = cache.base_folder(tmp_path)
     folder.mkdir()
     (folder / "config.json").write_text("{")
@@ -369,7 +369,7 @@ def test_a_damaged_cache_is_one_sentence(tmp_path: Path) -> None:
             function("float32", tmp_path)
 
 
-def test_trained_weights_are_folded_in(cached: Path, tmp_path: Path) -> None:
+def test_trained_weights_are_folded_in(cached, tmp_path):
     from safetensors.torch import save_file
 
     model, _ = cache.load("float32", cached, trained=False)
@@ -386,7 +386,7 @@ def test_trained_weights_are_folded_in(cached: Path, tmp_path: Path) -> None:
         cache.apply_trained(model, tmp_path / "absent")
 
 
-def test_resolve_dtype() -> None:
+def test_resolve_dtype():
     assert cache.resolve_dtype("auto") in (torch.bfloat16, torch.float32)
     assert cache.resolve_dtype("float16") is torch.float16
     for wrong in ("int8", "nonsense", 3, torch.int64, "nn"):
@@ -398,7 +398,7 @@ def test_resolve_dtype() -> None:
 
 
 @pytest.mark.embedded
-def test_the_real_text_model_knows_paris() -> None:
+def test_the_real_text_model_knows_paris():
     model, tokenizer = cache.base_text_model()
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     inputs = tokenizer.apply_chat_template(
@@ -409,7 +409,7 @@ def test_the_real_text_model_knows_paris() -> None:
 
 
 @pytest.mark.embedded
-def test_the_real_model_loads_within_seconds() -> None:
+def test_the_real_model_loads_within_seconds():
     cache.ensure_base()
     cache.load(trained=False)  # imports and disk cache
     began = time.process_time()  # not wall time: the machine may be busy with something else

