@@ -16,7 +16,9 @@ from care.diagnosis.results import Diagnosis
 from care.diagnosis.site_scan_config import SiteScanConfig
 from care.errors import DataError
 from care.pipeline import workflow
-from care.pipeline.config import Job, split_examples, suites_of
+from care.pipeline.config import RepairJob
+from care.pipeline.splits import split_examples, suites_of
+from care.runs.spec import RunSpec
 from care.statistics.sampling import SamplingSpec
 from kit import tiny
 from kit.jobs import MadeUpJudge, files, tiny_parts  # noqa: F401
@@ -37,7 +39,7 @@ SMALL = DiagnosisConfig(
 )
 
 
-def sides(job: Job, split: str) -> tuple[list[care.Example], list[care.Example]]:
+def sides(job: RepairJob, split: str) -> tuple[list[care.Example], list[care.Example]]:
     suites = suites_of(job, split)
     return (
         split_examples(suites, lambda suite: suite.role == "attack"),
@@ -51,9 +53,10 @@ def test_the_function_finds_what_the_command_finds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(workflow, "DiagnosisConfig", lambda: SMALL)
-    job = Job(out=tmp_path / "run", batch_size=8, max_new_tokens=4, **files)
+    run = RunSpec(tmp_path / "run", batch_size=8)
+    job = RepairJob(run=run, max_new_tokens=4, **files)
     workflow.diagnose(job)
-    told, vlm = Diagnosis.load(job.out), tiny.tiny_vlm()
+    told, vlm = Diagnosis.load(job.run.out), tiny.tiny_vlm()
     attacks, benign = sides(job, "fit")
     found = care.diagnose(
         vlm,
@@ -79,7 +82,7 @@ def test_goals_are_held_out_where_no_others_are_given(
     files: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    job = Job(**files)
+    job = RepairJob(**files)
     everything = [
         [example for split in ("fit", "validation", "test") for example in sides(job, split)[side]]
         for side in (0, 1)
