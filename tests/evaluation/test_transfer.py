@@ -1,7 +1,6 @@
 """Both threat models of a table: an image made without the defense, and one made through it."""
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 
@@ -23,7 +22,8 @@ CONFIG = replace(attacks.CONFIG, steps=6)
 
 
 def test_transfer_and_adaptive_make_rows_of_a_table(vlm, tmp_path):
-    first = Repair((made(scopes=("decision", "response"), strength=1.5, gate=a_gate()),), name="first")
+    late = made(scopes=("decision", "response"), strength=1.5, gate=a_gate())
+    first = Repair((late,), name="first")
     second = Repair((made(seed=2, scopes=("all",), strength=1.5),), name="second")
     asked = tuple(
         Example(f"h{k}", f"Explain how to {goal}", goal=goal, kind="malicious")
