@@ -67,9 +67,10 @@ def register(name: str, about: str, example: str = "", **given: Any) -> Callable
     that is taken or can't be that of a file.
     """
 
+    if check_file_name(name, "a judge") in JUDGES:
+        raise UsageError(f"There is a judge {name!r} already; register it by another name.")
+
     def put(config: Config) -> Config:
-        if check_file_name(name, "a judge") in JUDGES:
-            raise UsageError(f"There is a judge {name!r} already; register it by another name.")
         JUDGES[name] = Entry(about, config, given, example or name)
         return config
 
