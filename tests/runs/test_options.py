@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from care.attacks.job import AttackJob
 from care.diagnosis.causal_mediation import EffectsConfig
 from care.diagnosis.faithfulness import FaithfulnessConfig
 from care.diagnosis.neurons.report import NeuronConfig
@@ -19,12 +18,13 @@ from care.diagnosis.optimal_constants import ConstantConfig
 from care.diagnosis.reliability import StabilityConfig
 from care.diagnosis.site_results import DiagnosisConfig
 from care.errors import UsageError
-from care.evaluation.adaptive import ImageAttack
-from care.evaluation.job import EvaluationJob
+from care.evaluation.config import EvaluationConfig, ImageAttack
 from care.interfaces.cli import app as cli
 from care.judges.registry import load_judge
-from care.pipeline.config import Job
+from care.models.spec import ModelSpec
+from care.pipeline.config import RepairJob
 from care.runs.options import MAX_NAME, check_file_name, require, require_level
+from care.runs.spec import RunSpec
 from kit.refusals import refusals, refused
 
 
@@ -113,7 +113,7 @@ def judge_of(option, value):
 
 def attack_of(option, value):
     attack = ImageAttack.parse(f"pgd-32,{option}={value}")
-    attack.job(EvaluationJob(), Path("x"), Path("repair")).config()
+    attack.against(ModelSpec(), 0, Path("x"), Path("repair")).pgd()
 
 
 @pytest.mark.parametrize("value", HUGE, ids=lambda text: text[:9])
@@ -131,12 +131,12 @@ def test_numbers_of_a_judge_or_an_attack_have_limits(made, option, value):
 
 
 @pytest.mark.parametrize("value", [2**70, 10**400, math.inf, math.nan, -1])
-@pytest.mark.parametrize("kind", [Job, EvaluationJob, AttackJob])
+@pytest.mark.parametrize("kind", [RepairJob, EvaluationConfig, RunSpec])
 @pytest.mark.parametrize("field", ["batch_size", "max_new_tokens", "seed", "limit", "test_length"])
 def test_numbers_of_a_job_have_limits(kind, field, value):
     if field in {f.name for f in fields(kind)}:
         with pytest.raises(UsageError, match=r"batch|seed|must be"):
-            kind(**{field: value}).config()
+            kind(**({"out": Path("x")} if kind is RunSpec else {}), **{field: value})
 
 
 COMMANDS = {
@@ -144,7 +144,7 @@ COMMANDS = {
     "repair nowhere": "seed batch-size max-new-tokens test-length",
     "diagnose nowhere": "seed",
     "attack nowhere": "evasion kappa steps restarts batch-size",
-    "suites check direct direct": "threshold",
+    "check suites direct direct": "threshold",
 }
 """Options of a command that take a number."""
 

@@ -25,7 +25,7 @@ from care.defenses.neuron_suppression import NeuronRepair
 from care.diagnosis.activation_means import spread
 from care.diagnosis.neurons.suppression_search import BEYOND
 from care.errors import DataError
-from care.evaluation.runner import UNDEFENDED
+from care.evaluation.config import UNDEFENDED
 from care.evaluation.table import Table
 from care.runs.rows import Row
 from care.statistics.bootstrap import bootstrap_mean

@@ -50,28 +50,34 @@ from care.diagnosis.channel_scan import to_json as channels_json
 from care.diagnosis.full import BRIEF, Inquiry, InquiryConfig, complete
 from care.diagnosis.scan import ScanRow
 from care.errors import UsageError
+from care.evaluation.config import UNDEFENDED
 from care.evaluation.row_shapes import ROW
-from care.evaluation.runner import UNDEFENDED
 from care.evaluation.runner import evaluate as run_evaluation
 from care.evaluation.table import Table
 from care.judges.refusal import certainly_refused
-from care.judges.rules import RulesJudge
+from care.judges.rules import RulesJudge, rules_for
 from care.models.identity import load_pinned
 from care.models.sites import Site
 from care.models.vlm import VLM
-from care.pipeline.config import (
-    Job,
-    check_files,
-    load_model,
-    make_judge,
+from care.pipeline.config import RepairJob
+from care.pipeline.neuron_comparison import NEURONS, SUBSPACE, compare_answers, remaining
+from care.pipeline.selection import (
+    FINALISTS,
+    RULE,
+    Candidate,
+    candidates,
+    choose,
     mean_rates,
+    ranked,
+    screen,
+)
+from care.pipeline.splits import (
+    check_files,
     own_files,
     pairs_of,
     split_examples,
     suites_of,
 )
-from care.pipeline.neuron_comparison import NEURONS, SUBSPACE, compare_answers, remaining
-from care.pipeline.selection import FINALISTS, RULE, Candidate, candidates, choose, ranked, screen
 from care.report.build import answer_pairs, attribution, report_tree
 from care.report.files import write_diagnosis, write_report
 from care.runs.environment import peak_memory_gib, started
@@ -81,8 +87,6 @@ from care.runs.rows import Rows
 from care.runs.run import ROWS, Run
 from care.runs.shapes import check_rows
 from care.runs.stages import stage_json
-
-__all__ = ["Job", "diagnose", "fit", "repair"]
 
 SAMPLE = 6
 """One in so many of the small world's examples to fit on is asked if only a diagnosis is wanted."""
@@ -97,11 +101,13 @@ COMPARED = ("benign", "vqa", "naming", "lookalike")
 class _Workflow:
     """One job under way: model, judge, splits, run folder."""
 
-    def __init__(self, job: Job, run: Run, progress: Bar | None, sampled: bool = False) -> None:
+    def __init__(
+        self, job: RepairJob, run: Run, progress: Bar | None, sampled: bool = False
+    ) -> None:
         """`sampled`: a part of the examples to fit on, and of harmless others, is asked."""
         self.job, self.run, self.progress, self.sampled = job, run, progress, sampled
-        self.vlm: VLM = load_pinned(run, job.model, lambda: load_model(job))
-        self.judge: RulesJudge = make_judge(job)
+        self.vlm: VLM = load_pinned(run, job.model.name, job.model.load)
+        self.judge: RulesJudge = rules_for(job.model)
         self.splits: dict[str, list[Suite]] = {}
 
     def suites(self, split: Any) -> list[Suite]:
@@ -194,7 +200,7 @@ class _Workflow:
         defenses = [None, (NEURONS, neurons), (SUBSPACE, rival)]
         with self.inner("neuron-answers") as inner:
             table = self.ask(suites, defenses, "neuron answers", inner)
-        return compare_answers(table, neurons, self.job.seed)
+        return compare_answers(table, neurons, self.job.run.seed)
 
     def inner(self, name: str) -> Run:
         """A run within the run's folder, for answers that aren't the job's own."""
@@ -216,7 +222,7 @@ class _Workflow:
             [e for e, _ in fitter.material.answered],
             pairs=pairs_of(self.job),
             validation=(validation[0], validation[1]),
-            config=replace(config, sites=replace(config.sites, seed=self.job.seed)),
+            config=replace(config, sites=replace(config.sites, seed=self.job.run.seed)),
             judge=self.judge,
             progress=self.progress,
         )
@@ -245,7 +251,7 @@ class _Workflow:
                     attacks,
                     benign,
                     batch_size=self.job.batch,
-                    seed=self.job.seed,
+                    seed=self.job.run.seed,
                     advance=bar.advance,
                     kept=self.kept("channels"),
                 )
@@ -303,7 +309,7 @@ class _Workflow:
         """What the repair is compared with: other directions, and half of it."""
         repair = chosen.repair
         found = [
-            ("random subspace", random_control(repair, self.job.seed)),
+            ("random subspace", random_control(repair, self.job.run.seed)),
             ("difference of means", means_control(repair, chosen.fitter)),
         ]
         modalities = {channel.modality for channel in repair.channels}
@@ -336,7 +342,7 @@ class _Workflow:
                 defenses,
                 judge=self.judge,
                 run=rows or self.run,
-                seed=self.job.seed,
+                seed=self.job.run.seed,
                 batch_size=self.job.batch,
                 max_new_tokens=self.job.max_new_tokens,
                 stop=certainly_refused,
@@ -352,25 +358,25 @@ def _sample(suite: Suite, split: str) -> Suite:
     return suite if suite.role == "attack" else suite.head(SAMPLED_BENIGN)
 
 
-def _open(job: Job) -> Run:
+def _open(job: RepairJob) -> Run:
     check_files(job)
-    run = Run(job.out, resume=job.resume, config=job.config())
+    run = Run(job.run.out, resume=job.run.resume, config=job.config())
     try:
         run.pin("files", _digests(job))
-        run.record(**started(job.model or "embedded", job.seed))
+        run.record(**started(job.model.shown, job.run.seed))
     except BaseException:
         run.close()
         raise
     return run
 
 
-def _digests(job: Job) -> dict[str, str]:
+def _digests(job: RepairJob) -> dict[str, str]:
     """SHA-256 of the user's own suites as a whole, of which a split is looked at when it's due."""
     names = ("attacks", "benign")
     return {name: suite_digest(each) for name, each in zip(names, own_files(job), strict=False)}
 
 
-def repair(job: Job, progress: Bar | None = None) -> dict[str, Any]:
+def repair(job: RepairJob, progress: Bar | None = None) -> dict[str, Any]:
     """The whole job; writes the report and the artefact, and returns the report's tree."""
     with _open(job) as run:
         _refuse_a_sample(run)
@@ -398,8 +404,8 @@ def repair(job: Job, progress: Bar | None = None) -> dict[str, Any]:
             "machine": run.manifest["machine"],
         }
         run.check_there()
-        write_report(tree, job.out)
-    return json.loads((job.out / "report.json").read_text(encoding="utf-8"))
+        write_report(tree, job.run.out)
+    return json.loads((job.run.out / "report.json").read_text(encoding="utf-8"))
 
 
 def _refuse_a_sample(run: Run) -> None:
@@ -420,7 +426,7 @@ def _record_suites(run: Run, work: _Workflow) -> None:
     )
 
 
-def diagnose(job: Job, progress: Bar | None = None) -> dict[str, Any]:
+def diagnose(job: RepairJob, progress: Bar | None = None) -> dict[str, Any]:
     """Only the diagnosis, whole; what diagnosis.json holds, beside which is diagnosis.html.
 
     Of the small world a sample is asked, unless a repair was begun in the folder, which asks all.
@@ -435,11 +441,12 @@ def diagnose(job: Job, progress: Bar | None = None) -> dict[str, Any]:
         fitter = work.fitter()
         found = work.channels(fitter, work.diagnosis(fitter, InquiryConfig()))
         run.check_there()
-    page = write_diagnosis(found, job.out, f"Diagnosis of {job.model or 'the embedded model'}")
+    title = f"Diagnosis of {job.model.name or 'the embedded model'}"
+    page = write_diagnosis(found, job.run.out, title)
     return json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
 
 
-def fit(job: Job, progress: Bar | None = None) -> Path:
+def fit(job: RepairJob, progress: Bar | None = None) -> Path:
     """Fit and select, without the proof; the folder of the artefact."""
     with _open(job) as run:
         _refuse_a_sample(run)
