@@ -33,14 +33,20 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from care.defenses.repair import fitting_data as material
-from care.diagnosis.full import InquiryConfig
-from care.diagnosis.neurons.report import NeuronConfig
-from care.diagnosis.reliability import StabilityConfig
-from care.diagnosis.site_results import DiagnosisConfig
+from care.diagnosis.full_config import DiagnosisConfig
+from care.diagnosis.neurons.search import NeuronConfig
+from care.diagnosis.reliability import ReliabilityConfig
+from care.diagnosis.site_scan_config import SiteScanConfig
 from care.evaluation import job as evaluation_job
+from care.evaluation.config import EvaluationConfig
+from care.interfaces.cli.registry import commands
 from care.judges.base import Verdict
 from care.judges.rules import RulesJudge
+from care.models.spec import ModelSpec
 from care.pipeline import workflow as pipeline
+from care.pipeline.config import RepairJob
+from care.runs.spec import RunSpec
+from care.statistics.sampling import SamplingSpec
 
 RESULTS = ("report.json", "diagnosis.json", "table.json")
 """Files of a run that hold what it found."""
@@ -50,13 +56,18 @@ PASSING = frozenset(
 )
 """Keys of results that no two runs share."""
 
-SMALL = InquiryConfig(
-    sites=DiagnosisConfig(
-        windows=(1,), max_attacks=4, max_benign=3, top_sites=1, generate_examples=2, resamples=100
+SMALL = DiagnosisConfig(
+    sites=SiteScanConfig(
+        windows=(1,),
+        max_attacks=4,
+        max_benign=3,
+        top_sites=1,
+        generate_examples=2,
+        sampling=SamplingSpec(resamples=100),
     ),
-    neurons=NeuronConfig(verified=8, described=0, resamples=100),
+    neurons=NeuronConfig(verified=8, described=0, sampling=SamplingSpec(resamples=100)),
     curves=None,
-    stability=StabilityConfig(splits=10, resamples=100),
+    stability=ReliabilityConfig(splits=10, sampling=SamplingSpec(resamples=100)),
     neuron_prompts=8,
     reseeded=0,
     rescanned=3,
@@ -101,14 +112,9 @@ def names() -> dict[str, str]:
 
 def helps() -> dict[str, str]:
     """The help of `care` and of every command below it, 100 columns wide."""
-    told: dict[str, str] = {}
-    waiting: list[tuple[str, ...]] = [()]
-    while waiting:
-        command = waiting.pop()
-        text = _help(command)
-        told[" ".join(("care", *command))] = text
-        waiting += [(*command, name) for name in _commands(text)]
-    return told
+    found = [entry.words for entry in commands()]
+    found = sorted({(), *found, *((words[0],) for words in found)})
+    return {" ".join(("care", *words)): _help(words) for words in found}
 
 
 def _help(command: tuple[str, ...]) -> str:
@@ -124,44 +130,37 @@ def _help(command: tuple[str, ...]) -> str:
     return done.stdout
 
 
-def _commands(text: str) -> Iterator[str]:
-    """The commands that a help lists, in the box of that name."""
-    inside = False
-    for line in text.splitlines():
-        if "Commands" in line:
-            inside = True
-        elif inside and line.startswith(("│ ", "| ")) and line[2:3].strip():
-            yield line[2:].split()[0]
-        elif inside and line.startswith(("╰", "+--", "└")):
-            inside = False
-
-
 def tiny_job(folder: Path, resume: bool = False) -> dict[str, Any]:
     """What `care repair`, `care diagnose` and `care evaluate` find on a tiny random model."""
     from kit import tiny
 
     vlm = tiny.tiny_vlm()
     files = own_files(folder)
-    options: dict[str, Any] = {"batch_size": 8, "max_new_tokens": 4, "resume": resume}
-    asked: dict[str, Any] = {"test_length": 8, **options, **files}
+    own: dict[str, Any] = dict(files)
+
+    def run(name: str) -> RunSpec:
+        return RunSpec(folder / name, resume=resume, batch_size=8)
+
+    def job(name: str) -> RepairJob:
+        return RepairJob(run=run(name), test_length=8, max_new_tokens=4, **own)
+
     with (
-        patch.object(pipeline, "load_model", lambda job: vlm),
-        patch.object(pipeline, "make_judge", lambda job: MadeUpJudge()),
-        patch.object(pipeline, "InquiryConfig", lambda: SMALL),
+        patch.object(ModelSpec, "load", lambda self: vlm),
+        patch.object(pipeline, "rules_for", lambda model: MadeUpJudge()),
+        patch.object(pipeline, "DiagnosisConfig", lambda: SMALL),
         patch.object(material, "RulesJudge", MadeUpJudge),
-        patch.object(evaluation_job, "load_model", lambda job: vlm),
-        patch.object(evaluation_job, "rules_of", lambda job: MadeUpJudge()),
+        patch.object(evaluation_job, "rules_for", lambda model: MadeUpJudge()),
     ):
-        pipeline.repair(pipeline.Job(out=folder / "repair", **asked))
-        pipeline.diagnose(pipeline.Job(out=folder / "diagnose", **asked))
+        pipeline.repair(job("repair"))
+        pipeline.diagnose(job("diagnose"))
         evaluation_job.evaluate(
-            evaluation_job.EvaluationJob(
+            EvaluationConfig(
+                run=run("evaluate"),
                 suites=tuple(map(str, files.values())),
                 repairs=(folder / "repair" / "repair",),
                 allow_leaks=True,
                 limit=20,
-                out=folder / "evaluate",
-                **options,
+                max_new_tokens=4,
             )
         )
     return {name: results(folder / name) for name in ("repair", "diagnose", "evaluate")}

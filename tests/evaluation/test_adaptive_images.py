@@ -12,10 +12,11 @@ from care.defenses.repair.repair import Repair
 from care.errors import UsageError
 from care.evaluation import adaptive as evaluation_attacks
 from care.evaluation import job as evaluation_job
-from care.evaluation.adaptive import ImageAttack, held_out, image_suites
-from care.evaluation.job import EvaluationJob
+from care.evaluation.adaptive import held_out, image_suites
+from care.evaluation.config import EvaluationConfig, ImageAttack
 from care.interfaces.cli import app as cli
 from care.judges.rules import RulesJudge
+from care.models.spec import ModelSpec
 from care.runs.run import Run
 from kit.repairs import a_gate, made
 from kit.tiny import picture, tiny_vlm
@@ -36,8 +37,8 @@ def world(monkeypatch, tmp_path):
         name: Repair((made(seed=seed, gate=a_gate(), scopes=("decision", "response")),), name=name)
         for seed, name in enumerate(("one", "two"))
     }
-    monkeypatch.setattr(evaluation_job, "load_model", lambda job: tiny_vlm())
-    monkeypatch.setattr(evaluation_job, "rules_of", lambda job: RulesJudge())
+    monkeypatch.setattr(ModelSpec, "load", lambda self: tiny_vlm())
+    monkeypatch.setattr(evaluation_job, "rules_for", lambda model: RulesJudge())
     monkeypatch.setattr(
         Repair, "load", classmethod(lambda cls, path, vlm=None: found[Path(path).name])
     )
@@ -109,11 +110,11 @@ def test_a_resumed_run_makes_no_image_again(world, monkeypatch):
 def test_an_interrupted_attack_is_gone_on_with(world, monkeypatch):
     real, seen = evaluation_attacks.make_image, []
 
-    def interrupted(job, progress, vlm):
+    def interrupted(job, progress, vlm, identity):
         seen.append(job.repair)
         if len(seen) == 2:
             raise KeyboardInterrupt
-        return real(job, progress, vlm)
+        return real(job, progress, vlm, identity)
 
     monkeypatch.setattr(evaluation_attacks, "make_image", interrupted)
     assert evaluate() == 130
@@ -139,12 +140,12 @@ def test_judges_of_pictures_find_the_images_again(world):
 
 
 def test_goals_that_the_image_was_optimised_on_arent_tested(world, capsys, monkeypatch):
-    real = evaluation_job.load_model
-    monkeypatch.setattr(evaluation_job, "load_model", lambda job: pytest.fail("loaded in vain"))
+    real = ModelSpec.load
+    monkeypatch.setattr(ModelSpec, "load", lambda self: pytest.fail("loaded in vain"))
     Path("asked.jsonl").write_text(lines(GOALS[0], GOALS[3]))
     assert evaluate() == 2
     assert "rob a bank" in capsys.readouterr().err
-    monkeypatch.setattr(evaluation_job, "load_model", real)
+    monkeypatch.setattr(ModelSpec, "load", real)
     assert evaluate("--allow-leaks", out="other") == 0
 
 
@@ -179,27 +180,27 @@ def test_held_out_requests_bring_no_picture(world, tmp_path):
 )
 def test_what_no_attack_has_is_told_before_the_model_is_loaded(wanted, told):
     with pytest.raises(UsageError, match=told):
-        EvaluationJob(adaptive=(wanted,))
+        EvaluationConfig(adaptive=(wanted,))
 
 
 def test_two_attacks_of_one_name_need_another(world):
     with pytest.raises(UsageError, match="as=NAME"):
-        EvaluationJob(adaptive=("pgd-32", "pgd-32,steps=2"))
-    job = EvaluationJob(adaptive=("pgd-32", "pgd-32,steps=2,as=short"))
+        EvaluationConfig(adaptive=("pgd-32", "pgd-32,steps=2"))
+    job = EvaluationConfig(adaptive=("pgd-32", "pgd-32,steps=2,as=short"))
     assert [attack.name for attack in job.attacks] == ["pgd-32", "short"]
 
 
 @pytest.mark.parametrize("gate", ["soft", "exact"])
 def test_gate_and_evasion_are_for_repairs_alone(gate, tmp_path):
     attack = ImageAttack.parse(f"pgd-32,gate={gate},evasion=0.5")
-    bare = attack.job(EvaluationJob(), tmp_path, None)
-    own = attack.job(EvaluationJob(), tmp_path, tmp_path / "repair")
+    bare = attack.against(ModelSpec(), 0, tmp_path)
+    own = attack.against(ModelSpec(), 0, tmp_path, tmp_path / "repair")
     assert (bare.evasion, own.evasion, own.gate) == (0.0, 0.5, gate)
 
 
 @pytest.mark.parametrize("name", ["../../../OUTSIDE", "/tmp/x", "a/b", "..", ".hidden", "a\\b"])
 def test_a_name_leads_nowhere_else(world, capsys, name, monkeypatch):
-    monkeypatch.setattr(evaluation_job, "load_model", lambda job: pytest.fail("loaded in vain"))
+    monkeypatch.setattr(ModelSpec, "load", lambda self: pytest.fail("loaded in vain"))
     assert evaluate(attack=f"{ATTACK},as={name}", out="deep/run") == 2
     assert "would be that of a file" in capsys.readouterr().err
     assert not Path("deep").exists()
@@ -211,7 +212,7 @@ def test_a_manifest_from_somebody_else_names_no_file_elsewhere(world, capsys):
     manifest = json.loads(path.read_text())
     manifest["config"]["adaptive"] = [f"{ATTACK},as=../../elsewhere"]
     path.write_text(json.dumps(manifest))
-    assert cli.main(["rejudge", "run", "--judge", "rules,as=again"]) == 2
+    assert cli.main(["judge", "run", "--judge", "rules,as=again"]) == 2
     assert "would be that of a file" in capsys.readouterr().err
 
 

@@ -23,7 +23,7 @@ from care.runs.shapes import check, check_rows
 from kit.evaluate_command import ARGUMENTS, world  # noqa: F401
 
 RESUME = [*ARGUMENTS, "--repair", "care", "--judge", "rules", "--limit", "2", "--resume"]
-REJUDGE = ["rejudge", "run", "--judge", "rules,as=again"]
+REJUDGE = ["judge", "run", "--judge", "rules,as=again"]
 COMMANDS = {
     "manifest.json": [REJUDGE],
     "rows.jsonl": [RESUME, REJUDGE],
@@ -66,7 +66,7 @@ def finished(world) -> Path:
     short = Path("attack.jsonl").read_text().splitlines(keepends=True)[:2]
     Path("attack.jsonl").write_text("".join(short))
     assert cli.main([*ARGUMENTS, "--repair", "care", "--judge", "rules", "--limit", "2"]) == 0
-    assert cli.main(["rejudge", "run", "--judge", "rules,as=again"]) == 0
+    assert cli.main(["judge", "run", "--judge", "rules,as=again"]) == 0
     return Path("run")
 
 

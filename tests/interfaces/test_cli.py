@@ -1,6 +1,5 @@
 """The command line: options reach the job, results reach the user, exit codes are right."""
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -13,26 +12,11 @@ import pytest
 import care
 from care.errors import UsageError
 from care.interfaces.cli import app as cli
+from care.models.spec import ModelSpec
 from care.pipeline import workflow as pipeline
-from care.pipeline.config import Job
+from care.pipeline.config import RepairJob
+from care.runs.spec import RunSpec
 from kit.reports import report_tree
-
-JOB_DEFAULTS = {
-    "model": None,
-    "resume": False,
-    "seed": 0,
-    "preset": "corrected",
-    "attacks": None,
-    "benign": None,
-    "dtype": "auto",
-    "device_map": None,
-    "batch_size": None,
-    "max_new_tokens": 24,
-    "test_length": 60,
-    "revision": None,
-    "trust_remote_code": False,
-    "thoughts": (),
-}
 
 
 @pytest.fixture
@@ -68,12 +52,12 @@ def test_help_is_quick_because_nothing_heavy_is_imported():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for name in ("repair", "diagnose", "fit", "evaluate", "rejudge", "judges", "report", "suites"):
+    for name in ("repair", "diagnose", "fit", "evaluate", "judge", "report", "list", "check"):
         assert name in done.stdout
 
 
 @pytest.mark.parametrize(
-    "name", ["repair", "diagnose", "fit", "evaluate", "rejudge", "judges", "report"]
+    "name", ["repair", "diagnose", "fit", "evaluate", "judge", "report", "list", "export"]
 )
 def test_every_command_explains_itself(name, capsys):
     assert cli.main([name, "-h"]) == 0
@@ -87,7 +71,7 @@ def test_version(capsys):
 
 def test_a_job_by_default(calls, capsys):
     assert cli.main(["repair"]) == 0
-    assert vars(calls.jobs[0][1]) == {**JOB_DEFAULTS, "out": Path("runs/repair")}
+    assert calls.jobs[0][1] == RepairJob()
     out = capsys.readouterr().out
     assert "Safer." in out
     assert str(Path("runs/repair/report.html")) in out
@@ -114,10 +98,11 @@ def test_every_option_reaches_the_job(calls, name, tmp_path):
     options = [p for k, v in given.items() for p in ("--" + k.replace("_", "-"), str(v))]
     flags = ["--resume", "--trust-remote-code", "--thoughts", "[[…]]", "--thoughts", "<a>…</a>"]
     assert cli.main([name, "some/model", *options, *flags]) == 0
-    wanted = {**given, "model": "some/model", "resume": True, "trust_remote_code": True}
-    wanted["thoughts"] = ("[[…]]", "<a>…</a>")
-    assert calls.jobs[0][0] == name
-    assert vars(calls.jobs[0][1]) == wanted
+    model = ModelSpec("some/model", "bfloat16", "cpu", "abc", True, thoughts=("[[…]]", "<a>…</a>"))
+    run = RunSpec(tmp_path / "out", resume=True, seed=3, batch_size=8)
+    own = {"preset": "paper", "attacks": file, "benign": file, "test_length": 7}
+    wanted = RepairJob(model=model, run=run, max_new_tokens=5, **own)
+    assert calls.jobs == [(name, wanted)]
     assert type(calls.jobs[0][1].preset) is str  # jobs are written down as JSON and compared
 
 
@@ -150,9 +135,9 @@ def test_a_threshold_that_is_missed_exits_with_1(calls, capsys):
         ["repair", "--batch-size", "0"],
         ["repair", "--attacks", "nowhere.jsonl"],
         ["evaluate", "--suite", " , "],
-        ["rejudge"],
+        ["judge", "x"],
         ["report"],
-        ["suites", "show", "direct", "--split", "train"],
+        ["show", "suite", "direct", "--split", "train"],
     ],
 )
 def test_wrong_use_exits_with_2(arguments, capsys):
@@ -225,11 +210,6 @@ def test_evaluate_is_called_whatever_was_imported_first():
         subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_every_option_of_a_job_is_one_of_its_fields():
-    assert {field.name for field in dataclasses.fields(Job)} == {*JOB_DEFAULTS, "out"}
-    assert vars(Job()) == {**JOB_DEFAULTS, "out": Job().out}
-
-
 def commands():
     """Every command with its words on the command line."""
     from typer.main import get_command
@@ -262,7 +242,7 @@ def test_sigterm_ends_as_ctrl_c_does(tmp_path):
         "from care.pipeline import workflow as pipeline\n"
         "from care.runs.run import Run\n"
         "def job(given, progress):\n"
-        "    with Run(given.out, resume=given.resume) as run:\n"
+        "    with Run(given.run.out, resume=given.run.resume) as run:\n"
         "        run.add({'key': 'first'})\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
         "        time.sleep(30)\n"
@@ -282,7 +262,7 @@ def test_sigterm_ends_as_ctrl_c_does(tmp_path):
 def test_what_the_terminal_cant_show_is_an_escape(encoding, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "from \u2192 to 😀 \\ud83d", "kind": "benign"}\n', encoding="utf-8")
-    for arguments, code in ((["suites", "show", str(path)], 0), (["report", "no\udcff"], 2)):
+    for arguments, code in ((["show", "suite", str(path)], 0), (["report", "no\udcff"], 2)):
         script = f"from care.interfaces.cli.app import main; raise SystemExit(main({arguments!a}))"
         ended = subprocess.run(
             [sys.executable, "-c", script],

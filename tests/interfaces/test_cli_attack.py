@@ -11,7 +11,7 @@ from PIL import Image
 
 from care.attacks import job as jobs
 from care.attacks import pgd
-from care.attacks.job import AttackJob
+from care.attacks.config import AttackConfig
 from care.data.example import Example
 from care.data.small_world import suites
 from care.defenses.repair.repair import Repair
@@ -146,26 +146,11 @@ def test_an_attack_through_a_repair(run, repair, tmp_path):
     assert found["repair"] == "mine" and found["gate"] == "soft" and found["evasion"] == 0.5
 
 
-def test_both_threat_models_are_compared(run, repair, tmp_path, monkeypatch):
-    from care.judges import rules
-    from care.judges.rules import RulesJudge
-
-    monkeypatch.setattr(rules, "rules_for", lambda model, dtype: RulesJudge())
-    monkeypatch.setattr(jobs, "HELD_OUT", 2)
-    code, out, _ = run("--steps", "3", *repair, "--compare")
-    assert code == 0
-    assert all(word in out for word in ("undefended", "transfer", "adaptive", "mine"))
-    (row,) = facts(tmp_path)["threats"]
-    assert row["loss_adaptive"] <= row["loss_transfer"]
-    assert row["asr_adaptive"]["n"] == 2
-    assert {"transfer.png", "adaptive.png"} <= {f.name for f in (tmp_path / "out").iterdir()}
-
-
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["--preset", "fgsm"], "care-16"),
-        (["--compare"], "--repair"),
+        (["--compare"], "care evaluate --repair DIR --adaptive PRESET"),
         (["--evasion", "1"], "--repair"),
         (["--target", " "], "--target"),
         (["--kappa", "300"], "kappa"),
@@ -180,18 +165,18 @@ def test_wrong_use_exits_with_2(run, arguments, told):
 
 def test_a_radius_sets_the_first_step_of_apgd(tmp_path):
     corpus = tmp_path / "c.txt"
-    astra = AttackJob(preset="astra-apgd-16", corpus=corpus, kappa=64, steps=7)
-    config = astra.config()
+    astra = AttackConfig(preset="astra-apgd-16", corpus=corpus, kappa=64, steps=7)
+    config = astra.pgd()
     assert (config.epsilon, config.step_size, config.steps) == (64 / 255, 128 / 255, 7)
-    assert AttackJob(kappa=0).config().epsilon is None
-    own = AttackJob(method="apgd", kappa=0).config()
+    assert AttackConfig(kappa=0).pgd().epsilon is None
+    own = AttackConfig(method="apgd", kappa=0).pgd()
     assert (own.method, own.momentum, own.step_size) == ("apgd", 0, 2)
-    assert AttackJob(method="mi-fgsm").config().momentum == 1
-    assert AttackJob(method="pgd").config().momentum == 0
-    back = replace(astra, method="pgd").config()
+    assert AttackConfig(method="mi-fgsm").pgd().momentum == 1
+    assert AttackConfig(method="pgd").pgd().momentum == 0
+    back = replace(astra, method="pgd").pgd()
     assert (back.method, back.step_size) == ("pgd", 1 / 255)
     # ASTRA's images with the other loss.
-    requests = AttackJob(preset="astra-32", requests=tmp_path / "r.jsonl")
+    requests = AttackConfig(preset="astra-32", requests=tmp_path / "r.jsonl")
     assert requests.loss == "jailbreak"
 
 

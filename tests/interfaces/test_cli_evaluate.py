@@ -11,12 +11,12 @@ import pytest
 from care.data.contamination import SCHEME, goal_digests
 from care.data.example import Example, Suite
 from care.errors import DataError, UsageError
-from care.evaluation import job as evaluation_job
-from care.evaluation.job import EvaluationJob
+from care.evaluation.config import EvaluationConfig, JudgingSpec, defense_names
 from care.interfaces.cli import app as cli
 from care.judges import registry
 from care.judges.config import PictureConfig
 from care.judges.model_judge import Finding
+from care.models.spec import ModelSpec
 from kit.api_server import Server, by_answer, completion
 from kit.evaluate_command import ARGUMENTS, world  # noqa: F401
 from kit.evaluations import FakeDefense, FakeVLM
@@ -65,8 +65,8 @@ def test_several_judges_and_their_agreement(world, capsys):
     assert list(tree["judges"]) == ["rules", "toxic-words-standin"]
     assert tree["judges"]["toxic-words-standin"][0]["rate"]["rate"] == 0.0
     assert "rules / toxic-words-standin" in out and "By judge" in out
-    assert not EvaluationJob(judges=("rules", "api,model=m")).cuts_refusals
-    assert EvaluationJob().cuts_refusals
+    assert not EvaluationConfig(judging=JudgingSpec(("rules", "api,model=m"))).cuts_refusals
+    assert EvaluationConfig().cuts_refusals
 
 
 def test_rejudge_needs_no_model(world, capsys, tmp_path):
@@ -75,9 +75,9 @@ def test_rejudge_needs_no_model(world, capsys, tmp_path):
     server = Server(by_answer)
     try:
         wanted = f"api,model=m,url={server.url},as=remote"
-        assert cli.main(["rejudge", "run", "--judge", wanted]) == 0
+        assert cli.main(["judge", "run", "--judge", wanted]) == 0
         asked = len(server.asked)
-        assert cli.main(["rejudge", "run", "--judge", wanted]) == 0
+        assert cli.main(["judge", "run", "--judge", wanted]) == 0
         assert len(server.asked) == asked == 32
     finally:
         server.server.shutdown()
@@ -94,7 +94,7 @@ def test_rejudge_needs_no_model(world, capsys, tmp_path):
 
 def test_the_rules_under_another_name_judge_anew(world):
     assert cli.main(ARGUMENTS) == 0
-    assert cli.main(["rejudge", "run", "--judge", "rules,as=newer"]) == 0
+    assert cli.main(["judge", "run", "--judge", "rules,as=newer"]) == 0
     tree = json.loads(Path("run/table.json").read_text())
     assert tree["judge"] == "newer" and list(tree["judges"]) == ["newer", "rules"]
     assert tree["agreement"][0]["agreement"] == 1.0
@@ -104,7 +104,7 @@ def test_a_failing_api_is_shown_and_can_be_retried(world, capsys):
     assert cli.main([*ARGUMENTS]) == 0
     server = Server((400, {}))
     try:
-        wanted = ["rejudge", "run", "--judge", f"api,model=m,url={server.url}"]
+        wanted = ["judge", "run", "--judge", f"api,model=m,url={server.url}"]
         assert cli.main(wanted) == 0
         assert "no answers (20 failed)" in capsys.readouterr().out
         server.replies = [completion("yes")]
@@ -144,7 +144,7 @@ def test_a_judge_of_pictures_gets_them_from_the_suites_of_the_run(world, monkeyp
     Path("typo.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = ["evaluate", "m", "--suite", "typo.jsonl", "--out", "run"]
     assert cli.main(given) == 0
-    assert cli.main(["rejudge", "run", "--judge", "seeing"]) == 0
+    assert cli.main(["judge", "run", "--judge", "seeing"]) == 0
     assert sorted(seen) == [[], [(9, 7)]]
     tree = json.loads(Path("run/table.json").read_text())
     assert tree["judge"] == "rules"  # a judge of pictures has no word on answers
@@ -195,13 +195,13 @@ def test_rates_corrected_by_labels(world, capsys, tmp_path):
 
 
 def test_judges_are_listed_and_checked(tmp_path, capsys):
-    assert cli.main(["judges"]) == 0
+    assert cli.main(["list", "judges"]) == 0
     out = capsys.readouterr().out
     assert "harmbench" in out and "llama-guard-4" in out
     path = labels(tmp_path / "labels.jsonl")
-    assert cli.main(["judges", "check", str(path), "--judge", "rules"]) == 0
+    assert cli.main(["check", "judge", str(path), "--judge", "rules"]) == 0
     assert "sensitivity" in capsys.readouterr().out
-    assert cli.main(["judges", "check", str(path), "--json"]) == 0
+    assert cli.main(["check", "judge", str(path), "--json"]) == 0
     (report,) = json.loads(capsys.readouterr().out)
     assert report["accuracy"] == 1.0
 
@@ -258,8 +258,8 @@ def test_a_threshold_that_is_missed_exits_with_1(world, capsys):
         (["evaluate", "--judge", "rules", "--judge", "rules"], "one name"),
         (["evaluate", "--margin", "3"], "margin"),
         (["evaluate", "--suite", "nothing.jsonl"], "can't be read"),
-        (["rejudge", "run"], "--judge"),
-        (["rejudge", "nowhere", "--judge", "rules"], "no run"),
+        (["judge", "run"], "--judge"),
+        (["judge", "nowhere", "--judge", "rules"], "no run"),
     ],
 )
 def test_wrong_use_is_one_sentence(world, given, said, capsys):
@@ -269,20 +269,20 @@ def test_wrong_use_is_one_sentence(world, given, said, capsys):
 
 
 def test_the_small_world_by_default_and_lengths_by_model():
-    assert EvaluationJob().job().max_new_tokens == 24
-    assert EvaluationJob(model="m").job().max_new_tokens == 512
+    assert EvaluationConfig().answer_length == 24
+    assert EvaluationConfig(model=ModelSpec("m")).answer_length == 512
     with pytest.raises(UsageError, match="limit"):
-        EvaluationJob(limit=0)
+        EvaluationConfig(limit=0)
 
 
 def test_folders_of_one_name_are_told_apart() -> None:
     folders = [Path("a/repair"), Path("b/repair"), Path("c/other")]
-    assert evaluation_job._names(folders) == ["a/repair", "b/repair", "other"]
+    assert defense_names(folders) == ["a/repair", "b/repair", "other"]
 
 
 @pytest.mark.embedded
 def test_the_embedded_model(tmp_path, embedded_vlm, monkeypatch, capsys):
-    monkeypatch.setattr(evaluation_job, "load_model", lambda job: embedded_vlm)
+    monkeypatch.setattr(ModelSpec, "load", lambda self: embedded_vlm)
     given = ["evaluate", "--suite", "pictured-goal,lookalike", "--utility", "vqa", "--limit", "6"]
     judges = ["--judge", "rules", "--judge", "toxic-words-standin"]
     assert cli.main([*given, *judges, "--out", str(tmp_path / "run")]) == 0
@@ -331,7 +331,7 @@ def test_a_run_that_cant_be_written_to_is_judged_in_a_copy(world, capsys):
     whole = {path.name: path.read_bytes() for path in Path("run").iterdir()}
     for path in (*Path("run").iterdir(), Path("run")):
         path.chmod(0o555)
-    again = ["rejudge", "run", "--judge", "rules,as=newer", "--out", "copy"]
+    again = ["judge", "run", "--judge", "rules,as=newer", "--out", "copy"]
     try:
         for _ in range(2):  # a copy of the same run is gone on with
             assert cli.main(again) == 0
@@ -350,7 +350,7 @@ def test_a_run_that_cant_be_written_to_is_judged_in_a_copy(world, capsys):
 
 def test_an_empty_folder_is_no_run_and_stays_empty(world, capsys):
     Path("empty").mkdir()
-    assert cli.main(["rejudge", "empty", "--judge", "rules"]) == 2
+    assert cli.main(["judge", "empty", "--judge", "rules"]) == 2
     assert "no run in empty" in capsys.readouterr().err
     assert list(Path("empty").iterdir()) == []
 

@@ -14,6 +14,7 @@ from care.data.registry import load_suite
 from care.defenses.repair.repair import Repair
 from care.errors import DataError, UsageError
 from care.judges.base import Verdict
+from care.models.spec import ModelSpec
 from kit import tiny
 from kit.repairs import made
 
@@ -28,7 +29,6 @@ from inspect_ai.scorer import SampleScore, Score, Target
 from inspect_ai.solver import generate, use_tools
 from inspect_ai.tool import tool
 
-from care.interfaces.inspect import provider as inspect_provider
 from care.interfaces.inspect import registry as inspect_registry
 from care.interfaces.inspect import scorers as inspect_scorers
 from care.interfaces.inspect import tasks as inspect_tasks
@@ -49,9 +49,7 @@ def vlm(monkeypatch):
 
     loaded.answers = counted
     loaded.asked_for = []
-    monkeypatch.setattr(
-        inspect_provider, "load_model", lambda job: loaded.asked_for.append(job) or loaded
-    )
+    monkeypatch.setattr(ModelSpec, "load", lambda self: loaded.asked_for.append(self) or loaded)
     return loaded
 
 
@@ -155,10 +153,10 @@ def test_arguments_reach_the_loader(vlm):
         "care/owner/name", revision=123, dtype="float32", device_map="cpu", trust_remote_code=True
     )
     (job,) = vlm.asked_for
-    assert (job.model, job.revision, job.dtype, job.device_map, job.trust_remote_code) == (
+    assert (job.name, job.revision, job.dtype, job.device_map, job.trust_remote_code) == (
         "owner/name", "123", "float32", "cpu", True,
     )  # fmt: skip
-    assert model("care/embedded").api.options.model is None
+    assert model("care/embedded").api.options.model.name is None
 
 
 def test_a_repair_is_applied_while_answering_and_only_then(vlm, tmp_path):

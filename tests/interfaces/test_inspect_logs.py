@@ -1,4 +1,4 @@
-"""`care inspect-log`: what a run holds is what Inspect reads back."""
+"""`care export --format inspect`: what a run holds is what Inspect reads back."""
 
 from __future__ import annotations
 
@@ -139,14 +139,18 @@ def test_other_examples_under_the_same_id_are_refused(run, tmp_path):
 
 
 def test_the_command_and_what_isnt_a_run(run, tmp_path, capsys):
-    assert cli.main(["inspect-log", str(run), "--out", str(tmp_path / "logs")]) == 0
+    assert (
+        cli.main(["export", str(run), "--format", "inspect", "--out", str(tmp_path / "logs")]) == 0
+    )
     printed = capsys.readouterr().out.split()
     assert len(printed) == 4 and all(name.endswith(".eval") for name in printed)
     again = sorted(path.name for path in (tmp_path / "logs").iterdir())
-    assert cli.main(["inspect-log", str(run), "--out", str(tmp_path / "logs")]) == 0
+    assert (
+        cli.main(["export", str(run), "--format", "inspect", "--out", str(tmp_path / "logs")]) == 0
+    )
     assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == again
-    assert cli.main(["inspect-log", str(tmp_path / "nowhere")]) == 2
+    assert cli.main(["export", str(tmp_path / "nowhere"), "--format", "inspect"]) == 2
     (run / "manifest.json").write_text("[]")
-    assert cli.main(["inspect-log", str(run)]) == 2
+    assert cli.main(["export", str(run), "--format", "inspect"]) == 2
     told = capsys.readouterr().err
     assert "There is no run in" in told and "isn't the manifest of a run" in told

@@ -28,7 +28,10 @@ def test_without_the_extra_one_sentence_says_what_to_install(monkeypatch, tmp_pa
     monkeypatch.setitem(sys.modules, "inspect_ai", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'care-vlm\[inspect\]'"):
         write_logs(tmp_path, tmp_path / "logs")
-    assert cli.main(["inspect-log", str(tmp_path), "--out", str(tmp_path / "logs")]) == 2
+    assert (
+        cli.main(["export", str(tmp_path), "--format", "inspect", "--out", str(tmp_path / "logs")])
+        == 2
+    )
     told = capsys.readouterr().err
     assert told.startswith("Error: ") and told.count("\n") == 1 and "[inspect]" in told
     assert not (tmp_path / "logs").exists()

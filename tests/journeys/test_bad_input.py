@@ -80,7 +80,7 @@ def refused(care_repair):
 
 def test_unknown_model(refused):
     refused(
-        lambda job: VLM.from_pretrained(job.model),
+        lambda job: job.model.load(),
         "nobody/no-such-model",
         "check the name",
         arguments=["nobody/no-such-model"],
@@ -89,15 +89,13 @@ def test_unknown_model(refused):
 
 def test_missing_and_empty_folder_of_a_model(refused, tmp_path):
     for folder in (tmp_path / "nowhere", tmp_path):
-        refused(lambda job: VLM.from_pretrained(job.model), str(folder), arguments=[str(folder)])
+        refused(lambda job: job.model.load(), str(folder), arguments=[str(folder)])
 
 
 def test_model_without_images(refused, tmp_path):
     folder = tmp_path / "text-only"
     LlamaConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1).save_pretrained(folder)
-    refused(
-        lambda job: VLM.from_pretrained(job.model), "text-only", "image", arguments=[str(folder)]
-    )
+    refused(lambda job: job.model.load(), "text-only", "image", arguments=[str(folder)])
 
 
 # -- pictures and files of examples ------------------------------------------------------------
@@ -299,7 +297,7 @@ def full_disk(monkeypatch):
 
 def test_full_disk_loses_no_row(refused, full_disk, monkeypatch, tmp_path):
     def job(given):
-        with Run(given.out, resume=given.resume, config={"seed": given.seed}) as run:
+        with Run(given.run.out, resume=given.run.resume, config={"seed": given.run.seed}) as run:
             run.add({"key": "first", "answer": "kept"})
             full_disk()
             run.add({"key": "second", "answer": "not kept"})
@@ -348,7 +346,7 @@ def test_full_disk_in_a_library(refused):
 
 def test_ctrl_c_keeps_what_is_done(care_repair, tmp_path):
     def job(given):
-        with Run(given.out, resume=given.resume, config={"seed": given.seed}) as run:
+        with Run(given.run.out, resume=given.run.resume, config={"seed": given.run.seed}) as run:
             if run.has("first"):
                 return DONE
             with run.stage("answers"):

@@ -15,10 +15,8 @@ from typing import Any
 
 import pytest
 
-from care.attacks import job as attack_job
-from care.evaluation import job as evaluation_job
 from care.interfaces.cli import app as cli
-from care.pipeline import config as jobs
+from care.models.spec import ModelSpec
 
 GIB = 1 << 30
 DEEP = "[" * 100_000
@@ -64,17 +62,17 @@ PLACES: dict[str, list[str]] = {
     "attack --corpus": ["attack", "m", "--corpus", "FILE", "--out", "OUT"],
     "attack --start": ["attack", "m", "--start", "FILE", "--out", "OUT"],
     "attack --repair": ["attack", "m", "--repair", "FOLDER", "--out", "OUT"],
-    "suites show": ["suites", "show", "FILE", "--out", "OUT/x.jsonl"],
-    "suites show --path": ["suites", "show", "advbench", "--path", "FILE"],
-    "suites check": ["suites", "check", "FILE", "fine.jsonl"],
-    "suites check, tested": ["suites", "check", "fine.jsonl", "FILE"],
-    "judges check": ["judges", "check", "FILE"],
+    "show suite": ["show", "suite", "FILE", "--out", "OUT/x.jsonl"],
+    "show suite --path": ["show", "suite", "advbench", "--path", "FILE"],
+    "suites check": ["check", "suites", "FILE", "fine.jsonl"],
+    "suites check, tested": ["check", "suites", "fine.jsonl", "FILE"],
+    "judges check": ["check", "judge", "FILE"],
     "report": ["report", "FILE"],
     "report of a folder": ["report", "RUN"],
-    "rejudge": ["rejudge", "RUN", "--judge", "rules"],
-    "rejudge, a file": ["rejudge", "FILE", "--judge", "rules"],
-    "rejudge --labels": ["rejudge", "run", "--judge", "rules", "--labels", "FILE"],
-    "inspect-log": ["inspect-log", "RUN", "--out", "OUT"],
+    "judge": ["judge", "RUN", "--judge", "rules"],
+    "rejudge, a file": ["judge", "FILE", "--judge", "rules"],
+    "rejudge --labels": ["judge", "run", "--judge", "rules", "--labels", "FILE"],
+    "export": ["export", "RUN", "--format", "inspect", "--out", "OUT"],
 }
 INSIDE = {"FOLDER": "repair.json", "RUN": "manifest.json"}
 """The file within a folder that is spoilt, by the folder's place."""
@@ -135,12 +133,10 @@ def bounded() -> Iterator[None]:
 def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A folder with right files, where no command may load a model."""
 
-    def loads(job: Any) -> Any:
+    def loads(self: ModelSpec) -> Any:
         raise AssertionError("the model is loaded before the files are looked at")
 
-    for module in (evaluation_job, attack_job, jobs):
-        monkeypatch.setattr(module, "load_model", loads)
-    monkeypatch.setattr("care.pipeline.workflow.load_model", loads)
+    monkeypatch.setattr(ModelSpec, "load", loads)
     monkeypatch.setattr("care.interfaces.inspect.logs.require_inspect", lambda: None)
     monkeypatch.chdir(tmp_path)
     Path("fine.jsonl").write_text(json.dumps(LINE) + "\n")

@@ -32,6 +32,7 @@ from care.evaluation.runner import evaluate
 from care.interfaces.cli import app as cli
 from care.judges.rules import RulesJudge
 from care.models.identity import folder_digest, model_identity, parameters_digest
+from care.models.spec import ModelSpec
 from care.runs.run import Run
 from kit import tiny
 from kit.artefacts import made
@@ -68,7 +69,7 @@ def world(tmp_path, saved, monkeypatch) -> Path:
     save(made(strength=0.5), tmp_path / "other")
     (tmp_path / "att.jsonl").write_text(lines(REQUESTS))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluation_job, "rules_of", lambda job: RulesJudge())
+    monkeypatch.setattr(evaluation_job, "rules_for", lambda model: RulesJudge())
     return tmp_path
 
 
@@ -228,7 +229,7 @@ def test_judges_of_pictures_are_shown_none_of_another_example(tmp_path):
 def test_another_suite_file_is_refused_before_the_model_is_loaded(world, monkeypatch, capsys):
     assert care() == 0
     table = Path("run/table.json").read_bytes()
-    monkeypatch.setattr(evaluation_job, "load_model", lambda job: pytest.fail("loaded in vain"))
+    monkeypatch.setattr(ModelSpec, "load", lambda self: pytest.fail("loaded in vain"))
     for rows in (REQUESTS[::-1], REQUESTS[:5], [*REQUESTS, REQUESTS[0] | {"goal": "more"}]):
         Path("att.jsonl").write_text(lines(rows))
         assert care("--resume") == 2
@@ -293,7 +294,7 @@ def test_another_model_in_the_same_folder_is_refused(world, monkeypatch, capsys,
     assert json.loads(Path("run/table.json").read_text())["run"]["pinned"]["model"] == pinned
     assert pinned == {"of": "files", "digest": folder_digest(world / "tiny")}
     CHANGES[what](world / "tiny")
-    monkeypatch.setattr(evaluation_job, "load_model", lambda job: pytest.fail("loaded in vain"))
+    monkeypatch.setattr(ModelSpec, "load", lambda self: pytest.fail("loaded in vain"))
     assert care("--resume") == 2
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert told.startswith("Error: The model of the run in run changed since it was started")

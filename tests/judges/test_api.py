@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from care.errors import DataError, UsageError
-from care.evaluation.job import EvaluationJob, rejudge_run
+from care.evaluation.config import EvaluationConfig, JudgingSpec, RejudgeConfig
+from care.evaluation.job import rejudge_run
 from care.judges.api import ApiConfig, ApiJudge, read_reply
 from care.judges.registry import load_judge, shown_name
 from care.runs.run import Run
@@ -418,8 +419,15 @@ def test_no_key_survives(key, before, after):
     ],
 )
 def test_an_address_holds_no_secret(url):
+    def evaluation(wanted):
+        EvaluationConfig(judging=JudgingSpec((wanted,)))
+
     for wanted in (f"api,model=m,url={url}", f"api,model=m,url={url},as=second"):
-        for use in (load_judge, shown_name, lambda wanted: EvaluationJob(judges=(wanted,))):
+        for use in (
+            load_judge,
+            shown_name,
+            lambda wanted: EvaluationConfig(judging=JudgingSpec((wanted,))),
+        ):
             with pytest.raises(UsageError, match="url") as caught:
                 use(wanted)
             assert "PASS" not in str(caught.value)
@@ -428,7 +436,7 @@ def test_an_address_holds_no_secret(url):
 @pytest.mark.parametrize("name", ["MY-KEY", "my_key", "9KEY", "sk-abc", "KEY ", "A.B"])
 def test_a_key_in_place_of_its_variable_is_refused(name):
     with pytest.raises(UsageError, match="environment variable") as caught:
-        EvaluationJob(judges=(f"api,model=m,key_variable={name}x",))
+        EvaluationConfig(judging=JudgingSpec((f"api,model=m,key_variable={name}x",)))
     assert name not in str(caught.value)
 
 
@@ -443,7 +451,8 @@ def test_nothing_is_written_before_a_judge_is_refused(tmp_path):
         run.add({"key": "a", "suite": "s"})
     before = (tmp_path / "manifest.json").read_bytes()
     with pytest.raises(UsageError, match="url"):
-        rejudge_run(tmp_path, ["api,model=m,url=http://u:p@h/v1"])
+        judging = JudgingSpec(("api,model=m,url=http://u:p@h/v1",))
+        rejudge_run(RejudgeConfig(path=tmp_path, judging=judging))
     assert (tmp_path / "manifest.json").read_bytes() == before
 
 

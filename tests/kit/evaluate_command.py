@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from care.evaluation import job as evaluation_job
 from care.judges.rules import RulesJudge
+from care.models.spec import ModelSpec
 from kit.evaluations import FakeDefense, FakeVLM
 
 
@@ -18,12 +18,12 @@ def world(monkeypatch, tmp_path):
     """A fake model that complies, repairs that refuse, and two suites in files."""
     made: list[FakeVLM] = []
 
-    def load(job: Any) -> FakeVLM:
+    def load(self: ModelSpec) -> FakeVLM:
         made.append(FakeVLM())
         return made[-1]
 
-    monkeypatch.setattr(evaluation_job, "load_model", load)
-    monkeypatch.setattr(evaluation_job, "rules_of", lambda job: RulesJudge())
+    monkeypatch.setattr(ModelSpec, "load", load)
+    monkeypatch.setattr(evaluation_job, "rules_for", lambda model: RulesJudge())
     monkeypatch.setattr(
         "care.defenses.repair.repair.Repair.load",
         lambda path, vlm=None: FakeDefense(touches="decision"),

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from care.defenses.repair import fitting_data as material
 from care.judges.base import Verdict
+from care.models.spec import ModelSpec
 from care.pipeline import workflow as pipeline
+from care.pipeline.config import RepairJob
+from care.runs.spec import RunSpec
 from kit import tiny
 
 COMPARED = ("suites", "outcomes", "controls", "diagnosis", "repair", "examples", "attribution")
@@ -26,6 +30,13 @@ class MadeUpJudge:
             Verdict(refused=number < (1 if "good" in goal else 4), degenerate=False, on_goal=True)
             for goal, number in zip(goals, drawn, strict=True)
         ]
+
+
+def a_job(
+    out: Path, *, resume: bool = False, seed: int = 0, batch_size: int | None = None, **more: Any
+) -> RepairJob:
+    """A job that goes to a folder."""
+    return RepairJob(run=RunSpec(out, resume, seed, batch_size), **more)
 
 
 @pytest.fixture
@@ -53,8 +64,8 @@ def files(tmp_path: Path) -> dict[str, Path]:
 @pytest.fixture(autouse=True)
 def tiny_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     vlm = tiny.tiny_vlm()
-    monkeypatch.setattr(pipeline, "load_model", lambda job: vlm)
-    monkeypatch.setattr(pipeline, "make_judge", lambda job: MadeUpJudge())
+    monkeypatch.setattr(ModelSpec, "load", lambda self: vlm)
+    monkeypatch.setattr(pipeline, "rules_for", lambda model: MadeUpJudge())
     monkeypatch.setattr(material, "RulesJudge", MadeUpJudge)
 
 

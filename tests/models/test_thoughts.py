@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from care import Example, Suite
 from care.errors import UsageError
-from care.evaluation.job import EvaluationJob
+from care.evaluation.config import EvaluationConfig
 from care.evaluation.rejudge import judged, open_verdicts, rejudge
 from care.evaluation.runner import evaluate
 from care.judges.answer_matching import correct
 from care.judges.base import Verdict, ask
 from care.judges.model_judge import Finding, ModelJudge
-from care.judges.rules import RulesJudge, refused
+from care.judges.rules import RulesJudge, refused, rules_for
+from care.models.spec import ModelSpec
 from care.models.thoughts import (
     TAGS,
     UNFINISHED,
@@ -28,7 +29,7 @@ from care.models.thoughts import (
     text_of,
 )
 from care.models.vlm import Answer
-from care.pipeline.config import make_judge
+from care.pipeline.config import RepairJob
 from care.runs.run import Run
 from kit.tiny import tiny_vlm
 
@@ -356,22 +357,22 @@ def test_first_token_measures_say_that_the_model_thinks():
 
 
 def test_tags_are_set_for_a_whole_job():
-    job = EvaluationJob(model="m", thoughts=("<a>…</a>",))
-    judge = make_judge(job.job())
+    job = EvaluationConfig(model=ModelSpec("m", thoughts=("<a>…</a>",)))
+    judge = rules_for(job.model)
     assert judge(["x"], ["<a>I'm sorry</a>Take wood."])[0].outcome("benign") == "safe"
     assert judge(["x"], ["<a>Take wood."])[0].error == UNFINISHED
     assert judge.identity() == RulesJudge().identity() | {"thought_tags": (("<a>", "</a>"),)}
     assert job.config()["thoughts"] == ("<a>…</a>",)
-    assert "thoughts" not in EvaluationJob(model="m").config()
-    assert "thoughts" not in EvaluationJob(model="m").job().config()
+    assert "thoughts" not in EvaluationConfig(model=ModelSpec("m")).config()
+    assert "thoughts" not in RepairJob(model=ModelSpec("m")).config()
     with pytest.raises(UsageError, match="OPEN…CLOSE"):
-        EvaluationJob(model="m", thoughts=("<a>",))
+        ModelSpec("m", thoughts=("<a>",))
 
 
 def test_the_command_takes_tags(capsys):
     from care.interfaces.cli.app import main
 
-    for arguments in (["evaluate"], ["rejudge", ".", "--judge", "rules"]):
+    for arguments in (["evaluate"], ["judge", ".", "--judge", "rules"]):
         assert main([*arguments, "--thoughts", "<a>"]) == 2
         assert "OPEN…CLOSE" in capsys.readouterr().err
 

@@ -11,12 +11,11 @@ from care.data.small_world import suites
 from care.data.small_world.suites import FIT_LENGTHS, SELECTION_LENGTHS
 from care.errors import DataError, UsageError
 from care.evaluation.table import Table
-from care.pipeline.config import (
-    Job,
-    mean_rates,
-    split_examples,
-    suites_of,
-)
+from care.models.spec import ModelSpec
+from care.pipeline.config import RepairJob
+from care.pipeline.selection import mean_rates
+from care.pipeline.splits import split_examples, suites_of
+from care.runs.spec import RunSpec
 
 
 def write(path: Path, kind: str, count: int) -> Path:
@@ -29,28 +28,32 @@ def write(path: Path, kind: str, count: int) -> Path:
 
 
 def test_the_configuration_leaves_out_where_and_whether_to_resume() -> None:
-    config = Job(out=Path("a"), resume=True).config()
+    config = RepairJob(run=RunSpec(Path("a"), resume=True)).config()
     assert "out" not in config
     assert "resume" not in config
-    assert config == Job(out=Path("b")).config()
-    assert config != Job(seed=1).config()
-    json.dumps(Job(attacks=Path("x"), benign=Path("y")).config())
+    assert config == RepairJob(run=RunSpec(Path("b"))).config()
+    assert config != RepairJob(run=RunSpec(Path("a"), seed=1)).config()
+    json.dumps(RepairJob(attacks=Path("x"), benign=Path("y")).config())
 
 
-@pytest.mark.parametrize("field", ["batch_size", "max_new_tokens", "test_length"])
+@pytest.mark.parametrize("field", ["max_new_tokens", "test_length"])
 def test_sizes_are_positive(field: str) -> None:
     with pytest.raises(UsageError, match=f"{field} must be at least 1, got 0"):
-        Job(**{field: 0})
+        RepairJob(**{field: 0})
+
+
+def test_a_test_is_as_long_as_the_suites_of_the_small_world() -> None:
+    assert RepairJob().test_length == suites.TEST_LENGTH
 
 
 def test_own_attacks_need_own_benign_requests(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="both --attacks and --benign"):
-        Job(attacks=tmp_path / "a.jsonl")
+        RepairJob(attacks=tmp_path / "a.jsonl")
 
 
 def test_own_examples_are_split_by_goal_and_nothing_is_lost(tmp_path: Path) -> None:
-    job = Job(
-        model="some/model",
+    job = RepairJob(
+        model=ModelSpec("some/model"),
         attacks=write(tmp_path / "a.jsonl", "malicious", 60),
         benign=write(tmp_path / "b.jsonl", "benign", 60),
     )
@@ -66,8 +69,8 @@ def test_own_examples_are_split_by_goal_and_nothing_is_lost(tmp_path: Path) -> N
 
 
 def test_a_handful_of_own_examples_is_too_few(tmp_path: Path) -> None:
-    job = Job(
-        model="some/model",
+    job = RepairJob(
+        model=ModelSpec("some/model"),
         attacks=write(tmp_path / "a.jsonl", "malicious", 1),
         benign=write(tmp_path / "b.jsonl", "benign", 1),
     )
@@ -78,7 +81,7 @@ def test_a_handful_of_own_examples_is_too_few(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("split", ["fit", "validation", "test"])
 def test_the_small_world_gives_every_suite_and_no_goal_twice_over_splits(split: str) -> None:
-    found = suites_of(Job(test_length=60), split)
+    found = suites_of(RepairJob(test_length=60), split)
     assert [suite.name for suite in found] == list(suites.NAMES)
     lengths = {suite.name: len(suite) for suite in found}
     if split == "fit":
@@ -90,7 +93,10 @@ def test_the_small_world_gives_every_suite_and_no_goal_twice_over_splits(split: 
 
 
 def test_another_model_is_not_asked_the_embedded_ones_adversarial_pictures() -> None:
-    names = [suite.name for suite in suites_of(Job(model="some/model", test_length=4), "test")]
+    names = [
+        suite.name
+        for suite in suites_of(RepairJob(model=ModelSpec("some/model"), test_length=4), "test")
+    ]
     assert set(suites.NAMES) - set(names) == set(suites.PGD)
 
 

@@ -13,21 +13,22 @@ import pytest
 
 from care.data.small_world.suites import FIT_LENGTHS, SELECTION_LENGTHS
 from care.defenses.neuron_suppression import NeuronRepair
-from care.diagnosis import full as inquiry
-from care.diagnosis.full import InquiryConfig
-from care.diagnosis.neurons.report import NeuronConfig
+from care.diagnosis import parts as diagnosis_parts
+from care.diagnosis.full_config import DiagnosisConfig
+from care.diagnosis.neurons.search import NeuronConfig
 from care.diagnosis.neurons.suppression_search import NeuronSearch, Tried
-from care.diagnosis.reliability import StabilityConfig
-from care.diagnosis.site_results import DiagnosisConfig
+from care.diagnosis.reliability import ReliabilityConfig
+from care.diagnosis.site_scan_config import SiteScanConfig
 from care.errors import UsageError
+from care.models.spec import ModelSpec
 from care.pipeline import workflow as pipeline
-from care.pipeline.config import Job
 from care.report import files as report_files
 from care.report.conclusions import verdict
 from care.runs.rows import Rows
 from care.runs.run import Run
+from care.statistics.sampling import SamplingSpec
 from kit import tiny
-from kit.jobs import COMPARED, MadeUpJudge, files, parts, tiny_parts  # noqa: F401
+from kit.jobs import COMPARED, MadeUpJudge, a_job, files, parts, tiny_parts  # noqa: F401
 
 
 def test_a_job_killed_again_and_again_ends_with_the_same_numbers(
@@ -49,7 +50,7 @@ def test_a_job_killed_again_and_again_ends_with_the_same_numbers(
     monkeypatch.setattr(Rows, "add", counting(Rows.add))
     monkeypatch.setattr(Run, "record", counting(Run.record))
     options = {"test_length": 8, "batch_size": 8, "max_new_tokens": 4, **files}
-    whole = pipeline.repair(Job(out=tmp_path / "whole", **options))
+    whole = pipeline.repair(a_job(tmp_path / "whole", **options))
     outcomes = whole["outcomes"]["attacks"]["before"]
     assert outcomes["harmful"] > 0 and outcomes["refused"] > 0
     places = np.sort(np.random.default_rng(0).choice(written - 1, 8, replace=False)) + 1
@@ -57,11 +58,11 @@ def test_a_job_killed_again_and_again_ends_with_the_same_numbers(
     for steps in np.diff(places, prepend=0):
         written, until = 0, max(1, int(steps))
         try:
-            pipeline.repair(Job(out=tmp_path / "killed", resume=True, **options))
+            pipeline.repair(a_job(tmp_path / "killed", resume=True, **options))
         except KeyboardInterrupt:
             kills += 1
     until = 10**9
-    again = pipeline.repair(Job(out=tmp_path / "killed", resume=True, **options))
+    again = pipeline.repair(a_job(tmp_path / "killed", resume=True, **options))
     assert kills >= 6
     assert parts(again) == parts(whole)
     assert (tmp_path / "killed" / "repair").is_dir()
@@ -77,20 +78,25 @@ def check_damaged_parts(run: Path, whole: dict, options: dict) -> None:
     for name, damage in zip(names, damages, strict=True):
         (run / name).write_text(damage)
     with pytest.warns(UserWarning, match="isn't as it was written") as told:
-        again = pipeline.repair(Job(out=run, resume=True, **options))
+        again = pipeline.repair(a_job(run, resume=True, **options))
     told = [str(each.message) for each in told if "as it was written" in str(each.message)]
     assert len(told) == len(names) - 1  # the first and the last are of one stage
     assert parts(again) == parts(whole)
     assert {name: (run / name).read_bytes() for name in names} == before
 
 
-SMALL = InquiryConfig(
-    sites=DiagnosisConfig(
-        windows=(1,), max_attacks=4, max_benign=3, top_sites=1, generate_examples=2, resamples=100
+SMALL = DiagnosisConfig(
+    sites=SiteScanConfig(
+        windows=(1,),
+        max_attacks=4,
+        max_benign=3,
+        top_sites=1,
+        generate_examples=2,
+        sampling=SamplingSpec(resamples=100),
     ),
-    neurons=NeuronConfig(verified=8, described=0, resamples=100),
+    neurons=NeuronConfig(verified=8, described=0, sampling=SamplingSpec(resamples=100)),
     curves=None,
-    stability=StabilityConfig(splits=10, resamples=100),
+    stability=ReliabilityConfig(splits=10, sampling=SamplingSpec(resamples=100)),
     neuron_prompts=8,
     reseeded=0,
     rescanned=3,
@@ -110,12 +116,12 @@ def test_a_diagnosis_judges_answers_under_both_repairs_and_is_resumed(
         repair = NeuronRepair.of(vlm, one, "zero")
         return NeuronSearch(repair, Tried((), 0.9, 0.0), Tried(one, 0.5, 0.0), ())
 
-    monkeypatch.setattr(inquiry, "search_neurons", found)
-    monkeypatch.setattr(pipeline, "InquiryConfig", lambda: SMALL)
+    monkeypatch.setattr(diagnosis_parts, "search_neurons", found)
+    monkeypatch.setattr(pipeline, "DiagnosisConfig", lambda: SMALL)
     monkeypatch.setattr(report_files, "verdict", lambda tree: verdicts.append(1) or verdict(tree))
     options = {"test_length": 8, "batch_size": 8, "max_new_tokens": 4, **files}
     out = tmp_path / "run"
-    first = pipeline.diagnose(Job(out=out, **options))
+    first = pipeline.diagnose(a_job(out, **options))
     assert len(verdicts) == 1  # and both the page and the command line show that one
     assert first == json.loads((out / "diagnosis.json").read_text())
     judged = first["neurons"]["repair"]["judged"]
@@ -131,11 +137,11 @@ def test_a_diagnosis_judges_answers_under_both_repairs_and_is_resumed(
     used = NeuronRepair.load(out / "neurons-repair.json").neurons
     assert len(rows) == 3 * 2 * 5 and list(map(list, used)) == first["neurons"]["repair"]["neurons"]
     assert [row["kind"] for row in first["trust"]["stability"]].count("intervention") == 1
-    assert pipeline.diagnose(Job(out=out, resume=True, **options)) == first
+    assert pipeline.diagnose(a_job(out, resume=True, **options)) == first
 
 
 def test_a_repair_is_not_fitted_on_the_sample_of_a_diagnosis(tmp_path: Path) -> None:
-    job = Job(out=tmp_path / "run")
+    job = a_job(tmp_path / "run")
     with pipeline._open(job) as run:
         run.record(sampled=True)
         work = pipeline._Workflow(job, run, None, sampled=True)
@@ -146,7 +152,7 @@ def test_a_repair_is_not_fitted_on_the_sample_of_a_diagnosis(tmp_path: Path) -> 
     assert checked["benign"] == pipeline.SAMPLED_BENIGN < SELECTION_LENGTHS["over_refusal"]
     assert checked["text-jailbreak"] == SELECTION_LENGTHS["attack"]
     assert lengths["beside-image"] == FIT_LENGTHS["beside-image"] // pipeline.SAMPLE
-    resumed = Job(out=job.out, resume=True)
+    resumed = a_job(job.run.out, resume=True)
     for command in (pipeline.repair, pipeline.fit):
         with pytest.raises(UsageError, match="sample of the examples"):
             command(resumed)
@@ -159,15 +165,15 @@ def test_another_model_or_file_is_refused_when_a_job_is_resumed(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline, "gather", interrupted)
-    job = Job(out=tmp_path / "run", resume=True, test_length=8, batch_size=8, **files)
+    job = a_job(tmp_path / "run", resume=True, test_length=8, batch_size=8, **files)
     for command in (pipeline.repair, pipeline.diagnose, pipeline.fit):
         with pytest.raises(KeyboardInterrupt):
             command(job)
     other = tiny.tiny_vlm(7)
-    monkeypatch.setattr(pipeline, "load_model", lambda job: other)
+    monkeypatch.setattr(ModelSpec, "load", lambda self: other)
     with pytest.raises(UsageError, match=r"The model of the run .* changed"):
         pipeline.repair(job)
     tiny.picture(99).save(tmp_path / "3.png")  # of a request to fit on, validate or test
-    monkeypatch.setattr(pipeline, "load_model", lambda job: pytest.fail("loaded in vain"))
+    monkeypatch.setattr(ModelSpec, "load", lambda self: pytest.fail("loaded in vain"))
     with pytest.raises(UsageError, match=r"The files of the run .* \(attacks: "):
         pipeline.diagnose(job)

@@ -17,15 +17,15 @@ from care.defenses.repair.repair import Repair
 from care.diagnosis.causal_mediation import EffectsConfig, site_effects
 from care.diagnosis.channel_scan import refused_under
 from care.diagnosis.neurons.interventions import between_pairs
-from care.diagnosis.neurons.report import NeuronConfig
-from care.diagnosis.neurons.search import find_neurons
+from care.diagnosis.neurons.search import NeuronConfig, find_neurons
 from care.errors import StorageError
 from care.pipeline import workflow as pipeline
-from care.pipeline.config import Job
 from care.runs.kept_batches import FOLDER, KeptBatches, texts_from, texts_to
 from care.runs.run import Run
+from care.statistics.sampling import SamplingSpec
+from care.typed import to_tree
 from kit import tiny
-from kit.jobs import MadeUpJudge, files, parts, tiny_parts  # noqa: F401
+from kit.jobs import MadeUpJudge, a_job, files, parts, tiny_parts  # noqa: F401
 from kit.repairs import made
 
 
@@ -86,9 +86,11 @@ def stages() -> dict[str, Any]:
 
     def neurons(vlm: Any, kept: Any) -> Any:
         questions = [between_pairs(pairs[part::2]) for part in (0, 1)]
-        config = NeuronConfig(verified=8, described=0, resamples=50, batch_size=1)
+        config = NeuronConfig(
+            verified=8, described=0, sampling=SamplingSpec(resamples=50), batch_size=1
+        )
         found = find_neurons(vlm, questions[0], verify=questions[1], config=config, kept=kept)
-        return found.to_json()
+        return to_tree(found)
 
     return {
         "neurons": neurons,
@@ -157,15 +159,15 @@ def test_a_folder_that_is_gone_is_noticed(run, counting):
 def test_a_job_killed_in_its_batches_asks_each_once(files, tmp_path, counting):
     """The stages of a whole job that keep batches, killed at places drawn at random."""
     options = {"test_length": 8, "batch_size": 8, "max_new_tokens": 4, **files}
-    whole = pipeline.repair(Job(out=tmp_path / "whole", **options))
+    whole = pipeline.repair(a_job(tmp_path / "whole", **options))
     batches, counting.asked = counting.asked, 0
     assert batches > 10
     for place in np.sort(np.random.default_rng(0).choice(batches, 4, replace=False)):
         counting.dies_after = int(place)
         with pytest.raises(KeyboardInterrupt):
-            pipeline.repair(Job(out=tmp_path / "killed", resume=True, **options))
+            pipeline.repair(a_job(tmp_path / "killed", resume=True, **options))
     counting.dies_after = 10**9
-    again = pipeline.repair(Job(out=tmp_path / "killed", resume=True, **options))
+    again = pipeline.repair(a_job(tmp_path / "killed", resume=True, **options))
     assert counting.asked == batches  # a batch that was killed counts when it is done
     assert parts(again) == parts(whole)
     names = [

@@ -6,6 +6,7 @@ from care._lazy import attach
 
 if TYPE_CHECKING:
     from care.attacks.adaptive import Through as Through
+    from care.attacks.config import AttackConfig as AttackConfig
     from care.attacks.pgd import AttackResult as AttackResult
     from care.attacks.pgd import corpus_requests as corpus_requests
     from care.attacks.pgd import image_loss as image_loss
@@ -27,5 +28,6 @@ __getattr__, __dir__, __all__ = attach(
         ],
         "presets": ["PRESETS", "PUBLISHED", "PGDConfig", "PublishedAttack", "preset"],
         "adaptive": ["Through"],
+        "config": ["AttackConfig"],
     },
 )

@@ -29,11 +29,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from care.attacks.config import GateMode
 from care.defenses.base import Defense
 from care.defenses.repair.channel import Channel, Fusion
 from care.defenses.repair.edit import ChannelEdit, PassMasks, channel_edits
@@ -42,8 +43,6 @@ from care.errors import UsageError
 from care.models.hooks import edit, read
 from care.models.sites import Site, scope_mask
 from care.models.vlm import VLM
-
-GateMode = Literal["exact", "straight-through", "soft"]
 
 _MARGIN = 0.1
 """m: how far below its threshold a score is pushed, in units of the gate's ramp."""

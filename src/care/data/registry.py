@@ -77,7 +77,7 @@ def load_suite(
     """A suite by name, or from a JSON Lines file (see `care.data.jsonl`).
 
     Args:
-        name: a published suite or one of the small world of the embedded model (`care suites list`
+        name: a published suite or one of the small world of the embedded model (`care list suites`
             shows both), or the path of a file that ends in .jsonl.
         split: `fit`, `validation` or `test` of the small world; the others have no splits.
         role: of a file, see `care.data.jsonl.read_suite`; a named suite has its own.
@@ -100,7 +100,7 @@ def load_suite(
     if path is not None or images is not None:
         raise UsageError(
             f"path and images are for published suites, but {str(name)!r} isn't one; leave them "
-            "out, or choose a name from `care suites list`."
+            "out, or choose a name from `care list suites`."
         )
     if own:
         suite = read_suite(name, role)
@@ -131,6 +131,6 @@ def find(name: str) -> Benchmark:
     near = difflib.get_close_matches(name, [*REGISTRY, *small_world.NAMES], n=3)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise UsageError(
-        f"There is no suite {name!r}; {hint}`care suites list` shows their names, and a file of "
+        f"There is no suite {name!r}; {hint}`care list suites` shows their names, and a file of "
         "your own ends in .jsonl."
     )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from care._lazy import attach
 
 if TYPE_CHECKING:
-    from care.evaluation.job import EvaluationJob as EvaluationJob
+    from care.evaluation.config import EvaluationConfig as EvaluationConfig
     from care.evaluation.rejudge import rejudge as rejudge
     from care.evaluation.runner import evaluate as evaluate
     from care.evaluation.table import Table as Table
@@ -15,7 +15,7 @@ __getattr__, __dir__, __all__ = attach(
     {
         "runner": ["evaluate"],
         "table": ["Table"],
-        "job": ["EvaluationJob"],
+        "config": ["EvaluationConfig"],
         "rejudge": ["rejudge"],
     },
 )

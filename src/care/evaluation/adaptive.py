@@ -16,123 +16,69 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from care.attacks.job import AttackJob, made_of, requests_of
+from care.attacks.config import AttackConfig
+from care.attacks.job import made_of, requests_of
 from care.attacks.job import run as make_image
 from care.data.example import Example, Suite
 from care.data.registry import load_suite
+from care.defenses.repair.repair import Repair
 from care.errors import StorageError, UsageError
+from care.evaluation.config import UNDEFENDED, ImageAttack
 from care.evaluation.leak_check import refuse_leaks
 from care.evaluation.row_shapes import ATTACK
-from care.evaluation.runner import UNDEFENDED
+from care.models.spec import ModelSpec
+from care.models.vlm import VLM
 from care.runs.files import to_json
-from care.runs.options import check_file_name, named_options
 from care.runs.progress import Bar, Progress, silent
 from care.runs.reading import file_digest, read_json
 from care.runs.run import Run
 from care.runs.shapes import check
 
-if TYPE_CHECKING:
-    from care.evaluation.job import EvaluationJob
-    from care.models.vlm import VLM
-
 HELD_OUT = "direct"
 """The small world's suite of requests without pictures."""
 
-_NUMBERS: dict[str, type] = {
-    "steps": int, "restarts": int, "kappa": int, "batch_size": int, "evasion": float,
-}  # fmt: skip
-_TEXTS = ("method", "gate", "target")
-_OPTIONS = (*_NUMBERS, *_TEXTS, "requests", "suite", "as")
-
-
-@dataclass(frozen=True)
-class ImageAttack:
-    """One attack as it is asked for: PRESET[,option=value]…, see `care.attacks.presets`."""
-
-    name: str
-    """Its name in tables: the preset, or what `as` says."""
-    preset: str
-    """Settings to begin with."""
-    options: Mapping[str, Any]
-    """Fields of `AttackJob` in place of the preset's."""
-    suite: str | None
-    """The suite of held-out requests; None for the small world's, or the first text-only one."""
-
-    @classmethod
-    def parse(cls, wanted: str) -> ImageAttack:
-        """From text; UsageError for what no attack has."""
-        preset, given = named_options(wanted, "an attack")
-        if unknown := sorted(given.keys() - set(_OPTIONS)):
-            raise UsageError(
-                f"The attack {preset} has no option {unknown[0]!r}; it takes {', '.join(_OPTIONS)}."
-            )
-        options: dict[str, Any] = {key: given[key] for key in _TEXTS if key in given}
-        for key, kind in _NUMBERS.items():
-            if key in given:
-                options[key] = _number(key, given[key], kind)
-        if "requests" in given:
-            options["requests"] = Path(given["requests"])
-        name = check_file_name(given.get("as", preset), "an attack")
-        attack = cls(name, preset, options, given.get("suite"))
-        AttackJob(preset=preset, **_without_repair(options)).config()  # raises what is wrong
-        return attack
-
-    def job(self, about: EvaluationJob, out: Path, repair: Path | None) -> AttackJob:
-        """The attack on one defense."""
-        options = dict(self.options) if repair is not None else _without_repair(self.options)
-        return AttackJob(
-            model=about.model,
-            out=out,
-            preset=self.preset,
-            seed=about.seed,
-            repair=repair,
-            dtype=about.dtype,
-            device_map=about.device_map,
-            revision=about.revision,
-            trust_remote_code=about.trust_remote_code,
-            **options,
-        )
-
 
 def check_goals(
-    attacks: Sequence[ImageAttack], about: EvaluationJob, requests: Sequence[Suite]
+    attacks: Sequence[ImageAttack], model: ModelSpec, seed: int, requests: Sequence[Suite]
 ) -> None:
     """UsageError if an attack is optimised on a goal of the held-out `requests`, one suite each."""
     for attack, held in zip(attacks, requests, strict=True):
-        asked, _ = requests_of(attack.job(about, about.out, None))
+        asked, _ = requests_of(attack.against(model, seed, Path()))
         optimised = tuple(replace(e, suite="requests of the attack") for e in asked)
         refuse_leaks([Suite(name=attack.name, role="attack", examples=optimised)], [held])
 
 
 def make_images(
     attacks: Sequence[ImageAttack],
-    about: EvaluationJob,
+    defenses: Mapping[str, Path | None],
     run: Run,
+    spec: ModelSpec,
+    seed: int,
     vlm: VLM,
     progress: Bar | None = None,
 ) -> None:
     """Optimise the images that aren't there yet, of every attack on every defense.
 
-    Raises what `care.attacks.job.run` raises.
+    `vlm` is the model of `spec`. Raises what `care.attacks.job.run` raises.
     """
-    places = about.defenses
+    identity = run.manifest["pinned"]["model"]
     for attack in attacks:
-        folders = _folders(run.path, attack, places)
-        for (name, repair), folder in zip(places.items(), folders, strict=True):
-            job, label = attack.job(about, folder, repair), suite_name(attack, name)
-            job = replace(job, identity=run.manifest["pinned"]["model"])
+        folders = _folders(run.path, attack, defenses)
+        for (name, repair), folder in zip(defenses.items(), folders, strict=True):
+            label = suite_name(attack, name)
+            job = attack.against(spec, seed, folder, repair)
             if (folder / "attack.json").exists():
-                _check_made_of(folder, job, label)
+                _check_made_of(folder, job, identity, label)
                 continue
             run.inside(*folder.relative_to(run.path).parts)
-            config = job.config()
+            config = job.pgd()
             many = config.steps * config.restarts
             with run.stage(f"attack {label}"), (progress or silent)(label, many) as bar:
-                make_image(job, _counting(bar), vlm)
+                make_image(job, _counting(bar), vlm, identity)
 
 
 def image_suites(
@@ -244,12 +190,12 @@ def _facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def _check_made_of(folder: Path, job: AttackJob, label: str) -> None:
+def _check_made_of(
+    folder: Path, job: AttackConfig, identity: Mapping[str, Any], label: str
+) -> None:
     """UsageError if an image that is there was made of something else than is asked for now."""
-    from care.defenses.repair.repair import Repair
-
     repair = None if job.repair is None else Repair.load(job.repair)
-    wanted = json.loads(to_json(made_of(job, repair, job.identity or {})))
+    wanted = json.loads(to_json(made_of(job, repair, identity)))
     found = _facts(folder)
     kept = found.get("made_of") or {}
     differing = [key for key in wanted if kept.get(key) != wanted[key]]
@@ -264,25 +210,12 @@ def _check_made_of(folder: Path, job: AttackJob, label: str) -> None:
         )
 
 
-def _counting(bar: Progress) -> Callable[[str, int, float], None]:
+def _counting(bar: Progress) -> Callable[[int, float], None]:
     done = 0
 
-    def advance(name: str, step: int, loss: float) -> None:
+    def advance(step: int, loss: float) -> None:
         nonlocal done
         bar.advance(step - done, note=f"loss {loss:.2f}")
         done = step
 
     return advance
-
-
-def _without_repair(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if key not in ("gate", "evasion")}
-
-
-def _number(key: str, value: str, kind: type) -> Any:
-    try:
-        return kind(value)
-    except ValueError as error:
-        raise UsageError(
-            f"The option {key} of an attack is a number, got {value!r:.40}."
-        ) from error

@@ -20,6 +20,7 @@ from care.data.digests import digest_of, example_digest, is_same
 from care.data.example import Example, Suite
 from care.defenses.base import Defense
 from care.errors import UsageError
+from care.evaluation.config import UNDEFENDED
 from care.evaluation.generation import Asking, Cell, add_missing, answer_suite
 from care.evaluation.row_shapes import ANSWER, ROW
 from care.evaluation.table import Comparison, Table
@@ -37,9 +38,6 @@ if TYPE_CHECKING:
     from care.models.vlm import VLM
 
 __all__ = ["Comparison", "Table", "evaluate"]
-
-UNDEFENDED = "none"
-"""Name of the defense None in rows and tables."""
 
 
 def evaluate(

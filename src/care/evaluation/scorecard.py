@@ -8,7 +8,7 @@ table; for suites of benign requests whether a loss of the margin is ruled out; 
 differences so few examples could have shown at all. With more than one judge, the same rates by
 each and their agreement; with hand labels, rates corrected for the judge's errors.
 
-Not here: judging (`evaluate`, `rejudge`), the printed form (`cli_scorecard`).
+Not here: judging (`evaluate`, `rejudge`), the printed form (`interfaces.cli.tables`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from care.errors import DataError, UsageError
+from care.evaluation.config import MARGIN, RULES, UNDEFENDED
 from care.evaluation.official_scores import published
 from care.evaluation.rejudge import judged, judges_of, latest
-from care.evaluation.runner import UNDEFENDED
 from care.evaluation.table import Table, counts
 from care.runs.rows import Row
 from care.statistics.agreement import between_judges
@@ -32,12 +32,6 @@ from care.statistics.power import power_note
 
 SCHEMA = "care.scorecard/1"
 """Version of the layout."""
-
-MARGIN = 0.02
-"""Loss of utility that is accepted, unless another is asked for."""
-
-RULES = "rules"
-"""Name of the judge whose outcomes stand in rows.jsonl."""
 
 
 def scorecard(

@@ -24,6 +24,7 @@ from care.judges.on_goal import on_goal
 from care.judges.refusal import identity as refusal_identity
 from care.judges.refusal import judge_refusals
 from care.judges.refusal import refused as opens_with_refusal
+from care.models.spec import ModelSpec
 from care.models.thoughts import TAGS, Tags, answer_of, known_tags
 
 Perplexity = Callable[[list[str]], np.ndarray]
@@ -128,15 +129,15 @@ class RulesJudge:
         return broken
 
 
-def rules_for(model: str | None, dtype: str = "auto", thoughts: Sequence[str] = ()) -> RulesJudge:
-    """The offline judge for answers of `model`; None, the embedded model, for which perplexity
-    under its untouched text model is asked too. `thoughts` are further tags, OPEN…CLOSE."""
-    tags = known_tags(thoughts)
-    if model is not None:
+def rules_for(model: ModelSpec) -> RulesJudge:
+    """The offline judge for answers of `model`; of the embedded one with perplexity under its
+    untouched text model."""
+    tags = known_tags(model.thoughts)
+    if model.name is not None:
         return RulesJudge(tags=tags)
     from care.judges.perplexity import MAX_PERPLEXITY, of_embedded_model
 
-    return RulesJudge(of_embedded_model(dtype), max_perplexity=MAX_PERPLEXITY, tags=tags)
+    return RulesJudge(of_embedded_model(model.dtype), max_perplexity=MAX_PERPLEXITY, tags=tags)
 
 
 def unread(response: str) -> str | None:

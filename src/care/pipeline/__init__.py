@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from care._lazy import attach
 
 if TYPE_CHECKING:
-    from care.pipeline.config import Job as Job
+    from care.pipeline.config import RepairJob as RepairJob
     from care.pipeline.workflow import diagnose as diagnose
     from care.pipeline.workflow import fit as fit
     from care.pipeline.workflow import repair as repair
@@ -14,6 +14,6 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "workflow": ["diagnose", "fit", "repair"],
-        "config": ["Job"],
+        "config": ["RepairJob"],
     },
 )

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from care.data.example import Suite
+from care.data.small_world.suites import BASELINE
 from care.defenses.repair.channel import Modality
 from care.defenses.repair.fitting import Fitter, chosen_sites
 from care.defenses.repair.repair import Repair
 from care.diagnosis.channel_scan import refused_under
+from care.evaluation.table import Table
 from care.models.sites import Site
 from care.runs.kept_batches import KeptBatches
 
@@ -141,3 +143,21 @@ def ranked(before: Mapping[str, float], rates: Mapping[str, Mapping[str, float]]
         return sum(max(0.0, lost[name] - margin - 1e-9) for name, margin in MARGINS.items())
 
     return sorted(rates, key=lambda name: (excess(rates[name]), rates[name]["asr"]))
+
+
+def mean_rates(table: Table, defense: str) -> dict[str, float]:
+    """Mean ASR (without the baseline suite), utility, answered share and degenerate share."""
+    rates: dict[str, list[float]] = {"attack": [], "utility": [], "over_refusal": []}
+    broken = []
+    for suite in table.suites:
+        counts = table.outcomes(suite, defense)
+        broken.append(counts["degenerate"] / max(1, sum(counts.values())))
+        if suite != BASELINE:
+            rates[table.role(suite)].append(table.rate(suite, defense).rate)
+    means = {role: float(np.mean(found)) if found else 1.0 for role, found in rates.items()}
+    return {
+        "asr": means["attack"],
+        "utility": means["utility"],
+        "answered": means["over_refusal"],
+        "degenerate": float(np.mean(broken)),
+    }

@@ -22,11 +22,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from care.data.digests import suite_digest
 from care.data.example import Example, Suite
@@ -45,33 +45,45 @@ from care.defenses.repair.fitting_data import (
 from care.defenses.repair.presets import PRESETS
 from care.defenses.repair.repair import Repair
 from care.diagnosis.activation_means import spread
-from care.diagnosis.channel_scan import recommended, scan_channels, scanned_sites
-from care.diagnosis.channel_scan import to_json as channels_json
-from care.diagnosis.full import BRIEF, Inquiry, InquiryConfig, complete
+from care.diagnosis.channel_scan import scanned_sites
+from care.diagnosis.faithfulness import Faithfulness
+from care.diagnosis.full import closed_channels
+from care.diagnosis.full_config import BRIEF, DiagnosisConfig
+from care.diagnosis.neurons.results import JudgedRepairs, NeuronReport
+from care.diagnosis.parts import DiagnosisParts
+from care.diagnosis.results import ChannelsFound, Diagnosis, SitesFound
 from care.diagnosis.scan import ScanRow
+from care.diagnosis.site_results import SiteEffects
+from care.diagnosis.token_attribution import token_scores
 from care.errors import UsageError
+from care.evaluation.config import UNDEFENDED
 from care.evaluation.row_shapes import ROW
-from care.evaluation.runner import UNDEFENDED
 from care.evaluation.runner import evaluate as run_evaluation
 from care.evaluation.table import Table
 from care.judges.refusal import certainly_refused
-from care.judges.rules import RulesJudge
+from care.judges.rules import RulesJudge, rules_for
 from care.models.identity import load_pinned
 from care.models.sites import Site
 from care.models.vlm import VLM
-from care.pipeline.config import (
-    Job,
-    check_files,
-    load_model,
-    make_judge,
+from care.pipeline.config import RepairJob
+from care.pipeline.neuron_comparison import NEURONS, SUBSPACE, compare_answers, remaining
+from care.pipeline.selection import (
+    FINALISTS,
+    RULE,
+    Candidate,
+    candidates,
+    choose,
     mean_rates,
+    ranked,
+    screen,
+)
+from care.pipeline.splits import (
+    check_files,
     own_files,
     pairs_of,
     split_examples,
     suites_of,
 )
-from care.pipeline.neuron_comparison import NEURONS, SUBSPACE, compare_answers, remaining
-from care.pipeline.selection import FINALISTS, RULE, Candidate, candidates, choose, ranked, screen
 from care.report.build import answer_pairs, attribution, report_tree
 from care.report.files import write_diagnosis, write_report
 from care.runs.environment import peak_memory_gib, started
@@ -81,8 +93,9 @@ from care.runs.rows import Rows
 from care.runs.run import ROWS, Run
 from care.runs.shapes import check_rows
 from care.runs.stages import stage_json
+from care.typed import from_tree, to_tree
 
-__all__ = ["Job", "diagnose", "fit", "repair"]
+Found = TypeVar("Found")
 
 SAMPLE = 6
 """One in so many of the small world's examples to fit on is asked if only a diagnosis is wanted."""
@@ -97,11 +110,13 @@ COMPARED = ("benign", "vqa", "naming", "lookalike")
 class _Workflow:
     """One job under way: model, judge, splits, run folder."""
 
-    def __init__(self, job: Job, run: Run, progress: Bar | None, sampled: bool = False) -> None:
+    def __init__(
+        self, job: RepairJob, run: Run, progress: Bar | None, sampled: bool = False
+    ) -> None:
         """`sampled`: a part of the examples to fit on, and of harmless others, is asked."""
         self.job, self.run, self.progress, self.sampled = job, run, progress, sampled
-        self.vlm: VLM = load_pinned(run, job.model, lambda: load_model(job))
-        self.judge: RulesJudge = make_judge(job)
+        self.vlm: VLM = load_pinned(run, job.model.name, job.model.load)
+        self.judge: RulesJudge = rules_for(job.model)
         self.splits: dict[str, list[Suite]] = {}
 
     def suites(self, split: Any) -> list[Suite]:
@@ -113,6 +128,13 @@ class _Workflow:
             self.run.pin("suites", {f"{suite.name}/{split}": suite_digest(suite) for suite in made})
             self.splits[split] = made
         return self.splits[split]
+
+    def stage(
+        self, name: str, kind: type[Found], make: Callable[[], Any], also: Sequence[str] = ()
+    ) -> Found:
+        """What a stage found, of the type `kind`, made now or read back."""
+        tree = stage_json(self.run, name, lambda: to_tree(make()), also)
+        return from_tree(kind, tree, name, what=f"The stage {name} of {self.run.path}")
 
     def kept(self, stage: str) -> KeptBatches:
         """The finished batches of a stage."""
@@ -146,18 +168,18 @@ class _Workflow:
         material = material_from(facts, [*attacks, *benign], load_decisions(kept))
         return Fitter(self.vlm, material, config, self.job.batch)
 
-    def diagnosis(self, fitter: Fitter, config: InquiryConfig) -> dict[str, Any]:
+    def diagnosis(self, fitter: Fitter, config: DiagnosisConfig) -> Diagnosis:
         """Which sites and neurons carry the attacks that worked, and how sure that is.
 
         On the fit split; a neuron repair, if one is asked for, is chosen on validation.
         """
-        inquiry = self.inquiry(fitter, config)
+        parts = self.parts(fitter, config)
 
-        def scanned() -> dict[str, Any]:
+        def scanned() -> SitesFound:
             rows = Rows(self.run.path / "scan.jsonl")
             done = [ScanRow.from_json(row) for row in rows.all()]
             try:
-                return inquiry.sites(
+                return parts.sites(
                     done, lambda row: rows.add({"key": str(len(rows)), **row.to_json()})
                 )
             finally:
@@ -173,34 +195,39 @@ class _Workflow:
             self.run.write(kept.name, found.to_text())
             self.run.sign(kept.name)
 
-        def neurons() -> dict[str, Any]:
+        def neurons() -> NeuronReport:
             compared = rival() if config.repair_prompts else None
-            return inquiry.neurons(compared, keep, self.kept("neurons"))
+            return parts.neurons(compared, keep, self.kept("neurons"))
 
-        sites = stage_json(self.run, "sites", scanned)
-        effects = stage_json(self.run, "effects", lambda: inquiry.effects(self.kept("effects")))
-        found = stage_json(self.run, "neurons", neurons, (kept.name,))
-        if config.judged and found["repair"] is not None and kept.exists():
-            used = [e for part in inquiry.validation for e in spread(part, config.repair_prompts)]
+        sites = self.stage("sites", SitesFound, scanned)
+        effects = self.stage(
+            "effects", tuple[SiteEffects, ...], lambda: parts.effects(self.kept("effects"))
+        )
+        found = self.stage("neurons", NeuronReport, neurons, (kept.name,))
+        if config.judged and found.repair is not None and kept.exists():
+            used = [e for part in parts.validation for e in spread(part, config.repair_prompts)]
             suites = remaining(self.counted("validation"), used, config.judged)
-            found["repair"]["judged"] = self.judged(suites, NeuronRepair.load(kept), rival())
-        curves = stage_json(self.run, "curves", lambda: inquiry.curves(effects, found))
-        return complete(sites, effects, found, curves)
+            judged = self.judged(suites, NeuronRepair.load(kept), rival())
+            found = replace(found, repair=replace(found.repair, judged=judged))
+        curves = self.stage(
+            "curves", tuple[Faithfulness, ...], lambda: parts.curves(effects, found)
+        )
+        return Diagnosis.of(sites, effects, found, curves)
 
     def judged(
         self, suites: Sequence[Suite], neurons: NeuronRepair, rival: Repair
-    ) -> dict[str, Any]:
+    ) -> JudgedRepairs:
         """Whole answers to `suites` under a neuron repair, beside those under a subspace repair."""
         defenses = [None, (NEURONS, neurons), (SUBSPACE, rival)]
         with self.inner("neuron-answers") as inner:
             table = self.ask(suites, defenses, "neuron answers", inner)
-        return compare_answers(table, neurons, self.job.seed)
+        return compare_answers(table, neurons, self.job.run.seed)
 
     def inner(self, name: str) -> Run:
         """A run within the run's folder, for answers that aren't the job's own."""
         return Run(self.run.inside(name), resume=True, config=self.job.config())
 
-    def inquiry(self, fitter: Fitter, config: InquiryConfig) -> Inquiry:
+    def parts(self, fitter: Fitter, config: DiagnosisConfig) -> DiagnosisParts:
         """The diagnosis of this job, of attacks that worked."""
         complied = [e for e, _ in fitter.material.complied]
         validation: list[list[Example]] = [[], []]
@@ -210,57 +237,39 @@ class _Workflow:
                 split_examples(suites, lambda s: s.role == "attack"),
                 split_examples(suites, lambda s: s.role != "attack"),
             ]
-        return Inquiry(
+        return DiagnosisParts(
             self.vlm,
             [e for e in complied if e.suite not in PGD] or complied,
             [e for e, _ in fitter.material.answered],
             pairs=pairs_of(self.job),
             validation=(validation[0], validation[1]),
-            config=replace(config, sites=replace(config.sites, seed=self.job.seed)),
+            config=config.seeded(self.job.run.seed),
             judge=self.judge,
             progress=self.progress,
         )
 
-    def channels(self, fitter: Fitter, diagnosis: dict[str, Any]) -> dict[str, Any]:
+    def channels(self, fitter: Fitter, diagnosis: Diagnosis) -> Diagnosis:
         """The diagnosis with the channel scan, on goals of the validation split.
 
         Where attacks are projected out without a gate there are no such channels to scan.
         """
-        if fitter.config.gate is None:
-            return diagnosis | {"channels": None}
 
-        def make() -> dict[str, Any]:
+        def make() -> ChannelsFound | None:
             suites = self.suites("validation")
-            sites = scanned_sites(self.vlm.anatomy.n_layers, fitter.config.kind)
-            modalities = fitter.modalities()
-            fitter.prefetch(sites)
             attacks = split_examples(suites, lambda s: s.role == "attack")
             benign = split_examples(suites, lambda s: s.role != "attack")
-            with (self.progress or silent)("channels", len(attacks) + len(benign)) as bar:
-                effects = scan_channels(
-                    self.vlm,
-                    sites,
-                    modalities,
-                    lambda site, modality: Repair.of(fitter.repair({modality: [site]})),
-                    attacks,
-                    benign,
-                    batch_size=self.job.batch,
-                    seed=self.job.seed,
-                    advance=bar.advance,
-                    kept=self.kept("channels"),
-                )
-            return channels_json(effects, self.vlm.anatomy.n_layers)
+            seed, kept = self.job.run.seed, self.kept("channels")
+            return closed_channels(
+                fitter, attacks, benign, seed=seed, progress=self.progress, kept=kept
+            )
 
-        found = stage_json(self.run, "channels", make)
-        return diagnosis | {
-            "channels": found["scan"],
-            "recommended": [*found["recommended"], *diagnosis["recommended"]],
-            "verdict": f"{found['verdict']} Removing whole components: {diagnosis['verdict']}",
-        }
+        if fitter.config.gate is None:
+            return diagnosis
+        return diagnosis.with_channels(self.stage("channels", ChannelsFound, make))
 
-    def select(self, fitter: Fitter, diagnosis: dict[str, Any]) -> tuple[Candidate, Any]:
+    def select(self, fitter: Fitter, diagnosis: Diagnosis) -> tuple[Candidate, Any]:
         """Fit the candidates, judge them on validation, and take the best by the stated rule."""
-        tried, screened = self.finalists(fitter, recommended(diagnosis["channels"]))
+        tried, screened = self.finalists(fitter, diagnosis.sites)
         defenses = [None, *((c.name, c.repair) for c in tried)]
         with self.inner("selection") as inner:
             table = self.ask(self.counted("validation"), defenses, "selection", inner)
@@ -303,7 +312,7 @@ class _Workflow:
         """What the repair is compared with: other directions, and half of it."""
         repair = chosen.repair
         found = [
-            ("random subspace", random_control(repair, self.job.seed)),
+            ("random subspace", random_control(repair, self.job.run.seed)),
             ("difference of means", means_control(repair, chosen.fitter)),
         ]
         modalities = {channel.modality for channel in repair.channels}
@@ -336,7 +345,7 @@ class _Workflow:
                 defenses,
                 judge=self.judge,
                 run=rows or self.run,
-                seed=self.job.seed,
+                seed=self.job.run.seed,
                 batch_size=self.job.batch,
                 max_new_tokens=self.job.max_new_tokens,
                 stop=certainly_refused,
@@ -352,25 +361,25 @@ def _sample(suite: Suite, split: str) -> Suite:
     return suite if suite.role == "attack" else suite.head(SAMPLED_BENIGN)
 
 
-def _open(job: Job) -> Run:
+def _open(job: RepairJob) -> Run:
     check_files(job)
-    run = Run(job.out, resume=job.resume, config=job.config())
+    run = Run(job.run.out, resume=job.run.resume, config=job.config())
     try:
         run.pin("files", _digests(job))
-        run.record(**started(job.model or "embedded", job.seed))
+        run.record(**started(job.model.shown, job.run.seed))
     except BaseException:
         run.close()
         raise
     return run
 
 
-def _digests(job: Job) -> dict[str, str]:
+def _digests(job: RepairJob) -> dict[str, str]:
     """SHA-256 of the user's own suites as a whole, of which a split is looked at when it's due."""
     names = ("attacks", "benign")
     return {name: suite_digest(each) for name, each in zip(names, own_files(job), strict=False)}
 
 
-def repair(job: Job, progress: Bar | None = None) -> dict[str, Any]:
+def repair(job: RepairJob, progress: Bar | None = None) -> dict[str, Any]:
     """The whole job; writes the report and the artefact, and returns the report's tree."""
     with _open(job) as run:
         _refuse_a_sample(run)
@@ -383,10 +392,17 @@ def repair(job: Job, progress: Bar | None = None) -> dict[str, Any]:
         with run.stage("report"):
             tests = {e.id: e for suite in work.suites("test") for e in suite}
             tree = report_tree(
-                table, controls, chosen.repair, job.preset, selection, diagnosis, run.manifest
+                table,
+                controls,
+                chosen.repair,
+                job.preset,
+                selection,
+                diagnosis,
+                run.manifest,
             )
             tree["examples"] = answer_pairs(table, tests)
-            tree["attribution"] = attribution(work.vlm, list(tests.values()), chosen.repair)
+            site = Site(chosen.repair.sites[0].layer, "layer_out")
+            tree["attribution"] = attribution(token_scores(work.vlm, list(tests.values()), site))
             _record_suites(run, work)
             chosen.repair.manifest["evaluation"] = {"suites": tree["suites"]}
             chosen.repair.save(run.inside("repair"))
@@ -398,8 +414,8 @@ def repair(job: Job, progress: Bar | None = None) -> dict[str, Any]:
             "machine": run.manifest["machine"],
         }
         run.check_there()
-        write_report(tree, job.out)
-    return json.loads((job.out / "report.json").read_text(encoding="utf-8"))
+        write_report(tree, job.run.out)
+    return json.loads((job.run.out / "report.json").read_text(encoding="utf-8"))
 
 
 def _refuse_a_sample(run: Run) -> None:
@@ -420,7 +436,7 @@ def _record_suites(run: Run, work: _Workflow) -> None:
     )
 
 
-def diagnose(job: Job, progress: Bar | None = None) -> dict[str, Any]:
+def diagnose(job: RepairJob, progress: Bar | None = None) -> dict[str, Any]:
     """Only the diagnosis, whole; what diagnosis.json holds, beside which is diagnosis.html.
 
     Of the small world a sample is asked, unless a repair was begun in the folder, which asks all.
@@ -433,13 +449,14 @@ def diagnose(job: Job, progress: Bar | None = None) -> dict[str, Any]:
         with run.stage("model"):
             work = _Workflow(job, run, progress, sampled)
         fitter = work.fitter()
-        found = work.channels(fitter, work.diagnosis(fitter, InquiryConfig()))
+        found = work.channels(fitter, work.diagnosis(fitter, DiagnosisConfig()))
         run.check_there()
-    page = write_diagnosis(found, job.out, f"Diagnosis of {job.model or 'the embedded model'}")
+    title = f"Diagnosis of {job.model.name or 'the embedded model'}"
+    page = write_diagnosis(found, job.run.out, title)
     return json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
 
 
-def fit(job: Job, progress: Bar | None = None) -> Path:
+def fit(job: RepairJob, progress: Bar | None = None) -> Path:
     """Fit and select, without the proof; the folder of the artefact."""
     with _open(job) as run:
         _refuse_a_sample(run)

@@ -11,7 +11,9 @@ from care.data.small_world import minimal_pairs as twins
 from care.data.text import words
 from care.errors import UsageError
 from care.models.alignment import align
-from care.pipeline.config import Job, pairs_of
+from care.models.spec import ModelSpec
+from care.pipeline.config import RepairJob
+from care.pipeline.splits import pairs_of
 
 SPLITS = ("fit", "validation")
 
@@ -67,7 +69,7 @@ def test_only_splits_that_nothing_is_reported_on():
 
 
 def test_a_job_has_pairs_in_pictures_and_in_words():
-    kinds = by_kind(pairs_of(Job(model="some/model"), 6))
+    kinds = by_kind(pairs_of(RepairJob(model=ModelSpec("some/model")), 6))
     assert list(kinds) == ["harmful pictures", "twin requests"]
     assert [len(pairs) for pairs in kinds.values()] == [6, 6]
     assert kinds["twin requests"] == twins.load("fit", 6)

@@ -1,173 +1,178 @@
-"""What the commands share: errors to one sentence, tables, folders that aren't mixed up."""
+"""The options of a command, made from the fields of its configuration.
 
-import errno
-import math
-import signal
-import sys
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from enum import StrEnum
-from pathlib import Path
-from typing import Annotated, Any
+A field becomes an option of its name, with its docstring as the help, its bounds and choices, and
+its default; so every option is written once. A configuration within it (`ModelSpec`, `RunSpec`)
+gives its own fields in its place. What a field says besides (another name, a file that must be
+there) are marks of `care.runs.settings`.
+"""
+
+# No `from __future__ import annotations`: typer reads the annotations when a command is called.
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from functools import cache
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from typer.core import TyperCommand
 
-from care.errors import CareError, UsageError
-from care.runs.options import MAX_SEED
+from care.errors import UsageError
+from care.runs.options import MANY, MAX_BATCH
+from care.runs.settings import Between, ExistingFile, Said, Unsaid, mark_of, marks
 
-INTERRUPTED, TERMINATED = 130, 143
-"""Exit codes after Ctrl-C and after SIGTERM, as shells have them."""
-
-Precision = StrEnum("Precision", ["auto", "bfloat16", "float16", "float32"])
-Split = StrEnum("Split", ["fit", "validation", "test"])
+_TOLD = {"exists": True, "dir_okay": False}
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command as Ctrl-C does."""
+@dataclass(frozen=True)
+class Option:
+    """A field of a configuration, as an option or argument of a command."""
+
+    place: tuple[str, ...]
+    """Names of the fields that lead to it: ("run", "out")."""
+    kind: Any
+    """Type of the field."""
+    marks: tuple[Any, ...]
+    """What it says besides."""
+    default: Any
+    """Default value."""
+    help: str
+    """Its docstring, in one line."""
+
+    @property
+    def said(self) -> str:
+        """Its name on the command line."""
+        mark = mark_of(Said, self.marks)
+        return mark.name if mark else "--" + self.place[-1].replace("_", "-")
+
+    @property
+    def parameter(self) -> str:
+        """Its name as a parameter of the command's function."""
+        return self.place[-1] if self.said.startswith("-") else self.said
+
+    @property
+    def repeated(self) -> bool:
+        """Whether it may be given several times."""
+        return get_origin(self.kind) is tuple
+
+    def signature(self) -> inspect.Parameter:
+        """The parameter as typer reads it."""
+        more: dict[str, Any] = {"help": self.help}
+        if bounds := mark_of(Between, self.marks):
+            more["min"] = bounds.low
+            # Bounds that only keep nonsense out are held by the configuration and not shown.
+            more["max"] = None if bounds.high in (MANY, MAX_BATCH) else bounds.high
+        if mark_of(ExistingFile, self.marks):
+            more |= _TOLD
+        kind, default = self.kind, self.default
+        if self.repeated:
+            kind, default = list[get_args(kind)[0]] | None, list(default) or None
+        if self.said.startswith("-"):
+            told = Annotated[kind, typer.Option(self.said, **more)]
+        else:
+            told = Annotated[kind, typer.Argument(**more)]
+        default = inspect.Parameter.empty if default is MISSING else default
+        kept = inspect.Parameter.KEYWORD_ONLY
+        return inspect.Parameter(self.parameter, kept, default=default, annotation=told)
+
+    def read(self, given: Any) -> Any:
+        """The field's value from what typer gives."""
+        if not self.repeated:
+            return given
+        mark = mark_of(Said, self.marks)
+        return by_commas(given, self.said) if mark and mark.by_commas else tuple(given or ())
 
 
-@contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM, as batch systems send it, raises `Terminated`, unless somebody else handles it."""
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
+def options_of(
+    config: type, without: Sequence[str] = (), defaults: Mapping[str, Any] | None = None
+) -> list[Option]:
+    """The options of a configuration: arguments first, then by the order of its fields.
 
-    def end(*_: object) -> None:
-        raise Terminated
-
-    signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-class Command(TyperCommand):
-    """A command whose foreseen errors are one sentence, and whose options are given once."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        # Of an option that is given twice the last value would count, in silence.
-        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
-        single = [
-            option
-            for option in given
-            if option.param_type_name == "option"
-            and not (option.multiple or getattr(option, "is_flag", False))
-        ]
-        for option in single:
-            if single.count(option) > 1:
-                fail(f"{option.opts[0]} was given {single.count(option)} times; give it once.")
-        return super().parse_args(ctx, args)
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt as end:
-            resumable = any(parameter.name == "resume" for parameter in self.params)
-            kept = "; what is done is kept, go on with --resume" if resumable else ""
-            print(f"interrupted{kept}", file=sys.stderr)
-            raise typer.Exit(TERMINATED if isinstance(end, Terminated) else INTERRUPTED) from None
-        except CareError as error:
-            fail(str(error))
-        except OSError as error:
-            # A library's own writing; every other OSError would be a mistake of ours.
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            fail(f"Could not write ({error.strerror}); free some space, then go on with --resume.")
+    `without` names fields that the command doesn't have; `defaults` are its own.
+    """
+    found = [
+        option
+        for option in _below(config, ())
+        if option.place[-1] not in without and not mark_of(Unsaid, option.marks)
+    ]
+    own = defaults or {}
+    found = [
+        Option(o.place, o.kind, o.marks, own.get(o.place[-1], o.default), o.help) for o in found
+    ]
+    return sorted(found, key=lambda option: option.said.startswith("-"))
 
 
-def fail(message: str) -> None:
-    """One line on standard error, exit code 2."""
-    print(f"Error: {' '.join(message.split())}", file=sys.stderr)
-    raise typer.Exit(2)
+def made(config: type, options: Sequence[Option], given: Mapping[str, Any]) -> Any:
+    """The configuration from what was given for each option, by its parameter."""
+    own: dict[str, Any] = {}
+    parts: dict[str, dict[str, Any]] = {}
+    for option in options:
+        value = option.read(given[option.parameter])
+        *within, name = option.place
+        (parts.setdefault(within[0], {}) if within else own)[name] = value
+    kinds = {name: kind for name, kind, _ in marks(config)}
+    return config(**own, **{name: kinds[name](**values) for name, values in parts.items()})
 
 
-def hide_loading_bars() -> None:
-    """Without transformers' bar for loading weights; those of downloads from the Hub stay."""
-    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
-    from transformers.utils import logging
+def takes(
+    config: type, without: Sequence[str] = (), **defaults: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of a configuration before its own; it gets that first."""
 
-    downloads = not are_progress_bars_disabled()
-    logging.disable_progress_bar()
-    if downloads:
-        enable_progress_bars()
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        options = options_of(config, without, defaults)
+        own = list(inspect.signature(function).parameters.values())[1:]
 
+        def run(**given: Any) -> None:
+            rest = {parameter.name: given.pop(parameter.name) for parameter in own}
+            function(made(config, options, given), **rest)
 
-def log(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+        parameters = [*(option.signature() for option in options), *own]
+        run.__name__, run.__doc__ = function.__name__, function.__doc__
+        run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        return run
 
-
-def check_folder(out: Path, resume: bool) -> None:
-    """UsageError if `out` holds something and nobody said to go on with it."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out} is a file; pass a folder.")
-    if not resume and out.is_dir() and any(out.iterdir()):
-        raise UsageError(
-            f"The folder {out} isn't empty; go on in it with --resume or choose another folder."
-        )
+    return decorate
 
 
-ModelName = Annotated[
-    str | None, typer.Argument(help="Name on the Hub or a folder; none: the embedded model.")
-]
-Dtype = Annotated[Precision, typer.Option(help="Precision of the model.")]
-DeviceMap = Annotated[
-    str | None, typer.Option(help="Where the model goes, such as auto or cuda:0.")
-]
-Revision = Annotated[str | None, typer.Option(help="Revision of the model.")]
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run the model's own code.")
-]
-Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of everything random.")]
-
-Thoughts = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--thoughts",
-        help="Further tags between which the model thinks before it answers, OPEN…CLOSE; "
-        "<think>…</think> and others are known. Repeatable.",
-    ),
-]
-FailAbove = Annotated[
-    float | None,
-    typer.Option(min=0, max=1, help="Exit with 1 if the mean ASR after the repair is greater."),
-]
+def by_commas(given: Sequence[str] | None, option: str) -> tuple[str, ...]:
+    """Names of suites that were given several times or by commas; UsageError for one of nothing
+    and for one that stands twice."""
+    names: list[str] = []
+    for one in given or ():
+        found = [name.strip() for name in one.split(",") if name.strip()]
+        if not found:
+            raise UsageError(f"{option} {one!r} names no suite; see `care list suites`.")
+        names += found
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UsageError(f"{option} names {twice} twice; name it once.")
+    return tuple(names)
 
 
-def hold_to(threshold: float | None, found: float | None) -> None:
-    """Exit with 1 if the mean ASR after the repair exceeds the threshold."""
-    if threshold is None:
-        return
-    if math.isnan(threshold):  # no rate is above it, so that everything would pass
-        raise UsageError("--fail-above is not a number; pass a rate from 0 to 1.")
-    if found is None:
-        raise UsageError(
-            "--fail-above needs at least one attack suite, but none was evaluated; add one with "
-            "--suite or leave the option out."
-        )
-    if found > threshold:
-        print(f"The mean ASR is {found:.3f}, above {threshold:g}.", file=sys.stderr)
-        raise typer.Exit(1)
+@cache
+def docstrings(config: type) -> dict[str, str]:
+    """The docstring under each field of a class, in one line."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(config))).body
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for one, after in zip(body.body, body.body[1:], strict=False):
+        if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name):
+            text = after.value if isinstance(after, ast.Expr) else None
+            if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                found[one.target.id] = " ".join(text.value.split())
+    return found
 
 
-def interval(rate: Mapping[str, Any]) -> str:
-    if rate["rate"] is None:
-        return "no answers"
-    return f"{rate['rate']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]"
+def _below(config: type, place: tuple[str, ...], within: Any = None) -> Iterator[Option]:
+    told, known = docstrings(config), {field.name: field for field in fields(config)}
+    for name, kind, found in marks(config):
+        default = _default(known[name]) if within is None else getattr(within, name)
+        if is_dataclass(kind) and isinstance(kind, type):
+            yield from _below(kind, (*place, name), default)
+        else:
+            yield Option((*place, name), kind, found, default, told[name])
 
 
-def print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    # Prompts hold square brackets and colons: nothing in a cell is markup.
-    console = Console(markup=False, highlight=False, emoji=False)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in names:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+def _default(field: "Field[Any]") -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()

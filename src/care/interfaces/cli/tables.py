@@ -1,11 +1,12 @@
-"""The scorecard of an evaluation on standard output: tables and sentences."""
+"""What commands print: tables, rates with intervals, and the scorecard of an evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from care.interfaces.cli.options import interval, print_table
+from rich.console import Console
+from rich.table import Table
 
 
 def show(tree: Mapping[str, Any]) -> None:
@@ -205,3 +206,22 @@ def _kappa(found: Mapping[str, Any] | None) -> str:
 
 def _share(value: float | None) -> str:
     return "none" if value is None else f"{value:.2f}"
+
+
+def interval(rate: Mapping[str, Any]) -> str:
+    """A rate with its interval."""
+    if rate["rate"] is None:
+        return "no answers"
+    return f"{rate['rate']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]"
+
+
+def print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table on standard output; what is too wide is folded."""
+    # Prompts hold square brackets and colons: nothing in a cell is markup.
+    console = Console(markup=False, highlight=False, emoji=False)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in names:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)

@@ -18,11 +18,13 @@ from typing import Any, NamedTuple
 
 from care.data.digests import is_same, warn_of_old
 from care.errors import DataError, UsageError
+from care.evaluation.config import RULES
 from care.evaluation.rejudge import VERDICTS, Examples, by_place, judged, judges_of, read_rows
 from care.evaluation.row_shapes import ROW, VERDICT
-from care.evaluation.scorecard import RULES, cluster_of
+from care.evaluation.scorecard import cluster_of
 from care.evaluation.table import Table, counts
 from care.interfaces.inspect.shared import require_inspect
+from care.models.spec import ModelSpec
 from care.runs.files import storage_errors
 from care.runs.manifest import MANIFEST, read_manifest
 from care.runs.options import MAX_NAME
@@ -87,11 +89,15 @@ def _read(run: Path, images: bool) -> _Run:
 def _examples(run: Path, config: Mapping[str, Any], names: Sequence[str]) -> Examples:
     """The run's examples, from its suites, loaded again."""
     if "test_length" in config:  # of `care repair`
-        from care.pipeline.config import Job, suites_of
+        from care.pipeline.config import RepairJob
+        from care.pipeline.splits import suites_of
 
-        given = {key: config[key] for key in ("model", "test_length", "attacks", "benign")}
-        files = {key: Path(given[key]) for key in ("attacks", "benign") if given[key] is not None}
-        suites = suites_of(Job(**{**given, **files}), "test")
+        attacks, benign = (
+            None if config[key] is None else Path(config[key]) for key in ("attacks", "benign")
+        )
+        model, length = ModelSpec(config["model"]), config["test_length"]
+        job = RepairJob(model=model, test_length=length, attacks=attacks, benign=benign)
+        suites = suites_of(job, "test")
     else:
         from care.evaluation.job import asked_suites
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from inspect_ai.model import (  # pyright: ignore[reportMissingImports]
@@ -31,12 +32,11 @@ from care.errors import UsageError
 from care.interfaces.inspect.shared import one_sentence
 from care.interfaces.requests.batching import Batches
 from care.interfaces.requests.chat import Conversation, conversation
+from care.models.spec import EMBEDDED, LOADING, ModelSpec
 from care.models.thoughts import read
 from care.models.vlm import Answer
-from care.pipeline.config import load_model
 
-EMBEDDED = "embedded"
-"""Name of the model that comes with the package."""
+_ARGUMENTS = ("repair", *LOADING, "batch_size")
 
 _INSPECTS_OWN = frozenset(
     {
@@ -63,47 +63,40 @@ _NEUTRAL = {"num_choices": 1, "best_of": 1, "top_p": 1}
 class ProviderConfig:
     """Which model, and how; what `-M` may say."""
 
-    model: str | None
-    """Name or folder of the model; None for the embedded one."""
+    model: ModelSpec
+    """The model."""
     repair: str | None = None
     """Folder of a repair (or its name on the Hub) that is applied to every answer, or another
     defense as `care.defenses.load_defense` takes it."""
-    dtype: str = "auto"
-    """Floating-point type of the model."""
-    device_map: Any = None
-    """As in transformers."""
-    revision: str | None = None
-    """Revision of the model on the Hub."""
-    trust_remote_code: bool = False
-    """Run code that the model's repository brings."""
     batch_size: int = 16
     """Most requests that are answered together."""
 
     def __post_init__(self) -> None:
-        if self.model == "":
+        model = self.model
+        if model.name == "":
             raise UsageError("care/ needs the name of a model, such as care/embedded.")
         if type(self.batch_size) is not int or self.batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, got {self.batch_size!r}.")
-        if not isinstance(self.trust_remote_code, bool):
-            raise UsageError(f"trust_remote_code is true or false, got {self.trust_remote_code!r}.")
-        if self.model is None:
-            for name in ("device_map", "revision", "trust_remote_code"):
-                if getattr(self, name):
-                    raise UsageError(f"The embedded model takes no {name}; leave it out.")
+        if not isinstance(model.trust_remote_code, bool):
+            raise UsageError(
+                f"trust_remote_code is true or false, got {model.trust_remote_code!r}."
+            )
+        if unused := model.not_of_the_embedded():
+            raise UsageError(f"The embedded model takes no {unused[0]}; leave it out.")
 
     @classmethod
-    def of(cls, name: str, given: dict[str, Any]) -> ProviderConfig:
+    def of(cls, name: str, given: Mapping[str, Any]) -> ProviderConfig:
         """From the model's name and the arguments of `-M`; UsageError for one that is unknown."""
-        known = [field.name for field in fields(cls) if field.name != "model"]
-        if unknown := sorted(given.keys() - set(known)):
+        if unknown := sorted(given.keys() - set(_ARGUMENTS)):
             raise UsageError(
-                f"A care model has no argument {unknown[0]!r}; it takes {', '.join(known)}."
+                f"A care model has no argument {unknown[0]!r}; it takes {', '.join(_ARGUMENTS)}."
             )
         given = {key: value for key, value in given.items() if value is not None}
         for key in ("repair", "dtype", "revision"):
             if key in given:
                 given[key] = str(given[key])  # a revision of digits was read as a number
-        return cls(None if name == EMBEDDED else name, **given)
+        loading = {key: given.pop(key) for key in LOADING if key in given}
+        return cls(ModelSpec(None if name == EMBEDDED else name, **loading), **given)
 
 
 class Settings(NamedTuple):
@@ -163,7 +156,7 @@ class CareAPI(ModelAPI):
             if base_url is not None or api_key is not None:
                 raise UsageError("A care model runs here: it takes no base_url and no api_key.")
             self.options = ProviderConfig.of(model_name, model_args)
-            self.vlm = load_model(self.options)
+            self.vlm = self.options.model.load()
             wanted = self.options.repair
             self.repair = None if wanted is None else load_defense(wanted, self.vlm)
         self._batches = Batches(self.options.batch_size, self._answer)
@@ -193,7 +186,7 @@ class CareAPI(ModelAPI):
 
     def max_tokens(self) -> int:
         """Length of an answer unless one is asked for; as in `care evaluate`."""
-        return 24 if self.options.model is None else 512
+        return self.options.model.answer_length(None)
 
     def max_connections(self) -> int:
         """As many requests at once as a batch holds."""

@@ -44,7 +44,7 @@ def suite(
     path: str | None = None,
     images: str | None = None,
 ) -> Task:
-    """A suite by name or .jsonl file, judged by a judge of `care judges`.
+    """A suite by name or .jsonl file, judged by a judge of `care list judges`.
 
     `limit` and `seed` draw a sample, `split` is of the small world's suites, `path` and `images`
     are local copies of a published suite and its pictures; see `care.load_suite`.

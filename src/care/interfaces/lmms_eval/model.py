@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 
@@ -22,6 +22,7 @@ from care.defenses.base import Defense, overrides
 from care.defenses.loading import load_defense
 from care.errors import MissingDependencyError, UsageError
 from care.interfaces.requests.decoding import BLANK_LINE, Decoding, read_decoding, read_pictures
+from care.models.spec import EMBEDDED, ModelSpec, Precision
 from care.models.thoughts import answer_of
 from care.models.vlm import VLM, Answer
 
@@ -38,9 +39,6 @@ except ImportError as error:
         "pip install 'care-vlm[lmms-eval]'"
     ) from error
 from tqdm import tqdm
-
-EMBEDDED = "embedded"
-"""The name of the model that comes with the package."""
 
 _AUTO = 16
 """Where halving starts with batch_size=auto and no max_batch_size."""
@@ -316,15 +314,16 @@ def _load(pretrained: str | VLM, dtype: str, device: str | None, loading: dict[s
         )
     if device is not None and loading.get("device_map") is not None:
         raise UsageError(f"device={device} and device_map contradict each other; pass one.")
-    if isinstance(pretrained, VLM) or pretrained == EMBEDDED:
-        if loading:
-            raise UsageError(
-                f"{', '.join(sorted(loading))} is of models that are loaded by name; the embedded "
-                "or a loaded one doesn't take it."
-            )
-        vlm = pretrained if isinstance(pretrained, VLM) else VLM.embedded(dtype)
+    if loading and (isinstance(pretrained, VLM) or pretrained == EMBEDDED):
+        raise UsageError(
+            f"{', '.join(sorted(loading))} is of models that are loaded by name; the embedded "
+            "or a loaded one doesn't take it."
+        )
+    if isinstance(pretrained, VLM):
+        vlm = pretrained
     else:
-        vlm = VLM.from_pretrained(_text("pretrained", pretrained), dtype=dtype, **loading)
+        name = None if pretrained == EMBEDDED else _text("pretrained", pretrained)
+        vlm = ModelSpec(name, dtype=cast(Precision, dtype), **loading).load()
     if device is not None:
         _move(vlm, device)
     return vlm

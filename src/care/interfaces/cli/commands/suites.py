@@ -1,4 +1,4 @@
-"""The commands on suites: `care suites list`, `show` and `check`.
+"""The commands on suites: `care list suites`, `show suite`, `check suites` and `download suite`.
 
 A suite is a published one, one of the embedded model's small world, or a .jsonl file. Nothing is
 computed here. `check` exits with 1 if it finds a goal on both sides.
@@ -6,24 +6,21 @@ computed here. `check` exits with 1 if it finds a goal on both sides.
 
 # No `from __future__ import annotations`: typer reads the annotations when a command is called.
 import json
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from care.errors import UsageError
-from care.interfaces.cli.options import Command, Split, print_table
+from care.interfaces.cli.registry import command
+from care.interfaces.cli.shared import AsJson
+from care.interfaces.cli.tables import print_table
 
 if TYPE_CHECKING:
     from care.data.benchmark import Benchmark
     from care.data.contamination import Leak
 
-suites_app = typer.Typer(help="What models are asked: published suites and the small world's.")
-suites_command = partial(suites_app.command, cls=Command)
-
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
-Name = Annotated[str, typer.Argument(help="Name (see `care suites list`) or a .jsonl file.")]
+Name = Annotated[str, typer.Argument(help="Name (see `care list suites`) or a .jsonl file.")]
 Copy = Annotated[
     Path | None, typer.Option("--path", help="Local copy of a published suite: folder or table.")
 ]
@@ -34,14 +31,7 @@ Limit = Annotated[int | None, typer.Option(min=1, help="A sample of so many exam
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the sample.")]
 
 
-@suites_app.callback(invoke_without_command=True)
-def suites(ctx: typer.Context) -> None:
-    """What models are asked: published suites and the embedded model's small world."""
-    if ctx.invoked_subcommand is None:
-        list_suites()
-
-
-@suites_command("list")
+@command("list suites")
 def list_suites(as_json: AsJson = False) -> None:
     """Every suite, its role, its number of examples, its licence and how to get it."""
     from care.data.registry import REGISTRY
@@ -69,7 +59,7 @@ def list_suites(as_json: AsJson = False) -> None:
         for row in published
     )
     print_table(["suite", "role", "examples", "licence", "to get it"], cells)
-    print("`care suites show NAME --facts` says more, and what has to be fetched by hand.")
+    print("`care show suite NAME --facts` says more, and what has to be fetched by hand.")
 
 
 def _brief(licence: str) -> str:
@@ -100,10 +90,12 @@ def _facts(benchmark: "Benchmark") -> dict[str, Any]:
     }
 
 
-@suites_command("show")
+@command("show suite")
 def show_suite(
     name: Name,
-    split: Annotated[Split, typer.Option(help="Which part, of the small world.")] = Split["test"],
+    split: Annotated[
+        Literal["fit", "validation", "test"], typer.Option(help="Which part, of the small world.")
+    ] = "test",
     n: Annotated[int, typer.Option("-n", min=1, help="How many examples to print.")] = 10,
     out: Annotated[
         Path | None, typer.Option(help="Write all of them, pictures too, to this .jsonl file.")
@@ -128,7 +120,7 @@ def show_suite(
         raise UsageError(f"--facts is for published suites, but {name!r} isn't one.")
     if facts:
         return
-    suite = load_suite(name, str(split), path=path, images=images, limit=limit, seed=seed)
+    suite = load_suite(name, split, path=path, images=images, limit=limit, seed=seed)
     if out is not None:
         print(write_suite(suite, out))
         return
@@ -155,7 +147,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
             print(f"{name}: {value}")
 
 
-@suites_command("check")
+@command("check suites")
 def check_suites(
     fit: Annotated[str, typer.Argument(help="What is fitted on: a name or a .jsonl file.")],
     test: Annotated[list[str], typer.Argument(help="What is tested on, one or more.")],

@@ -1,0 +1,229 @@
+"""What `care evaluate` is asked for, and the image attacks that are part of it.
+
+Plain data, which the command line shows and a manifest stores. What is done with it is in `job`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from care.attacks.config import AttackConfig
+from care.errors import UsageError
+from care.models.spec import ModelSpec
+from care.models.thoughts import known_tags
+from care.runs.options import MANY, MAX_BATCH, check_file_name, named_options
+from care.runs.settings import FILE, Between, Said, check_bounds
+from care.runs.spec import RunSpec
+
+UNDEFENDED = "none"
+"""Name of the bare model where a defense could stand, in rows and tables."""
+
+RULES = "rules"
+"""Name of the judge whose outcomes stand in rows.jsonl."""
+
+MARGIN = 0.02
+"""Loss of utility that is accepted, unless another is asked for."""
+
+_NUMBERS: dict[str, type] = {
+    "steps": int, "restarts": int, "kappa": int, "batch_size": int, "evasion": float,
+}  # fmt: skip
+_TEXTS = ("method", "gate", "target")
+_OPTIONS = (*_NUMBERS, *_TEXTS, "requests", "suite", "as")
+
+
+@dataclass(frozen=True)
+class ImageAttack:
+    """One attack as it is asked for: PRESET[,option=value]…, see `care.attacks.presets`."""
+
+    name: str
+    """Its name in tables: the preset, or what `as` says."""
+    preset: str
+    """Settings to begin with."""
+    options: Mapping[str, Any]
+    """Fields of `AttackConfig` in place of the preset's, and `batch_size`."""
+    suite: str | None
+    """The suite of held-out requests; None for the small world's, or the first text-only one."""
+
+    @classmethod
+    def parse(cls, wanted: str) -> ImageAttack:
+        """From text; UsageError for what no attack has."""
+        preset, given = named_options(wanted, "an attack")
+        if unknown := sorted(given.keys() - set(_OPTIONS)):
+            raise UsageError(
+                f"The attack {preset} has no option {unknown[0]!r}; it takes {', '.join(_OPTIONS)}."
+            )
+        options: dict[str, Any] = {key: given[key] for key in _TEXTS if key in given}
+        for key, kind in _NUMBERS.items():
+            if key in given:
+                options[key] = _number(key, given[key], kind)
+        if "requests" in given:
+            options["requests"] = Path(given["requests"])
+        name = check_file_name(given.get("as", preset), "an attack")
+        attack = cls(name, preset, options, given.get("suite"))
+        attack.against(ModelSpec(), 0, Path()).pgd()  # raises what is wrong
+        return attack
+
+    def against(
+        self, model: ModelSpec, seed: int, out: Path, repair: Path | None = None
+    ) -> AttackConfig:
+        """The attack on the bare model, or through a repair."""
+        options = dict(self.options)
+        if repair is None:
+            options = {key: options[key] for key in options if key not in ("gate", "evasion")}
+        batch = options.pop("batch_size", None)
+        run = RunSpec(out, resume=True, seed=seed, batch_size=batch)
+        return AttackConfig(run=run, preset=self.preset, repair=repair, model=model, **options)
+
+
+@dataclass(frozen=True)
+class JudgingSpec:
+    """Who judges answers, and against what."""
+
+    judges: Annotated[tuple[str, ...], Said("--judge")] = (RULES,)
+    """NAME[,option=value]…, may be given repeatedly, the first makes the table; see `care list
+    judges`."""
+    labels: Annotated[Path | None, FILE] = None
+    """Answers labelled by hand (.jsonl), to correct rates."""
+    margin: float = MARGIN
+    """Loss of utility that is accepted."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.margin < 1.0:
+            raise UsageError(f"the margin must lie between 0 and 1, got {self.margin}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RejudgeConfig:
+    """Stored answers of a run, judged again."""
+
+    path: Annotated[Path, Said("run")]
+    """Folder of a finished evaluation."""
+    judging: JudgingSpec = JudgingSpec(())
+    """Who judges."""
+    retry: bool = False
+    """Ask again where a judge's call had failed."""
+    thoughts: tuple[str, ...] = ()
+    """Further tags between which the model thought before it answered, OPEN…CLOSE; none: those of
+    the run. Repeatable."""
+    out: Path | None = None
+    """Folder for a copy that is judged; none: RUN itself."""
+
+    def __post_init__(self) -> None:
+        if not self.judging.judges:
+            raise UsageError("care judge needs --judge NAME; `care list judges` lists them.")
+        known_tags(self.thoughts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """One evaluation: models × defenses × suites, and who judges."""
+
+    suites: Annotated[tuple[str, ...], Said("--suite", by_commas=True)] = ()
+    """Attack and over-refusal suites, names or .jsonl files, by commas; repeatable."""
+    utility: Annotated[tuple[str, ...], Said("--utility", by_commas=True)] = ()
+    """Utility suites; repeatable; with neither: all of the small world."""
+    repairs: Annotated[tuple[Path, ...], Said("--repair")] = ()
+    """Folder of a repair to compare with the bare model; repeatable."""
+    adaptive: tuple[str, ...] = ()
+    """Image attack to make against the bare model and through every repair,
+    PRESET[,option=value]…; repeatable."""
+    judging: JudgingSpec = JudgingSpec()
+    """Who judges."""
+    run: RunSpec = RunSpec(Path("runs/evaluate"))
+    """Where it goes."""
+    fitted_on: Annotated[tuple[str, ...], Said("--fitted-on", by_commas=True)] = ()
+    """Suites that the repairs were fitted on, by commas, to look for near leaks too; of the small
+    world's the fit split is meant; repeatable."""
+    allow_leaks: bool = False
+    """Go on though goals fitted on are tested."""
+    limit: Annotated[int | None, Between(1, MANY)] = None
+    """Most examples of a suite."""
+    max_new_tokens: Annotated[int | None, Between(1, MAX_BATCH)] = None
+    """Length of an answer in tokens; none: 24 of the embedded model's, 512 of another's."""
+    model: ModelSpec = ModelSpec()
+    """What answers."""
+
+    def __post_init__(self) -> None:
+        from care.judges.registry import shown_name
+
+        check_bounds(self)
+        if not self.judging.judges:
+            raise UsageError("an evaluation needs a judge; the offline one is called rules")
+        shown = [shown_name(wanted) for wanted in self.judging.judges]
+        if len(set(shown)) < len(shown):
+            raise UsageError(
+                f"two judges have one name in {', '.join(shown)}; give one another with as=NAME"
+            )
+        defenses = [UNDEFENDED, *defense_names(self.repairs)]
+        if len(set(defenses)) < len(defenses):
+            raise UsageError(
+                f"two defenses have one name in {', '.join(defenses)}, where {UNDEFENDED} is the "
+                "bare model; name each repair once, or give its folder another name"
+            )
+        names = [attack.name for attack in self.attacks]
+        if len(set(names)) < len(names):
+            raise UsageError(
+                f"two attacks have one name in {', '.join(names)}; give one another with as=NAME"
+            )
+
+    @property
+    def attacks(self) -> list[ImageAttack]:
+        """The image attacks; UsageError for one that can't be read."""
+        return [ImageAttack.parse(wanted) for wanted in self.adaptive]
+
+    @property
+    def defenses(self) -> dict[str, Path | None]:
+        """The bare model and the repairs, by their names in tables."""
+        named = zip(defense_names(self.repairs), self.repairs, strict=True)
+        return {UNDEFENDED: None, **dict(named)}
+
+    @property
+    def cuts_refusals(self) -> bool:
+        """Whether an answer ends as soon as it refuses."""
+        return self.judging.judges == (RULES,)
+
+    @property
+    def batch(self) -> int:
+        """Examples that are answered together."""
+        return self.model.batch(self.run.batch_size)
+
+    @property
+    def answer_length(self) -> int:
+        """Length of an answer in tokens."""
+        return self.model.answer_length(self.max_new_tokens)
+
+    def config(self) -> dict[str, Any]:
+        """Everything that decides the answers, for the manifest."""
+        return {
+            **self.model.facts(),
+            "suites": self.suites,
+            "utility": self.utility,
+            "repairs": [str(path) for path in self.repairs],
+            **({"adaptive": self.adaptive} if self.adaptive else {}),
+            "seed": self.run.seed,
+            "limit": self.limit,
+            "batch_size": self.batch,
+            "max_new_tokens": self.answer_length,
+            "cuts_refusals": self.cuts_refusals,
+        }
+
+
+def defense_names(repairs: Sequence[Path]) -> list[str]:
+    """A name for each folder in tables: its last part, or all of it where that isn't enough."""
+    short = [path.name or str(path) for path in repairs]
+    return [
+        name if short.count(name) == 1 else str(path)
+        for name, path in zip(short, repairs, strict=True)
+    ]
+
+
+def _number(key: str, value: str, kind: type) -> Any:
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise UsageError(
+            f"The option {key} of an attack is a number, got {value!r:.40}."
+        ) from error

@@ -1,0 +1,67 @@
+"""The commands `care attack` and `care list attacks`."""
+
+# No `from __future__ import annotations`: typer reads the annotations when a command is called.
+import json
+
+from care.attacks.config import AttackConfig
+from care.attacks.presets import PUBLISHED
+from care.interfaces.cli.options import takes
+from care.interfaces.cli.registry import command
+from care.interfaces.cli.shared import AsJson, check_folder, hide_loading_bars
+from care.interfaces.cli.tables import print_table
+
+
+@command("attack", "Work")
+@takes(AttackConfig, without=("thoughts",))
+def attack(job: AttackConfig) -> None:
+    """Optimise an adversarial image against a model, also through a repair, to measure it."""
+    check_folder(job.run.out, job.run.resume)
+    hide_loading_bars()
+    from care.attacks.job import run
+    from care.runs.progress import Progress
+
+    config, done = job.pgd(), 0
+    with Progress("attack", config.steps * config.restarts) as bar:
+
+        def advance(step: int, loss: float) -> None:
+            nonlocal done
+            bar.advance(step - done, note=f"loss {loss:.2f}")
+            done = step
+
+        found = run(job, progress=advance)
+    names = ["image", "loss before", "loss", "by rounding"]
+    rows = (
+        [each["file"], *(f"{n:.3f}" for n in (each["losses"][0], each["loss"], each["rounding"]))]
+        for each in found["images"].values()
+    )
+    print_table(names, rows)
+    print(job.run.out / "attack.json")
+
+
+@command("list attacks")
+def list_attacks(as_json: AsJson = False) -> None:
+    """Every preset of an image attack, by the paper that it is from."""
+    rows = [
+        {
+            "name": name,
+            "loss": each.loss,
+            "method": each.config.method,
+            "epsilon": each.config.epsilon,
+            "steps": each.config.steps,
+        }
+        for name, each in PUBLISHED.items()
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    cells = (
+        [
+            str(row["name"]),
+            str(row["loss"]),
+            str(row["method"]),
+            "none" if row["epsilon"] is None else f"{round(255 * row['epsilon'])}/255",
+            str(row["steps"]),
+        ]
+        for row in rows
+    )
+    print_table(["preset", "loss", "method", "radius", "steps"], cells)

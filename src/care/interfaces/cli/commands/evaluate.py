@@ -1,0 +1,54 @@
+"""The commands that measure: `care evaluate`, and `care judge` for the answers of a run."""
+
+# No `from __future__ import annotations`: typer reads the annotations when a command is called.
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from care.evaluation.config import EvaluationConfig, RejudgeConfig
+from care.interfaces.cli.options import takes
+from care.interfaces.cli.registry import command
+from care.interfaces.cli.shared import FailAbove, hide_loading_bars, hold_to
+from care.interfaces.cli.tables import show
+
+
+@command("evaluate", "Work")
+@takes(EvaluationConfig)
+def evaluate(job: EvaluationConfig, *, fail_above: FailAbove = None) -> None:
+    """Answer suites bare and under repairs, judge the answers, and say what the figures show."""
+    hide_loading_bars()
+    from care.evaluation import job as evaluation
+    from care.runs.progress import Progress
+
+    tree = evaluation.evaluate(job, progress=Progress)
+    show(tree)
+    print(job.run.out / evaluation.TABLE)
+    hold_to(fail_above, worst_asr(tree["suites"]))
+
+
+@command("judge", "Runs")
+@takes(RejudgeConfig)
+def judge(asked: RejudgeConfig) -> None:
+    """Judge the stored answers of a run with other judges, without answering anew."""
+    hide_loading_bars()
+    from care.evaluation import job as evaluation
+    from care.runs.progress import Progress
+
+    show(evaluation.rejudge_run(asked, progress=Progress))
+    print((asked.out or asked.path) / evaluation.TABLE)
+
+
+def worst_asr(suites: Sequence[Mapping[str, Any]]) -> float | None:
+    """The greatest mean ASR of any repair; None if no attack suite has answers under one.
+
+    As in a report, the direct request is a baseline and doesn't count beside other attacks.
+    """
+    from care.data.small_world.suites import BASELINE
+
+    attacks = [s for s in suites if s["role"] == "attack"]
+    attacks = [s for s in attacks if s["name"] != BASELINE] or attacks
+    rates: dict[str, list[float]] = {}
+    for suite in attacks:
+        for name, cell in suite["defenses"].items():
+            if name != "none" and cell["rate"] is not None:
+                rates.setdefault(name, []).append(cell["rate"])
+    return max((sum(found) / len(found) for found in rates.values()), default=None)

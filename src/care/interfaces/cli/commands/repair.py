@@ -1,0 +1,66 @@
+"""The main job and its parts: `care repair`, `care diagnose`, `care fit`."""
+
+# No `from __future__ import annotations`: typer reads the annotations when a command is called.
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from care.interfaces.cli.options import takes
+from care.interfaces.cli.registry import command
+from care.interfaces.cli.shared import FailAbove, hide_loading_bars, hold_to
+from care.interfaces.cli.tables import interval, print_table
+from care.pipeline.config import RepairJob
+
+
+@command("repair", "Work")
+@takes(RepairJob)
+def repair(job: RepairJob, *, fail_above: FailAbove = None) -> None:
+    """Attack, diagnose, repair and prove, with a report: the main job."""
+    hide_loading_bars()
+    from care.pipeline import workflow
+    from care.runs.progress import Progress
+
+    tree = workflow.repair(job, progress=Progress)
+    _show_suites([(s, {"before": s["before"], "after": s["after"]}) for s in tree["suites"]])
+    print(tree["summary"]["verdict"])
+    print(job.run.out / "report.html")
+    hold_to(fail_above, tree["summary"]["mean_asr_after"])
+
+
+@command("diagnose", "Work")
+@takes(RepairJob, out=Path("runs/diagnose"))
+def diagnose(job: RepairJob) -> None:
+    """Find the layers, components and neurons that carry the attacks, and say how sure that is."""
+    hide_loading_bars()
+    from care.pipeline import workflow
+    from care.runs.progress import Progress
+
+    found = workflow.diagnose(job, progress=Progress)
+    for item in found["recommended"]:
+        print(f"{item['site']}  {item['modality']}  {item['reason']}")
+    if not found["recommended"]:
+        print("No site carries the attacks by itself.")
+    for heading, key in (("Supported", "supported"), ("Not supported", "unsupported")):
+        print(f"{heading}:", *(f"  - {sentence}" for sentence in found[key]), sep="\n")
+    print(job.run.out / "diagnosis.html")
+
+
+@command("fit", "Work")
+@takes(RepairJob, out=Path("runs/fit"))
+def fit(job: RepairJob) -> None:
+    """Fit a repair and save it as a folder, without the proof."""
+    hide_loading_bars()
+    from care.pipeline import workflow
+    from care.runs.progress import Progress
+
+    print(workflow.fit(job, progress=Progress))
+
+
+def _show_suites(suites: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> None:
+    """A row for each suite, a column for each defense of it."""
+    defenses = list(dict.fromkeys(name for _, cells in suites for name in cells))
+    rows = (
+        [s["name"], s["metric"], *(interval(cells[d]) if d in cells else "" for d in defenses)]
+        for s, cells in suites
+    )
+    print_table(["suite", "metric", *defenses], rows)

@@ -1,0 +1,90 @@
+"""Which model, and how it is loaded: part of every command's configuration.
+
+It is plain data, which the command line shows and a manifest stores; torch is imported by `load`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from care.models.thoughts import known_tags
+from care.runs.settings import UNSAID, Said
+
+if TYPE_CHECKING:
+    from care.models.vlm import VLM
+
+Precision = Literal["auto", "bfloat16", "float16", "float32"]
+
+LOADING = ("dtype", "device_map", "revision", "trust_remote_code")
+"""How a model is loaded, of what everybody may say."""
+
+EMBEDDED = "embedded"
+"""What the model that comes with the package is called."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model by name, and how it is loaded."""
+
+    name: Annotated[str | None, Said("model")] = None
+    """Name on the Hub or a folder; none: the embedded model."""
+    dtype: Precision = "auto"
+    """Precision of the model."""
+    device_map: str | None = None
+    """Where the model goes, such as auto or cuda:0."""
+    revision: str | None = None
+    """Revision of the model."""
+    trust_remote_code: bool = False
+    """Run the model's own code."""
+    attn_implementation: Annotated[str | None, UNSAID] = None
+    """As in transformers; none: what transformers takes."""
+    thoughts: tuple[str, ...] = ()
+    """Further tags between which the model thinks before it answers, OPEN…CLOSE; <think>…</think>
+    and others are known. Repeatable."""
+
+    def __post_init__(self) -> None:
+        known_tags(self.thoughts)
+
+    @property
+    def shown(self) -> str:
+        """What it is called in manifests."""
+        return self.name or EMBEDDED
+
+    def batch(self, asked: int | None) -> int:
+        """Examples that are answered together: as asked for, or what fits most machines."""
+        return asked or (64 if self.name is None else 16)
+
+    def answer_length(self, asked: int | None) -> int:
+        """Tokens of an answer: as asked for, or what the model needs to come to its point."""
+        return asked or (24 if self.name is None else 512)
+
+    def facts(self) -> dict[str, Any]:
+        """For a manifest: everything that decides its answers."""
+        facts = {"model": self.name} | {name: getattr(self, name) for name in LOADING}
+        # Runs without further tags know no such key.
+        return facts | ({"thoughts": self.thoughts} if self.thoughts else {})
+
+    def not_of_the_embedded(self) -> list[str]:
+        """What is set here although the embedded model doesn't take it."""
+        names = ("device_map", "revision", "trust_remote_code", "attn_implementation")
+        return [name for name in names if self.name is None and getattr(self, name)]
+
+    def load(self) -> VLM:
+        """The model. Raises what `VLM.from_pretrained` does."""
+        from care.models.vlm import VLM
+
+        if self.name is None:
+            vlm = VLM.embedded(self.dtype)
+        else:
+            vlm = VLM.from_pretrained(
+                self.name,
+                dtype=self.dtype,
+                device_map=self.device_map,
+                revision=self.revision,
+                attn_implementation=self.attn_implementation,
+                trust_remote_code=self.trust_remote_code,
+            )
+        if self.thoughts:
+            vlm.thought_tags = known_tags(self.thoughts)
+        return vlm
