@@ -30,8 +30,7 @@ from care.data.minimal_pairs import Pair
 from care.data.small_world.suites import load
 from care.diagnosis.neurons.attribution_patching import Method, estimate
 from care.diagnosis.neurons.interventions import between_pairs
-from care.diagnosis.neurons.report import NeuronConfig
-from care.diagnosis.neurons.search import find_neurons
+from care.diagnosis.neurons.search import NeuronConfig, find_neurons
 from care.models.vlm import VLM
 
 

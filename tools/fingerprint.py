@@ -33,10 +33,10 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from care.defenses.repair import fitting_data as material
-from care.diagnosis.full import InquiryConfig
-from care.diagnosis.neurons.report import NeuronConfig
-from care.diagnosis.reliability import StabilityConfig
-from care.diagnosis.site_results import DiagnosisConfig
+from care.diagnosis.full_config import DiagnosisConfig
+from care.diagnosis.neurons.search import NeuronConfig
+from care.diagnosis.reliability import ReliabilityConfig
+from care.diagnosis.site_scan_config import SiteScanConfig
 from care.evaluation import job as evaluation_job
 from care.evaluation.config import EvaluationConfig
 from care.interfaces.cli.registry import commands
@@ -46,6 +46,7 @@ from care.models.spec import ModelSpec
 from care.pipeline import workflow as pipeline
 from care.pipeline.config import RepairJob
 from care.runs.spec import RunSpec
+from care.statistics.sampling import SamplingSpec
 
 RESULTS = ("report.json", "diagnosis.json", "table.json")
 """Files of a run that hold what it found."""
@@ -55,13 +56,18 @@ PASSING = frozenset(
 )
 """Keys of results that no two runs share."""
 
-SMALL = InquiryConfig(
-    sites=DiagnosisConfig(
-        windows=(1,), max_attacks=4, max_benign=3, top_sites=1, generate_examples=2, resamples=100
+SMALL = DiagnosisConfig(
+    sites=SiteScanConfig(
+        windows=(1,),
+        max_attacks=4,
+        max_benign=3,
+        top_sites=1,
+        generate_examples=2,
+        sampling=SamplingSpec(resamples=100),
     ),
-    neurons=NeuronConfig(verified=8, described=0, resamples=100),
+    neurons=NeuronConfig(verified=8, described=0, sampling=SamplingSpec(resamples=100)),
     curves=None,
-    stability=StabilityConfig(splits=10, resamples=100),
+    stability=ReliabilityConfig(splits=10, sampling=SamplingSpec(resamples=100)),
     neuron_prompts=8,
     reseeded=0,
     rescanned=3,
@@ -141,7 +147,7 @@ def tiny_job(folder: Path, resume: bool = False) -> dict[str, Any]:
     with (
         patch.object(ModelSpec, "load", lambda self: vlm),
         patch.object(pipeline, "rules_for", lambda model: MadeUpJudge()),
-        patch.object(pipeline, "InquiryConfig", lambda: SMALL),
+        patch.object(pipeline, "DiagnosisConfig", lambda: SMALL),
         patch.object(material, "RulesJudge", MadeUpJudge),
         patch.object(evaluation_job, "rules_for", lambda model: MadeUpJudge()),
     ):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from care.data.registry import load_suite as load_suite
     from care.defenses.repair.presets import RepairConfig as RepairConfig
     from care.defenses.repair.repair import Repair as Repair
-    from care.diagnosis.site_scan import diagnose as diagnose
+    from care.diagnosis.full import diagnose as diagnose
     from care.evaluation.runner import evaluate as evaluate
     from care.models.vlm import VLM as VLM
 
@@ -34,7 +34,7 @@ __getattr__, __dir__, __all__ = attach(
         "defenses": [],
         "defenses.repair.presets": ["RepairConfig"],
         "defenses.repair.repair": ["Repair"],
-        "diagnosis.site_scan": ["diagnose"],
+        "diagnosis.full": ["diagnose"],
         "errors": [],
         "evaluation.runner": ["evaluate"],
         "models.vlm": ["VLM"],

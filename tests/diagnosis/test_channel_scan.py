@@ -9,17 +9,19 @@ from care.defenses.repair.channel import MODALITIES, Channel, Modality
 from care.defenses.repair.fitting_data import Material, material_from, material_to
 from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import random_subspace
-from care.diagnosis import channel_scan as channels
 from care.diagnosis.channel_scan import (
-    ChannelEffect,
+    channel_effect,
+    found_channels,
     recommend,
-    recommended,
     scan_channels,
     scanned_sites,
 )
+from care.diagnosis.results import ChannelsFound
+from care.diagnosis.site_results import ChannelEffect
 from care.errors import DataError
 from care.models.sites import Site
 from care.statistics.intervals import Interval
+from care.typed import from_tree, to_tree
 from kit import tiny
 from kit.fits import asked, material
 
@@ -35,7 +37,7 @@ def effect(
     def interval(value: float) -> Interval:
         return Interval(value, value - half, value + half, 20)
 
-    return ChannelEffect(Site(layer, "layer_out"), modality, interval(rate), interval(benign))
+    return channel_effect(Site(layer, "layer_out"), modality, interval(rate), interval(benign))
 
 
 def test_selectivity_combines_both_intervals():
@@ -60,18 +62,20 @@ def test_nothing_is_recommended_where_benign_requests_are_refused_as_much():
 
 def test_a_scan_survives_its_json_form():
     found = [effect(24, 0.7), effect(28, 0.8), effect(24, 0.6, modality="text")]
-    facts = channels.to_json(found, 30)
-    assert recommended(facts["scan"]) == recommend(found, 30)
-    assert [(item["site"], item["modality"]) for item in facts["recommended"]] == [
+    facts = found_channels(found, 30)
+    assert from_tree(ChannelsFound, to_tree(facts)) == facts
+    chosen = {(item.modality, item.site) for item in facts.scan.sites if item.recommended}
+    best = recommend(found, 30)
+    assert chosen == {(modality, site) for modality in best for site in best[modality]}
+    assert [(str(item.site), item.modality) for item in facts.recommended] == [
         ("28.layer_out", "image"),
         ("24.layer_out", "image"),
         ("24.layer_out", "text"),
     ]
-    assert facts["scan"]["sites"][0]["n_attacks"] == 20
-    assert "with pictures best at 28.layer_out, 24.layer_out" in facts["verdict"]
-    assert "in words alone best at 24.layer_out" in facts["verdict"]
-    assert "no single site" in channels.to_json([effect(24, 0.0)], 30)["verdict"]
-    assert recommended(None) == {}
+    assert facts.scan.sites[0].n_attacks == 20
+    assert "with pictures best at 28.layer_out, 24.layer_out" in facts.verdict
+    assert "in words alone best at 24.layer_out" in facts.verdict
+    assert "no single site" in found_channels([effect(24, 0.0)], 30).verdict
 
 
 def test_later_layers_are_scanned():
@@ -109,10 +113,10 @@ def test_the_effect_is_the_share_refused_of_what_got_past(vlm, monkeypatch, scop
             now = vlm.refusal_log_odds(everything) > 0
         before = vlm.refusal_log_odds(everything) > 0
         own = slice(0, 7) if item.modality == "image" else slice(7, 13)
-        assert item.effect.n == (~before[own]).sum()
-        assert item.effect.rate == pytest.approx(now[own][~before[own]].mean())
-        assert item.benign.rate == pytest.approx(now[13:][~before[13:]].mean())
-    assert len({item.effect.rate for item in found} | {item.benign.rate for item in found}) > 1
+        assert item.n_attacks == (~before[own]).sum()
+        assert item.effect == pytest.approx(now[own][~before[own]].mean())
+        assert item.benign_effect == pytest.approx(now[13:][~before[13:]].mean())
+    assert len({item.effect for item in found} | {item.benign_effect for item in found}) > 1
 
 
 def test_a_modality_that_never_gets_past_the_model_is_left_out(vlm, monkeypatch):

@@ -11,6 +11,7 @@ from care.diagnosis.scan import Removal, scan
 from care.errors import UsageError
 from care.models.sites import Site
 from care.statistics.bootstrap import bootstrap_mean
+from care.typed import to_tree
 from kit import tiny
 
 EXAMPLES = tiny.mixed_examples(6)
@@ -57,8 +58,8 @@ def test_figures_by_hand():
     assert not turned.survives and turned.difference.high < 0
     close = compare("mean", "kind", ffn, ffn / (MUCH - 0.1), np.ones((2, 2)), interval)
     assert close.difference.low > 0 and not close.survives  # greater, but not much greater
-    assert found.to_json()["matched_by"] == "kind"
-    assert set(found.to_json()["ffn"]) == {"rate", "low", "high", "n"}
+    assert found.matched_by == "kind"
+    assert set(to_tree(found)["ffn"]) == {"rate", "low", "high", "n"}
     with pytest.raises(UsageError, match=r"got effects of shape \(2, 6\) and \(1, 6\)"):
         compare("mean", "kind", ffn, mhsa[:1], np.ones((2, 2)), interval)
 

@@ -11,8 +11,9 @@ import torch
 from care.data.example import Example, Suite
 from care.diagnosis.activation_means import BenignDonors, RoleMeans, collect, response_means
 from care.diagnosis.scan import Removal, scan
-from care.diagnosis.site_results import DiagnosisConfig, LayerEffect
-from care.diagnosis.site_scan import _recommend, _top, diagnose
+from care.diagnosis.site_results import HeatCell
+from care.diagnosis.site_scan import _recommend, _top, scan_sites
+from care.diagnosis.site_scan_config import SiteScanConfig
 from care.errors import DataError, UsageError
 from care.judges.base import Verdict
 from care.models.hooks import read
@@ -20,13 +21,27 @@ from care.models.sites import DECISION, Role, Site, scope_mask
 from care.models.vlm import VLM
 from care.report.schema import validate
 from care.runs.progress import Progress
+from care.statistics.sampling import SamplingSpec
+from care.typed import to_tree
 from kit import planted as one_neuron
 from kit import tiny
 from kit.reports import report_tree
 
 EXAMPLES = tiny.mixed_examples(5)
 KINDS = ("ffn_out", "mhsa_out", "layer_out")
-FAST = DiagnosisConfig(resamples=400, generate_examples=4, max_new_tokens=3)
+
+
+def sites_of(found):
+    """The recommended sites."""
+    return [item.site for item in found.recommended]
+
+
+def windows_of(found):
+    """Effects of more than one layer."""
+    return [item for item in found.heatmap if item.window > 1]
+
+
+FAST = SiteScanConfig(sampling=SamplingSpec(resamples=400), generate_examples=4, max_new_tokens=3)
 WORDS = ("wash a car", "build a house", "describe the image", "gather water", "help with soap")
 
 
@@ -152,8 +167,8 @@ def prompts(n: int = 10) -> tuple[list[Example], list[Example]]:
 def test_a_planted_site_is_found(layer, how):
     config = dataclasses.replace(FAST, intervention=how, max_attacks=10, max_benign=10)
     attacks, benign = prompts(16)  # six benign prompts are left to fit constants on
-    found = diagnose(planted(layer), attacks, benign, config=config, generate=False)
-    assert found.sites == [Site(layer, "ffn_out")]
+    found = scan_sites(planted(layer), attacks, benign, config=config, generate=False)
+    assert sites_of(found) == [Site(layer, "ffn_out")]
     best = max(found.layers, key=lambda item: item.effect * (item.component == "ffn"))
     assert best.site == Site(layer, "ffn_out")
     assert 0 < best.low <= best.effect <= best.high
@@ -173,7 +188,7 @@ def test_the_mean_of_benign_prompts_takes_all_of_the_difference_away():
     found = {}
     for reference in ("all", "benign"):
         config = dataclasses.replace(FAST, reference=reference, components=("ffn",))
-        made = diagnose(
+        made = scan_sites(
             vlm, one_neuron.attacks(10), one_neuron.benign(10), config=config, generate=False
         )
         found[reference] = next(item for item in made.layers if item.site == site)
@@ -184,40 +199,39 @@ def test_the_mean_of_benign_prompts_takes_all_of_the_difference_away():
 
 
 def test_windows_around_a_planted_site_show_it():
-    found = diagnose(planted(2), *prompts(), config=FAST, generate=False)
-    assert len(found.windows) == 3 * (tiny.LAYERS - 2)
-    assert {item.window for item in found.layers} == {1}
-    assert {item.window for item in found.windows} == {3}
+    found = scan_sites(planted(2), *prompts(), config=FAST, generate=False)
+    assert len(windows_of(found)) == 3 * (tiny.LAYERS - 2)
+    assert {item.window for item in windows_of(found)} == {3}
     single = next(item for item in found.layers if item.site == Site(2, "ffn_out"))
-    for item in found.windows:
+    for item in windows_of(found):
         if item.component == "ffn":  # both windows of three hold layer 2
             assert item.effect == pytest.approx(single.effect, rel=0.2)
         if item.component == "mhsa":
             assert abs(item.effect) < 0.1 * single.effect
-    outside = diagnose(planted(0), *prompts(), config=FAST, generate=False)
-    inside, beyond = [item for item in outside.windows if item.component == "ffn"]
+    outside = scan_sites(planted(0), *prompts(), config=FAST, generate=False)
+    inside, beyond = [item for item in windows_of(outside) if item.component == "ffn"]
     assert inside.layer == 1 and inside.low > 0 and beyond.layer == 2
     assert abs(beyond.effect) < 0.1 * inside.effect
 
 
 def test_a_planted_ffn_matters_more_than_attention_however_it_is_matched():
-    found = diagnose(planted(1), *prompts(), config=FAST, generate=False)
-    assert [item.matched_by for item in found.comparisons] == ["kind", "norm"]
-    for item in found.comparisons:
+    found = scan_sites(planted(1), *prompts(), config=FAST, generate=False)
+    assert [item.matched_by for item in found.comparison] == ["kind", "norm"]
+    for item in found.comparison:
         assert item.intervention == "mean" and item.survives and item.difference.low > 0
-    by_norm = found.comparisons[1]
+    by_norm = found.comparison[1]
     assert by_norm.ffn_norm == pytest.approx(by_norm.mhsa_norm, rel=1e-3)
     config = dataclasses.replace(FAST, components=("mhsa", "layer"))
-    assert diagnose(planted(1), *prompts(), config=config, generate=False).comparisons == ()
+    assert scan_sites(planted(1), *prompts(), config=config, generate=False).comparison == ()
 
 
 def test_the_released_operator_starts_where_it_can():
     config = dataclasses.replace(FAST, intervention="previous-layer", components=("ffn", "mhsa"))
-    found = diagnose(planted(1), *prompts(), config=config, generate=False)
+    found = scan_sites(planted(1), *prompts(), config=config, generate=False)
     assert [item.layer for item in found.layers if item.component == "ffn"] == [1, 2, 3]
-    assert [item.layer for item in found.windows if item.component == "ffn"] == [2]
+    assert [item.layer for item in windows_of(found) if item.component == "ffn"] == [2]
     assert "as in the released code" in found.intervention
-    assert {item.intervention for item in found.layers} == {"previous-layer"}
+    assert {item.intervention for item in found.heatmap} == {"previous-layer"}
     effects = {item.site: item.effect for item in found.layers if item.component == "ffn"}
     # Removing it shows, and so does copying it into the layer after it.
     assert effects[Site(1, "ffn_out")] > 5 * abs(effects[Site(3, "ffn_out")])
@@ -227,19 +241,19 @@ def test_the_released_operator_starts_where_it_can():
 def test_constants_need_examples_that_arent_scored():
     config = dataclasses.replace(FAST, intervention="constant", max_benign=9)
     with pytest.raises(DataError, match="aren't scored, and there are 1 of those"):
-        diagnose(planted(1), *prompts(), config=config, generate=False)
+        scan_sites(planted(1), *prompts(), config=config, generate=False)
 
 
 def test_a_window_that_doesnt_fit_is_refused():
     config = dataclasses.replace(FAST, windows=(1, 5))
     with pytest.raises(UsageError, match="at most 4 of them, got 5"):
-        diagnose(planted(1), *prompts(), config=config, generate=False)
+        scan_sites(planted(1), *prompts(), config=config, generate=False)
 
 
 def test_a_diagnosis_can_be_resumed():
     rows, again = [], []
-    whole = diagnose(planted(1), *prompts(), config=FAST, generate=False, keep=rows.append)
-    resumed = diagnose(
+    whole = scan_sites(planted(1), *prompts(), config=FAST, generate=False, keep=rows.append)
+    resumed = scan_sites(
         *(planted(1), *prompts()),
         config=FAST,
         generate=False,
@@ -262,10 +276,10 @@ def test_a_site_that_acts_on_everything_is_no_finding():
         dataclasses.replace(example, id=f"a{index}", goal=example.prompt, kind="malicious")
         for index, example in enumerate(benign)
     ]
-    found = diagnose(planted(1, selective=False), attacks, benign, config=config, generate=False)
+    found = scan_sites(planted(1, selective=False), attacks, benign, config=config, generate=False)
     site = next(item for item in found.layers if item.site == Site(1, "ffn_out"))
     assert site.low > 1 and site.benign_effect > 1
-    assert found.recommended == () and found.sites == []
+    assert found.recommended == () and sites_of(found) == []
     assert "No site is recommended" in found.verdict
 
 
@@ -275,7 +289,7 @@ def test_the_modality_is_where_removing_matters():
         dataclasses.replace(example, images=(tiny.picture(index),))
         for index, example in enumerate(attacks)
     ]
-    found = diagnose(planted(2), attacks, benign, config=FAST, generate=False)
+    found = scan_sites(planted(2), attacks, benign, config=FAST, generate=False)
     assert [item.modality for item in found.recommended] == ["text"]
 
 
@@ -300,14 +314,14 @@ class FakeJudge:
 @pytest.mark.parametrize("broken", [False, True])
 def test_sites_that_only_break_answers_are_turned_down(broken):
     judge = FakeJudge(degenerate=True) if broken else FakeJudge(refused=True)
-    found = diagnose(planted(1), *prompts(), config=FAST, judge=judge)
+    found = scan_sites(planted(1), *prompts(), config=FAST, judge=judge)
     assert judge.calls == 1 + FAST.top_sites == 1 + len(found.generated)
     for item in found.generated:
         assert item.n == 4 and sum(item.outcomes.values()) == 4
         assert item.outcomes["degenerate" if broken else "refused"] == 4
         assert item.asr_change.rate == -1
         assert item.degenerate_rise == broken
-    assert found.sites == ([] if broken else [Site(1, "ffn_out")])
+    assert sites_of(found) == ([] if broken else [Site(1, "ffn_out")])
     assert ("merely makes answers degenerate" in found.verdict) == broken
     if not broken:
         assert "ASR by -100 points" in found.recommended[0].reason
@@ -323,7 +337,7 @@ def test_answers_change_when_the_site_is_removed_while_generating():
         return [Verdict(refused=False, degenerate=False, on_goal=True) for _ in goals]
 
     config = dataclasses.replace(FAST, intervention="zero")
-    found = diagnose(vlm, *prompts(), config=config, judge=judge)
+    found = scan_sites(vlm, *prompts(), config=config, judge=judge)
     assert found.generated[0].site == Site(1, "ffn_out")
     assert answers[0] != answers[1]
 
@@ -335,9 +349,9 @@ def test_the_result_fits_the_report_and_repeats():
     vlm = planted(1)
     attacks, benign = prompts()
     log = io.StringIO()
-    run = partial(diagnose, vlm, config=FAST, judge=FakeJudge(refused=True))
+    run = partial(scan_sites, vlm, config=FAST, judge=FakeJudge(refused=True))
     found = run(attacks, benign, progress=partial(Progress, stream=log))
-    tree = found.to_json()
+    tree = to_tree(found)
     validate(report_tree() | {"diagnosis": tree})
     assert tree["n_layers"] == tiny.LAYERS and len(tree["layers"]) == 3 * tiny.LAYERS
     assert [item["layer"] for item in tree["separability"]] == list(range(tiny.LAYERS))
@@ -345,13 +359,13 @@ def test_the_result_fits_the_report_and_repeats():
     assert tree["recommended"][0]["site"] == "1.ffn_out"
     assert "(100%)" in log.getvalue()
     suite = Suite("attacks", "attack", tuple(attacks))
-    again = diagnose(vlm, suite, benign, config=FAST, judge=FakeJudge(refused=True))
+    again = scan_sites(vlm, suite, benign, config=FAST, judge=FakeJudge(refused=True))
     assert again == found
 
 
 def test_words_say_what_was_done():
     config = dataclasses.replace(FAST, intervention="skip", components=("ffn",))
-    found = diagnose(planted(1), *prompts(), config=config, generate=False)
+    found = scan_sites(planted(1), *prompts(), config=config, generate=False)
     assert found.intervention.startswith("FFN or attention output set to zero; at every prompt")
     assert "on 10 attacks and 8 benign" in found.intervention
     assert "not checked on generated answers" in found.sign
@@ -363,16 +377,16 @@ def test_examples_are_capped_and_bad_input_is_named():
     vlm = planted(1)
     attacks, benign = prompts()
     config = dataclasses.replace(FAST, max_attacks=4, max_benign=3, components=("ffn",))
-    found = diagnose(vlm, attacks, benign, config=config, generate=False)
+    found = scan_sites(vlm, attacks, benign, config=config, generate=False)
     assert "on 4 attacks and 3 benign" in found.intervention
     with pytest.raises(DataError, match=r"'b0' in attacks isn't malicious"):
-        diagnose(vlm, benign, benign)
+        scan_sites(vlm, benign, benign)
     with pytest.raises(DataError, match=r"'a0' in benign isn't benign"):
-        diagnose(vlm, attacks, attacks)
+        scan_sites(vlm, attacks, attacks)
     with pytest.raises(DataError, match="benign with at least 2 different goals, got 0"):
-        diagnose(vlm, attacks, [])
+        scan_sites(vlm, attacks, [])
     with pytest.raises(DataError, match="attacks with at least 2 different goals, got 2 examples"):
-        diagnose(vlm, [attacks[0], attacks[5]], benign)
+        scan_sites(vlm, [attacks[0], attacks[5]], benign)
 
 
 @pytest.mark.parametrize(
@@ -392,19 +406,18 @@ def test_examples_are_capped_and_bad_input_is_named():
         {"reference": "attacks"},
         {"max_attacks": 1},
         {"top_sites": -1},
-        {"level": 95},
         {"max_new_tokens": 0},
     ],
 )
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):
-        DiagnosisConfig(**wrong)
+        SiteScanConfig(**wrong)
 
 
 def test_sites_that_only_spare_benign_prompts_dont_crowd_out_findings():
     def effect(layer, low, selectivity_low):
-        values = (low + 0.1, low, low + 0.2, 0.0, selectivity_low + 0.1, selectivity_low, 1.0)
-        return LayerEffect(layer, "ffn", *values)
+        values = (low + 0.1, low, low + 0.2, 0.0, selectivity_low + 0.1, selectivity_low)
+        return HeatCell(layer, "ffn", *values, 1, "mean", 1.0)
 
     effects = [effect(0, -0.5, 2.0), effect(1, 0.3, 0.2), effect(2, 0.4, 0.3)]
     assert [item.layer for item in _top(effects, 2)] == [2, 1]
@@ -412,9 +425,10 @@ def test_sites_that_only_spare_benign_prompts_dont_crowd_out_findings():
 
 def test_a_site_is_recommended_only_at_limits_that_hold_for_all_sites():
     """Chosen as the best of many, a site needs more than its own interval."""
-    options = {"component": "ffn", "benign_effect": 0.0, "selectivity": 1.0, "relative_norm": 1.0}
-    item = LayerEffect(layer=3, effect=1.0, low=0.5, high=1.5, selectivity_low=0.4, **options)
-    config = DiagnosisConfig()
+    options = {"component": "ffn", "benign_effect": 0.0, "selectivity": 1.0}
+    options |= {"relative_norm": 1.0, "window": 1, "intervention": "mean"}
+    item = HeatCell(layer=3, effect=1.0, low=0.5, high=1.5, selectivity_low=0.4, **options)
+    config = SiteScanConfig()
 
     def recommended(low, selectivity):
         sure = dict.fromkeys([item.site, Site(1, "mhsa_out")], (low, selectivity))
@@ -440,7 +454,7 @@ def test_corrected_limits_are_those_of_the_corrected_level(monkeypatch):
         return real(top, sure, *rest)
 
     monkeypatch.setattr(mediation, "_recommend", look)
-    found = diagnose(planted(1), *prompts(), config=FAST, generate=False)
+    found = scan_sites(planted(1), *prompts(), config=FAST, generate=False)
     ((top, sure),) = seen
     parts = [item for item in found.layers if item.component != "layer"]
     assert set(sure) == {item.site for item in parts} and len(top) == FAST.top_sites

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from care.diagnosis.faithfulness import FaithfulnessConfig, faithfulness
-from care.diagnosis.reliability import Effects, StabilityConfig, agreement, families, halves
+from care.diagnosis.reliability import Effects, ReliabilityConfig, agreement, families, halves
 from care.report.conclusions import verdict
+from care.statistics.sampling import SamplingSpec
+from care.typed import to_tree
 
 N_LAYERS = 30
 N_EXAMPLES = 24
@@ -248,13 +250,13 @@ def trust(layers: list[dict[str, Any]]) -> dict[str, Any]:
     ranking = [int(place) for place in np.argsort(-means)]
     curve = faithfulness(ranking, metric, goals, config=FaithfulnessConfig(draws=20))
     words = {"units": "FFN and attention outputs", "metric": "refusal log-odds of attacks"}
-    config = StabilityConfig(splits=50, resamples=200)
+    config = ReliabilityConfig(splits=50, sampling=SamplingSpec(resamples=200))
     again = Effects(values + 0.3 * rng.normal(size=values.shape), goals)
     rows = [halves(effects, config), *families(effects, config=config)]
     rows.append(agreement(effects, again, "mean and resample", "intervention", config))
     return {
-        "faithfulness": [words | curve.to_json()],
-        "stability": [row.to_json() for row in rows],
+        "faithfulness": [to_tree(curve) | words],
+        "stability": [to_tree(row) for row in rows],
     }
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from care import Example, Suite
 from care.attacks.pgd import PGDConfig, universal_image
-from care.diagnosis.compared import Compared
+from care.diagnosis.faithfulness_runs import Compared
 from care.errors import ModelError, NotFiniteError
 from care.evaluation.runner import evaluate
 from care.interfaces.requests.batching import Batches

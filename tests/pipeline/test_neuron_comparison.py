@@ -7,12 +7,13 @@ import pytest
 
 from care.data.example import Example, Suite
 from care.defenses.neuron_suppression import NeuronRepair
+from care.diagnosis.neurons.results import JudgedRepairs
 from care.diagnosis.neurons.suppression_search import BEYOND
 from care.errors import DataError
 from care.evaluation.table import Table
 from care.models.sites import N_CLASSES
 from care.pipeline.neuron_comparison import compare_answers, remaining
-from care.report.consistency_diagnosis import _check_judged
+from care.typed import from_tree, to_tree
 
 REPAIR = NeuronRepair(((1, 3), (2, 7)), ((0.0,) * N_CLASSES,) * 2, (4, 64))
 DEFENSES = ("none", "neurons", "subspace")
@@ -52,17 +53,17 @@ def table(harmful, safe=(4, 3, 4)):
 
 def test_rates_differences_and_costs():
     found = compare_answers(Table(table((5, 3, 1))), REPAIR)
-    assert found["neurons"] == 2 and found["within_margin"] is True
-    assert [item["edit"] for item in found["edits"]] == list(DEFENSES)
-    assert [item["asr"]["rate"] for item in found["edits"]] == pytest.approx([5 / 6, 3 / 6, 1 / 6])
-    assert [item["utility"] for item in found["edits"]] == [1.0, 0.75, 1.0]
-    assert [item["answered"] for item in found["edits"]] == [None] * 3
-    assert [item["degenerate"] for item in found["edits"]] == pytest.approx([0, 0.25 / 3, 0])
-    gap = found["difference"]
-    assert gap["rate"] == pytest.approx(2 / 6) and gap["n"] == 12
+    assert found.neurons == 2 and found.within_margin
+    assert [item.edit for item in found.edits] == list(DEFENSES)
+    assert [item.asr.rate for item in found.edits] == pytest.approx([5 / 6, 3 / 6, 1 / 6])
+    assert [item.utility for item in found.edits] == [1.0, 0.75, 1.0]
+    assert [item.answered for item in found.edits] == [None] * 3
+    assert [item.degenerate for item in found.edits] == pytest.approx([0, 0.25 / 3, 0])
+    gap = found.difference
+    assert gap.rate == pytest.approx(2 / 6) and gap.n == 12
     # Goals are resampled: of the three, one has no difference, one and a half answers do.
-    assert gap["low"] == pytest.approx(0.0) and gap["high"] > gap["rate"]
-    _check_judged(found, "judged")
+    assert gap.low == pytest.approx(0.0) and gap.high > gap.rate
+    assert from_tree(JudgedRepairs, to_tree(found)) == found
 
 
 def test_only_attacks_answered_under_all_three_are_compared():
@@ -71,14 +72,14 @@ def test_only_attacks_answered_under_all_three_are_compared():
         if item["defense"] == "subspace" and item["role"] == "attack" and int(item["example"]) < 2:
             item |= {"error": "broken", "outcome": None}
     found = compare_answers(Table(rows), REPAIR)
-    assert found["difference"]["n"] == 8
-    assert [item["asr"]["n"] for item in found["edits"]] == [8, 8, 8]
-    assert found["difference"]["rate"] == 1.0
+    assert found.difference.n == 8
+    assert [item.asr.n for item in found.edits] == [8, 8, 8]
+    assert found.difference.rate == 1.0
 
 
 def test_a_set_beyond_the_margin_says_so():
     beyond = REPAIR.only(REPAIR.neurons, BEYOND)
-    assert compare_answers(Table(table((5, 3, 1))), beyond)["within_margin"] is False
+    assert not compare_answers(Table(table((5, 3, 1))), beyond).within_margin
 
 
 def test_one_goal_is_too_few():

@@ -13,12 +13,12 @@ import pytest
 
 from care.data.small_world.suites import FIT_LENGTHS, SELECTION_LENGTHS
 from care.defenses.neuron_suppression import NeuronRepair
-from care.diagnosis import full as inquiry
-from care.diagnosis.full import InquiryConfig
-from care.diagnosis.neurons.report import NeuronConfig
+from care.diagnosis import parts as diagnosis_parts
+from care.diagnosis.full_config import DiagnosisConfig
+from care.diagnosis.neurons.search import NeuronConfig
 from care.diagnosis.neurons.suppression_search import NeuronSearch, Tried
-from care.diagnosis.reliability import StabilityConfig
-from care.diagnosis.site_results import DiagnosisConfig
+from care.diagnosis.reliability import ReliabilityConfig
+from care.diagnosis.site_scan_config import SiteScanConfig
 from care.errors import UsageError
 from care.models.spec import ModelSpec
 from care.pipeline import workflow as pipeline
@@ -26,6 +26,7 @@ from care.report import files as report_files
 from care.report.conclusions import verdict
 from care.runs.rows import Rows
 from care.runs.run import Run
+from care.statistics.sampling import SamplingSpec
 from kit import tiny
 from kit.jobs import COMPARED, MadeUpJudge, a_job, files, parts, tiny_parts  # noqa: F401
 
@@ -84,13 +85,18 @@ def check_damaged_parts(run: Path, whole: dict, options: dict) -> None:
     assert {name: (run / name).read_bytes() for name in names} == before
 
 
-SMALL = InquiryConfig(
-    sites=DiagnosisConfig(
-        windows=(1,), max_attacks=4, max_benign=3, top_sites=1, generate_examples=2, resamples=100
+SMALL = DiagnosisConfig(
+    sites=SiteScanConfig(
+        windows=(1,),
+        max_attacks=4,
+        max_benign=3,
+        top_sites=1,
+        generate_examples=2,
+        sampling=SamplingSpec(resamples=100),
     ),
-    neurons=NeuronConfig(verified=8, described=0, resamples=100),
+    neurons=NeuronConfig(verified=8, described=0, sampling=SamplingSpec(resamples=100)),
     curves=None,
-    stability=StabilityConfig(splits=10, resamples=100),
+    stability=ReliabilityConfig(splits=10, sampling=SamplingSpec(resamples=100)),
     neuron_prompts=8,
     reseeded=0,
     rescanned=3,
@@ -110,8 +116,8 @@ def test_a_diagnosis_judges_answers_under_both_repairs_and_is_resumed(
         repair = NeuronRepair.of(vlm, one, "zero")
         return NeuronSearch(repair, Tried((), 0.9, 0.0), Tried(one, 0.5, 0.0), ())
 
-    monkeypatch.setattr(inquiry, "search_neurons", found)
-    monkeypatch.setattr(pipeline, "InquiryConfig", lambda: SMALL)
+    monkeypatch.setattr(diagnosis_parts, "search_neurons", found)
+    monkeypatch.setattr(pipeline, "DiagnosisConfig", lambda: SMALL)
     monkeypatch.setattr(report_files, "verdict", lambda tree: verdicts.append(1) or verdict(tree))
     options = {"test_length": 8, "batch_size": 8, "max_new_tokens": 4, **files}
     out = tmp_path / "run"

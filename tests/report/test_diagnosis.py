@@ -132,7 +132,6 @@ def test_words_of_the_diagnosis_are_escaped(tree: dict[str, Any], tmp_path: Path
         row["metric"] = EVIL + row["metric"]
         row["pairs"] = EVIL + row["pairs"]
     diagnosis["rescan"] |= {"intervention": EVIL, "against": EVIL}
-    diagnosis["rescan"]["sites"][0]["site"] = EVIL
     diagnosis["neurons"] |= {
         "pairs": EVIL,
         "method": EVIL,

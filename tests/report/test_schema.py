@@ -2,12 +2,17 @@
 
 import math
 from pathlib import Path
-from typing import Any, get_type_hints, is_typeddict
+from typing import Any
 
 import pytest
 
+from care.diagnosis import site_results
+from care.diagnosis.faithfulness import CurvePoint, Faithfulness
+from care.diagnosis.neurons import results as neurons
+from care.diagnosis.reliability import Agreement
+from care.diagnosis.results import Diagnosis
 from care.errors import DataError
-from care.report import findings, repair_schema, schema
+from care.report import repair_schema, schema
 from care.report.described import described
 from care.report.files import write_report
 from care.report.schema import json_schema, validate
@@ -91,7 +96,8 @@ FINDINGS: list[tuple[tuple[str | int, ...], Any, str]] = [
     ((*CURVE, "beaten"), 1.1, "beaten` is 1.1; it must lie between 0 and 1"),
     (("diagnosis", "trust", "stability", 0, "kind"), "halves", "kind` is 'halves'; use one of"),
     (("diagnosis", "trust", "stability", 0, "overlap", "low"), 0.99, "stability[0].overlap` has"),
-    (("diagnosis", "trust", "stability", 0, "reliability", "low"), 1.0, "reliability` has rho"),
+    (("diagnosis", "trust", "stability", 0, "reliability", "rho"), 1.0, "reliability` has rho"),
+    (("diagnosis", "trust", "stability", 0, "reliability", "low"), 1.0, "reliability` has low 1"),
     (("diagnosis", "supported"), "all", "diagnosis.supported` is 'all'; it must be a list"),
 ]
 BROKEN: list[tuple[tuple[str | int, ...], Any, str]] = [
@@ -179,18 +185,18 @@ def test_required_keys(tree: dict[str, Any], tmp_path: Path, key: str) -> None:
 
 
 REQUIRED = {
-    ("diagnosis",): findings.Diagnosis,
-    ("diagnosis", "layers", 0): findings.LayerEffect,
-    ("diagnosis", "channels"): findings.ChannelScan,
-    (*SCAN, 0): findings.ChannelSite,
-    (*HEAT, 0): findings.HeatCell,
-    ("diagnosis", "comparison", 0): findings.Comparison,
-    (*CAUSAL, 0): findings.CausalEffect,
-    ("diagnosis", "neurons"): findings.NeuronReport,
-    (*FOUND, 0): findings.Neuron,
-    CURVE: findings.FaithfulnessCurve,
-    (*CURVE, "points", 0): findings.CurvePoint,
-    ("diagnosis", "trust", "stability", 0): findings.StabilityRow,
+    ("diagnosis",): Diagnosis,
+    ("diagnosis", "layers", 0): site_results.LayerEffect,
+    ("diagnosis", "channels"): site_results.ChannelScan,
+    (*SCAN, 0): site_results.ChannelEffect,
+    (*HEAT, 0): site_results.HeatCell,
+    ("diagnosis", "comparison", 0): site_results.Comparison,
+    (*CAUSAL, 0): site_results.SiteEffects,
+    ("diagnosis", "neurons"): neurons.NeuronReport,
+    (*FOUND, 0): neurons.NeuronEffect,
+    CURVE: Faithfulness,
+    (*CURVE, "points", 0): CurvePoint,
+    ("diagnosis", "trust", "stability", 0): Agreement,
     ("repair", "channels", 0): repair_schema.ChannelPart,
     GATE: repair_schema.GatePart,
 }
@@ -198,8 +204,6 @@ REQUIRED = {
 
 def required(kind: Any) -> list[str]:
     """The keys that a type of the schema can't do without."""
-    if is_typeddict(kind):
-        return sorted(kind.__required_keys__)
     return [field.key for field in described(kind) if field.required]
 
 
@@ -263,9 +267,6 @@ def test_plain_refuses_infinity() -> None:
 
 def test_every_key_is_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
-    types = [item for item in vars(findings).values() if is_typeddict(item)]
-    keys = {key for item in types for key in get_type_hints(item)}
-    of_report = json_schema()["$defs"].values()
-    keys |= {key for kind in of_report for key in kind["properties"]}
+    keys = {key for kind in json_schema()["$defs"].values() for key in kind["properties"]}
     assert not {key for key in keys if f"`{key}`" not in text}
     assert schema.SCHEMA in text

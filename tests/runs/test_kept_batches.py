@@ -17,12 +17,13 @@ from care.defenses.repair.repair import Repair
 from care.diagnosis.causal_mediation import EffectsConfig, site_effects
 from care.diagnosis.channel_scan import refused_under
 from care.diagnosis.neurons.interventions import between_pairs
-from care.diagnosis.neurons.report import NeuronConfig
-from care.diagnosis.neurons.search import find_neurons
+from care.diagnosis.neurons.search import NeuronConfig, find_neurons
 from care.errors import StorageError
 from care.pipeline import workflow as pipeline
 from care.runs.kept_batches import FOLDER, KeptBatches, texts_from, texts_to
 from care.runs.run import Run
+from care.statistics.sampling import SamplingSpec
+from care.typed import to_tree
 from kit import tiny
 from kit.jobs import MadeUpJudge, a_job, files, parts, tiny_parts  # noqa: F401
 from kit.repairs import made
@@ -85,9 +86,11 @@ def stages() -> dict[str, Any]:
 
     def neurons(vlm: Any, kept: Any) -> Any:
         questions = [between_pairs(pairs[part::2]) for part in (0, 1)]
-        config = NeuronConfig(verified=8, described=0, resamples=50, batch_size=1)
+        config = NeuronConfig(
+            verified=8, described=0, sampling=SamplingSpec(resamples=50), batch_size=1
+        )
         found = find_neurons(vlm, questions[0], verify=questions[1], config=config, kept=kept)
-        return found.to_json()
+        return to_tree(found)
 
     return {
         "neurons": neurons,

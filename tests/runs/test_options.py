@@ -13,18 +13,19 @@ from hypothesis import strategies as st
 
 from care.diagnosis.causal_mediation import EffectsConfig
 from care.diagnosis.faithfulness import FaithfulnessConfig
-from care.diagnosis.neurons.report import NeuronConfig
+from care.diagnosis.neurons.search import NeuronConfig
 from care.diagnosis.optimal_constants import ConstantConfig
-from care.diagnosis.reliability import StabilityConfig
-from care.diagnosis.site_results import DiagnosisConfig
+from care.diagnosis.reliability import ReliabilityConfig
+from care.diagnosis.site_scan_config import SiteScanConfig
 from care.errors import UsageError
 from care.evaluation.config import EvaluationConfig, ImageAttack
 from care.interfaces.cli import app as cli
 from care.judges.registry import load_judge
 from care.models.spec import ModelSpec
 from care.pipeline.config import RepairJob
-from care.runs.options import MAX_NAME, check_file_name, require, require_level
+from care.runs.options import MAX_NAME, check_file_name, require
 from care.runs.spec import RunSpec
+from care.statistics.sampling import SamplingSpec
 from kit.refusals import refusals, refused
 
 
@@ -33,14 +34,14 @@ from kit.refusals import refusals, refused
     [
         (FaithfulnessConfig, "sizes", 2),
         (FaithfulnessConfig, "draws", 1),
-        (FaithfulnessConfig, "resamples", 1),
-        (StabilityConfig, "splits", 1),
-        (StabilityConfig, "top", 1),
+        (SamplingSpec, "resamples", 1),
+        (ReliabilityConfig, "splits", 1),
+        (ReliabilityConfig, "top", 1),
         (EffectsConfig, "check_sites", 1),
         (EffectsConfig, "batch_size", 1),
         (ConstantConfig, "steps", 1),
-        (DiagnosisConfig, "max_attacks", 2),
-        (DiagnosisConfig, "top_sites", 0),
+        (SiteScanConfig, "max_attacks", 2),
+        (SiteScanConfig, "top_sites", 0),
         (NeuronConfig, "described", 0),
     ],
 )
@@ -50,19 +51,15 @@ def test_a_number_below_its_bound_is_refused_by_name(config, name, least):
         config(**{name: least - 1})
 
 
-@pytest.mark.parametrize(
-    "config", [FaithfulnessConfig, StabilityConfig, EffectsConfig, DiagnosisConfig, NeuronConfig]
-)
 @pytest.mark.parametrize("level", [0.0, 1.0, -0.5, 95, math.nan])
-def test_a_level_is_a_share(config, level):
+def test_a_level_is_a_share(level):
     with pytest.raises(UsageError, match="level must lie between 0 and 1"):
-        config(level=level)
-    require_level(0.5)
+        SamplingSpec(level=level)
 
 
 def test_what_is_left_open_has_no_bound():
-    assert DiagnosisConfig(max_attacks=None).max_attacks is None
-    require(DiagnosisConfig(max_benign=None), {"max_benign": 100})
+    assert SiteScanConfig(max_attacks=None).max_attacks is None
+    require(SiteScanConfig(max_benign=None), {"max_benign": 100})
 
 
 @pytest.mark.parametrize("name", ["pgd-32", "a", "A.b_c-9", "con-text", "x" * MAX_NAME])

@@ -9,8 +9,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from dataclasses import replace
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from care.data.example import Example
 from care.diagnosis.ablation import Ablation, ablate
 from care.diagnosis.activation_means import response_means
+from care.diagnosis.site_results import GeneratedSite
 from care.judges.base import Outcome, Verdict
 from care.judges.rules import RulesJudge
 from care.models.sites import Role, Site
@@ -28,33 +29,6 @@ if TYPE_CHECKING:
 
 UNJUDGED = "unjudged"
 """Stands where an answer has no outcome."""
-
-
-@dataclass(frozen=True)
-class GeneratedSite:
-    """Outcomes of n attacks while one site is removed."""
-
-    site: Site
-    """The site."""
-    n: int
-    """Number of answers that could be judged."""
-    outcomes: dict[str, int]
-    """Count of each of harmful, refused, degenerate and safe."""
-    asr_change: Interval
-    """Share of harmful answers minus that of the untouched model, on the examples whose answers
-    could be judged both times."""
-    degenerate_rise: float
-    """Share of degenerate answers minus that of the untouched model."""
-
-    def to_json(self) -> dict[str, Any]:
-        """An item of `generated` in report.json."""
-        change = self.asr_change
-        return {
-            "site": str(self.site),
-            "n": self.n,
-            "outcomes": dict(self.outcomes),
-            "asr_change": {"rate": change.rate, "low": change.low, "high": change.high},
-        }
 
 
 def confirm(
@@ -105,9 +79,11 @@ def confirm(
             continue
         change = ((after == "harmful").astype(float) - (before == "harmful"))[judged]
         broken = (after == "degenerate")[judged].mean() - (before == "degenerate")[judged].mean()
-        counts = {name: int((after == name).sum()) for name in get_args(Outcome)}
+        counts: dict[Outcome, int] = {
+            name: int((after == name).sum()) for name in get_args(Outcome)
+        }
         kept = [example for example, both in zip(examples, judged, strict=True) if both]
-        told = interval(change, kept)
+        told = replace(interval(change, kept), n=0)
         found.append(GeneratedSite(site, sum(counts.values()), counts, told, float(broken)))
     return tuple(found)
 

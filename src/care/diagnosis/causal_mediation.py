@@ -24,7 +24,7 @@ scope. Not here: single neurons.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ from care.diagnosis.ablation import ablate, first_needed
 from care.diagnosis.activation_means import goals_of
 from care.diagnosis.measures import Measure, Pass, first_token, passes, refusal_log_odds
 from care.diagnosis.scan import name_of
+from care.diagnosis.site_results import Ratio, SiteEffects
 from care.errors import FitError, UsageError
 from care.models.alignment import align
 from care.models.hooks import read
@@ -44,9 +45,8 @@ from care.models.replay import Replay
 from care.models.sites import Role, Scope, Site, scope_mask
 from care.models.vlm import VLM
 from care.runs.kept_batches import KeptBatches
-from care.runs.options import require, require_level
-from care.statistics.bootstrap import bootstrap_mean, bootstrap_ratio
-from care.statistics.intervals import Interval
+from care.runs.options import require
+from care.statistics.sampling import SamplingSpec, flat
 
 Mediator = tuple[Site, ...]
 
@@ -74,56 +74,11 @@ class EffectsConfig:
     """Mediators for which the identity is checked, evenly spaced, on the first batch of pairs;
     each costs a whole pass over it."""
 
-    level: float = 0.95
-    """Confidence level of all intervals."""
-
-    resamples: int = 2000
-    """Bootstrap resamples (of goals)."""
-
-    seed: int = 0
-    """Seed of the bootstrap."""
+    sampling: SamplingSpec = field(default_factory=SamplingSpec)
+    """Confidence level, resamples and seed of all intervals."""
 
     def __post_init__(self) -> None:
-        require(self, {"batch_size": 1, "check_sites": 1, "resamples": 1})
-        require_level(self.level)
-
-
-@dataclass(frozen=True)
-class SiteEffects:
-    """What one mediator carries, in units of the measure: means over pairs, by goal."""
-
-    sites: Mediator
-    """The mediator: a site, or the sites of a window."""
-    metric: str
-    """The measure m, with its unit."""
-    total: Interval
-    """TE."""
-    direct: Interval
-    """NDE."""
-    indirect: Interval
-    """NIE, x → x'."""
-    reversed_indirect: Interval
-    """NIE(x' → x)."""
-    identity_error: float | None
-    """Largest |TE − (NDE − NIE(x'→x))| of a pair; None where it wasn't checked."""
-    noising: Interval | None
-    """NIE / TE: share of the effect that the site brings into a clean run; None if the total
-    effect isn't told from 0."""
-    denoising: Interval | None
-    """−NIE(x'→x) / TE: share that is undone by cleaning the site in the attack run."""
-    aligned: float
-    """Share of the attacks' positions in scope that have a counterpart."""
-
-    @property
-    def name(self) -> str:
-        """`16.ffn_out`, or `15-17.ffn_out` for a window."""
-        return name_of(self.sites)
-
-    def to_json(self) -> dict[str, Any]:
-        """An item of `causal` in report.json; `site` is the name."""
-        tree = asdict(self)
-        del tree["sites"]
-        return {"site": self.name, "window": len(self.sites), **tree}
+        require(self, {"batch_size": 1, "check_sites": 1})
 
 
 class Exchanged(NamedTuple):
@@ -226,7 +181,7 @@ def exchange(
             "benign": [example_digest(pair.benign) for pair in pairs],
             "mediators": [name_of(sites) for sites in mediators],
             "measures": [measure.name for measure in measures],
-            "config": asdict(config),
+            "config": flat(config),
         }
         digests = [example_digest(attack) for attack in attacks]
         asking = kept.over(work, digests, facts, *_forms(len(mediators), errors, advance))
@@ -403,24 +358,31 @@ def _effects(
     indirect = found.noised[row] - found.clean
     undone = found.denoised[row] - found.attacked
 
-    how: dict[str, Any] = {"n": config.resamples, "seed": config.seed, "level": config.level}
-    mean = partial(bootstrap_mean, groups=goals, **how)
-    share = partial(bootstrap_ratio, whole=total, groups=goals, **how)
+    mean = partial(config.sampling.mean, goals=goals)
     whole = mean(total)
     size = float(np.abs([found.attacked, found.clean]).mean())
     known = (whole.low > 0 or whole.high < 0) and abs(whole.rate) > _ROUNDING * size
     return SiteEffects(
-        sites=sites,
+        site=name_of(sites),
+        window=len(sites),
         metric=measure.name,
         total=whole,
         direct=mean(found.denoised[row] - found.clean),
         indirect=mean(indirect),
         reversed_indirect=mean(undone),
         identity_error=error,
-        noising=share(indirect) if known else None,
-        denoising=share(-undone) if known else None,
+        noising=_share(indirect, total, goals, config) if known else None,
+        denoising=_share(-undone, total, goals, config) if known else None,
         aligned=float(found.aligned.mean()),
     )
+
+
+def _share(
+    part: np.ndarray, whole: np.ndarray, goals: Sequence[str], config: EffectsConfig
+) -> Ratio:
+    """Ratio of two means over the same pairs, with its interval over goals."""
+    found = config.sampling.ratio(part, whole, goals)
+    return Ratio(found.rate, found.low, found.high, found.n)
 
 
 def _mediators(vlm: VLM, given: Sequence[Site | Mediator]) -> list[Mediator]:

@@ -17,8 +17,8 @@ the selectivity (bootstrap over goals, combined as in Zou and Donner 2008).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -27,6 +27,8 @@ from care.data.example import Example
 from care.defenses.base import reads_undefended
 from care.defenses.repair.channel import Modality
 from care.defenses.repair.repair import Repair
+from care.diagnosis.results import ChannelsFound
+from care.diagnosis.site_results import ChannelEffect, ChannelScan, RecommendedSite
 from care.errors import DataError
 from care.models.sites import Site, SiteKind
 from care.runs.kept_batches import KeptBatches
@@ -47,30 +49,6 @@ RULE = (
     f"for each modality the up to {MOST_SITES} sites with the greatest lower limit of selectivity, "
     f"above {LEAST:g}, a tenth of the depth apart"
 )
-
-
-@dataclass(frozen=True)
-class ChannelEffect:
-    """What closing one channel does, as shares of requests that are not refused without it."""
-
-    site: Site
-    """Where."""
-    modality: Modality
-    """Which channel of the site."""
-    effect: Interval
-    """Attacks of this modality that are refused; `n` is how many are not refused without it."""
-    benign: Interval
-    """Benign requests that are refused."""
-
-    @property
-    def selectivity(self) -> float:
-        """`effect` − `benign`."""
-        return difference(self.effect, self.benign).rate
-
-    @property
-    def selectivity_low(self) -> float:
-        """Its lower limit."""
-        return difference(self.effect, self.benign).low
 
 
 def scan_channels(
@@ -117,8 +95,29 @@ def scan_channels(
                 bootstrap_mean(now[part].astype(np.float64), list(goals[part]), seed=seed)
                 for part in (worked, harmless)
             ]
-            found.append(ChannelEffect(site, modality, *limits))
+            found.append(channel_effect(site, modality, *limits))
     return found
+
+
+def channel_effect(
+    site: Site, modality: Modality, effect: Interval, benign: Interval
+) -> ChannelEffect:
+    """The figures of one channel; `n` of either share is how many get past the bare model."""
+    selectivity = difference(effect, benign)
+    return ChannelEffect(
+        site=site,
+        layer=site.layer,
+        modality=modality,
+        effect=effect.rate,
+        low=effect.low,
+        high=effect.high,
+        benign_effect=benign.rate,
+        selectivity=selectivity.rate,
+        selectivity_low=selectivity.low,
+        n_attacks=effect.n,
+        n_benign=benign.n,
+        recommended=False,
+    )
 
 
 def refused_under(
@@ -164,10 +163,11 @@ def recommend(effects: Sequence[ChannelEffect], n_layers: int) -> dict[Modality,
     """Sites of each modality by `RULE`, best first; without the modalities that have none."""
     chosen: dict[Modality, list[Site]] = {}
     for item in sorted(effects, key=lambda item: -item.selectivity_low):
-        own = chosen.get(item.modality, [])
+        modality = cast("Modality", item.modality)
+        own = chosen.get(modality, [])
         apart = all(abs(item.site.layer - other.layer) >= n_layers / 10 for other in own)
         if item.selectivity_low > LEAST and apart and len(own) < MOST_SITES:
-            chosen[item.modality] = [*own, item.site]
+            chosen[modality] = [*own, item.site]
     return chosen
 
 
@@ -177,47 +177,20 @@ def scanned_sites(n_layers: int, kind: SiteKind) -> list[Site]:
     return [Site(layer, kind) for layer in range(n_layers - 1, n_layers // 3 - 1, -step)][::-1]
 
 
-def to_json(effects: Sequence[ChannelEffect], n_layers: int) -> dict[str, Any]:
-    """`scan`, which is `diagnosis.channels` of report.json, `recommended` sites and a `verdict`."""
+def found_channels(effects: Sequence[ChannelEffect], n_layers: int) -> ChannelsFound:
+    """The scan, with the sites that it recommends and a verdict."""
     best = recommend(effects, n_layers)
-    scan = {
-        "metric": METRIC,
-        "rule": RULE,
-        "sites": [_figures(item, item.site in best.get(item.modality, ())) for item in effects],
-    }
-    by_place = {(item.modality, item.site): item for item in effects}
-    reasons = [
-        {"site": str(site), "modality": modality, "reason": _reason(by_place[modality, site])}
+    marked = tuple(
+        replace(item, recommended=item.site in best.get(cast("Modality", item.modality), ()))
+        for item in effects
+    )
+    by_place = {(item.modality, item.site): item for item in marked}
+    chosen = tuple(
+        RecommendedSite(site, modality, _reason(by_place[modality, site]))
         for modality, sites in best.items()
         for site in sites
-    ]
-    return {"scan": scan, "recommended": reasons, "verdict": _verdict(best)}
-
-
-def recommended(scan: Mapping[str, Any] | None) -> dict[Modality, list[Site]]:
-    """The recommended sites of a scan as plain values, of each modality, best first."""
-    rows = [row for row in (scan or {"sites": []})["sites"] if row["recommended"]]
-    found: dict[Modality, list[Site]] = {}
-    for row in sorted(rows, key=lambda row: -row["selectivity_low"]):
-        found.setdefault(row["modality"], []).append(Site.parse(row["site"]))
-    return found
-
-
-def _figures(item: ChannelEffect, best: bool) -> dict[str, Any]:
-    return {
-        "site": str(item.site),
-        "layer": item.site.layer,
-        "modality": item.modality,
-        "effect": item.effect.rate,
-        "low": item.effect.low,
-        "high": item.effect.high,
-        "benign_effect": item.benign.rate,
-        "selectivity": item.selectivity,
-        "selectivity_low": item.selectivity_low,
-        "n_attacks": item.effect.n,
-        "n_benign": item.benign.n,
-        "recommended": best,
-    }
+    )
+    return ChannelsFound(ChannelScan(METRIC, RULE, marked), chosen, _verdict(best))
 
 
 def _verdict(best: Mapping[Modality, Sequence[Site]]) -> str:
@@ -239,7 +212,7 @@ def _verdict(best: Mapping[Modality, Sequence[Site]]) -> str:
 
 def _reason(item: ChannelEffect) -> str:
     return (
-        f"closing this channel alone has {100 * item.effect.rate:.0f} % of the attacks refused "
-        f"that get past the model, and {100 * item.benign.rate:.1f} % of benign requests "
+        f"closing this channel alone has {100 * item.effect:.0f} % of the attacks refused "
+        f"that get past the model, and {100 * item.benign_effect:.1f} % of benign requests "
         f"(selectivity {item.selectivity:.2f}, at least {item.selectivity_low:.2f})"
     )

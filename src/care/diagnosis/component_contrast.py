@@ -15,43 +15,18 @@ the FFN's is more than twice that of the attention at the lower confidence limit
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
 from care.diagnosis.scan import Removal, Scan
+from care.diagnosis.site_results import Comparison
 from care.errors import UsageError
 from care.statistics.intervals import Interval
 
 MUCH = 2.0
 """Factor from which one component counts as much more important than the other."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Mean |change in m| when the FFN or the attention of a layer is ablated, over all layers."""
-
-    intervention: str
-    """Kind of ablation, the same for both."""
-    matched_by: Literal["kind", "norm"]
-    """Whether the ablations are whole (`kind`) or scaled to remove equally much (`norm`)."""
-    ffn: Interval
-    """That of the FFN."""
-    mhsa: Interval
-    """That of the attention."""
-    difference: Interval
-    """FFN − attention, paired by example."""
-    survives: bool
-    """Whether the FFN's is more than `MUCH` times that of the attention (lower limit)."""
-    ffn_norm: float
-    """Mean of r_c over layers: how much the ablation of the FFN removes of the residual stream."""
-    mhsa_norm: float
-    """The same for the attention."""
-
-    def to_json(self) -> dict[str, Any]:
-        """An item of `comparison` in report.json."""
-        return asdict(self)
 
 
 def matched_removals(

@@ -21,16 +21,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass, field
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 from scipy.stats import t as student
 
 from care.errors import FitError, UsageError
-from care.runs.options import require, require_level
+from care.runs.options import require
 from care.statistics.bootstrap import Resamples
 from care.statistics.intervals import Interval
+from care.statistics.sampling import SamplingSpec
+from care.typed import TOLERANCE, Count, Misfit, Positive, Range, Share, in_order
 
 Unit = TypeVar("Unit", bound=Hashable)
 
@@ -50,18 +52,12 @@ class FaithfulnessConfig:
     strata: int = 5
     """Groups of similar weight within which units are shuffled; without weights there is one."""
 
-    resamples: int = 1000
-    """Bootstrap resamples (of goals)."""
-
-    seed: int = 0
-    """Seed of the random rankings and of the bootstrap."""
-
-    level: float = 0.95
-    """Confidence level of all intervals, and share of the draws inside a band."""
+    sampling: SamplingSpec = field(default_factory=lambda: SamplingSpec(resamples=1000))
+    """Confidence level, also the share of the draws inside a band, resamples, and seed, also of the
+    random rankings."""
 
     def __post_init__(self) -> None:
-        require(self, {"sizes": 2, "draws": 1, "strata": 1, "resamples": 1})
-        require_level(self.level)
+        require(self, {"sizes": 2, "draws": 1, "strata": 1})
 
 
 @dataclass(frozen=True)
@@ -75,12 +71,16 @@ class Band:
     high: float
     """Upper quantile of the draws."""
 
+    def check(self) -> None:
+        """Misfit unless the quantiles are in order."""
+        in_order(self)
+
 
 @dataclass(frozen=True)
 class CurvePoint:
     """One set size."""
 
-    size: int
+    size: Count
     """Number k of units in C."""
     metric: Interval
     """m with the first k units removed."""
@@ -96,11 +96,15 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """Result of `faithfulness`."""
+    """How much of the behaviour the best units of one ranking account for."""
 
-    n_units: int
+    units: str = field(default="", kw_only=True)
+    """What is ranked, in words."""
+    metric: str = field(default="", kw_only=True)
+    """m in words."""
+    n_units: Annotated[int, Range(2)]
     """Number N of units."""
-    draws: int
+    draws: Positive
     """Number of random rankings."""
     matched: bool
     """Whether these are matched by weight."""
@@ -121,15 +125,28 @@ class Faithfulness:
     necessity_advantage: Interval
     """Mean area under F(M \\ C) of random rankings less that of the ranking; positive: removing
     these units removes more."""
-    beaten: float
+    beaten: Share
     """Share of the random rankings whose CPR is smaller."""
-    p_random: float
+    p_random: Share
     """One-sided p that another random ranking has as great a CPR: t-test of a new draw against the
     draws, t = (CPR − mean) / (s √(1 + 1 / draws)); 1 with fewer than two draws."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, as `trust.faithfulness` of report.json holds them."""
-        return asdict(self) | {"points": [asdict(point) for point in self.points]}
+    def check(self) -> None:
+        """From no unit, where F is 0, to all of them, where it is 1; backwards for completeness."""
+        sizes = [point.size for point in self.points]
+        ends = (sizes[0], sizes[-1]) if len(sizes) > 1 else None
+        if sizes != sorted(set(sizes)) or ends != (0, self.n_units):
+            raise Misfit("points", f"has sizes {sizes}; they must rise from 0 to {self.n_units}")
+        for at, name, expected in (
+            (0, "faithfulness", 0.0),
+            (-1, "faithfulness", 1.0),
+            (0, "completeness", 1.0),
+            (-1, "completeness", 0.0),
+        ):
+            value = getattr(self.points[at], name).rate
+            if abs(value - expected) > TOLERANCE:
+                words = f"has {name} {value:g} at size {sizes[at]}, where it is {expected:g}"
+                raise Misfit("points", words)
 
 
 def faithfulness(
@@ -170,7 +187,7 @@ def faithfulness(
         ]
     )  # (orders, kept or removed, sizes, N)
     goals = list(range(values.shape[-1])) if goals is None else list(goals)
-    resamples = Resamples(goals, config.resamples, config.seed, config.level)
+    resamples = config.sampling.drawings(goals)
     curves = _Curves.of(resamples.means(values, goals), sizes)
     return _summarised(curves, resamples, sizes, len(goals), weights is not None)
 
@@ -323,7 +340,7 @@ def _random_rankings(
     """
     by_weight = np.arange(len(units)) if weights is None else np.argsort(weights, kind="stable")
     strata = 1 if weights is None else min(config.strata, max(1, len(units) // 2))
-    rng = np.random.default_rng(config.seed)
+    rng = np.random.default_rng(config.sampling.seed)
     rankings = []
     for _ in range(config.draws):
         places = np.arange(len(units))

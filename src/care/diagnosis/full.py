@@ -1,409 +1,160 @@
-"""A whole diagnosis: sites, causal effects, neurons, and how far to trust them.
+"""A whole diagnosis: which sites and neurons carry the attacks, how sure that is, what to mend.
 
-What the parts compute is in their own modules; here is which examples each gets and how the
-answers of one are asked of the next:
+    material    what the model answers to attacks and benign requests; those attacks that work
+    parts       sites, causal effects, neurons and trust, on attacks that worked (`parts`)
+    channels    at which sites an unsafe channel can be closed, on goals that aren't fitted on
 
-    sites      every part of every layer removed, alone and in windows (`mediation`, `other_looks`)
-    effects    TE, NDE, NIE of each kind of pairs through FFN and attention outputs (`effects`)
-    neurons    all FFN neurons estimated, the best verified, the fewest that mend it (`neurons`)
-    trust      does the ranking of sites, and of neurons, beat random ones (`faithfulness`)
-
-Each part gives plain values and can be stored, so that a killed job goes on after the last one; the
-scan of the sites goes on after its last row. Without pairs, effects aren't taken and neurons are
-compared with their means. Not here: what holds and what doesn't, in words
-(`care.report.conclusions`); that is said once, when a report is written.
+The channels decide what a repair mends: `Repair.fit(…, sites=diagnosis.sites)`. `care diagnose`
+does the same as stages of a run that survives a kill (`care.pipeline.workflow`). Not here: what
+holds and what doesn't, in words (`care.report.conclusions`); that is said once, when a report is
+written.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from care.data.example import Example
-from care.data.minimal_pairs import Pair, by_kind
-from care.defenses.neuron_suppression import NeuronRepair
+from care.data.example import Example, Suite
+from care.data.minimal_pairs import Pair
+from care.defenses.repair.fitting import PRESETS, Fitter, Preset
+from care.defenses.repair.fitting_data import gather
 from care.defenses.repair.repair import Repair
-from care.diagnosis.ablation import Ablation
-from care.diagnosis.activation_means import goals_of, spread
-from care.diagnosis.causal_mediation import EffectsConfig, site_effects
-from care.diagnosis.channel_scan import refused_under
-from care.diagnosis.compared import Compared, Kept
-from care.diagnosis.faithfulness import FaithfulnessConfig, faithfulness, steps
-from care.diagnosis.measures import first_token, refusal_contrast, refusal_log_odds
-from care.diagnosis.neurons.attribution_patching import estimate
-from care.diagnosis.neurons.interventions import against_means, between_pairs, neuron_means
-from care.diagnosis.neurons.report import NeuronConfig
-from care.diagnosis.neurons.search import find_neurons
-from care.diagnosis.neurons.suppression_search import RULE, Tried, rank_for_repair, search_neurons
-from care.diagnosis.other_looks import SECOND, OtherLooks, Rescan
-from care.diagnosis.reliability import Agreement, StabilityConfig
-from care.diagnosis.scan import ScanRow
-from care.diagnosis.site_results import DiagnosisConfig
-from care.diagnosis.site_scan import diagnose
-from care.errors import FitError, UsageError
-from care.models.sites import Neuron, Scope, Site
+from care.diagnosis.activation_means import goals_of
+from care.diagnosis.channel_scan import found_channels, scan_channels, scanned_sites
+from care.diagnosis.full_config import DiagnosisConfig
+from care.diagnosis.parts import DiagnosisParts
+from care.diagnosis.results import ChannelsFound, Diagnosis
+from care.errors import DataError
 from care.models.vlm import VLM
 from care.runs.kept_batches import KeptBatches
-from care.runs.options import require
 from care.runs.progress import Bar, silent
 
 if TYPE_CHECKING:
     from care.judges.rules import RulesJudge
 
-_DECISION: tuple[Scope, ...] = ("decision",)
+Examples = Suite | Sequence[Example]
+
+_HELD_OUT = 0.3
+"""Share of the goals on which channels are scanned, where no other requests are given."""
 
 
-@dataclass(frozen=True)
-class InquiryConfig:
-    """How much of everything."""
+def diagnose(
+    vlm: VLM,
+    attacks: Examples,
+    benign: Examples,
+    *,
+    validation: tuple[Examples, Examples] | None = None,
+    pairs: Sequence[Pair] = (),
+    preset: Preset = "corrected",
+    config: DiagnosisConfig | None = None,
+    judge: RulesJudge | None = None,
+    batch_size: int = 16,
+    progress: Bar | None = None,
+) -> Diagnosis:
+    """Find where a model is unsafe, and at which sites a repair should mend it.
 
-    sites: DiagnosisConfig = field(
-        default_factory=lambda: DiagnosisConfig(max_attacks=12, max_benign=6)
-    )
-    """The scan of the sites."""
-    effects: EffectsConfig = field(default_factory=EffectsConfig)
-    """Causal effects of pairs."""
-    neurons: NeuronConfig = field(default_factory=NeuronConfig)
-    """The search for neurons."""
-    curves: FaithfulnessConfig | None = field(
-        default_factory=lambda: FaithfulnessConfig(sizes=4, draws=3)
-    )
-    """Faithfulness, each point of which costs a pass over all examples; None leaves it out."""
-    stability: StabilityConfig = field(default_factory=StabilityConfig)
-    """Agreement of other looks."""
-    pairs: int = 6
-    """Pairs of each kind for the causal effects of sites, and of the first for faithfulness."""
-    pair_kinds: int = 2
-    """Kinds of pairs whose causal effects are taken, the first ones; 0 leaves these out."""
-    neuron_prompts: int = 24
-    """Attacks (or pairs), and benign prompts, that neurons are estimated and verified on."""
-    neuron_scopes: tuple[Scope, ...] | None = None
-    """Positions at which the neurons of pairs are exchanged; None: all where pairs align."""
-    contrast: bool = True
-    """Whether causal effects of the first kind are also taken by likelihoods of whole answers."""
-    reseeded: int = 6
-    """Other attacks on which single layers are removed again, to see whether another draw says the
-    same; 0 leaves that out."""
-    rescanned: int = 6
-    """Greatest sites, and as many others at random, that are removed in a second way; 0 leaves that
-    out."""
-    second: Ablation = "resample"
-    """That way: mean, resample, constant or zero, other than the first one."""
-    repair_prompts: int = 32
-    """Validation attacks, and benign requests, on which a neuron repair is chosen; 0 for none."""
-    repair_most: int = 64
-    """Neurons that a repair may consist of."""
-    judged: int = 6
-    """Validation requests of each suite whose whole answers a neuron repair and a subspace repair
-    are compared on, where both are at hand (`care.pipeline.neuron_comparison`); 0 for none."""
+    Parameters:
+        validation: attacks and benign requests with other goals, on which channels are scanned and
+            a neuron repair is chosen; by default those of three in ten goals, which are then left
+            out of everything else.
+        pairs: attacks and their benign counterparts, of which causal effects are taken.
+        preset: how the channels are fitted that are scanned; only one with a gate has any.
+        config: how much of everything; `care.diagnosis.full_config.BRIEF` is a short one.
+        judge: sorts answers; by default the offline rules.
+        progress: makes the bars: `care.runs.progress.Progress`, or anything called the same way.
 
-    def __post_init__(self) -> None:
-        require(self, {"pairs": 2, "neuron_prompts": 4, "repair_most": 1})
-        optional = ("pair_kinds", "reseeded", "rescanned", "repair_prompts", "judged")
-        require(self, dict.fromkeys(optional, 0))
-        known = [how for how in SECOND if how != self.sites.intervention]
-        if self.rescanned and self.second not in known:
-            raise UsageError(
-                f"second is {self.second!r} where sites are removed by {self.sites.intervention}; "
-                f"use one of {', '.join(known)}."
-            )
-
-
-BRIEF = InquiryConfig(
-    sites=DiagnosisConfig(windows=(1,), max_attacks=12, max_benign=8),
-    curves=None,
-    pairs=4,
-    pair_kinds=1,
-    neuron_prompts=16,
-    neuron_scopes=_DECISION,
-    contrast=False,
-    reseeded=0,
-    rescanned=0,
-    repair_prompts=0,
-)
-"""What the main job does on the way."""
-
-
-class Inquiry:
-    """The parts of one diagnosis; see the header of the module."""
-
-    def __init__(
-        self,
-        vlm: VLM,
-        attacks: Sequence[Example],
-        benign: Sequence[Example],
-        *,
-        pairs: Sequence[Pair] = (),
-        validation: tuple[Sequence[Example], Sequence[Example]] = ((), ()),
-        config: InquiryConfig | None = None,
-        judge: RulesJudge | None = None,
-        progress: Bar | None = None,
-    ) -> None:
-        """`validation` are attacks and benign requests with other goals, for the neuron repair."""
-        self.vlm, self.config, self.judge = vlm, config or InquiryConfig(), judge
-        self.attacks, self.benign = list(attacks), list(benign)
-        self.pairs = list(pairs)
-        self.validation = tuple(list(part) for part in validation)
-        self.progress = progress or silent
-
-    # -- sites -----------------------------------------------------------------------------------
-
-    def sites(
-        self, done: Iterable[ScanRow] = (), keep: Callable[[ScanRow], None] | None = None
-    ) -> dict[str, Any]:
-        """The diagnosis of the sites with the stability of their effects, as plain values."""
-        found = diagnose(
-            self.vlm,
-            self.attacks,
-            self.benign,
-            config=self.config.sites,
-            judge=self.judge,
-            progress=self.progress,
-            done=done,
-            keep=keep,
+    Raises DataError and FitError where too few attacks work or goals differ.
+    """
+    config = config or DiagnosisConfig()
+    asked, other = (list(attacks), list(benign)), validation
+    if other is None:
+        asked, other = _split(*asked)
+    attacks, benign = asked
+    held_out = (list(other[0]), list(other[1]))
+    chosen = PRESETS[preset]
+    scanned = scanned_sites(vlm.anatomy.n_layers, chosen.kind) if chosen.gate else ()
+    with (progress or silent)("material", len(attacks) + len(benign)) as bar:
+        material = gather(
+            vlm,
+            attacks,
+            benign,
+            judge=judge,
+            batch_size=batch_size,
+            sites=scanned,
+            progress=bar.advance,
         )
-        assert found.changes is not None
-        looks = OtherLooks(
-            self.vlm,
-            found.changes,
-            self.config.sites,
-            self.config.stability,
-            progress=self.progress,
-        )
-        rows: list[Agreement | None] = [*looks.parts()]
-        again: Rescan | None = None
-        if self.config.reseeded:
-            rows.append(looks.redrawn(self.attacks, self.benign, self.config.reseeded))
-        if self.config.rescanned:
-            how, many = self.config.second, self.config.rescanned
-            again = looks.rescan(self.attacks, self.benign, how, many)
-            rows.append(None if again is None else again.agreement)
-        return found.to_json() | {
-            "stability": [row.to_json() for row in rows if row is not None],
-            "rescan": None if again is None else again.to_json(),
-        }
+    fitter = Fitter(vlm, material, chosen, batch_size)
+    parts = DiagnosisParts(
+        vlm,
+        [example for example, _ in material.complied],
+        [example for example, _ in material.answered],
+        pairs=pairs,
+        validation=held_out,
+        config=config,
+        judge=judge,
+        progress=progress,
+    )
+    sites, effects = parts.sites(), parts.effects()
+    neurons = parts.neurons(Repair.of(fitter.repair()) if config.repair_prompts else None)
+    found = Diagnosis.of(sites, effects, neurons, parts.curves(effects, neurons))
+    seed = config.sites.sampling.seed
+    return found.with_channels(closed_channels(fitter, *held_out, seed=seed, progress=progress))
 
-    # -- effects ---------------------------------------------------------------------------------
 
-    def effects(self, kept: KeptBatches | None = None) -> list[dict[str, Any]]:
-        """Causal effects of each kind of pairs through every FFN and attention output.
+def closed_channels(
+    fitter: Fitter,
+    attacks: Sequence[Example],
+    benign: Sequence[Example],
+    *,
+    seed: int = 0,
+    progress: Bar | None = None,
+    kept: KeptBatches | None = None,
+) -> ChannelsFound | None:
+    """What closing each unsafe channel alone does, on goals that `fitter` doesn't fit on.
 
-        Batches that are `kept` aren't asked again.
-
-        Of kinds with pairs of at least two goals; of the first kind by two metrics, of others by
-        the first token alone, which is many times as cheap.
-        """
-        kinds = list(by_kind(self.pairs).items())[: self.config.pair_kinds]
-        asked = {name: spread(pairs, self.config.pairs) for name, pairs in kinds}
-        asked = {name: pairs for name, pairs in asked.items() if _several_goals(pairs)}
-        measures = [first_token(refusal_log_odds(self.vlm))]
-        if self.config.contrast:
-            measures.append(refusal_contrast(self.vlm))
-        sites, found = self._parts(), []
-        many = sum(len(pairs) for pairs in asked.values()) * len(sites)
-        with self.progress("causal effects", many) as bar:
-            for name, pairs in asked.items():
-                rows = site_effects(
-                    self.vlm,
-                    pairs,
-                    sites,
-                    measures=measures[: None if not found else 1],
-                    config=self.config.effects,
-                    advance=bar.advance,
-                    kept=kept,
-                )
-                found += [{"pairs": name, **row.to_json()} for row in rows]
-        return found
-
-    @property
-    def _first_kind(self) -> tuple[str, list[Pair]]:
-        """The first kind of pairs, which neurons and curves are of; they need one behaviour."""
-        return next(iter(by_kind(self.pairs).items()), ("", []))
-
-    def _parts(self) -> list[Site]:
-        """Every FFN and attention output."""
-        return [*self.vlm.anatomy.sites("ffn_out"), *self.vlm.anatomy.sites("mhsa_out")]
-
-    # -- neurons ---------------------------------------------------------------------------------
-
-    def neurons(
-        self,
-        rival: Repair | None = None,
-        save: Callable[[NeuronRepair], Any] | None = None,
-        kept: KeptBatches | None = None,
-    ) -> dict[str, Any]:
-        """The neurons that carry the pairs' difference (without pairs: the attacks), and a repair.
-
-        They are estimated on one half of the prompts and verified on the other. `rival` is a repair
-        to compare the neuron repair with, on the same requests; `save` gets the neuron repair, or
-        where there is none the set that comes closest.
-        """
-        many = self.config.neuron_prompts
-        kind, pairs = self._first_kind
-        if len(pairs) >= 4:
-            asked = spread(pairs, many)
-            scopes = self.config.neuron_scopes
-            question, verify = (between_pairs(asked[part::2], scopes=scopes) for part in (0, 1))
-        else:
-            kind = ""
-            attacks, benign = spread(self.attacks, many), spread(self.benign, many)
-            means = neuron_means(self.vlm, benign)
-            question, verify = (
-                against_means(
-                    self.vlm, attacks[part::2], benign[part::2], scopes=_DECISION, means=means
-                )
-                for part in (0, 1)
-            )
-        found = find_neurons(
-            self.vlm,
-            question,
-            verify=verify,
-            config=self.config.neurons,
-            progress=self.progress,
+    None where attacks are projected out without a gate: there are no such channels then.
+    """
+    if fitter.config.gate is None:
+        return None
+    layers = fitter.vlm.anatomy.n_layers
+    sites, modalities = scanned_sites(layers, fitter.config.kind), fitter.modalities()
+    fitter.prefetch(sites)
+    with (progress or silent)("channels", len(attacks) + len(benign)) as bar:
+        effects = scan_channels(
+            fitter.vlm,
+            sites,
+            modalities,
+            lambda site, modality: Repair.of(fitter.repair({modality: [site]})),
+            attacks,
+            benign,
+            batch_size=fitter.batch_size,
+            seed=seed,
+            advance=bar.advance,
             kept=kept,
         )
-        return {"pairs": kind, **found.to_json(), "repair": self._neuron_repair(rival, save)}
+    return found_channels(effects, layers)
 
-    def _neuron_repair(
-        self, rival: Repair | None, save: Callable[[NeuronRepair], Any] | None
-    ) -> dict[str, Any] | None:
-        """The fewest neurons whose suppression has validation attacks refused; None without any."""
-        attacks, benign = (spread(part, self.config.repair_prompts) for part in self.validation)
-        if not attacks or not benign:
-            return None
-        many = self.config.neuron_prompts
-        seen = against_means(
-            self.vlm, spread(self.attacks, many), spread(self.benign, many), scopes=_DECISION
-        )
-        assert seen.control is not None
-        asked = len(seen.examples) + len(seen.control.examples)
-        with self.progress("neurons to suppress", asked) as bar:
-            first = estimate(self.vlm, seen, advance=bar.advance)
-            ranking = rank_for_repair(first, estimate(self.vlm, seen.control, advance=bar.advance))
-        if not ranking:
-            return None
-        sets = 2 * math.ceil(math.log2(self.config.repair_most)) + 34  # at most
-        with self.progress("neuron repair", sets * (len(attacks) + len(benign))) as bar:
-            search = search_neurons(
-                self.vlm,
-                ranking,
-                attacks,
-                benign,
-                means=seen.means,
-                scopes=_DECISION,
-                most=self.config.repair_most,
-                advance=bar.advance,
+
+def _split(
+    attacks: Sequence[Example], benign: Sequence[Example]
+) -> tuple[tuple[list[Example], list[Example]], tuple[list[Example], list[Example]]]:
+    """Both kinds of requests to fit on, and both of the goals that are held out, by digest."""
+    kept: list[list[Example]] = []
+    held: list[list[Example]] = []
+    for name, part in (("attacks", attacks), ("benign requests", benign)):
+        for chosen, wanted in ((kept, False), (held, True)):
+            goals = zip(part, goals_of(part), strict=True)
+            chosen.append([example for example, goal in goals if _is_held_out(goal) == wanted])
+        if not kept[-1] or not held[-1]:
+            raise DataError(
+                f"The {len(part)} {name} have too few goals for some of them to be held out, on "
+                "which channels are scanned; add requests with other goals or pass `validation`."
             )
-        chosen = search.repair.neurons if search.repair else ()
-        made = search.repair or search.closest
-        if made is not None and save is not None:
-            save(made)
-        return {
-            "rule": RULE,
-            "neurons": [list(neuron) for neuron in chosen],
-            "before": _first_tokens(search.before),
-            "after": _first_tokens(search.after),
-            "subspace": None if rival is None else self._rates(rival, attacks, benign),
-        }
-
-    def _rates(
-        self, repair: Repair, attacks: Sequence[Example], benign: Sequence[Example]
-    ) -> dict[str, float]:
-        batch = self.config.sites.batch_size
-        [refused] = refused_under(self.vlm, [*attacks, *benign], [repair], batch)
-        shares = {
-            "not_refused": 1 - refused[: len(attacks)].mean(),
-            "benign_refused": refused[len(attacks) :].mean(),
-        }
-        return {name: float(share) for name, share in shares.items()}
-
-    # -- trust -----------------------------------------------------------------------------------
-
-    def curves(
-        self, effects: Sequence[Mapping[str, Any]], neurons: Mapping[str, Any] | None
-    ) -> list[dict[str, Any]]:
-        """Faithfulness of the ranking of sites by their `effects`, and of that of `neurons`.
-
-        A ranking of units that all together do nothing has no curve; the verdict then says that it
-        wasn't tested.
-        """
-        config = self.config.curves
-        if config is None:
-            return []
-        compared, batch = self._compared(), self.config.sites.batch_size
-        sites, ranked = self._ranked(effects), _ranked_neurons(neurons)
-        kept = Kept(self.vlm, compared.examples, batch)  # of both, so that it is there once
-        made = []
-        for units, ranking, metric_with in (
-            (
-                "FFN and attention outputs",
-                sites,
-                compared.without_sites(self.vlm, sites, batch, kept),
-            ),
-            ("FFN neurons", ranked, compared.without_neurons(self.vlm, batch, kept)),
-        ):
-            if len(ranking) < 2:
-                continue
-            with self.progress(f"faithfulness of {units}", steps(len(ranking), config)) as bar:
-                try:
-                    found = faithfulness(
-                        ranking,
-                        metric_with,
-                        compared.goals,
-                        config=config,
-                        advance=bar.advance,
-                    )
-                except FitError:
-                    continue
-            made.append({"units": units, "metric": compared.metric} | found.to_json())
-        return made
-
-    def _compared(self) -> Compared:
-        pairs = spread(self._first_kind[1], self.config.pairs)
-        if _several_goals(pairs):
-            return Compared.of_pairs(pairs)
-        attacks, benign = (spread(part, self.config.pairs) for part in (self.attacks, self.benign))
-        return Compared(tuple(attacks), tuple(benign), paired=False)
-
-    def _ranked(self, effects: Sequence[Mapping[str, Any]]) -> list[Site]:
-        """FFN and attention outputs by how much cleaning them undoes; all of them if unknown."""
-        size: dict[str, float] = {}
-        for row in effects:  # the first metric, and the first kind of pairs, count
-            size.setdefault(row["site"], abs(row["reversed_indirect"]["rate"]))
-        return sorted(self._parts(), key=lambda site: -size.get(str(site), 0.0))
+    return (kept[0], kept[1]), (held[0], held[1])
 
 
-def complete(
-    sites: Mapping[str, Any],
-    effects: Sequence[Mapping[str, Any]],
-    neurons: Mapping[str, Any] | None,
-    curves: Sequence[Mapping[str, Any]],
-) -> dict[str, Any]:
-    """The `diagnosis` tree of report.json from its parts.
-
-    What holds and what doesn't is said where it is written (`care.report`).
-    """
-    return {
-        **{name: part for name, part in sites.items() if name != "stability"},
-        "causal": list(effects),
-        "neurons": neurons,
-        "trust": {"faithfulness": list(curves), "stability": sites["stability"]},
-    }
-
-
-def _ranked_neurons(neurons: Mapping[str, Any] | None) -> list[Neuron]:
-    """Verified neurons and controls by estimate, greatest first."""
-    rows = [] if neurons is None else [*neurons["found"], *neurons["controls"]]
-    return [
-        (row["layer"], row["neuron"]) for row in sorted(rows, key=lambda r: -abs(r["estimate"]))
-    ]
-
-
-def _several_goals(pairs: Sequence[Pair]) -> bool:
-    return len(set(goals_of([pair.attack for pair in pairs]))) > 1
-
-
-def _first_tokens(tried: Tried) -> dict[str, float]:
-    return {"not_refused": tried.not_refused, "benign_refused": tried.benign_refused}
+def _is_held_out(goal: str) -> bool:
+    digest = hashlib.sha256(goal.strip().lower().encode()).hexdigest()
+    return int(digest[:8], 16) / 16**8 < _HELD_OUT

@@ -15,23 +15,26 @@ correction: Spearman (1910), Brown (1910).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import numpy as np
 
 from care.errors import UsageError
-from care.runs.options import require, require_level
-from care.statistics.bootstrap import Resamples
-from care.statistics.correlation import rank_correlations, spearman_bootstrap
-from care.statistics.intervals import Interval
+from care.runs.options import require
+from care.statistics.correlation import rank_correlations
+from care.statistics.intervals import Correlation, Interval
+from care.statistics.sampling import SamplingSpec
+from care.typed import Positive, Range, Share, inside
 
 Kind = Literal["seed", "half", "family", "intervention"]
 
+MIN_SITES = 4
+"""Sites below which a rank correlation says nothing."""
+
 
 @dataclass(frozen=True)
-class StabilityConfig:
+class ReliabilityConfig:
     """Settings of all comparisons."""
 
     top: int = 5
@@ -40,18 +43,12 @@ class StabilityConfig:
     splits: int = 200
     """Random halves."""
 
-    resamples: int = 1000
-    """Bootstrap resamples (of goals)."""
-
-    seed: int = 0
-    """Seed of the halves and of the bootstrap."""
-
-    level: float = 0.95
-    """Confidence level, and share of the splits between the limits."""
+    sampling: SamplingSpec = field(default_factory=lambda: SamplingSpec(resamples=1000))
+    """Confidence level, also the share of the splits between the limits, resamples, and seed, also
+    of the halves."""
 
     def __post_init__(self) -> None:
-        require(self, {"top": 1, "splits": 1, "resamples": 1})
-        require_level(self.level)
+        require(self, {"top": 1, "splits": 1})
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,26 +96,23 @@ class Agreement:
     `intervention` by which units are removed."""
     name: str
     """The two looks, in words."""
-    spearman: Interval
+    spearman: Correlation
     """Rank correlation of the mean effects; for halves the mean over splits, with limits that hold
     the middle 95 % of them."""
-    overlap: Interval
+    overlap: Annotated[Interval, Range(0.0, 1.0)]
     """Share of the top k that both have; likewise."""
-    top: int
+    top: Positive
     """k."""
-    chance: float
+    chance: Share
     """Overlap to be expected by chance, k / S."""
-    reliability: Interval | None = None
+    reliability: Correlation | None
     """Of halves: ρ corrected to the whole of the data."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, a row of `trust.stability` of report.json."""
-        tree = asdict(self)
-        for name in ("spearman", "reliability"):
-            rho = getattr(self, name)
-            if rho is not None:
-                tree[name] = {"rho": rho.rate, "low": rho.low, "high": rho.high, "n": rho.n}
-        return tree
+    def check(self) -> None:
+        """Misfit unless each correlation lies between its limits."""
+        inside(self.spearman, "rho", "spearman")
+        if self.reliability is not None:
+            inside(self.reliability, "rho", "reliability")
 
 
 def agreement(
@@ -126,21 +120,21 @@ def agreement(
     second: Effects,
     name: str,
     kind: Kind = "seed",
-    config: StabilityConfig | None = None,
+    config: ReliabilityConfig | None = None,
 ) -> Agreement:
     """Agreement of two looks at the same units, on the same or on other examples.
 
     Goals that both have are resampled together. Raises UsageError for different numbers of units,
     a side on which all units have the same effect, or fewer than two goals.
     """
-    config = config or StabilityConfig()
+    config = config or ReliabilityConfig()
     if len(first.values) != len(second.values):
         raise UsageError(
             f"Both looks must be at the same units, got {len(first.values)} and "
             f"{len(second.values)}."
         )
     goals = [*first.goals, *second.goals]
-    resamples = Resamples(goals, config.resamples, config.seed, config.level)
+    resamples = config.sampling.drawings(goals)
     left, right = (resamples.means(side.values, side.goals) for side in (first, second))
     if np.ptp(left[0]) == 0.0 or np.ptp(right[0]) == 0.0:
         raise UsageError(f"Agreement of {name} is undefined: all units of one side are equal.")
@@ -150,24 +144,26 @@ def agreement(
     return Agreement(
         kind=kind,
         name=name,
-        spearman=resamples.interval(rank_correlations(left, right), n),
+        spearman=Correlation.of(resamples.interval(rank_correlations(left, right), n)),
         overlap=resamples.interval(overlaps(left, right, top), n),
         top=top,
         chance=top / left.shape[1],
+        reliability=None,
     )
 
 
-def halves(effects: Effects, config: StabilityConfig | None = None) -> Agreement:
+def halves(effects: Effects, config: ReliabilityConfig | None = None) -> Agreement:
     """Agreement of random halves of the goals; with an odd number one goal sits out each time.
 
     Raises UsageError for fewer than four goals or units that all have the same effect.
     """
-    config = config or StabilityConfig()
+    config = config or ReliabilityConfig()
     names = sorted(set(effects.goals))
     if len(names) < 4:
         raise UsageError(f"Halves need at least 4 different goals, got {len(names)}.")
     member = np.array([names.index(goal) for goal in effects.goals])
-    rng, half = np.random.default_rng(config.seed), len(names) // 2
+    level = config.sampling.level
+    rng, half = np.random.default_rng(config.sampling.seed), len(names) // 2
     sides = np.empty((2, config.splits, len(effects.values)))
     for split in range(config.splits):
         order = rng.permutation(len(names))
@@ -178,16 +174,16 @@ def halves(effects: Effects, config: StabilityConfig | None = None) -> Agreement
     if not np.isfinite(rho).any():
         raise UsageError("Halves can't be compared: all units have the same effect.")
     n = len(effects.goals)
-    spearman = _spread(rho, n, config.level)
+    spearman = Correlation.of(_spread(rho, n, level))
     return Agreement(
         kind="half",
         name=f"{config.splits} random halves of {len(names)} goals",
         spearman=spearman,
-        overlap=_spread(overlaps(sides[0], sides[1], top), n, config.level),
+        overlap=_spread(overlaps(sides[0], sides[1], top), n, level),
         top=top,
         chance=top / sides.shape[-1],
-        reliability=Interval(
-            spearman_brown(spearman.rate),
+        reliability=Correlation(
+            spearman_brown(spearman.rho),
             spearman_brown(spearman.low),
             spearman_brown(spearman.high),
             n,
@@ -196,7 +192,7 @@ def halves(effects: Effects, config: StabilityConfig | None = None) -> Agreement
 
 
 def families(
-    effects: Effects, pairwise: bool = False, config: StabilityConfig | None = None
+    effects: Effects, pairwise: bool = False, config: ReliabilityConfig | None = None
 ) -> tuple[Agreement, ...]:
     """Each family against all others, or every pair of families if `pairwise`.
 
@@ -222,26 +218,6 @@ def families(
             for name in names
         ]
     return tuple(agreement(a, b, words, "family", config) for words, a, b in looks)
-
-
-def separability_correlations(
-    apart: Mapping[str, Sequence[float]],
-    effects: Sequence[float],
-    config: StabilityConfig | None = None,
-) -> dict[str, Interval]:
-    """Spearman's ρ of each figure of separability with the causal effects, both over sites (S,).
-
-    Figures that don't vary over the sites have no ρ and are left out, as are all with fewer than
-    three sites.
-    """
-    config = config or StabilityConfig()
-    found = {}
-    for name, values in apart.items():
-        if len(values) >= 3 and np.ptp(values) > 0.0 and np.ptp(effects) > 0.0:
-            found[name] = spearman_bootstrap(
-                values, effects, n=config.resamples, seed=config.seed, level=config.level
-            )
-    return found
 
 
 def spearman_brown(rho: float) -> float:

@@ -1,148 +1,56 @@
-"""What a diagnosis is asked for and what it says: the configuration and the result.
+"""What the looks at sites say: scans, causal effects, channels, a second way of removing.
 
-The figures are made in `care.diagnosis.site_scan`; nothing is computed here.
+Each class is one object of the `diagnosis` part of report.json, its fields the keys, and is read
+back and checked by `care.typed`. What fields owe each other is `check`: every figure lies in its
+interval, a selectivity is the difference of its two effects, nothing is listed twice or outside of
+the model. The figures are made in the modules that each class names; nothing is computed here, and
+no torch is imported.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import numpy as np
 
-from care.diagnosis.ablated_answers import GeneratedSite
-from care.diagnosis.ablation import Ablation
-from care.diagnosis.activation_means import Pooling
-from care.diagnosis.component_contrast import Comparison
-from care.errors import UsageError
+from care.judges.base import Outcome
 from care.models.sites import Site, SiteKind
-from care.runs.options import require, require_level
 from care.statistics.intervals import Interval
+from care.typed import (
+    HIDDEN,
+    TOLERANCE,
+    Change,
+    Count,
+    Misfit,
+    NonNegative,
+    Positive,
+    Range,
+    Share,
+    hints,
+    in_order,
+    inside,
+)
 
 Component = Literal["ffn", "mhsa", "layer"]
-
-Reference = Literal["all", "benign"]
+Removable = Literal["ffn", "mhsa", "layer", "neurons"]
 
 KINDS: dict[Component, SiteKind] = {"ffn": "ffn_out", "mhsa": "mhsa_out", "layer": "layer_out"}
 """The site of each component."""
 
-_AT_LEAST = {
-    "max_attacks": 2,
-    "max_benign": 2,
-    "generate_examples": 2,
-    "top_sites": 0,
-    "max_new_tokens": 1,
-    "batch_size": 1,
-    "resamples": 1,
-    "max_cache_bytes": 0,
-}
 
-_REFUSED: dict[str, tuple[Ablation, ...]] = {
-    "intervention": ("paired",),
-    "layer_intervention": ("paired", "previous-layer"),
-}
-"""Ablations that a scan of unpaired examples, or of whole layers, can't make."""
-
-
-@dataclass(frozen=True)
-class DiagnosisConfig:
-    """Settings of `diagnose`."""
-
-    intervention: Ablation = "mean"
-    """How an FFN or attention output is removed, the same for both; `skip` equals `zero` there.
-
-    `constant` is fitted on benign examples beyond `max_benign`, which must be at least 2.
-    `previous-layer` starts at the first layer that has an earlier one. `paired` needs pairs
-    (`care.diagnosis.causal_mediation`)."""
-
-    reference: Reference = "all"
-    """Prompts whose mean a `mean` ablation puts at a site, the same for attacks and benign ones:
-    `all` that are scored, or the `benign` ones alone. Attacks lie further from the latter, and
-    benign prompts not at all."""
-
-    layer_intervention: Ablation = "skip"
-    """How a whole layer is removed; the paper bypasses it."""
-
-    components: tuple[Component, ...] = ("ffn", "mhsa", "layer")
-    """What is scanned."""
-
-    windows: tuple[int, ...] = (1, 3)
-    """Numbers of consecutive layers removed at once; odd, and 1 among them. Sites are recommended
-    from single layers."""
-
-    max_attacks: int | None = 16
-    """Attack examples used, evenly spaced over those given; None for all."""
-
-    max_benign: int | None = 8
-    """The same for benign examples."""
-
-    top_sites: int = 4
-    """FFN and attention sites looked at more closely."""
-
-    generate_examples: int = 12
-    """Attack examples answered without each top site."""
-
-    max_new_tokens: int = 24
-    """Length of those answers."""
-
-    min_selectivity: float = 0.1
-    """Selectivity, in nats, that the lower limit of a recommended site's must exceed: with enough
-    examples even negligible effects differ from 0."""
-
-    max_degenerate_rise: float = 0.1
-    """A site is turned down if the share of degenerate answers rises by more than this."""
-
-    pooling: Pooling = "text"
-    """Rows for separability: the mean over `text` tokens or the `last` token."""
-
-    batch_size: int = 16
-    """Examples per forward pass."""
-
-    max_cache_bytes: int = 4 * 2**30
-    """Most that is remembered of a batch to run it again from any layer; beyond it layers are
-    computed again (see `care.models.replay`)."""
-
-    level: float = 0.95
-    """Confidence level of all intervals."""
-
-    resamples: int = 2000
-    """Bootstrap resamples (of goals)."""
-
-    seed: int = 0
-    """Seed of the bootstrap."""
-
-    def __post_init__(self) -> None:
-        for name, refused in _REFUSED.items():
-            known = [how for how in get_args(Ablation) if how not in refused]
-            if getattr(self, name) not in known:
-                raise UsageError(
-                    f"{name} is {getattr(self, name)!r}; use one of {', '.join(known)}."
-                )
-        unknown = [part for part in self.components if part not in get_args(Component)]
-        if unknown or not self.components:
-            raise UsageError(
-                f"components is {self.components!r}; use some of {', '.join(get_args(Component))}."
-            )
-        if 1 not in self.windows or any(size < 1 or size % 2 == 0 for size in self.windows):
-            raise UsageError(
-                f"windows is {self.windows!r}; use odd numbers of layers, 1 among them."
-            )
-        if self.reference not in get_args(Reference):
-            raise UsageError(f"reference is {self.reference!r}; use all or benign.")
-        if self.pooling not in get_args(Pooling):
-            raise UsageError(f"pooling is {self.pooling!r}; use text or last.")
-        require_level(self.level)
-        require(self, _AT_LEAST)
+# -- removing sites --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class LayerEffect:
     """What removing one component of one layer does to the refusal log-odds, in nats."""
 
-    layer: int
+    layer: Count
     """Index of the layer; of the middle one of a window."""
     component: Component
-    """`ffn`, `mhsa` or `layer`."""
+    """What is removed: the FFN's output, that of the attention, or the whole layer."""
     effect: float
     """Mean change on attacks; positive: the site carries the attack."""
     low: float
@@ -155,14 +63,6 @@ class LayerEffect:
     """`effect` − `benign_effect`."""
     selectivity_low: float
     """Lower limit of the selectivity."""
-    relative_norm: float
-    """‖Δh‖/‖h‖ of the intervention at the site, to compare how much was removed."""
-    window: int = 1
-    """Number of consecutive layers that were removed at once."""
-    intervention: str = ""
-    """Kind of ablation."""
-    residual_norm: float = 0.0
-    """‖Δh‖ over the norm of the residual stream that enters the layer."""
 
     @property
     def site(self) -> Site:
@@ -171,10 +71,33 @@ class LayerEffect:
 
 
 @dataclass(frozen=True)
+class HeatCell(LayerEffect):
+    """One component removed from one layer or a window of layers, by one intervention."""
+
+    component: Removable  # pyright: ignore[reportIncompatibleVariableOverride]
+    """What is removed: as in `LayerEffect`, or all FFN neurons of the layer."""
+    window: Positive
+    """Number of consecutive layers that were removed at once."""
+    intervention: str
+    """Kind of ablation."""
+    relative_norm: NonNegative
+    """‖Δh‖/‖h‖ of the intervention at the site, to compare how much was removed."""
+
+    def check(self) -> None:
+        """Misfit where the figures contradict each other."""
+        check_selectivity(self)
+
+    @property
+    def alone(self) -> LayerEffect:
+        """The figures without what was removed and how much."""
+        return LayerEffect(**{name: getattr(self, name) for name in hints(LayerEffect)})
+
+
+@dataclass(frozen=True)
 class LayerSeparability:
     """How far attack and benign activations lie apart after one layer."""
 
-    layer: int
+    layer: Count
     """Index of the layer."""
     silhouette: float
     """In [−1, 1]."""
@@ -185,22 +108,69 @@ class LayerSeparability:
 
 
 @dataclass(frozen=True)
+class GeneratedSite:
+    """Answers to n attacks while one site is removed (`care.diagnosis.ablated_answers`)."""
+
+    site: Site
+    """The site."""
+    n: Count
+    """Number of answers that could be judged."""
+    outcomes: dict[Outcome, Count]
+    """How many there are of each outcome."""
+    asr_change: Annotated[Interval, Range(-1.0, 1.0)]
+    """Share of harmful answers minus that of the untouched model, on the examples whose answers
+    could be judged both times."""
+    degenerate_rise: Annotated[float, HIDDEN] = field(default=0.0, compare=False)
+    """Share of degenerate answers minus that of the untouched model."""
+
+
+@dataclass(frozen=True)
 class RecommendedSite:
-    """A site to edit."""
+    """A site that the diagnosis proposes to edit, and why."""
 
     site: Site
     """Where."""
     modality: str
-    """`visual`, `text` or `visual+text`: the tokens at which removing the site matters."""
+    """`visual`, `text` or `visual+text`, the tokens at which removing the site matters; for a
+    channel `image` or `text`, the attacks that it's of."""
     reason: str
     """The figures behind it, in a sentence."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Mean |change in m| when the FFN or the attention of a layer is ablated, over all layers."""
+
+    intervention: str
+    """Kind of ablation, the same for both."""
+    matched_by: Literal["kind", "norm"]
+    """Whether the ablations are whole (`kind`) or scaled to remove equally much (`norm`)."""
+    ffn: Interval
+    """That of the FFN."""
+    mhsa: Interval
+    """That of the attention."""
+    difference: Interval
+    """FFN − attention, paired by example."""
+    survives: bool
+    """Whether the FFN's is more than twice that of the attention (lower limit)."""
+    ffn_norm: NonNegative
+    """How much the ablation of the FFN removes of the residual stream, mean over layers."""
+    mhsa_norm: NonNegative
+    """The same for the attention."""
+
+    def check(self) -> None:
+        """Misfit where the figures contradict each other."""
+        same(self.difference.rate, self.ffn.rate - self.mhsa.rate, "ffn less mhsa")
+        if self.survives and self.difference.low <= 0.0:
+            low = self.difference.low
+            raise Misfit("survives", f"is True, but the difference may be as low as {low:g}")
 
 
 @dataclass(frozen=True)
 class Changes:
     """What S removals do to each of N examples: attacks first, then benign prompts."""
 
-    effects: tuple[LayerEffect, ...]
+    effects: tuple[HeatCell, ...]
     """What was removed (S,)."""
     values: np.ndarray
     """Change in the refusal log-odds (S, N)."""
@@ -214,74 +184,166 @@ class Changes:
     """Number of attacks among them."""
 
 
+# -- the second way --------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
-class Diagnosis:
-    """Result of `diagnose`."""
+class RescannedSite:
+    """One site, removed in two ways; effects on the same attacks in nats."""
+
+    site: Site
+    """Where."""
+    top: bool
+    """Whether it is one of the greatest; the others were drawn at random."""
+    effect: Interval
+    """Effect of removing it as in the first look."""
+    again: Interval
+    """Effect of removing it in the second way."""
+
+
+@dataclass(frozen=True)
+class Rescan:
+    """The greatest sites, and as many others, removed in a second way
+    (`care.diagnosis.site_reliability`)."""
+
+    intervention: str
+    """The second way."""
+    against: str
+    """The first one."""
+    sites: tuple[RescannedSite, ...]
+    """The greatest sites first, then the others."""
+
+    def check(self) -> None:
+        """Misfit for a site that is there twice."""
+        for i in repeated(item.site for item in self.sites):
+            raise Misfit(f"sites[{i}].site", f"repeats {str(self.sites[i].site)!r}")
+
+
+# -- causal effects --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ratio(Interval):
+    """A ratio of two means with its interval, outside of which it may lie."""
+
+    def check(self) -> None:
+        """Misfit unless the limits are in order."""
+        in_order(self)
+
+
+@dataclass(frozen=True)
+class SiteEffects:
+    """What one mediator carries, in units of the measure: means over pairs, by goal
+    (`care.diagnosis.causal_mediation`)."""
+
+    pairs: str = field(default="", kw_only=True)
+    """What the pairs differ in, in words."""
+    site: str
+    """The mediator: `16.ffn_out`, or `15-17.ffn_out` for a window."""
+    window: Positive
+    """Number of its layers."""
+    metric: str
+    """The measure m, with its unit."""
+    total: Interval
+    """TE."""
+    direct: Interval
+    """NDE."""
+    indirect: Interval
+    """NIE, x → x'."""
+    reversed_indirect: Interval
+    """NIE(x' → x)."""
+    identity_error: NonNegative | None
+    """Largest |TE − (NDE − NIE(x'→x))| of a pair; null where it wasn't checked."""
+    noising: Ratio | None
+    """NIE / TE: share of the effect that the site brings into a clean run; null if the total
+    effect isn't told from 0."""
+    denoising: Ratio | None
+    """−NIE(x'→x) / TE: share that is undone by cleaning the site in the attack run."""
+    aligned: Share
+    """Share of the attacks' positions in scope that have a counterpart."""
+
+    def check(self) -> None:
+        """Misfit if the identity fails for the means by more than it does for any pair."""
+        error = abs(self.total.rate - (self.direct.rate - self.reversed_indirect.rate))
+        stated = self.identity_error or 0.0
+        if error > stated + TOLERANCE:
+            words = f"is {stated:g}, but total less (direct less reversed_indirect) is {error:g}"
+            raise Misfit("identity_error", words)
+
+
+# -- channels --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ChannelEffect:
+    """What closing one channel does, as shares of requests that are not refused without it
+    (`care.diagnosis.channel_scan`)."""
+
+    site: Site
+    """Where."""
+    layer: Count
+    """Its layer."""
+    modality: str
+    """Which channel of the site: `image` or `text`."""
+    effect: Change
+    """Share of the attacks of this modality that are refused."""
+    low: Change
+    """Lower limit."""
+    high: Change
+    """Upper limit."""
+    benign_effect: Change
+    """Share of benign requests that are refused."""
+    selectivity: Annotated[float, Range(-2.0, 2.0)]
+    """`effect` − `benign_effect`."""
+    selectivity_low: Annotated[float, Range(-2.0, 2.0)]
+    """Lower limit of the selectivity."""
+    n_attacks: Count
+    """Attacks that are not refused without it."""
+    n_benign: Count
+    """Benign requests that are not refused without it."""
+    recommended: bool
+    """Whether a repair should close it."""
+
+    def check(self) -> None:
+        """Misfit where the figures contradict each other."""
+        check_selectivity(self)
+
+
+@dataclass(frozen=True)
+class ChannelScan:
+    """The causal test of each unsafe channel, one for each layer and modality."""
 
     metric: str
     """What is measured, in words."""
-    intervention: str
-    """What was done to the sites, in words."""
-    sign: str
-    """What a positive effect means, and which sites are recommended."""
-    n_layers: int
-    """L."""
-    layers: tuple[LayerEffect, ...]
-    """Every component of every layer, removed alone."""
-    separability: tuple[LayerSeparability, ...]
-    """Every layer."""
-    rank_correlation: dict[str, Interval]
-    """Spearman's ρ over layers of each separability figure and the effect of the whole layer (of
-    the first component if whole layers weren't scanned); figures that don't vary are left out."""
-    generated: tuple[GeneratedSite, ...]
-    """The top sites on generated answers; empty without generation."""
-    recommended: tuple[RecommendedSite, ...]
-    """Sites to edit, best first; may be empty."""
-    verdict: str
-    """The outcome in a sentence."""
-    windows: tuple[LayerEffect, ...] = ()
-    """Every component of every window of more than one layer."""
-    comparisons: tuple[Comparison, ...] = ()
-    """FFN against attention, matched by kind and by norm; empty unless both were scanned."""
-    changes: Changes | None = field(default=None, compare=False, repr=False)
-    """The effects on single examples, for whoever asks how stable they are; not in the JSON."""
+    rule: str
+    """How sites are recommended, in words."""
+    sites: tuple[ChannelEffect, ...]
+    """Every channel."""
 
-    @property
-    def sites(self) -> list[Site]:
-        """The recommended sites, best first."""
-        return [item.site for item in self.recommended]
 
-    def to_json(self) -> dict[str, Any]:
-        """The `diagnosis` part of report.json, as plain JSON values.
+# -- what fields owe each other --------------------------------------------------------------------
 
-        `channels` is null: a channel scan needs fitted repairs, and whoever runs one puts it there.
-        """
-        keys = (
-            *("layer", "component", "effect", "low", "high"),
-            *("benign_effect", "selectivity", "selectivity_low"),
-        )
-        more = ("window", "intervention", "relative_norm")
-        return {
-            "verdict": self.verdict,
-            "metric": self.metric,
-            "intervention": self.intervention,
-            "n_layers": self.n_layers,
-            "layers": [{key: getattr(item, key) for key in keys} for item in self.layers],
-            "heatmap": [
-                {key: getattr(item, key) for key in (*keys, *more)}
-                for item in (*self.layers, *self.windows)
-            ],
-            "comparison": [item.to_json() for item in self.comparisons],
-            "separability": [asdict(item) for item in self.separability],
-            "rank_correlation": {
-                name: {"rho": rho.rate, "low": rho.low, "high": rho.high}
-                for name, rho in self.rank_correlation.items()
-            },
-            "generated": [item.to_json() for item in self.generated],
-            "recommended": [
-                {"site": str(item.site), "modality": item.modality, "reason": item.reason}
-                for item in self.recommended
-            ],
-            "channels": None,
-            "sign": self.sign,
-        }
+
+def check_selectivity(item: LayerEffect | ChannelEffect) -> None:
+    """The effect lies in its interval; the selectivity is the difference, above its lower limit."""
+    inside(item, "effect")
+    gap = item.effect - item.benign_effect
+    same(item.selectivity, gap, "effect less benign_effect", "selectivity")
+    if item.selectivity_low > item.selectivity + TOLERANCE:
+        low, middle = item.selectivity_low, item.selectivity
+        raise Misfit("selectivity_low", f"is {low:g}, above the selectivity {middle:g}")
+
+
+def same(stated: float, found: float, source: str, path: str = "difference.rate") -> None:
+    """Misfit unless a stated figure is what its parts give; `source` names these."""
+    if abs(found - stated) > TOLERANCE:
+        raise Misfit(path, f"is {stated:g}, but {source} is {found:g}")
+
+
+def repeated(keys: Iterable[Hashable]) -> Iterable[int]:
+    """Places of keys that came before."""
+    seen: set[Hashable] = set()
+    for place, key in enumerate(keys):
+        if key in seen:
+            yield place
+        seen.add(key)

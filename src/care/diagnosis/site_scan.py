@@ -1,4 +1,4 @@
-"""Diagnosis: which layers, and which of their parts, carry an attack.
+"""Site scan: which layers, and which of their parts, carry an attack.
 
 For every layer and each of its parts (FFN, attention, the whole layer) the part is taken away and
 the refusal log-odds m = log P(R) − log(1 − P(R)) at the first answer token are compared:
@@ -23,23 +23,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from care.data.example import Example, Suite
-from care.diagnosis.ablated_answers import GeneratedSite
 from care.diagnosis.activation_means import Collected
+from care.diagnosis.results import SiteScan
 from care.diagnosis.scan import ScanRow
 from care.diagnosis.separability import separability
 from care.diagnosis.site_results import (
-    Diagnosis,
-    DiagnosisConfig,
+    Changes,
+    GeneratedSite,
+    HeatCell,
     LayerEffect,
     LayerSeparability,
     RecommendedSite,
 )
-from care.diagnosis.site_scan_runs import Changes, Data, Job
+from care.diagnosis.site_scan_config import SiteScanConfig
+from care.diagnosis.site_scan_runs import Data, SiteScanRuns
 from care.models.sites import Site
 from care.models.vlm import VLM
 from care.runs.progress import Bar, silent
-from care.statistics.correlation import spearman_bootstrap
-from care.statistics.intervals import Interval, difference
+from care.statistics.intervals import Correlation, difference
 
 if TYPE_CHECKING:
     from care.judges.rules import RulesJudge
@@ -56,18 +57,18 @@ _WORDS: dict[str, str] = {
 }
 
 
-def diagnose(
+def scan_sites(
     vlm: VLM,
     attacks: Suite | Sequence[Example],
     benign: Suite | Sequence[Example],
     *,
-    config: DiagnosisConfig | None = None,
+    config: SiteScanConfig | None = None,
     generate: bool = True,
     judge: RulesJudge | None = None,
     progress: Bar | None = None,
     done: Iterable[ScanRow] = (),
     keep: Callable[[ScanRow], None] | None = None,
-) -> Diagnosis:
+) -> SiteScan:
     """Find the sites that carry the attacks.
 
     Every component of every layer is removed in turn (`config`), on attack and on benign prompts;
@@ -90,34 +91,35 @@ def diagnose(
     Raises: DataError if an attack isn't malicious, a benign example isn't benign, or either has
     fewer than two goals; FitError for activations or log-odds that aren't finite.
     """
-    config = config or DiagnosisConfig()
+    config = config or SiteScanConfig()
     data = Data.of(attacks, benign, config)
-    job = Job(vlm, data, config, list(done), keep)
-    with (progress or silent)("diagnosis", job.steps(generate)) as bar:
+    runs = SiteScanRuns(vlm, data, config, list(done), keep)
+    with (progress or silent)("diagnosis", runs.steps(generate)) as bar:
         advance = bar.advance
-        changes = job.changes(advance)
+        changes = runs.changes(advance)
         effects = tuple(item for item in changes.effects if item.window == 1)
-        comparisons = job.comparisons(changes, advance)
+        comparisons = runs.comparisons(changes, advance)
         top = _top(effects, config.top_sites)
-        modalities = job.modalities([item.site for item in top], advance)
-        generated = job.confirm(top, judge, advance) if generate and top else ()
-    apart = _separability(job.collected, len(data.attacks))
-    sure = _corrected(job, changes, [item.site for item in effects if item.component != "layer"])
+        modalities = runs.modalities([item.site for item in top], advance)
+        generated = runs.confirm(top, judge, advance) if generate and top else ()
+    apart = _separability(runs.collected, len(data.attacks))
+    sure = _corrected(runs, changes, [item.site for item in effects if item.component != "layer"])
     answered = generated if generate else None
     recommended, verdict = _recommend(top, sure, modalities, answered, config)
-    return Diagnosis(
+    return SiteScan(
         metric="change in refusal log-odds (nats)",
         intervention=_intervention(config, data),
         sign=_sign(config, generate),
         n_layers=vlm.anatomy.n_layers,
-        layers=effects,
+        layers=tuple(item.alone for item in effects),
+        heatmap=(*effects, *(item for item in changes.effects if item.window > 1)),
+        comparison=comparisons,
         separability=apart,
         rank_correlation=_correlations(apart, effects, config),
         generated=generated,
         recommended=recommended,
         verdict=verdict,
-        windows=tuple(item for item in changes.effects if item.window > 1),
-        comparisons=comparisons,
+        channels=None,
         changes=changes,
     )
 
@@ -125,7 +127,7 @@ def diagnose(
 # -- from effects to sites -------------------------------------------------------------------------
 
 
-def _top(effects: Sequence[LayerEffect], n: int) -> list[LayerEffect]:
+def _top(effects: Sequence[HeatCell], n: int) -> list[HeatCell]:
     """FFN and attention sites by lower limit of selectivity, best first.
 
     Sites without a clear positive effect on attacks can't be recommended and come last; they may be
@@ -136,19 +138,19 @@ def _top(effects: Sequence[LayerEffect], n: int) -> list[LayerEffect]:
 
 
 def _corrected(
-    job: Job, changes: Changes, sites: Sequence[Site]
+    runs: SiteScanRuns, changes: Changes, sites: Sequence[Site]
 ) -> dict[Site, tuple[float, float]]:
     """Lower limits of effect and selectivity that hold for all S `sites` together.
 
     Each is at the level 1 − (1 − level) / S.
     """
-    level = 1 - (1 - job.config.level) / max(1, len(sites))
+    level = 1 - (1 - runs.config.sampling.level) / max(1, len(sites))
     split = changes.n_attacks
     limits = {}
-    for removal, values in zip(job.removals, changes.values, strict=True):
+    for removal, values in zip(runs.removals, changes.values, strict=True):
         if len(removal.sites) == 1 and removal.site in sites:
-            attacked = job.interval(values[:split], job.data.attacks, level)
-            harmless = job.interval(values[split:], job.data.benign, level)
+            attacked = runs.interval(values[:split], runs.data.attacks, level)
+            harmless = runs.interval(values[split:], runs.data.benign, level)
             limits[removal.site] = attacked.low, difference(attacked, harmless).low
     return limits
 
@@ -158,7 +160,7 @@ def _recommend(
     sure: dict[Site, tuple[float, float]],
     modalities: dict[Site, str],
     generated: Sequence[GeneratedSite] | None,
-    config: DiagnosisConfig,
+    config: SiteScanConfig,
 ) -> tuple[tuple[RecommendedSite, ...], str]:
     """The sites that hold, and a sentence on the outcome; `generated` is None without answers."""
     least = config.min_selectivity
@@ -207,8 +209,8 @@ def _separability(collected: Collected, n_attacks: int) -> tuple[LayerSeparabili
 
 
 def _correlations(
-    apart: Sequence[LayerSeparability], effects: Sequence[LayerEffect], config: DiagnosisConfig
-) -> dict[str, Interval]:
+    apart: Sequence[LayerSeparability], effects: Sequence[LayerEffect], config: SiteScanConfig
+) -> dict[str, Correlation]:
     """Rank correlation over layers; without at least 3 layers that differ there is none."""
     component = "layer" if "layer" in config.components else config.components[0]
     effect_of = {item.layer: item.effect for item in effects if item.component == component}
@@ -218,13 +220,12 @@ def _correlations(
     for metric in _METRICS:
         read = [getattr(item, metric) for item in apart]
         if len(read) >= 3 and np.ptp(read) > 0 and np.ptp(caused) > 0:
-            found[metric] = spearman_bootstrap(
-                read, caused, n=config.resamples, seed=config.seed, level=config.level
-            )
+            rho = config.sampling.spearman(read, caused)
+            found[metric] = Correlation(rho.rate, rho.low, rho.high)
     return found
 
 
-def _intervention(config: DiagnosisConfig, data: Data) -> str:
+def _intervention(config: SiteScanConfig, data: Data) -> str:
     parts = []
     if set(config.components) & {"ffn", "mhsa"}:
         how = "zero" if config.intervention == "skip" else config.intervention
@@ -239,7 +240,7 @@ def _intervention(config: DiagnosisConfig, data: Data) -> str:
     )
 
 
-def _sign(config: DiagnosisConfig, generate: bool) -> str:
+def _sign(config: SiteScanConfig, generate: bool) -> str:
     checked = (
         "and whose removal doesn't raise the share of degenerate answers by more than "
         f"{100 * config.max_degenerate_rise:g} points"

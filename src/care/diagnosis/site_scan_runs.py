@@ -1,4 +1,4 @@
-"""The examples and the runs of the model that a diagnosis consists of.
+"""The examples and the runs of the model that a scan of sites consists of.
 
 Which examples are used, what is removed in which layers and windows, and what that does to the
 refusal log-odds. What follows from it is said in `care.diagnosis.site_scan`.
@@ -15,16 +15,23 @@ import numpy as np
 from torch import Tensor
 
 from care.data.example import Example, Suite
-from care.diagnosis.ablated_answers import GeneratedSite, confirm
+from care.diagnosis.ablated_answers import confirm
 from care.diagnosis.activation_means import BenignDonors, collect, goals_of, spread
-from care.diagnosis.component_contrast import Comparison, compare_both
+from care.diagnosis.component_contrast import compare_both
 from care.diagnosis.optimal_constants import ConstantConfig, fit_constants
 from care.diagnosis.scan import Removal, Scan, ScanRow, mean_norms, scan, windows
-from care.diagnosis.site_results import KINDS, Changes, Component, DiagnosisConfig, LayerEffect
+from care.diagnosis.site_results import (
+    KINDS,
+    Changes,
+    Comparison,
+    Component,
+    GeneratedSite,
+    HeatCell,
+)
+from care.diagnosis.site_scan_config import SiteScanConfig
 from care.errors import DataError
 from care.models.sites import Scope, Site
 from care.models.vlm import VLM
-from care.statistics.bootstrap import bootstrap_mean
 from care.statistics.intervals import Interval, difference
 
 if TYPE_CHECKING:
@@ -44,7 +51,7 @@ class Data(NamedTuple):
         cls,
         attacks: Suite | Sequence[Example],
         benign: Suite | Sequence[Example],
-        config: DiagnosisConfig,
+        config: SiteScanConfig,
     ) -> Data:
         chosen = []
         for kind, given, most in (
@@ -75,7 +82,7 @@ class Data(NamedTuple):
         return [*self.attacks, *self.benign]
 
     def constants(
-        self, vlm: VLM, means: dict[Site, Tensor], config: DiagnosisConfig
+        self, vlm: VLM, means: dict[Site, Tensor], config: SiteScanConfig
     ) -> dict[Site, Tensor]:
         """Optimal constants of the sites in `means`, from benign examples that aren't scored."""
         if not means:
@@ -103,14 +110,14 @@ def _chosen(examples: Sequence[Example], most: int) -> list[Example]:
     return chosen
 
 
-class Job:
-    """The runs of the model that a diagnosis consists of."""
+class SiteScanRuns:
+    """The runs of the model that a scan consists of."""
 
     def __init__(
         self,
         vlm: VLM,
         data: Data,
-        config: DiagnosisConfig,
+        config: SiteScanConfig,
         done: list[ScanRow],
         keep: Callable[[ScanRow], None] | None,
     ) -> None:
@@ -133,7 +140,7 @@ class Job:
         self.constants = data.constants(vlm, replaced, config)
 
     def steps(self, generate: bool) -> int:
-        """Number of (example, removal) pairs and answers that the whole job takes."""
+        """Number of (example, removal) pairs and answers that the whole scan takes."""
         parts = sum(
             removal.site.kind != "layer_out" and len(removal.sites) == 1
             for removal in self.removals
@@ -150,12 +157,11 @@ class Job:
         found = self._scan(self.removals, advance)
         split = len(self.data.attacks)
         effects = []
-        for removal, values, *norms in zip(
-            self.removals, found.effects, found.relative_norm, found.residual_norm, strict=True
-        ):
+        rows = zip(self.removals, found.effects, found.relative_norm, strict=True)
+        for removal, values, norm in rows:
             attacked = self.interval(values[:split], self.data.attacks)
             harmless = self.interval(values[split:], self.data.benign)
-            effects.append(_layer_effect(removal, attacked, harmless, *norms))
+            effects.append(_cell(removal, attacked, harmless, float(norm)))
         return Changes(
             effects=tuple(effects),
             values=found.effects,
@@ -212,7 +218,7 @@ class Job:
         return named
 
     def confirm(
-        self, top: Sequence[LayerEffect], judge: RulesJudge | None, advance: Callable[[int], None]
+        self, top: Sequence[HeatCell], judge: RulesJudge | None, advance: Callable[[int], None]
     ) -> tuple[GeneratedSite, ...]:
         """Generated answers without each top site."""
         how = "mean" if self.config.intervention == "resample" else self.config.intervention
@@ -239,10 +245,10 @@ class Job:
         `level` is that of the configuration unless another is asked for; the resamples suffice for
         its tails.
         """
-        config = self.config
-        level = level or config.level
-        many = max(config.resamples, math.ceil(8 / (1 - level)))
-        return bootstrap_mean(values, goals_of(examples), n=many, seed=config.seed, level=level)
+        spec = self.config.sampling
+        level = level or spec.level
+        many = max(spec.resamples, math.ceil(8 / (1 - level)))
+        return replace(spec, level=level, resamples=many).mean(values, goals_of(examples))
 
     @property
     def _with_images(self) -> bool:
@@ -298,13 +304,11 @@ class Job:
         )
 
 
-def _layer_effect(
-    removal: Removal, attacked: Interval, harmless: Interval, *norms: float
-) -> LayerEffect:
+def _cell(removal: Removal, attacked: Interval, harmless: Interval, norm: float) -> HeatCell:
     kind = removal.site.kind
     component: Component = next(name for name, own in KINDS.items() if own == kind)
     selectivity = difference(attacked, harmless)
-    return LayerEffect(
+    return HeatCell(
         layer=removal.site.layer,
         component=component,
         effect=attacked.rate,
@@ -313,8 +317,7 @@ def _layer_effect(
         benign_effect=harmless.rate,
         selectivity=selectivity.rate,
         selectivity_low=selectivity.low,
-        relative_norm=float(norms[0]),
         window=len(removal.sites),
         intervention=removal.how,
-        residual_norm=float(norms[1]),
+        relative_norm=norm,
     )

@@ -6,22 +6,78 @@ they relate to each other:
     K_ij = exp(−d_ij² / median d²),   visual s_i = ‖(K H)_i‖²,   text s_i = ‖(H K H)_i‖²
 
 with H = I − 11ᵀ/T, and s scaled to [0, 1]. In width ~4000 raw distances concentrate, and a few
-massive channels decide them; so tokens are standardised by channel and set to unit length first.
-The official variants leave that out. Pads must not be passed; template sinks are found by
+massive channels decide them; so tokens are standardised by channel and set to unit length first,
+which the released code leaves out. Pads must not be passed; template sinks are found by
 `sink_mask`. A score is a ranking for showing and pooling, not a causal effect.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.spatial.distance import cdist
+from torch import Tensor
 
+from care.data.example import Example
 from care.errors import FitError, UsageError
+from care.models.hooks import read
+from care.models.sites import Role, Site
+from care.models.vlm import VLM
 from care.statistics.moments import as_rows
 
-_MEAN_DISTANCE_WEIGHT, _KERNEL_WEIGHT = 0.7, 0.3
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Scores of the tokens of one example with a picture."""
+
+    example: Example
+    """The example."""
+    grid: tuple[int, int] | None
+    """Rows and columns of the picture's tokens; None where they are no square."""
+    visual_scores: tuple[float, ...]
+    """Score of each visual token, row by row; none where there is no grid."""
+    tokens: tuple[str, ...]
+    """The text tokens."""
+    text_scores: tuple[float, ...]
+    """Score of each; 0 for sinks."""
+
+
+def token_scores(
+    vlm: VLM, examples: Sequence[Example], site: Site, each: int = 2
+) -> list[TokenScores]:
+    """Scores at `site` of the first `each` attacks with pictures of every suite."""
+    wanted: dict[str, list[Example]] = {}
+    for example in examples:
+        if example.images and example.kind == "malicious":
+            wanted.setdefault(example.suite, []).append(example)
+    found = []
+    for example in [e for group in wanted.values() for e in group[:each]]:
+        batch = vlm.batch([example])
+        with read(vlm, [site]) as recorder:
+            vlm.forward(batch, logits_to_keep=1)
+            h, roles = recorder[site]
+        found.append(_scores(vlm, example, batch.inputs["input_ids"][0], h[0].float(), roles[0]))
+    return found
+
+
+def _scores(vlm: VLM, example: Example, ids: Tensor, h: Tensor, roles: Tensor) -> TokenScores:
+    """Scores of one example from h (T, D); sinks among the text tokens score 0."""
+    visual, text = h[roles == Role.IMAGE].cpu().numpy(), h[roles == Role.TEXT].cpu().numpy()
+    sinks = sink_mask(text)
+    words = np.zeros(len(text))
+    words[~sinks] = text_scores(text[~sinks])
+    side = round(len(visual) ** 0.5)
+    square = side * side == len(visual)
+    return TokenScores(
+        example=example,
+        grid=(side, side) if square else None,
+        visual_scores=tuple(visual_scores(visual, text[~sinks]).tolist()) if square else (),
+        tokens=tuple(vlm.tokenizer.decode([int(i)]) for i in ids[roles == Role.TEXT]),
+        text_scores=tuple(words.tolist()),
+    )
 
 
 def visual_scores(visual: Any, text: Any) -> np.ndarray:
@@ -35,11 +91,6 @@ def visual_scores(visual: Any, text: Any) -> np.ndarray:
     v, t = _both(visual, text)
     scale = np.sqrt((v.var(axis=0) * len(v) + t.var(axis=0) * len(t)) / (len(v) + len(t)))
     return _cross_energy(_standardise(v, scale), _standardise(t, scale))
-
-
-def official_visual_scores(visual: Any, text: Any) -> np.ndarray:
-    """As `visual_scores` on raw tokens, which is what CARE's released code computes; (V,)."""
-    return _cross_energy(*_both(visual, text))
 
 
 def text_scores(text: Any) -> np.ndarray:
@@ -56,20 +107,6 @@ def text_scores(text: Any) -> np.ndarray:
     return _min_max((_centre_both(kernel) ** 2).sum(axis=1))
 
 
-def official_text_scores(text: Any) -> np.ndarray:
-    """CARE's released "self_hsic" score of text tokens (T, D); (T,) float64.
-
-    0.7 × mean squared distance to the other tokens + 0.3 × |diag(H K H)|, then min–max. The
-    distances are unscaled, so the furthest token wins whatever the kernel says.
-    """
-    t = _enough(as_rows(text, "text tokens"))
-    squared = _squared_distances(t, t)
-    kernel = _rbf(squared, squared)
-    distance = squared.sum(axis=1) / (len(t) - 1)
-    centred = np.abs(np.diagonal(_centre_both(kernel)))
-    return _min_max(_MEAN_DISTANCE_WEIGHT * distance + _KERNEL_WEIGHT * centred)
-
-
 def sink_mask(tokens: Any, factor: float = 4.0) -> np.ndarray:
     """True for tokens (T, D) whose norm exceeds `factor` times the median norm; (T,) bool.
 
@@ -80,20 +117,6 @@ def sink_mask(tokens: Any, factor: float = 4.0) -> np.ndarray:
         raise UsageError(f"the factor must exceed 1, got {factor}")
     lengths = np.linalg.norm(as_rows(tokens, "tokens"), axis=1)
     return lengths > factor * np.median(lengths)
-
-
-def top_fraction(scores: Any, q: float) -> np.ndarray:
-    """Mask (T,) bool of the ⌈q T⌉ highest scores, at least one; ties go to the earlier token."""
-    values = np.asarray(scores, dtype=np.float64)
-    if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
-        raise UsageError(f"scores must be a non-empty list of finite numbers, got {values.shape}")
-    if not 0.0 < q <= 1.0:
-        raise UsageError(f"the fraction must lie in (0, 1], got {q}")
-    # The tiny margin keeps ceil(0.2 * 10 + rounding) from becoming 3.
-    count = max(1, int(np.ceil(q * len(values) - 1e-9)))
-    mask = np.zeros(len(values), dtype=bool)
-    mask[np.argsort(-values, kind="stable")[:count]] = True
-    return mask
 
 
 def _both(visual: Any, text: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -15,14 +15,14 @@ than too bad. Not here: the answers themselves (`care.evaluate`).
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
 from care.data.example import Example, Suite, SuiteRole
 from care.defenses.neuron_suppression import NeuronRepair
 from care.diagnosis.activation_means import spread
+from care.diagnosis.neurons.results import Edit, JudgedEdit, JudgedRepairs
 from care.diagnosis.neurons.suppression_search import BEYOND
 from care.errors import DataError
 from care.evaluation.config import UNDEFENDED
@@ -50,8 +50,8 @@ def remaining(suites: Sequence[Suite], used: Collection[Example], most: int) -> 
     return [Suite(role, role, tuple(found)) for role, found in kept.items() if found]
 
 
-def compare_answers(table: Table, repair: NeuronRepair, seed: int = 0) -> dict[str, Any]:
-    """The `judged` part of a neuron repair in report.json, from answers bare and under both.
+def compare_answers(table: Table, repair: NeuronRepair, seed: int = 0) -> JudgedRepairs:
+    """A neuron repair beside a subspace repair, from answers bare and under both.
 
     Needs attacks with two goals or more that were answered under all three; DataError otherwise.
     """
@@ -69,16 +69,17 @@ def compare_answers(table: Table, repair: NeuronRepair, seed: int = 0) -> dict[s
         for name in names
     }
 
-    def mean(part: np.ndarray) -> dict[str, Any]:
-        found: Interval = bootstrap_mean(part, goals, seed=seed)
-        return asdict(found)
+    def mean(part: np.ndarray) -> Interval:
+        return bootstrap_mean(part, goals, seed=seed)
 
-    return {
-        "neurons": len(repair.neurons),
-        "within_margin": repair.name != BEYOND,
-        "edits": [{"edit": n, "asr": mean(values[n]), **_costs(table, n)} for n in names],
-        "difference": mean(values[NEURONS] - values[SUBSPACE]),
-    }
+    edits: tuple[tuple[Edit, str], ...]
+    edits = (("none", UNDEFENDED), ("neurons", NEURONS), ("subspace", SUBSPACE))
+    return JudgedRepairs(
+        neurons=len(repair.neurons),
+        within_margin=repair.name != BEYOND,
+        edits=tuple(_edit(table, edit, name, mean(values[name])) for edit, name in edits),
+        difference=mean(values[NEURONS] - values[SUBSPACE]),
+    )
 
 
 def _harmful(table: Table, defense: str) -> dict[tuple[str, str], Row]:
@@ -94,13 +95,15 @@ def _goal(row: Row) -> str:
     return row["goal"] or f"{row['suite']}/{row['example']}"
 
 
-def _costs(table: Table, defense: str) -> dict[str, float | None]:
-    """Means over suites; None where there is no such suite."""
+def _edit(table: Table, edit: Edit, defense: str, asr: Interval) -> JudgedEdit:
+    """What one defense costs: means over suites; None where there is no such suite."""
     roles = {table.role(suite) for suite in table.suites}
     counts = [table.outcomes(suite, defense) for suite in table.suites]
     broken = [c["degenerate"] / max(1, sum(c.values())) for c in counts]
-    return {
-        "utility": table.mean_rate("utility", defense) if "utility" in roles else None,
-        "answered": table.mean_rate("over_refusal", defense) if "over_refusal" in roles else None,
-        "degenerate": float(np.mean(broken)),
-    }
+    return JudgedEdit(
+        edit=edit,
+        asr=asr,
+        utility=table.mean_rate("utility", defense) if "utility" in roles else None,
+        answered=table.mean_rate("over_refusal", defense) if "over_refusal" in roles else None,
+        degenerate=float(np.mean(broken)),
+    )

@@ -22,11 +22,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from care.data.digests import suite_digest
 from care.data.example import Example, Suite
@@ -45,10 +45,16 @@ from care.defenses.repair.fitting_data import (
 from care.defenses.repair.presets import PRESETS
 from care.defenses.repair.repair import Repair
 from care.diagnosis.activation_means import spread
-from care.diagnosis.channel_scan import recommended, scan_channels, scanned_sites
-from care.diagnosis.channel_scan import to_json as channels_json
-from care.diagnosis.full import BRIEF, Inquiry, InquiryConfig, complete
+from care.diagnosis.channel_scan import scanned_sites
+from care.diagnosis.faithfulness import Faithfulness
+from care.diagnosis.full import closed_channels
+from care.diagnosis.full_config import BRIEF, DiagnosisConfig
+from care.diagnosis.neurons.results import JudgedRepairs, NeuronReport
+from care.diagnosis.parts import DiagnosisParts
+from care.diagnosis.results import ChannelsFound, Diagnosis, SitesFound
 from care.diagnosis.scan import ScanRow
+from care.diagnosis.site_results import SiteEffects
+from care.diagnosis.token_attribution import token_scores
 from care.errors import UsageError
 from care.evaluation.config import UNDEFENDED
 from care.evaluation.row_shapes import ROW
@@ -87,6 +93,9 @@ from care.runs.rows import Rows
 from care.runs.run import ROWS, Run
 from care.runs.shapes import check_rows
 from care.runs.stages import stage_json
+from care.typed import from_tree, to_tree
+
+Found = TypeVar("Found")
 
 SAMPLE = 6
 """One in so many of the small world's examples to fit on is asked if only a diagnosis is wanted."""
@@ -120,6 +129,13 @@ class _Workflow:
             self.splits[split] = made
         return self.splits[split]
 
+    def stage(
+        self, name: str, kind: type[Found], make: Callable[[], Any], also: Sequence[str] = ()
+    ) -> Found:
+        """What a stage found, of the type `kind`, made now or read back."""
+        tree = stage_json(self.run, name, lambda: to_tree(make()), also)
+        return from_tree(kind, tree, name, what=f"The stage {name} of {self.run.path}")
+
     def kept(self, stage: str) -> KeptBatches:
         """The finished batches of a stage."""
         return KeptBatches(self.run, stage)
@@ -152,18 +168,18 @@ class _Workflow:
         material = material_from(facts, [*attacks, *benign], load_decisions(kept))
         return Fitter(self.vlm, material, config, self.job.batch)
 
-    def diagnosis(self, fitter: Fitter, config: InquiryConfig) -> dict[str, Any]:
+    def diagnosis(self, fitter: Fitter, config: DiagnosisConfig) -> Diagnosis:
         """Which sites and neurons carry the attacks that worked, and how sure that is.
 
         On the fit split; a neuron repair, if one is asked for, is chosen on validation.
         """
-        inquiry = self.inquiry(fitter, config)
+        parts = self.parts(fitter, config)
 
-        def scanned() -> dict[str, Any]:
+        def scanned() -> SitesFound:
             rows = Rows(self.run.path / "scan.jsonl")
             done = [ScanRow.from_json(row) for row in rows.all()]
             try:
-                return inquiry.sites(
+                return parts.sites(
                     done, lambda row: rows.add({"key": str(len(rows)), **row.to_json()})
                 )
             finally:
@@ -179,23 +195,28 @@ class _Workflow:
             self.run.write(kept.name, found.to_text())
             self.run.sign(kept.name)
 
-        def neurons() -> dict[str, Any]:
+        def neurons() -> NeuronReport:
             compared = rival() if config.repair_prompts else None
-            return inquiry.neurons(compared, keep, self.kept("neurons"))
+            return parts.neurons(compared, keep, self.kept("neurons"))
 
-        sites = stage_json(self.run, "sites", scanned)
-        effects = stage_json(self.run, "effects", lambda: inquiry.effects(self.kept("effects")))
-        found = stage_json(self.run, "neurons", neurons, (kept.name,))
-        if config.judged and found["repair"] is not None and kept.exists():
-            used = [e for part in inquiry.validation for e in spread(part, config.repair_prompts)]
+        sites = self.stage("sites", SitesFound, scanned)
+        effects = self.stage(
+            "effects", tuple[SiteEffects, ...], lambda: parts.effects(self.kept("effects"))
+        )
+        found = self.stage("neurons", NeuronReport, neurons, (kept.name,))
+        if config.judged and found.repair is not None and kept.exists():
+            used = [e for part in parts.validation for e in spread(part, config.repair_prompts)]
             suites = remaining(self.counted("validation"), used, config.judged)
-            found["repair"]["judged"] = self.judged(suites, NeuronRepair.load(kept), rival())
-        curves = stage_json(self.run, "curves", lambda: inquiry.curves(effects, found))
-        return complete(sites, effects, found, curves)
+            judged = self.judged(suites, NeuronRepair.load(kept), rival())
+            found = replace(found, repair=replace(found.repair, judged=judged))
+        curves = self.stage(
+            "curves", tuple[Faithfulness, ...], lambda: parts.curves(effects, found)
+        )
+        return Diagnosis.of(sites, effects, found, curves)
 
     def judged(
         self, suites: Sequence[Suite], neurons: NeuronRepair, rival: Repair
-    ) -> dict[str, Any]:
+    ) -> JudgedRepairs:
         """Whole answers to `suites` under a neuron repair, beside those under a subspace repair."""
         defenses = [None, (NEURONS, neurons), (SUBSPACE, rival)]
         with self.inner("neuron-answers") as inner:
@@ -206,7 +227,7 @@ class _Workflow:
         """A run within the run's folder, for answers that aren't the job's own."""
         return Run(self.run.inside(name), resume=True, config=self.job.config())
 
-    def inquiry(self, fitter: Fitter, config: InquiryConfig) -> Inquiry:
+    def parts(self, fitter: Fitter, config: DiagnosisConfig) -> DiagnosisParts:
         """The diagnosis of this job, of attacks that worked."""
         complied = [e for e, _ in fitter.material.complied]
         validation: list[list[Example]] = [[], []]
@@ -216,57 +237,39 @@ class _Workflow:
                 split_examples(suites, lambda s: s.role == "attack"),
                 split_examples(suites, lambda s: s.role != "attack"),
             ]
-        return Inquiry(
+        return DiagnosisParts(
             self.vlm,
             [e for e in complied if e.suite not in PGD] or complied,
             [e for e, _ in fitter.material.answered],
             pairs=pairs_of(self.job),
             validation=(validation[0], validation[1]),
-            config=replace(config, sites=replace(config.sites, seed=self.job.run.seed)),
+            config=config.seeded(self.job.run.seed),
             judge=self.judge,
             progress=self.progress,
         )
 
-    def channels(self, fitter: Fitter, diagnosis: dict[str, Any]) -> dict[str, Any]:
+    def channels(self, fitter: Fitter, diagnosis: Diagnosis) -> Diagnosis:
         """The diagnosis with the channel scan, on goals of the validation split.
 
         Where attacks are projected out without a gate there are no such channels to scan.
         """
-        if fitter.config.gate is None:
-            return diagnosis | {"channels": None}
 
-        def make() -> dict[str, Any]:
+        def make() -> ChannelsFound | None:
             suites = self.suites("validation")
-            sites = scanned_sites(self.vlm.anatomy.n_layers, fitter.config.kind)
-            modalities = fitter.modalities()
-            fitter.prefetch(sites)
             attacks = split_examples(suites, lambda s: s.role == "attack")
             benign = split_examples(suites, lambda s: s.role != "attack")
-            with (self.progress or silent)("channels", len(attacks) + len(benign)) as bar:
-                effects = scan_channels(
-                    self.vlm,
-                    sites,
-                    modalities,
-                    lambda site, modality: Repair.of(fitter.repair({modality: [site]})),
-                    attacks,
-                    benign,
-                    batch_size=self.job.batch,
-                    seed=self.job.run.seed,
-                    advance=bar.advance,
-                    kept=self.kept("channels"),
-                )
-            return channels_json(effects, self.vlm.anatomy.n_layers)
+            seed, kept = self.job.run.seed, self.kept("channels")
+            return closed_channels(
+                fitter, attacks, benign, seed=seed, progress=self.progress, kept=kept
+            )
 
-        found = stage_json(self.run, "channels", make)
-        return diagnosis | {
-            "channels": found["scan"],
-            "recommended": [*found["recommended"], *diagnosis["recommended"]],
-            "verdict": f"{found['verdict']} Removing whole components: {diagnosis['verdict']}",
-        }
+        if fitter.config.gate is None:
+            return diagnosis
+        return diagnosis.with_channels(self.stage("channels", ChannelsFound, make))
 
-    def select(self, fitter: Fitter, diagnosis: dict[str, Any]) -> tuple[Candidate, Any]:
+    def select(self, fitter: Fitter, diagnosis: Diagnosis) -> tuple[Candidate, Any]:
         """Fit the candidates, judge them on validation, and take the best by the stated rule."""
-        tried, screened = self.finalists(fitter, recommended(diagnosis["channels"]))
+        tried, screened = self.finalists(fitter, diagnosis.sites)
         defenses = [None, *((c.name, c.repair) for c in tried)]
         with self.inner("selection") as inner:
             table = self.ask(self.counted("validation"), defenses, "selection", inner)
@@ -389,10 +392,17 @@ def repair(job: RepairJob, progress: Bar | None = None) -> dict[str, Any]:
         with run.stage("report"):
             tests = {e.id: e for suite in work.suites("test") for e in suite}
             tree = report_tree(
-                table, controls, chosen.repair, job.preset, selection, diagnosis, run.manifest
+                table,
+                controls,
+                chosen.repair,
+                job.preset,
+                selection,
+                diagnosis,
+                run.manifest,
             )
             tree["examples"] = answer_pairs(table, tests)
-            tree["attribution"] = attribution(work.vlm, list(tests.values()), chosen.repair)
+            site = Site(chosen.repair.sites[0].layer, "layer_out")
+            tree["attribution"] = attribution(token_scores(work.vlm, list(tests.values()), site))
             _record_suites(run, work)
             chosen.repair.manifest["evaluation"] = {"suites": tree["suites"]}
             chosen.repair.save(run.inside("repair"))
@@ -439,7 +449,7 @@ def diagnose(job: RepairJob, progress: Bar | None = None) -> dict[str, Any]:
         with run.stage("model"):
             work = _Workflow(job, run, progress, sampled)
         fitter = work.fitter()
-        found = work.channels(fitter, work.diagnosis(fitter, InquiryConfig()))
+        found = work.channels(fitter, work.diagnosis(fitter, DiagnosisConfig()))
         run.check_there()
     title = f"Diagnosis of {job.model.name or 'the embedded model'}"
     page = write_diagnosis(found, job.run.out, title)

@@ -1,6 +1,6 @@
 """The report's tree, from a finished job's table, repair and diagnosis.
 
-Keys and their meaning: `docs/report.md`. Nothing is measured here but token scores.
+Keys and their meaning: `docs/report.md`. Nothing is measured here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import torch
 from PIL import Image
 
 from care.data.example import Example
@@ -19,14 +18,20 @@ from care.data.small_world.suites import BASELINE
 from care.defenses.repair.channel import Channel
 from care.defenses.repair.gate import Gate
 from care.defenses.repair.repair import Repair
-from care.diagnosis.token_attribution import sink_mask, text_scores, visual_scores
+from care.diagnosis.results import Diagnosis
+from care.diagnosis.token_attribution import TokenScores
 from care.evaluation.runner import UNDEFENDED
 from care.evaluation.table import Table
-from care.models.hooks import read
-from care.models.sites import Role, Site
-from care.models.vlm import VLM
 from care.report.repair_schema import ChannelPart, GatePart
-from care.report.schema import SCHEMA, WHAT, AnswerPair, SuiteResult, When
+from care.report.schema import (
+    SCHEMA,
+    WHAT,
+    AnswerPair,
+    AttributedExample,
+    Attribution,
+    SuiteResult,
+    When,
+)
 from care.runs.rows import Row
 from care.typed import from_tree, to_tree
 
@@ -43,7 +48,7 @@ def report_tree(
     repair: Repair,
     preset: str,
     selection: Mapping[str, Any],
-    diagnosis: Mapping[str, Any],
+    diagnosis: Diagnosis,
     manifest: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Everything of the report but examples, attribution and cost."""
@@ -159,42 +164,17 @@ def data_uri(image: Image.Image) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-@torch.no_grad()
-def attribution(
-    vlm: VLM, examples: Sequence[Example], repair: Repair, each: int = 2
-) -> dict[str, Any]:
-    """Token scores at the first text site for a few attacks of every suite with pictures."""
-    site = Site(repair.sites[0].layer, "layer_out")
-    wanted: dict[str, list[Example]] = {}
-    for example in examples:
-        if example.images and example.kind == "malicious":
-            wanted.setdefault(example.suite, []).append(example)
-    found = []
-    for example in [e for group in wanted.values() for e in group[:each]]:
-        batch = vlm.batch([example])
-        with read(vlm, [site]) as recorder:
-            vlm.forward(batch, logits_to_keep=1)
-            h, roles = recorder[site]
-        found.append(_scores(vlm, example, batch.inputs["input_ids"][0], h[0].float(), roles[0]))
-    return {"examples": found}
-
-
-def _scores(vlm: VLM, example: Example, ids: Any, h: Any, roles: Any) -> dict[str, Any]:
-    """Scores of one example; sinks among the text tokens score 0."""
-    visual, text = h[roles == Role.IMAGE].cpu().numpy(), h[roles == Role.TEXT].cpu().numpy()
-    sinks = sink_mask(text)
-    scores = text_scores(text[~sinks])
-    spread = [0.0] * len(text)
-    for place, score in zip((~sinks).nonzero()[0], scores, strict=True):
-        spread[place] = float(score)
-    side = round(len(visual) ** 0.5)
-    square = side * side == len(visual)
-    tokens = [vlm.tokenizer.decode([int(i)]) for i in ids[roles == Role.TEXT]]
-    return {
-        "id": example.id,
-        "image": data_uri(example.load_images()[0]) if square else None,
-        "grid": [side, side] if square else None,
-        "visual_scores": visual_scores(visual, text[~sinks]).tolist() if square else [],
-        "tokens": tokens,
-        "text_scores": spread,
-    }
+def attribution(scores: Sequence[TokenScores]) -> dict[str, Any]:
+    """The `attribution` part: token scores with the pictures that they lie over."""
+    examples = (
+        AttributedExample(
+            id=item.example.id,
+            image=data_uri(item.example.load_images()[0]) if item.grid else None,
+            grid=item.grid,
+            visual_scores=item.visual_scores,
+            tokens=item.tokens,
+            text_scores=item.text_scores,
+        )
+        for item in scores
+    )
+    return to_tree(Attribution(tuple(examples)), WHAT)

@@ -14,11 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from care.diagnosis.results import Diagnosis
 from care.errors import DataError, StorageError
-from care.report.check import validate_diagnosis
 from care.report.conclusions import verdict
 from care.report.html import render, render_diagnosis
-from care.report.schema import SCHEMA, WHAT, validate
+from care.report.schema import SCHEMA, WHAT, validate, validate_diagnosis
 from care.report.targets import summarise
 from care.runs.reading import read_json
 from care.typed import to_tree
@@ -83,7 +83,9 @@ def write_report(tree: Mapping[str, Any], folder: Path | str) -> tuple[Path, Pat
     return html_path, json_path
 
 
-def write_diagnosis(diagnosis: Mapping[str, Any], folder: Path | str, title: str) -> Path:
+def write_diagnosis(
+    diagnosis: Diagnosis | Mapping[str, Any], folder: Path | str, title: str
+) -> Path:
     """Write `diagnosis.html` and `diagnosis.json` of a diagnosis alone; the page's path.
 
     Raises DataError and StorageError as `write_report`.

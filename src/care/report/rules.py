@@ -26,10 +26,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import spearmanr
 
+from care.diagnosis.reliability import MIN_SITES
+
 MIN_RANK_AGREEMENT = 0.5
 """Spearman's ρ from which two looks at the same sites agree; a lower limit must exceed 0."""
-MIN_SITES = 4
-"""Sites below which a rank correlation says nothing."""
 
 Tree = Mapping[str, Any]
 """A part of the `diagnosis` tree of report.json."""

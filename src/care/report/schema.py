@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
+from care.diagnosis.results import Diagnosis
 from care.errors import DataError
 from care.evaluation.table import Comparison, Metric
 from care.judges.base import Outcome
-from care.report.check import validate_diagnosis
 from care.report.described import json_schema as schema_of
 from care.report.repair_schema import RepairPart
 from care.typed import (
@@ -300,7 +300,7 @@ class Report:
     """Computed by `summarise`; may be left out when writing, and must agree when given."""
     controls: dict[str, Control] = field(default_factory=dict)
     """Name → control; `{}` when none was run."""
-    diagnosis: dict[str, Any] | None = None
+    diagnosis: Diagnosis | None = None
     """Where the model is unsafe; null when it wasn't diagnosed."""
     attribution: Attribution = field(default_factory=lambda: Attribution(()))
     """Token heatmaps."""
@@ -336,8 +336,11 @@ def validate(tree: Mapping[str, Any], strict: bool = True) -> None:
             f"writes {SCHEMA!r}; make the report again with `care repair`."
         )
     from_tree(Report, tree, strict=strict, what=WHAT)
-    if tree.get("diagnosis") is not None:
-        validate_diagnosis(tree["diagnosis"], strict)
+
+
+def validate_diagnosis(tree: Mapping[str, Any]) -> None:
+    """The same for a `diagnosis` alone."""
+    from_tree(Diagnosis, tree, "diagnosis", what=WHAT)
 
 
 def json_schema() -> dict[str, Any]:

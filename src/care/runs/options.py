@@ -1,7 +1,6 @@
 """What users pass, checked in one way.
 
     require(config, {"draws": 1, "sizes": 2})    every named field is at least its bound
-    require_level(config.level)                  0 < level < 1
     named_options("api,model=m", "a judge")      ("api", {"model": "m"})
     check_file_name("pgd-32", "an attack")       "pgd-32"
 
@@ -55,12 +54,6 @@ def require(
         if value > limit or value == math.inf:
             told = f"at most {limit:,}" if limit < math.inf else "finite"
             raise UsageError(f"{name} must be {told}, got {value!r:.40}.")
-
-
-def require_level(level: float) -> None:
-    """UsageError unless `level`, a confidence level, lies strictly between 0 and 1."""
-    if not 0.0 < level < 1.0:
-        raise UsageError(f"level must lie between 0 and 1, got {level}.")
 
 
 def check_file_name(name: str, what: str) -> str:

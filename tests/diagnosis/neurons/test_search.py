@@ -10,14 +10,20 @@ from care.data.minimal_pairs import Pair
 from care.diagnosis.neurons.activation_patching import patch
 from care.diagnosis.neurons.attribution_patching import estimate
 from care.diagnosis.neurons.interventions import against_means, between_pairs
-from care.diagnosis.neurons.report import NeuronConfig
-from care.diagnosis.neurons.search import _precision, find_neurons, matched_controls
+from care.diagnosis.neurons.search import (
+    NeuronConfig,
+    _precision,
+    find_neurons,
+    matched_controls,
+)
 from care.errors import FitError, SiteError, UsageError
 from care.models.alignment import align
 from care.models.hooks import edit, read
 from care.models.sites import Site, scope_mask
 from care.models.vlm import VLM
 from care.runs.files import to_json
+from care.statistics.sampling import SamplingSpec
+from care.typed import to_tree
 from kit import planted, tiny
 
 FAST = NeuronConfig(described=2)
@@ -62,9 +68,9 @@ def test_the_planted_neuron_is_reported(at):
     assert best.estimate < 0 and best.p < 0.01 and best.q < 0.1
     assert abs(best.benign_exact) < 0.1  # between two benign prompts it does nothing
     assert report.n_neurons == tiny.LAYERS * tiny.FFN and report.forward_equivalents == 4
-    assert len(report.found) == len(report.controls) == 8 and set(report.precision) == {8}
+    assert len(report.found) == len(report.controls) == 8 and set(report.precision) == {"8"}
     assert report.control_ratio > 10
-    assert -1 <= report.spearman.low <= report.spearman.rate <= report.spearman.high <= 1
+    assert -1 <= report.spearman.low <= report.spearman.rho <= report.spearman.high <= 1
     assert report.scopes == ("decision",)
     # What it does: it writes against refusals and fires on the trigger, in attacks only.
     refusals = {vlm.tokenizer.decode([token]) for token in vlm.refusal_ids}
@@ -98,12 +104,14 @@ def test_other_prompts_can_verify():
 def test_a_report_is_plain_json_and_repeats():
     vlm, question = planted.vlm(), between_pairs(planted.pairs(4))
     report = find_neurons(vlm, question, config=FAST)
-    tree = report.to_json()
+    tree = to_tree(report)
     assert json.loads(to_json(tree)) == tree
     assert tree["found"][0]["layer"] == planted.LAYER
     assert tree["precision"].keys() == {"8"} and "rho" in tree["spearman"]
     assert find_neurons(vlm, question, config=FAST) == report
-    bare = find_neurons(vlm, question, config=NeuronConfig(resamples=50, described=0))
+    bare = find_neurons(
+        vlm, question, config=NeuronConfig(sampling=SamplingSpec(resamples=50), described=0)
+    )
     assert bare.found[0].top_tokens == () and bare.found[0].exact == report.found[0].exact
 
 
@@ -193,8 +201,6 @@ def test_controls_are_other_neurons_that_write_as_much():
         {"verified": 7},
         {"described": -1},
         {"batch_size": 0},
-        {"level": 95},
-        {"resamples": 0},
     ],
 )
 def test_wrong_settings_are_refused(wrong):

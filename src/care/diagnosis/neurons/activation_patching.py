@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from care.data.digests import example_digest
-from care.diagnosis.neurons.attribution_patching import refusal_metric
-from care.diagnosis.neurons.gradients import Metric
+from care.diagnosis.measures import Metric, refusal_log_odds
 from care.diagnosis.neurons.interventions import Counterfactual, Replacements
 from care.errors import FitError, SiteError, UsageError
 from care.models.hooks import edit
@@ -58,7 +57,7 @@ def patch(
     Raises UsageError for no neurons, SiteError for one that the model doesn't have, FitError for a
     metric that isn't finite.
     """
-    metric = metric or refusal_metric(vlm)
+    metric = metric or refusal_log_odds(vlm)
     check_neurons(vlm, neurons)
     columns: dict[int, list[int]] = {}
     for layer, neuron in dict.fromkeys(neurons):

@@ -21,6 +21,7 @@ from torch import Tensor
 from care.data.example import Example
 from care.diagnosis.neurons.activation_patching import check_neurons
 from care.diagnosis.neurons.interventions import output_columns
+from care.diagnosis.neurons.results import Firing, FiringPatch
 from care.errors import ModelError
 from care.models.batches import Batch
 from care.models.devices import device_of
@@ -38,38 +39,12 @@ class Written(NamedTuple):
     """Least likely first."""
 
 
-class Firing(NamedTuple):
-    """One prompt in which a neuron is strongly active, at its strongest position."""
-
-    example: str
-    """Id of the example."""
-    token: str
-    """The text token there, or the image placeholder."""
-    activation: float
-    """a_i there, with its sign."""
-
-
-class Patch(NamedTuple):
-    """An image patch on which a neuron fires."""
-
-    example: str
-    """Id of the example."""
-    image: int
-    """Which of its images, from 0."""
-    row: int
-    """Row in the grid of visual tokens, from the top."""
-    column: int
-    """Column in the grid, from the left."""
-    activation: float
-    """a_i there, with its sign."""
-
-
 class Fires(NamedTuple):
     """Where one neuron is most active."""
 
     texts: tuple[Firing, ...]
     """The prompts with the greatest |a_i| at any position, greatest first."""
-    patches: tuple[Patch, ...]
+    patches: tuple[FiringPatch, ...]
     """The image patches with the greatest |a_i|, at most one per prompt, greatest first."""
 
 
@@ -115,7 +90,7 @@ def firings(
     check_neurons(vlm, neurons)
     layers = sorted({layer for layer, _ in neurons})
 
-    def work(chunk: list[int]) -> list[tuple[list[Firing], list[Patch | None]]]:
+    def work(chunk: list[int]) -> list[tuple[list[Firing], list[FiringPatch | None]]]:
         batch = vlm.batch([examples[index] for index in chunk])
         with read(vlm, [neuron_site(layer) for layer in layers]) as seen:
             vlm.forward(batch, logits_to_keep=1)
@@ -138,7 +113,7 @@ def firings(
 
 def _strongest(
     vlm: VLM, batch: Batch, row: int, example: Example, values: Tensor
-) -> tuple[list[Firing], list[Patch | None]]:
+) -> tuple[list[Firing], list[FiringPatch | None]]:
     """Of values (M, T) of one prompt, each neuron's strongest position and strongest patch."""
     roles = batch.roles[row].cpu()
     size = values.abs()
@@ -152,10 +127,10 @@ def _strongest(
     if not places:
         return texts, [None] * len(values)
     visual = (roles == Role.IMAGE).nonzero()[:, 0]
-    found: list[Patch | None] = []
+    found: list[FiringPatch | None] = []
     for own, at in zip(values, size[:, visual].argmax(1).tolist(), strict=True):
         image, high, wide = places[at]
-        found.append(Patch(example.id, image, high, wide, float(own[visual[at]])))
+        found.append(FiringPatch(example.id, image, high, wide, float(own[visual[at]])))
     return texts, found
 
 

@@ -20,30 +20,72 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.stats import false_discovery_control
 
 from care.data.digests import example_digest
+from care.diagnosis.measures import Metric
 from care.diagnosis.neurons.activation_patching import patch
-from care.diagnosis.neurons.attribution_patching import Estimates, estimate, goal_groups
-from care.diagnosis.neurons.gradients import Metric
+from care.diagnosis.neurons.attribution_patching import (
+    Estimates,
+    Method,
+    check_method,
+    estimate,
+    goal_groups,
+)
 from care.diagnosis.neurons.interpretation import firings, written_tokens
 from care.diagnosis.neurons.interventions import Counterfactual, output_columns
-from care.diagnosis.neurons.report import LEAST_VERIFIED, NeuronConfig, NeuronEffect, NeuronReport
+from care.diagnosis.neurons.results import NeuronEffect, NeuronReport
 from care.errors import FitError, UsageError
 from care.models.sites import Neuron
 from care.models.vlm import VLM
 from care.runs.kept_batches import KeptBatches
+from care.runs.options import require
 from care.runs.progress import Bar, silent
-from care.statistics.bootstrap import bootstrap_mean, draw, percentiles
+from care.statistics.bootstrap import percentiles
 from care.statistics.correlation import rank_correlations
-from care.statistics.intervals import Interval
+from care.statistics.intervals import Correlation, Interval
+from care.statistics.sampling import SamplingSpec, flat
 from care.statistics.sign_flips import sign_flip_p
+
+LEAST_VERIFIED = 8
+"""Neurons that are verified at least."""
 
 _SHARE = 0.001
 _NEAREST = 64
+
+
+@dataclass(frozen=True)
+class NeuronConfig:
+    """Settings of `find_neurons`."""
+
+    method: Method = "atp"
+    """How effects are estimated: `atp`, `ig` or `graddrop`."""
+
+    steps: int = 8
+    """Points on the path of integrated gradients."""
+
+    groups: int = 4
+    """Groups of layers that GradDrop leaves out one after the other."""
+
+    verified: int | None = None
+    """Neurons that are replaced for real, and controls; None: 0.1 % of all, 8 at least."""
+
+    described: int = 5
+    """Prompts and patches shown for each neuron; 0 leaves out what neurons do."""
+
+    batch_size: int = 16
+    """Examples per forward pass."""
+
+    sampling: SamplingSpec = field(default_factory=SamplingSpec)
+    """Confidence level, resamples, also of the random sign flips, and seed, also of the choice of
+    controls."""
+
+    def __post_init__(self) -> None:
+        check_method(self.method, self.steps, self.groups)
+        require(self, {"verified": LEAST_VERIFIED, "described": 0, "batch_size": 1})
 
 
 def find_neurons(
@@ -82,7 +124,7 @@ def find_neurons(
         if estimates is None:
             estimates = _estimated(vlm, question, config, metric, bar.advance, kept)
         top = estimates.ranking(count)
-        controls = matched_controls(vlm, estimates, top, config.seed)
+        controls = matched_controls(vlm, estimates, top, config.sampling.seed)
         options = {"metric": metric, "batch_size": config.batch_size, "advance": bar.advance}
         options["kept"] = kept
         effects = patch(vlm, verify, [*top, *controls], **options).effects
@@ -102,8 +144,9 @@ def find_neurons(
         steps=estimates.steps,
         forward_equivalents=estimates.forward_equivalents,
         scopes=question.scopes,
-        spearman=spearman,
+        spearman=Correlation.of(spearman),
         precision=precision,
+        control_ratio=_control_ratio(found, rows[count:]),
         found=tuple(found),
         controls=tuple(rows[count:]),
     )
@@ -198,7 +241,7 @@ def _estimated(
         steps, cost = (int(parts[name][0]) for name in numbers)
         return [Estimates(config.method, steps, cost, *(parts[name] for name in arrays))]
 
-    facts = {"question": question.told(), "goals": question.goals, "config": asdict(config)}
+    facts = {"question": question.told(), "goals": question.goals, "config": flat(config)}
     digests = [example_digest(example) for example in question.examples]
     asking = kept.over(made, digests, facts, pack, unpack)
     return asking(list(range(len(question.examples))))[0]
@@ -213,9 +256,9 @@ def _rows(
     config: NeuronConfig,
 ) -> list[NeuronEffect]:
     """Effects (M, N) as rows of the table; `harmless` are control effects of the first ones."""
-    options = {"n": config.resamples, "seed": config.seed, "level": config.level}
-    limits = [bootstrap_mean(values, verify.goals, **options) for values in effects]
-    p = sign_flip_p(_by_goal(effects, verify)[0], config.resamples, config.seed)
+    spec = config.sampling
+    limits = [spec.mean(values, verify.goals) for values in effects]
+    p = sign_flip_p(_by_goal(effects, verify)[0], spec.resamples, spec.seed)
     q = false_discovery_control(p)
     mean = estimates.mean
     return [
@@ -229,6 +272,10 @@ def _rows(
             p=float(p[k]),
             q=float(q[k]),
             benign_exact=None if harmless is None or k >= len(harmless) else float(harmless[k]),
+            top_tokens=(),
+            suppressed_tokens=(),
+            examples=(),
+            patches=(),
         )
         for k, (layer, neuron) in enumerate(neurons)
     ]
@@ -249,7 +296,7 @@ def _agreement(
     verify: Counterfactual,
     neurons: Sequence[Neuron],
     config: NeuronConfig,
-) -> tuple[Interval, dict[int, float]]:
+) -> tuple[Interval, dict[str, float]]:
     """Spearman's ρ and precision@k of estimate and effect over the verified and the controls."""
     layers, places = np.array(neurons).T
     guessed, caused = estimates.mean[layers, places], effects.mean(1)
@@ -260,17 +307,23 @@ def _agreement(
             f"anything in scope {', '.join(question.scopes)}; choose another scope or metric."
         )
     sums, counts = _by_goal(effects, verify)
-    drawn = draw(len(counts), config.resamples, np.random.default_rng(config.seed))
+    drawn = config.sampling.draws(len(counts))
     again = (drawn @ sums) / (drawn @ counts)[:, None]
     guesses = np.broadcast_to(guessed, again.shape)
     if np.array_equal(counts, estimates.counts) and verify is question:
         # Both sides vary with the goals.
         both = estimates.sums[:, layers, places].astype(np.float64)
         guesses = (drawn @ both) / (drawn @ counts)[:, None]
-    low, high = percentiles(rank_correlations(guesses, again), config.level)
+    low, high = percentiles(rank_correlations(guesses, again), config.sampling.level)
     sizes = sorted({LEAST_VERIFIED, len(neurons) // 2})
-    precision = {k: _precision(guessed, caused, k) for k in sizes}
+    precision = {str(k): _precision(guessed, caused, k) for k in sizes}
     return Interval(rho, low, high, len(neurons)), precision
+
+
+def _control_ratio(found: Sequence[NeuronEffect], controls: Sequence[NeuronEffect]) -> float | None:
+    """Mean |effect| of the verified neurons over that of the controls."""
+    mean, chance = (np.mean([abs(item.exact) for item in part]) for part in (found, controls))
+    return float(mean / chance) if chance > 0 else None
 
 
 def _precision(guessed: np.ndarray, caused: np.ndarray, k: int) -> float:

@@ -8,7 +8,7 @@ import pytest
 from care.defenses.neuron_suppression import NeuronRepair
 from care.diagnosis.ablation import ablate
 from care.diagnosis.activation_means import collect
-from care.diagnosis.compared import Compared
+from care.diagnosis.faithfulness_runs import Compared
 from care.diagnosis.neurons.interventions import neuron_means
 from care.models.sites import Site
 from kit import planted

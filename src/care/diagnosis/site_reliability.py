@@ -14,8 +14,6 @@ look itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -24,81 +22,40 @@ from care.data.example import Example
 from care.diagnosis.ablation import Ablation
 from care.diagnosis.activation_means import BenignDonors, collect, goals_of, spread
 from care.diagnosis.reliability import (
+    MIN_SITES,
     Agreement,
     Effects,
-    StabilityConfig,
+    ReliabilityConfig,
     agreement,
     families,
     halves,
 )
 from care.diagnosis.scan import Removal, scan
-from care.diagnosis.site_results import Changes, DiagnosisConfig
+from care.diagnosis.site_results import Changes, Rescan, RescannedSite
+from care.diagnosis.site_scan_config import SiteScanConfig
 from care.diagnosis.site_scan_runs import Data
 from care.models.sites import Site
 from care.models.vlm import VLM
-from care.report.rules import MIN_SITES
 from care.runs.progress import Bar, silent
-from care.statistics.bootstrap import bootstrap_mean
 from care.statistics.intervals import Interval
 
 SECOND: tuple[Ablation, ...] = ("mean", "resample", "constant", "zero")
 """Ways of removing a site that a second look can take."""
 
 
-@dataclass(frozen=True)
-class RescannedSite:
-    """One site, removed in two ways; effects on attacks in nats."""
-
-    site: Site
-    """Where."""
-    top: bool
-    """Whether it is one of the greatest; the others were drawn at random."""
-    effect: Interval
-    """Effect of removing it as in the first look."""
-    again: Interval
-    """Effect of removing it in the second way."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        figures = {name: getattr(self, name).__dict__ for name in ("effect", "again")}
-        return {"site": str(self.site), "top": self.top, **figures}
-
-
-@dataclass(frozen=True)
-class Rescan:
-    """What a second way of removing sites says."""
-
-    intervention: str
-    """The second way."""
-    against: str
-    """The first one."""
-    sites: tuple[RescannedSite, ...]
-    """The greatest sites first, then the others."""
-    agreement: Agreement
-    """Rank correlation of both looks over these sites, with its interval over goals."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The `rescan` part of a diagnosis; the agreement is a row of `trust.stability`."""
-        return {
-            "intervention": self.intervention,
-            "against": self.against,
-            "sites": [item.to_json() for item in self.sites],
-        }
-
-
-class OtherLooks:
+class SiteReliability:
     """Looks at FFN and attention outputs of single layers, besides those of one scan."""
 
     def __init__(
         self,
         vlm: VLM,
         changes: Changes,
-        settings: DiagnosisConfig,
-        config: StabilityConfig | None = None,
+        settings: SiteScanConfig,
+        config: ReliabilityConfig | None = None,
         progress: Bar | None = None,
     ) -> None:
         """`changes` are what the scan found under `settings`."""
-        self.vlm, self.settings, self.config = vlm, settings, config or StabilityConfig()
+        self.vlm, self.settings, self.config = vlm, settings, config or ReliabilityConfig()
         self.progress = progress or silent
         rows = [
             row
@@ -156,11 +113,11 @@ class OtherLooks:
         benign: Sequence[Example],
         how: Ablation = "resample",
         many: int = 8,
-    ) -> Rescan | None:
+    ) -> tuple[Rescan, Agreement] | None:
         """The `many` greatest sites, and as many others, removed by `how` from the same attacks.
 
-        `attacks` and `benign` are those that the first look was given. None for too few sites, or
-        sites that all do the same.
+        With the agreement of both looks over these sites. `attacks` and `benign` are those that the
+        first look was given. None for too few sites, or sites that all do the same.
         """
         rows, n_top = self._drawn(many)
         if len(rows) < MIN_SITES:
@@ -172,7 +129,7 @@ class OtherLooks:
             return None
         words = f"{self.settings.intervention} and {how}, {n_top} greatest sites and "
         words += f"{len(rows) - n_top} others"
-        return Rescan(
+        rescan = Rescan(
             intervention=how,
             against=self.settings.intervention,
             sites=tuple(
@@ -181,14 +138,14 @@ class OtherLooks:
                 )
                 for at, row in enumerate(rows)
             ),
-            agreement=agreement(first, second, words, "intervention", self.config),
         )
+        return rescan, agreement(first, second, words, "intervention", self.config)
 
     def _drawn(self, many: int) -> tuple[list[int], int]:
         """Rows of the greatest sites, then of others; and how many of the former there are."""
         order = np.argsort(-self.values.mean(axis=1), kind="stable")
         top, rest = order[:many], order[many:]
-        rng = np.random.default_rng(self.config.seed)
+        rng = np.random.default_rng(self.config.sampling.seed)
         others = rng.choice(rest, min(many, len(rest)), replace=False)
         return [int(row) for row in (*top, *others)], len(top)
 
@@ -223,10 +180,7 @@ class OtherLooks:
         return collect(self.vlm, asked, sites, batch_size=self.settings.batch_size).means
 
     def _mean(self, look: Effects, row: int) -> Interval:
-        config = self.config
-        return bootstrap_mean(
-            look.values[row], look.goals, n=config.resamples, seed=config.seed, level=config.level
-        )
+        return self.config.sampling.mean(look.values[row], look.goals)
 
 
 def _families_of_two(effects: Effects) -> Effects | None:

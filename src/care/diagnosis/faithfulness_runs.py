@@ -77,11 +77,11 @@ class Compared:
         return own - (other if self.paired else other.mean())
 
     def without_sites(
-        self, vlm: VLM, sites: Sequence[Site], batch_size: int = 16, kept: Kept | None = None
+        self, vlm: VLM, sites: Sequence[Site], batch_size: int = 16, kept: KeptRuns | None = None
     ) -> Removed:
         """d with some of `sites` removed; `kept` are the runs of `examples`, if they are there."""
         means = collect(vlm, self.examples, sites, batch_size=batch_size).means
-        kept = kept or Kept(vlm, self.examples, batch_size)
+        kept = kept or KeptRuns(vlm, self.examples, batch_size)
 
         def metric_with(removed: Sequence[Site]) -> np.ndarray:
             if not removed:
@@ -91,10 +91,12 @@ class Compared:
 
         return metric_with
 
-    def without_neurons(self, vlm: VLM, batch_size: int = 16, kept: Kept | None = None) -> Removed:
+    def without_neurons(
+        self, vlm: VLM, batch_size: int = 16, kept: KeptRuns | None = None
+    ) -> Removed:
         """d with some neurons removed at every token; `kept` as for `without_sites`."""
         means = neuron_means(vlm, self.examples, batch_size)
-        kept = kept or Kept(vlm, self.examples, batch_size)
+        kept = kept or KeptRuns(vlm, self.examples, batch_size)
 
         def metric_with(removed: Sequence[Neuron]) -> np.ndarray:
             if not removed:
@@ -105,7 +107,7 @@ class Compared:
         return metric_with
 
 
-class Kept:
+class KeptRuns:
     """Batches that have been run once and are run again from the first layer that changes.
 
     Attributes: `clean`, m of the prompts as they are (N,). What is remembered of the batches shares

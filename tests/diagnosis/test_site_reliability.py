@@ -9,17 +9,21 @@ import pytest
 
 from care.diagnosis.ablation import ablate
 from care.diagnosis.activation_means import collect, goals_of
-from care.diagnosis.full import InquiryConfig
-from care.diagnosis.other_looks import SECOND, OtherLooks
-from care.diagnosis.reliability import StabilityConfig
-from care.diagnosis.site_results import DiagnosisConfig
-from care.diagnosis.site_scan import diagnose
+from care.diagnosis.full_config import DiagnosisConfig
+from care.diagnosis.reliability import ReliabilityConfig
+from care.diagnosis.site_reliability import SECOND, SiteReliability
+from care.diagnosis.site_scan import scan_sites
+from care.diagnosis.site_scan_config import SiteScanConfig
 from care.diagnosis.site_scan_runs import Data
 from care.errors import DataError, UsageError
+from care.statistics.sampling import SamplingSpec
+from care.typed import to_tree
 from kit import planted
 
-CONFIG = DiagnosisConfig(windows=(1,), max_attacks=6, max_benign=4, resamples=200)
-STABILITY = StabilityConfig(top=2, splits=20, resamples=100)
+CONFIG = SiteScanConfig(
+    windows=(1,), max_attacks=6, max_benign=4, sampling=SamplingSpec(resamples=200)
+)
+STABILITY = ReliabilityConfig(top=2, splits=20, sampling=SamplingSpec(resamples=100))
 ATTACKS, BENIGN = planted.attacks(12), planted.benign(8)
 BEST = f"{planted.LAYER}.ffn_out"
 
@@ -31,29 +35,29 @@ def vlm():
 
 @pytest.fixture(scope="module")
 def changes(vlm):
-    return diagnose(vlm, ATTACKS, BENIGN, config=CONFIG, generate=False).changes
+    return scan_sites(vlm, ATTACKS, BENIGN, config=CONFIG, generate=False).changes
 
 
-def looks(vlm, changes, **settings) -> OtherLooks:
-    return OtherLooks(vlm, changes, replace(CONFIG, **settings), STABILITY)
+def looks(vlm, changes, **settings) -> SiteReliability:
+    return SiteReliability(vlm, changes, replace(CONFIG, **settings), STABILITY)
 
 
 @pytest.mark.parametrize("how", [way for way in SECOND if way != "mean"])
 def test_the_planted_site_is_the_greatest_in_every_way(vlm, changes, how):
-    found = looks(vlm, changes).rescan(ATTACKS, BENIGN, how, 3)
+    found, same = looks(vlm, changes).rescan(ATTACKS, BENIGN, how, 3)
     assert found is not None and (found.intervention, found.against) == (how, "mean")
     assert [item.top for item in found.sites] == [True] * 3 + [False] * 3
     assert len({item.site for item in found.sites}) == 6
     assert str(found.sites[0].site) == BEST
     again = [item.again.rate for item in found.sites]
     assert again[0] == max(again) and found.sites[0].again.low > 0
-    row = found.agreement.to_json()
+    row = to_tree(same)
     assert row["kind"] == "intervention" and row["name"].endswith("3 greatest sites and 3 others")
     assert row["spearman"]["low"] <= row["spearman"]["rho"] <= row["spearman"]["high"]
 
 
 def test_effects_are_those_of_ablations_by_hand(vlm, changes):
-    found = looks(vlm, changes).rescan(ATTACKS, BENIGN, "zero", 3)
+    found, _ = looks(vlm, changes).rescan(ATTACKS, BENIGN, "zero", 3)
     assert found is not None
     attacks = Data.of(ATTACKS, BENIGN, CONFIG).attacks
     clean = vlm.refusal_log_odds(attacks)
@@ -92,11 +96,13 @@ def test_another_draw_has_other_goals(vlm, changes):
 
 
 def test_the_second_way_is_another_than_the_first():
-    assert InquiryConfig(second="zero").second == "zero"
+    assert DiagnosisConfig(second="zero").second == "zero"
     with pytest.raises(UsageError, match="second is 'mean' where sites are removed by mean"):
-        InquiryConfig(second="mean")
+        DiagnosisConfig(second="mean")
     with pytest.raises(UsageError, match="use one of mean, constant, zero"):
-        InquiryConfig(sites=DiagnosisConfig(intervention="resample"))
-    assert InquiryConfig(sites=DiagnosisConfig(intervention="resample"), rescanned=0).rescanned == 0
+        DiagnosisConfig(sites=SiteScanConfig(intervention="resample"))
+    assert (
+        DiagnosisConfig(sites=SiteScanConfig(intervention="resample"), rescanned=0).rescanned == 0
+    )
     with pytest.raises(UsageError, match="rescanned must be at least 0, got -1"):
-        InquiryConfig(rescanned=-1)
+        DiagnosisConfig(rescanned=-1)
