@@ -57,9 +57,9 @@ from care.diagnosis.site_results import SiteEffects
 from care.diagnosis.token_attribution import token_scores
 from care.errors import UsageError
 from care.evaluation.config import UNDEFENDED
+from care.evaluation.results import Results
 from care.evaluation.row_shapes import ROW
 from care.evaluation.runner import evaluate as run_evaluation
-from care.evaluation.table import Table
 from care.judges.refusal import certainly_refused
 from care.judges.rules import RulesJudge, rules_for
 from care.models.identity import load_pinned
@@ -321,14 +321,14 @@ class _Workflow:
             found.append(("without visual", repair.only("text")))
         return found
 
-    def prove(self, chosen: Candidate) -> tuple[Table, list[str]]:
+    def prove(self, chosen: Candidate) -> tuple[Results, list[str]]:
         """Everything on the test split: bare, repaired, controls."""
         controls = self.controls(chosen)
         self.ask(self.suites("test"), [None, ("care", chosen.repair)], "evaluation")
         compared = [s for s in self.suites("test") if s.role == "attack" or s.name in COMPARED]
         self.ask(compared, controls, "controls")
         check_rows(self.run.rows(), ROW, self.run.path / ROWS)
-        return Table(self.run.rows()), [name for name, _ in controls]
+        return Results(self.run.rows()), [name for name, _ in controls]
 
     def ask(
         self,
@@ -336,7 +336,7 @@ class _Workflow:
         defenses: Sequence[Any],
         stage: str,
         rows: Run | None = None,
-    ) -> Table:
+    ) -> Results:
         """Answer and judge as a stage of the run; rows go to `rows`, by default the run itself."""
         with self.run.stage(stage):
             return run_evaluation(
