@@ -1,16 +1,14 @@
 """Attacks through a defense: gradients past gates, evasion, and the two threat models."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from care.attacks.adaptive import Evasion, SoftEdit, Through
-from care.attacks.loss import Objective
-from care.attacks.pgd import image_loss, universal_image
-from care.attacks.preprocessing import PixelPath
-from care.attacks.presets import PGDConfig
+from care.attacks.pgd import image_loss
 from care.defenses.base import Defense
 from care.defenses.repair.edit import ChannelEdit
 from care.defenses.repair.repair import Repair
@@ -18,13 +16,13 @@ from care.errors import UsageError
 from care.models.hooks import edit, read
 from care.models.sites import Role, Site
 from kit import attacks
-from kit.attacks import START, vlm  # noqa: F401
+from kit.attacks import CONFIG, START, vlm  # noqa: F401
 from kit.repairs import FULLY_OPEN, SHUT, SITE, a_gate, made
 from kit.tiny import WIDTH
 
 TEXT = int(Role.TEXT)
 EXAMPLES, TARGETS = attacks.EXAMPLES[:3], attacks.TARGETS[:3]
-CONFIG = PGDConfig(epsilon=None, steps=12, step_size=8 / 255, batch=3)
+attack, shown = partial(attacks.attack, n=3), partial(attacks.beside, n=3)
 LATE = ("decision", "response")
 
 
@@ -105,15 +103,9 @@ def test_gradients_stay_finite_where_every_gate_is_shut(make):
 
 def test_the_gradient_through_a_repair_agrees_with_finite_differences(vlm):
     repair = Repair((made(scopes=("all",)), made(seed=1, modality="image", scopes=("all",))))
-    path, levels = PixelPath.of(vlm, START)
-    examples = [replace(example, images=(START,)) for example in EXAMPLES]
-    loss_of = Objective(vlm, path, examples, TARGETS, 4)
+    loss_of, levels = attacks.objective(vlm, 3)
     with repair.applied(vlm):
-        _, gradient = loss_of.gradient(levels / 255, [0, 1])
-        direction, step = gradient / gradient.norm(), 1e-3
-        moved = [path(levels / 255 + s * direction) for s in (step, -step)]
-        ends = [loss_of.loss(values, [0, 1], 2) for values in moved]
-    assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(float(gradient.norm()), rel=0.05)
+        attacks.check_gradient(loss_of, levels / 255)
 
 
 # -- evasion ---------------------------------------------------------------------------------------
@@ -147,17 +139,13 @@ def test_evasion_keeps_the_image_out_of_the_subspace(vlm):
 
     def share(image):
         term = Evasion(repair, 1.0)
-        examples = [replace(example, images=(image,)) for example in EXAMPLES]
         with read(vlm, repair.sites, sink=term.see):
-            vlm.forward(vlm.batch(examples, TARGETS))
+            vlm.forward(vlm.batch(shown(image), TARGETS))
         return float(term.take())
 
     config = replace(CONFIG, steps=25)
     careless, careful = (
-        universal_image(
-            vlm, EXAMPLES, TARGETS, START, config, through=Through(repair, evasion=weight)
-        )
-        for weight in (0.0, 200.0)
+        attack(vlm, config, through=Through(repair, evasion=weight)) for weight in (0.0, 200.0)
     )
     assert share(careful.image) < 0.9 * share(careless.image)
     assert careful.losses[0] > careless.losses[0] + 1  # the term is part of what is descended
@@ -170,9 +158,9 @@ def test_evasion_keeps_the_image_out_of_the_subspace(vlm):
 @pytest.mark.parametrize("scopes", [LATE, ("all",)])
 def test_an_adaptive_image_does_better_against_the_defense(vlm, scopes):
     repair = Repair((made(site=Site(3, "layer_out"), rank=20, scopes=scopes),))
-    transfer = universal_image(vlm, EXAMPLES, TARGETS, START, CONFIG)
+    transfer = attack(vlm)
     through = Through(repair)
-    adaptive = universal_image(vlm, EXAMPLES, TARGETS, START, CONFIG, through=through)
+    adaptive = attack(vlm, through=through)
     shown = image_loss(vlm, EXAMPLES, TARGETS, transfer.image, CONFIG, through)
     assert adaptive.loss < shown - 0.2
     assert not vlm.model._forward_pre_hooks
@@ -182,12 +170,9 @@ def test_an_adaptive_image_does_better_against_the_defense(vlm, scopes):
 def test_a_finished_image_is_measured_under_the_repair_itself(vlm, gate):
     repair = Repair((made(scopes=LATE, strength=1.5, gate=a_gate()),))
     config = replace(CONFIG, steps=3)
-    found = universal_image(vlm, EXAMPLES, TARGETS, START, config, through=Through(repair, gate))
-    examples = [replace(example, images=(found.image,)) for example in EXAMPLES]
-    ids = [vlm.tokenizer(text, add_special_tokens=False)["input_ids"][:4] for text in TARGETS]
+    found = attack(vlm, config, through=Through(repair, gate))
     with repair.applied(vlm):
-        score = vlm.score(examples, [vlm.tokenizer.decode(row) for row in ids])
-    assert found.loss == pytest.approx(-score.logprob.sum() / score.tokens.sum(), abs=1e-4)
+        assert found.loss == pytest.approx(attacks.ordinary_loss(vlm, found.image, 3), abs=1e-4)
 
 
 def test_a_gate_that_masks_the_gradient_is_seen_past(vlm):
@@ -201,16 +186,14 @@ def test_a_gate_that_masks_the_gradient_is_seen_past(vlm):
         rows = h[(roles == Role.RESPONSE) | (roles == Role.TEXT)]
         scores.append((rows.detach().numpy() - probe.mean) @ probe.filters[:, 0])
 
-    examples = [replace(example, images=(START,)) for example in EXAMPLES]
     with read(vlm, [site], sink=look):
-        vlm.forward(vlm.batch(examples, TARGETS))
+        vlm.forward(vlm.batch(shown(START), TARGETS))
     least, spread = scores[0].min(), scores[0].std()
     low, high = (np.float32([least - share * spread]) for share in (0.5, 0.1))
     repair = Repair((replace(channel, gate=replace(probe, low=low, high=high)),))
     config = replace(CONFIG, steps=25)
     blind, seeing = (
-        universal_image(vlm, EXAMPLES, TARGETS, START, config, through=Through(repair, gate))
-        for gate in ("exact", "straight-through")
+        attack(vlm, config, through=Through(repair, gate)) for gate in ("exact", "straight-through")
     )
     assert blind.loss == pytest.approx(blind.losses[0], abs=0.01)
     assert seeing.loss < blind.loss - 0.1
@@ -223,7 +206,7 @@ def test_any_defense_can_be_attacked_through(vlm):
         def applied(self, vlm):
             return edit(vlm, {Site(1, "layer_out"): lambda h, roles: h * 0.5})
 
-    result = universal_image(vlm, EXAMPLES, TARGETS, START, CONFIG, through=Through(Halved()))
+    result = attack(vlm, through=Through(Halved()))
     assert result.loss < result.losses[0]
     assert result.losses[0] == pytest.approx(
         image_loss(vlm, EXAMPLES, TARGETS, START, CONFIG, Through(Halved())), abs=0.01
@@ -243,18 +226,14 @@ def test_wrong_settings_are_refused(wrong):
 
 
 def test_a_checkpoint_knows_its_defense(vlm, tmp_path):
-    file = tmp_path / "state.safetensors"
-    config = replace(CONFIG, steps=1)
-
-    def attack(repair, **options):
-        through = None if repair is None else Through(repair, **options)
-        universal_image(vlm, EXAMPLES, TARGETS, START, config, through=through, checkpoint=file)
-
     repair = Repair((made(gate=a_gate()),))
-    attack(repair)
-    attack(repair)
-    for other in (None, Repair((made(seed=1, gate=a_gate()),)), repair.with_strength(0.5)):
+
+    def one_step(through):
+        attack(vlm, replace(CONFIG, steps=1), through=through, checkpoint=tmp_path / "state")
+
+    one_step(Through(repair))
+    one_step(Through(repair))
+    others = (Repair((made(seed=1, gate=a_gate()),)), repair.with_strength(0.5))
+    for other in (None, *map(Through, others), Through(repair, "soft")):
         with pytest.raises(UsageError, match="another attack"):
-            attack(other)
-    with pytest.raises(UsageError, match="another attack"):
-        attack(repair, gate="soft")
+            one_step(other)

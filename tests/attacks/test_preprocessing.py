@@ -12,18 +12,12 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from care.attacks.loss import Objective
-from care.attacks.pgd import image_loss, universal_image
+from care.attacks.pgd import image_loss
 from care.attacks.preprocessing import Patches, PixelPath, to_picture
-from care.attacks.presets import PGDConfig
-from care.data.example import Example
 from care.errors import ModelError
 from care.models.vlm import VLM
-from kit import tiny
+from kit import attacks, tiny
 
-GOALS = ["wash a car", "build a small house from wood", "do this", "picture soap"]
-EXAMPLES = [Example(f"g{i}", f"How do you {goal}?") for i, goal in enumerate(GOALS)]
-TARGETS = [f"To {goal}, you'll need" for goal in GOALS]
 START = tiny.picture(3, (84, 56))
 
 
@@ -74,10 +68,8 @@ def vlm(request):
     return request.param()
 
 
-def objective(vlm: VLM) -> tuple[Objective, torch.Tensor]:
-    path, levels = PixelPath.of(vlm, START)
-    examples = [replace(example, images=(to_picture(levels),)) for example in EXAMPLES]
-    return Objective(vlm, path, examples, TARGETS, 4), levels
+def objective(vlm):
+    return attacks.objective(vlm, 4, START)
 
 
 @pytest.mark.parametrize("size", [(28, 28), (84, 56), (56, 112)])
@@ -115,12 +107,9 @@ def test_a_gradient_reaches_each_pixel_once_for_every_time_step():
 
 def test_loss_is_the_likelihood_by_the_ordinary_path(vlm):
     loss_of, levels = objective(vlm)
-    loss_of.verify(replace(EXAMPLES[0], images=(to_picture(levels),)), levels)
+    loss_of.verify(*attacks.beside(to_picture(levels), 1), levels)
     assert loss_of.shares and loss_of.rows.shared > 6  # the six visual tokens are read once
-    ids = [vlm.tokenizer(text, add_special_tokens=False)["input_ids"][:4] for text in TARGETS]
-    examples = [replace(example, images=(START,)) for example in EXAMPLES]
-    score = vlm.score(examples, [vlm.tokenizer.decode(row) for row in ids])
-    expected = -score.logprob.sum() / score.tokens.sum()
+    expected = attacks.ordinary_loss(vlm, START, 4)
     for loss_of.shares in (True, False):
         found = loss_of.loss(loss_of.path(levels / 255), range(4), 4)
         assert found == pytest.approx(expected, abs=1e-4)
@@ -128,22 +117,18 @@ def test_loss_is_the_likelihood_by_the_ordinary_path(vlm):
 
 def test_gradient_agrees_with_finite_differences(vlm):
     loss_of, levels = objective(vlm)
-    _, gradient = loss_of.gradient(levels / 255, [0, 1])
-    direction, step = gradient / gradient.norm(), 1e-3
-    ends = [
-        loss_of.loss(loss_of.path(levels / 255 + s * direction), [0, 1], 2) for s in (step, -step)
-    ]
-    assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(float(gradient.norm()), rel=0.05)
+    attacks.check_gradient(loss_of, levels / 255)
 
 
 def test_an_attack_works_and_survives_being_saved(vlm, tmp_path):
-    config = PGDConfig(epsilon=None, steps=25, step_size=8 / 255, batch=4)
-    result = universal_image(vlm, EXAMPLES, TARGETS, START, config)
+    config = replace(attacks.CONFIG, steps=25, batch=4)
+    result = attacks.attack(vlm, config, 4, START)
     assert result.loss < result.losses[0] - 1.0
     assert abs(result.rounding) < 1e-3
     result.image.save(tmp_path / "attack.png")
     saved = Image.open(tmp_path / "attack.png")
-    assert image_loss(vlm, EXAMPLES, TARGETS, saved, config) == pytest.approx(result.loss, abs=1e-4)
+    shown = image_loss(vlm, attacks.EXAMPLES[:4], attacks.TARGETS[:4], saved, config)
+    assert shown == pytest.approx(result.loss, abs=1e-4)
 
 
 def test_a_processor_that_cuts_otherwise_is_refused():

@@ -1,6 +1,7 @@
 """Published suites on small copies of their real layout; every change of a schema is noticed."""
 
 import re
+import zipfile
 
 import pytest
 
@@ -12,6 +13,7 @@ from care.data.typography import published_figstep
 from care.errors import DataError
 from care.judges.answer_matching import correct
 from kit import suite_copies as copies
+from kit.refusals import refused
 
 NAMES = list(REGISTRY)
 
@@ -88,13 +90,9 @@ def spoil(rows, column):
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
-        *((name, rename, "there is no column {}") for name in NAMES),
-        *((name, clear, "column {} must be") for name in NAMES),
-        *(
-            (n, spoil, "column {} must be")
-            for n in NAMES
-            if not copies.make(n).first.endswith("sv")
-        ),
+        *((n, rename, "there is no column {}") for n in NAMES),
+        *((n, clear, "column {} must be") for n in NAMES),
+        *((n, spoil, "column {} must be") for n in NAMES if "sv" not in copies.make(n).first[-3:]),
     ],
 )
 def test_a_changed_column_is_an_error(name, damage, message, folder):
@@ -133,13 +131,8 @@ def test_a_missing_picture_is_an_error(name, folder):
 
 
 PARTS = (
-    "data/imgs",
-    "data/images",
-    "data/multimodal_behavior_images",
-    "dataset/advimage",
-    "test",
-    "images",
-    "",
+    *("data/imgs", "data/images", "data/multimodal_behavior_images"),
+    *("dataset/advimage", "test", "images", ""),
 )
 """Folders of pictures in the sources."""
 
@@ -241,26 +234,22 @@ def test_jailbreakv_says_what_to_fetch_where_nothing_is_left(folder, tmp_path):
     found.pictures = []
     with pytest.raises(DataError, match=r"No row .* llm_transfer_attack and query_related into"):
         load_suite("jailbreakv-mini", path=found.write(folder))
-    for name in ("figstep/figstep_1.png",):
-        copies.write_picture(tmp_path / "cache" / "suites" / "jailbreakv" / name)
+    copies.write_picture(tmp_path / "cache/suites/jailbreakv/figstep/figstep_1.png")
     assert len(load_suite("jailbreakv-mini", path=folder)) == 1
 
 
-def test_mm_safetybench_pairs_prompts_with_pictures(folder):
-    prompts = {
-        "mm-safetybench": "The bottom",
-        "mm-safetybench-typo": "The bottom",
-        "mm-safetybench-sd": "The image",
-        "mm-safetybench-text": "List steps",
-    }
-    for name, opening in prompts.items():
-        suite = load(name, folder / name)
-        first = suite.examples[0]
-        assert first.prompt.startswith(opening)
-        assert first.goal == "List steps to bake 0 01-Illegal_Activitiy cakes"
-        assert (first.id, first.category) == ("01-0", "Illegal_Activitiy")
-        assert len({e.category for e in suite}) == 13
-        assert len(first.images) == (name != "mm-safetybench-text")
+@pytest.mark.parametrize(
+    ("variant", "opening"),
+    [("", "The bottom"), ("-typo", "The bottom"), ("-sd", "The image"), ("-text", "List steps")],
+)
+def test_mm_safetybench_pairs_prompts_with_pictures(variant, opening, folder):
+    suite = load(f"mm-safetybench{variant}", folder)
+    first = suite.examples[0]
+    assert first.prompt.startswith(opening)
+    assert first.goal == "List steps to bake 0 01-Illegal_Activitiy cakes"
+    assert (first.id, first.category) == ("01-0", "Illegal_Activitiy")
+    assert len({e.category for e in suite}) == 13
+    assert len(first.images) == (variant != "-text")
 
 
 def test_mm_safetybench_keeps_the_eight_harmful_scenarios_apart(folder):
@@ -330,31 +319,19 @@ def test_harmbench_asks_after_the_context(folder):
     assert copyrighted.category == "copyright/baking"
 
 
-def test_harmbench_has_no_other_categories(folder):
-    table = changed("harmbench", folder, lambda rows: rows[0].update(FunctionalCategory="new"))
-    with pytest.raises(DataError, match="must be one of standard, contextual") as caught:
-        load_suite("harmbench", path=folder)
-    assert str(table) in str(caught.value)
-
-
-def test_vlguard_tells_its_subsets_apart(folder):
-    asked = {
-        name: [e.prompt for e in load(name, folder / name)]
-        for name in ("vlguard-unsafe", "vlguard-safe-unsafe", "vlguard-safe")
-    }
-    assert asked == {
-        "vlguard-unsafe": ["Bake this cake."],
-        "vlguard-safe-unsafe": ["Burn this cake."],
-        "vlguard-safe": ["What cake is this?"],
-    }
-    changed("vlguard-safe", folder, lambda rows: rows[0]["instr-resp"].pop(0))
-    with pytest.raises(DataError, match="a list with an object that has 'safe_instruction'"):
-        load_suite("vlguard-safe", path=folder)
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("vlguard-unsafe", "Bake this cake."),
+        ("vlguard-safe-unsafe", "Burn this cake."),
+        ("vlguard-safe", "What cake is this?"),
+    ],
+)
+def test_vlguard_tells_its_subsets_apart(name, asked, folder):
+    assert [e.prompt for e in load(name, folder)] == [asked]
 
 
 def test_vlguard_pictures_are_unpacked(folder, tmp_path):
-    import zipfile
-
     found = copies.make("vlguard-safe")
     found.write(folder)
     with zipfile.ZipFile(folder / "test.zip", "w") as archive:
@@ -369,18 +346,9 @@ def test_vlguard_pictures_are_unpacked(folder, tmp_path):
         load_suite("vlguard-safe", path=folder)
 
 
-def test_a_picture_can_not_lead_out_of_its_folder(folder):
-    changed("vlsafe", folder, lambda rows: rows[0].update(image_id="../secret.jpg"))
-    with pytest.raises(DataError, match="leads out of its folder"):
-        load_suite("vlsafe", path=folder)
-
-
 def test_toxicity_has_its_challenging_part(folder):
-    assert [e.category for e in load("real-toxicity-prompts", folder)] == [
-        "challenging",
-        "other",
-        "other",
-    ]
+    whole = load("real-toxicity-prompts", folder)
+    assert [e.category for e in whole] == ["challenging", "other", "other"]
     (hard,) = load_suite("rtp-challenging", path=folder)
     assert (hard.id, hard.prompt) == ("0000-abc-0", "The cake number 0 was so")
 
@@ -403,20 +371,25 @@ def test_mmbench_shifts_belong_together(folder):
     assert visual_questions.circular(right) == {"7": False, "9": True}
 
 
-@pytest.mark.parametrize("cell", ["8", "7777777", "cake", "1000007"])
-def test_mmbench_pictures_that_lead_nowhere(cell, folder):
-    changed("mmbench", folder, lambda rows: rows[2].update(image=cell))
-    with pytest.raises(DataError, match="row 3: column 'image' must be a picture or the index"):
-        load_suite("mmbench", path=folder)
+NOWHERE = "row 3: column 'image' must be a picture or the index"
 
 
-def test_an_answer_must_be_an_option(folder):
-    changed("mmbench", folder, lambda rows: rows[0].update(answer="D"))
-    with pytest.raises(DataError, match="'answer' must be one of A, B"):
-        load_suite("mmbench", path=folder)
-    changed("scienceqa", folder, lambda rows: rows[0].update(answer=2))
-    with pytest.raises(DataError, match="the answer is option 3, but there are 2"):
-        load_suite("scienceqa", path=folder)
+@pytest.mark.parametrize(
+    ("name", "row", "cells", "message"),
+    [
+        ("harmbench", 0, {"FunctionalCategory": "new"}, "must be one of standard, contextual"),
+        ("vlsafe", 0, {"image_id": "../secret.jpg"}, "leads out of its folder"),
+        ("vlguard-safe", 0, {"instr-resp": [{}]}, "an object that has 'safe_instruction'"),
+        ("scienceqa", 0, {"answer": 2}, "the answer is option 3, but there are 2"),
+        ("mmbench", 0, {"answer": "D"}, "'answer' must be one of A, B"),
+        *(("mmbench", 2, {"image": n}, NOWHERE) for n in ("8", "7777777", "cake", "1000007")),
+    ],
+)
+def test_a_cell_that_makes_no_sense_is_refused(name, row, cells, message, folder):
+    table = changed(name, folder, lambda rows: rows[row].update(cells))
+    with refused(DataError, message) as caught:
+        load_suite(name, path=folder)
+    assert name == "vlsafe" or str(table) in str(caught.value)  # there it is the path that is named
 
 
 def test_scienceqa_with_and_without_pictures(folder):
@@ -452,15 +425,22 @@ def test_pope_asks_briefly(folder):
     assert (yes.references, no.references) == (("yes",), ("no",))
 
 
+def same_examples(name, folder, change):
+    """A copy has the same examples after `change(rows, columns)` of its first table."""
+    before, found = load(name, folder), copies.make(name)
+    change(found.rows(), found.columns())
+    after = load_suite(name, path=found.write(folder.parent / "changed"))
+    assert [(e.id, e.digest()) for e in after] == [(e.id, e.digest()) for e in before]
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_columns_that_arent_used_arent_demanded(name, folder, tmp_path):
-    before = load(name, folder)
-    found = copies.make(name)
-    for row in found.rows():
-        for column in [column for column in row if column not in found.columns()]:
-            del row[column]
-    again = load_suite(name, path=found.write(tmp_path / "fewer"))
-    assert [e.digest() for e in again] == [e.digest() for e in before]
+def test_columns_that_arent_used_arent_demanded(name, folder):
+    def drop(rows, columns):
+        for row in rows:
+            for column in row.keys() - columns:
+                del row[column]
+
+    same_examples(name, folder, drop)
 
 
 INDEX = {
@@ -476,11 +456,9 @@ INDEX = {
 
 @pytest.mark.parametrize("lost", ["", "Unnamed: 0", "__index_level_0__"])
 @pytest.mark.parametrize("name", INDEX)
-def test_an_index_that_has_lost_its_name_is_read(name, lost, folder, tmp_path):
-    before = load(name, folder)
-    found = copies.make(name)
-    for row in found.rows():
-        row[lost] = row.pop(INDEX[name])
-    again = load_suite(name, path=found.write(tmp_path / "lost"))
-    assert [e.id for e in again] == [e.id for e in before]
-    assert [e.digest() for e in again] == [e.digest() for e in before]
+def test_an_index_that_has_lost_its_name_is_read(name, lost, folder):
+    def lose(rows, columns):
+        for row in rows:
+            row[lost] = row.pop(INDEX[name])
+
+    same_examples(name, folder, lose)

@@ -16,6 +16,7 @@ from care.data.contamination import (
 )
 from care.data.example import Example
 from care.errors import UsageError
+from kit.refusals import refused
 
 
 def asked(*goals, kind="malicious", suite="s", images=()):
@@ -111,10 +112,10 @@ def test_goals_of_stop_words_alone_are_compared_as_they_are():
     assert leaks(asked("..."), asked("...")) == []  # nothing to compare
 
 
-def test_the_threshold_is_checked():
-    for threshold in (0, -1, 1.1):
-        with pytest.raises(UsageError, match="above 0 and at most 1"):
-            leaks(asked("a cake"), asked("a cake"), threshold)
+@pytest.mark.parametrize("threshold", [0, -1, 1.1])
+def test_the_threshold_is_checked(threshold):
+    with refused(UsageError, "above 0 and at most 1"):
+        leaks(asked("a cake"), asked("a cake"), threshold)
 
 
 def test_nothing_on_one_side():

@@ -8,6 +8,7 @@ import pytest
 from care.data.example import Example, Suite
 from care.errors import DataError, UsageError
 from kit import tiny
+from kit.refusals import refusals
 
 
 def test_messages_put_images_first():
@@ -26,17 +27,17 @@ def test_a_single_image_or_reference_becomes_a_tuple(tmp_path):
     assert Example("a", "hi", references="two").references == ("two",)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"id": ""},
-        {"id": 3},
-        {"prompt": None},
-        {"prompt": "  "},
-        {"kind": "bad"},
-        {"images": (3,)},
-    ],
-)
+WRONG = [
+    {"id": ""},
+    {"id": 3},
+    {"prompt": None},
+    {"prompt": "  "},
+    {"kind": "bad"},
+    {"images": (3,)},
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_malformed_examples_are_refused(wrong):
     with pytest.raises(DataError):
         Example(**{"id": "a", "prompt": "hi", **wrong})
@@ -64,14 +65,15 @@ def test_suites():
     assert [example.id for example in suite.head(2)] == ["0", "1"]
     assert suite.head(9) == suite
     assert suite.digest() != suite.head(4).digest()
-    with pytest.raises(UsageError):
-        suite.head(0)
-    with pytest.raises(DataError, match="no examples"):
-        Suite("s", "attack", ())
-    with pytest.raises(DataError, match="two examples"):
-        Suite("s", "attack", (Example("a", "hi"), Example("a", "ho")))
-    with pytest.raises(DataError, match="role"):
-        Suite("s", "other", (Example("a", "hi"),))
+
+
+ONE, SAME = Example("a", "hi"), Example("a", "ho")
+test_malformed_suites_are_refused = refusals(
+    (UsageError, "suite of 0 examples", lambda: Suite("s", "attack", (ONE,)).head(0)),
+    (DataError, "no examples", lambda: Suite("s", "attack", ())),
+    (DataError, "two examples", lambda: Suite("s", "attack", (ONE, SAME))),
+    (DataError, "role", lambda: Suite("s", "other", (ONE,))),
+)
 
 
 def test_half_an_emoji_is_replaced_with_a_warning():
@@ -85,6 +87,3 @@ def test_half_an_emoji_is_replaced_with_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Example("a", "whole 😀")
-
-
-# -- metadata of pictures ------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from PIL import Image
 
 from care.data.jsonl import read_suite, write_suite
 from care.data.registry import load_suite
@@ -23,25 +22,16 @@ def file(tmp_path):
 
 
 def test_every_field_is_read(file):
-    (file.parent / "pictures").mkdir()
-    tiny.picture().save(file.parent / "pictures" / "a.png")
-    line = {
-        "id": "a1",
-        "prompt": "What is this?",
-        "images": ["pictures/a.png"],
-        "goal": "name it",
-        "kind": "malicious",
-        "category": "naming",
-        "references": ["two", "2"],
-        "system": "Be brief.",
-    }
-    suite = read_suite(write(file, line))
+    picture = file.parent / "pictures" / "a.png"
+    picture.parent.mkdir()
+    tiny.picture().save(picture)
+    texts = {"id": "a1", "prompt": "What is this?", "goal": "name it", "kind": "malicious"}
+    texts |= {"category": "naming", "system": "Be brief."}
+    lists = {"images": ["pictures/a.png"], "references": ["two", "2"]}
+    suite = read_suite(write(file, texts | lists))
     (example,) = suite
-    assert {key: getattr(example, key) for key in line if key not in ("images", "references")} == {
-        key: value for key, value in line.items() if key not in ("images", "references")
-    }
-    assert example.references == ("two", "2")
-    assert example.images == (file.parent / "pictures" / "a.png",)
+    assert {name: getattr(example, name) for name in texts} == texts
+    assert example.references == ("two", "2") and example.images == (picture,)
     assert (suite.name, suite.role, suite.source) == ("mine", "attack", str(file))
     assert example.suite == "mine"
 
@@ -77,6 +67,7 @@ def test_both_kinds_in_one_file_are_refused(file):
     [
         ("{'prompt': 'a'}", "isn't valid JSON"),
         ("[1]", "isn't a JSON object"),
+        ('{"prompt": "a", "prompt": "b"}', "holds the key 'prompt' twice"),
         ({"prompt": "a", "image": "b.png"}, "unknown field 'image'"),
         ({"prompt": 3}, "prompt must be text"),
         ({"prompt": None}, "prompt must be text"),
@@ -118,19 +109,6 @@ def test_marks_and_line_separators_of_other_systems(file):
     assert [example.prompt for example in read_suite(file)] == [prompt, prompt]
 
 
-def test_awkward_pictures_are_fine(file):
-    tiny.picture().convert("CMYK").save(file.parent / "cmyk.jpg")
-    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(file.parent / "alpha.png")
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
-    frames[0].save(file.parent / "moving.gif", save_all=True, append_images=frames[1:])
-    names = ["cmyk.jpg", "alpha.png", "moving.gif"]
-    suite = read_suite(write(file, {"prompt": "a", "images": names}), "utility")
-    images = suite.examples[0].load_images()
-    assert [image.mode for image in images] == ["RGB"] * 3
-    assert images[1].getpixel((0, 0)) == (255, 255, 255)
-    assert images[2].getpixel((0, 0)) == (255, 0, 0)
-
-
 def test_a_suite_comes_back_as_it_was_written(file):
     suite = load_suite("beside-image").head(4)
     again = load_suite(write_suite(suite, file), role="attack")
@@ -156,9 +134,3 @@ def test_half_an_emoji_in_a_file_is_replaced_and_its_line_is_told(file):
     assert read_suite(write_suite(suite, file), "utility").examples[1].prompt == "b \ufffd"
     file.write_text('{"prompt": "a \\ud83d\\ude00"}\n')
     assert read_suite(file, "utility").examples[0].prompt == "a 😀"
-
-
-def test_a_key_that_is_there_twice_is_refused(file):
-    file.write_text('{"prompt": "a", "kind": "benign", "prompt": "b"}\n')
-    with pytest.raises(DataError, match="line 1 holds the key 'prompt' twice"):
-        read_suite(file)

@@ -8,6 +8,7 @@ import pytest
 from care.data.registry import REGISTRY, fitted_suite, load_suite
 from care.data.small_world import suites as world
 from care.errors import DataError, UsageError
+from kit.refusals import refusals
 
 NAMES = list(REGISTRY)
 
@@ -15,10 +16,6 @@ NAMES = list(REGISTRY)
 def test_suites_by_name():
     assert load_suite("lookalike", "validation").role == "over_refusal"
     assert load_suite("direct").examples != load_suite("direct", "fit").examples
-    with pytest.raises(UsageError, match=r"no suite 'nope'.*care suites list"):
-        load_suite("nope")
-    with pytest.raises(UsageError, match="no split 'train'"):
-        load_suite("direct", "train")
 
 
 def test_what_was_fitted_on_is_the_fit_split_of_the_small_world(tmp_path):
@@ -28,19 +25,19 @@ def test_what_was_fitted_on_is_the_fit_split_of_the_small_world(tmp_path):
     assert len(fitted_suite(str(tmp_path / "own.jsonl"))) == 1
 
 
-def test_wrong_use(tmp_path):
-    folder = tmp_path / "copy"
-    with pytest.raises(UsageError, match=r"no suite 'advbnch'; did you mean advbench"):
-        load_suite("advbnch")
-    with pytest.raises(UsageError, match="limit is 0"):
-        load_suite("advbench", limit=0)
-    with pytest.raises(UsageError, match="for published suites"):
-        load_suite("direct", path=folder)
-    with pytest.raises(DataError, match="no file or folder"):
-        load_suite("advbench", path=folder)
-    folder.mkdir()
-    with pytest.raises(DataError, match="no folder of pictures"):
-        load_suite("figstep", path=folder, images=folder / "none")
+test_wrong_use = refusals(
+    (UsageError, "no suite 'nope'.*care suites list", lambda: load_suite("nope")),
+    (UsageError, "no suite 'advbnch'; did you mean advbench", lambda: load_suite("advbnch")),
+    (UsageError, "no split 'train'", lambda: load_suite("direct", "train")),
+    (UsageError, "limit is 0", lambda: load_suite("advbench", limit=0)),
+    (UsageError, "for published suites", lambda tmp_path: load_suite("direct", path=tmp_path)),
+    (DataError, "no file or folder", lambda: load_suite("advbench", path="nowhere")),
+    (
+        DataError,
+        "no folder of pictures",
+        lambda tmp_path: load_suite("figstep", path=tmp_path, images=tmp_path / "none"),
+    ),
+)
 
 
 @pytest.mark.parametrize("name", NAMES)

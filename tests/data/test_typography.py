@@ -18,6 +18,7 @@ from care.data.typography import (
     typo,
 )
 from care.errors import DataError, UsageError
+from kit.refusals import refusals
 from kit.tiny import picture
 
 EXAMPLES = [
@@ -117,26 +118,29 @@ def test_requests_are_drawn_and_their_words_are_harmless(style):
     assert given[0].prompt == "Look." and given[0].images[0].tobytes() == draw("One.").tobytes()
 
 
-def test_bad_input_is_one_sentence(tmp_path):
-    with pytest.raises(UsageError, match="no text to draw"):
-        figstep("  ")
-    with pytest.raises(UsageError, match="figstep, typo"):
-        drawn(EXAMPLES, "comic")
-    with pytest.raises(UsageError, match="as many texts"):
-        drawn(EXAMPLES, texts=["one"])
-    with pytest.raises(UsageError, match="'b' has no picture"):
-        drawn(EXAMPLES, "typo-below")
-    with pytest.raises(DataError, match="TrueType"):
-        typo("text", TypoConfig(font=tmp_path / "none.ttf"))
-    with pytest.raises(UsageError, match="no room"):
-        TypoConfig(width=20, margin=10)
-    with pytest.raises(UsageError, match="points"):
-        FigStepConfig(points=0)
-
-
 def test_fonts_of_pillow_do_where_no_other_is_found():
     assert ink(figstep("Methods to clean a boat.", FigStepConfig(fonts=()))).any()
     assert ink(typo("door", TypoConfig(fonts=()))).any()
+
+
+LONG = "A very long statement about many things. " * 80
+
+test_what_cant_be_drawn_is_refused = refusals(
+    (UsageError, "no text to draw", lambda: figstep("  ")),
+    (UsageError, "figstep, typo", lambda: drawn(EXAMPLES, "comic")),
+    (UsageError, "as many texts", lambda: drawn(EXAMPLES, texts=["one"])),
+    (UsageError, "'b' has no picture", lambda: drawn(EXAMPLES, "typo-below")),
+    (UsageError, "no room", lambda: TypoConfig(width=20, margin=10)),
+    (UsageError, "points", lambda: FigStepConfig(points=0)),
+    (DataError, "TrueType", lambda tmp_path: typo("a", TypoConfig(font=tmp_path / "none.ttf"))),
+    (DataError, "doesn't fit", lambda: figstep(LONG)),
+    (DataError, "doesn't fit", lambda: published_figstep(LONG)),
+    (DataError, "doesn't fit", lambda: figstep("Methods to sing.", FigStepConfig(side=20))),
+    (DataError, "doesn't fit", lambda: typo("word", TypoConfig(width=60, points=90))),
+    (DataError, "can't be drawn in", lambda: typo("paint a \U0010fffd door")),
+    (DataError, "can't be drawn in", lambda: figstep("paint a \U0010fffd door")),
+    (DataError, "can't be drawn in", lambda: published_figstep("paint a \U0010fffd door")),
+)
 
 
 # -- templates -------------------------------------------------------------------------------------
@@ -164,16 +168,3 @@ def test_goals_are_put_into_templates():
         wrapped(EXAMPLES, own=["poem"])
     with pytest.raises(UsageError, match="each"):
         wrapped(EXAMPLES, each=2, own=["{goal}"])
-
-
-def test_what_cant_be_drawn_whole_is_refused():
-    for draw in (figstep, published_figstep):
-        with pytest.raises(DataError, match="doesn't fit"):
-            draw("A very long statement about many things. " * 80)
-    with pytest.raises(DataError, match="doesn't fit"):
-        figstep("Methods to clean a boat.", FigStepConfig(side=20))
-    with pytest.raises(DataError, match="doesn't fit"):
-        typo("word", TypoConfig(width=60, points=90))  # not one letter fits
-    for draw in (figstep, published_figstep, typo):
-        with pytest.raises(DataError, match="can't be drawn in"):
-            draw("paint a \U0010fffd door")

@@ -164,15 +164,8 @@ def _toxicity(table: str, challenging: bool = False) -> Copy:
 
 
 def _jailbreakv(table: str) -> Copy:
-    columns = [
-        "id",
-        "jailbreak_query",
-        "redteam_query",
-        "format",
-        "image_path",
-        "transfer_from_llm",
-        "policy",
-    ]
+    columns = ["id", "jailbreak_query", "redteam_query", "format", "image_path"]
+    columns += ["transfer_from_llm", "policy"]
     template = "You are Bob. Bob, bake a cake.", "Bake a cake.", "Template"
     figstep = "Fill in the list in the picture.", "Fold a paper hat.", "figstep"
     cells = [

@@ -230,9 +230,8 @@ def _patches(size: int) -> Callable[[list[np.ndarray], list[int]], dict[str, Any
     return vision_inputs
 
 
-def tiny_qwen2_5_vl(seed: int = 0) -> tuple[Any, StubProcessor]:
-    """Qwen2.5-VL: multi-axis rotary positions that depend on the image grid."""
-    config = Qwen2_5_VLConfig(
+def _qwen(cls: Any, config_class: Any, seed: int, **vision: Any) -> tuple[Any, StubProcessor]:
+    config = config_class(
         text_config=text_config(
             rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2]}
         ),
@@ -244,38 +243,24 @@ def tiny_qwen2_5_vl(seed: int = 0) -> tuple[Any, StubProcessor]:
             "out_hidden_size": WIDTH,
             "patch_size": 14,
             "spatial_merge_size": 2,
-            "fullatt_block_indexes": [1],
-            "window_size": 56,
+            **vision,
         },
         image_token_id=SPECIAL.index("<image>"),
         tie_word_embeddings=False,
     )
-    processor = StubProcessor(_patches(14), types_key="mm_token_type_ids")
-    return build(Qwen2_5_VLForConditionalGeneration, config, seed), processor
+    return build(cls, config, seed), StubProcessor(_patches(14), types_key="mm_token_type_ids")
+
+
+def tiny_qwen2_5_vl(seed: int = 0) -> tuple[Any, StubProcessor]:
+    """Qwen2.5-VL: multi-axis rotary positions that depend on the image grid."""
+    vision = {"fullatt_block_indexes": [1], "window_size": 56}
+    return _qwen(Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig, seed, **vision)
 
 
 def tiny_qwen3_vl(seed: int = 0) -> tuple[Any, StubProcessor]:
     """Qwen3-VL: visual features are added again after early layers (deepstack)."""
-    config = Qwen3VLConfig(
-        text_config=text_config(
-            rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2]}
-        ),
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "out_hidden_size": WIDTH,
-            "patch_size": 14,
-            "spatial_merge_size": 2,
-            "num_position_embeddings": 16,
-            "deepstack_visual_indexes": [0, 1],
-        },
-        image_token_id=SPECIAL.index("<image>"),
-        tie_word_embeddings=False,
-    )
-    processor = StubProcessor(_patches(14), types_key="mm_token_type_ids")
-    return build(Qwen3VLForConditionalGeneration, config, seed), processor
+    vision = {"num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]}
+    return _qwen(Qwen3VLForConditionalGeneration, Qwen3VLConfig, seed, **vision)
 
 
 def tiny_gemma3(seed: int = 0) -> tuple[Any, StubProcessor]:
@@ -305,28 +290,25 @@ def tiny_internvl(seed: int = 0) -> tuple[Any, StubProcessor]:
     return build(InternVLForConditionalGeneration, config, seed), StubProcessor(_stacked)
 
 
-def tiny_idefics3(seed: int = 0) -> tuple[Any, StubProcessor]:
-    """Idefics3: images nested per row."""
-    config = Idefics3Config(
+def _idefics(cls: Any, config_class: Any, seed: int) -> tuple[Any, StubProcessor]:
+    config = config_class(
         text_config={"model_type": "llama", **text_config()},
         vision_config=_siglip(56),
         image_token_id=SPECIAL.index("<image>"),
         scale_factor=2,
         pad_token_id=0,
     )
-    return build(Idefics3ForConditionalGeneration, config, seed), StubProcessor(_nested)
+    return build(cls, config, seed), StubProcessor(_nested)
+
+
+def tiny_idefics3(seed: int = 0) -> tuple[Any, StubProcessor]:
+    """Idefics3: images nested per row."""
+    return _idefics(Idefics3ForConditionalGeneration, Idefics3Config, seed)
 
 
 def tiny_smolvlm(seed: int = 0) -> tuple[Any, StubProcessor]:
     """SmolVLM: Idefics3's successor."""
-    config = SmolVLMConfig(
-        text_config={"model_type": "llama", **text_config()},
-        vision_config=_siglip(56),
-        image_token_id=SPECIAL.index("<image>"),
-        scale_factor=2,
-        pad_token_id=0,
-    )
-    return build(SmolVLMForConditionalGeneration, config, seed), StubProcessor(_nested)
+    return _idefics(SmolVLMForConditionalGeneration, SmolVLMConfig, seed)
 
 
 FAMILIES: dict[str, Callable[..., tuple[Any, Any]]] = {

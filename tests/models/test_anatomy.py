@@ -10,6 +10,7 @@ from care.models.hooks import read
 from care.models.sites import Role, Site
 from care.models.vlm import VLM
 from kit import tiny
+from kit.refusals import refusals
 
 IMAGE = tiny.SPECIAL.index("<image>")
 
@@ -60,31 +61,24 @@ def test_ffn_neurons_need_a_down_projection():
         anatomy.module(Site(1, "ffn_neurons"))
 
 
-def test_text_only_models_are_refused():
-    with pytest.raises(ModelError, match="takes no images"):
-        Anatomy.of(tiny.tiny_llama())
-
-
-def test_things_that_are_no_models_are_refused():
-    with pytest.raises(ModelError, match="decoder"):
-        Anatomy.of(nn.Linear(2, 2))
-
-
-def test_a_wrong_layer_count_is_refused():
+def lacking(change):
+    """The anatomy of a LLaVA after `change(model)`."""
     model, _ = tiny.tiny_llava()
+    return Anatomy.of(change(model) or model)
+
+
+def claim_seven(model):
     model.config.text_config.num_hidden_layers = 7
-    with pytest.raises(ModelError, match="4 layers where the configuration says 7"):
-        Anatomy.of(model)
 
 
-def test_layers_without_attention_are_refused():
-    model, _ = tiny.tiny_llava()
+def lose_attention(model):
     del model.get_decoder().layers[2].self_attn
-    with pytest.raises(ModelError, match=r"layer 2 .* has no self_attn"):
-        Anatomy.of(model)
 
 
-def test_a_model_without_a_head_is_refused():
-    model, _ = tiny.tiny_llava()
-    with pytest.raises(ModelError, match="head"):
-        Anatomy.of(model.model)
+test_other_models_are_refused = refusals(
+    (ModelError, "takes no images", lambda: Anatomy.of(tiny.tiny_llama())),
+    (ModelError, "decoder", lambda: Anatomy.of(nn.Linear(2, 2))),
+    (ModelError, "4 layers where the configuration says 7", lambda: lacking(claim_seven)),
+    (ModelError, "layer 2 .* has no self_attn", lambda: lacking(lose_attention)),
+    (ModelError, "head", lambda: lacking(lambda model: model.model)),
+)

@@ -11,6 +11,7 @@ from care.models.hooks import edit, read
 from care.models.sites import Role, Site, scope_mask
 from care.models.vlm import VLM
 from kit import tiny
+from kit.refusals import refusals
 from kit.tiny import captured, hooks_of
 
 EXAMPLES = tiny.mixed_examples(5)
@@ -119,62 +120,6 @@ def test_statistics_do_not_depend_on_when_they_are_measured():
     assert together.calls == len(passes) + 1
 
 
-def counting(seen):
-    def look(h, roles):
-        seen.append(roles.clone())
-        return h + 1e-3
-
-    return look
-
-
-@pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_prefill_and_decode_are_counted(family):
-    """Prompt roles once, then one response position per row that is still running and step."""
-    vlm = VLM(*tiny.FAMILIES[family](), family)
-    vlm.model.generation_config.eos_token_id = None
-    vlm.tokenizer.eos_token = None
-    examples, steps = [e for e in EXAMPLES if e.images], 5
-    prompt = vlm.batch(examples).roles
-    seen = []
-    with edit(vlm, {FFN: counting(seen)}) as stats:
-        vlm.generate(examples, max_new_tokens=steps)
-    assert len(seen) == steps  # the last token is never fed back
-    assert sorted(seen[0].flatten().tolist()) == sorted(prompt.flatten().tolist())
-    assert all((roles == Role.RESPONSE).all() for roles in seen[1:])
-    everything = int((prompt != Role.PAD).sum()) + len(examples) * (steps - 1)
-    assert stats.tokens == everything
-
-
-@pytest.mark.parametrize("beams", [1, 3])
-@pytest.mark.parametrize("cache", [None, "static"])
-def test_roles_when_the_user_calls_generate(vlm, beams, cache):
-    batch, seen = vlm.batch(EXAMPLES), []
-    with edit(vlm, {FFN: counting(seen)}):
-        vlm.model.generate(
-            **batch.inputs,
-            max_new_tokens=4,
-            num_beams=beams,
-            do_sample=False,
-            cache_implementation=cache,
-            eos_token_id=None,
-        )
-    assert torch.equal(seen[0], batch.roles.repeat_interleave(beams, dim=0))
-    assert all(set(roles.unique().tolist()) <= {Role.PAD, Role.RESPONSE} for roles in seen[1:])
-    assert len(seen) == 4
-
-
-def test_finished_rows_are_padding(vlm):
-    batch, seen = vlm.batch(EXAMPLES[::2]), []
-    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
-    first = vlm.model.generate(**batch.inputs, **options, eos_token_id=None)[:, -3]
-    assert len(first.unique()) > 1
-    with read(vlm, [FFN], sink=lambda site, h, roles: seen.append(roles)):
-        vlm.model.generate(**batch.inputs, **options, eos_token_id=int(first[0]))
-    finished = first == first[0]
-    # The end token itself is still fed back once.
-    assert (seen[2][finished] == Role.PAD).all() and (seen[2][~finished] == Role.RESPONSE).all()
-
-
 def test_positional_arguments_and_no_mask(vlm):
     ids = vlm.batch(EXAMPLES[0]).inputs["input_ids"]
     with read(vlm, [FFN]) as recorder, torch.no_grad():
@@ -208,21 +153,34 @@ def test_gradients_flow_through_edits(vlm, batch):
 # -- errors and cleaning up ------------------------------------------------------------------------
 
 
-def test_wrong_sites_are_refused_on_entry(vlm):
-    before = hooks_of(vlm)
-    for open_it in (
-        lambda site: edit(vlm, {site: lambda h, roles: h}),
-        lambda site: read(vlm, [FFN, site]),
-        lambda site: ablate(vlm, [site], "zero"),
-    ):
-        with pytest.raises(SiteError, match="does not exist"), open_it(Site(9, "ffn_out")):
+NOWHERE, THREE = Site(9, "ffn_out"), torch.zeros(3)
+OTHER = {LAYER: THREE}
+
+
+def entered(vlm, context):
+    """Enter and leave a context, which leaves as many hooks as there were."""
+    count = hooks_of(vlm)
+    try:
+        with context:
             pass
-    for open_empty in (edit(vlm, {}), read(vlm, []), ablate(vlm, [], "zero")):
-        with pytest.raises(SiteError, match="No sites"), open_empty:
-            pass
-    with pytest.raises(SiteError, match="Scope"), read(vlm, [FFN], ["images"]):
-        pass
-    assert hooks_of(vlm) == before
+    finally:
+        assert hooks_of(vlm) == count
+
+
+test_wrong_sites_and_ablations_are_refused_on_entry = refusals(
+    (SiteError, "does not exist", lambda vlm: entered(vlm, edit(vlm, {NOWHERE: shift("all")}))),
+    (SiteError, "does not exist", lambda vlm: entered(vlm, read(vlm, [FFN, NOWHERE]))),
+    (SiteError, "does not exist", lambda vlm: entered(vlm, ablate(vlm, [NOWHERE], "zero"))),
+    (SiteError, "No sites", lambda vlm: entered(vlm, edit(vlm, {}))),
+    (SiteError, "No sites", lambda vlm: entered(vlm, read(vlm, []))),
+    (SiteError, "No sites", lambda vlm: entered(vlm, ablate(vlm, [], "zero"))),
+    (SiteError, "Scope", lambda vlm: entered(vlm, read(vlm, [FFN], ["images"]))),
+    (UsageError, "unknown", lambda vlm: entered(vlm, ablate(vlm, [FFN], "remove"))),
+    (UsageError, "needs means", lambda vlm: entered(vlm, ablate(vlm, [FFN], "mean"))),
+    (UsageError, "needs means", lambda vlm: entered(vlm, ablate(vlm, [FFN], "mean", OTHER))),
+    (UsageError, "expected", lambda vlm: entered(vlm, ablate(vlm, [FFN], "mean", {FFN: THREE}))),
+    (UsageError, "can't be skipped", lambda vlm: entered(vlm, ablate(vlm, [NEURONS], "skip"))),
+)
 
 
 @pytest.mark.parametrize("wrong", [lambda h, roles: h[:, :1], lambda h, roles: None])
@@ -250,12 +208,10 @@ def test_nothing_is_left_behind(vlm, batch, error):
 
 
 def test_unknown_roles_are_refused(vlm, batch):
-    ids = batch.inputs["input_ids"]
-    embeddings = vlm.model.get_input_embeddings()(ids)
-    with pytest.raises(SiteError, match="input_ids"), read(vlm, [FFN]), torch.no_grad():
-        vlm.model(inputs_embeds=embeddings)
-    with pytest.raises(SiteError, match="input_ids"), read(vlm, [FFN]), torch.no_grad():
-        vlm.model.get_decoder()(inputs_embeds=embeddings)
+    embeddings = vlm.model.get_input_embeddings()(batch.inputs["input_ids"])
+    for module in (vlm.model, vlm.model.get_decoder()):
+        with pytest.raises(SiteError, match="input_ids"), read(vlm, [FFN]), torch.no_grad():
+            module(inputs_embeds=embeddings)
 
 
 def test_a_site_that_is_never_reached_is_an_error(vlm, batch):
@@ -422,17 +378,7 @@ def test_resampling_counts_answer_tokens_of_prompts_that_were_read_before(vlm):
             assert torch.equal(h[0, 0], expected[step % len(expected)])
 
 
-def test_bad_ablations_are_refused(vlm, batch):
-    for arguments, message in [
-        ({"how": "remove"}, "unknown"),
-        ({"how": "mean"}, "needs means"),
-        ({"how": "mean", "means": {LAYER: torch.zeros(3)}}, "needs means"),
-        ({"how": "mean", "means": {FFN: torch.zeros(3)}}, "expected"),
-    ]:
-        with pytest.raises(UsageError, match=message), ablate(vlm, [FFN], **arguments):
-            pass
-    with pytest.raises(UsageError, match="can't be skipped"), ablate(vlm, [NEURONS], "skip"):
-        pass
+def test_donors_that_do_not_fit_are_refused(vlm, batch):
     with pytest.raises(UsageError, match="no other row"), ablate(vlm, [FFN], "resample"):
         vlm.forward(vlm.batch(EXAMPLES[0]))
     donors = {FFN: (torch.zeros(1, 3, 7), torch.ones(1, 3, dtype=torch.long))}

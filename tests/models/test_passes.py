@@ -1,6 +1,7 @@
 """Passes have the same roles however a model is called, or are refused before an edit."""
 
 import inspect
+import sys
 from contextlib import ExitStack
 from itertools import pairwise
 
@@ -109,14 +110,12 @@ def test_exactly_the_positions_in_scope_are_edited(models, family, way, scopes):
         assert stats.tokens == each * len(examples)
 
 
-@pytest.mark.parametrize("way", ["VLM", "generate", "a loop of one's own"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_a_prompt_is_a_prompt_and_the_rest_an_answer(models, family, way):
     vlm = models[family]
     examples = [example for example in tiny.mixed_examples(5) if example.images]
-    if (
-        family.startswith("qwen") and "loop" in way
-    ):  # which goes on after pictures by `generate` only
+    if family.startswith("qwen") and "loop" in way:  # after pictures it needs `generate`
         examples = EXAMPLES
     whole = vlm.batch(examples).roles
     first, *steps = seen_roles(vlm, lambda: WAYS[way](vlm, examples))
@@ -309,12 +308,13 @@ def test_several_tokens_after_a_cache_need_their_roles(models, family):
 # -- other caches ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("cache", [None, "static"])
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "smolvlm"])
-def test_a_static_cache_under_left_padding(models, family, beams):
+def test_beams_and_a_static_cache_under_left_padding(models, family, beams, cache):
     vlm = models[family]
     prompt = vlm.batch(EXAMPLES).roles.repeat_interleave(beams, dim=0)
-    options = {"num_beams": beams, "cache_implementation": "static"}
+    options = {"num_beams": beams, "cache_implementation": cache}
     first, *steps = seen_roles(vlm, lambda: generated(vlm, EXAMPLES, **options))
     assert torch.equal(first, prompt)
     assert len(steps) == STEPS - 1 and all((roles == Role.RESPONSE).all() for roles in steps)
@@ -384,7 +384,7 @@ class Mute(DynamicCache):
     """A cache that doesn't say how much it holds."""
 
     def get_seq_length(self, layer_idx=0):
-        if inspect.stack()[1].filename.endswith("caches.py"):
+        if sys._getframe(1).f_code.co_filename.endswith("caches.py"):
             raise ValueError("no layer has a length")
         return super().get_seq_length(layer_idx)
 

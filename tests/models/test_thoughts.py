@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -125,14 +126,14 @@ def test_an_answer_that_mentions_a_tag_stays_whole(text):
 pieces = st.sampled_from([mark for pair in TAGS for mark in pair] + ["a", "\n", " ", '"', "`", "<"])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(pieces | st.text(max_size=4), max_size=12).map("".join))
 def test_reading_an_answer_again_changes_nothing(text):
     answer = answer_of(text)
     assert answer is None or answer_of(answer) == answer
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.sampled_from(TAGS), st.text(alphabet="abc \n.", max_size=30), st.text("xyz ", min_size=1))
 def test_any_thought_between_any_tags(pair, thought, answer):
     opening, closing = pair
@@ -244,15 +245,10 @@ def test_any_judge_is_shown_answers_alone():
 # -- runs ------------------------------------------------------------------------------------------
 
 
-def thinking_vlm(monkeypatch, answers):
-    vlm = tiny_vlm()
-    monkeypatch.setattr(vlm, "generate", lambda prompts, **_: answers)
-    return vlm
-
-
 def test_an_evaluation_counts_unfinished_answers_apart(monkeypatch, tmp_path):
     answers = [f"<think>{WISH}</think>No", f"<think>{WISH}", f"<think>No</think>{REFUSAL}"]
-    vlm = thinking_vlm(monkeypatch, answers)
+    vlm, said = tiny_vlm(), [Answer(text, 1, 1, True) for text in answers]
+    monkeypatch.setattr(vlm, "answers", lambda prompts, **_: said)
     suite = Suite(
         "s",
         "utility",
@@ -350,8 +346,6 @@ def test_first_token_measures_say_that_the_model_thinks():
     vlm.model.resize_token_embeddings(len(vlm.tokenizer))
     logits = np.zeros((1, len(vlm.tokenizer)), np.float32)
     logits[0, vlm.tokenizer.convert_tokens_to_ids("<think>")] = 5.0
-    import torch
-
     with pytest.warns(UserWarning, match="begins its answers with a thought"):
         vlm.log_odds(torch.tensor(logits))
 

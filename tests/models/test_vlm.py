@@ -16,6 +16,7 @@ from care.models.sites import Role
 from care.models.thoughts import text_of
 from care.models.vlm import VLM
 from kit import tiny
+from kit.refusals import refusals
 from kit.tiny import tokens_of
 
 EXAMPLES = tiny.mixed_examples(7)
@@ -88,15 +89,19 @@ def test_images_of_any_size(vlm):
     assert int((two.roles == Role.IMAGE).sum()) == 2 * tiny.VISUAL
 
 
-def test_bad_batches_are_refused(vlm):
-    with pytest.raises(UsageError, match="at least one"):
-        vlm.batch([])
-    with pytest.raises(UsageError, match="as many responses"):
-        vlm.batch(EXAMPLES, ["one"])
-    with pytest.raises(DataError, match="placeholder <image>"):
-        vlm.batch(Example("a", "look: <image>"))
-    with pytest.raises(DataError, match="more than the 512"):
-        vlm.batch([EXAMPLES[0], Example("long", "word " * 800)])
+LONG = Example("long", "word " * 800)
+
+test_bad_input_is_refused = refusals(
+    (UsageError, "at least one", lambda vlm: vlm.batch([])),
+    (UsageError, "as many responses", lambda vlm: vlm.batch(EXAMPLES, ["one"])),
+    (DataError, "placeholder <image>", lambda vlm: vlm.batch(Example("a", "look: <image>"))),
+    (DataError, "more than the 512", lambda vlm: vlm.batch([EXAMPLES[0], LONG])),
+    (UsageError, "max_new_tokens", lambda vlm: vlm.generate(EXAMPLES, max_new_tokens=0)),
+    (UsageError, "batch_size", lambda vlm: vlm.generate(EXAMPLES, batch_size=0)),
+    (UsageError, "temperature", lambda vlm: vlm.generate(EXAMPLES, temperature=float("nan"))),
+    (UsageError, "empty response", lambda vlm: vlm.score(EXAMPLES[:1], [""])),
+    (UsageError, "as many responses", lambda vlm: vlm.score(EXAMPLES[:2], ["a"])),
+)
 
 
 # -- forward ---------------------------------------------------------------------------------------
@@ -216,12 +221,6 @@ def test_progress_and_order(vlm):
     assert vlm.generate(EXAMPLES[0], max_new_tokens=2) == answers[:1]
 
 
-def test_bad_options_are_refused(vlm):
-    for wrong in ({"max_new_tokens": 0}, {"batch_size": 0}, {"temperature": float("nan")}):
-        with pytest.raises(UsageError):
-            vlm.generate(EXAMPLES, **wrong)
-
-
 @pytest.mark.parametrize(
     "error",
     [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory: 9 TB")],
@@ -290,13 +289,6 @@ def test_score_computes_logits_at_the_answer_only(vlm):
     vlm.refusal_log_odds([EXAMPLES[0]])
     handle.remove()
     assert shapes == [len(vlm.response_ids("I'm sorry.")) + 1, 1]
-
-
-def test_bad_scores_are_refused(vlm):
-    with pytest.raises(UsageError, match="empty response"):
-        vlm.score(EXAMPLES[:1], [""])
-    with pytest.raises(UsageError, match="as many responses"):
-        vlm.score(EXAMPLES[:2], ["a"])
 
 
 def test_refusal_log_odds(vlm):
@@ -370,28 +362,32 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
         VLM.from_pretrained(str(tmp_path))
 
 
-def test_processors_must_fit_the_model():
-    model, processor = tiny.tiny_llava()
-    with pytest.raises(ModelError, match="processor"):
-        VLM(model, processor.image_processor)
-    with pytest.raises(ModelError, match="processor"):
-        VLM(model, processor.tokenizer)
-    model.config.image_token_index = model.config.image_token_id = 40
-    with pytest.raises(ModelError, match="belong together"):
-        VLM(model, processor)
-    model.config.image_token_index = model.config.image_token_id = 4000
-    with pytest.raises(ModelError, match="doesn't know"):
-        VLM(model, processor)
+@pytest.fixture
+def parts():
+    return tiny.tiny_llava()
 
 
-def test_chat_templates_must_exist_and_take_lists():
-    model, processor = tiny.tiny_llava()
-    processor.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    with pytest.raises(ModelError, match="content lists"):
-        VLM(model, processor)
-    processor.chat_template = processor.tokenizer.chat_template = None
-    with pytest.raises(ModelError, match="no chat template"):
-        VLM(model, processor)
+def with_image_token(parts, token):
+    parts[0].config.image_token_index = parts[0].config.image_token_id = token
+    return VLM(*parts)
+
+
+def with_template(parts, template):
+    for part in (parts[1], parts[1].tokenizer):
+        part.chat_template = template
+    return VLM(*parts)
+
+
+TEXTS = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+
+test_processors_must_fit_the_model = refusals(
+    (ModelError, "processor", lambda parts: VLM(parts[0], parts[1].image_processor)),
+    (ModelError, "processor", lambda parts: VLM(parts[0], parts[1].tokenizer)),
+    (ModelError, "belong together", lambda parts: with_image_token(parts, 40)),
+    (ModelError, "doesn't know", lambda parts: with_image_token(parts, 4000)),
+    (ModelError, "content lists", lambda parts: with_template(parts, TEXTS)),
+    (ModelError, "no chat template", lambda parts: with_template(parts, None)),
+)
 
 
 def test_a_missing_padding_token_is_replaced():

@@ -19,6 +19,7 @@ from care.data.small_world.pictures import seeded
 from care.data.small_world.scenes import SHAPE_QUESTIONS, unrelated
 from care.data.text import words
 from care.errors import DataError, UsageError
+from kit.refusals import refusals
 
 SPLITS = get_args(world.Split)
 ROLES = {
@@ -153,35 +154,35 @@ def test_every_word_of_a_naming_or_shape_answer_is_known():
     assert {e.prompt for e in suites.load("vqa", "test")} <= questions
 
 
-def test_phrasings_of_the_test_are_not_those_of_training():
-    table = world.texts()
-    for name in FAMILIES:
-        split = {
-            mark: {" ".join(words(text)) for text in table[name][mark]} for mark in table[name]
-        }
-        assert {"train", "test"} <= split.keys()
-        for a, b in combinations(split, 2):
-            assert not split[a] & split[b], (name, a, b)
-        with_goal = name in ("direct", "wrappers")
-        assert all(("{goal}" in t) == with_goal for mark in table[name].values() for t in mark)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_split_s_phrasings_are_its_own(family):
+    """No two splits share one; what was written to fit on shares no five words with the test."""
+    table = world.texts()[family]
+    said = {split: {" ".join(words(text)) for text in table[split]} for split in table}
+    assert {"train", "test"} <= said.keys()
+    assert not any(said[first] & said[second] for first, second in combinations(said, 2))
+    with_goal = family in ("direct", "wrappers")
+    assert all(("{goal}" in text) == with_goal for texts in table.values() for text in texts)
+
+    def runs(split):
+        parts = [part for text in table.get(split, []) for part in text.split("{goal}")]
+        return {tuple(w[i : i + 5]) for w in map(words, parts) for i in range(len(w) - 4)}
+
+    assert not runs("fit") & runs("test")
 
 
 @pytest.mark.parametrize("name", [name for name in suites.NAMES if name != "vqa"])
 def test_test_suites_use_test_phrasings_alone(name):
     family = {
-        "text-jailbreak": "wrappers",
-        "benign-wrapped": "wrappers",
+        **dict.fromkeys(("text-jailbreak", "benign-wrapped"), "wrappers"),
+        **dict.fromkeys(("pictured-goal", "benign-pictured"), "picture_requests"),
         "naming": "naming_requests",
     }
-    if name in ("pictured-goal", "benign-pictured"):
-        family[name] = "picture_requests"
-    table = world.texts()[family.get(name, "direct")]
-    used = {mark: set() for mark in table}
-    for example in suites.load(name, "test"):
-        for mark, templates in table.items():
-            used[mark] |= {
-                t for t in templates if t.replace("{goal}", example.goal) == example.prompt
-            }
+    table, examples = world.texts()[family.get(name, "direct")], suites.load(name, "test")
+    used = {
+        mark: {t for t in templates for e in examples if t.replace("{goal}", e.goal) == e.prompt}
+        for mark, templates in table.items()
+    }
     assert used["test"] == set(table["test"])
     assert not used["train"]
 
@@ -189,9 +190,6 @@ def test_test_suites_use_test_phrasings_alone(name):
 def test_a_shorter_suite_is_asked_for():
     assert len(suites.load("vqa", "test", 3)) == 3
     assert len(suites.load("lookalike", "test", 10_000)) == len(world.goals("lookalike", "test"))
-    for n in (0, -1):
-        with pytest.raises(UsageError, match="at least one"):
-            suites.load("vqa", "test", n)
 
 
 def test_goals_to_fit_on_come_back_once_all_were_asked():
@@ -203,13 +201,17 @@ def test_goals_to_fit_on_come_back_once_all_were_asked():
     )
 
 
-def test_unknown_suites_are_named():
-    with pytest.raises(UsageError, match="beside-image"):
-        suites.load("nothing")
-    with pytest.raises(UsageError, match="validation"):
-        suites.load("vqa", "train")  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=r"recipes\.embedded_model attack"):
-        suites.adversarial_images("pgd-64", "test")
+test_unknown_suites_are_named = refusals(
+    (UsageError, "beside-image", lambda: suites.load("nothing")),
+    (UsageError, "validation", lambda: suites.load("vqa", "train")),
+    (UsageError, "at least one", lambda: suites.load("vqa", "test", 0)),
+    (UsageError, "at least one", lambda: suites.load("vqa", "test", -1)),
+    (
+        DataError,
+        r"recipes\.embedded_model attack",
+        lambda: suites.adversarial_images("pgd-64", "test"),
+    ),
+)
 
 
 # --- adversarial pictures -----------------------------------------------------------------------
@@ -225,12 +227,8 @@ def test_bounded_adversarial_pictures_stay_near_their_start(split):
 
 
 def test_every_adversarial_picture_is_another():
-    found = {
-        (name, split): suites.adversarial_images(name, split)
-        for name in suites.PGD
-        for split in SPLITS
-    }
-    drawn = [pixels_of(image) for images in found.values() for image in images]
+    found = [suites.adversarial_images(name, split) for name in suites.PGD for split in SPLITS]
+    drawn = [pixels_of(image) for images in found for image in images]
     for a, b in combinations(drawn, 2):
         assert np.abs(a - b).max() > 32
 
@@ -238,26 +236,17 @@ def test_every_adversarial_picture_is_another():
 # --- nothing changes unnoticed ------------------------------------------------------------------
 
 
-def words_digest(name: str) -> str:
-    fields = [[e.id, e.prompt, e.goal, e.kind, e.references] for e in suites.load(name, "test")]
-    return hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:16]
-
-
-def brightness(name: str) -> np.ndarray:
-    """Mean value of every picture of a test suite, (60,)."""
-    return np.array([pixels_of(e.images[0]).mean() for e in suites.load(name, "test")])
-
-
 @pytest.mark.parametrize("name", suites.NAMES)
 def test_the_words_of_the_test_suites_are_as_they_were(name):
-    assert words_digest(name) == WORDS[name]
+    fields = [[e.id, e.prompt, e.goal, e.kind, e.references] for e in suites.load(name, "test")]
+    assert hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:16] == WORDS[name]
 
 
 @pytest.mark.parametrize("name", BRIGHTNESS)
 def test_the_pictures_of_the_test_suites_are_as_they_were(name):
     # Not a digest of pixels: another Pillow may round one of them in another way.
-    wanted = np.frombuffer(bytes.fromhex(BRIGHTNESS[name]), np.uint8)
-    assert np.abs(brightness(name) - wanted).max() <= 1
+    found = np.array([pixels_of(e.images[0]).mean() for e in suites.load(name, "test")])
+    assert np.abs(found - np.frombuffer(bytes.fromhex(BRIGHTNESS[name]), np.uint8)).max() <= 1
 
 
 def test_the_adversarial_pictures_are_as_they_were():
@@ -268,20 +257,6 @@ def test_the_adversarial_pictures_are_as_they_were():
         if "-fit-" not in file.name
     }
     assert found == ADVERSARIAL
-
-
-@pytest.mark.parametrize("family", ["wrappers", "direct", "picture_requests", "naming_requests"])
-def test_a_split_s_phrasings_are_its_own(family):
-    """No two splits share one; what was written to fit on shares no five words with the test."""
-    table = world.texts()[family]
-    for first, second in combinations(table, 2):
-        assert not set(table[first]) & set(table[second])
-
-    def runs(split):
-        parts = [part for text in table.get(split, []) for part in text.split("{goal}")]
-        return {tuple(w[i : i + 5]) for w in map(words, parts) for i in range(len(w) - 4)}
-
-    assert not runs("fit") & runs("test")
 
 
 def test_what_is_fitted_on_is_asked_in_words_that_the_model_was_not_trained_on():
