@@ -6,7 +6,7 @@ from care._lazy import attach
 
 if TYPE_CHECKING:
     from care.evaluation.config import EvaluationConfig as EvaluationConfig
-    from care.evaluation.rejudge import rejudge as rejudge
+    from care.evaluation.job import rejudge_run as rejudge_run
     from care.evaluation.results import Results as Results
     from care.evaluation.runner import evaluate as evaluate
 
