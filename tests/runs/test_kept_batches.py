@@ -79,7 +79,7 @@ def stages() -> dict[str, Any]:
 
     def effects(vlm: Any, kept: Any) -> Any:
         config, sites = EffectsConfig(batch_size=2), vlm.anatomy.sites("ffn_out")
-        return [row.to_json() for row in site_effects(vlm, pairs, sites, config=config, kept=kept)]
+        return to_tree(site_effects(vlm, pairs, sites, config=config, kept=kept))
 
     def refusals(vlm: Any, kept: Any) -> Any:
         return refused_under(vlm, asked, repairs, 4, kept=kept).tolist()
