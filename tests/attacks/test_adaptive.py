@@ -125,6 +125,7 @@ def test_the_evasion_term_is_what_the_channel_sees():
         ((plain,), inside.mean()),
         ((gated,), scores.mean()),
         ((plain, gated), np.concatenate([inside, scores]).mean()),
+        ((plain, replace(gated, strength=0.0)), inside.mean()),
     ):
         term = Evasion(Repair(channels), 2.0)
         assert term.take() is None
@@ -233,7 +234,8 @@ def test_a_checkpoint_knows_its_defense(vlm, tmp_path):
 
     one_step(Through(repair))
     one_step(Through(repair))
-    others = (Repair((made(seed=1, gate=a_gate()),)), repair.with_strength(0.5))
+    channels = (made(seed=1, gate=a_gate()), made())
+    others = (*(Repair((channel,)) for channel in channels), repair.with_strength(0.5))
     for other in (None, *map(Through, others), Through(repair, "soft")):
         with pytest.raises(UsageError, match="another attack"):
             one_step(other)

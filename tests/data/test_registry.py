@@ -26,7 +26,7 @@ def test_what_was_fitted_on_is_the_fit_split_of_the_small_world(tmp_path):
 
 
 test_wrong_use = refusals(
-    (UsageError, "no suite 'nope'.*care suites list", lambda: load_suite("nope")),
+    (UsageError, "no suite 'nope'.*care list suites", lambda: load_suite("nope")),
     (UsageError, "no suite 'advbnch'; did you mean advbench", lambda: load_suite("advbnch")),
     (UsageError, "no split 'train'", lambda: load_suite("direct", "train")),
     (UsageError, "limit is 0", lambda: load_suite("advbench", limit=0)),

@@ -42,7 +42,7 @@ from care.models import decoding
 from care.models.hooks import read
 from care.models.prompt_cache import Start
 from care.models.thoughts import text_of
-from care.models.vlm import VLM
+from care.models.vlm import VLM, Answer
 
 LAYERS, WIDTH, FFN, VISUAL = 4, 32, 64, 4
 SPECIAL = ["<pad>", "<eos>", "<image>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
@@ -193,6 +193,13 @@ def tiny_llava(seed: int = 0) -> tuple[LlavaForConditionalGeneration, LlavaProce
 def tiny_vlm(seed: int = 0) -> VLM:
     """`tiny_llava` wrapped."""
     return VLM(*tiny_llava(seed), name="tiny-llava")
+
+
+def vlm_saying(answers: list[str]) -> VLM:
+    """A tiny model that gives these answers, whatever it is asked."""
+    vlm = tiny_vlm()
+    vlm.answers = lambda prompts, **_: [Answer(text, 1, 1, True) for text in answers]  # pyright: ignore
+    return vlm
 
 
 def tiny_llama(seed: int = 0) -> LlamaForCausalLM:

