@@ -1,4 +1,4 @@
-"""Attacks through a defense: gradients past gates, evasion, and the two threat models."""
+"""Attacks through a defense: gradients past gates, evasion, and images that adapt."""
 
 from dataclasses import replace
 from functools import partial

@@ -1,4 +1,4 @@
-"""Leaks: what counts as the same goal, and what doesn't."""
+"""Contamination: what counts as the same goal, and what doesn't."""
 
 import pytest
 from hypothesis import given

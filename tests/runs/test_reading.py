@@ -1,4 +1,4 @@
-"""What is read of others: valid text, strict JSON, regular files; and what is written of it."""
+"""What is read of others: valid text, strict JSON, regular files, one cache for all."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from care.data.source import keep_picture
 from care.errors import ArtefactError, DataError
-from care.runs.files import PART, config_digest, to_json, write_whole
+from care.runs.files import config_digest, to_json, write_whole
 from care.runs.reading import (
     MAX_DEPTH,
     check_regular,
@@ -25,7 +25,6 @@ from care.runs.reading import (
     valid,
     valid_text,
 )
-from care.runs.rows import Rows
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()))
 """Texts of Python, halves of surrogate pairs among them."""
@@ -58,20 +57,6 @@ def test_every_text_can_be_written_and_comes_back_as_valid(text):
     assert len(config_digest({text: [text]})) == 64
     if not any(0xD800 <= ord(char) < 0xE000 for char in text):
         assert right == text
-
-
-@settings(max_examples=20)
-@given(ANY_TEXT.filter(bool))
-def test_a_row_is_found_again_under_its_own_key(tmp_path_factory, key):
-    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    rows = Rows(path)
-    rows.add({"key": key, "answer": key})
-    rows.close()
-    again = Rows(path)
-    again.close()
-    for one in (rows, again):
-        assert key in one
-        assert one.get(key) == {"key": valid_text(key), "answer": valid_text(key)}
 
 
 def test_texts_inside_of_values_and_files_are_mended(tmp_path):
@@ -204,22 +189,3 @@ def test_two_processes_fill_one_cache(monkeypatch, tmp_path):
     assert failed.empty(), failed.get()
     kept = list((tmp_path / "suites" / "pictures").iterdir())
     assert len(kept) == 100 and all(path.suffix == ".png" for path in kept)
-
-
-def test_an_interrupted_write_leaves_nothing(monkeypatch, tmp_path):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("care.runs.files.os.fsync", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        write_whole(tmp_path / "a", "b")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_two_writers_use_two_names(monkeypatch, tmp_path):
-    seen = []
-    real = Path.replace
-    monkeypatch.setattr(Path, "replace", lambda self, to: (seen.append(self.name), real(self, to)))
-    for _ in range(2):
-        write_whole(tmp_path / ("n" * 200), "b")
-    assert len(set(seen)) == 2 and all(name.endswith(PART) for name in seen)

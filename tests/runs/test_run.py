@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -15,16 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from care.errors import DataError, StorageError, UsageError
-from care.runs import progress as progress_module
 from care.runs.environment import peak_memory_gib
-from care.runs.files import config_digest, storage_errors, write_all, write_whole
-from care.runs.progress import Progress, duration
-from care.runs.rows import Rows
 from care.runs.run import Run
+from kit.full_disk import full_after
 from kit.refusals import refused
 
 sentence = partial(refused, end=".")
@@ -43,25 +37,6 @@ def test_rows_are_there_after_opening_again(tmp_path):
         assert run.get("b") == rows[1]
         run.add({"key": "c"})
     assert [json.loads(line)["key"] for line in (tmp_path / "run/rows.jsonl").open()] == [*"abc"]
-
-
-@given(texts=st.lists(st.text(max_size=6), min_size=1, max_size=4), cut=st.integers(0, 150))
-@settings(max_examples=80, deadline=None)
-def test_a_file_cut_anywhere_keeps_every_whole_row(tmp_path_factory, texts, cut):
-    path = tmp_path_factory.mktemp("cut") / "rows.jsonl"
-    rows = Rows(path)
-    for number, text in enumerate(texts):
-        rows.add({"key": str(number), "text": text})
-    rows.close()
-    data = path.read_bytes()
-    path.write_bytes(data[:cut])
-    whole = data[:cut].count(b"\n")
-    again = Rows(path)
-    assert [row["text"] for row in again.all()] == texts[:whole]
-    for number in range(whole, len(texts)):
-        again.add({"key": str(number), "text": texts[number]})
-    again.close()
-    assert path.read_bytes() == data
 
 
 def test_a_last_line_of_zeros_is_dropped_but_damage_elsewhere_is_an_error(tmp_path):
@@ -99,20 +74,6 @@ def test_values_are_plain_or_refused(tmp_path):
 # --- a disk that is full --------------------------------------------------------------------------
 
 
-def full_after(monkeypatch: pytest.MonkeyPatch, allowed: int) -> None:
-    """From here on the disk takes `allowed` more bytes, like a real one: a write may be partial."""
-    left, write = [allowed], os.write
-
-    def limited(file: int, data: bytes) -> int:
-        if left[0] <= 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        written = write(file, data[: left[0]])
-        left[0] -= written
-        return written
-
-    monkeypatch.setattr(os, "write", limited)
-
-
 @pytest.mark.parametrize("allowed", [0, 1, 30])
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, allowed):
     with Run(tmp_path / "run") as run:
@@ -126,26 +87,6 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, allowed):
         assert not run.has("b")
         run.add({"key": "b", "text": "x" * 100})  # space was freed: the same run goes on
         assert [row["key"] for row in run.rows()] == ["a", "b"]
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    file = write_whole(tmp_path / "deep/er/report.json", "old")
-    with monkeypatch.context() as patch:
-        full_after(patch, 2)
-        with sentence(StorageError, "No space"):
-            write_whole(file, "new content")
-    assert file.read_text() == "old"
-    assert [p.name for p in file.parent.iterdir()] == ["report.json"]
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_the_systems_error_becomes_one_sentence():
-    file = os.open("/dev/full", os.O_WRONLY)
-    try:
-        with sentence(StorageError, "No space left"), storage_errors("write"):
-            write_all(file, b"x")
-    finally:
-        os.close(file)
 
 
 # --- folders --------------------------------------------------------------------------------------
@@ -183,11 +124,6 @@ def test_another_configuration_is_refused_and_named(tmp_path):
     Run(tmp_path / "run", resume=True).close()
     with sentence(UsageError, "model: 'a' then, 'b' now"):
         Run(tmp_path / "run", resume=True, config=config | {"model": "b"})
-
-
-def test_config_digest_ignores_order_only():
-    assert config_digest({"a": 1, "b": 2}) == config_digest({"b": 2, "a": 1})
-    assert config_digest({"a": 1}) != config_digest({"a": "1"})
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": "other/9"}'])
@@ -262,35 +198,6 @@ def test_manifest_says_what_and_where(tmp_path):
     assert {"cpu", "cores", "memory_gib", "amx", "avx512_bf16"} <= manifest["machine"].keys()
     assert {"python", "numpy", "torch", "transformers"} <= manifest["versions"].keys()
     assert json.loads((tmp_path / "run/report.json").read_text()) == {"x": 1}
-
-
-# --- progress -------------------------------------------------------------------------------------
-
-
-def test_progress_in_a_log(capsys):
-    with Progress("answers", 10, done=4, every=0.0) as progress:
-        progress.advance(3, note="vqa")
-        progress.advance(3)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("answers 7/10 (70%)") and lines[0].endswith("vqa")
-    assert re.search(r"/s, .* left", lines[0])
-    assert lines[-1].startswith("answers 10/10 (100%)") and len(lines) == 2
-
-
-def test_progress_rate_leaves_out_what_was_there(monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(progress_module.time, "monotonic", lambda: clock[0])
-    progress = Progress("answers", 100, done=50)
-    assert progress.pace() == ""
-    clock[0] = 10.0
-    progress.done += 20
-    assert progress.rate() == 2.0
-    assert progress.pace() == "2.0/s, 15 s left"
-
-
-def test_durations():
-    assert [duration(s) for s in (7.6, 125, 3780)] == ["8 s", "2 min 05 s", "1 h 03 min"]
-    assert [duration(s, 1) for s in (7.64, 59.97, 125)] == ["7.6 s", "1 min 00 s", "2 min 05 s"]
 
 
 # --- folders that are deleted or replaced ---------------------------------------------------------

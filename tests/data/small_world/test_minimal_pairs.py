@@ -1,4 +1,4 @@
-"""Twins: two requests that differ in what is asked for and in nothing else."""
+"""Minimal pairs: two requests that differ in what is asked for and in nothing else."""
 
 from __future__ import annotations
 
