@@ -10,8 +10,7 @@ from scipy.linalg import eigh
 
 from care.data.small_world import suites
 from care.defenses.repair.channel import Channel
-from care.defenses.repair.family_subspace import Classes, pooled, unsafe_subspace
-from care.defenses.repair.family_subspace import Rows as FamilyRows
+from care.defenses.repair.family_subspace import Classes, FamilyRows, pooled, unsafe_subspace
 from care.defenses.repair.fitting import Fitter, _groups
 from care.defenses.repair.fitting_data import Material, activations, content
 from care.defenses.repair.gate import Gate, GateConfig, crossfit_scores, fit_gate, folds_of
