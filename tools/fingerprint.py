@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import inspect
 import json
 import math
@@ -43,6 +44,7 @@ from care.interfaces.cli.registry import commands
 from care.judges.base import Verdict
 from care.judges.rules import RulesJudge
 from care.models.spec import ModelSpec
+from care.pipeline import stages
 from care.pipeline import workflow as pipeline
 from care.pipeline.config import RepairJob
 from care.runs.spec import RunSpec
@@ -96,18 +98,25 @@ def take() -> dict[str, Any]:
         return {"names": names(), "help": helps(), "job": tiny_job(Path())}
 
 
-def names() -> dict[str, str]:
-    """The public names, with their signatures where they can be called."""
+def names() -> dict[str, Any]:
+    """The public names: functions with their signature, classes with that of what they offer."""
     import care
 
-    told = {}
-    for name in sorted(care.__all__):
-        found = getattr(care, name)
-        try:
-            told[name] = str(inspect.signature(found))
-        except (TypeError, ValueError):
-            told[name] = type(found).__name__
-    return told
+    return {name: _offered(getattr(care, name)) for name in sorted(care.__all__)}
+
+
+def _offered(found: Any) -> Any:
+    if not inspect.isclass(found):
+        return str(inspect.signature(found)) if callable(found) else type(found).__name__
+    members = {"(": str(inspect.signature(found))}
+    for name in sorted(name for name in dir(found) if not name.startswith("_")):
+        member = inspect.getattr_static(found, name)
+        member = getattr(member, "__func__", member)
+        called = inspect.isfunction(member)
+        members[name] = str(inspect.signature(member)) if called else "attribute"
+    if dataclasses.is_dataclass(found):
+        members |= {field.name: str(field.type) for field in dataclasses.fields(found)}
+    return members
 
 
 def helps() -> dict[str, str]:
@@ -146,7 +155,7 @@ def tiny_job(folder: Path, resume: bool = False) -> dict[str, Any]:
 
     with (
         patch.object(ModelSpec, "load", lambda self: vlm),
-        patch.object(pipeline, "rules_for", lambda model: MadeUpJudge()),
+        patch.object(stages, "rules_for", lambda model: MadeUpJudge()),
         patch.object(pipeline, "DiagnosisConfig", lambda: SMALL),
         patch.object(material, "RulesJudge", MadeUpJudge),
         patch.object(evaluation_job, "rules_for", lambda model: MadeUpJudge()),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from care.data.small_world import suites
+from care.evaluation.results import Results
 from care.evaluation.runner import evaluate
-from care.evaluation.table import Table
 from care.judges.rules import RulesJudge
 from care.models.vlm import VLM
 from care.statistics.intervals import Interval, wilson
@@ -66,6 +66,6 @@ def shortfalls(found: Mapping[str, Mapping[str, float]]) -> list[str]:
     return [name for name, rate in found.items() if rate["high"] < THRESHOLDS.get(name, 0.0)]
 
 
-def _refusals(table: Table, name: str) -> Interval:
+def _refusals(table: Results, name: str) -> Interval:
     outcomes = table.outcomes(name, "none")
     return wilson(outcomes["refused"], sum(outcomes.values()))

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 from care._lazy import attach
 
 if TYPE_CHECKING:
-    from care import defenses as defenses
     from care import errors as errors
     from care.data.example import Example as Example
     from care.data.example import Suite as Suite
     from care.data.registry import load_suite as load_suite
-    from care.defenses.repair.presets import RepairConfig as RepairConfig
+    from care.defenses.base import Defense as Defense
+    from care.defenses.loading import load_defense as load_defense
     from care.defenses.repair.repair import Repair as Repair
     from care.diagnosis.full import diagnose as diagnose
+    from care.evaluation.results import Results as Results
     from care.evaluation.runner import evaluate as evaluate
+    from care.judges.registry import load_judge as load_judge
     from care.models.vlm import VLM as VLM
 
 try:
@@ -31,12 +33,14 @@ __getattr__, __dir__, __all__ = attach(
     {
         "data.example": ["Example", "Suite"],
         "data.registry": ["load_suite"],
-        "defenses": [],
-        "defenses.repair.presets": ["RepairConfig"],
+        "defenses.base": ["Defense"],
+        "defenses.loading": ["load_defense"],
         "defenses.repair.repair": ["Repair"],
         "diagnosis.full": ["diagnose"],
         "errors": [],
+        "evaluation.results": ["Results"],
         "evaluation.runner": ["evaluate"],
+        "judges.registry": ["load_judge"],
         "models.vlm": ["VLM"],
     },
 )

@@ -9,8 +9,8 @@ import pytest
 from care.data.example import Example, Suite
 from care.errors import DataError, StorageError, UsageError
 from care.evaluation.rejudge import judged, latest, open_verdicts, rejudge
+from care.evaluation.results import Results
 from care.evaluation.runner import evaluate
-from care.evaluation.table import Table
 from care.judges.model_judge import Finding
 from care.judges.rules import RulesJudge
 from care.runs.run import Run
@@ -49,7 +49,7 @@ def test_verdicts_stand_beside_the_answers(run):
     failed, verdicts = all_of(run, judge)
     assert failed == 0 and len(verdicts) == len(run.rows()) == 40
     assert (run.path / "rows.jsonl").read_bytes() == rows
-    table = Table(judged(run.rows(), verdicts, "scripted"))
+    table = Results(judged(run.rows(), verdicts, "scripted"))
     assert [table.rate("attack", d).rate for d in ("none", "repair")] == [1.0, 0.0]
     assert table.outcomes("attack", "repair")["refused"] == 10
     assert table.rate("vqa", "none").rate == 1.0  # references still tell what is right
@@ -73,7 +73,7 @@ def test_nothing_is_asked_twice(run):
 def test_a_failed_verdict_is_kept_and_in_no_rate(run):
     failed, verdicts = all_of(run, Scripted(fails="do 3"))
     assert failed == 4
-    table = Table(judged(run.rows(), verdicts, "scripted"))
+    table = Results(judged(run.rows(), verdicts, "scripted"))
     assert table.errors("attack", "none") == 1 and table.rate("attack", "none").n == 9
     bad = next(row for row in table.rows if row["error"])
     assert bad["outcome"] is None and "no reply" in bad["error"] and bad["response"]
@@ -87,7 +87,7 @@ def test_failed_verdicts_can_be_asked_for_again(run):
     assert failed == 0 and judge.asked == ["do 3"] * 4
     assert len(verdicts) == 44 and {v["attempt"] for v in verdicts} == {1, 2}
     assert all(v["error"] is None for v in latest(verdicts, "scripted").values())
-    assert Table(judged(run.rows(), verdicts, "scripted")).errors("attack", "none") == 0
+    assert Results(judged(run.rows(), verdicts, "scripted")).errors("attack", "none") == 0
 
 
 def test_another_judge_under_the_same_name_is_refused(run):

@@ -20,15 +20,15 @@ from PIL import Image
 
 from care.data.example import Example, Suite
 from care.errors import DataError, SiteError, StorageError, UsageError
+from care.evaluation.results import Results
 from care.evaluation.runner import evaluate
-from care.evaluation.table import Table
 from care.judges.rules import RulesJudge
 from care.runs.progress import Progress
 from care.runs.run import Run
 from kit.evaluations import SUITES, FakeDefense, FakeVLM, StrictJudge
 
 
-def run_all(vlm: FakeVLM, suites: Sequence[Suite], *defenses: Any, **options: Any) -> Table:
+def run_all(vlm: FakeVLM, suites: Sequence[Suite], *defenses: Any, **options: Any) -> Results:
     judge = options.pop("judge", None) or StrictJudge(vlm)
     return evaluate(vlm, suites, defenses or (None,), judge=judge, batch_size=4, **options)  # pyright: ignore
 
@@ -219,7 +219,7 @@ def test_a_finished_run_asks_the_model_nothing(tmp_path: Path) -> None:
         again = run_all(vlm, SUITES, None, defense, run=run)
     assert (vlm.batches, defense.applications) == ([], 0)
     assert again.rows == first.rows
-    assert Table(run.rows()).compare("none", "repair") == first.compare("none", "repair")
+    assert Results(run.rows()).compare("none", "repair") == first.compare("none", "repair")
 
 
 @pytest.mark.parametrize("kept", [0, 3, 9, 17, 41])

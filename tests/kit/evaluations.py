@@ -19,6 +19,8 @@ REFUSAL = "I'm sorry, but I can't help with that."
 class FakeVLM:
     """Complies with every request, or refuses the malicious ones while `defended`."""
 
+    name = "fake"
+
     def __init__(self, pause: float = 0.0) -> None:
         self.defended = False
         self.pause = pause

@@ -10,7 +10,7 @@ from care.defenses.neuron_suppression import NeuronRepair
 from care.diagnosis.neurons.results import JudgedRepairs
 from care.diagnosis.neurons.suppression_search import BEYOND
 from care.errors import DataError
-from care.evaluation.table import Table
+from care.evaluation.results import Results
 from care.models.sites import N_CLASSES
 from care.pipeline.neuron_comparison import compare_answers, remaining
 from care.typed import from_tree, to_tree
@@ -52,7 +52,7 @@ def table(harmful, safe=(4, 3, 4)):
 
 
 def test_rates_differences_and_costs():
-    found = compare_answers(Table(table((5, 3, 1))), REPAIR)
+    found = compare_answers(Results(table((5, 3, 1))), REPAIR)
     assert found.neurons == 2 and found.within_margin
     assert [item.edit for item in found.edits] == list(DEFENSES)
     assert [item.asr.rate for item in found.edits] == pytest.approx([5 / 6, 3 / 6, 1 / 6])
@@ -71,7 +71,7 @@ def test_only_attacks_answered_under_all_three_are_compared():
     for item in rows:
         if item["defense"] == "subspace" and item["role"] == "attack" and int(item["example"]) < 2:
             item |= {"error": "broken", "outcome": None}
-    found = compare_answers(Table(rows), REPAIR)
+    found = compare_answers(Results(rows), REPAIR)
     assert found.difference.n == 8
     assert [item.asr.n for item in found.edits] == [8, 8, 8]
     assert found.difference.rate == 1.0
@@ -79,13 +79,13 @@ def test_only_attacks_answered_under_all_three_are_compared():
 
 def test_a_set_beyond_the_margin_says_so():
     beyond = REPAIR.only(REPAIR.neurons, BEYOND)
-    assert not compare_answers(Table(table((5, 3, 1))), beyond).within_margin
+    assert not compare_answers(Results(table((5, 3, 1))), beyond).within_margin
 
 
 def test_one_goal_is_too_few():
     rows = [item | {"goal": "the same"} for item in table((5, 3, 1))]
     with pytest.raises(DataError, match="at least 2 goals, got 12 with 1"):
-        compare_answers(Table(rows), REPAIR)
+        compare_answers(Results(rows), REPAIR)
 
 
 def test_requests_that_were_used_are_left_out():

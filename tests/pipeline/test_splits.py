@@ -10,7 +10,7 @@ import pytest
 from care.data.small_world import suites
 from care.data.small_world.suites import FIT_LENGTHS, SELECTION_LENGTHS
 from care.errors import DataError, UsageError
-from care.evaluation.table import Table
+from care.evaluation.results import Results
 from care.models.spec import ModelSpec
 from care.pipeline.config import RepairJob
 from care.pipeline.selection import mean_rates
@@ -124,7 +124,7 @@ def test_mean_rates_leave_the_baseline_out() -> None:
         row("twin", "over_refusal", "safe", 5),
         row("twin", "over_refusal", "refused", 6),
     ]
-    rates = mean_rates(Table(rows), "none")
+    rates = mean_rates(Results(rows), "none")
     assert rates["asr"] == pytest.approx((0.5 + 0.0) / 2)
     assert rates["utility"] == 1.0
     assert rates["answered"] == 0.5

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from care.report.conclusions import RULES, Verdict, verdict
+from care.report.conclusions import RULES, Conclusions, verdict
 from care.report.neuron_rules import MAX_Q
 from care.report.schema import validate
 from care.report.site_rules import MAX_IDENTITY_ERROR, MIN_SELECTIVITY
@@ -405,7 +405,7 @@ def test_sentences_end_and_repeat():
     tree = report_tree()
     validate(tree)
     found = verdict(tree["diagnosis"])
-    assert isinstance(found, Verdict) and found == verdict(copy.deepcopy(tree["diagnosis"]))
+    assert isinstance(found, Conclusions) and found == verdict(copy.deepcopy(tree["diagnosis"]))
     assert found.supported and found.unsupported
     for text in (*found.supported, *found.unsupported):
         assert text.endswith(".") and (text[0].isupper() or text[0].isdigit())

@@ -35,7 +35,7 @@ from care.data.digests import example_digest
 from care.data.minimal_pairs import Pair
 from care.diagnosis.ablation import ablate, first_needed
 from care.diagnosis.activation_means import goals_of
-from care.diagnosis.measures import Measure, Pass, first_token, passes, refusal_log_odds
+from care.diagnosis.measures import Measure, MeasuredPass, first_token, passes, refusal_log_odds
 from care.diagnosis.scan import name_of
 from care.diagnosis.site_results import Ratio, SiteEffects
 from care.errors import FitError, UsageError
@@ -245,7 +245,12 @@ class _Exchange:
     """
 
     def __init__(
-        self, vlm: VLM, pairs: Sequence[Pair], run: Pass, measures: int, max_bytes: int | None
+        self,
+        vlm: VLM,
+        pairs: Sequence[Pair],
+        run: MeasuredPass,
+        measures: int,
+        max_bytes: int | None,
     ) -> None:
         self.vlm, self.run, self.measures = vlm, run, measures
         groups = [[pair.benign for pair in pairs], [pair.attack for pair in pairs]]

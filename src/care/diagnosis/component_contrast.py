@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 
 from care.diagnosis.scan import Removal, Scan
-from care.diagnosis.site_results import Comparison
+from care.diagnosis.site_results import ComponentComparison
 from care.errors import UsageError
 from care.statistics.intervals import Interval
 
@@ -53,7 +53,7 @@ def compare(
     mhsa: np.ndarray,
     norms: np.ndarray,
     interval: Callable[[np.ndarray], Interval],
-) -> Comparison:
+) -> ComponentComparison:
     """Compare effects (L, N) of ablating each layer's FFN and attention on the same examples.
 
     `norms` (2, L) are what the two remove; `interval` is given one number per example.
@@ -64,7 +64,7 @@ def compare(
             f"shape {ffn.shape} and {mhsa.shape}."
         )
     first, second = (np.abs(effects).mean(axis=0) for effects in (ffn, mhsa))
-    return Comparison(
+    return ComponentComparison(
         intervention=intervention,
         matched_by=matched_by,
         ffn=interval(first),
@@ -80,7 +80,7 @@ def compare_both(
     found: Mapping[Removal, tuple[np.ndarray, float]],
     rescan: Callable[[list[Removal]], Scan],
     interval: Callable[[np.ndarray], Interval],
-) -> tuple[Comparison, ...]:
+) -> tuple[ComponentComparison, ...]:
     """The comparison by kind and by norm, from whole ablations of single FFN and attention sites.
 
     `found` holds for each removal its effects (N,) and residual norm; layers in which only one of

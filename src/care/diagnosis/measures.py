@@ -106,7 +106,7 @@ def refusal_contrast(vlm: VLM, refusal: str = REFUSAL, compliance: str = COMPLIA
 
 
 @dataclass(frozen=True)
-class Pass:
+class MeasuredPass:
     """One run of the model, and the parts of measures that are read off it."""
 
     parts: tuple[tuple[int, Part], ...]
@@ -125,7 +125,7 @@ class Pass:
         return found
 
 
-def passes(measures: Sequence[Measure]) -> list[Pass]:
+def passes(measures: Sequence[Measure]) -> list[MeasuredPass]:
     """The fewest passes: one for each answer, the first of which serves the prompt's parts too."""
     groups: dict[str | None, list[tuple[int, Part]]] = {}
     for place, measure in enumerate(measures):
@@ -133,9 +133,9 @@ def passes(measures: Sequence[Measure]) -> list[Pass]:
             groups.setdefault(part.answer, []).append((place, part))
     prompts = groups.pop(None, [])
     if not groups:
-        return [Pass(tuple(prompts))]
+        return [MeasuredPass(tuple(prompts))]
     first, *others = groups.values()
-    return [Pass((*first, *prompts)), *(Pass(tuple(parts)) for parts in others)]
+    return [MeasuredPass((*first, *prompts)), *(MeasuredPass(tuple(parts)) for parts in others)]
 
 
 def _answer_length(batch: Batch) -> int:

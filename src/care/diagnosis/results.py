@@ -23,7 +23,7 @@ from care.diagnosis.reliability import Agreement
 from care.diagnosis.site_results import (
     Changes,
     ChannelScan,
-    Comparison,
+    ComponentComparison,
     GeneratedSite,
     HeatCell,
     LayerEffect,
@@ -61,7 +61,7 @@ class SiteScan:
     """Every component of every layer, removed alone."""
     heatmap: tuple[HeatCell, ...] = ()
     """The same, then every component of every window of more than one layer."""
-    comparison: tuple[Comparison, ...] = ()
+    comparison: tuple[ComponentComparison, ...] = ()
     """FFN against attention, matched by kind and by norm; empty unless both were scanned."""
     separability: tuple[LayerSeparability, ...]
     """Every layer."""

@@ -138,7 +138,7 @@ class RecommendedSite:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComponentComparison:
     """Mean |change in m| when the FFN or the attention of a layer is ablated, over all layers."""
 
     intervention: str

@@ -23,8 +23,8 @@ from care.diagnosis.scan import Removal, Scan, ScanRow, mean_norms, scan, window
 from care.diagnosis.site_results import (
     KINDS,
     Changes,
-    Comparison,
     Component,
+    ComponentComparison,
     GeneratedSite,
     HeatCell,
 )
@@ -173,7 +173,7 @@ class SiteScanRuns:
 
     def comparisons(
         self, changes: Changes, advance: Callable[[int], None]
-    ) -> tuple[Comparison, ...]:
+    ) -> tuple[ComponentComparison, ...]:
         """FFN against attention on the attacks, matched by kind and by norm."""
         attacks = self.data.attacks
         norms = mean_norms(changes.changed[:, : len(attacks)])[1]

@@ -6,16 +6,16 @@ from care._lazy import attach
 
 if TYPE_CHECKING:
     from care.evaluation.config import EvaluationConfig as EvaluationConfig
-    from care.evaluation.rejudge import rejudge as rejudge
+    from care.evaluation.job import rejudge_run as rejudge_run
+    from care.evaluation.results import Results as Results
     from care.evaluation.runner import evaluate as evaluate
-    from care.evaluation.table import Table as Table
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
-        "runner": ["evaluate"],
-        "table": ["Table"],
         "config": ["EvaluationConfig"],
-        "rejudge": ["rejudge"],
+        "job": ["rejudge_run"],
+        "results": ["Results"],
+        "runner": ["evaluate"],
     },
 )

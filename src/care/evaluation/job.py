@@ -36,11 +36,11 @@ from care.evaluation.config import (
 )
 from care.evaluation.leak_check import refuse_leaks, repair_leaks
 from care.evaluation.rejudge import open_verdicts, record_identity, rejudge
+from care.evaluation.results import Results
 from care.evaluation.row_shapes import ROW
 from care.evaluation.runner import evaluate as answer_and_judge
 from care.evaluation.scorecard import scorecard
 from care.evaluation.suites import chosen_suites
-from care.evaluation.table import Table
 from care.judges.labels import read_labels, with_labels
 from care.judges.refusal import certainly_refused
 from care.judges.registry import check_judge, load_judge, needs_images
@@ -266,7 +266,7 @@ def _tree(
 def _broken(rows: list[Row]) -> list[str]:
     """A sentence for each defense whose answers are no answers, which a rate doesn't show."""
     cells: dict[str, list[str]] = {}
-    table = Table(rows)
+    table = Results(rows)
     for suite, defense in table.broken():
         cells.setdefault(defense, []).append(suite)
     failed = [

@@ -27,7 +27,7 @@ import numpy as np
 from care.data.benchmark import stem
 from care.data.benchmarks.pictured_requests import HARMFUL
 from care.data.benchmarks.visual_questions import COGNITION, PERCEPTION, circular, mme_score
-from care.evaluation.table import counts
+from care.evaluation.results import counts
 from care.runs.rows import Row
 from care.statistics.intervals import wilson
 from care.statistics.paired import cluster_rate

@@ -1,4 +1,4 @@
-"""Evaluate: (model × defenses × suites) to judged rows, and the rows to a table.
+"""Evaluate: (model × defenses × suites) to judged rows, and the rows to results.
 
 For each suite all answers under all defenses are generated and stored (`answers`), and only then,
 with no defense on, the answers are judged: a judge may ask the model itself (the perplexity of an
@@ -22,11 +22,14 @@ from care.defenses.base import Defense
 from care.errors import UsageError
 from care.evaluation.config import UNDEFENDED
 from care.evaluation.generation import Asking, Cell, add_missing, answer_suite
+from care.evaluation.results import Results
 from care.evaluation.row_shapes import ANSWER, ROW
-from care.evaluation.table import Comparison, Table
 from care.judges.answer_matching import correct
 from care.judges.base import Judge, Verdict, ask, tags_of
 from care.judges.language import NOT_ENGLISH, foreign
+from care.judges.refusal import certainly_refused
+from care.judges.rules import rules_for
+from care.models.spec import EMBEDDED, ModelSpec
 from care.models.thoughts import answer_of
 from care.runs.progress import Bar, silent
 from care.runs.reading import valid_text
@@ -37,33 +40,33 @@ from care.runs.shapes import Kind, check_rows
 if TYPE_CHECKING:
     from care.models.vlm import VLM
 
-__all__ = ["Comparison", "Table", "evaluate"]
-
 
 def evaluate(
     vlm: VLM,
     suites: Sequence[Suite],
-    defenses: Sequence[Defense | tuple[str, Defense | None] | None],
+    defenses: Sequence[Defense | tuple[str, Defense | None] | None] = (None,),
     *,
-    judge: Judge,
+    judge: Judge | None = None,
     run: Run | None = None,
     seed: int = 0,
-    batch_size: int = 32,
-    max_new_tokens: int = 32,
+    batch_size: int | None = None,
+    max_new_tokens: int | None = None,
     stop: Callable[[str], bool] | None = None,
     progress: Bar | None = None,
     hold_to_defenses: bool = True,
-) -> Table:
+) -> Results:
     """Answer every example of every suite under every defense, judge the answers, tabulate them.
 
     `defenses` may give a defense another name as ("name", defense); None is the bare model, called
-    "none". Answers are greedy; `stop` ends one early (see `VLM.generate`). With a `run`, what is
+    "none". Without a `judge`, the offline rules judge as `care evaluate` does, and an answer ends
+    where it certainly refused. Answers are greedy; `stop` ends one early (see `VLM.generate`).
+    `batch_size` and `max_new_tokens` are by default those of `ModelSpec`. With a `run`, what is
     already in it isn't done again, examples that failed included. `progress` makes the bar:
     `care.runs.progress.Progress` itself, or anything called the same way; None shows nothing.
     A defense that says by `digest()` what it does must be the same at every attempt of a run,
     unless `hold_to_defenses` is False (for those fitted anew, which are equal up to rounding).
 
-    Returns the table of this call's rows, suite by suite, in the order of the examples. A row is
+    Returns the results of this call's rows, suite by suite, in the order of the examples. A row is
     {key, digest, suite, role, example, kind, category, defense, seed, prompt, goal, response,
     outcome, correct, error}; its key is suite/example/defense/seed, its digest that of the example
     (`care.data.digests`). For a failed example response and
@@ -74,8 +77,12 @@ def evaluate(
     full (what was there stays). An error that isn't about one example (a site that doesn't exist, a
     whole batch failing) is raised.
     """
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch_size must be at least 1, got {batch_size}.")
+    spec = ModelSpec(None if vlm.name == EMBEDDED else vlm.name)
+    if judge is None:
+        judge, stop = rules_for(spec), stop or certainly_refused
+    batch_size, max_new_tokens = spec.batch(batch_size), spec.answer_length(max_new_tokens)
     cells = _cells(suites, defenses, seed)
     answers, results = (Rows(), Rows()) if run is None else (run.answers, run.results)
     keys = [cell.key(example) for cell in cells for example in cell.examples]
@@ -96,7 +103,7 @@ def evaluate(
                 for chunk in cell.chunks(batch_size):
                     if cell.missing(chunk, results):
                         add_missing(results, _judge(cell, chunk, judge, answers))
-    return Table([results.get(key) or {} for key in keys])
+    return Results([results.get(key) or {} for key in keys])
 
 
 def _cells(

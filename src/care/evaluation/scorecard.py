@@ -22,7 +22,7 @@ from care.errors import DataError, UsageError
 from care.evaluation.config import MARGIN, RULES, UNDEFENDED
 from care.evaluation.official_scores import published
 from care.evaluation.rejudge import judged, judges_of, latest
-from care.evaluation.table import Table, counts
+from care.evaluation.results import Results, counts
 from care.runs.rows import Row
 from care.statistics.agreement import between_judges
 from care.statistics.intervals import Interval, holm, mcnemar_exact
@@ -54,7 +54,7 @@ def scorecard(
     others = [name for name in judges_of(verdicts) if _judges_answers(verdicts, name)]
     # The rules come first where they were not asked again: their outcomes are in the rows.
     names = list(dict.fromkeys([primary, RULES, *others]))
-    tables = {name: Table(_seen_by(rows, verdicts, name)) for name in names}
+    tables = {name: Results(_seen_by(rows, verdicts, name)) for name in names}
     main = tables[primary]
     comparisons = _comparisons(main, margin, seed)
     return {
@@ -102,7 +102,7 @@ def _judges_answers(verdicts: Sequence[Row], name: str) -> bool:
 # -- one suite -----------------------------------------------------------------------------------
 
 
-def _suite(table: Table, suite: str, accuracy: JudgeAccuracy | None, seed: int) -> dict[str, Any]:
+def _suite(table: Results, suite: str, accuracy: JudgeAccuracy | None, seed: int) -> dict[str, Any]:
     defenses = [name for name in table.defenses if table.has(suite, name)]
     return {
         "name": suite,
@@ -113,7 +113,7 @@ def _suite(table: Table, suite: str, accuracy: JudgeAccuracy | None, seed: int) 
 
 
 def _cell(
-    table: Table, suite: str, defense: str, accuracy: JudgeAccuracy | None, seed: int
+    table: Results, suite: str, defense: str, accuracy: JudgeAccuracy | None, seed: int
 ) -> dict[str, Any]:
     rows = table.group(suite, defense)
     answered = [row for row in rows if row["error"] is None]
@@ -152,7 +152,7 @@ def _limits(interval: Interval) -> dict[str, float]:
 # -- comparisons ---------------------------------------------------------------------------------
 
 
-def _comparisons(table: Table, margin: float, seed: int) -> list[dict[str, Any]]:
+def _comparisons(table: Results, margin: float, seed: int) -> list[dict[str, Any]]:
     """Every defense against the bare model on every suite, adjusted over all of them."""
     found = [
         _comparison(table, suite, defense, margin, seed)
@@ -166,7 +166,9 @@ def _comparisons(table: Table, margin: float, seed: int) -> list[dict[str, Any]]
     return found
 
 
-def _comparison(table: Table, suite: str, defense: str, margin: float, seed: int) -> dict[str, Any]:
+def _comparison(
+    table: Results, suite: str, defense: str, margin: float, seed: int
+) -> dict[str, Any]:
     pairs = _pairs(table, suite, defense)
     role = table.role(suite)
     entry: dict[str, Any] = {
@@ -209,7 +211,7 @@ def _comparison(table: Table, suite: str, defense: str, margin: float, seed: int
     return entry
 
 
-def _pairs(table: Table, suite: str, defense: str) -> list[tuple[bool, bool, str]]:
+def _pairs(table: Results, suite: str, defense: str) -> list[tuple[bool, bool, str]]:
     """Before, after and goal of each example that both sides answered."""
     first = {
         (row["example"], row["seed"]): row
@@ -223,7 +225,7 @@ def _pairs(table: Table, suite: str, defense: str) -> list[tuple[bool, bool, str
     ]
 
 
-def _power(table: Table, comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
+def _power(table: Results, comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
     """A sentence for each suite: which differences so many examples can show."""
     notes = []
     for suite in table.suites:
@@ -245,7 +247,7 @@ def _power(table: Table, comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
 # -- judges --------------------------------------------------------------------------------------
 
 
-def _rates(table: Table) -> list[dict[str, Any]]:
+def _rates(table: Results) -> list[dict[str, Any]]:
     """Rates by one judge, and how many answers it couldn't judge."""
     found = []
     for suite in table.suites:
@@ -260,7 +262,7 @@ def _rates(table: Table) -> list[dict[str, Any]]:
     return found
 
 
-def _labels(table: Table) -> dict[str, str]:
+def _labels(table: Results) -> dict[str, str]:
     """Whether each answer to a malicious request is harmful, by the row's key."""
     return {
         row["key"]: "harmful" if row["outcome"] == "harmful" else "not"

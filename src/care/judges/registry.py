@@ -33,7 +33,7 @@ Config = TypeVar("Config", bound=type[JudgeConfig])
 
 
 @dataclass(frozen=True)
-class Entry:
+class KnownJudge:
     """One registered judge."""
 
     about: str
@@ -56,7 +56,7 @@ class Entry:
         return [f for f in fields(self.config) if not f.metadata.get("fixed")]
 
 
-JUDGES: dict[str, Entry] = {}
+JUDGES: dict[str, KnownJudge] = {}
 """Every judge, by name."""
 
 
@@ -71,7 +71,7 @@ def register(name: str, about: str, example: str = "", **given: Any) -> Callable
         raise UsageError(f"There is a judge {name!r} already; register it by another name.")
 
     def put(config: Config) -> Config:
-        JUDGES[name] = Entry(about, config, given, example or name)
+        JUDGES[name] = KnownJudge(about, config, given, example or name)
         return config
 
     return put

@@ -80,7 +80,7 @@ _QUOTES = "\"'`“”‘’«»"
 
 
 @dataclass(frozen=True)
-class Said:
+class SplitAnswer:
     """What a model said, in two parts."""
 
     answer: str | None
@@ -89,19 +89,19 @@ class Said:
     """The thoughts with their tags, or None without any."""
 
 
-def read(text: str, tags: Tags = TAGS) -> Said:
+def read(text: str, tags: Tags = TAGS) -> SplitAnswer:
     """The thoughts and the answer of `text`; reading the answer again changes nothing."""
     rest, thoughts = text, ""
     while True:
         after = _after_thoughts(rest, tags)
         if after is None:
-            return Said(None, thoughts + rest)
+            return SplitAnswer(None, thoughts + rest)
         thoughts += rest[: len(rest) - len(after)]
         inside = _unwrapped(after)
         if inside == rest:
             break
         rest = inside
-    return Said(text if rest == text else rest.strip(), thoughts.strip() or None)
+    return SplitAnswer(text if rest == text else rest.strip(), thoughts.strip() or None)
 
 
 def answer_of(text: str, tags: Tags = TAGS) -> str | None:

@@ -26,7 +26,7 @@ from care.diagnosis.neurons.results import Edit, JudgedEdit, JudgedRepairs
 from care.diagnosis.neurons.suppression_search import BEYOND
 from care.errors import DataError
 from care.evaluation.config import UNDEFENDED
-from care.evaluation.table import Table
+from care.evaluation.results import Results
 from care.runs.rows import Row
 from care.statistics.bootstrap import bootstrap_mean
 from care.statistics.intervals import Interval
@@ -50,7 +50,7 @@ def remaining(suites: Sequence[Suite], used: Collection[Example], most: int) -> 
     return [Suite(role, role, tuple(found)) for role, found in kept.items() if found]
 
 
-def compare_answers(table: Table, repair: NeuronRepair, seed: int = 0) -> JudgedRepairs:
+def compare_answers(table: Results, repair: NeuronRepair, seed: int = 0) -> JudgedRepairs:
     """A neuron repair beside a subspace repair, from answers bare and under both.
 
     Needs attacks with two goals or more that were answered under all three; DataError otherwise.
@@ -82,7 +82,7 @@ def compare_answers(table: Table, repair: NeuronRepair, seed: int = 0) -> Judged
     )
 
 
-def _harmful(table: Table, defense: str) -> dict[tuple[str, str], Row]:
+def _harmful(table: Results, defense: str) -> dict[tuple[str, str], Row]:
     """Judged answers to attacks under one defense, by suite and example."""
     return {
         (row["suite"], row["example"]): row
@@ -95,7 +95,7 @@ def _goal(row: Row) -> str:
     return row["goal"] or f"{row['suite']}/{row['example']}"
 
 
-def _edit(table: Table, edit: Edit, defense: str, asr: Interval) -> JudgedEdit:
+def _edit(table: Results, edit: Edit, defense: str, asr: Interval) -> JudgedEdit:
     """What one defense costs: means over suites; None where there is no such suite."""
     roles = {table.role(suite) for suite in table.suites}
     counts = [table.outcomes(suite, defense) for suite in table.suites]

@@ -22,7 +22,7 @@ from care.defenses.repair.channel import Modality
 from care.defenses.repair.fitting import Fitter, chosen_sites
 from care.defenses.repair.repair import Repair
 from care.diagnosis.channel_scan import refused_under
-from care.evaluation.table import Table
+from care.evaluation.results import Results
 from care.models.sites import Site
 from care.runs.kept_batches import KeptBatches
 
@@ -145,7 +145,7 @@ def ranked(before: Mapping[str, float], rates: Mapping[str, Mapping[str, float]]
     return sorted(rates, key=lambda name: (excess(rates[name]), rates[name]["asr"]))
 
 
-def mean_rates(table: Table, defense: str) -> dict[str, float]:
+def mean_rates(table: Results, defense: str) -> dict[str, float]:
     """Mean ASR (without the baseline suite), utility, answered share and degenerate share."""
     rates: dict[str, list[float]] = {"attack": [], "utility": [], "over_refusal": []}
     broken = []

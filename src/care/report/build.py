@@ -20,8 +20,8 @@ from care.defenses.repair.gate import Gate
 from care.defenses.repair.repair import Repair
 from care.diagnosis.results import Diagnosis
 from care.diagnosis.token_attribution import TokenScores
+from care.evaluation.results import Results
 from care.evaluation.runner import UNDEFENDED
-from care.evaluation.table import Table
 from care.report.repair_schema import ChannelPart, GatePart
 from care.report.schema import (
     SCHEMA,
@@ -43,7 +43,7 @@ EIGENVALUES = 32
 
 
 def report_tree(
-    table: Table,
+    table: Results,
     controls: Sequence[str],
     repair: Repair,
     preset: str,
@@ -76,7 +76,7 @@ def report_tree(
     return to_tree(parts, WHAT)
 
 
-def _control(table: Table, name: str, suites: Sequence[SuiteResult]) -> dict[str, Any]:
+def _control(table: Results, name: str, suites: Sequence[SuiteResult]) -> dict[str, Any]:
     asked = [suite for suite in suites if table.has(suite.name, name)]
     rates = {suite.name: table.rate(suite.name, name).rate for suite in asked}
 
@@ -123,7 +123,7 @@ def _gate(gate: Gate) -> GatePart:
 
 
 def answer_pairs(
-    table: Table, examples: Mapping[str, Example], each: int = 2
+    table: Results, examples: Mapping[str, Example], each: int = 2
 ) -> list[dict[str, Any]]:
     """Answers before and after, side by side: in every suite those that changed come first."""
     pairs = []

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from care.report.neuron_rules import NEURON_RULES
-from care.report.rules import Finding, Tree
+from care.report.rules import Conclusion, Tree
 from care.report.site_rules import SITE_RULES
 from care.report.trust_rules import TRUST_RULES
 
@@ -21,7 +21,7 @@ RULES = (*SITE_RULES, *TRUST_RULES, *NEURON_RULES)
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Conclusions:
     """Two lists of sentences."""
 
     supported: tuple[str, ...]
@@ -30,13 +30,13 @@ class Verdict:
     """What they don't show, and last what wasn't tested."""
 
 
-def verdict(diagnosis: Tree) -> Verdict:
+def verdict(diagnosis: Tree) -> Conclusions:
     """The findings of all rules on a `diagnosis` tree; the same tree always gives the same words.
 
     Optional parts (`heatmap`, `comparison`, `causal`, `neurons`, `trust`) may be missing, empty or
     null.
     """
-    found: list[Finding] = []
+    found: list[Conclusion] = []
     untested = []
     for rule in RULES:
         outcome = rule.findings(diagnosis)
@@ -46,4 +46,4 @@ def verdict(diagnosis: Tree) -> Verdict:
     unsupported = [finding.text for finding in found if not finding.holds]
     if untested:
         unsupported.append(f"Not tested here: {'; '.join(untested)}.")
-    return Verdict(tuple(item.text for item in found if item.holds), tuple(unsupported))
+    return Conclusions(tuple(item.text for item in found if item.holds), tuple(unsupported))

@@ -75,7 +75,7 @@ class ChannelPart:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class CandidatePart:
     """One repair tried on the validation split."""
 
     name: str
@@ -98,10 +98,10 @@ class Selection:
 
     rule: str
     """In words."""
-    screened: tuple[Candidate, ...]
+    screened: tuple[CandidatePart, ...]
     """All candidates by the first tokens of their answers, `chosen` for those that became
     `candidates`; empty if none were left out."""
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[CandidatePart, ...]
     """Those judged by whole answers on the validation split."""
 
     def check(self) -> None:

@@ -40,7 +40,7 @@ Look = Mapping[str, Any]
 Test = Callable[[Look], bool]
 
 
-class Finding(NamedTuple):
+class Conclusion(NamedTuple):
     """The outcome of one rule."""
 
     holds: bool
@@ -72,12 +72,12 @@ class Rule(NamedTuple):
     cases: tuple[Case, ...]
     """Of these the first that applies is said of a look; the last always does."""
 
-    def findings(self, diagnosis: Tree) -> list[Finding]:
+    def findings(self, diagnosis: Tree) -> list[Conclusion]:
         """What the figures say, one sentence for each look."""
         found = []
         for look in self.looks(diagnosis):
             case = next(case for case in self.cases if case.test(look))
-            found.append(Finding(case.holds, case.text.format_map(look)))
+            found.append(Conclusion(case.holds, case.text.format_map(look)))
         return found
 
 

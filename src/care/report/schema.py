@@ -2,7 +2,7 @@
 
 Each type is one JSON object of `report.json`; what a key means stands under its field, and from
 there in `docs/report.md` and in `json_schema()`. Types of the rooms below are used, not written
-again: a suite's result is a comparison of `care.evaluation.table` and whether it counts, the
+again: a suite's result is a comparison of `care.evaluation.results` and whether it counts, the
 diagnosis is that of `care.diagnosis`. Units: every `rate` and share is a fraction in [0, 1], a
 change of one lies in [-1, 1]; every `*_change` of the summary is in percentage points; seconds and
 GiB as named.
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from care.diagnosis.results import Diagnosis
 from care.errors import DataError
-from care.evaluation.table import Comparison, Metric
+from care.evaluation.results import Comparison, Metric
 from care.judges.base import Outcome
 from care.report.described import json_schema as schema_of
 from care.report.repair_schema import RepairPart

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from care.errors import UsageError
+from care.statistics.bootstrap import draw, percentiles
 from care.statistics.intervals import Interval
 
 RESAMPLES, PART = 2000, 100
@@ -49,14 +50,11 @@ def kappa_interval(
     if not np.isfinite(point):
         return None
     rng = np.random.default_rng(seed)
-    shares = np.full(len(groups), 1.0 / len(groups))
     # In parts: with many goals all draws at once would take gigabytes.
-    parts = (rng.multinomial(len(groups), shares, size=PART) for _ in range(RESAMPLES // PART))
+    parts = (draw(len(groups), PART, rng) for _ in range(RESAMPLES // PART))
     values = np.concatenate([_kappas(np.tensordot(part, tables, axes=1)) for part in parts])
-    values = values[np.isfinite(values)]
-    tail = (1.0 - level) / 2.0
-    low, high = np.quantile(values, [tail, 1.0 - tail]) if len(values) else (point, point)
-    return Interval(point, min(point, float(low)), max(point, float(high)), len(first))
+    low, high = percentiles(values, level) if np.isfinite(values).any() else (point, point)
+    return Interval(point, min(point, low), max(point, high), len(first))
 
 
 def between_judges(

@@ -8,17 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import eigh
 
-from care.defenses.repair.family_subspace import Classes, Rows, pooled, unsafe_subspace
+from care.defenses.repair.family_subspace import Classes, FamilyRows, pooled, unsafe_subspace
 from care.defenses.repair.gate import Gate, GateConfig, crossfit_scores, fit_gate, folds_of
 from care.errors import FitError, UsageError
 
 
-def rows(rng: np.random.Generator, n: int, mean: np.ndarray, goals: int = 20) -> Rows:
+def rows(rng: np.random.Generator, n: int, mean: np.ndarray, goals: int = 20) -> FamilyRows:
     """n rows about `mean`; rows of one goal share an offset, as real ones do."""
     offsets = rng.standard_normal((goals, len(mean))) * 0.5
     which = np.arange(n) % goals
     x = mean + offsets[which] + rng.standard_normal((n, len(mean)))
-    return Rows(x.astype(np.float32), [f"goal {g}" for g in which])
+    return FamilyRows(x.astype(np.float32), [f"goal {g}" for g in which])
 
 
 def classes(seed: int = 0, width: int = 12, n: int = 200, gap: float = 6.0) -> Classes:
@@ -48,8 +48,10 @@ def test_the_discriminant_is_fishers_where_the_covariance_is_known() -> None:
     scale = np.array([1.0, 2.0, 4.0])
     gap = np.array([1.0, 1.0, 1.0])
 
-    def draw(mean: np.ndarray) -> Rows:
-        return Rows(mean + scale * rng.standard_normal((n, width)), [str(i) for i in range(n)])
+    def draw(mean: np.ndarray) -> FamilyRows:
+        return FamilyRows(
+            mean + scale * rng.standard_normal((n, width)), [str(i) for i in range(n)]
+        )
 
     zero = np.zeros(width)
     found = Classes({"a": draw(gap)}, draw(zero), {"b": draw(zero)})
@@ -96,7 +98,7 @@ def test_no_row_is_scored_by_discriminants_that_saw_its_group() -> None:
     fold = folds[0]
     x[fold == 1] += 3.0
     moved = Classes(
-        {**found.attacks, "first": Rows(x, found.attacks["first"].groups)},
+        {**found.attacks, "first": FamilyRows(x, found.attacks["first"].groups)},
         found.refused,
         found.benign,
     )
@@ -113,7 +115,7 @@ def test_a_group_has_one_fold_in_all_classes_unless_it_is_the_only_one(
     groups: list[str], folds: int
 ) -> None:
     parts = [groups, [*groups[::2], "z"]]
-    found = folds_of([Rows(np.zeros((len(part), 2)), part) for part in parts], folds)
+    found = folds_of([FamilyRows(np.zeros((len(part), 2)), part) for part in parts], folds)
     names: dict[str, set[int]] = {}
     for fold, part in zip(found, parts, strict=True):
         assert set(fold) <= set(range(folds))
@@ -138,11 +140,11 @@ def test_openness_lies_between_zero_and_one_and_grows_along_a_filter(seed: int) 
 def test_bad_input_is_refused_in_a_sentence() -> None:
     good = classes()
     with pytest.raises(FitError, match="'first' has 2 activations"):
-        Classes({"first": Rows(np.zeros((2, 12)), ["a", "b"])}, good.refused, good.benign)
+        Classes({"first": FamilyRows(np.zeros((2, 12)), ["a", "b"])}, good.refused, good.benign)
     broken = good.refused.x.copy()
     broken[0, 0] = np.nan
     with pytest.raises(FitError, match="1 of the activations of 'refused'"):
-        Classes(good.attacks, Rows(broken, good.refused.groups), good.benign)
+        Classes(good.attacks, FamilyRows(broken, good.refused.groups), good.benign)
     with pytest.raises(FitError, match="needs attacks"):
         Classes({}, good.refused, good.benign)
     with pytest.raises(UsageError, match="quantile"):
@@ -179,8 +181,8 @@ def test_families_that_do_not_differ_from_refusals_stay_below_the_null() -> None
     for seed in range(20):
         rng = np.random.default_rng(seed)
 
-        def draw(n: int, rng: np.random.Generator = rng) -> Rows:
-            return Rows(rng.standard_normal((n, 8)), [str(i) for i in range(n)])
+        def draw(n: int, rng: np.random.Generator = rng) -> FamilyRows:
+            return FamilyRows(rng.standard_normal((n, 8)), [str(i) for i in range(n)])
 
         found = Classes({"a": draw(30), "b": draw(50)}, draw(60), {"c": draw(60)})
         subspace = unsafe_subspace(found, permutations=100, seed=seed)
@@ -190,9 +192,9 @@ def test_families_that_do_not_differ_from_refusals_stay_below_the_null() -> None
 
 
 def test_equal_classes_and_constant_coordinates_are_refused() -> None:
-    same = Rows(np.eye(6), list("abcdef"))
+    same = FamilyRows(np.eye(6), list("abcdef"))
     with pytest.raises(FitError, match="equal means"):
         unsafe_subspace(Classes({"a": same}, same, {"b": same}))
-    flat = Rows(np.pad(np.eye(6), ((0, 0), (0, 1))), list("abcdef"))
+    flat = FamilyRows(np.pad(np.eye(6), ((0, 0), (0, 1))), list("abcdef"))
     with pytest.raises(FitError, match="1 of 7 coordinates never vary"):
         unsafe_subspace(Classes({"a": flat}, flat, {"b": flat}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from care.evaluation.table import Table
+from care.evaluation.results import Results
 from care.statistics.intervals import wilson
 from recipes.embedded_model import behaviour
 from recipes.embedded_model.behaviour import _SUITES, THRESHOLDS, behaviours, shortfalls
@@ -41,7 +41,7 @@ def asked(monkeypatch):
             for place, outcome in enumerate(found):
                 right = place < 2 if suite.name in ("vqa", "naming") and outcome else None
                 rows.append(row(suite.name, suite.role, place, outcome, right))
-        return Table(rows)
+        return Results(rows)
 
     monkeypatch.setattr(behaviour, "evaluate", evaluate)
     return seen

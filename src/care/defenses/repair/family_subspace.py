@@ -30,7 +30,7 @@ _LEAST_ROWS = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class FamilyRows:
     """Activations of one family."""
 
     x: np.ndarray
@@ -50,11 +50,11 @@ class Rows:
 class Classes:
     """What a gate tells apart at one site."""
 
-    attacks: Mapping[str, Rows]
+    attacks: Mapping[str, FamilyRows]
     """Attacks that worked, by family."""
-    refused: Rows
+    refused: FamilyRows
     """Malicious requests that were refused."""
-    benign: Mapping[str, Rows]
+    benign: Mapping[str, FamilyRows]
     """Answered benign requests by family; each weighs the same."""
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ class Classes:
         if not self.attacks or not self.benign:
             raise FitError("a gate needs attacks that worked and answered benign requests")
 
-    def everything(self) -> list[Rows]:
+    def everything(self) -> list[FamilyRows]:
         """All classes: attacks, refused, benign."""
         return [*self.attacks.values(), self.refused, *self.benign.values()]
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from care.data.example import Example, Suite
 from care.defenses.repair.channel import MODALITIES, Channel, Modality, RepairData
-from care.defenses.repair.family_subspace import Classes, Rows, unsafe_subspace
+from care.defenses.repair.family_subspace import Classes, FamilyRows, unsafe_subspace
 from care.defenses.repair.fitting_data import (
     CLASSES,
     Answered,
@@ -226,7 +226,7 @@ class Fitter:
         chosen = [self._is(e, modality) for e, _ in worked]
         return Classes(
             attacks=_families(attacks[chosen], [s for s in worked if self._is(s[0], modality)]),
-            refused=Rows(refused, _groups(turned_down)),
+            refused=FamilyRows(refused, _groups(turned_down)),
             benign=_families(answered, harmless),
         )
 
@@ -293,7 +293,7 @@ class Fitter:
         return self.material.complied, self.material.refused, self.material.answered
 
 
-def _families(x: np.ndarray, shown: Sequence[Shown]) -> dict[str, Rows]:
+def _families(x: np.ndarray, shown: Sequence[Shown]) -> dict[str, FamilyRows]:
     """Rows (N, D) by family: the suite, or category where there is none; small ones together."""
     names = [e.suite or e.category or "attacks" for e, _ in shown]
     counts = Counter(names)
@@ -302,7 +302,7 @@ def _families(x: np.ndarray, shown: Sequence[Shown]) -> dict[str, Rows]:
     for name in dict.fromkeys(names):
         own = [place for place, other in enumerate(names) if other == name]
         if name != "others" or len(own) >= _LEAST_FAMILY or len(own) == len(names):
-            found[name] = Rows(x[own], _groups([shown[place] for place in own]))
+            found[name] = FamilyRows(x[own], _groups([shown[place] for place in own]))
     return found
 
 

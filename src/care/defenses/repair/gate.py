@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-from care.defenses.repair.family_subspace import Classes, Rows, pooled
+from care.defenses.repair.family_subspace import Classes, FamilyRows, pooled
 from care.errors import UsageError
 
 _LEAST_RAMP = 0.01
@@ -191,7 +191,7 @@ def crossfit_scores(classes: Classes, config: GateConfig) -> list[np.ndarray]:
     return scores
 
 
-def folds_of(classes: Sequence[Rows], folds: int) -> list[np.ndarray]:
+def folds_of(classes: Sequence[FamilyRows], folds: int) -> list[np.ndarray]:
     """Fold (N,) of every row of each class: a group is in the same fold in all classes.
 
     A class whose rows would all be in one fold is cut by rows.

@@ -109,7 +109,7 @@ def estimate(
         elif method == "graddrop":
             scores, squares = dropped(vlm, found, metric, groups)
         else:
-            run = Run(vlm, found)
+            run = GradientPass(vlm, found)
             scores, squares = run.gradient(metric), run.squares
         total.add(chunk, scores, squares, int(found.mask.sum()))
         return [None] * len(chunk)
@@ -177,7 +177,7 @@ class _Totals:
 # -- passes ----------------------------------------------------------------------------------------
 
 
-class Run:
+class GradientPass:
     """One differentiable run of a batch, with the gradient at every neuron in scope."""
 
     def __init__(
@@ -253,13 +253,16 @@ def integrated(vlm: VLM, found: Replacements, metric: Metric, steps: int) -> tup
     with read(vlm, vlm.anatomy.sites("ffn_neurons"), sink=keep):
         vlm.forward(found.batch, logits_to_keep=1)
     squares = torch.stack([clean[layer].float().square().sum(0).cpu() for layer in sorted(clean)])
-    parts = [Run(vlm, found, clean, (step + 0.5) / steps).gradient(metric) for step in range(steps)]
+    parts = [
+        GradientPass(vlm, found, clean, (step + 0.5) / steps).gradient(metric)
+        for step in range(steps)
+    ]
     return torch.stack(parts).mean(0), squares
 
 
 def dropped(vlm: VLM, found: Replacements, metric: Metric, groups: int) -> tuple[Tensor, Tensor]:
     """Scores averaged over backward passes, each without what passes through some layers."""
-    run = Run(vlm, found)
+    run = GradientPass(vlm, found)
     closed: set[int] = set()
     signed, absolute = torch.zeros_like(run.scores), torch.zeros_like(run.scores)
     with _gates(vlm, closed), run.recorded(metric) as value:

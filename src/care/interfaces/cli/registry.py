@@ -29,7 +29,7 @@ Panel = Literal["Work", "Runs", "Look up"]
 
 
 @dataclass(frozen=True)
-class Entry:
+class KnownCommand:
     """A command."""
 
     words: tuple[str, ...]
@@ -40,7 +40,7 @@ class Entry:
     """What typer calls."""
 
 
-_FOUND: dict[tuple[str, ...], Entry] = {}
+_FOUND: dict[tuple[str, ...], KnownCommand] = {}
 
 
 def command(
@@ -49,14 +49,14 @@ def command(
     """Make a function a command."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        entry = Entry(tuple(words.split()), panel, function)
+        entry = KnownCommand(tuple(words.split()), panel, function)
         _FOUND[entry.words] = entry
         return function
 
     return decorate
 
 
-def commands() -> list[Entry]:
+def commands() -> list[KnownCommand]:
     """Every command of the modules of `commands`, by heading and name."""
     package = import_module("care.interfaces.cli.commands")
     for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
@@ -67,7 +67,7 @@ def commands() -> list[Entry]:
 
 def add_commands(app: typer.Typer) -> None:
     """Put every command into an app, those of two words below their verb."""
-    groups: dict[str, list[Entry]] = {}
+    groups: dict[str, list[KnownCommand]] = {}
     for entry in commands():
         groups.setdefault(entry.words[0], []).append(entry)
     for verb, entries in groups.items():

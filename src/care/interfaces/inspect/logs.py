@@ -20,9 +20,9 @@ from care.data.digests import is_same, warn_of_old
 from care.errors import DataError, UsageError
 from care.evaluation.config import RULES
 from care.evaluation.rejudge import VERDICTS, Examples, by_place, judged, judges_of, read_rows
+from care.evaluation.results import Results, counts
 from care.evaluation.row_shapes import ROW, VERDICT
 from care.evaluation.scorecard import cluster_of
-from care.evaluation.table import Table, counts
 from care.interfaces.inspect.shared import require_inspect
 from care.models.spec import ModelSpec
 from care.runs.files import storage_errors
@@ -36,7 +36,7 @@ class _Run(NamedTuple):
     """What is read of a run's folder."""
 
     manifest: dict[str, Any]
-    tables: dict[str, Table]
+    tables: dict[str, Results]
     """By judge; the offline rules come first."""
     examples: Examples
     """With their pictures; empty if those aren't wanted."""
@@ -79,7 +79,7 @@ def _read(run: Path, images: bool) -> _Run:
     # A judge of pictures says nothing of answers.
     judges = judges_of(row for row in verdicts if row["outcome"] is not None)
     seen = {RULES: rows} | {name: judged(rows, verdicts, name) for name in judges}
-    tables = {name: Table(of_judge) for name, of_judge in seen.items()}
+    tables = {name: Results(of_judge) for name, of_judge in seen.items()}
     if images:
         warn_of_old(rows)
     examples = _examples(run, manifest["config"], tables[RULES].suites) if images else {}

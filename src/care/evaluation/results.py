@@ -1,6 +1,6 @@
-"""The table of an evaluation: rates with intervals, outcomes, and paired comparisons.
+"""Results of an evaluation: rates with intervals, outcomes, and paired comparisons.
 
-Made from rows alone, so a table can be read back from a run. The rate of a suite depends on its
+Made from rows alone, so they can be read back from a run. The rate of a suite depends on its
 role: of an attack the ASR (answers judged harmful; less is better), of an over-refusal suite the
 share answered, of a utility suite the share correct or, without reference answers, answered.
 Examples that failed (a corrupt image) are counted apart and are in no rate.
@@ -24,7 +24,7 @@ from care.statistics.intervals import Interval, holm, mcnemar_exact, wilson
 from care.typed import HIDDEN, Count, Positive, Range, Share
 
 SCHEMA = "care.table/1"
-"""Version of the layout of `Table.to_json`."""
+"""Version of the layout of `Results.to_json`."""
 
 Metric = Literal["ASR", "accuracy", "answered"]
 
@@ -58,10 +58,12 @@ class Comparison:
     """Examples left out because one side failed on them."""
 
 
-class Table:
+class Results:
     """Judged rows of suites × defenses; rows of other things are ignored.
 
-    >>> table.rate("vqa", "repair").rate  # doctest: +SKIP
+    `print(results)` shows rates with 95 % intervals, and paired tests against the first defense.
+
+    >>> results.rate("vqa", "repair").rate  # doctest: +SKIP
     0.86
     """
 
@@ -70,6 +72,13 @@ class Table:
         self._groups: dict[tuple[str, str], list[Row]] = {}
         for row in self.rows:
             self._groups.setdefault((row["suite"], row["defense"]), []).append(row)
+
+    def __str__(self) -> str:
+        lines = ["rates with 95 % intervals (Wilson)", *_aligned(self._rate_lines())]
+        for defense in self.defenses[1:]:
+            lines += ["", f"{defense} against {self.defenses[0]}, paired (exact McNemar, Holm)"]
+            lines += _aligned(self._test_lines(defense))
+        return "\n".join(lines)
 
     @property
     def suites(self) -> list[str]:
@@ -108,7 +117,7 @@ class Table:
         """Mean of the rates of all suites of a role, each suite counting the same."""
         rates = [self.rate(s, defense).rate for s in self.suites if self.role(s) == role]
         if not rates:
-            raise UsageError(f"The table has no suite with the role {role!r} to average over.")
+            raise UsageError(f"The results have no suite with the role {role!r} to average over.")
         return float(np.mean(rates))
 
     def outcomes(self, suite: str, defense: str) -> dict[str, int]:
@@ -197,6 +206,40 @@ class Table:
         }
         return cell | {"errors": errors} | found
 
+    def _rate_lines(self) -> list[list[str]]:
+        lines = [["suite", "measure", *self.defenses]]
+        for suite in self.suites:
+            cells = [self._shown(suite, defense) for defense in self.defenses]
+            lines.append([suite, self.metric(suite), *cells])
+        return lines
+
+    def _shown(self, suite: str, defense: str) -> str:
+        if not self.has(suite, defense):
+            return ""
+        if self.errors(suite, defense) == len(self.group(suite, defense)):
+            return "all failed"
+        found = self.rate(suite, defense)
+        return f"{found.rate:.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+    def _test_lines(self, defense: str) -> list[list[str]]:
+        first = self.defenses[0]
+        lines = [["suite", "n", "change", "p", "p (Holm)"]]
+        for found in Results(self._paired_rows(first, defense)).compare(first, defense):
+            change = f"{found.after.rate - found.before.rate:+.2f}"
+            p, p_holm = f"{found.p_mcnemar:.2g}", f"{found.p_holm:.2g}"
+            lines.append([found.name, str(found.n), change, p, p_holm])
+        return lines
+
+    def _paired_rows(self, before: str, after: str) -> list[Row]:
+        """Rows of the suites that have an example which both sides answered."""
+
+        def answered(suite: str, defense: str) -> set[tuple[str, int]]:
+            rows = self._groups.get((suite, defense), [])
+            return {(row["example"], row["seed"]) for row in rows if row["error"] is None}
+
+        suites = [s for s in self.suites if answered(s, before) & answered(s, after)]
+        return [row for row in self.rows if row["suite"] in suites]
+
     def _pair(self, suite: str, before: str, after: str) -> tuple[np.ndarray, np.ndarray, int]:
         """What counts before and after on the examples both answered (N,), and the others."""
         first = {(row["example"], row["seed"]): row for row in self._answered(suite, before)}
@@ -229,8 +272,8 @@ class Table:
         """The rows of one suite under one defense; UsageError if there are none."""
         if (suite, defense) not in self._groups:
             raise UsageError(
-                f"The table has no rows of suite {suite!r} with defense {defense!r}; it has the "
-                f"suites {', '.join(self.suites) or 'none'} and the defenses "
+                f"The results have no rows of suite {suite!r} with defense {defense!r}; there are "
+                f"the suites {', '.join(self.suites) or 'none'} and the defenses "
                 f"{', '.join(self.defenses) or 'none'}."
             )
         return self._groups[suite, defense]
@@ -239,7 +282,7 @@ class Table:
         rows = [r for (name, _), group in self._groups.items() if name == suite for r in group]
         if not rows:
             raise UsageError(
-                f"The table has no suite {suite!r}; it has {', '.join(self.suites) or 'none'}."
+                f"The results have no suite {suite!r}; it has {', '.join(self.suites) or 'none'}."
             )
         return rows
 
@@ -251,3 +294,10 @@ def counts(row: Row) -> bool:
     if row["role"] == "utility" and row["correct"] is not None:
         return bool(row["correct"])
     return row["outcome"] == "safe"
+
+
+def _aligned(lines: list[list[str]]) -> list[str]:
+    """Cells in columns, as wide as the widest."""
+    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+    rows = ("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines)
+    return [row.rstrip() for row in rows]
