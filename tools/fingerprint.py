@@ -44,6 +44,7 @@ from care.interfaces.cli.registry import commands
 from care.judges.base import Verdict
 from care.judges.rules import RulesJudge
 from care.models.spec import ModelSpec
+from care.pipeline import stages
 from care.pipeline import workflow as pipeline
 from care.pipeline.config import RepairJob
 from care.runs.spec import RunSpec
@@ -154,7 +155,7 @@ def tiny_job(folder: Path, resume: bool = False) -> dict[str, Any]:
 
     with (
         patch.object(ModelSpec, "load", lambda self: vlm),
-        patch.object(pipeline, "rules_for", lambda model: MadeUpJudge()),
+        patch.object(stages, "rules_for", lambda model: MadeUpJudge()),
         patch.object(pipeline, "DiagnosisConfig", lambda: SMALL),
         patch.object(material, "RulesJudge", MadeUpJudge),
         patch.object(evaluation_job, "rules_for", lambda model: MadeUpJudge()),

@@ -12,7 +12,7 @@ import pytest
 from care.defenses.repair import fitting_data as material
 from care.judges.base import Verdict
 from care.models.spec import ModelSpec
-from care.pipeline import workflow as pipeline
+from care.pipeline import stages
 from care.pipeline.config import RepairJob
 from care.runs.spec import RunSpec
 from kit import tiny
@@ -65,7 +65,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 def tiny_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     vlm = tiny.tiny_vlm()
     monkeypatch.setattr(ModelSpec, "load", lambda self: vlm)
-    monkeypatch.setattr(pipeline, "rules_for", lambda model: MadeUpJudge())
+    monkeypatch.setattr(stages, "rules_for", lambda model: MadeUpJudge())
     monkeypatch.setattr(material, "RulesJudge", MadeUpJudge)
 
 

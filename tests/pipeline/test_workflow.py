@@ -21,6 +21,7 @@ from care.diagnosis.reliability import ReliabilityConfig
 from care.diagnosis.site_scan_config import SiteScanConfig
 from care.errors import UsageError
 from care.models.spec import ModelSpec
+from care.pipeline import stages
 from care.pipeline import workflow as pipeline
 from care.report import files as report_files
 from care.report.conclusions import verdict
@@ -144,14 +145,14 @@ def test_a_repair_is_not_fitted_on_the_sample_of_a_diagnosis(tmp_path: Path) -> 
     job = a_job(tmp_path / "run")
     with pipeline._open(job) as run:
         run.record(sampled=True)
-        work = pipeline._Workflow(job, run, None, sampled=True)
+        work = stages.Stages(job, run, None, sampled=True)
         lengths, checked = (
             {suite.name: len(suite) for suite in work.suites(split)}
             for split in ("fit", "validation")
         )
-    assert checked["benign"] == pipeline.SAMPLED_BENIGN < SELECTION_LENGTHS["over_refusal"]
+    assert checked["benign"] == stages.SAMPLED_BENIGN < SELECTION_LENGTHS["over_refusal"]
     assert checked["text-jailbreak"] == SELECTION_LENGTHS["attack"]
-    assert lengths["beside-image"] == FIT_LENGTHS["beside-image"] // pipeline.SAMPLE
+    assert lengths["beside-image"] == FIT_LENGTHS["beside-image"] // stages.SAMPLE
     resumed = a_job(job.run.out, resume=True)
     for command in (pipeline.repair, pipeline.fit):
         with pytest.raises(UsageError, match="sample of the examples"):
@@ -164,7 +165,7 @@ def test_another_model_or_file_is_refused_when_a_job_is_resumed(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "gather", interrupted)
+    monkeypatch.setattr(stages, "gather", interrupted)
     job = a_job(tmp_path / "run", resume=True, test_length=8, batch_size=8, **files)
     for command in (pipeline.repair, pipeline.diagnose, pipeline.fit):
         with pytest.raises(KeyboardInterrupt):

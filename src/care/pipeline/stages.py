@@ -1,0 +1,335 @@
+"""The stages of one job: each is made once, kept in the run's folder, and read back when resumed.
+
+material, sites, effects, neurons, curves, channels, screening, selection, evaluation, controls: a
+method each, of a model, a judge and the splits of the examples, which the stages share. Not here:
+which of them a command goes through, and the report (`care.pipeline.workflow`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any, TypeVar
+
+from care.data.digests import suite_digest
+from care.data.example import Example, Suite
+from care.data.small_world.suites import BASELINE, PGD
+from care.defenses.controls import means_control, random_control
+from care.defenses.neuron_suppression import NeuronRepair
+from care.defenses.repair.channel import Modality
+from care.defenses.repair.fitting import Fitter
+from care.defenses.repair.fitting_data import (
+    gather,
+    load_decisions,
+    material_from,
+    material_to,
+    save_decisions,
+)
+from care.defenses.repair.presets import PRESETS
+from care.defenses.repair.repair import Repair
+from care.diagnosis.activation_means import spread
+from care.diagnosis.channel_scan import scanned_sites
+from care.diagnosis.faithfulness import Faithfulness
+from care.diagnosis.full import closed_channels
+from care.diagnosis.full_config import DiagnosisConfig
+from care.diagnosis.neurons.results import JudgedRepairs, NeuronReport
+from care.diagnosis.parts import DiagnosisParts
+from care.diagnosis.results import ChannelsFound, Diagnosis, SitesFound
+from care.diagnosis.scan import ScanRow
+from care.diagnosis.site_results import SiteEffects
+from care.evaluation.config import UNDEFENDED
+from care.evaluation.results import Results
+from care.evaluation.row_shapes import ROW
+from care.evaluation.runner import evaluate as run_evaluation
+from care.judges.refusal import certainly_refused
+from care.judges.rules import RulesJudge, rules_for
+from care.models.identity import load_pinned
+from care.models.sites import Site
+from care.models.vlm import VLM
+from care.pipeline.config import RepairJob
+from care.pipeline.neuron_comparison import NEURONS, SUBSPACE, compare_answers, remaining
+from care.pipeline.selection import (
+    FINALISTS,
+    RULE,
+    Candidate,
+    candidates,
+    choose,
+    mean_rates,
+    ranked,
+    screen,
+)
+from care.pipeline.splits import pairs_of, split_examples, suites_of
+from care.runs.kept_batches import KeptBatches
+from care.runs.progress import Bar, silent
+from care.runs.rows import Rows
+from care.runs.run import ROWS, Run
+from care.runs.shapes import check_rows
+from care.runs.stages import stage_json
+from care.typed import from_tree, to_tree
+
+Found = TypeVar("Found")
+
+SAMPLE = 6
+"""One in so many of the small world's examples to fit on is asked if only a diagnosis is wanted."""
+
+SAMPLED_BENIGN = 24
+"""Harmless validation requests of a suite that it is then asked of; attacks are asked whole."""
+
+COMPARED = ("benign", "vqa", "naming", "lookalike")
+"""Suites besides the attacks that controls are measured on."""
+
+
+class Stages:
+    """One job under way: model, judge, splits, run folder."""
+
+    def __init__(
+        self, job: RepairJob, run: Run, progress: Bar | None, sampled: bool = False
+    ) -> None:
+        """`sampled`: a part of the examples to fit on, and of harmless others, is asked."""
+        self.job, self.run, self.progress, self.sampled = job, run, progress, sampled
+        self.vlm: VLM = load_pinned(run, job.model.name, job.model.load)
+        self.judge: RulesJudge = rules_for(job.model)
+        self.splits: dict[str, list[Suite]] = {}
+
+    def suites(self, split: Any) -> list[Suite]:
+        """The suites of one split, made once; UsageError if an earlier attempt had others."""
+        if split not in self.splits:
+            made = suites_of(self.job, split)
+            if self.sampled:
+                made = [_sample(suite, split) for suite in made]
+            self.run.pin("suites", {f"{suite.name}/{split}": suite_digest(suite) for suite in made})
+            self.splits[split] = made
+        return self.splits[split]
+
+    def stage(
+        self, name: str, kind: type[Found], make: Callable[[], Any], also: Sequence[str] = ()
+    ) -> Found:
+        """What a stage found, of the type `kind`, made now or read back."""
+        tree = stage_json(self.run, name, lambda: to_tree(make()), also)
+        return from_tree(kind, tree, name, what=f"The stage {name} of {self.run.path}")
+
+    def kept(self, stage: str) -> KeptBatches:
+        """The finished batches of a stage."""
+        return KeptBatches(self.run, stage)
+
+    def fitter(self) -> Fitter:
+        """Answers to the fit split, sorted; activations are taken when they are needed."""
+        suites = self.suites("fit")
+        attacks = split_examples(suites, lambda s: s.role == "attack")
+        benign = split_examples(suites, lambda s: s.role != "attack")
+
+        config, kept = PRESETS[self.job.preset], self.run.path / "decisions.safetensors"
+
+        def make() -> dict[str, Any]:
+            sites = scanned_sites(self.vlm.anatomy.n_layers, config.kind)
+            with (self.progress or silent)("material", len(attacks) + len(benign)) as bar:
+                material = gather(
+                    self.vlm,
+                    attacks,
+                    benign,
+                    batch_size=self.job.batch,
+                    sites=sites if config.gate else (),
+                    progress=bar.advance,
+                    kept=self.kept("material"),
+                )
+            save_decisions(self.run.inside(kept.name), material)
+            self.run.sign(kept.name)
+            return material_to(material)
+
+        facts = stage_json(self.run, "material", make, (kept.name,))
+        material = material_from(facts, [*attacks, *benign], load_decisions(kept))
+        return Fitter(self.vlm, material, config, self.job.batch)
+
+    def diagnosis(self, fitter: Fitter, config: DiagnosisConfig) -> Diagnosis:
+        """Which sites and neurons carry the attacks that worked, and how sure that is.
+
+        On the fit split; a neuron repair, if one is asked for, is chosen on validation.
+        """
+        parts = self.parts(fitter, config)
+
+        def scanned() -> SitesFound:
+            rows = Rows(self.run.path / "scan.jsonl")
+            done = [ScanRow.from_json(row) for row in rows.all()]
+            try:
+                return parts.sites(
+                    done, lambda row: rows.add({"key": str(len(rows)), **row.to_json()})
+                )
+            finally:
+                rows.close()
+
+        kept = self.run.path / "neurons-repair.json"
+
+        @cache
+        def rival() -> Repair:
+            return Repair.of(fitter.repair())
+
+        def keep(found: NeuronRepair) -> None:
+            self.run.write(kept.name, found.to_text())
+            self.run.sign(kept.name)
+
+        def neurons() -> NeuronReport:
+            compared = rival() if config.repair_prompts else None
+            return parts.neurons(compared, keep, self.kept("neurons"))
+
+        sites = self.stage("sites", SitesFound, scanned)
+        effects = self.stage(
+            "effects", tuple[SiteEffects, ...], lambda: parts.effects(self.kept("effects"))
+        )
+        found = self.stage("neurons", NeuronReport, neurons, (kept.name,))
+        if config.judged and found.repair is not None and kept.exists():
+            used = [e for part in parts.validation for e in spread(part, config.repair_prompts)]
+            suites = remaining(self.counted("validation"), used, config.judged)
+            judged = self.judged(suites, NeuronRepair.load(kept), rival())
+            found = replace(found, repair=replace(found.repair, judged=judged))
+        curves = self.stage(
+            "curves", tuple[Faithfulness, ...], lambda: parts.curves(effects, found)
+        )
+        return Diagnosis.of(sites, effects, found, curves)
+
+    def judged(
+        self, suites: Sequence[Suite], neurons: NeuronRepair, rival: Repair
+    ) -> JudgedRepairs:
+        """Whole answers to `suites` under a neuron repair, beside those under a subspace repair."""
+        defenses = [None, (NEURONS, neurons), (SUBSPACE, rival)]
+        with self.inner("neuron-answers") as inner:
+            table = self.ask(suites, defenses, "neuron answers", inner)
+        return compare_answers(table, neurons, self.job.run.seed)
+
+    def inner(self, name: str) -> Run:
+        """A run within the run's folder, for answers that aren't the job's own."""
+        return Run(self.run.inside(name), resume=True, config=self.job.config())
+
+    def parts(self, fitter: Fitter, config: DiagnosisConfig) -> DiagnosisParts:
+        """The diagnosis of this job, of attacks that worked."""
+        complied = [e for e, _ in fitter.material.complied]
+        validation: list[list[Example]] = [[], []]
+        if config.repair_prompts:
+            suites = self.counted("validation")
+            validation = [
+                split_examples(suites, lambda s: s.role == "attack"),
+                split_examples(suites, lambda s: s.role != "attack"),
+            ]
+        return DiagnosisParts(
+            self.vlm,
+            [e for e in complied if e.suite not in PGD] or complied,
+            [e for e, _ in fitter.material.answered],
+            pairs=pairs_of(self.job),
+            validation=(validation[0], validation[1]),
+            config=config.seeded(self.job.run.seed),
+            judge=self.judge,
+            progress=self.progress,
+        )
+
+    def channels(self, fitter: Fitter, diagnosis: Diagnosis) -> Diagnosis:
+        """The diagnosis with the channel scan, on goals of the validation split.
+
+        Where attacks are projected out without a gate there are no such channels to scan.
+        """
+
+        def make() -> ChannelsFound | None:
+            suites = self.suites("validation")
+            attacks = split_examples(suites, lambda s: s.role == "attack")
+            benign = split_examples(suites, lambda s: s.role != "attack")
+            seed, kept = self.job.run.seed, self.kept("channels")
+            return closed_channels(
+                fitter, attacks, benign, seed=seed, progress=self.progress, kept=kept
+            )
+
+        if fitter.config.gate is None:
+            return diagnosis
+        return diagnosis.with_channels(self.stage("channels", ChannelsFound, make))
+
+    def select(self, fitter: Fitter, diagnosis: Diagnosis) -> tuple[Candidate, Any]:
+        """Fit the candidates, judge them on validation, and take the best by the stated rule."""
+        tried, screened = self.finalists(fitter, diagnosis.sites)
+        defenses = [None, *((c.name, c.repair) for c in tried)]
+        with self.inner("selection") as inner:
+            table = self.ask(self.counted("validation"), defenses, "selection", inner)
+        before = mean_rates(table, UNDEFENDED)
+        rates = {c.name: mean_rates(table, c.name) for c in tried}
+        best = choose(before, rates)
+        rows = [{"name": n, **r, "chosen": n == best} for n, r in rates.items()]
+        rows.insert(0, {"name": "none", **before, "chosen": False})
+        chosen = next(c for c in tried if c.name == best)
+        return chosen, {"rule": RULE, "candidates": rows, "screened": screened}
+
+    def finalists(
+        self, fitter: Fitter, sites: Mapping[Modality, Sequence[Site]]
+    ) -> tuple[list[Candidate], list[dict[str, Any]]]:
+        """The candidates that are worth whole answers, and how all fare by first tokens."""
+        tried = candidates(fitter, self.job.preset, sites)
+        if len(tried) <= FINALISTS:
+            return tried, []
+
+        def make() -> dict[str, dict[str, float]]:
+            suites, batch = self.counted("validation"), self.job.batch
+            with (self.progress or silent)("screening", sum(map(len, suites))) as bar:
+                kept = self.kept("screening")
+                return screen(
+                    self.vlm, tried, suites, batch_size=batch, advance=bar.advance, kept=kept
+                )
+
+        rates = stage_json(self.run, "screening", make)
+        before = rates.pop("none")
+        best = ranked(before, rates)[:FINALISTS]
+        rows = [{"name": n, **r, "chosen": n in best} for n, r in rates.items()]
+        rows.insert(0, {"name": "none", **before, "chosen": False})
+        return [candidate for candidate in tried if candidate.name in best], rows
+
+    def counted(self, split: Any) -> list[Suite]:
+        """The suites of one split without the baseline, which is shown but not counted."""
+        return [suite for suite in self.suites(split) if suite.name != BASELINE]
+
+    def controls(self, chosen: Candidate) -> list[tuple[str, Repair]]:
+        """What the repair is compared with: other directions, and half of it."""
+        repair = chosen.repair
+        found = [
+            ("random subspace", random_control(repair, self.job.run.seed)),
+            ("difference of means", means_control(repair, chosen.fitter)),
+        ]
+        modalities = {channel.modality for channel in repair.channels}
+        if modalities == {"image", "text"}:
+            found.append(("without text", repair.only("image")))
+            found.append(("without visual", repair.only("text")))
+        return found
+
+    def prove(self, chosen: Candidate) -> tuple[Results, list[str]]:
+        """Everything on the test split: bare, repaired, controls."""
+        controls = self.controls(chosen)
+        self.ask(self.suites("test"), [None, ("care", chosen.repair)], "evaluation")
+        compared = [s for s in self.suites("test") if s.role == "attack" or s.name in COMPARED]
+        self.ask(compared, controls, "controls")
+        check_rows(self.run.rows(), ROW, self.run.path / ROWS)
+        return Results(self.run.rows()), [name for name, _ in controls]
+
+    def ask(
+        self,
+        suites: Sequence[Suite],
+        defenses: Sequence[Any],
+        stage: str,
+        rows: Run | None = None,
+    ) -> Results:
+        """Answer and judge as a stage of the run; rows go to `rows`, by default the run itself."""
+        with self.run.stage(stage):
+            return run_evaluation(
+                self.vlm,
+                suites,
+                defenses,
+                judge=self.judge,
+                run=rows or self.run,
+                seed=self.job.run.seed,
+                batch_size=self.job.batch,
+                max_new_tokens=self.job.max_new_tokens,
+                stop=certainly_refused,
+                progress=self.progress,
+                hold_to_defenses=False,  # fitted anew when a job is resumed, equal up to rounding
+            )
+
+
+def _sample(suite: Suite, split: str) -> Suite:
+    """What a diagnosis alone asks of a suite."""
+    if split == "fit":
+        return suite.head(math.ceil(len(suite) / SAMPLE))
+    return suite if suite.role == "attack" else suite.head(SAMPLED_BENIGN)
