@@ -190,7 +190,7 @@ REQUIRED = {
     ("diagnosis", "channels"): site_results.ChannelScan,
     (*SCAN, 0): site_results.ChannelEffect,
     (*HEAT, 0): site_results.HeatCell,
-    ("diagnosis", "comparison", 0): site_results.Comparison,
+    ("diagnosis", "comparison", 0): site_results.ComponentComparison,
     (*CAUSAL, 0): site_results.SiteEffects,
     ("diagnosis", "neurons"): neurons.NeuronReport,
     (*FOUND, 0): neurons.NeuronEffect,
