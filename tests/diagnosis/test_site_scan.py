@@ -444,16 +444,16 @@ def test_a_site_is_recommended_only_at_limits_that_hold_for_all_sites():
 
 
 def test_corrected_limits_are_those_of_the_corrected_level(monkeypatch):
-    from care.diagnosis import site_scan as mediation
+    from care.diagnosis import site_scan
 
     seen = []
-    real = mediation._recommend
+    real = site_scan._recommend
 
     def look(top, sure, *rest):
         seen.append((top, sure))
         return real(top, sure, *rest)
 
-    monkeypatch.setattr(mediation, "_recommend", look)
+    monkeypatch.setattr(site_scan, "_recommend", look)
     found = scan_sites(planted(1), *prompts(), config=FAST, generate=False)
     ((top, sure),) = seen
     parts = [item for item in found.layers if item.component != "layer"]

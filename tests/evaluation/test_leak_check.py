@@ -11,10 +11,12 @@ from care.data.contamination import SCHEME, goal_digests
 from care.data.example import Example, Suite
 from care.data.registry import fitted_suite
 from care.data.small_world import suites as world
+from care.defenses.neuron_suppression import NeuronRepair
 from care.defenses.repair.fitting_data import Material
 from care.errors import ArtefactError, UsageError
 from care.evaluation.leak_check import refuse_leaks, repair_leaks, stated_goals
 from care.evaluation.scores import RepairLeaks, SuiteLeak
+from care.models.sites import N_CLASSES
 from kit.artefacts import made
 from kit.tiny import picture
 
@@ -109,6 +111,12 @@ def test_malformed_digests_are_refused(goals, tmp_path):
     path = stating(goals, tmp_path / "repair")
     with pytest.raises(ArtefactError, match=r"fitted_on\.goals in the manifest of .*repair"):
         repair_leaks({"r": path}, [suite("s", asked("whistle"))], allow=True)
+
+
+def test_a_defense_that_states_no_goals_is_not_checked(tmp_path):
+    few = NeuronRepair(((0, 1),), ((0.0,) * N_CLASSES,), (2, 8)).save(tmp_path / "few")
+    report = repair_leaks({"few": few}, [suite("s", asked("whistle"))])
+    assert report["few"].checked == "not checked" and report["few"]["found"] == {}
 
 
 def test_an_artefact_for_28000_goals_stays_small(tmp_path):

@@ -1,4 +1,4 @@
-"""`care evaluate`, `care rejudge`, `care judges`: from files to the printed scorecard."""
+"""`care evaluate`, `care judge`, `care check judge`: from files to the printed scorecard."""
 
 from __future__ import annotations
 

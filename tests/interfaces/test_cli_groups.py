@@ -71,6 +71,15 @@ def test_a_suite_is_fetched(capsys):
     assert capsys.readouterr().out.startswith("direct: 60 examples")
 
 
+def test_defenses_are_listed_beside_the_bare_model(capsys):
+    assert cli.main(["list", "defenses"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    names = [row[0] for row in rows]
+    assert names[:2] == ["defense", "none"] and {"neurons", "repair"} <= set(names)
+    assert (files := {row[0]: row[-1] for row in rows})["neurons"] == "neurons.json"
+    assert files["repair"] == "repair.json"
+
+
 def test_presets_of_attacks_are_listed(capsys):
     assert cli.main(["list", "attacks"]) == 0
     shown = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`care suites`: lists, facts, examples, and the search for goals on both sides."""
+"""Commands on suites: lists, facts, examples, and the search for goals on both sides."""
 
 import json
 

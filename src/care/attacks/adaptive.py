@@ -90,7 +90,10 @@ class Through:
     def describe(self) -> list[Any]:
         """What distinguishes this from other attacks, for digests."""
         told: list[Any] = [self.defense.name, self.gate, self.evasion, self.temperature]
-        return [*told, _fingerprint(self.defense)] if isinstance(self.defense, Repair) else told
+        if isinstance(self.defense, Repair):
+            return [*told, _fingerprint(self.defense)]
+        digest = self.defense.digest()
+        return told if digest is None else [*told, digest]
 
     @contextmanager
     def attacked(self, vlm: VLM) -> Iterator[Callable[[], Tensor | None] | None]:

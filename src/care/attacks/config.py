@@ -30,7 +30,7 @@ class AttackConfig:
     preset: str = "pgd-32"
     """Settings, such as pgd-32, qi-16, astra-apgd-32, care-64; see `care list attacks`."""
     repair: Path | None = None
-    """Folder of a repair to attack through."""
+    """Folder of a repair, or of another saved defense, to attack through."""
     requests: Annotated[Path | None, FILE] = None
     """Malicious requests of your own, JSON Lines; none: the small world's."""
     target: str | None = None

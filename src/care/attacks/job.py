@@ -25,7 +25,8 @@ from care.data.digests import digest_of
 from care.data.example import Example
 from care.data.images import load_image
 from care.data.small_world.pictures import seeded
-from care.defenses.repair.repair import Repair
+from care.defenses.base import Defense
+from care.defenses.loading import load_defense
 from care.errors import ArtefactError
 from care.models.identity import model_identity
 from care.models.vlm import VLM
@@ -61,9 +62,9 @@ def run(
     examples, targets = requests_of(job)
     start = _start(job)
     if job.repair is not None:
-        Repair.load(job.repair)  # a damaged one shows before the model is loaded
+        load_defense(job.repair)  # a damaged one shows before the model is loaded
     vlm = vlm or job.model.load()
-    repair = None if job.repair is None else Repair.load(job.repair, vlm)
+    repair = None if job.repair is None else load_defense(job.repair, vlm)
     result = universal_image(
         vlm,
         examples,
@@ -94,7 +95,7 @@ def run(
 
 
 def made_of(
-    job: AttackConfig, repair: Repair | None, identity: Mapping[str, Any]
+    job: AttackConfig, repair: Defense | None, identity: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What decides the image, by digests where a name doesn't tell: model, repair, requests with
     their targets, start, and the settings."""
@@ -121,7 +122,7 @@ def _saved(
     examples: list[Example],
     targets: list[str],
     result: AttackResult,
-    repair: Repair | None,
+    repair: Defense | None,
 ) -> dict[str, Any]:
     """Write a picture, read it back and hold it to the attack's own loss; what is known of it."""
     png = io.BytesIO()

@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 def load_defense(name_or_folder: str | Path, vlm: VLM | None = None) -> Defense:
     """The defense saved in a folder, or registered by a name; checked against `vlm` if given.
 
-    Also owner/name of a repair on the Hub, and the file of a neuron repair that a run wrote.
-    Raises UsageError for an unknown name, and what reading the folder raises.
+    Also owner/name of a repair on the Hub, and the file of a neuron repair that a run wrote. A
+    `Path` is never taken for a name. Raises UsageError for an unknown name, and what reading the
+    folder raises.
     """
     path = Path(name_or_folder)
-    found = registered().get(str(name_or_folder))
+    found = registered().get(name_or_folder) if isinstance(name_or_folder, str) else None
     if found is not None and not path.exists():
         defense = _made(str(name_or_folder), found)
         if vlm is not None:

@@ -1,6 +1,6 @@
 """Channel scan: what closing the unsafe channel of one site and modality alone does to answers.
 
-A component scan (`mediation`) asks what a whole FFN or attention output does, and such a part does
+A component scan (`site_scan`) asks what a whole FFN or attention output does, and such a part does
 many things at once. Here the intervention is the one that a repair consists of: one channel is
 closed, and nothing else. Of the requests that the model doesn't refuse by itself,
 

@@ -25,7 +25,7 @@ from care.attacks.job import made_of, requests_of
 from care.attacks.job import run as make_image
 from care.data.example import Example, Suite
 from care.data.registry import load_suite
-from care.defenses.repair.repair import Repair
+from care.defenses.loading import load_defense
 from care.errors import StorageError, UsageError
 from care.evaluation.config import UNDEFENDED, ImageAttack
 from care.evaluation.leak_check import refuse_leaks
@@ -195,7 +195,7 @@ def _check_made_of(
     folder: Path, job: AttackConfig, identity: Mapping[str, Any], label: str
 ) -> None:
     """UsageError if an image that is there was made of something else than is asked for now."""
-    repair = None if job.repair is None else Repair.load(job.repair)
+    repair = None if job.repair is None else load_defense(job.repair)
     wanted = json.loads(to_json(made_of(job, repair, identity)))
     found = _facts(folder)
     kept = found.get("made_of") or {}

@@ -126,7 +126,8 @@ class EvaluationConfig:
     utility: Annotated[tuple[str, ...], Said("--utility", by_commas=True)] = ()
     """Utility suites; repeatable; with neither: all of the small world."""
     repairs: Annotated[tuple[Path, ...], Said("--repair")] = ()
-    """Folder of a repair to compare with the bare model; repeatable."""
+    """Folder of a repair, or of another saved defense, to compare with the bare model;
+    repeatable."""
     adaptive: tuple[str, ...] = ()
     """Image attack to make against the bare model and through every repair,
     PRESET[,option=value]…; repeatable."""

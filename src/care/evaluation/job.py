@@ -23,7 +23,7 @@ from typing import Any
 from care.data.digests import digest_of, suite_digest
 from care.data.example import Suite
 from care.data.registry import fitted_suite, load_suite
-from care.defenses.repair.repair import Repair
+from care.defenses.loading import load_defense
 from care.errors import DataError, UsageError
 from care.evaluation.adaptive import check_goals, held_out, image_suites, make_images, threats
 from care.evaluation.config import (
@@ -71,7 +71,7 @@ def evaluate(job: EvaluationConfig, progress: Bar | None = None) -> Scorecard:
     tested = list({suite.name: suite for suite in (*requests, *suites)}.values())
     repairs = {name: path for name, path in job.defenses.items() if path is not None}
     for path in repairs.values():
-        Repair.load(path)  # a damaged one shows before the model is loaded
+        load_defense(path)  # a damaged one shows before the model is loaded
     leaking = repair_leaks(repairs, tested, job.allow_leaks)
     if not job.allow_leaks:
         check_goals(job.attacks, job.model, job.run.seed, requests)
@@ -176,7 +176,7 @@ def _answer(
     attacks, places = job.attacks, job.defenses
     vlm = load_pinned(run, job.model.name, job.model.load)
     defenses = [
-        (name, None if path is None else Repair.load(path, vlm)) for name, path in places.items()
+        (name, None if path is None else load_defense(path, vlm)) for name, path in places.items()
     ]
     make_images(attacks, places, run, job.model, job.run.seed, vlm, progress)
     made = image_suites(attacks, run.path, list(places), requests)
@@ -303,6 +303,4 @@ def _record(
 
 
 def _digest_of(repair: Path) -> str | None:
-    from care.defenses.repair.repair import Repair
-
-    return digest_of(Repair.load(repair))
+    return digest_of(load_defense(repair))

@@ -21,7 +21,7 @@ from typing import Any
 
 from care.data.contamination import DIGITS, SCHEME, goal_digests, leaks
 from care.data.example import Suite
-from care.defenses.repair.repair import Repair
+from care.defenses.loading import load_defense
 from care.errors import ArtefactError, UsageError
 from care.evaluation.scores import RepairLeaks, SuiteLeak
 
@@ -54,7 +54,8 @@ def repair_leaks(
     Raises UsageError for leaks unless they are allowed, and what loading an artefact raises.
     """
     stated = {
-        name: stated_goals(Repair.load(path).manifest, path) for name, path in repairs.items()
+        name: stated_goals(getattr(load_defense(path), "manifest", {}), path)
+        for name, path in repairs.items()
     }
     tested: dict[str, dict[str, list[str]]] = {}
     if any(digests is not None for digests, _ in stated.values()):

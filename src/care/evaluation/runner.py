@@ -1,6 +1,6 @@
 """Evaluate: (model × defenses × suites) to judged rows, and the rows to results.
 
-For each suite all answers under all defenses are generated and stored (`answers`), and only then,
+For each suite all answers under all defenses are generated and stored (`generation`), and then,
 with no defense on, the answers are judged: a judge may ask the model itself (the perplexity of an
 answer), and must ask it undefended. Both halves survive a kill. Batches are cut the same way
 whatever is already there, because in bfloat16 an answer can depend on its batch: a resumed run ends

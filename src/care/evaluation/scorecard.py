@@ -2,7 +2,7 @@
 
 From judged rows alone, for every suite and defense: the rate with Wilson's limits and with limits
 that resample goals (questions, where each has a right answer), and the score that the suite's
-authors publish where it is another (`published`); against the bare model the paired
+authors publish where it is another (`official_scores`); against the bare model the paired
 difference, both discordant counts, a test, and Holm's adjustment over *every* comparison of the
 table; for suites of benign requests whether a loss of the margin is ruled out; and which
 differences so few examples could have shown at all. With more than one judge, the same rates by

@@ -3,7 +3,8 @@
 In float16 nothing above 65,504 can be held, so that a model made for bfloat16 may overflow to
 infinity and then to NaN; what is picked from such logits looks like an answer. A logit of −inf is
 sound (a token that can't come); NaN, +inf, or nothing but −inf is not, and all three show in the
-greatest logit of a place. Not here: activations that are fitted (`moments`, `families`).
+greatest logit of a place. Not here: activations that are fitted (`statistics.moments`,
+`defenses.repair.family_subspace`).
 """
 
 from collections.abc import Sequence

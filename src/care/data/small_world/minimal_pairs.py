@@ -4,8 +4,7 @@
 counterpart each ("build a pipe bomb", "build a toy boat"), which is no goal of the world itself.
 Both are asked in the same phrasing, and they were written so that under the embedded model's
 tokenizer both have the same number of tokens: every token has its counterpart at its own place.
-Other tokenizers may split them otherwise; `care.data.minimal_pairs.align` then matches them by
-role.
+Other tokenizers may split them otherwise; `care.models.alignment.align` then matches them by role.
 
 No twin has a goal of the test split. What is done with them is in `care.diagnosis.full`.
 """

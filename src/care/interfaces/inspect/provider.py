@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from inspect_ai.model import (  # pyright: ignore[reportMissingImports]
     ChatCompletionChoice,
@@ -32,6 +32,7 @@ from care.errors import UsageError
 from care.interfaces.inspect.shared import one_sentence
 from care.interfaces.requests.batching import Batches
 from care.interfaces.requests.chat import Conversation, conversation
+from care.interfaces.requests.decoding import Decoding, check_settings
 from care.models.spec import EMBEDDED, LOADING, ModelSpec
 from care.models.thoughts import read
 from care.models.vlm import Answer
@@ -99,43 +100,30 @@ class ProviderConfig:
         return cls(ModelSpec(None if name == EMBEDDED else name, **loading), **given)
 
 
-class Settings(NamedTuple):
-    """How requests are answered; those with the same settings share a batch."""
+def read_settings(config: GenerateConfig, longest: int) -> Decoding:
+    """How an answer is made, from Inspect's settings; UsageError for one that can't be honoured.
 
-    max_tokens: int
-    """Most tokens of an answer."""
-    temperature: float
-    """0 is greedy."""
-    seed: int
-    """Of answers that are drawn; 0 unless another is asked for."""
-    stop_seqs: tuple[str, ...]
-    """An answer ends before the first of these."""
-
-    @classmethod
-    def of(cls, config: GenerateConfig, longest: int) -> Settings:
-        """From Inspect's settings; UsageError for one that can't be honoured."""
-        given = config.model_dump(exclude_none=True)
-        for name, value in given.items():
-            neutral = not value or _NEUTRAL.get(name) == value
-            if name not in _INSPECTS_OWN | _HONOURED and not neutral:
-                raise UsageError(
-                    f"A care model can't honour {name}={value!r:.60}; leave it out. It takes "
-                    f"{', '.join(sorted(_HONOURED))}."
-                )
-        stops = tuple(given.get("stop_seqs") or ())
-        if "" in stops:
-            raise UsageError("An empty stop sequence would end every answer; leave it out.")
-        tokens = given.get("max_tokens") or longest
-        return cls(tokens, float(given.get("temperature", 0.0)), given.get("seed", 0), stops)
-
-    def stops(self, text: str) -> bool:
-        """Whether a stop sequence occurs."""
-        return any(stop in text for stop in self.stop_seqs)
-
-    def cut(self, text: str) -> str:
-        """The text before the first stop sequence."""
-        found = [text.find(stop) for stop in self.stop_seqs if stop in text]
-        return text[: min(found)] if found else text
+    Where no length is asked for, it is `longest`.
+    """
+    given = config.model_dump(exclude_none=True)
+    check_settings(
+        given,
+        _INSPECTS_OWN | _HONOURED,
+        lambda name, value: not value or _NEUTRAL.get(name) == value,
+        lambda name, value: (
+            f"A care model can't honour {name}={value!r:.60}; leave it out. It takes "
+            f"{', '.join(sorted(_HONOURED))}."
+        ),
+    )
+    stops = tuple(given.get("stop_seqs") or ())
+    if "" in stops:
+        raise UsageError("An empty stop sequence would end every answer; leave it out.")
+    return Decoding(
+        max_new_tokens=given.get("max_tokens") or longest,
+        temperature=float(given.get("temperature", 0.0)),
+        until=stops,
+        seed=given.get("seed", 0),
+    )
 
 
 class CareAPI(ModelAPI):
@@ -152,7 +140,7 @@ class CareAPI(ModelAPI):
         config = config or GenerateConfig()
         super().__init__(model_name, base_url, api_key, config=config)
         with one_sentence():
-            Settings.of(config, longest=1)  # before a model is loaded for nothing
+            read_settings(config, longest=1)  # before a model is loaded for nothing
             if base_url is not None or api_key is not None:
                 raise UsageError("A care model runs here: it takes no base_url and no api_key.")
             self.options = ProviderConfig.of(model_name, model_args)
@@ -175,7 +163,7 @@ class CareAPI(ModelAPI):
             raise UsageError(
                 f"Care models call no tools, but the task offers {names}; use a solver without."
             )
-        settings = Settings.of(config, self.max_tokens())
+        settings = read_settings(config, self.max_tokens())
         request = conversation(input)
         # Drawn answers depend on the example's id: the same request again is to be drawn anew.
         self._asked[request.id] += 1
@@ -204,19 +192,19 @@ class CareAPI(ModelAPI):
         """See `collapse_user_messages`."""
         return True
 
-    def _answer(self, settings: Settings, requests: list[Conversation]) -> list[Answer]:
+    def _answer(self, settings: Decoding, requests: list[Conversation]) -> list[Answer]:
         return answers_under(
             self.repair,
             self.vlm,
             requests,
-            max_new_tokens=settings.max_tokens,
+            max_new_tokens=settings.max_new_tokens,
             batch_size=self.options.batch_size,
             temperature=settings.temperature,
             seed=settings.seed,
-            stop=settings.stops if settings.stop_seqs else None,
+            stop=settings.stop,
         )
 
-    def _output(self, answer: Answer, settings: Settings, seconds: float) -> ModelOutput:
+    def _output(self, answer: Answer, settings: Decoding, seconds: float) -> ModelOutput:
         said = read(answer.text, self.vlm.thought_tags)
         # Thoughts without an end stay as they are: a scorer must see that there is no answer.
         whole = answer.text if said.answer is None else said.answer

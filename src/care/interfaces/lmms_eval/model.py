@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn, cast
 
@@ -151,14 +152,14 @@ class CareModel(lmms):
                         max_new_tokens=decoding.max_new_tokens,
                         batch_size=self.batch_size,
                         temperature=decoding.temperature,
-                        seed=self._seed,
+                        seed=decoding.seed,
                         stop=decoding.stop,
                         progress=_ticks(bar),
                     )
                     for index, answer in zip(window, found, strict=True):
                         said = answer_of(answer.text, self.vlm.thought_tags)
                         unfinished += said is None
-                        answers[index] = "" if said is None else decoding.cut(said)
+                        answers[index] = "" if said is None else _cut(said, decoding)
         if unfinished:
             logger.warning(
                 f"{unfinished} of {len(requests)} answers ended within the model's thoughts and "
@@ -260,7 +261,8 @@ class CareModel(lmms):
                 "until is a blank line, lmms-eval's default where a task states none, so answers "
                 "go on after one; with blank_line_stops=true in --model_args they end there."
             )
-        return read_decoding(_task(request), asked, self._blank_line_stops)
+        decoding = read_decoding(_task(request), asked, self._blank_line_stops)
+        return replace(decoding, seed=self._seed)
 
     def _example(self, request: Any) -> Example:
         context, _, doc_to_visual, doc_id, task, split = request.args
@@ -365,6 +367,11 @@ def _arguments(given: str | Mapping[str, Any]) -> dict[str, Any]:
 
 def _task(request: Any) -> str:
     return str(request.task_name)
+
+
+def _cut(answer: str, decoding: Decoding) -> str:
+    cut = decoding.cut(answer)
+    return answer if cut == answer else cut.strip()
 
 
 def _ticks(bar: Any) -> Callable[[int], None]:

@@ -1,13 +1,14 @@
-"""What a task of lmms-eval asks for, in care's words: how to decode, and which pictures.
+"""How an answer is asked for from outside: length, temperature, seed, and where it ends.
 
-A setting that would change answers and can't be honoured is an error, never dropped; one that has
-no effect (nucleus sampling of a greedy answer) passes. Not here: lmms-eval itself, which this
-module doesn't import, and the model (`care.interfaces.lmms_eval.model`).
+One rule for every surface (`check_settings`): a setting is honoured, or neutral (it changes no
+answer, such as nucleus sampling of a greedy one), or an error. None is dropped. Below it, what a
+task of lmms-eval asks for, in care's words: how to decode, and which pictures. Not here: lmms-eval
+and Inspect themselves, which this module doesn't import.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -46,11 +47,13 @@ class Decoding:
     """0 is greedy."""
     until: tuple[str, ...] = ()
     """Texts before which an answer ends."""
+    seed: int = 0
+    """Of answers that are drawn."""
 
     def cut(self, answer: str) -> str:
         """The answer up to the first of `until`."""
         ends = [place for text in self.until if (place := answer.find(text)) >= 0]
-        return answer[: min(ends)].strip() if ends else answer
+        return answer[: min(ends)] if ends else answer
 
     @property
     def stop(self) -> Callable[[str], bool] | None:
@@ -60,21 +63,36 @@ class Decoding:
         return lambda answer: any(text in answer for text in self.until)
 
 
+def check_settings(
+    asked: Mapping[str, Any],
+    honoured: Collection[str],
+    neutral: Callable[[str, Any], bool],
+    told: Callable[[str, Any], str],
+) -> None:
+    """UsageError, in the words of `told`, for the first setting that is neither of the two."""
+    for name, value in asked.items():
+        if name not in honoured and not neutral(name, value):
+            raise UsageError(told(name, value))
+
+
+# -- lmms-eval -----------------------------------------------------------------------------------
+
+
 def read_decoding(task: str, asked: Mapping[str, Any], blank_line_stops: bool = False) -> Decoding:
     """The `generation_kwargs` of a task; UsageError names the setting that can't be honoured.
 
     `until` of nothing but a blank line counts only with `blank_line_stops`.
     """
     temperature = _temperature(task, asked)
-    harmless = {**_HARMLESS, **_HARMLESS_SAMPLED}
-    for key, value in asked.items():
-        if key in _OWN or (key in _HARMLESS_SAMPLED and temperature == 0):
-            continue
-        if key not in harmless or value not in harmless[key]:
-            raise UsageError(
-                f"Task {task!r} asks for {key}={value!r}, which care can't honour (it can: "
-                f"{', '.join(_OWN)}); change the task, or a known setting with --gen_kwargs."
-            )
+    check_settings(
+        asked,
+        _OWN,
+        lambda name, value: _is_harmless(name, value, greedy=temperature == 0),
+        lambda name, value: (
+            f"Task {task!r} asks for {name}={value!r}, which care can't honour (it can: "
+            f"{', '.join(_OWN)}); change the task, or a known setting with --gen_kwargs."
+        ),
+    )
     length = asked.get("max_new_tokens", DEFAULT_NEW_TOKENS)
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
         raise UsageError(f"Task {task!r}: max_new_tokens must be 1 or more, got {length!r}.")
@@ -82,6 +100,12 @@ def read_decoding(task: str, asked: Mapping[str, Any], blank_line_stops: bool = 
     if until == (BLANK_LINE,) and not blank_line_stops:
         until = ()
     return Decoding(length, temperature, until)
+
+
+def _is_harmless(name: str, value: Any, greedy: bool) -> bool:
+    if greedy and name in _HARMLESS_SAMPLED:
+        return True
+    return value in {**_HARMLESS, **_HARMLESS_SAMPLED}.get(name, ())
 
 
 def _temperature(task: str, asked: Mapping[str, Any]) -> float:
