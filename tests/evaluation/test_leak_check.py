@@ -116,7 +116,7 @@ def test_malformed_digests_are_refused(goals, tmp_path):
 def test_a_defense_that_states_no_goals_is_not_checked(tmp_path):
     few = NeuronRepair(((0, 1),), ((0.0,) * N_CLASSES,), (2, 8)).save(tmp_path / "few")
     report = repair_leaks({"few": few}, [suite("s", asked("whistle"))])
-    assert report["few"].checked == "not checked" and report["few"]["found"] == {}
+    assert report["few"].checked == "not checked" and report["few"].found == {}
 
 
 def test_an_artefact_for_28000_goals_stays_small(tmp_path):
