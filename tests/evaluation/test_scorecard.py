@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from care.errors import UsageError
+from care.errors import DataError, UsageError
 from care.evaluation.scorecard import goal_of, scorecard
 from care.evaluation.scores import PictureShare, Scorecard
 from care.statistics.intervals import holm, mcnemar_exact, wilson
@@ -181,3 +181,19 @@ def test_a_single_goal_has_no_interval():
 def test_goals_are_compared_without_case_and_spacing():
     assert goal_of({"goal": " Pick  a LOCK", "prompt": "x"}) == "pick a lock"
     assert goal_of({"goal": "", "prompt": "Ask"}) == "ask"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("low", None, "must hold all of rate, low and high"),
+        ("low", 0.9, "outside its interval"),
+        ("corrected", {"rate": 0.5}, "must hold either rate, low and high, or an error"),
+        ("corrected", {"rate": 0.5, "low": 0.6, "high": 0.7}, "outside its interval"),
+    ],
+)
+def test_a_damaged_scorecard_is_refused(field: str, value: Any, told: str):
+    tree = to_tree(scorecard(attack_rows(45, 6)))
+    tree["suites"][0]["defenses"]["none"][field] = value
+    with pytest.raises(DataError, match=told):
+        from_tree(Scorecard, tree)
