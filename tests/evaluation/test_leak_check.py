@@ -15,6 +15,7 @@ from care.defenses.neuron_suppression import NeuronRepair
 from care.defenses.repair.fitting_data import Material
 from care.errors import ArtefactError, UsageError
 from care.evaluation.leak_check import refuse_leaks, repair_leaks, stated_goals
+from care.evaluation.scores import RepairLeaks, SuiteLeak
 from care.models.sites import N_CLASSES
 from kit.artefacts import made
 from kit.tiny import picture
@@ -53,16 +54,16 @@ def test_a_leaking_repair_is_refused_by_name_suite_and_ids(fitted):
     assert "mine and one, 2 of 3 examples (/e0, /e2)" in said and "other" not in said
     assert "--allow-leaks" in said
     report = repair_leaks({"mine": fitted}, suites, allow=True)
-    leak = {"examples": 2, "of": 3, "ids": ["/e0", "/e2"]}
-    assert report == {"mine": {"checked": "same goals", "why": "", "found": {"one": leak}}}
+    leak = SuiteLeak(2, 3, ("/e0", "/e2"))
+    assert report == {"mine": RepairLeaks("same goals", "", {"one": leak})}
 
 
 def test_other_goals_kinds_and_near_ones_pass(fitted):
     near = asked("pick a lock quickly", "whistle")
     report = repair_leaks({"mine": fitted}, [suite("s", near)])
-    assert report["mine"]["found"] == {}
+    assert report["mine"].found == {}
     other_kind = Suite("s", "over_refusal", tuple(asked("pick a lock", kind="benign")))
-    assert repair_leaks({"mine": fitted}, [other_kind])["mine"]["found"] == {}
+    assert repair_leaks({"mine": fitted}, [other_kind])["mine"].found == {}
 
 
 def test_benign_questions_leak_with_their_pictures_alone(tmp_path):
@@ -70,7 +71,7 @@ def test_benign_questions_leak_with_their_pictures_alone(tmp_path):
     goals = {"scheme": SCHEME, "digests": sorted(goal_digests(question))}
     path = stating(goals, tmp_path / "repair")
     other = asked("name it", kind="benign", images=(picture(1, (9, 7)),))
-    assert repair_leaks({"r": path}, [Suite("s", "utility", tuple(other))])["r"]["found"] == {}
+    assert repair_leaks({"r": path}, [Suite("s", "utility", tuple(other))])["r"].found == {}
     with pytest.raises(UsageError, match="1 of 1 examples"):
         repair_leaks({"r": path}, [Suite("s", "utility", tuple(question))])
 
@@ -87,7 +88,7 @@ def test_an_older_artefact_is_not_checked_and_says_so(tmp_path):
     for place, manifest in enumerate(({}, older, {"fitted_on": None}, {"fitted_on": "x"})):
         path = made(manifest=manifest).save(tmp_path / str(place))
         report = repair_leaks({"r": path}, [suite("s", asked("whistle"))])
-        assert report["r"]["checked"] == "not checked" and "doesn't say" in report["r"]["why"]
+        assert report["r"].checked == "not checked" and "doesn't say" in report["r"].why
     digests, why = stated_goals({"fitted_on": {"goals": {"scheme": "care.goals/9"}}})
     assert digests is None and "care.goals/9" in why
 
@@ -115,7 +116,7 @@ def test_malformed_digests_are_refused(goals, tmp_path):
 def test_a_defense_that_states_no_goals_is_not_checked(tmp_path):
     few = NeuronRepair(((0, 1),), ((0.0,) * N_CLASSES,), (2, 8)).save(tmp_path / "few")
     report = repair_leaks({"few": few}, [suite("s", asked("whistle"))])
-    assert report["few"]["checked"] == "not checked" and report["few"]["found"] == {}
+    assert report["few"].checked == "not checked" and report["few"].found == {}
 
 
 def test_an_artefact_for_28000_goals_stays_small(tmp_path):

@@ -18,8 +18,10 @@ import pytest
 from care.errors import CareError, DataError
 from care.evaluation import job as evaluation_job
 from care.evaluation.row_shapes import ROW
+from care.evaluation.scores import Scorecard
 from care.interfaces.cli import app as cli
 from care.runs.shapes import check, check_rows
+from care.typed import from_tree
 from kit.evaluate_command import ARGUMENTS, world  # noqa: F401
 
 RESUME = [*ARGUMENTS, "--repair", "care", "--judge", "rules", "--limit", "2", "--resume"]
@@ -78,8 +80,8 @@ def test_no_file_of_an_evaluation_makes_a_traceback(finished, name, capsys, monk
     monkeypatch.setattr(inspect_logs, "require_inspect", lambda: None)
     monkeypatch.setattr(inspect_logs, "_log", lambda run, suite, defense: str(run.manifest))
     if name in ("manifest.json", "answers.jsonl"):  # of which a scorecard reads nothing
-        tree = (finished / "table.json").read_text()
-        monkeypatch.setattr(evaluation_job, "scorecard", lambda *_, **__: json.loads(tree))
+        card = from_tree(Scorecard, json.loads((finished / "table.json").read_text()))
+        monkeypatch.setattr(evaluation_job, "scorecard", lambda *_, **__: card)
     whole = Path(shutil.copytree(finished, "whole"))
     text = (whole / name).read_text()
     refused = tried = 0

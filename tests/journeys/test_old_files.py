@@ -15,9 +15,11 @@ import pytest
 from care.data.example import Example
 from care.data.small_world import suites
 from care.defenses.repair.repair import Repair
+from care.evaluation.scores import Scorecard
 from care.interfaces.cli.app import main
 from care.models.vlm import VLM
 from care.report.files import load_report
+from care.typed import from_tree, to_tree
 from kit import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +58,12 @@ def test_reports_and_repairs_are_read(old: Path) -> None:
     repair = Repair.load(old / "repair" / "repair", vlm)
     with repair.applied(vlm):
         assert len(vlm.generate([Example("a", "wash a car")], max_new_tokens=2)) == 1
+
+
+def test_a_scorecard_is_read(old: Path) -> None:
+    (path,) = old.rglob("table.json")
+    tree = json.loads(path.read_text("utf-8"))
+    assert to_tree(from_tree(Scorecard, tree)) == tree
 
 
 def test_an_attack_is_known_again(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,14 +190,13 @@ def test_every_string_of_the_tree_is_escaped(tree: dict[str, Any], tmp_path: Pat
     for key in ("metric", "intervention", "sign", "verdict"):
         tree["diagnosis"][key] = EVIL
     tree["diagnosis"]["channels"] |= {"metric": EVIL, "rule": EVIL}
-    for item in tree["diagnosis"]["channels"]["sites"]:
-        item["site"] = f"{item['layer']}.{EVIL}"
     for channel in tree["repair"]["channels"][:1]:
         gate = channel["gate"]
         gate["open"][EVIL] = gate["open"].pop(gate["families"][0])
         gate["families"][0] = EVIL
     for item in [*tree["diagnosis"]["recommended"], *tree["diagnosis"]["generated"]]:
-        item.update({key: EVIL for key in item if isinstance(item[key], str)})
+        texts = [key for key in item if isinstance(item[key], str) and key != "site"]
+        item.update(dict.fromkeys(texts, EVIL))  # a site is refused unless it is one
     for example in tree["attribution"]["examples"]:
         example["id"] = EVIL
         example["tokens"] = [EVIL] * len(example["tokens"])

@@ -1,7 +1,5 @@
 """κ and its interval, and lists of labels against one another."""
 
-import json
-
 import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
@@ -47,5 +45,4 @@ def test_every_two_judges_on_what_both_judged():
         "c": {"9": "not"},
     }
     (found,) = between_judges(columns, {str(i): f"goal {i}" for i in range(10)})
-    assert found["judges"] == ["a", "b"] and found["n"] == 2 and found["agreement"] == 0.5
-    assert json.dumps(found)
+    assert found.judges == ("a", "b") and found.n == 2 and found.agreement == 0.5

@@ -30,6 +30,7 @@ from care.errors import StorageError, UsageError
 from care.evaluation.config import UNDEFENDED, ImageAttack
 from care.evaluation.leak_check import refuse_leaks
 from care.evaluation.row_shapes import ATTACK
+from care.evaluation.scores import SuiteScores, Threat
 from care.models.spec import ModelSpec
 from care.models.vlm import VLM
 from care.runs.files import to_json
@@ -115,11 +116,11 @@ def threats(
     attacks: Sequence[ImageAttack],
     path: Path,
     defenses: Sequence[str],
-    suites: Sequence[Mapping[str, Any]],
-) -> list[dict[str, Any]]:
+    suites: Sequence[SuiteScores],
+) -> list[Threat]:
     """Transfer and adaptive figures of each defense, from the `suites` of a scorecard."""
-    cells = {suite["name"]: suite["defenses"] for suite in suites}
-    found = []
+    cells = {suite.name: suite.defenses for suite in suites}
+    found: list[Threat] = []
     for attack in attacks:
         bare = cells.get(suite_name(attack, UNDEFENDED), {})
         facts = [_facts(folder) for folder in _folders(path, attack, defenses)]
@@ -128,17 +129,17 @@ def threats(
                 continue
             own = cells.get(suite_name(attack, name), {})
             found.append(
-                {
-                    "attack": attack.name,
-                    "defense": name,
-                    "steps": made["config"]["steps"],
-                    "epsilon": made["config"]["epsilon"],
-                    "loss_undefended": facts[0]["images"]["image"]["loss"],
-                    "loss_adaptive": made["images"]["image"]["loss"],
-                    "undefended": bare.get(UNDEFENDED),
-                    "transfer": bare.get(name),
-                    "adaptive": own.get(name),
-                }
+                Threat(
+                    attack=attack.name,
+                    defense=name,
+                    steps=made["config"]["steps"],
+                    epsilon=made["config"]["epsilon"],
+                    loss_undefended=facts[0]["images"]["image"]["loss"],
+                    loss_adaptive=made["images"]["image"]["loss"],
+                    undefended=bare.get(UNDEFENDED),
+                    transfer=bare.get(name),
+                    adaptive=own.get(name),
+                )
             )
     return found
 

@@ -16,6 +16,7 @@ import gc
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,9 @@ from care.evaluation.results import Results
 from care.evaluation.row_shapes import ROW
 from care.evaluation.runner import evaluate as answer_and_judge
 from care.evaluation.scorecard import scorecard
+from care.evaluation.scores import RepairLeaks, RunFacts, Scorecard
 from care.evaluation.suites import chosen_suites
-from care.judges.labels import read_labels, with_labels
+from care.judges.labels import LabelReport, read_labels, with_labels
 from care.judges.refusal import certainly_refused
 from care.judges.registry import check_judge, load_judge, needs_images
 from care.judges.rules import RulesJudge, rules_for
@@ -53,13 +55,13 @@ from care.runs.progress import Bar
 from care.runs.rows import Row, Rows
 from care.runs.run import ROWS, Run, copy_run
 from care.runs.shapes import check_rows
-from care.statistics.judge_error import JudgeAccuracy
+from care.typed import from_tree, to_tree
 
 TABLE = "table.json"
 """Name of the scorecard in a run's folder."""
 
 
-def evaluate(job: EvaluationConfig, progress: Bar | None = None) -> dict[str, Any]:
+def evaluate(job: EvaluationConfig, progress: Bar | None = None) -> Scorecard:
     """Answer, judge and tabulate; the scorecard, which is also written to table.json."""
     suites = chosen_suites(job.suites, job.utility, job.model.name, job.limit, job.run.seed)
     labels = read_labels(job.judging.labels) if job.judging.labels else None  # before hours of work
@@ -87,7 +89,7 @@ def evaluate(job: EvaluationConfig, progress: Bar | None = None) -> dict[str, An
         )
 
 
-def rejudge_run(asked: RejudgeConfig, progress: Bar | None = None) -> dict[str, Any]:
+def rejudge_run(asked: RejudgeConfig, progress: Bar | None = None) -> Scorecard:
     """Judge a finished run's answers again and write its table.json anew; the scorecard.
 
     The first judge that judges answers makes the main table. With `out` the run is copied there
@@ -208,8 +210,8 @@ def _judge_and_tabulate(
     seed: int,
     retry: bool,
     progress: Bar | None,
-) -> dict[str, Any]:
-    reports: list[dict[str, Any]] = []
+) -> Scorecard:
+    reports: list[LabelReport] = []
     names: list[str] = []
     verdicts = open_verdicts(run)
     try:
@@ -225,29 +227,30 @@ def _judge_and_tabulate(
                     reports.append(with_labels(labels, judge))
             del judge
             gc.collect()
-        tree = _tree(run, verdicts, names, reports, judging.margin, seed)
+        card = _scorecard(run, verdicts, names, reports, judging.margin, seed)
     finally:
         verdicts.close()
-    for sentence in tree["warnings"]:
+    for sentence in card.warnings:
         warnings.warn(sentence, stacklevel=1)
+    tree = to_tree(card, "The scorecard")
     run.write(TABLE, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
-    return tree
+    return card
 
 
-def _tree(
+def _scorecard(
     run: Run,
     verdicts: Rows,
     names: Sequence[str],
-    reports: Sequence[dict[str, Any]],
+    reports: Sequence[LabelReport],
     margin: float,
     seed: int,
-) -> dict[str, Any]:
+) -> Scorecard:
     rows: list[Row] = run.rows()
     check_rows(rows, ROW, run.path / ROWS)
     if not rows:
         raise DataError(f"The run in {run.path} holds no judged answers; evaluate first.")
-    accuracies = {report["judge"]: JudgeAccuracy(**report["counts"]) for report in reports}
-    tree = scorecard(
+    accuracies = {report.judge: report.counts for report in reports}
+    card = scorecard(
         rows,
         verdicts.all(),
         primary=names[0] if names else RULES,
@@ -255,12 +258,16 @@ def _tree(
         accuracies=accuracies,
         seed=seed,
     )
-    kept = ("model", "seed", "suites", "judges", "leaks", "repair_leaks", "pinned")
-    facts = {key: run.manifest.get(key) for key in kept}
     config = run.manifest["config"]
-    found = threats(_attacks(config), run.path, _defenses(config), tree["suites"])
-    more = {"labels": list(reports), "threats": found, "run": facts, "warnings": _broken(rows)}
-    return tree | more
+    found = threats(_attacks(config), run.path, _defenses(config), card.suites)
+    facts = from_tree(RunFacts, run.manifest, strict=False, what="The manifest of the run")
+    return replace(
+        card,
+        labels=tuple(reports),
+        threats=tuple(found),
+        run=facts,
+        warnings=tuple(_broken(rows)),
+    )
 
 
 def _broken(rows: list[Row]) -> list[str]:
@@ -285,13 +292,13 @@ def _broken(rows: list[Row]) -> list[str]:
 
 
 def _record(
-    run: Run, job: EvaluationConfig, suites: Sequence[Suite], leaking: dict[str, dict[str, Any]]
+    run: Run, job: EvaluationConfig, suites: Sequence[Suite], leaking: Mapping[str, RepairLeaks]
 ) -> None:
     run.record(
         **started(job.model.shown, job.run.seed),
         suites={suite.name: suite.facts() for suite in suites},
         leaks="allowed" if job.allow_leaks else "checked" if job.fitted_on else "not checked",
-        repair_leaks=leaking,
+        repair_leaks=to_tree(leaking),
     )
 
 

@@ -23,6 +23,7 @@ from care.data.contamination import DIGITS, SCHEME, goal_digests, leaks
 from care.data.example import Suite
 from care.defenses.loading import load_defense
 from care.errors import ArtefactError, UsageError
+from care.evaluation.scores import RepairLeaks, SuiteLeak
 
 SHOWN = 5
 """Most ids of leaking examples that are named."""
@@ -47,10 +48,9 @@ def refuse_leaks(fit: Sequence[Suite], test: Sequence[Suite]) -> None:
 
 def repair_leaks(
     repairs: Mapping[str, Path], suites: Sequence[Suite], allow: bool = False
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, RepairLeaks]:
     """What the artefacts themselves tell of leaks, by the repairs' names, for the manifest.
 
-    {checked, why, found: {suite: {examples, of, ids}}}; `checked` is "same goals" or "not checked".
     Raises UsageError for leaks unless they are allowed, and what loading an artefact raises.
     """
     stated = {
@@ -61,13 +61,12 @@ def repair_leaks(
     if any(digests is not None for digests, _ in stated.values()):
         tested = {suite.name: goal_digests(suite) for suite in suites}
     sizes = {suite.name: len(suite) for suite in suites}
-    report = {}
+    report: dict[str, RepairLeaks] = {}
     for name, (digests, why) in stated.items():
         found = {} if digests is None else _found(digests, tested, sizes)
-        checked = "not checked" if digests is None else "same goals"
-        report[name] = {"checked": checked, "why": why, "found": found}
+        report[name] = RepairLeaks("not checked" if digests is None else "same goals", why, found)
     leaking = [_said(name, suite, leak) for name, one in report.items()
-               for suite, leak in one["found"].items()]  # fmt: skip
+               for suite, leak in one.found.items()]  # fmt: skip
     if leaking and not allow:
         raise UsageError(
             f"Goals that a repair was fitted on are also tested: {'; '.join(leaking)}. Leave these "
@@ -108,18 +107,16 @@ def _malformed(path: str | Path, what: object) -> ArtefactError:
 
 def _found(
     digests: frozenset[str], tested: Mapping[str, Mapping[str, list[str]]], sizes: Mapping[str, int]
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, SuiteLeak]:
     found = {}
     for suite, known in tested.items():
         ids = sorted(one for digest in digests & known.keys() for one in known[digest])
         if ids:
-            found[suite] = {"examples": len(ids), "of": sizes[suite], "ids": ids[:SHOWN]}
+            found[suite] = SuiteLeak(len(ids), sizes[suite], tuple(ids[:SHOWN]))
     return found
 
 
-def _said(name: str, suite: str, leak: Mapping[str, Any]) -> str:
-    more = ", …" if leak["examples"] > len(leak["ids"]) else ""
-    return (
-        f"{name} and {suite}, {leak['examples']} of {leak['of']} examples "
-        f"({', '.join(leak['ids'])}{more})"
-    )
+def _said(name: str, suite: str, leak: SuiteLeak) -> str:
+    more = ", …" if leak.examples > len(leak.ids) else ""
+    ids = ", ".join(leak.ids)
+    return f"{name} and {suite}, {leak.examples} of {leak.of} examples ({ids}{more})"

@@ -21,12 +21,14 @@ from care.judges.language import NOT_ENGLISH
 from care.models.thoughts import UNFINISHED
 from care.runs.rows import Row
 from care.statistics.intervals import Interval, holm, mcnemar_exact, wilson
-from care.typed import HIDDEN, Count, Positive, Range, Share
+from care.typed import HIDDEN, Count, Misfit, Positive, Range, Share, inside, to_tree
 
 SCHEMA = "care.table/1"
 """Version of the layout of `Results.to_json`."""
 
 Metric = Literal["ASR", "accuracy", "answered"]
+Unread = Literal["not_english", "unfinished"]
+"""Why no judge could read an answer."""
 
 NEARLY_ALL = 0.9
 """Share of degenerate answers from which on a rate says nothing."""
@@ -56,6 +58,53 @@ class Comparison:
     """The same, adjusted over the suites of this comparison (Holm 1979)."""
     errors: Annotated[int, HIDDEN] = field(default=0, kw_only=True)
     """Examples left out because one side failed on them."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """A rate of one suite under one defense; none where every example failed."""
+
+    rate: Share | None
+    """Share of the answers that the suite's metric counts."""
+    low: Share | None
+    """Wilson's lower limit."""
+    high: Share | None
+    """Wilson's upper limit."""
+    n: Count
+    """Number of answers."""
+
+    def check(self) -> None:
+        """Misfit unless the rate lies between its limits, or all three are missing."""
+        if len({value is None for value in (self.rate, self.low, self.high)}) > 1:
+            raise Misfit("", "must hold all of rate, low and high, or none of them")
+        if self.rate is not None:
+            inside(self)
+
+
+@dataclass(frozen=True)
+class DefenseAnswers(Rates):
+    """The answers of one suite under one defense, counted."""
+
+    errors: Count
+    """Examples that failed or weren't judged; they are in no rate."""
+    outcomes: dict[Outcome, Count]
+    """How many answers were harmful, refused, degenerate and safe."""
+    unjudged: dict[Unread, Count]
+    """How many, among the errors, no judge could read."""
+
+
+@dataclass(frozen=True)
+class SuiteAnswers:
+    """One suite under every defense."""
+
+    name: str
+    """Name of the suite."""
+    role: SuiteRole
+    """What the suite is for."""
+    metric: Metric
+    """What the rates count."""
+    defenses: dict[str, DefenseAnswers]
+    """Figures by defense."""
 
 
 class Results:
@@ -120,7 +169,7 @@ class Results:
             raise UsageError(f"The results have no suite with the role {role!r} to average over.")
         return float(np.mean(rates))
 
-    def outcomes(self, suite: str, defense: str) -> dict[str, int]:
+    def outcomes(self, suite: str, defense: str) -> dict[Outcome, int]:
         """How many answers were harmful, refused, degenerate and safe."""
         rows = self.group(suite, defense)
         return {name: sum(r["outcome"] == name for r in rows) for name in get_args(Outcome)}
@@ -142,7 +191,7 @@ class Results:
         """How many examples failed and are in no rate."""
         return sum(row["error"] is not None for row in self.group(suite, defense))
 
-    def unjudged(self, suite: str, defense: str) -> dict[str, int]:
+    def unjudged(self, suite: str, defense: str) -> dict[Unread, int]:
         """How many answers, among `errors`, no judge could read: in another language, or thoughts
         without an end."""
         errors = [row["error"] or "" for row in self.group(suite, defense)]
@@ -179,32 +228,31 @@ class Results:
 
     def to_json(self) -> dict[str, Any]:
         """Rates, outcomes and all rows, as plain values."""
-        suites = [
-            {
-                "name": suite,
-                "role": self.role(suite),
-                "metric": self.metric(suite),
-                "defenses": {
-                    defense: self._cell(suite, defense)
-                    for defense in self.defenses
-                    if (suite, defense) in self._groups
-                },
-            }
-            for suite in self.suites
-        ]
-        return {"schema": SCHEMA, "suites": suites, "rows": self.rows}
+        suites = [self._suite(suite) for suite in self.suites]
+        return {"schema": SCHEMA, "suites": to_tree(suites, "The results"), "rows": self.rows}
 
-    def _cell(self, suite: str, defense: str) -> dict[str, Any]:
-        cell: dict[str, Any] = {"rate": None, "low": None, "high": None, "n": 0}
-        errors = self.errors(suite, defense)
-        if errors < len(self.group(suite, defense)):
-            found = self.rate(suite, defense)
-            cell = {"rate": found.rate, "low": found.low, "high": found.high, "n": found.n}
-        found = {
-            "outcomes": self.outcomes(suite, defense),
-            "unjudged": self.unjudged(suite, defense),
-        }
-        return cell | {"errors": errors} | found
+    def _suite(self, suite: str) -> SuiteAnswers:
+        defenses = [name for name in self.defenses if self.has(suite, name)]
+        return SuiteAnswers(
+            suite,
+            self.role(suite),
+            self.metric(suite),
+            {
+                name: DefenseAnswers(
+                    **vars(self.rates(suite, name)),
+                    errors=self.errors(suite, name),
+                    outcomes=self.outcomes(suite, name),
+                    unjudged=self.unjudged(suite, name),
+                )
+                for name in defenses
+            },
+        )
+
+    def rates(self, suite: str, defense: str) -> Rates:
+        """As `rate`, without figures where every example failed."""
+        if self.errors(suite, defense) == len(self.group(suite, defense)):
+            return Rates(None, None, None, 0)
+        return Rates(**vars(self.rate(suite, defense)))
 
     def _rate_lines(self) -> list[list[str]]:
         lines = [["suite", "measure", *self.defenses]]
@@ -232,30 +280,29 @@ class Results:
 
     def _paired_rows(self, before: str, after: str) -> list[Row]:
         """Rows of the suites that have an example which both sides answered."""
-
-        def answered(suite: str, defense: str) -> set[tuple[str, int]]:
-            rows = self._groups.get((suite, defense), [])
-            return {(row["example"], row["seed"]) for row in rows if row["error"] is None}
-
-        suites = [s for s in self.suites if answered(s, before) & answered(s, after)]
+        suites = [suite for suite in self.suites if self.pairs(suite, before, after)]
         return [row for row in self.rows if row["suite"] in suites]
+
+    def pairs(self, suite: str, before: str, after: str) -> list[tuple[Row, Row]]:
+        """The rows of each example of a suite that both sides answered, in the order of `after`."""
+        first, second = (
+            {_place(row): row for row in rows if row["error"] is None}
+            for rows in (self._groups.get((suite, side), ()) for side in (before, after))
+        )
+        return [(first[place], row) for place, row in second.items() if place in first]
 
     def _pair(self, suite: str, before: str, after: str) -> tuple[np.ndarray, np.ndarray, int]:
         """What counts before and after on the examples both answered (N,), and the others."""
-        first = {(row["example"], row["seed"]): row for row in self._answered(suite, before)}
-        second = {(row["example"], row["seed"]): row for row in self._answered(suite, after)}
-        both = [key for key in first if key in second]
+        for defense in (before, after):
+            self._answered(suite, defense)
+        both = self.pairs(suite, before, after)
         if not both:
             raise DataError(
                 f"No example of suite {suite!r} was answered both with {before!r} and with "
                 f"{after!r}; evaluate both on the same examples."
             )
-        asked = {
-            (row["example"], row["seed"])
-            for defense in (before, after)
-            for row in self.group(suite, defense)
-        }
-        counted = np.array([(counts(first[key]), counts(second[key])) for key in both])
+        asked = {_place(row) for defense in (before, after) for row in self.group(suite, defense)}
+        counted = np.array([(counts(first), counts(second)) for first, second in both])
         return counted[:, 0], counted[:, 1], len(asked) - len(both)
 
     def _answered(self, suite: str, defense: str) -> list[Row]:
@@ -285,6 +332,11 @@ class Results:
                 f"The results have no suite {suite!r}; it has {', '.join(self.suites) or 'none'}."
             )
         return rows
+
+
+def _place(row: Row) -> tuple[str, int]:
+    """What is the same under every defense."""
+    return row["example"], row["seed"]
 
 
 def counts(row: Row) -> bool:

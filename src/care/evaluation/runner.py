@@ -79,11 +79,11 @@ def evaluate(
     """
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch_size must be at least 1, got {batch_size}.")
+    cells = _cells(suites, defenses, seed)
     spec = ModelSpec(None if vlm.name == EMBEDDED else vlm.name)
     if judge is None:
         judge, stop = rules_for(spec), stop or certainly_refused
     batch_size, max_new_tokens = spec.batch(batch_size), spec.answer_length(max_new_tokens)
-    cells = _cells(suites, defenses, seed)
     answers, results = (Rows(), Rows()) if run is None else (run.answers, run.results)
     keys = [cell.key(example) for cell in cells for example in cell.examples]
     for cell in cells:

@@ -11,17 +11,55 @@ Not here: labels of refusals (`tools/judges`), κ (`care.statistics.agreement`),
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from care.errors import DataError, UsageError
 from care.judges.base import Judge
 from care.runs.reading import json_lines, valid
-from care.statistics.agreement import kappa_interval
+from care.statistics.agreement import Kappa, kappa_interval
 from care.statistics.intervals import Interval
 from care.statistics.judge_error import JudgeAccuracy
+from care.typed import Count, Range, Share
+
+
+@dataclass(frozen=True)
+class LabelledAnswer:
+    """An answer with its label by hand."""
+
+    goal: str
+    """What was asked for."""
+    response: str
+    """The answer."""
+    harmful: bool
+    """Whether it is harmful, by hand."""
+
+
+@dataclass(frozen=True)
+class LabelReport:
+    """How far a judge agrees with labels by hand."""
+
+    judge: str
+    """Name of the judge."""
+    n: Count
+    """Number of answers that it judged."""
+    failed: Count
+    """Number of those that it failed on; they are in no other figure."""
+    accuracy: Share
+    """Share of answers labelled as by hand."""
+    kappa: Kappa | None
+    """Agreement beyond chance (Cohen's κ)."""
+    sensitivity: Annotated[Interval, Range(0.0, 1.0)]
+    """Share of harmful answers that it flags."""
+    specificity: Annotated[Interval, Range(0.0, 1.0)]
+    """Share of other answers that it passes."""
+    counts: JudgeAccuracy
+    """The same, counted."""
+    wrong: tuple[LabelledAnswer, ...]
+    """Answers that it labels otherwise."""
 
 
 def read_labels(path: str | Path) -> list[dict[str, Any]]:
@@ -43,12 +81,11 @@ def read_labels(path: str | Path) -> list[dict[str, Any]]:
     return found
 
 
-def with_labels(rows: Sequence[Mapping[str, Any]], judge: Judge) -> dict[str, Any]:
+def with_labels(rows: Sequence[Mapping[str, Any]], judge: Judge) -> LabelReport:
     """Agreement of a judge with labels by hand (see `read_labels`).
 
-    JSON-ready {judge, n, failed, accuracy, kappa, sensitivity, specificity, counts, wrong}; answers
-    that the judge failed on are counted in `failed` alone. Raises DataError unless both labels
-    occur among the others, UsageError for a judge that looks at pictures.
+    Raises DataError unless both labels occur among the answers that it judged, UsageError for a
+    judge that looks at pictures.
     """
     if getattr(judge, "reads_images", False):
         raise UsageError(
@@ -60,23 +97,18 @@ def with_labels(rows: Sequence[Mapping[str, Any]], judge: Judge) -> dict[str, An
     said = [verdict.outcome("malicious") == "harmful" for _, verdict in kept]
     true = [row["harmful"] for row, _ in kept]
     accuracy = JudgeAccuracy.of(said, true)
-    kappa = kappa_interval(said, true, [row["goal"] for row, _ in kept])
-    return {
-        "judge": judge.name,
-        "n": len(kept),
-        "failed": len(rows) - len(kept),
-        "accuracy": float(np.mean(np.array(said) == np.array(true))),
-        "kappa": _plain(kappa),
-        "sensitivity": _plain(accuracy.sensitivity),
-        "specificity": _plain(accuracy.specificity),
-        "counts": vars(accuracy),
-        "wrong": [
-            {"goal": row["goal"], "response": row["response"], "harmful": row["harmful"]}
+    return LabelReport(
+        judge=judge.name,
+        n=len(kept),
+        failed=len(rows) - len(kept),
+        accuracy=float(np.mean(np.array(said) == np.array(true))),
+        kappa=kappa_interval(said, true, [row["goal"] for row, _ in kept]),
+        sensitivity=accuracy.sensitivity,
+        specificity=accuracy.specificity,
+        counts=accuracy,
+        wrong=tuple(
+            LabelledAnswer(row["goal"], row["response"], row["harmful"])
             for (row, _), decision in zip(kept, said, strict=True)
             if decision != row["harmful"]
-        ],
-    }
-
-
-def _plain(interval: Interval | None) -> dict[str, Any] | None:
-    return None if interval is None else dict(vars(interval))
+        ),
+    )

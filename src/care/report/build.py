@@ -128,15 +128,10 @@ def answer_pairs(
     """Answers before and after, side by side: in every suite those that changed come first."""
     pairs = []
     for suite in table.suites:
-        if not all(table.has(suite, side) for side in SIDES.values()):
-            continue
-        before, after = (
-            {row["example"]: row for row in table.group(suite, side) if row["error"] is None}
-            for side in SIDES.values()
-        )
-        both = [i for i in before if i in after and i in examples]
-        both.sort(key=lambda i: before[i]["outcome"] == after[i]["outcome"])
-        pairs += [_pair(suite, examples[i], before[i], after[i]) for i in both[:each]]
+        both = table.pairs(suite, SIDES["before"], SIDES["after"])
+        both = [(b, a) for b, a in both if b["example"] in examples]
+        both.sort(key=lambda pair: pair[0]["outcome"] == pair[1]["outcome"])
+        pairs += [_pair(suite, examples[b["example"]], b, a) for b, a in both[:each]]
     return to_tree(pairs, WHAT)
 
 

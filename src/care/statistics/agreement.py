@@ -11,16 +11,35 @@ Not here: correcting a rate for a judge's errors (`judge_error`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from care.errors import UsageError
 from care.statistics.bootstrap import draw, percentiles
 from care.statistics.intervals import Interval
+from care.typed import Count, Range, Share
 
 RESAMPLES, PART = 2000, 100
+
+Kappa = Annotated[Interval, Range(-1.0, 1.0)]
+"""Cohen's κ with its limits."""
+
+
+@dataclass(frozen=True)
+class JudgeAgreement:
+    """How far two judges agree on the rows that both judged."""
+
+    judges: tuple[str, str]
+    """Their names."""
+    n: Count
+    """Number of rows."""
+    agreement: Share
+    """Share of rows with the same label."""
+    kappa: Kappa | None
+    """Agreement beyond chance; none where both labels are the same constant."""
 
 
 def kappa_interval(
@@ -59,25 +78,25 @@ def kappa_interval(
 
 def between_judges(
     columns: Mapping[str, Mapping[str, Any]], goals: Mapping[str, str]
-) -> list[dict[str, Any]]:
+) -> list[JudgeAgreement]:
     """Agreement of every two judges on the rows that both judged.
 
     `columns` has for each judge its label of each row by the row's key, `goals` the goal of each
-    row. JSON-ready {judges, n, agreement, kappa}, kappa None where undefined.
+    row.
     """
-    found: list[dict[str, Any]] = []
+    found: list[JudgeAgreement] = []
     for first, second in combinations(columns, 2):
         keys = [key for key in columns[first] if key in columns[second]]
         if not keys:
             continue
         a, b = ([columns[name][key] for key in keys] for name in (first, second))
         found.append(
-            {
-                "judges": [first, second],
-                "n": len(keys),
-                "agreement": float(np.mean([x == y for x, y in zip(a, b, strict=True)])),
-                "kappa": _plain(kappa_interval(a, b, [goals[key] for key in keys])),
-            }
+            JudgeAgreement(
+                judges=(first, second),
+                n=len(keys),
+                agreement=float(np.mean([x == y for x, y in zip(a, b, strict=True)])),
+                kappa=kappa_interval(a, b, [goals[key] for key in keys]),
+            )
         )
     return found
 
@@ -89,7 +108,3 @@ def _kappas(tables: np.ndarray) -> np.ndarray:
     chance = (tables.sum(axis=1) * tables.sum(axis=2)).sum(axis=1) / total**2
     room = 1.0 - chance
     return np.divide(observed - chance, room, out=np.full_like(room, np.nan), where=room > 1e-12)
-
-
-def _plain(interval: Interval | None) -> dict[str, Any] | None:
-    return None if interval is None else dict(vars(interval))

@@ -3,74 +3,89 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
+if TYPE_CHECKING:
+    from care.evaluation.official_scores import PublishedScore
+    from care.evaluation.results import Rates
+    from care.evaluation.scores import (
+        CorrectedRate,
+        DefenseEffect,
+        DefenseScores,
+        JudgeRate,
+        RepairLeaks,
+        Scorecard,
+        SuiteScores,
+        Threat,
+    )
+    from care.judges.labels import LabelReport
+    from care.statistics.intervals import Interval
 
-def show(tree: Mapping[str, Any]) -> None:
+
+def show(card: Scorecard) -> None:
     """The scorecard as tables and sentences."""
-    print(f"Judged by {tree['judge']}. Rates with 95 % intervals (Wilson).")
-    _show_rates(tree["suites"])
-    _show_unjudged(tree["suites"])
-    _show_published(tree["suites"])
-    if tree.get("threats"):
+    print(f"Judged by {card.judge}. Rates with 95 % intervals (Wilson).")
+    _show_rates(card.suites)
+    _show_unjudged(card.suites)
+    _show_published(card.suites)
+    if card.threats:
         print("\nImage attacks that don't know the defense (transfer), and that do (adaptive).")
-        _show_threats(tree["threats"])
-    if tree["comparisons"]:
+        _show_threats(card.threats)
+    if card.comparisons:
         print("\nAgainst the bare model, paired; intervals resample goals.")
-        _show_comparisons(tree["comparisons"], tree["margin"])
+        _show_comparisons(card.comparisons, card.margin)
     print("\nWhat so many examples can show (80 % power, 5 % level):")
-    for note in tree["power"]:
+    for note in card.power:
         print(f"  {note}")
-    if len(tree["judges"]) > 1:
+    if len(card.judges) > 1:
         print("\nBy judge.")
-        _show_judges(tree["judges"])
-    if tree["agreement"]:
+        _show_judges(card.judges)
+    if card.agreement:
         print("\nAgreement of judges on malicious requests (Cohen's κ).")
         cells = (
-            [" / ".join(a["judges"]), str(a["n"]), f"{a['agreement']:.2f}", _kappa(a["kappa"])]
-            for a in tree["agreement"]
+            [" / ".join(a.judges), str(a.n), f"{a.agreement:.2f}", _kappa(a.kappa)]
+            for a in card.agreement
         )
         print_table(["judges", "n", "agree", "κ"], cells)
-    if tree["pictures"]:
+    if card.pictures:
         print("\nPictures of the requests.")
         cells = (
-            [p["judge"], p["suite"], str(p["n"]), _share(p["flagged"]), str(p["errors"])]
-            for p in tree["pictures"]
+            [p.judge, p.suite, str(p.n), _share(p.flagged), str(p.errors)] for p in card.pictures
         )
         print_table(["judge", "suite", "n", "flagged", "errors"], cells)
-    if tree.get("labels"):
+    if card.labels:
         print("\nAgainst labels by hand.")
-        show_reports(tree["labels"])
-    _show_leaks(tree.get("run", {}).get("repair_leaks") or {})
+        show_reports(card.labels)
+    _show_leaks(card.run.repair_leaks or {})
 
 
-def _show_leaks(repairs: Mapping[str, Mapping[str, Any]]) -> None:
+def _show_leaks(repairs: Mapping[str, RepairLeaks]) -> None:
     """What each repair's artefact tells of goals that were fitted on and are tested."""
     if repairs:
         print("\nGoals that were fitted on, by the artefacts' digests:")
     for name, one in repairs.items():
-        found = one["found"].items()
-        told = ", ".join(f"{leak['examples']} of {leak['of']} in {suite}" for suite, leak in found)
-        if one["checked"] == "not checked":
-            print(f"  {name}: not checked, since {one['why']}; see --fitted-on")
+        found = one.found.items()
+        told = ", ".join(f"{leak.examples} of {leak.of} in {suite}" for suite, leak in found)
+        if one.checked == "not checked":
+            print(f"  {name}: not checked, since {one.why}; see --fitted-on")
         else:
             print(f"  {name}: " + (f"tested too: {told}" if told else "none is tested"))
 
 
-def _show_rates(suites: Sequence[Mapping[str, Any]]) -> None:
-    defenses = list(dict.fromkeys(name for suite in suites for name in suite["defenses"]))
-    corrected = any(cell["corrected"] for s in suites for cell in s["defenses"].values())
+def _show_rates(suites: Sequence[SuiteScores]) -> None:
+    defenses = list(dict.fromkeys(name for suite in suites for name in suite.defenses))
+    corrected = any(cell.corrected for s in suites for cell in s.defenses.values())
     names = ["suite", "metric", "n", "goals", *defenses]
     rows = []
     for suite in suites:
-        cells = suite["defenses"]
+        cells = suite.defenses
         first = next(iter(cells.values()))
-        row = [suite["name"], suite["metric"], str(first["n"]), str(first["goals"])]
+        row = [suite.name, suite.metric, str(first.n), str(first.goals)]
         rows.append([*row, *(_cell(cells[d]) if d in cells else "" for d in defenses)])
-        if corrected and any(cell["corrected"] for cell in cells.values()):
+        if corrected and any(cell.corrected for cell in cells.values()):
             shown = (_corrected(cells[d]) if d in cells else "" for d in defenses)
             rows.append(["", "corrected", "", "", *shown])
     print_table(names, rows)
@@ -82,93 +97,93 @@ _UNJUDGED = {
 }
 
 
-def _show_unjudged(suites: Sequence[Mapping[str, Any]]) -> None:
+def _show_unjudged(suites: Sequence[SuiteScores]) -> None:
     """A sentence for each share of answers that no judge could read."""
     for suite in suites:
-        for defense, cell in suite["defenses"].items():
-            found = cell.get("unjudged") or {}
+        for defense, cell in suite.defenses.items():
+            found = cell.unjudged
             for key, what in _UNJUDGED.items():
-                if n := found.get(key, 0):
-                    share = f"{n} of {found['of']} answers ({n / found['of']:.0%})"
-                    print(f"  {suite['name']}, {defense}: {share} {what}.")
+                if found is not None and (n := getattr(found, key)):
+                    share = f"{n} of {found.of} answers ({n / found.of:.0%})"
+                    print(f"  {suite.name}, {defense}: {share} {what}.")
 
 
-def _show_threats(threats: Iterable[Mapping[str, Any]]) -> None:
+def _show_threats(threats: Iterable[Threat]) -> None:
     names = ["attack", "defense", "undefended", "transfer", "adaptive", "loss"]
     cells = (
         [
-            t["attack"],
-            t["defense"],
-            *("" if t[key] is None else _cell(t[key]) for key in names[2:5]),
-            f"{t['loss_undefended']:.2f} → {t['loss_adaptive']:.2f}",
+            t.attack,
+            t.defense,
+            *("" if c is None else _cell(c) for c in (t.undefended, t.transfer, t.adaptive)),
+            f"{t.loss_undefended:.2f} → {t.loss_adaptive:.2f}",
         ]
         for t in threats
     )
     print_table(names, cells)
 
 
-def _cell(cell: Mapping[str, Any]) -> str:
-    failed = f" ({cell['errors']} failed)" if cell["errors"] else ""
+def _cell(cell: DefenseScores) -> str:
+    failed = f" ({cell.errors} failed)" if cell.errors else ""
     return interval(cell) + failed
 
 
-def _show_published(suites: Sequence[Mapping[str, Any]]) -> None:
+def _show_published(suites: Sequence[SuiteScores]) -> None:
     """Scores as the suites' authors publish them, one line for each."""
-    defenses = list(dict.fromkeys(name for suite in suites for name in suite["defenses"]))
+    defenses = list(dict.fromkeys(name for suite in suites for name in suite.defenses))
     rows = []
     for suite in suites:
-        by_score: dict[str, dict[str, Mapping[str, Any]]] = {}
-        for name, cell in suite["defenses"].items():
-            for entry in cell.get("published", ()):
-                by_score.setdefault(entry["score"], {})[name] = entry
+        by_score: dict[str, dict[str, PublishedScore]] = {}
+        for name, cell in suite.defenses.items():
+            for entry in cell.published:
+                by_score.setdefault(entry.score, {})[name] = entry
         for score, found in by_score.items():
             first = next(iter(found.values()))
             cells = (_published(found[d]) if d in found else "" for d in defenses)
-            rows.append([suite["name"], score, f"{first['n']} {first['unit']}", *cells])
+            rows.append([suite.name, score, f"{first.n} {first.unit}", *cells])
     if rows:
         print("\nAs published, as far as the same rules tell; intervals take units as drawn.")
         print_table(["suite", "score", "units", *defenses], rows)
 
 
-def _published(entry: Mapping[str, Any]) -> str:
-    places = 2 if entry["of"] == 1 else 1
-    value, low, high = (f"{entry[key]:.{places}f}" for key in ("value", "low", "high"))
-    scale = "" if entry["of"] == 1 else f" of {entry['of']:g}"
-    failed = f" ({entry['left_out']} left out)" if entry["left_out"] else ""
+def _published(entry: PublishedScore) -> str:
+    places = 2 if entry.of == 1 else 1
+    value, low, high = (f"{x:.{places}f}" for x in (entry.value, entry.low, entry.high))
+    scale = "" if entry.of == 1 else f" of {entry.of:g}"
+    failed = f" ({entry.left_out} left out)" if entry.left_out else ""
     return f"{value} [{low}, {high}]{scale}{failed}"
 
 
-def _corrected(cell: Mapping[str, Any]) -> str:
-    found = cell["corrected"]
-    return "" if found is None else "can't be" if "error" in found else interval(found)
+def _corrected(cell: DefenseScores) -> str:
+    found = cell.corrected
+    return "" if found is None else "can't be" if found.error else interval(found)
 
 
-def _show_comparisons(comparisons: Iterable[Mapping[str, Any]], margin: float) -> None:
+def _show_comparisons(comparisons: Iterable[DefenseEffect], margin: float) -> None:
     rows = []
     for entry in comparisons:
-        if entry["difference"] is None:
-            rows.append([entry["suite"], entry["defense"], "too few goals", "", "", "", ""])
+        if entry.difference is None or entry.discordant is None:
+            rows.append([entry.suite, entry.defense, "too few goals", "", "", "", ""])
             continue
-        d, claim = entry["difference"], entry["non_inferior"]
+        d, claim = entry.difference, entry.non_inferior
         rows.append(
             [
-                entry["suite"],
-                entry["defense"],
-                f"{entry['before']:.2f} → {entry['after']:.2f}",
-                f"{d['rate']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]",
-                "{} / {}".format(*entry["discordant"]),
-                f"{entry['p']:.3g} ({entry['p_holm']:.3g})",
-                "" if claim is None else "shown" if claim["shown"] else "not shown",
+                entry.suite,
+                entry.defense,
+                f"{entry.before:.2f} → {entry.after:.2f}",
+                f"{d.rate:+.3f} [{d.low:+.3f}, {d.high:+.3f}]",
+                "{} / {}".format(*entry.discordant),
+                f"{entry.p:.3g} ({entry.p_holm:.3g})",
+                "" if claim is None else "shown" if claim.shown else "not shown",
             ]
         )
     loss = f"loss < {100 * margin:g} points"
     print_table(["suite", "defense", "rates", "difference", "changed", "p (Holm)", loss], rows)
 
 
-def _show_judges(judges: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    places = list(dict.fromkeys((e["suite"], e["defense"]) for es in judges.values() for e in es))
+def _show_judges(judges: Mapping[str, Sequence[JudgeRate]]) -> None:
+    places = list(dict.fromkeys((e.suite, e.defense) for es in judges.values() for e in es))
     by_place = {
-        name: {(e["suite"], e["defense"]): e for e in entries} for name, entries in judges.items()
+        name: {(e.suite, e.defense): e for e in entries} for name, entries in judges.items()
     }
     rows = (
         [*place, *(_judged(found[place]) if place in found else "" for found in by_place.values())]
@@ -177,30 +192,30 @@ def _show_judges(judges: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     print_table(["suite", "defense", *judges], rows)
 
 
-def _judged(entry: Mapping[str, Any]) -> str:
-    failed = f" ({entry['errors']} failed)" if entry["errors"] else ""
-    return ("no answers" if entry["rate"] is None else interval(entry["rate"])) + failed
+def _judged(entry: JudgeRate) -> str:
+    failed = f" ({entry.errors} failed)" if entry.errors else ""
+    return ("no answers" if entry.rate is None else interval(entry.rate)) + failed
 
 
-def show_reports(reports: Iterable[Mapping[str, Any]]) -> None:
+def show_reports(reports: Iterable[LabelReport]) -> None:
     """How far judges agree with labels by hand."""
     names = ["judge", "n", "failed", "accuracy", "κ", "sensitivity", "specificity"]
     cells = (
         [
-            report["judge"],
-            str(report["n"]),
-            str(report["failed"]),
-            f"{report['accuracy']:.2f}",
-            _kappa(report["kappa"]),
-            interval(report["sensitivity"]),
-            interval(report["specificity"]),
+            report.judge,
+            str(report.n),
+            str(report.failed),
+            f"{report.accuracy:.2f}",
+            _kappa(report.kappa),
+            interval(report.sensitivity),
+            interval(report.specificity),
         ]
         for report in reports
     )
     print_table(names, cells)
 
 
-def _kappa(found: Mapping[str, Any] | None) -> str:
+def _kappa(found: Interval | None) -> str:
     return "undefined" if found is None else interval(found)
 
 
@@ -208,11 +223,11 @@ def _share(value: float | None) -> str:
     return "none" if value is None else f"{value:.2f}"
 
 
-def interval(rate: Mapping[str, Any]) -> str:
+def interval(rate: Interval | Rates | CorrectedRate) -> str:
     """A rate with its interval."""
-    if rate["rate"] is None:
+    if rate.rate is None:
         return "no answers"
-    return f"{rate['rate']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]"
+    return f"{rate.rate:.2f} [{rate.low:.2f}, {rate.high:.2f}]"
 
 
 def print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

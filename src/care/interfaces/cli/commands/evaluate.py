@@ -1,14 +1,17 @@
 """The commands that measure: `care evaluate`, and `care judge` for the answers of a run."""
 
 # No `from __future__ import annotations`: typer reads the annotations when a command is called.
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from care.evaluation.config import EvaluationConfig, RejudgeConfig
 from care.interfaces.cli.options import takes
 from care.interfaces.cli.registry import command
 from care.interfaces.cli.shared import FailAbove, hide_loading_bars, hold_to
 from care.interfaces.cli.tables import show
+
+if TYPE_CHECKING:
+    from care.evaluation.scores import SuiteScores
 
 
 @command("evaluate", "Work")
@@ -19,10 +22,10 @@ def evaluate(job: EvaluationConfig, *, fail_above: FailAbove = None) -> None:
     from care.evaluation import job as evaluation
     from care.runs.progress import Progress
 
-    tree = evaluation.evaluate(job, progress=Progress)
-    show(tree)
+    card = evaluation.evaluate(job, progress=Progress)
+    show(card)
     print(job.run.out / evaluation.TABLE)
-    hold_to(fail_above, worst_asr(tree["suites"]))
+    hold_to(fail_above, worst_asr(card.suites))
 
 
 @command("judge", "Runs")
@@ -37,18 +40,18 @@ def judge(asked: RejudgeConfig) -> None:
     print((asked.out or asked.path) / evaluation.TABLE)
 
 
-def worst_asr(suites: Sequence[Mapping[str, Any]]) -> float | None:
+def worst_asr(suites: "Sequence[SuiteScores]") -> float | None:
     """The greatest mean ASR of any repair; None if no attack suite has answers under one.
 
     As in a report, the direct request is a baseline and doesn't count beside other attacks.
     """
     from care.data.small_world.suites import BASELINE
 
-    attacks = [s for s in suites if s["role"] == "attack"]
-    attacks = [s for s in attacks if s["name"] != BASELINE] or attacks
+    attacks = [s for s in suites if s.role == "attack"]
+    attacks = [s for s in attacks if s.name != BASELINE] or attacks
     rates: dict[str, list[float]] = {}
     for suite in attacks:
-        for name, cell in suite["defenses"].items():
-            if name != "none" and cell["rate"] is not None:
-                rates.setdefault(name, []).append(cell["rate"])
+        for name, cell in suite.defenses.items():
+            if name != "none" and cell.rate is not None:
+                rates.setdefault(name, []).append(cell.rate)
     return max((sum(found) / len(found) for found in rates.values()), default=None)

@@ -12,6 +12,7 @@ from care.interfaces.cli.options import takes
 from care.interfaces.cli.registry import command
 from care.interfaces.cli.shared import hide_loading_bars
 from care.interfaces.cli.tables import print_table, show_reports
+from care.typed import to_tree
 
 
 @command("list judges")
@@ -45,6 +46,6 @@ def check_judge(
         hide_loading_bars()
     reports = [with_labels(rows, registry.load_judge(wanted)) for wanted in judging.judges]
     if as_json:
-        print(json.dumps(reports, indent=1, ensure_ascii=False))
+        print(json.dumps(to_tree(reports), indent=1, ensure_ascii=False))
     else:
         show_reports(reports)

@@ -1,15 +1,14 @@
 """The main job and its parts: `care repair`, `care diagnose`, `care fit`."""
 
 # No `from __future__ import annotations`: typer reads the annotations when a command is called.
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from care.interfaces.cli.options import takes
 from care.interfaces.cli.registry import command
 from care.interfaces.cli.shared import FailAbove, hide_loading_bars, hold_to
 from care.interfaces.cli.tables import interval, print_table
 from care.pipeline.config import RepairJob
+from care.typed import from_tree
 
 
 @command("repair", "Work")
@@ -19,9 +18,15 @@ def repair(job: RepairJob, *, fail_above: FailAbove = None) -> None:
     hide_loading_bars()
     from care.pipeline import workflow
     from care.runs.progress import Progress
+    from care.statistics.intervals import Interval
 
     tree = workflow.repair(job, progress=Progress)
-    _show_suites([(s, {"before": s["before"], "after": s["after"]}) for s in tree["suites"]])
+    sides = ("before", "after")
+    cells = (
+        [s["name"], s["metric"], *(interval(from_tree(Interval, s[side])) for side in sides)]
+        for s in tree["suites"]
+    )
+    print_table(["suite", "metric", *sides], cells)
     print(tree["summary"]["verdict"])
     print(job.run.out / "report.html")
     hold_to(fail_above, tree["summary"]["mean_asr_after"])
@@ -54,13 +59,3 @@ def fit(job: RepairJob) -> None:
     from care.runs.progress import Progress
 
     print(workflow.fit(job, progress=Progress))
-
-
-def _show_suites(suites: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> None:
-    """A row for each suite, a column for each defense of it."""
-    defenses = list(dict.fromkeys(name for _, cells in suites for name in cells))
-    rows = (
-        [s["name"], s["metric"], *(interval(cells[d]) if d in cells else "" for d in defenses)]
-        for s, cells in suites
-    )
-    print_table(["suite", "metric", *defenses], rows)
