@@ -375,10 +375,11 @@ def test_the_command_takes_tags(capsys):
 def inspect_output(text, ended=True, stops=()):
     """What the provider of Inspect makes of one answer."""
     pytest.importorskip("inspect_ai")
-    from care.interfaces.inspect.provider import CareAPI, Settings
+    from care.interfaces.inspect.provider import CareAPI
+    from care.interfaces.requests.decoding import Decoding
 
     provider = SimpleNamespace(vlm=SimpleNamespace(thought_tags=TAGS), model_name="m")
-    settings_ = Settings(9, 0.0, 0, tuple(stops))
+    settings_ = Decoding(max_new_tokens=9, temperature=0.0, until=tuple(stops), seed=0)
     answer = Answer(text, prompt_tokens=1, tokens=2, ended=ended)
     return CareAPI._output(provider, answer, settings_, 0.0)  # pyright: ignore
 

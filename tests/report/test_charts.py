@@ -183,3 +183,24 @@ def test_estimates_are_drawn_against_exact_effects(tree: dict[str, Any]) -> None
     assert classes.count("random") == len(neurons["controls"]) + 1
     assert chart.count('class="whisker') == len(neurons["found"]) + len(neurons["controls"])
     assert "layer 12, neuron 100: estimate" in chart
+
+
+@pytest.mark.parametrize(
+    "chart",
+    [
+        charts.before_after([]),
+        charts.outcome_bars([], {}),
+        charts.spectrum({"eigenvalues": []}),
+        charts.selection_scatter([]),
+        charts.image_heatmap({"image": None}),
+        diagnosis_charts.channel_scan({"channels": None}, "image"),
+        diagnosis_charts.layer_curves({"layers": []}),
+        diagnosis_charts.separability_curves({"separability": []}),
+    ],
+)
+def test_without_figures_there_is_no_chart(chart: str) -> None:
+    assert chart == ""
+
+
+def test_without_scores_nothing_is_scaled() -> None:
+    assert charts.unit_scores([]) == []

@@ -121,3 +121,19 @@ def test_a_refused_batch_leaves_the_moments_alone():
     with pytest.raises(FitError):
         moments.partial_fit(np.full((1, 4), np.nan))
     assert moments.n_ == 5
+
+
+def test_an_empty_one_takes_the_sums_of_another_and_gives_nothing() -> None:
+    whole = Moments(3, max_rows=4).fit(_rows(9, 3))  # folded
+    taken = Moments(3, max_rows=4).merge(whole)
+    _same(taken, whole)
+    _same(whole.merge(Moments(3, max_rows=4)), taken)
+    whole.partial_fit(_rows(2, 3, seed=1))
+    assert (taken.n_, whole.n_) == (9, 11)  # what was taken was copied
+
+
+def test_saved_moments_whose_count_is_another_are_refused() -> None:
+    saved = Moments(3).fit(_rows(5, 3)).to_dict()
+    saved["sizes"] = np.array([3, 2048, 6])
+    with pytest.raises(FitError, match="hold 5 rows, not 6"):
+        Moments.from_dict(saved)

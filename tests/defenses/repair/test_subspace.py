@@ -14,6 +14,7 @@ from care.defenses.repair.subspace import (
     Target,
     difference_of_means,
     fit_subspace,
+    orthonormal,
     permutation_null,
     principal_angles,
     random_subspace,
@@ -311,3 +312,10 @@ def test_repeated_rows_lower_the_rank_that_is_allowed() -> None:
 def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         SubspaceConfig(**wrong)  # pyright: ignore[reportArgumentType]
+
+
+def test_directions_and_means_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(UsageError, match="mean has width 3, not 4"):
+        random_subspace(4, 2, mean=np.zeros(3))
+    with pytest.raises(FitError, match="2 directions are dependent"):
+        orthonormal(np.array([[1.0, 2.0], [2.0, 4.0], [0.0, 0.0]]))
