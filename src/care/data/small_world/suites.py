@@ -271,7 +271,7 @@ def load(name: str, split: Split = "test", n: int | None = None) -> Suite:
         examples=tuple(made),
         version="1",
         licence="Apache-2.0; pictograms SIL OFL 1.1",
-        source="care.models.embedded",
+        source="care.embedded",
         revision=split,
     )
 
