@@ -6,9 +6,9 @@
 
 The job is attack, diagnosis, repair and proof on a tiny random model with a made-up judge, and an
 evaluation of the repair that it found: everything but the size is real. Two fingerprints taken on
-one machine are equal to the last bit. For another machine, `--tolerance` says how far figures may
-lie apart, and digests are then not compared. Times, dates, memory, the machine, versions and the
-command line are left out.
+one machine with as many threads (OMP_NUM_THREADS) are equal to the last bit. For another machine,
+`--tolerance` says how far figures may lie apart, and digests are then not compared. Times, dates,
+memory, the machine, versions and the command line are left out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import os
 import re
 import subprocess
 import sys
-import zlib
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -34,21 +33,16 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from care.defenses.repair import fitting_data as material
-from care.diagnosis.full_config import DiagnosisConfig
-from care.diagnosis.neurons.search import NeuronConfig
-from care.diagnosis.reliability import ReliabilityConfig
-from care.diagnosis.site_scan_config import SiteScanConfig
 from care.evaluation import job as evaluation_job
 from care.evaluation.config import EvaluationConfig
 from care.interfaces.cli.registry import commands
-from care.judges.base import Verdict
-from care.judges.rules import RulesJudge
 from care.models.spec import ModelSpec
 from care.pipeline import stages
 from care.pipeline import workflow as pipeline
 from care.pipeline.config import RepairJob
 from care.runs.spec import RunSpec
-from care.statistics.sampling import SamplingSpec
+from kit import tiny
+from kit.jobs import SMALL, MadeUpJudge, own_files
 
 RESULTS = ("report.json", "diagnosis.json", "table.json")
 """Files of a run that hold what it found."""
@@ -57,39 +51,6 @@ PASSING = frozenset(
     {"command", "cost", "created", "date", "machine", "peak_memory_gib", "seconds", "versions"}
 )
 """Keys of results that no two runs share."""
-
-SMALL = DiagnosisConfig(
-    sites=SiteScanConfig(
-        windows=(1,),
-        max_attacks=4,
-        max_benign=3,
-        top_sites=1,
-        generate_examples=2,
-        sampling=SamplingSpec(resamples=100),
-    ),
-    neurons=NeuronConfig(verified=8, described=0, sampling=SamplingSpec(resamples=100)),
-    curves=None,
-    stability=ReliabilityConfig(splits=10, sampling=SamplingSpec(resamples=100)),
-    neuron_prompts=8,
-    reseeded=0,
-    rescanned=3,
-    repair_prompts=4,
-    judged=5,
-)
-"""The diagnosis of a model of four layers."""
-
-
-class MadeUpJudge(RulesJudge):
-    """Refused or not by a hash of the goal and the answer; harmless requests mostly aren't."""
-
-    def __call__(self, goals: Any, responses: Any) -> list[Verdict]:
-        drawn = [
-            zlib.crc32(f"{g}/{a}".encode()) % 10 for g, a in zip(goals, responses, strict=True)
-        ]
-        return [
-            Verdict(refused=number < (1 if "good" in goal else 4), degenerate=False, on_goal=True)
-            for goal, number in zip(goals, drawn, strict=True)
-        ]
 
 
 def take() -> dict[str, Any]:
@@ -141,8 +102,6 @@ def _help(command: tuple[str, ...]) -> str:
 
 def tiny_job(folder: Path, resume: bool = False) -> dict[str, Any]:
     """What `care repair`, `care diagnose` and `care evaluate` find on a tiny random model."""
-    from kit import tiny
-
     vlm = tiny.tiny_vlm()
     files = own_files(folder)
     own: dict[str, Any] = dict(files)
@@ -173,25 +132,6 @@ def tiny_job(folder: Path, resume: bool = False) -> dict[str, Any]:
             )
         )
     return {name: results(folder / name) for name in ("repair", "diagnose", "evaluate")}
-
-
-def own_files(folder: Path) -> dict[str, Path]:
-    """120 attacks and 120 harmless requests, half of either with a picture."""
-    from kit import tiny
-
-    for place in range(20):
-        tiny.picture(place).save(folder / f"{place}.png")
-    paths = {}
-    for name, word, kind in (("attacks", "bad", "malicious"), ("benign", "good", "benign")):
-        lines = []
-        for i in range(120):
-            line: dict[str, Any] = {"id": f"{word}{i}", "prompt": f"{word} thing {i}?"}
-            line |= {"goal": f"{word} {i}", "kind": kind}
-            line |= {"images": [f"{i // 2 % 20}.png"]} if i % 2 else {}
-            lines.append(json.dumps(line) + "\n")
-        paths[name] = folder / f"{name}.jsonl"
-        paths[name].write_text("".join(lines))
-    return paths
 
 
 def results(run: Path) -> dict[str, Any]:

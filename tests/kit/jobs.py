@@ -10,22 +10,51 @@ from typing import Any
 import pytest
 
 from care.defenses.repair import fitting_data as material
+from care.diagnosis.full_config import DiagnosisConfig
+from care.diagnosis.neurons.search import NeuronConfig
+from care.diagnosis.reliability import ReliabilityConfig
+from care.diagnosis.site_scan_config import SiteScanConfig
 from care.judges.base import Verdict
+from care.judges.rules import RulesJudge
 from care.models.spec import ModelSpec
 from care.pipeline import stages
 from care.pipeline.config import RepairJob
 from care.runs.spec import RunSpec
+from care.statistics.sampling import SamplingSpec
 from kit import tiny
 
 COMPARED = ("suites", "outcomes", "controls", "diagnosis", "repair", "examples", "attribution")
 """Parts of a report that don't tell how long it took."""
 
 
-class MadeUpJudge:
-    """Refused or not by the words of the goal and answer; harmless requests mostly aren't."""
+SMALL = DiagnosisConfig(
+    sites=SiteScanConfig(
+        windows=(1,),
+        max_attacks=4,
+        max_benign=3,
+        top_sites=1,
+        generate_examples=2,
+        sampling=SamplingSpec(resamples=100),
+    ),
+    neurons=NeuronConfig(verified=8, described=0, sampling=SamplingSpec(resamples=100)),
+    curves=None,
+    stability=ReliabilityConfig(splits=10, sampling=SamplingSpec(resamples=100)),
+    neuron_prompts=8,
+    reseeded=0,
+    rescanned=3,
+    repair_prompts=4,
+    judged=5,
+)
+"""The diagnosis of a model of four layers."""
 
-    def __call__(self, goals, answers):
-        drawn = [zlib.crc32(f"{g}/{a}".encode()) % 10 for g, a in zip(goals, answers, strict=True)]
+
+class MadeUpJudge(RulesJudge):
+    """Refused or not by a hash of the goal and the answer; harmless requests mostly aren't."""
+
+    def __call__(self, goals: Any, responses: Any) -> list[Verdict]:
+        drawn = [
+            zlib.crc32(f"{g}/{a}".encode()) % 10 for g, a in zip(goals, responses, strict=True)
+        ]
         return [
             Verdict(refused=number < (1 if "good" in goal else 4), degenerate=False, on_goal=True)
             for goal, number in zip(goals, drawn, strict=True)
@@ -39,11 +68,10 @@ def a_job(
     return RepairJob(run=RunSpec(out, resume, seed, batch_size), **more)
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> dict[str, Path]:
+def own_files(folder: Path) -> dict[str, Path]:
     """120 attacks and 120 harmless requests, half of either with a picture."""
     for place in range(20):
-        tiny.picture(place).save(tmp_path / f"{place}.png")
+        tiny.picture(place).save(folder / f"{place}.png")
     paths = {}
     for name, word, kind in (("attacks", "bad", "malicious"), ("benign", "good", "benign")):
         lines = [
@@ -56,9 +84,14 @@ def files(tmp_path: Path) -> dict[str, Path]:
             | ({"images": [f"{i // 2 % 20}.png"]} if i % 2 else {})
             for i in range(120)
         ]
-        paths[name] = tmp_path / f"{name}.jsonl"
+        paths[name] = folder / f"{name}.jsonl"
         paths[name].write_text("".join(json.dumps(line) + "\n" for line in lines))
     return paths
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    return own_files(tmp_path)
 
 
 @pytest.fixture(autouse=True)

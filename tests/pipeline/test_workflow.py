@@ -14,11 +14,7 @@ import pytest
 from care.data.small_world.suites import FIT_LENGTHS, SELECTION_LENGTHS
 from care.defenses.neuron_suppression import NeuronRepair
 from care.diagnosis import parts as diagnosis_parts
-from care.diagnosis.full_config import DiagnosisConfig
-from care.diagnosis.neurons.search import NeuronConfig
 from care.diagnosis.neurons.suppression_search import NeuronSearch, Tried
-from care.diagnosis.reliability import ReliabilityConfig
-from care.diagnosis.site_scan_config import SiteScanConfig
 from care.errors import UsageError
 from care.models.spec import ModelSpec
 from care.pipeline import stages
@@ -27,9 +23,8 @@ from care.report import files as report_files
 from care.report.conclusions import verdict
 from care.runs.rows import Rows
 from care.runs.run import Run
-from care.statistics.sampling import SamplingSpec
 from kit import tiny
-from kit.jobs import COMPARED, MadeUpJudge, a_job, files, parts, tiny_parts  # noqa: F401
+from kit.jobs import COMPARED, SMALL, MadeUpJudge, a_job, files, parts, tiny_parts  # noqa: F401
 
 
 def test_a_job_killed_again_and_again_ends_with_the_same_numbers(
@@ -84,26 +79,6 @@ def check_damaged_parts(run: Path, whole: dict, options: dict) -> None:
     assert len(told) == len(names) - 1  # the first and the last are of one stage
     assert parts(again) == parts(whole)
     assert {name: (run / name).read_bytes() for name in names} == before
-
-
-SMALL = DiagnosisConfig(
-    sites=SiteScanConfig(
-        windows=(1,),
-        max_attacks=4,
-        max_benign=3,
-        top_sites=1,
-        generate_examples=2,
-        sampling=SamplingSpec(resamples=100),
-    ),
-    neurons=NeuronConfig(verified=8, described=0, sampling=SamplingSpec(resamples=100)),
-    curves=None,
-    stability=ReliabilityConfig(splits=10, sampling=SamplingSpec(resamples=100)),
-    neuron_prompts=8,
-    reseeded=0,
-    rescanned=3,
-    repair_prompts=4,
-    judged=5,
-)
 
 
 def test_a_diagnosis_judges_answers_under_both_repairs_and_is_resumed(
