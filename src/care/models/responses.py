@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -54,6 +54,28 @@ class Score:
         return self.logprob / self.tokens
 
 
+Source = Literal["model", "text alone", "repaired", "refusal"]
+"""Where an answer comes from: the model as it was asked, the model asked without the pictures, the
+model begun again with its unsafe channels closed, or a refusal put in its place."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A monitor that was raised on the way to an answer."""
+
+    monitor: str
+    """What it reads: `request`, `answer` or `exchange`."""
+
+    score: float
+    """Its score."""
+
+    threshold: float
+    """What the score is above."""
+
+    tokens: int = 0
+    """Tokens of the answer that had been read; 0 for a request."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """One answer, and how long it and its prompt are."""
@@ -72,6 +94,12 @@ class Answer:
 
     context_full: bool = False
     """Whether it was cut before `max_new_tokens` because the model can read no more."""
+
+    source: Source = "model"
+    """Where it comes from."""
+
+    alarms: tuple[Alarm, ...] = ()
+    """What monitors raised, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
