@@ -8,6 +8,7 @@ to its end. Nothing is decoded here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -41,9 +42,7 @@ def activations_of(vlm: VLM, batch: Batch, sites: Sequence[Site]) -> dict[Site, 
 
         return visit
 
-    with hooked(vlm, {site: keeping(site) for site in places}):
-        try:
-            vlm.forward(batch, logits_to_keep=1)
-        except _Enough:
-            pass
+    visits = {site: keeping(site) for site in places}
+    with hooked(vlm, visits), suppress(_Enough):
+        vlm.forward(batch, logits_to_keep=1)
     return found

@@ -1,4 +1,4 @@
-"""What follows an alarm, on a scripted model; and that no picture changes an opened request's answer."""
+"""What follows an alarm, on a scripted model; and the certificate, on a tiny one."""
 
 from contextlib import contextmanager
 from dataclasses import replace

@@ -1,6 +1,7 @@
 """Monitors on a tiny model: which tokens count, how scores are pooled, and what a picture does."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def test_pooled_scores_are_what_the_formulas_say(scores, data):
 @given(st.integers(1, 100_000))
 def test_an_answer_is_read_at_doubling_lengths_and_at_its_end(tokens):
     at = checkpoints(tokens)
-    assert at[-1] == tokens and all(a < b for a, b in zip(at, at[1:], strict=False))
+    assert at[-1] == tokens and all(a < b for a, b in pairwise(at))
     assert at[:-1] == [16 * 2**k for k in range(len(at) - 1)]
     assert sum(at) < 3 * tokens  # all readings together, were each a pass of its own
 

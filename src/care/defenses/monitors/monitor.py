@@ -7,9 +7,9 @@ first t of them is made, by the monitor's pooling,
     window   the greatest mean of 8 tokens that follow each other: it can't be thinned out
     last     s_t; of a request that is where its answer is decided
 
-and the score at t is compared with the threshold. A request is read at its end; an answer at 16, 32,
-64, … tokens and at its end, all of them in one pass, since what an earlier token is doesn't depend
-on later ones. Without a detector the score is the refusal log-odds of the text, in nats: the
+and the score at t is compared with the threshold. A request is read at its end, an answer at 16,
+32, 64, … tokens and at its end, all of them in one pass, since what an earlier token is doesn't
+depend on later ones. Without a detector the score is the refusal log-odds of the text, in nats: the
 baseline that needs no fit.
 """
 
@@ -61,17 +61,15 @@ class Monitor:
     def __post_init__(self) -> None:
         if self.reads not in READS or self.pooling not in POOLINGS:
             raise UsageError(
-                f"A monitor reads one of {', '.join(READS)} and pools by {', '.join(POOLINGS)}, got "
-                f"{self.reads!r:.40} and {self.pooling!r:.40}."
+                f"A monitor reads one of {', '.join(READS)} and pools by one of "
+                f"{', '.join(POOLINGS)}, got {self.reads!r:.40} and {self.pooling!r:.40}."
             )
         if not np.isfinite(self.threshold):
             raise UsageError(f"The threshold of a monitor must be finite, got {self.threshold}.")
         if (self.site is None) != (self.detector is None):
             raise UsageError("A monitor has a site and a detector, or neither.")
         if self.detector is None and self.reads == "exchange":
-            raise UsageError(
-                "An exchange has no refusal log-odds; fit a detector, or read another."
-            )
+            raise UsageError("An exchange has no refusal log-odds; fit a detector for it.")
 
     def scores(
         self, vlm: VLM, exchanges: Sequence[Exchange], batch_size: int = 32

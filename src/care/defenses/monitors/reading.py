@@ -51,22 +51,22 @@ def readable(vlm: VLM, reads: Reads, exchange: Exchange) -> Exchange | None:
     None where there is nothing to read: a request that is only a picture, an answer that hasn't
     begun.
     """
-    words = exchange.request.prompt
+    # An opening is a part of the answer.
+    request = replace(without_pictures(exchange.request), opening="")
     if reads == "request":
-        return Exchange(without_pictures(exchange.request)) if words.strip() else None
+        return Exchange(request) if exchange.request.prompt.strip() else None
     answer = _plain(vlm, answer_of(exchange.answer, vlm.thought_tags) or "")
     if not answer:
         return None
     if reads == "answer":
         return Exchange(Example("answer", answer), answer)
-    return Exchange(without_pictures(exchange.request), answer)
+    return Exchange(request, answer)
 
 
 def without_pictures(request: Example) -> Example:
     """The request with its pictures left out; of one without words, a placeholder is left."""
-    return replace(
-        request, images=(), prompt=request.prompt if request.prompt.strip() else _WORDLESS
-    )
+    words = request.prompt if request.prompt.strip() else _WORDLESS
+    return replace(request, images=(), prompt=words)
 
 
 def encoded(vlm: VLM, reads: Reads, exchanges: Sequence[Exchange]) -> tuple[Batch, Tensor]:
