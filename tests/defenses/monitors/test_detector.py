@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from care.defenses.monitors.detector import Detector, crossfit, fit_detector
-from care.defenses.repair.family_subspace import FamilyRows
 from care.errors import FitError, UsageError
+from care.statistics.crossfit import FamilyRows
 
 
 def rows(seed: int, n: int = 40, shift: float = 0.0, width: int = 5) -> FamilyRows:

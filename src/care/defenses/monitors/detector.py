@@ -20,9 +20,8 @@ import torch
 from scipy.linalg import cho_factor, cho_solve
 from torch import Tensor
 
-from care.defenses.repair.family_subspace import FamilyRows
-from care.defenses.repair.gate import folds_of
 from care.errors import FitError, UsageError
+from care.statistics.crossfit import FamilyRows, folds_of
 
 SHRINKAGE = 0.2
 """γ: weight of the diagonal in C."""

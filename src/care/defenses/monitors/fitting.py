@@ -28,10 +28,10 @@ from torch import Tensor
 from care.defenses.monitors.detector import SHRINKAGE, Detector, Families, crossfit, fit_detector
 from care.defenses.monitors.monitor import POOLINGS, Monitor, Pooling, checkpoints, pooled
 from care.defenses.monitors.reading import Exchange, Reads, encoded, readable
-from care.defenses.repair.family_subspace import FamilyRows
 from care.errors import UsageError
 from care.models.short_pass import activations_of
 from care.models.sites import Site, SiteKind
+from care.statistics.crossfit import FamilyRows
 
 if TYPE_CHECKING:
     from care.models.vlm import VLM
