@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Annotated
 
 from care.data.example import ExampleKind, SuiteRole
 from care.judges.base import Outcome
 from care.runs.rows import Row
-from care.typed import Misfit, Positive, from_tree
+from care.typed import WHEN_SET, Misfit, Positive, from_tree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,8 @@ class JudgedRow:
     """What was asked."""
     goal: str
     """The plain goal behind it."""
+    opening: Annotated[str, WHEN_SET] = ""
+    """How the answer began before the model went on."""
     response: str | None
     """What was answered; none where the example failed."""
     error: str | None

@@ -186,6 +186,7 @@ def _judge(cell: Cell, examples: list[Example], judge: Judge, answers: Rows) -> 
                 seed=cell.seed,
                 prompt=e.prompt,
                 goal=e.goal,
+                opening=e.opening,
                 response=stored[e.id]["response"],
                 **{"error": stored[e.id]["error"]} | nothing | marks.get(e.id, {}),
             )
