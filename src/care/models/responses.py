@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from care.data.example import Example
 from care.errors import DataError, NotFiniteError, UsageError
+from care.models.alarms import Alarm, Source
 from care.models.batches import answer_ids, render
 from care.models.decoding import AnswerRows, End, decode, end_tokens, row_seeds
 from care.models.finite import not_finite
@@ -52,28 +53,6 @@ class Score:
     def mean(self) -> np.ndarray:
         """Log-likelihood per token (N,)."""
         return self.logprob / self.tokens
-
-
-Source = Literal["model", "text alone", "repaired", "refusal"]
-"""Where an answer comes from: the model as it was asked, the model asked without the pictures, the
-model begun again with its unsafe channels closed, or a refusal put in its place."""
-
-
-@dataclass(frozen=True)
-class Alarm:
-    """A monitor that was raised on the way to an answer."""
-
-    monitor: str
-    """What it reads: `request`, `answer` or `exchange`."""
-
-    score: float
-    """Its score."""
-
-    threshold: float
-    """What the score is above."""
-
-    tokens: int = 0
-    """Tokens of the answer that had been read; 0 for a request."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from care.data.example import Example
 from care.defenses.monitors.detector import Detector
 from care.defenses.monitors.dialogue import REFUSAL, Dialogue
 from care.defenses.monitors.monitor import Monitor
-from care.models.responses import Alarm, Answer
+from care.models.alarms import Alarm
+from care.models.responses import Answer
 from care.models.sites import Site
 from kit import tiny
 

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from care.data.example import Example
 from care.defenses.monitors.monitor import Monitor
 from care.defenses.monitors.reading import Exchange, without_pictures
-from care.models.responses import Alarm, Answer
+from care.models.alarms import Alarm
+from care.models.responses import Answer
 
 if TYPE_CHECKING:
     from care.models.vlm import VLM

@@ -24,8 +24,8 @@ import numpy as np
 from care.defenses.monitors.detector import Detector
 from care.defenses.monitors.reading import READS, Exchange, Reads, encoded, readable
 from care.errors import NotFiniteError, UsageError
+from care.models.alarms import Alarm
 from care.models.finite import not_finite
-from care.models.responses import Alarm
 from care.models.short_pass import activations_of
 from care.models.sites import Site
 
