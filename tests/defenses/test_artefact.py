@@ -22,19 +22,9 @@ from care.models.identity import model_facts
 from care.models.sites import Site
 from care.models.vlm import VLM
 from kit import tiny
-from kit.artefacts import FACTS, NUMBERS, a_gate, made, subspace
+from kit.artefacts import FACTS, NUMBERS, a_gate, folder, made, subspace  # noqa: F401
 
 few = settings(max_examples=30, deadline=None)
-
-
-@pytest.fixture(scope="module")
-def vlm():
-    return tiny.tiny_vlm()
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return save(made(), tmp_path / "repair")
 
 
 def same(first, second):

@@ -26,6 +26,7 @@ from care.judges.rules import RulesJudge
 from care.runs.progress import Progress
 from care.runs.run import Run
 from kit.evaluations import SUITES, FakeDefense, FakeVLM, StrictJudge
+from kit.full_disk import full_after
 
 
 def run_all(vlm: FakeVLM, suites: Sequence[Suite], *defenses: Any, **options: Any) -> Results:
@@ -248,22 +249,12 @@ def test_a_changed_example_is_refused(tmp_path: Path) -> None:
 def test_a_full_disk_keeps_what_was_answered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vlm, write = FakeVLM(), os.write
-    left = [2500]
-
-    def limited(file: int, data: bytes) -> int:
-        if left[0] <= 0:
-            raise OSError(28, "No space left on device")
-        written = write(file, data[: left[0]])
-        left[0] -= written
-        return written
-
     whole = run_all(FakeVLM(), SUITES[:2]).rows
     with Run(tmp_path / "run") as run:
         with monkeypatch.context() as patch:
-            patch.setattr(os, "write", limited)
+            full_after(patch, 2500)
             with pytest.raises(StorageError, match="No space left"):
-                run_all(vlm, SUITES[:2], run=run)
+                run_all(FakeVLM(), SUITES[:2], run=run)
         kept = len(run.answers)
         assert 0 < kept < 20
     with Run(tmp_path / "run", resume=True) as run:

@@ -19,7 +19,7 @@ from care.interfaces.inspect.logs import write_logs
 from care.interfaces.requests.batching import Batches
 from care.interfaces.requests.chat import conversation, images_of
 from kit.inspect_requests import asked
-from kit.tiny import picture, tiny_vlm
+from kit.tiny import picture
 
 # -- the extra -------------------------------------------------------------------------------------
 
@@ -87,7 +87,7 @@ def test_turns_and_places_of_images_are_kept(tmp_path):
     assert conversation(chat).id == found.id != conversation(chat[1:]).id
 
 
-def test_the_model_reads_a_conversation_as_its_template_writes_it():
+def test_the_model_reads_a_conversation_as_its_template_writes_it(vlm):
     found = conversation(
         [
             user(text("Hi"), image(data_uri())),
@@ -95,7 +95,6 @@ def test_the_model_reads_a_conversation_as_its_template_writes_it():
             user(text("Why?")),
         ]
     )
-    vlm = tiny_vlm()
     ids = vlm.batch(found).inputs["input_ids"][0]
     shown = vlm.tokenizer.decode(ids)
     assert shown == (

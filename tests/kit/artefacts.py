@@ -4,9 +4,11 @@ import hashlib
 import json
 
 import numpy as np
+import pytest
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from care.defenses.artefact import save
 from care.defenses.repair.channel import Channel
 from care.defenses.repair.gate import Gate
 from care.defenses.repair.repair import Repair
@@ -54,6 +56,12 @@ def made(width=tiny.WIDTH, manifest=None, strength=1.0):
     )
     ungated = Channel(Site(0, "layer_out"), "image", ("image",), subspace(width, 2, 1))
     return Repair((gated, ungated), "adaptive", "ünïcode", manifest or {})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An artefact of it."""
+    return save(made(), tmp_path / "repair")
 
 
 def rewrite(folder, change_facts=None, change_tensors=None):
