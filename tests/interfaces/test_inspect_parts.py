@@ -103,14 +103,13 @@ def test_the_model_reads_a_conversation_as_its_template_writes_it(vlm):
     )
 
 
-def test_a_last_turn_of_the_assistant_s_begins_the_answer():
+def test_a_last_turn_of_the_assistant_s_begins_the_answer(vlm):
     asked = [user(text("Why?"))]
     begun = [*asked, SimpleNamespace(role="assistant", content="Because the")]
     found = conversation(begun)
     assert found.opening == "Because the" and found.prompt == "Why?"
     assert [turn["role"] for turn in found.messages()] == ["user"]
     assert found.id != conversation(asked).id
-    vlm = tiny_vlm()
     shown = vlm.tokenizer.decode(vlm.batch(found).inputs["input_ids"][0])
     assert shown == "<|user|>Why?<|end|><|assistant|>Because the"
 
