@@ -22,8 +22,8 @@ import numpy as np
 
 from care.errors import UsageError
 from care.runs.options import require
-from care.statistics.correlation import rank_correlations
-from care.statistics.intervals import Correlation, Interval
+from care.statistics.correlation import Correlation, rank_correlations
+from care.statistics.intervals import Interval
 from care.statistics.sampling import SamplingSpec
 from care.typed import Positive, Range, Share, inside
 

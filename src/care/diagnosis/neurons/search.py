@@ -45,8 +45,8 @@ from care.runs.kept_batches import KeptBatches
 from care.runs.options import require
 from care.runs.progress import Bar, silent
 from care.statistics.bootstrap import percentiles
-from care.statistics.correlation import rank_correlations
-from care.statistics.intervals import Correlation, Interval
+from care.statistics.correlation import Correlation, rank_correlations
+from care.statistics.intervals import Interval
 from care.statistics.sampling import SamplingSpec, flat
 from care.statistics.sign_flips import sign_flip_p
 
