@@ -42,8 +42,8 @@ from care.errors import FitError, UsageError
 from care.models.sites import Neuron
 from care.models.vlm import VLM
 from care.runs.kept_batches import KeptBatches
-from care.runs.options import require
 from care.runs.progress import Bar, silent
+from care.runs.settings import require
 from care.statistics.bootstrap import percentiles
 from care.statistics.correlation import Correlation, rank_correlations
 from care.statistics.intervals import Interval
