@@ -18,13 +18,7 @@ from care.report.files import write_report
 from care.report.schema import json_schema, validate
 from care.report.targets import summarise
 from care.typed import to_tree
-from kit.reports import put, report_tree, wilson
-
-
-@pytest.fixture
-def tree() -> dict[str, Any]:
-    return report_tree()
-
+from kit.reports import put, tree, wilson  # noqa: F401
 
 SCAN = ("diagnosis", "channels", "sites")
 GATE = ("repair", "channels", 0, "gate")

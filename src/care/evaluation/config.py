@@ -14,8 +14,16 @@ from care.attacks.config import AttackConfig
 from care.errors import UsageError
 from care.models.spec import ModelSpec, Precision
 from care.models.thoughts import known_tags
-from care.runs.options import MANY, MAX_BATCH, check_file_name, named_options
-from care.runs.settings import FILE, Between, Said, check_bounds
+from care.runs.settings import (
+    FILE,
+    MANY,
+    MAX_BATCH,
+    Between,
+    Said,
+    check_bounds,
+    check_file_name,
+    named_options,
+)
 from care.runs.spec import RunSpec
 from care.typed import from_tree
 
