@@ -27,7 +27,7 @@ from care.data.example import Example, Suite
 from care.data.registry import load_suite
 from care.defenses.loading import load_defense
 from care.errors import StorageError, UsageError
-from care.evaluation.config import UNDEFENDED, ImageAttack
+from care.evaluation.config import UNDEFENDED, Asked, ImageAttack
 from care.evaluation.leak_check import refuse_leaks
 from care.evaluation.row_shapes import ATTACK
 from care.evaluation.scores import SuiteScores, Threat
@@ -97,7 +97,7 @@ def image_suites(
 
 
 def held_out(
-    attacks: Sequence[ImageAttack], suites: Sequence[str], limit: int | None, seed: int
+    attacks: Sequence[Asked], suites: Sequence[str], limit: int | None, seed: int
 ) -> list[Suite]:
     """The held-out requests of each attack: malicious ones that bring no picture of their own.
 
@@ -147,7 +147,7 @@ def threats(
 # -- inside ----------------------------------------------------------------------------------------
 
 
-def _held_out(attack: ImageAttack, suites: Sequence[str], limit: int | None, seed: int) -> Suite:
+def _held_out(attack: Asked, suites: Sequence[str], limit: int | None, seed: int) -> Suite:
     if attack.suite is not None:
         named = load_suite(attack.suite, limit=limit, seed=seed)
         if found := _plain(named):

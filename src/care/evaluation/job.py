@@ -30,10 +30,11 @@ from care.evaluation.config import (
     RULES,
     UNDEFENDED,
     EvaluationConfig,
-    ImageAttack,
     JudgingSpec,
     RejudgeConfig,
     defense_names,
+    image_attacks,
+    words_asked,
 )
 from care.evaluation.leak_check import refuse_leaks, repair_leaks
 from care.evaluation.rejudge import open_verdicts, record_identity, rejudge
@@ -43,6 +44,7 @@ from care.evaluation.runner import evaluate as answer_and_judge
 from care.evaluation.scorecard import scorecard
 from care.evaluation.scores import RepairLeaks, RunFacts, Scorecard
 from care.evaluation.suites import chosen_suites
+from care.evaluation.words import temperature_of, word_requests, word_suites
 from care.judges.labels import LabelReport, read_labels, with_labels
 from care.judges.refusal import certainly_refused
 from care.judges.registry import check_judge, load_judge, needs_images
@@ -68,7 +70,8 @@ def evaluate(job: EvaluationConfig, progress: Bar | None = None) -> Scorecard:
     for wanted in job.judging.judges:
         check_judge(wanted)
     requests = held_out(job.attacks, job.suites, job.limit, job.run.seed)
-    tested = list({suite.name: suite for suite in (*requests, *suites)}.values())
+    asked = word_requests(job.words, job.suites, job.limit, job.run.seed)
+    tested = list({suite.name: suite for suite in (*requests, *asked, *suites)}.values())
     repairs = {name: path for name, path in job.defenses.items() if path is not None}
     for path in repairs.values():
         load_defense(path)  # a damaged one shows before the model is loaded
@@ -77,8 +80,10 @@ def evaluate(job: EvaluationConfig, progress: Bar | None = None) -> Scorecard:
         check_goals(job.attacks, job.model, job.run.seed, requests)
         refuse_leaks([fitted_suite(name) for name in job.fitted_on], tested)
     with Run(job.run.out, resume=job.run.resume, config=job.config()) as run:
-        run.pin("suites", {suite.name: suite_digest(suite) for suite in tested})
+        words = word_suites(job.words, asked)
+        run.pin("suites", {suite.name: suite_digest(suite) for suite in (*tested, *words)})
         run.pin("repairs", {name: _digest_of(path) for name, path in repairs.items()})
+        suites = [*suites, *words]
         _record(run, job, suites, leaking)
         rules = rules_for(job.model)
         suites = _answer(job, run, suites, requests, rules, progress)
@@ -142,17 +147,15 @@ def asked_suites(path: Path, config: Mapping[str, Any], seen: Sequence[str]) -> 
     none.
     """
     limit, seed = config.get("limit"), config.get("seed", 0)
-    named, attacks = config.get("suites", ()), _attacks(config)
+    named, adaptive = config.get("suites", ()), config.get("adaptive", ())
+    attacks, words = image_attacks(adaptive), words_asked(adaptive)
     requests = held_out(attacks, named, limit, seed)
     made = image_suites(attacks, path, _defenses(config), requests)
+    made += word_suites(words, word_requests(words, named, limit, seed))
     ours = {suite.name for suite in made}
     names = [*named, *config.get("utility", ())]
     names = names or [name for name in dict.fromkeys(seen) if name not in ours]
     return [*(load_suite(name, limit=limit, seed=seed) for name in names), *made]
-
-
-def _attacks(config: Mapping[str, Any]) -> list[ImageAttack]:
-    return [ImageAttack.parse(wanted) for wanted in config.get("adaptive", ())]
 
 
 def _defenses(config: Mapping[str, Any]) -> list[str]:
@@ -184,19 +187,24 @@ def _answer(
     facts = {suite.name: suite.facts() for suite in made}
     run.record(suites=run.manifest["suites"] | facts)
     suites = [*suites, *made]
+    by_temperature: dict[float, list[Suite]] = {}
+    for suite in suites:
+        by_temperature.setdefault(temperature_of(job.words, suite), []).append(suite)
     with run.stage("evaluation"):
-        answer_and_judge(
-            vlm,
-            suites,
-            defenses,
-            judge=rules,
-            run=run,
-            seed=job.run.seed,
-            batch_size=job.batch,
-            max_new_tokens=job.answer_length,
-            stop=certainly_refused if job.cuts_refusals else None,
-            progress=progress,
-        )
+        for temperature, some in by_temperature.items():
+            answer_and_judge(
+                vlm,
+                some,
+                defenses,
+                judge=rules,
+                run=run,
+                seed=job.run.seed,
+                batch_size=job.batch,
+                max_new_tokens=job.answer_length,
+                stop=certainly_refused if job.cuts_refusals else None,
+                temperature=temperature,
+                progress=progress,
+            )
     record_identity(run, rules)
     return suites
 
@@ -250,16 +258,18 @@ def _scorecard(
     if not rows:
         raise DataError(f"The run in {run.path} holds no judged answers; evaluate first.")
     accuracies = {report.judge: report.counts for report in reports}
+    config = run.manifest["config"]
+    adaptive = config.get("adaptive", ())
     card = scorecard(
         rows,
         verdicts.all(),
         primary=names[0] if names else RULES,
         margin=margin,
         accuracies=accuracies,
+        tried={one.name: one for one in words_asked(adaptive)},
         seed=seed,
     )
-    config = run.manifest["config"]
-    found = threats(_attacks(config), run.path, _defenses(config), card.suites)
+    found = threats(image_attacks(adaptive), run.path, _defenses(config), card.suites)
     facts = from_tree(RunFacts, run.manifest, strict=False, what="The manifest of the run")
     return replace(
         card,
