@@ -3,7 +3,7 @@
 The templates (`care.data.small_world.jailbreak_templates`, split `unseen`) were written for this
 attack and are used for nothing else; some of them encode the goal. That one template of many works
 is likelier than that a given one does: the best of all, per goal, is the figure of somebody who
-tries them (Shen et al. 2024, arXiv 2308.03825), their mean that of somebody who takes one blindly.
+tries them (Shen et al. 2023, arXiv 2308.03825), their mean that of somebody who takes one blindly.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Templates(WordAttack):
     """Each goal in every unseen template."""
 
     name: ClassVar[str] = "templates"
-    source: ClassVar[str] = "this project; best of many: Shen et al. 2024"
+    source: ClassVar[str] = "this project; best of many: Shen et al. 2023"
     stage: ClassVar[Stage] = "template"
 
     n: int = 0
