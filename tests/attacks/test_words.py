@@ -33,7 +33,7 @@ REQUESTS = Suite(
 )
 
 
-@pytest.mark.parametrize("name", WORD_ATTACKS)
+@pytest.mark.parametrize("name", [name for name, kind in WORD_ATTACKS.items() if not kind.through])
 def test_every_request_is_asked_in_every_variant(name):
     attack = word_attack(name)
     found = asked(attack, REQUESTS, name, attack.variants())
@@ -50,6 +50,13 @@ def test_every_request_is_asked_in_every_variant(name):
     assert cost(attack, REQUESTS, 3) == 3 * len(found)
     with pytest.raises(UsageError, match="already"):
         asked(attack, found, "again", attack.variants())
+
+
+def test_what_is_searched_on_each_defense_is_shown_to_all():
+    attack = word_attack("gcg", {"steps": "3"})
+    assert cost(attack, REQUESTS, 3) == 2 * 3 * 3 and attack.tries == 1
+    assert attack.search_steps(REQUESTS) == 3
+    assert word_attack("gcg", {"steps": "3", "each": "1"}).search_steps(REQUESTS) == 6
 
 
 def test_templates_hold_the_goal_and_may_be_fewer():

@@ -15,7 +15,7 @@ from care.evaluation.config import AskedWords, EvaluationConfig
 from care.evaluation.results import Results
 from care.evaluation.scores import BestOfTries, Scorecard
 from care.evaluation.tries import tries_of
-from care.evaluation.words import temperature_of, word_requests, word_suites
+from care.evaluation.words import plain_suites, suites_of, word_requests
 from care.interfaces.cli import app as cli
 from care.judges.rules import RulesJudge
 from care.models.spec import ModelSpec
@@ -105,13 +105,14 @@ def test_requests_are_the_named_suite_s_with_pictures_or_the_first_without(world
     named, first = (AskedWords.parse(f"openings{end}") for end in (",suite=test.jsonl", ""))
     requests = word_requests([named, first], ["test.jsonl"], None, 0)
     assert [len(suite) for suite in requests] == [4, 3]
-    (suite, _) = word_suites([named, first], requests)
+    (suite, _) = plain_suites([named, first], requests)
     assert sum(bool(e.images) for e in suite) == named.attack.tries
     with pytest.raises(UsageError, match="no malicious request"):
         word_requests([AskedWords.parse("openings,suite=kind.jsonl")], [], None, 0)
-    drawn = AskedWords.parse("best-of-16")
-    assert temperature_of([drawn], word_suites([drawn], requests[:1])[0]) == 1
-    assert temperature_of([drawn], suite) == 0
+    words = [AskedWords.parse(each) for each in ("best-of-16", "openings", "gcg,as=suffix")]
+    names = ["best-of-16", "openings", "suffix on none", "suffix on one"]
+    assert list(found := suites_of(words, ["none", "one"])) == names
+    assert [one.attack.draws for one in found.values()] == [1, 0, 0, 0]
 
 
 def test_names_and_options_are_checked_beforehand(world, capsys):
@@ -157,3 +158,62 @@ def test_limits_come_together_and_hold_the_rate():
     for low, high in ((0.6, 0.7), (None, 0.7)):
         with pytest.raises(Misfit):
             BestOfTries(1, 0.5, low, high).check()
+
+
+# -- what is searched ------------------------------------------------------------------------------
+
+SEARCHED = "gcg,steps=2,width=4,topk=8,length=3,n=2,as=suffix"
+
+
+@pytest.mark.parametrize("each", [0, 1])
+def test_suffixes_are_searched_on_each_defense_and_shown_to_all(world, capsys, each):
+    attacks = (f"{SEARCHED},each={each}",)
+    assert evaluate(attacks=attacks) == 0, capsys.readouterr().err
+    assert "that do (adaptive)" in capsys.readouterr().out
+    rows = rows_of()
+    suites = {"suffix on none", "suffix on one"}
+    assert {(r["suite"], r["defense"]) for r in rows if r["suite"] != "test"} == {
+        (suite, defense) for suite in suites for defense in ("none", "one")
+    }
+    for number, name in enumerate(("none", "one")):
+        found = json.loads(Path(f"run/attacks/suffix/{number}/suffixes.json").read_text())
+        assert len(found["suffixes"]) == (3 if each else 1)
+        own = [r for r in rows if r["suite"] == f"suffix on {name}"]
+        ends = {r["prompt"].partition("?")[2] for r in own}
+        assert ends == set(found["suffixes"].values())
+    card = from_tree(Scorecard, json.loads(Path("run/table.json").read_text()))
+    (threat,) = card.threats
+    assert (threat.attack, threat.defense, threat.steps, threat.epsilon) == (
+        "suffix",
+        "one",
+        2,
+        None,
+    )
+    assert threat.transfer and threat.adaptive and threat.undefended
+    assert {t.suite for t in card.tries} == suites
+    made = Path("run/attacks/suffix/1/suffixes.json").read_bytes()
+    assert evaluate("--resume", attacks=attacks) == 0
+    assert Path("run/attacks/suffix/1/suffixes.json").read_bytes() == made
+    assert cli.main(["judge", "run", "--judge", "rules"]) == 0
+
+
+def test_suffixes_of_something_else_stop_a_resumed_run(world, capsys):
+    assert evaluate(attacks=(SEARCHED,)) == 0
+    path = Path("run/attacks/suffix/1/suffixes.json")
+    facts = json.loads(path.read_text())
+    facts["made_of"]["defense"] = "another"
+    path.write_text(json.dumps(facts))
+    capsys.readouterr()
+    assert evaluate("--resume", attacks=(SEARCHED,)) == 2
+    assert "made of something else (another defense)" in capsys.readouterr().err
+    path.write_text("{}")
+    assert evaluate("--resume", attacks=(SEARCHED,)) == 2
+    assert "delete it and resume to search again" in capsys.readouterr().err
+
+
+def test_goals_that_a_search_optimises_on_are_not_held_out(world, capsys):
+    Path("asked.jsonl").write_text(Path("test.jsonl").read_text())
+    assert evaluate(attacks=(f"{SEARCHED},requests=asked.jsonl",)) == 2
+    assert "fitted on are also tested" in capsys.readouterr().err
+    assert evaluate(attacks=(f"{SEARCHED},requests=asked.jsonl,each=1",)) == 2
+    assert "each held-out request itself" in capsys.readouterr().err

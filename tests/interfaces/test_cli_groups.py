@@ -91,5 +91,5 @@ def test_presets_of_attacks_are_listed(capsys):
     found = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert found["pgd-32"]["steps"] == 40 and found["templates"]["tries"] >= 50
     for name, kind in WORD_ATTACKS.items():
-        assert name in shown and kind.source in " ".join(shown.split())
-        assert found[name]["about"] and found[name]["changes"] == kind.stage
+        assert name in shown and found[name]["about"] and found[name]["source"] == kind.source
+        assert (found[name]["changes"], found[name]["searched"]) == (kind.stage, kind.through)

@@ -12,12 +12,18 @@ it. Here is what attacks share; `word_attacks` lists them. Not here: answering a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, get_args
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from care.data.example import Example, Suite
 from care.errors import UsageError
+from care.models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from care.defenses.base import Defense
+    from care.models.vlm import VLM
 
 Stage = Literal["template", "suffix", "turns", "opening", "picture", "draw"]
 """What a change is of, in the order in which changes are put one upon the other."""
@@ -37,6 +43,20 @@ class Variant:
 
     change: Callable[[Example], Example]
     """From the plain request to the one that is asked; id and suite are set by the attack."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """Where an attack that searches its variants does so."""
+
+    folder: Path
+    """What is found goes there, and checkpoints."""
+    model: ModelSpec = ModelSpec()
+    """The model that is attacked."""
+    seed: int = 0
+    """Seed of everything random."""
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    """What `care.models.identity` says of the model."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +83,32 @@ class WordAttack:
         return len(self.variants())
 
     def variants(self) -> list[Variant]:
-        """Its variants; of one that searches, what `search` has found."""
+        """Its variants, where they are the same for every defense."""
+        raise NotImplementedError
+
+    def optimised_on(self, of: Search) -> list[Example]:
+        """Requests that a search optimises on, which must not be held out."""
+        return []
+
+    def search(
+        self, vlm: VLM, defense: Defense | None, held_out: Suite, of: Search, progress: Any = None
+    ) -> None:
+        """Search variants on a defense, None for the bare model, and write them into a folder.
+
+        `progress` gets steps done before, steps done since, and the loss.
+        """
+        raise NotImplementedError
+
+    def search_steps(self, held_out: Suite) -> int:
+        """How many steps a search takes on each defense."""
+        return 0
+
+    def loss_in(self, folder: Path) -> float:
+        """The loss that a search has come to, in a folder."""
+        raise NotImplementedError
+
+    def found(self, folder: Path) -> list[Variant]:
+        """The variants that a search has written into a folder."""
         raise NotImplementedError
 
 

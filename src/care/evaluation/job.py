@@ -44,7 +44,15 @@ from care.evaluation.runner import evaluate as answer_and_judge
 from care.evaluation.scorecard import scorecard
 from care.evaluation.scores import RepairLeaks, RunFacts, Scorecard
 from care.evaluation.suites import chosen_suites
-from care.evaluation.words import temperature_of, word_requests, word_suites
+from care.evaluation.words import (
+    check_word_goals,
+    found_suites,
+    plain_suites,
+    search_words,
+    suites_of,
+    word_requests,
+    word_threats,
+)
 from care.judges.labels import LabelReport, read_labels, with_labels
 from care.judges.refusal import certainly_refused
 from care.judges.registry import check_judge, load_judge, needs_images
@@ -78,15 +86,16 @@ def evaluate(job: EvaluationConfig, progress: Bar | None = None) -> Scorecard:
     leaking = repair_leaks(repairs, tested, job.allow_leaks)
     if not job.allow_leaks:
         check_goals(job.attacks, job.model, job.run.seed, requests)
+        check_word_goals(job.words, job.model, job.run.seed, asked)
         refuse_leaks([fitted_suite(name) for name in job.fitted_on], tested)
     with Run(job.run.out, resume=job.run.resume, config=job.config()) as run:
-        words = word_suites(job.words, asked)
+        words = plain_suites(job.words, asked)
         run.pin("suites", {suite.name: suite_digest(suite) for suite in (*tested, *words)})
         run.pin("repairs", {name: _digest_of(path) for name, path in repairs.items()})
         suites = [*suites, *words]
         _record(run, job, suites, leaking)
         rules = rules_for(job.model)
-        suites = _answer(job, run, suites, requests, rules, progress)
+        suites = _answer(job, run, suites, requests, asked, rules, progress)
         gc.collect()  # the model makes room for the judges
         pictures = {(s.name, e.id): e for s in suites for e in s}
         return _judge_and_tabulate(
@@ -151,7 +160,8 @@ def asked_suites(path: Path, config: Mapping[str, Any], seen: Sequence[str]) -> 
     attacks, words = image_attacks(adaptive), words_asked(adaptive)
     requests = held_out(attacks, named, limit, seed)
     made = image_suites(attacks, path, _defenses(config), requests)
-    made += word_suites(words, word_requests(words, named, limit, seed))
+    asked = word_requests(words, named, limit, seed)
+    made += plain_suites(words, asked) + found_suites(words, path, _defenses(config), asked)
     ours = {suite.name for suite in made}
     names = [*named, *config.get("utility", ())]
     names = names or [name for name in dict.fromkeys(seen) if name not in ours]
@@ -171,25 +181,30 @@ def _answer(
     run: Run,
     suites: Sequence[Suite],
     requests: Sequence[Suite],
+    asked: Sequence[Suite],
     rules: RulesJudge,
     progress: Bar | None,
 ) -> list[Suite]:
-    """Answer all suites and the held-out `requests` beside the image attacks' pictures; returns
-    every suite that was asked."""
+    """Answer all suites, the held-out `requests` beside the image attacks' pictures and those
+    `asked` by attacks in words; returns every suite that was asked."""
     attacks, places = job.attacks, job.defenses
     vlm = load_pinned(run, job.model.name, job.model.load)
     defenses = [
         (name, None if path is None else load_defense(path, vlm)) for name, path in places.items()
     ]
     make_images(attacks, places, run, job.model, job.run.seed, vlm, progress)
+    search_words(job.words, asked, places, run, job.model, job.run.seed, vlm, progress)
     made = image_suites(attacks, run.path, list(places), requests)
+    made += found_suites(job.words, run.path, list(places), asked)
     run.pin("suites", {suite.name: suite_digest(suite) for suite in made})
     facts = {suite.name: suite.facts() for suite in made}
     run.record(suites=run.manifest["suites"] | facts)
     suites = [*suites, *made]
+    drawn = suites_of(job.words, list(places))
     by_temperature: dict[float, list[Suite]] = {}
     for suite in suites:
-        by_temperature.setdefault(temperature_of(job.words, suite), []).append(suite)
+        temperature = drawn[suite.name].attack.draws if suite.name in drawn else 0.0
+        by_temperature.setdefault(temperature, []).append(suite)
     with run.stage("evaluation"):
         for temperature, some in by_temperature.items():
             answer_and_judge(
@@ -259,17 +274,19 @@ def _scorecard(
         raise DataError(f"The run in {run.path} holds no judged answers; evaluate first.")
     accuracies = {report.judge: report.counts for report in reports}
     config = run.manifest["config"]
-    adaptive = config.get("adaptive", ())
+    adaptive, defenses = config.get("adaptive", ()), _defenses(config)
+    words = words_asked(adaptive)
     card = scorecard(
         rows,
         verdicts.all(),
         primary=names[0] if names else RULES,
         margin=margin,
         accuracies=accuracies,
-        tried={one.name: one for one in words_asked(adaptive)},
+        tried=suites_of(words, defenses),
         seed=seed,
     )
-    found = threats(image_attacks(adaptive), run.path, _defenses(config), card.suites)
+    found = threats(image_attacks(adaptive), run.path, defenses, card.suites)
+    found += word_threats(words, run.path, defenses, card.suites)
     facts = from_tree(RunFacts, run.manifest, strict=False, what="The manifest of the run")
     return replace(
         card,

@@ -4,7 +4,7 @@
       suites        SuiteScores → DefenseScores, one for each defense
       comparisons   DefenseEffect: a defense against the bare model on one suite
       judges        JudgeRate, by judge;   agreement  of every two;   labels  against hands
-      pictures      PictureShare;   threats  Threat: an image that knows a defense, or doesn't
+      pictures      PictureShare;   threats  Threat: an attack that knows a defense, or doesn't
       tries         Tries: an attack that asks each request in several variants
       run           RunFacts of the manifest, with RepairLeaks
 
@@ -204,26 +204,29 @@ class PictureShare:
 
 @dataclass(frozen=True)
 class Threat:
-    """An image attack and a defense: the image that doesn't know it, and the one that does."""
+    """A searched attack and a defense: what was made without knowing it, and through it.
+
+    What is made is an image or, of an attack in words, a suffix.
+    """
 
     attack: str
     """Name of the attack."""
     defense: str
     """Name of the defense."""
     steps: Count
-    """Steps of the optimisation."""
+    """Steps of the optimisation, or of the search."""
     epsilon: float | None
-    """Largest change of a pixel; none where it is unbounded."""
+    """Largest change of a pixel; none where it is unbounded, and of words."""
     loss_undefended: float
-    """Loss of the image made against the bare model."""
+    """Loss of what was made against the bare model."""
     loss_adaptive: float
-    """Loss of the image made against the defense."""
+    """Loss of what was made against the defense."""
     undefended: DefenseScores | None
-    """Figures of the first image on the bare model."""
+    """Figures of the first on the bare model."""
     transfer: DefenseScores | None
-    """Figures of the first image under the defense, which it doesn't know."""
+    """Figures of the first under the defense, which it doesn't know."""
     adaptive: DefenseScores | None
-    """Figures of the second image under the defense, which it knows."""
+    """Figures of the second under the defense, which it knows."""
 
 
 @dataclass(frozen=True)
@@ -338,7 +341,7 @@ class Scorecard:
     labels: tuple[LabelReport, ...] = ()
     """Agreement of the judges with labels by hand."""
     threats: tuple[Threat, ...] = ()
-    """Image attacks that know the defense, beside those that don't."""
+    """Attacks that know the defense, beside those that don't."""
     tries: tuple[Tries, ...] = ()
     """Attacks that ask each request in several variants."""
     run: RunFacts = RunFacts()

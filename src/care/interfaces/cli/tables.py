@@ -34,7 +34,7 @@ def show(card: Scorecard) -> None:
     _show_unjudged(card.suites)
     _show_published(card.suites)
     if card.threats:
-        print("\nImage attacks that don't know the defense (transfer), and that do (adaptive).")
+        print("\nAttacks that don't know the defense (transfer), and that do (adaptive).")
         _show_threats(card.threats)
     if card.tries:
         print("\nAttacks that try each request in several variants: the best of n, any harmful.")

@@ -78,5 +78,5 @@ def list_attacks(as_json: AsJson = False) -> None:
     )
     print_table(["preset", "loss", "method", "radius", "steps"], cells)
     print("\nIn words, for care evaluate --adaptive:")
-    shown = ([str(row[key]) for key in ("name", "about", "tries", "source")] for row in words)
-    print_table(["attack", "what", "tries", "source"], shown)
+    shown = ([str(row[key]) for key in ("name", "tries", "about")] for row in words)
+    print_table(["attack", "tries", "what"], shown)
