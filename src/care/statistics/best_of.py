@@ -36,7 +36,7 @@ def best_of(successes: int, tries: int, n: int) -> float:
 def mean_best_of(
     successes: Sequence[int],
     tries: Sequence[int],
-    goals: Sequence[object],
+    goals: Sequence[str],
     n: int,
     seed: int = 0,
 ) -> Interval:
