@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from care.errors import ArtefactError, DataError, UsageError
 from care.models.sites import Site
-from care.statistics.intervals import Correlation, Interval
+from care.statistics.correlation import Correlation
+from care.statistics.intervals import Interval
 from care.typed import (
     HIDDEN,
     WHEN_SET,

@@ -16,8 +16,16 @@ from care.attacks.words import WordAttack
 from care.errors import UsageError
 from care.models.spec import ModelSpec
 from care.models.thoughts import known_tags
-from care.runs.options import MANY, MAX_BATCH, check_file_name, named_options
-from care.runs.settings import FILE, Between, Said, check_bounds
+from care.runs.settings import (
+    FILE,
+    MANY,
+    MAX_BATCH,
+    Between,
+    Said,
+    check_bounds,
+    check_file_name,
+    named_options,
+)
 from care.runs.spec import RunSpec
 
 UNDEFENDED = "none"

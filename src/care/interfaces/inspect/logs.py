@@ -27,9 +27,9 @@ from care.interfaces.inspect.shared import require_inspect
 from care.models.spec import ModelSpec
 from care.runs.files import storage_errors
 from care.runs.manifest import MANIFEST, read_manifest
-from care.runs.options import MAX_NAME
 from care.runs.rows import Row
 from care.runs.run import ROWS
+from care.runs.settings import MAX_NAME
 
 
 class _Run(NamedTuple):
