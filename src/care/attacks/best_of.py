@@ -13,7 +13,7 @@ from typing import ClassVar
 from care.attacks.words import Stage, Variant, WordAttack
 from care.data.example import Example
 from care.errors import UsageError
-from care.runs.options import require
+from care.runs.settings import require
 
 
 @dataclass(frozen=True)

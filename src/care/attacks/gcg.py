@@ -21,8 +21,8 @@ from care.data.example import Example, Suite
 from care.data.small_world.suites import OPENING
 from care.errors import UsageError
 from care.runs.files import config_digest, to_json, write_whole
-from care.runs.options import MANY, require
 from care.runs.reading import read_json
+from care.runs.settings import MANY, require
 from care.runs.shapes import NUMBER, check
 from care.runs.spec import RunSpec
 
