@@ -5,12 +5,14 @@ from dataclasses import replace
 import pytest
 
 from care.attacks.best_of import BestOf
+from care.attacks.joined import Part, joins_of, strongest
 from care.attacks.many_shot import SHOTS, after, invented
 from care.attacks.openings import OPENINGS, with_opening
 from care.attacks.templates import Templates
 from care.attacks.word_attacks import WORD_ATTACKS, word_attack
 from care.attacks.words import (
     STAGES,
+    Variant,
     asked,
     composed,
     cost,
@@ -57,6 +59,41 @@ def test_what_is_searched_on_each_defense_is_shown_to_all():
     assert cost(attack, REQUESTS, 3) == 2 * 3 * 3 and attack.tries == 1
     assert attack.search_steps(REQUESTS) == 3
     assert word_attack("gcg", {"steps": "3", "each": "1"}).search_steps(REQUESTS) == 6
+
+
+def part(stage, name, wins):
+    return Part(stage, Variant(name, lambda e: replace(e, prompt=f"{e.prompt} {name}")), wins)
+
+
+def test_the_strongest_part_is_what_worked_on_the_request_and_then_on_most():
+    parts = [
+        part("template", "t1", {"a": False, "b": True, "c": True}),
+        part("template", "t2", {"a": True, "b": False, "c": False}),
+        part("opening", "o1", {"a": False, "b": False}),
+        part("opening", "o2", {"a": False, "b": True}),
+        part("draw", "s1", {"a": True}),
+    ]
+
+    def names(request):
+        return {stage: one.variant.name for stage, one in strongest(parts, request).items()}
+
+    assert names("a") == {"template": "t2", "opening": "o2"}
+    assert names("b") == {"template": "t1", "opening": "o2"}
+    assert names("unasked") == {"template": "t1", "opening": "o2"}
+    assert Part("suffix", parts[0].variant, {}).share == 0
+
+
+def test_all_stages_are_joined_and_all_but_each():
+    three = {stage: part(stage, stage, {}).variant for stage in ("opening", "template", "suffix")}
+    found = {v.name: v.change(REQUESTS.examples[1]).prompt for v in joins_of(three)}
+    assert found == {
+        "all": "rob a bank template suffix opening",
+        "no-template": "rob a bank suffix opening",
+        "no-suffix": "rob a bank template opening",
+        "no-opening": "rob a bank template suffix",
+    }
+    two = {stage: three[stage] for stage in ("opening", "template")}
+    assert [v.name for v in joins_of(two)] == ["all"]
 
 
 def test_templates_hold_the_goal_and_may_be_fewer():

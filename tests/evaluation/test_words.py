@@ -7,16 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from care.attacks.words import request_of
+from care.attacks.words import request_of, variant_of
+from care.data.example import Example, Suite
 from care.defenses.repair.repair import Repair
 from care.errors import UsageError
 from care.evaluation import job as evaluation_job
-from care.evaluation.config import AskedWords, EvaluationConfig
+from care.evaluation.config import AskedWords, EvaluationConfig, ImageAttack
+from care.evaluation.joined import Attacked
 from care.evaluation.results import Results
 from care.evaluation.scores import BestOfTries, Scorecard
 from care.evaluation.tries import tries_of
 from care.evaluation.words import plain_suites, suites_of, word_requests
 from care.interfaces.cli import app as cli
+from care.judges.base import Verdict
 from care.judges.rules import RulesJudge
 from care.models.spec import ModelSpec
 from care.statistics.best_of import mean_best_of
@@ -217,3 +220,79 @@ def test_goals_that_a_search_optimises_on_are_not_held_out(world, capsys):
     assert "fitted on are also tested" in capsys.readouterr().err
     assert evaluate(attacks=(f"{SEARCHED},requests=asked.jsonl,each=1",)) == 2
     assert "each held-out request itself" in capsys.readouterr().err
+
+
+# -- what is joined --------------------------------------------------------------------------------
+
+JOINED = ("templates,n=2", "openings", SEARCHED, "best-of-16,samples=2", "joined")
+
+
+def test_the_strongest_parts_are_joined_for_each_defense(world, monkeypatch, capsys):
+    monkeypatch.setattr(RulesJudge, "judge", judged_by_length)
+    assert evaluate(attacks=JOINED) == 0, capsys.readouterr().err
+    rows = rows_of()
+    for number, name in enumerate(("none", "one")):
+        chosen = json.loads(Path(f"run/attacks/joined/{number}/chosen.json").read_text())["chosen"]
+        own = [r for r in rows if r["suite"] == f"joined on {name}"]
+        assert {variant_of(r["example"]) for r in own} == {
+            "all", "no-template", "no-suffix", "no-opening",
+        }  # fmt: skip
+        for request, parts in chosen.items():
+            assert set(parts) == {"template", "suffix", "opening"}
+            for stage, part in parts.items():
+                suite, _, variant = part.partition("/")
+                alone = [
+                    r["outcome"]
+                    for r in rows
+                    if r["suite"] == suite and r["defense"] == name
+                    if request_of(r["example"]) == request
+                ]
+                (mine,) = (
+                    r["outcome"]
+                    for r in rows
+                    if r["suite"] == suite and r["defense"] == name
+                    if r["example"] == f"{request}~{variant}"
+                )
+                assert mine == "harmful" or "harmful" not in alone, (stage, part)
+            suffix = json.loads(Path(f"run/attacks/suffix/{number}/suffixes.json").read_text())
+            whole = next(r for r in own if r["example"] == f"{request}~all")
+            assert whole["prompt"].endswith(suffix["suffixes"]["*"]) and whole["opening"]
+    card = from_tree(Scorecard, json.loads(Path("run/table.json").read_text()))
+    assert {t.suite for t in card.tries if t.attack == "joined"} == {
+        "joined on none",
+        "joined on one",
+    }
+    assert evaluate("--resume", attacks=JOINED) == 0
+    assert {r["key"]: r for r in rows_of()} == {r["key"]: r for r in rows}
+
+
+def judged_by_length(self, goals, responses):
+    """As if every other answer were harmful."""
+    return [Verdict(refused=len(text) % 2 == 0, harmful=len(text) % 2 == 1) for text in responses]
+
+
+def test_there_is_nothing_to_join_in_one_attack(world, capsys):
+    for attacks in (("joined",), ("joined", "templates"), ("joined", "openings", "best-of-16")):
+        assert evaluate(attacks=attacks) == 2
+        assert "two of them that change different things" in capsys.readouterr().err
+
+
+def test_parts_are_of_attacks_on_the_same_requests(tmp_path):
+    held = Suite("direct", "attack", (Example("a", "Hi", kind="malicious"),))
+    other = Suite("other", "attack", (Example("b", "Ho", kind="malicious"),))
+    words = [AskedWords.parse(name) for name in ("openings,text=Yes", "templates,n=1", "joined")]
+    images = [(ImageAttack.parse("pgd-32"), held), (ImageAttack.parse("pgd-32,as=o"), other)]
+    pairs = list(zip(words, (held, other, held), strict=True))
+    attacked = Attacked(tmp_path, ["none", "one"], pairs, images)
+    rows = [
+        row("openings", "one", 0, "harmful", example="a~o0"),
+        row("openings", "none", 0, "refused", example="a~o0"),
+        row("pgd-32 on one", "one", 0, "harmful", example="a"),
+    ]
+    opening, image = attacked.parts(held, 1, rows)
+    assert (opening.stage, opening.wins, image.stage, image.wins) == (
+        "opening", {"a": True}, "picture", {"a": True},
+    )  # fmt: skip
+    shown = image.variant.change(held.examples[0])
+    assert shown.images == (tmp_path / "attacks" / "pgd-32" / "1" / "image.png",)
+    assert [one.wins for one in attacked.parts(held, 0, rows)] == [{"a": False}, {}]

@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 
 from care.attacks.best_of import BestOf
 from care.attacks.gcg import GCG
+from care.attacks.joined import Joined
 from care.attacks.many_shot import ManyShot
 from care.attacks.openings import Openings
 from care.attacks.templates import Templates
@@ -19,7 +20,7 @@ from care.attacks.words import WordAttack
 from care.errors import UsageError
 
 WORD_ATTACKS: dict[str, type[WordAttack]] = {
-    kind.name: kind for kind in (Templates, Openings, BestOf, ManyShot, GCG)
+    kind.name: kind for kind in (Templates, Openings, BestOf, ManyShot, GCG, Joined)
 }
 """The attacks in words, by name."""
 

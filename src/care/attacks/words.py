@@ -71,6 +71,8 @@ class WordAttack:
     """What its variants change."""
     through: ClassVar[bool] = False
     """Whether its variants are searched on each defense, and not the same for all."""
+    joins: ClassVar[bool] = False
+    """Whether its variants are those of other attacks, put together once they are judged."""
 
     @property
     def draws(self) -> float:

@@ -224,6 +224,13 @@ class EvaluationConfig:
                 f"two attacks have one name in {', '.join(names)}; give one another with as=NAME"
             )
 
+        stages = {one.attack.stage for one in self.words if not one.attack.joins} - {"draw"}
+        if any(one.attack.joins for one in self.words) and len(stages) + bool(self.attacks) < 2:
+            raise UsageError(
+                "joined puts together what other attacks change; ask for two of them that change "
+                "different things, such as templates and openings"
+            )
+
     @property
     def attacks(self) -> list[ImageAttack]:
         """The image attacks; UsageError for one that can't be read."""

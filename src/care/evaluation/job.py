@@ -15,7 +15,7 @@ from __future__ import annotations
 import gc
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,16 @@ from care.evaluation.adaptive import check_goals, held_out, image_suites, make_i
 from care.evaluation.config import (
     RULES,
     UNDEFENDED,
+    AskedWords,
     EvaluationConfig,
+    ImageAttack,
     JudgingSpec,
     RejudgeConfig,
     defense_names,
     image_attacks,
     words_asked,
 )
+from care.evaluation.joined import Attacked, choose, joined_suites
 from care.evaluation.leak_check import refuse_leaks, repair_leaks
 from care.evaluation.rejudge import open_verdicts, record_identity, rejudge
 from care.evaluation.results import Results
@@ -162,6 +165,7 @@ def asked_suites(path: Path, config: Mapping[str, Any], seen: Sequence[str]) -> 
     made = image_suites(attacks, path, _defenses(config), requests)
     asked = word_requests(words, named, limit, seed)
     made += plain_suites(words, asked) + found_suites(words, path, _defenses(config), asked)
+    made += joined_suites(_attacked(path, _defenses(config), words, asked, attacks, requests))
     ours = {suite.name for suite in made}
     names = [*named, *config.get("utility", ())]
     names = names or [name for name in dict.fromkeys(seen) if name not in ours]
@@ -196,32 +200,60 @@ def _answer(
     search_words(job.words, asked, places, run, job.model, job.run.seed, vlm, progress)
     made = image_suites(attacks, run.path, list(places), requests)
     made += found_suites(job.words, run.path, list(places), asked)
-    run.pin("suites", {suite.name: suite_digest(suite) for suite in made})
-    facts = {suite.name: suite.facts() for suite in made}
-    run.record(suites=run.manifest["suites"] | facts)
+    _made(run, made)
     suites = [*suites, *made]
     drawn = suites_of(job.words, list(places))
+
+    def ask(some: Sequence[Suite], temperature: float) -> None:
+        answer_and_judge(
+            vlm,
+            some,
+            defenses,
+            judge=rules,
+            run=run,
+            seed=job.run.seed,
+            batch_size=job.batch,
+            max_new_tokens=job.answer_length,
+            stop=certainly_refused if job.cuts_refusals else None,
+            temperature=temperature,
+            progress=progress,
+        )
+
     by_temperature: dict[float, list[Suite]] = {}
     for suite in suites:
         temperature = drawn[suite.name].attack.draws if suite.name in drawn else 0.0
         by_temperature.setdefault(temperature, []).append(suite)
     with run.stage("evaluation"):
         for temperature, some in by_temperature.items():
-            answer_and_judge(
-                vlm,
-                some,
-                defenses,
-                judge=rules,
-                run=run,
-                seed=job.run.seed,
-                batch_size=job.batch,
-                max_new_tokens=job.answer_length,
-                stop=certainly_refused if job.cuts_refusals else None,
-                temperature=temperature,
-                progress=progress,
-            )
+            ask(some, temperature)
+        attacked = _attacked(run.path, places, job.words, asked, attacks, requests)
+        if attacked.joining():
+            choose(attacked, run)
+            joined = joined_suites(attacked)
+            _made(run, joined)
+            ask(joined, 0.0)
+            suites = [*suites, *joined]
     record_identity(run, rules)
     return suites
+
+
+def _made(run: Run, suites: Sequence[Suite]) -> None:
+    """Hold the run to suites that were made in it, and tell what they are."""
+    run.pin("suites", {suite.name: suite_digest(suite) for suite in suites})
+    facts = {suite.name: suite.facts() for suite in suites}
+    run.record(suites=run.manifest["suites"] | facts)
+
+
+def _attacked(
+    path: Path,
+    defenses: Iterable[str],
+    words: Sequence[AskedWords],
+    asked: Sequence[Suite],
+    images: Sequence[ImageAttack],
+    requests: Sequence[Suite],
+) -> Attacked:
+    pairs = list(zip(words, asked, strict=True)), list(zip(images, requests, strict=True))
+    return Attacked(path, list(defenses), *pairs)
 
 
 def _judge_and_tabulate(

@@ -73,7 +73,7 @@ def search_words(
 ) -> None:
     """Search what isn't there yet of every attack that searches, on every defense."""
     for one, held in zip(words, requests, strict=True):
-        if not one.attack.through:
+        if one.attack.joins or not one.attack.through:
             continue
         places = folders(run.path, one, defenses)
         for (name, path), folder in zip(defenses.items(), places, strict=True):
@@ -99,7 +99,7 @@ def found_suites(
     return [
         asked(one.attack, held, suite_name(one, name), one.attack.found(folder))
         for one, held in zip(words, requests, strict=True)
-        if one.attack.through
+        if one.attack.through and not one.attack.joins
         for name, folder in zip(defenses, folders(path, one, defenses), strict=True)
     ]
 
@@ -125,7 +125,7 @@ def word_threats(
     cells = {suite.name: suite.defenses for suite in suites}
     found: list[Threat] = []
     for one in words:
-        if not one.attack.through:
+        if one.attack.joins or not one.attack.through:
             continue
         bare = cells.get(suite_name(one, UNDEFENDED), {})
         losses = [one.attack.loss_in(folder) for folder in folders(path, one, defenses)]
