@@ -6,12 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from care.data.example import Example
-from care.diagnosis.token_attribution import (
-    sink_mask,
-    text_scores,
-    token_scores,
-    visual_scores,
-)
+from care.diagnosis.token_attribution import sink_mask, text_scores, token_scores, visual_scores
 from care.errors import FitError, UsageError
 from care.models.sites import Site
 from kit import tiny
@@ -65,14 +60,13 @@ def test_sinks_are_found() -> None:
         sink_mask(tokens, factor=1.0)
 
 
-def test_a_few_attacks_with_pictures_of_each_suite_are_scored() -> None:
+def test_a_few_attacks_with_pictures_of_each_suite_are_scored(vlm) -> None:
     def made(i: int, kind: str = "malicious", pictured: bool = True) -> Example:
         images = (tiny.picture(i),) if pictured else ()
         prompt = f"how to make {i} things?"
         return Example(id=str(i), prompt=prompt, images=images, kind=kind, suite="ab"[i % 2])
 
     asked = [made(0, pictured=False), made(1, "benign"), *(made(i) for i in range(2, 9))]
-    vlm = tiny.tiny_vlm()
     found = token_scores(vlm, asked, Site(1, "layer_out"))
     assert [item.example.id for item in found] == ["2", "4", "3", "5"]
     for item in found:

@@ -228,7 +228,7 @@ JOINED = ("templates,n=2", "openings", SEARCHED, "best-of-16,samples=2", "joined
 
 
 def test_the_strongest_parts_are_joined_for_each_defense(world, monkeypatch, capsys):
-    monkeypatch.setattr(RulesJudge, "judge", judged_by_length)
+    monkeypatch.setattr(RulesJudge, "__call__", judged_by_length)
     assert evaluate(attacks=JOINED) == 0, capsys.readouterr().err
     rows = rows_of()
     for number, name in enumerate(("none", "one")):
@@ -268,7 +268,8 @@ def test_the_strongest_parts_are_joined_for_each_defense(world, monkeypatch, cap
 
 def judged_by_length(self, goals, responses):
     """As if every other answer were harmful."""
-    return [Verdict(refused=len(text) % 2 == 0, harmful=len(text) % 2 == 1) for text in responses]
+    odd = [len(text) % 2 == 1 for text in responses]
+    return [Verdict(refused=not one, degenerate=False, on_goal=one) for one in odd]
 
 
 def test_there_is_nothing_to_join_in_one_attack(world, capsys):

@@ -23,8 +23,8 @@ from care.errors import UsageError
 from care.runs.files import config_digest, to_json, write_whole
 from care.runs.reading import read_json
 from care.runs.settings import MANY, require
-from care.runs.shapes import NUMBER, check
 from care.runs.spec import RunSpec
+from care.typed import from_tree, to_tree
 
 if TYPE_CHECKING:
     from care.defenses.base import Defense
@@ -36,7 +36,19 @@ FILE = "suffixes.json"
 ALL = "*"
 """Stands for every request among the suffixes."""
 
-_SHAPE = {"made_of": {str: str}, "suffixes": {str: str}, "loss": NUMBER, "steps": int}
+
+@dataclass(frozen=True, kw_only=True)
+class SuffixFacts:
+    """What suffixes.json holds."""
+
+    made_of: dict[str, str]
+    """Digests of the model, the defense, the requests and the settings."""
+    steps: int
+    """Steps of each search."""
+    loss: float
+    """Mean loss of the suffixes under the defense that they were searched on."""
+    suffixes: dict[str, str]
+    """What is appended, by the id of the request; `*` is for all."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +149,9 @@ class GCG(WordAttack):
             )
             suffixes[examples[group[0]].id if self.each else ALL] = found.text
             losses.append(found.loss)
-        facts = {"made_of": told, "suffixes": suffixes, "steps": self.steps}
-        facts["loss"] = sum(losses) / len(losses)
-        write_whole(of.folder / FILE, to_json(facts, indent=1) + "\n")
+        mean = sum(losses) / len(losses)
+        facts = SuffixFacts(made_of=told, steps=self.steps, loss=mean, suffixes=suffixes)
+        write_whole(of.folder / FILE, to_json(to_tree(facts), indent=1) + "\n")
         return None
 
     def search_steps(self, held_out: Suite) -> int:
@@ -148,11 +160,11 @@ class GCG(WordAttack):
 
     def loss_in(self, folder: Path) -> float:
         """Mean loss of the suffixes in a folder, under the defense they were searched on."""
-        return float(suffixes_in(folder)["loss"])
+        return suffixes_in(folder).loss
 
     def found(self, folder: Path) -> list[Variant]:
         """The requests with the suffixes in a folder."""
-        return [Variant("g", partial(_appended, suffixes_in(folder)["suffixes"]))]
+        return [Variant("g", partial(_appended, suffixes_in(folder).suffixes))]
 
     def _asked(self, of: Search, held_out: Suite | None) -> tuple[list[Example], list[str]]:
         from care.attacks.job import TARGET, requests_of
@@ -173,12 +185,11 @@ class GCG(WordAttack):
         return [examples[place] for place in places], [targets[place] for place in places]
 
 
-def suffixes_in(folder: Path) -> dict[str, Any]:
+def suffixes_in(folder: Path) -> SuffixFacts:
     """The facts in a folder of suffixes; DataError for what care doesn't write there."""
     todo = "delete it and resume to search again"
     facts = read_json(folder / FILE, "suffixes", otherwise=todo)
-    check(facts, _SHAPE, str(folder / FILE), todo)
-    return facts
+    return from_tree(SuffixFacts, facts, strict=False, what=str(folder / FILE), todo=todo)
 
 
 def _appended(suffixes: Mapping[str, str], example: Example) -> Example:
@@ -187,7 +198,7 @@ def _appended(suffixes: Mapping[str, str], example: Example) -> Example:
 
 
 def _check_made_of(folder: Path, told: Mapping[str, str]) -> None:
-    kept = suffixes_in(folder)["made_of"]
+    kept = suffixes_in(folder).made_of
     differing = [key for key, value in told.items() if kept.get(key) != value]
     if differing:
         raise UsageError(

@@ -41,15 +41,13 @@ from care.models.identity import parameters_digest
 from care.models.vlm import VLM
 from care.runs.files import to_json, write_whole
 from care.runs.reading import read_json
-from care.runs.shapes import NUMBER, check
+from care.typed import from_tree, to_tree
 
 SAVE_EVERY = 5
 """Steps between two checkpoints."""
 
 StepProgress = Callable[[int, float], None]
 """Called with the number of steps done and the least loss so far."""
-
-_STATE = {"digest": str, "now": [int], "best": [int], "least": NUMBER, "losses": [NUMBER]}
 
 
 @dataclass(frozen=True)
@@ -71,9 +69,23 @@ class _State:
     """Everything that a step changes."""
 
     now: list[int]
+    """Tokens of the suffix that the next step begins with."""
     best: list[int]
+    """Tokens of the suffix with the least loss."""
     least: float
+    """Its loss."""
     losses: tuple[float, ...] = ()
+    """Loss of the suffix that each step began with."""
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """What a checkpoint holds."""
+
+    digest: str
+    """SHA-256 of what is searched."""
+    state: _State
+    """How far the search has come."""
 
 
 def search_suffix(
@@ -299,20 +311,20 @@ def _read(path: Path | None, digest: str) -> _State | None:
     if path is None or not path.exists():
         return None
     todo = "delete it to search anew"
-    found = read_json(path, "checkpoint of a suffix", otherwise=todo, error=ArtefactError)
-    check(found, _STATE, str(path), todo)
-    if found["digest"] != digest:
+    tree = read_json(path, "checkpoint of a suffix", otherwise=todo, error=ArtefactError)
+    found = from_tree(_Checkpoint, tree, what=str(path), todo=todo, error=ArtefactError)
+    if found.digest != digest:
         raise UsageError(
             f"The checkpoint {path} is of another search (another model, defense, request or "
             "setting); choose another folder."
         )
-    return _State(found["now"], found["best"], found["least"], tuple(found["losses"]))
+    return found.state
 
 
 def _save(path: Path | None, state: _State, digest: str) -> int:
     """Write the state; the number of steps that it holds."""
     if path is not None:
-        write_whole(path, to_json({"digest": digest, **asdict(state)}) + "\n")
+        write_whole(path, to_json(to_tree(_Checkpoint(digest, state))) + "\n")
     return len(state.losses)
 
 

@@ -34,15 +34,17 @@ from care.evaluation.config import (
     ImageAttack,
     JudgingSpec,
     RejudgeConfig,
+    StoredConfig,
     defense_names,
     image_attacks,
+    read_config,
     words_asked,
 )
 from care.evaluation.joined import Attacked, choose, joined_suites
 from care.evaluation.leak_check import refuse_leaks, repair_leaks
 from care.evaluation.rejudge import open_verdicts, record_identity, rejudge
 from care.evaluation.results import Results
-from care.evaluation.row_shapes import ROW
+from care.evaluation.rows import JudgedRow, check_rows
 from care.evaluation.runner import evaluate as answer_and_judge
 from care.evaluation.scorecard import scorecard
 from care.evaluation.scores import RepairLeaks, RunFacts, Scorecard
@@ -67,7 +69,6 @@ from care.runs.manifest import MANIFEST
 from care.runs.progress import Bar
 from care.runs.rows import Row, Rows
 from care.runs.run import ROWS, Run, copy_run
-from care.runs.shapes import check_rows
 from care.typed import from_tree, to_tree
 
 TABLE = "table.json"
@@ -121,17 +122,16 @@ def rejudge_run(asked: RejudgeConfig, progress: Bar | None = None) -> Scorecard:
         raise UsageError(f"There is no run in {path}; pass the folder of a finished evaluation.")
     path = copy_run(path, asked.out) if asked.out is not None else path
     with Run(path, resume=True) as run:
-        config = run.manifest["config"]
-        if config.get("cuts_refusals", True) and any(not w.startswith(RULES) for w in judges):
+        _facts(run)  # what a table can't be made of shows before answers are judged
+        config = read_config(run.manifest)
+        if config.cuts_refusals and any(not w.startswith(RULES) for w in judges):
             warnings.warn(
                 "The answers of this run end where they refuse; a judge that reads whole answers "
                 "sees less than its protocol says.",
                 stacklevel=1,
             )
         model = ModelSpec(
-            config.get("model"),
-            dtype=config.get("dtype", "auto"),
-            thoughts=tuple(asked.thoughts or config.get("thoughts", ())),
+            config.model, dtype=config.dtype, thoughts=asked.thoughts or config.thoughts
         )
         examples = None
         if any(map(needs_images, judges)):
@@ -143,7 +143,7 @@ def rejudge_run(asked: RejudgeConfig, progress: Bar | None = None) -> Scorecard:
             rules_for(model),
             hand,
             examples,
-            config.get("seed", 0),
+            config.seed,
             asked.retry,
             progress,
         )
@@ -152,29 +152,28 @@ def rejudge_run(asked: RejudgeConfig, progress: Bar | None = None) -> Scorecard:
 # -- suites --------------------------------------------------------------------------------------
 
 
-def asked_suites(path: Path, config: Mapping[str, Any], seen: Sequence[str]) -> list[Suite]:
+def asked_suites(path: Path, config: StoredConfig, seen: Sequence[str]) -> list[Suite]:
     """The suites of a run in the folder `path`, loaded again for who looks at their pictures.
 
     `config` is that of its manifest; the suites that are `seen` in its rows serve where it names
     none.
     """
-    limit, seed = config.get("limit"), config.get("seed", 0)
-    named, adaptive = config.get("suites", ()), config.get("adaptive", ())
-    attacks, words = image_attacks(adaptive), words_asked(adaptive)
+    limit, seed, named = config.limit, config.seed, config.suites
+    attacks, words = image_attacks(config.adaptive), words_asked(config.adaptive)
     requests = held_out(attacks, named, limit, seed)
     made = image_suites(attacks, path, _defenses(config), requests)
     asked = word_requests(words, named, limit, seed)
     made += plain_suites(words, asked) + found_suites(words, path, _defenses(config), asked)
     made += joined_suites(_attacked(path, _defenses(config), words, asked, attacks, requests))
     ours = {suite.name for suite in made}
-    names = [*named, *config.get("utility", ())]
+    names = [*config.suites, *config.utility]
     names = names or [name for name in dict.fromkeys(seen) if name not in ours]
     return [*(load_suite(name, limit=limit, seed=seed) for name in names), *made]
 
 
-def _defenses(config: Mapping[str, Any]) -> list[str]:
+def _defenses(config: StoredConfig) -> list[str]:
     """Names of the bare model and the repairs of a run."""
-    return [UNDEFENDED, *defense_names([Path(path) for path in config.get("repairs", ())])]
+    return [UNDEFENDED, *defense_names([Path(path) for path in config.repairs])]
 
 
 # -- answers and judgements ----------------------------------------------------------------------
@@ -301,13 +300,12 @@ def _scorecard(
     seed: int,
 ) -> Scorecard:
     rows: list[Row] = run.rows()
-    check_rows(rows, ROW, run.path / ROWS)
+    check_rows(JudgedRow, rows, run.path / ROWS)
     if not rows:
         raise DataError(f"The run in {run.path} holds no judged answers; evaluate first.")
     accuracies = {report.judge: report.counts for report in reports}
-    config = run.manifest["config"]
-    adaptive, defenses = config.get("adaptive", ()), _defenses(config)
-    words = words_asked(adaptive)
+    config = read_config(run.manifest)
+    words, defenses = words_asked(config.adaptive), _defenses(config)
     card = scorecard(
         rows,
         verdicts.all(),
@@ -317,16 +315,19 @@ def _scorecard(
         tried=suites_of(words, defenses),
         seed=seed,
     )
-    found = threats(image_attacks(adaptive), run.path, defenses, card.suites)
+    found = threats(image_attacks(config.adaptive), run.path, defenses, card.suites)
     found += word_threats(words, run.path, defenses, card.suites)
-    facts = from_tree(RunFacts, run.manifest, strict=False, what="The manifest of the run")
     return replace(
         card,
         labels=tuple(reports),
         threats=tuple(found),
-        run=facts,
+        run=_facts(run),
         warnings=tuple(_broken(rows)),
     )
+
+
+def _facts(run: Run) -> RunFacts:
+    return from_tree(RunFacts, run.manifest, strict=False, what="The manifest of the run")
 
 
 def _broken(rows: list[Row]) -> list[str]:

@@ -23,12 +23,18 @@ from care.runs.files import to_json, write_whole
 from care.runs.reading import read_json
 from care.runs.rows import Row
 from care.runs.run import Run
-from care.runs.shapes import Kind, check
+from care.typed import from_tree, to_tree
 
 FILE = "chosen.json"
 """Names of the chosen parts, by request."""
 
-_SHAPE: Kind = {"chosen": {str: {str: str}}}
+
+@dataclass(frozen=True)
+class Chosen:
+    """What chosen.json holds."""
+
+    chosen: dict[str, dict[str, str]]
+    """Names of the chosen parts by stage, by the id of the request."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +103,13 @@ def choose(attacked: Attacked, run: Run) -> None:
                 continue
             run.inside(*folder.relative_to(run.path).parts)
             parts = attacked.parts(held, place, rows)
-            chosen = {
+            chosen: dict[str, dict[str, str]] = {
                 request.id: {
                     stage: part.variant.name for stage, part in strongest(parts, request.id).items()
                 }
                 for request in held
             }
-            write_whole(folder / FILE, to_json({"chosen": chosen}, indent=1) + "\n")
+            write_whole(folder / FILE, to_json(to_tree(Chosen(chosen)), indent=1) + "\n")
 
 
 def joined_suites(attacked: Attacked) -> list[Suite]:
@@ -113,8 +119,8 @@ def joined_suites(attacked: Attacked) -> list[Suite]:
         places = folders(attacked.path, one, attacked.defenses)
         for place, (name, folder) in enumerate(zip(attacked.defenses, places, strict=True)):
             path, todo = folder / FILE, "delete it and resume to choose again"
-            facts = read_json(path, "chosen parts", otherwise=todo)
-            check(facts, _SHAPE, str(path), todo)
+            tree = read_json(path, "chosen parts", otherwise=todo)
+            facts = from_tree(Chosen, tree, what=str(path), todo=todo)
             parts = {part.variant.name: part for part in attacked.parts(held, place, ())}
             examples = [
                 example
@@ -126,7 +132,7 @@ def joined_suites(attacked: Attacked) -> list[Suite]:
                     joins_of(
                         {
                             parts[each].stage: parts[each].variant
-                            for each in facts["chosen"][request.id].values()
+                            for each in facts.chosen[request.id].values()
                         }
                     ),
                 )
