@@ -17,7 +17,8 @@ import numpy as np
 
 from care.data.contamination import content
 from care.data.example import Example
-from care.defenses.monitors.fitting import Labelled, MonitorConfig, MonitorFit, Tried, fit_monitor
+from care.defenses.monitors.features import Labelled
+from care.defenses.monitors.fitting import MonitorConfig, MonitorFit, Tried, fit_monitor
 from care.defenses.monitors.monitor import Monitor
 from care.defenses.monitors.reading import Exchange, Reads
 
@@ -90,8 +91,8 @@ def fit_monitors(
     alike = [each for each in choices if _mean(each.missed) < best + _ALIKE]
     taken = min(alike, key=lambda each: (len(each.reads), _mean(each.missed)))
     share = config.false_alarms / len(taken.reads)
-    monitors = [fits["request"].monitor(config.false_alarms)]
-    monitors += [fits[reads].monitor(share) for reads in taken.reads]
+    monitors = [fits["request"].best.monitor(config.request_false_alarms)]
+    monitors += [fits[reads].best.monitor(share) for reads in taken.reads]
     order = [taken, *(each for each in choices if each is not taken)]
     return MonitorsFit(
         tuple(monitors), tuple(order), {reads: fit.tried for reads, fit in fits.items()}
@@ -124,14 +125,14 @@ def _choice(
     judged: Sequence[Labelled],
     config: MonitorConfig,
 ) -> Choice:
-    watching = [fits[each] for each in reads]
-    limits = [fit.monitor(config.false_alarms / len(reads)).threshold for fit in watching]
+    watching = [fits[each].best for each in reads]
+    limits = [each.monitor(config.false_alarms / len(reads)).threshold for each in watching]
     missed: dict[str, list[bool]] = {}
     alarmed: dict[str, list[bool]] = {}
     for place, each in enumerate(judged):
         raised = any(
-            fit.scores.get(place, -np.inf) > limit
-            for fit, limit in zip(watching, limits, strict=True)
+            candidate.scores.get(place, -np.inf) > limit
+            for candidate, limit in zip(watching, limits, strict=True)
         )
         if each.exchange.request.kind == "malicious":
             suite = _suite(each.exchange.request)

@@ -1,13 +1,19 @@
 """A detector: Fisher's discriminant of harmful against harmless, on pooled activations.
 
-With the means m of the harmful families and μ of the harmless kinds, each family and each kind
-counted alike, and the mean scatter within them S,
+With m the mean of the means of the harmful families, μ the mean of those of the harmless kinds k
+with weights v_k, and S the mean scatter within both,
 
     w = C⁻¹ (m − μ) / (m − μ)ᵀ C⁻¹ (m − μ),   C = (1 − γ) S + γ diag(S),   s(h) = wᵀ(h − μ)
 
-so that s is 0 at the mean of what is harmless and 1 at that of what is harmful. It is solved in
-closed form. Scores of the rows it was fitted on flatter it; `crossfit` gives each row the score of
-a detector that hasn't seen its goal. Fisher 1936; shrinkage as in Friedman 1989.
+so that s is 0 at the mean of what is harmless and 1 at that of what is harmful, and ½ as far from
+one as from the other. It is solved in closed form, twice: all kinds weigh the same at first, and
+then as they are hard to tell apart, since it is the hardest kind that sets a threshold,
+
+    v_k ∝ 0.1 + a_k / mean a,    a_k = P(s > t | kind k)
+
+with t above all but the share α of harmless scores. Scores of the rows it was fitted on flatter a
+detector: those in a_k, and what `crossfit` gives, are of one that hasn't seen the row's goal.
+Fisher 1936; shrinkage as in Friedman 1989.
 """
 
 from __future__ import annotations
@@ -29,6 +35,7 @@ FOLDS = 5
 """Parts of a cross-fit."""
 
 _LEAST_ROWS = 4
+_LEAST_WEIGHT = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,15 +70,35 @@ class Detector:
 Families = Mapping[str, FamilyRows]
 """Pooled activations (N, D) of each family or kind, by name."""
 
+Weights = Mapping[str, float]
+"""v of each harmless kind; they need not sum to one."""
 
-def fit_detector(harmful: Families, harmless: Families, shrinkage: float = SHRINKAGE) -> Detector:
-    """The detector of all rows; FitError for too few rows or coordinates that never vary."""
+
+def fit_detector(
+    harmful: Families,
+    harmless: Families,
+    weights: Weights | None = None,
+    shrinkage: float = SHRINKAGE,
+) -> Detector:
+    """The detector of all rows; FitError for too few rows or coordinates that never vary.
+
+    Without `weights` all kinds weigh the same.
+    """
     _check(harmful, harmless)
-    return _fitted(*_parts(harmful, harmless), shrinkage)
+    return _fitted(
+        [rows.x for rows in harmful.values()],
+        [rows.x for rows in harmless.values()],
+        _shares(harmless, weights),
+        shrinkage,
+    )
 
 
 def crossfit(
-    harmful: Families, harmless: Families, shrinkage: float = SHRINKAGE, folds: int = FOLDS
+    harmful: Families,
+    harmless: Families,
+    weights: Weights | None = None,
+    shrinkage: float = SHRINKAGE,
+    folds: int = FOLDS,
 ) -> dict[str, np.ndarray]:
     """Scores (N,) of each family and kind, each row by a detector that hasn't seen its group."""
     _check(harmful, harmless)
@@ -83,22 +110,40 @@ def crossfit(
             [rows.outside(inside[name] == fold) for name, rows in side.items()]
             for side in (harmful, harmless)
         ]
-        detector = _fitted(kept[0], kept[1], shrinkage)
+        detector = _fitted(kept[0], kept[1], _shares(harmless, weights), shrinkage)
         for name, rows in classes.items():
             part = inside[name] == fold
             found[name][part] = detector(rows.x[part])
     return found
 
 
-def _parts(harmful: Families, harmless: Families) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    return [rows.x for rows in harmful.values()], [rows.x for rows in harmless.values()]
+def hardness(
+    harmful: Families, harmless: Families, false_alarms: float, shrinkage: float = SHRINKAGE
+) -> dict[str, float]:
+    """v of each harmless kind, by the share of its scores above all but `false_alarms` of them."""
+    scores = crossfit(harmful, harmless, None, shrinkage)
+    limit = np.quantile(np.concatenate([scores[kind] for kind in harmless]), 1 - false_alarms)
+    above = {kind: float((scores[kind] > limit).mean()) for kind in harmless}
+    mean = max(sum(above.values()) / len(above), 1e-9)
+    return {kind: _LEAST_WEIGHT + share / mean for kind, share in above.items()}
+
+
+def _shares(harmless: Families, weights: Weights | None) -> np.ndarray:
+    found = np.array([1.0 if weights is None else weights[kind] for kind in harmless])
+    return found / found.sum()
 
 
 def _fitted(
-    harmful: Sequence[np.ndarray], harmless: Sequence[np.ndarray], shrinkage: float
+    harmful: Sequence[np.ndarray],
+    harmless: Sequence[np.ndarray],
+    shares: np.ndarray,
+    shrinkage: float,
 ) -> Detector:
-    centres = [_mean_of_means(side) for side in (harmful, harmless)]
-    within = (_scatter_within(harmful) + _scatter_within(harmless)) / 2
+    alike = np.full(len(harmful), 1 / len(harmful))
+    sides = ((harmful, alike), (harmless, shares))
+    centres = [_mean_of_means(side, weights) for side, weights in sides]
+    scatters = [_scatter_within(side, weights) for side, weights in sides]
+    within = (scatters[0] + scatters[1]) / 2
     spread = np.diagonal(within).copy()
     if not (spread > 0).all():
         raise FitError(
@@ -115,17 +160,17 @@ def _fitted(
     return Detector((direction / length).astype(np.float32), centres[1].astype(np.float32))
 
 
-def _mean_of_means(side: Sequence[np.ndarray]) -> np.ndarray:
-    return np.mean([rows.mean(axis=0, dtype=np.float64) for rows in side], axis=0)
+def _mean_of_means(side: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    return weights @ np.array([rows.mean(axis=0, dtype=np.float64) for rows in side])
 
 
-def _scatter_within(side: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean over the families of the scatter about their own means (D, D)."""
+def _scatter_within(side: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    """Weighted mean over the families of the scatter about their own means (D, D)."""
     total = np.zeros((side[0].shape[1],) * 2)
-    for rows in side:
+    for rows, weight in zip(side, weights, strict=True):
         away = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
-        total += away.T @ away / len(rows)
-    return total / len(side)
+        total += weight * (away.T @ away) / len(rows)
+    return total
 
 
 def _check(harmful: Families, harmless: Families) -> None:
