@@ -234,6 +234,8 @@ def test_a_tensor_of_another_shape_is_refused(folder, tensor, shape):
         {"modality": "audio"},
         {"condition": "large"},
         {"n_benign": [1]},
+        {"oblique": "yes"},
+        {"oblique": True},
     ],
     ids=str,
 )
@@ -448,6 +450,19 @@ def test_numbers_under_which_every_answer_is_broken_are_refused(folder, tensor, 
 
     with pytest.raises(ArtefactError, match=r"channel 0.*(length|number) .*at most"):
         load(rewrite(folder, change_tensors=spoil))
+
+
+def test_directions_to_write_along_that_are_no_directions_are_refused(tmp_path):
+    channel = made().channels[0]
+    basis = channel.subspace.basis
+    for write, words in (
+        (basis[:, :2], "shape"),
+        (np.inf * basis, "finite"),
+        (2e9 + basis, "most"),
+    ):
+        wrong = replace(channel, subspace=replace(channel.subspace, write=write))
+        with pytest.raises(ArtefactError, match=words):
+            save(replace(made(), channels=(wrong,)), tmp_path)
 
 
 def test_an_artefact_of_the_first_format_is_refused_with_what_to_do(folder):

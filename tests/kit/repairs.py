@@ -11,7 +11,7 @@ import torch
 
 from care.defenses.repair.channel import Channel
 from care.defenses.repair.gate import Gate
-from care.defenses.repair.subspace import random_subspace
+from care.defenses.repair.subspace import oblique, random_subspace
 from care.models.hooks import edit, read
 from care.models.sites import Site, scope_mask
 from kit import tiny
@@ -33,6 +33,16 @@ def skewed(rank=3, seed=0, **options):
     mix = np.eye(rank) + 0.3 * np.random.default_rng(seed).standard_normal((rank, rank))
     basis = (channel.subspace.basis @ mix).astype(np.float32)
     return replace(channel, subspace=replace(channel.subspace, basis=basis))
+
+
+def slanted(rank=3, seed=0, **options):
+    """A channel whose edit is oblique: it reads along Q and writes along W, with Qᵀ W = I."""
+    channel = made(rank=rank, seed=seed, **options)
+    basis = channel.subspace.basis.astype(np.float64)
+    factor = np.random.default_rng(seed).standard_normal((len(basis), len(basis)))
+    covariance = factor @ factor.T / len(basis) + np.eye(len(basis))
+    write = oblique(basis, covariance @ basis)
+    return replace(channel, subspace=replace(channel.subspace, write=write))
 
 
 def a_gate(count=2, seed=0, width=tiny.WIDTH, thresholds=None, **facts):
@@ -67,15 +77,22 @@ def openness(channel, h):
 def correction(channel, h):
     """c(h) by D × D matrices."""
     q = exact(channel.subspace.basis)
-    step = (h.double() - exact(channel.subspace.mean)) @ (q @ q.T)
+    w = q if channel.subspace.write is None else exact(channel.subspace.write)
+    step = (h.double() - exact(channel.subspace.mean)) @ q @ w.T
     return -channel.strength * openness(channel, h) * step
 
 
 def plain(channels, fusion, h, roles):
     """h' of all channels of one site."""
+    if fusion == "none":
+        for channel in channels:
+            h = h.double() + correction(channel, h) * scope_mask(roles, channel.scopes)[..., None]
+        return h
     steps = [correction(c, h) * scope_mask(roles, c.scopes)[..., None] for c in channels]
     if fusion == "sum" or len(steps) == 1:
         return h.double() + sum(steps)
+    if fusion == "constant":
+        return h.double() + sum(steps) / max(1, sum(c.strength > 0 for c in channels))
     norms = [step.norm(dim=-1, keepdim=True) for step in steps]
     weights = [torch.nan_to_num(norm / sum(norms)) for norm in norms]
     return h.double() + sum(w * step for w, step in zip(weights, steps, strict=True))

@@ -222,6 +222,8 @@ def _fingerprint(repair: Repair) -> str:
         told = (str(channel.site), channel.modality, channel.scopes, channel.strength)
         hasher.update(repr(told).encode())
         parts = [channel.subspace.basis, channel.subspace.mean]
+        if channel.subspace.write is not None:
+            parts.append(channel.subspace.write)
         if channel.gate is not None:
             gate = channel.gate
             parts += [gate.filters, gate.mean, gate.low, gate.high]

@@ -61,7 +61,8 @@ def names_of(channels: list[dict[str, Any]]) -> set[str]:
 
 def _parts_of(facts: dict[str, Any]) -> list[str]:
     gate = [f"gate.{name}" for name in _GATE_PARTS] if facts["gate"] is not None else []
-    return ["basis", "mean", "eigenvalues", *gate]
+    write = ["write"] if facts.get("oblique", False) else []
+    return ["basis", "mean", "eigenvalues", *write, *gate]
 
 
 def channel_to(channel: Channel, place: int) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def channel_to(channel: Channel, place: int) -> dict[str, Any]:
     subspace = channel.subspace
     gate = None if channel.gate is None else _gate_facts(channel.gate)
     _check_gate_facts(place, gate)
-    return {
+    facts = {
         "site": str(channel.site),
         "modality": channel.modality,
         "scopes": list(channel.scopes),
@@ -78,6 +79,7 @@ def channel_to(channel: Channel, place: int) -> dict[str, Any]:
         "rank": subspace.rank,
         "width": subspace.width,
     } | {fact: getattr(subspace, fact) for fact in _SUBSPACE_FACTS}
+    return facts if subspace.write is None else facts | {"oblique": True}
 
 
 def arrays_of(channel: Channel, place: int) -> dict[str, np.ndarray]:
@@ -98,6 +100,8 @@ def _parts(channel: Channel) -> dict[str, np.ndarray]:
         "mean": subspace.mean,
         "eigenvalues": subspace.eigenvalues,
     }
+    if subspace.write is not None:
+        parts["write"] = subspace.write
     if gate is not None:
         parts |= {f"gate.{name}": getattr(gate, name) for name in _GATE_PARTS}
     with np.errstate(over="ignore"):  # what overflows is refused for not being finite
@@ -217,8 +221,13 @@ def channel_from(facts: dict[str, Any], tensors: dict[str, np.ndarray], place: i
     Raises ArtefactError for what makes no channel; KeyError, TypeError and UsageError where facts
     are missing or of another kind.
     """
-    names = _parts_of(facts)
     _check_gate_facts(place, facts["gate"])
+    if not isinstance(facts.get("oblique", False), bool):
+        raise ArtefactError(
+            f"oblique of channel {place} must be true or left out, got {facts['oblique']!r:.80}; "
+            "correct it or fetch the artefact again"
+        )
+    names = _parts_of(facts)
     gate = f"channels.{place}.gate."
     if facts["gate"] is None and any(name.startswith(gate) for name in tensors):
         raise ArtefactError(
@@ -234,7 +243,7 @@ def channel_from(facts: dict[str, Any], tensors: dict[str, np.ndarray], place: i
                 "fetch the artefact again"
             )
     subspace = Subspace(
-        **{name: parts[name] for name in names[:3]},
+        **{name: part for name, part in parts.items() if not name.startswith("gate.")},
         **{fact: facts[fact] for fact in _SUBSPACE_FACTS},
     )
     scopes = facts["scopes"]

@@ -167,6 +167,20 @@ def test_the_unsafe_subspace_is_spanned_by_family_means_minus_refusals() -> None
     assert np.allclose(subspace.mean, found.refused.mean, atol=1e-5)
 
 
+def test_its_oblique_form_reads_the_filters_and_writes_the_patterns() -> None:
+    """u = C⁻¹ (m_f − r) of the whole covariance, and the edit C U (Uᵀ C U)⁻¹ Uᵀ."""
+    found = classes(seed=3)
+    parts = [r.x for r in found.everything()]
+    _, covariance = pooled(parts, found, 0.1, 0.3, 0.05)
+    gaps = np.stack([r.mean - found.refused.mean for r in found.attacks.values()], axis=1)
+    filters = np.linalg.solve(covariance, gaps)
+    expected = gaps @ np.linalg.inv(filters.T @ gaps) @ filters.T
+    subspace = unsafe_subspace(found, projection="oblique")
+    assert subspace.rank == 2 and subspace.write is not None
+    assert np.allclose(subspace.write @ subspace.basis.T, expected, atol=1e-4)
+    assert unsafe_subspace(found).write is None
+
+
 def test_its_eigenvalues_are_those_of_the_generalized_problem() -> None:
     found = classes(5)
     subspace = unsafe_subspace(found, shrinkage=0.2, within=0.3, refusals=0.5)

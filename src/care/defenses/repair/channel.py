@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Modality = Literal["image", "text"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 
-Fusion = Literal["adaptive", "sum"]
+Fusion = Literal["adaptive", "constant", "sum", "none"]
 """How two corrections of one token are combined (formula in `edit`)."""
 
 MAX_STRENGTH = 50
@@ -86,7 +86,8 @@ class RepairData:
         if not self.channels:
             raise UsageError("a repair needs at least one channel; none were passed")
         if self.fusion not in get_args(Fusion):
-            raise UsageError(f"fusion must be adaptive or sum, got {self.fusion!r}")
+            known = ", ".join(get_args(Fusion))
+            raise UsageError(f"fusion must be one of {known}, got {self.fusion!r}")
 
     @property
     def sites(self) -> tuple[Site, ...]:
