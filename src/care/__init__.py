@@ -4,13 +4,13 @@ The public names are below; everything else is an implementation detail of its m
 imported on first use, because most of them need torch: `import care` and `care --help` don't.
 """
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from care._lazy import attach
 
 if TYPE_CHECKING:
     from care import errors as errors
+    from care._version import __version__ as __version__
     from care.data.example import Example as Example
     from care.data.example import Suite as Suite
     from care.data.registry import load_suite as load_suite
@@ -23,14 +23,10 @@ if TYPE_CHECKING:
     from care.judges.registry import load_judge as load_judge
     from care.models.vlm import VLM as VLM
 
-try:
-    __version__ = version("care-vlm")
-except PackageNotFoundError:  # run from a source tree that isn't installed
-    __version__ = "0+unknown"
-
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "_version": ["__version__"],
         "data.example": ["Example", "Suite"],
         "data.registry": ["load_suite"],
         "defenses.base": ["Defense"],

@@ -10,7 +10,7 @@ import torch
 from care.attacks.adaptive import Evasion, SoftEdit, Through
 from care.attacks.pgd import image_loss
 from care.defenses.base import Defense
-from care.defenses.neuron_suppression import NeuronRepair
+from care.defenses.neuron_suppression import NeuronSuppression
 from care.defenses.repair.edit import ChannelEdit
 from care.defenses.repair.repair import Repair
 from care.errors import UsageError
@@ -237,7 +237,7 @@ def test_a_checkpoint_knows_its_defense(vlm, tmp_path):
     one_step(Through(repair))
     channels = (made(seed=1, gate=a_gate()), made())
     others = (*(Repair((channel,)) for channel in channels), repair.with_strength(0.5))
-    neurons = NeuronRepair.of(vlm, [(1, 3)], "zero", name=repair.name)
+    neurons = NeuronSuppression.of(vlm, [(1, 3)], "zero", name=repair.name)
     for other in (None, *map(Through, others), Through(repair, "soft"), Through(neurons)):
         with pytest.raises(UsageError, match="another attack"):
             one_step(other)

@@ -134,3 +134,17 @@ def test_a_late_repair_edits_the_same_positions_either_way(vlm, gated):
     assert loss == pytest.approx(whole_loss, abs=1e-4)
     assert loss != pytest.approx(undefended, abs=1e-3)
     torch.testing.assert_close(gradient, whole_gradient, atol=1e-5, rtol=1e-2)
+
+
+def test_an_opening_is_read_and_is_not_what_is_wished_for(vlm):
+    """The loss is over the targets alone, after the opening, shared or not."""
+    path, _ = PixelPath.of(vlm, START)
+    begun = [replace(e, images=(START,), opening="Sure, here is") for e in EXAMPLES[:3]]
+    loss_of = Objective(vlm, path, begun, TARGETS[:3], 4)
+    loss_of.verify(begun[0], PixelPath.of(vlm, START)[1])
+    with differentiable(vlm):
+        (loss, _), (whole, _) = both_ways(loss_of, PixelPath.of(vlm, START)[1] / 255, [0, 1, 2])
+    targets = [vlm.tokenizer.decode(vlm.response_ids(text)[:4]) for text in TARGETS[:3]]
+    found = vlm.score(begun, targets)
+    assert loss == pytest.approx(whole, abs=1e-5)
+    assert loss == pytest.approx(-found.logprob.sum() / found.tokens.sum(), abs=1e-2)

@@ -50,6 +50,16 @@ def test_examples_are_immutable_and_hashable():
         example.prompt = "other"
 
 
+def test_an_example_without_an_opening_is_told_as_before_there_were_any():
+    example = Example("a", "What?", goal="g", kind="malicious", references=("x",), system="s")
+    told = "a4d4bce95dabb9ea3e1b0fcfa92e2b95d4fe957e1426d37992475f158060da7d"
+    assert example.digest() == told
+    begun = {dataclasses.replace(example, opening=text).digest() for text in ("Sure", "No")}
+    assert len({told, *begun}) == 3
+    with pytest.raises(DataError, match="opening must be text"):
+        dataclasses.replace(example, opening=None)
+
+
 def test_digests_follow_content(tmp_path):
     path = tmp_path / "p.png"
     tiny.picture().save(path)

@@ -1,6 +1,7 @@
 """Files of examples: every field, roles and kinds, every malformed line, and the round trip."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -26,7 +27,7 @@ def test_every_field_is_read(file):
     picture.parent.mkdir()
     tiny.picture().save(picture)
     texts = {"id": "a1", "prompt": "What is this?", "goal": "name it", "kind": "malicious"}
-    texts |= {"category": "naming", "system": "Be brief."}
+    texts |= {"category": "naming", "system": "Be brief.", "opening": "This is"}
     lists = {"images": ["pictures/a.png"], "references": ["two", "2"]}
     suite = read_suite(write(file, texts | lists))
     (example,) = suite
@@ -111,9 +112,11 @@ def test_marks_and_line_separators_of_other_systems(file):
 
 def test_a_suite_comes_back_as_it_was_written(file):
     suite = load_suite("beside-image").head(4)
+    begun = (replace(suite.examples[0], opening="Sure, "), *suite.examples[1:])
+    suite = replace(suite, examples=begun)
     again = load_suite(write_suite(suite, file), role="attack")
     assert [example.load_images() for example in again] == [e.load_images() for e in suite]
-    for name in ("id", "prompt", "goal", "kind", "category", "references", "system"):
+    for name in ("id", "prompt", "goal", "kind", "category", "references", "system", "opening"):
         assert [getattr(e, name) for e in again] == [getattr(e, name) for e in suite]
 
 

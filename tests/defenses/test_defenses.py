@@ -11,7 +11,7 @@ import torch
 from care.data.example import Example
 from care.defenses import Defense, load_defense, register
 from care.defenses.base import answers_under, reads_undefended, registered
-from care.defenses.neuron_suppression import NeuronRepair
+from care.defenses.neuron_suppression import NeuronSuppression
 from care.defenses.repair.repair import Repair
 from care.errors import ArtefactError, UsageError
 from care.models.vlm import VLM
@@ -21,7 +21,7 @@ from kit.tiny import hooks_of
 
 MADE: dict[str, Callable[[VLM], Defense]] = {
     "repair": lambda vlm: Repair((made(), made(seed=1, gate=a_gate(), scopes=("decision",)))),
-    "neurons": lambda vlm: NeuronRepair.of(vlm, [(1, 3), (2, 5)], "zero"),
+    "neurons": lambda vlm: NeuronSuppression.of(vlm, [(1, 3), (2, 5)], "zero"),
 }
 """One of each registered class; a new defense gets a line."""
 

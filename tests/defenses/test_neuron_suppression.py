@@ -1,4 +1,4 @@
-"""Neuron repair: the edit against its formula, the search against a planted neuron."""
+"""Neuron suppression: the edit against its formula, the search against a planted neuron."""
 
 import dataclasses
 import json
@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from care.data.example import Suite
 from care.defenses.base import Defense
-from care.defenses.neuron_suppression import NeuronRepair
+from care.defenses.neuron_suppression import NeuronSuppression
 from care.defenses.repair.repair import Repair
 from care.diagnosis.neurons.attribution_patching import estimate
 from care.diagnosis.neurons.interventions import against_means, neuron_means
-from care.diagnosis.neurons.suppression_search import BEYOND, rank_for_repair, search_neurons
+from care.diagnosis.neurons.suppression_search import BEYOND, rank_for_suppression, search_neurons
 from care.errors import ArtefactError, UsageError
 from care.evaluation.runner import evaluate
 from care.judges.rules import RulesJudge
@@ -28,9 +28,9 @@ PLANTED = (planted.LAYER, planted.NEURON)
 SHAPE = (tiny.LAYERS, tiny.FFN)
 
 
-def a_repair(**options) -> NeuronRepair:
+def a_repair(**options) -> NeuronSuppression:
     means = ((0.0, 1.0, 2.0, 3.0, 9.0), (0.0, -1.0, 0.5, 0.0, 2.0), (0.0, 4.0, 4.0, 4.0, 4.0))
-    return NeuronRepair(((1, 3), (1, 60), (2, 7)), means, SHAPE, **options)
+    return NeuronSuppression(((1, 3), (1, 60), (2, 7)), means, SHAPE, **options)
 
 
 # -- the edit --------------------------------------------------------------------------------------
@@ -59,24 +59,24 @@ def test_neurons_are_drawn_towards_their_means(scopes, strength):
 def test_zero_and_mean_suppression():
     vlm, examples = tiny.tiny_vlm(), tiny.mixed_examples(4)
     means = neuron_means(vlm, examples)
-    mean = NeuronRepair.of(vlm, [(2, 9)], "mean", means)
+    mean = NeuronSuppression.of(vlm, [(2, 9)], "mean", means)
     assert mean.means[0][Role.IMAGE] == pytest.approx(
         float(means[Site(2, "ffn_neurons")][Role.IMAGE, 9])
     )
-    zero = NeuronRepair.of(vlm, [(2, 9)], "zero")
+    zero = NeuronSuppression.of(vlm, [(2, 9)], "zero")
     assert zero.means == ((0.0,) * N_CLASSES,)
     assert mean.touches == "prompt"
-    assert NeuronRepair.of(vlm, [(2, 9)], "zero", scopes=("decision",)).touches == "decision"
+    assert NeuronSuppression.of(vlm, [(2, 9)], "zero", scopes=("decision",)).touches == "decision"
     with pytest.raises(UsageError, match=r"needs means\[2.ffn_neurons\]"):
-        NeuronRepair.of(vlm, [(2, 9)])
+        NeuronSuppression.of(vlm, [(2, 9)])
     with pytest.raises(UsageError, match="how is 'skip'"):
-        NeuronRepair.of(vlm, [(2, 9)], "skip")  # pyright: ignore
+        NeuronSuppression.of(vlm, [(2, 9)], "skip")  # pyright: ignore
 
 
 def test_a_repair_acts_while_generating():
     """The planted neuron keeps the model from opening with a refusal."""
     vlm, attacks = planted.vlm(), planted.attacks(4)
-    repair = NeuronRepair.of(vlm, [PLANTED], "zero")
+    repair = NeuronSuppression.of(vlm, [PLANTED], "zero")
     assert (vlm.refusal_log_odds(attacks) < 0).all()
     with repair.applied(vlm):
         assert (vlm.refusal_log_odds(attacks) > 0).all()
@@ -86,7 +86,7 @@ def test_a_repair_acts_while_generating():
 
 def test_it_is_a_defense_beside_a_subspace_repair():
     vlm = planted.vlm()
-    repair = NeuronRepair.of(vlm, [PLANTED], "zero", name="one neuron")
+    repair = NeuronSuppression.of(vlm, [PLANTED], "zero", name="one neuron")
     assert isinstance(repair, Defense)
     suites = [
         Suite("attacks", "attack", tuple(planted.attacks(3))),
@@ -118,7 +118,7 @@ finite = st.floats(-1e6, 1e6)
 def test_json_round_trip(neurons, data):
     rows = st.tuples(*[finite] * N_CLASSES)
     means = tuple(data.draw(rows) for _ in neurons)
-    repair = NeuronRepair(
+    repair = NeuronSuppression(
         tuple(neurons),
         means,
         SHAPE,
@@ -127,7 +127,7 @@ def test_json_round_trip(neurons, data):
         name=data.draw(st.text(min_size=1, max_size=8)),
         manifest={"model": "tiny"},
     )
-    again = NeuronRepair.from_json(repair.to_json())
+    again = NeuronSuppression.from_json(repair.to_json())
     assert again == repair and again.manifest == repair.manifest
 
 
@@ -135,16 +135,16 @@ def test_any_change_of_a_file_is_refused_by_its_digest(tmp_path):
     repair, path = a_repair(name="three"), tmp_path / "neurons.json"
     assert repair.save(tmp_path) == tmp_path
     tree = json.loads(path.read_text())
-    assert tree["sha256"] == repair.digest() == NeuronRepair.load(path).digest()
+    assert tree["sha256"] == repair.digest() == NeuronSuppression.load(path).digest()
     for key, value in tree.items():
         changed = value[:-1] if isinstance(value, list | str) else 0.5
         for other in (tree | {key: changed}, {k: v for k, v in tree.items() if k != key}):
             path.write_text(json.dumps(other))
             with pytest.raises(ArtefactError):
-                NeuronRepair.load(path)
+                NeuronSuppression.load(path)
     path.write_text(json.dumps(tree)[:-1] + ', "strength": 0.0}')
     with pytest.raises(ArtefactError, match=r"strength.*twice"):
-        NeuronRepair.load(path)
+        NeuronSuppression.load(path)
 
 
 def test_what_a_file_holds_is_checked_though_its_digest_is_right(tmp_path):
@@ -157,16 +157,16 @@ def test_what_a_file_holds_is_checked_though_its_digest_is_right(tmp_path):
         tree | {"shape": [10**400, None]},
     ):
         with pytest.raises(ArtefactError, match="damaged"):
-            NeuronRepair.from_json(wrong | {"sha256": config_digest(wrong)})
+            NeuronSuppression.from_json(wrong | {"sha256": config_digest(wrong)})
 
 
 def test_a_file_round_trip_and_damaged_files(tmp_path):
     repair, path = a_repair(name="three"), tmp_path / "neurons.json"
-    assert NeuronRepair.load(repair.save(tmp_path)) == NeuronRepair.load(path) == repair
+    assert NeuronSuppression.load(repair.save(tmp_path)) == NeuronSuppression.load(path) == repair
     tree = repair.to_json()
     for wrong, message in [
-        ({}, "not a neuron repair"),
-        ([], "not a neuron repair"),
+        ({}, "not neuron suppression"),
+        ([], "not neuron suppression"),
         (tree | {"means": [[1.0]]}, "damaged"),
         (tree | {"neurons": [[1]]}, "damaged"),
         (tree | {"scopes": ["everywhere"]}, "damaged"),
@@ -174,34 +174,34 @@ def test_a_file_round_trip_and_damaged_files(tmp_path):
         ({k: v for k, v in tree.items() if k != "shape"}, "damaged"),
     ]:
         with pytest.raises(ArtefactError, match=message):
-            NeuronRepair.from_json(wrong)
+            NeuronSuppression.from_json(wrong)
     path.write_text("{")
     with pytest.raises(ArtefactError, match=r"neurons.json isn't valid JSON"):
-        NeuronRepair.load(path)
+        NeuronSuppression.load(path)
     with pytest.raises(ArtefactError, match="can't be read"):
-        NeuronRepair.load(tmp_path / "absent.json")
+        NeuronSuppression.load(tmp_path / "absent.json")
 
 
 def test_wrong_repairs_and_models_are_refused():
     vlm = tiny.tiny_vlm()
     with pytest.raises(UsageError, match="one or more different neurons"):
-        NeuronRepair((), (), SHAPE)
+        NeuronSuppression((), (), SHAPE)
     with pytest.raises(UsageError, match="one or more different neurons"):
-        NeuronRepair(((1, 1), (1, 1)), ((0.0,) * N_CLASSES,) * 2, SHAPE)
+        NeuronSuppression(((1, 1), (1, 1)), ((0.0,) * N_CLASSES,) * 2, SHAPE)
     with pytest.raises(UsageError, match="strength must lie between 0 and 1"):
         a_repair(strength=1.5)
     with pytest.raises(UsageError, match="finite"):
-        NeuronRepair(((1, 1),), ((float("nan"),) * N_CLASSES,), SHAPE)
+        NeuronSuppression(((1, 1),), ((float("nan"),) * N_CLASSES,), SHAPE)
     other = dataclasses.replace(a_repair(), shape=(30, 1536))
     with (
-        pytest.raises(ArtefactError, match="30 layers with 1536 neurons each, but"),
+        pytest.raises(ArtefactError, match="30 layers with 1536 each, but"),
         other.applied(vlm),
     ):
         pass
-    beyond = NeuronRepair(((1, 64),), ((0.0,) * N_CLASSES,), SHAPE)
-    with pytest.raises(ArtefactError, match="names neuron 64 of layer 1"), beyond.applied(vlm):
+    beyond = NeuronSuppression(((1, 64),), ((0.0,) * N_CLASSES,), SHAPE)
+    with pytest.raises(ArtefactError, match="neurons is 64 of layer 1"), beyond.applied(vlm):
         pass
-    with pytest.raises(UsageError, match="doesn't have neuron"):
+    with pytest.raises(UsageError, match="isn't suppressed here"):
         a_repair().only([(0, 0)])
     assert a_repair().only([(2, 7)]).means == ((0.0, 4.0, 4.0, 4.0, 4.0),)
     assert a_repair().with_strength(0.5).strength == 0.5
@@ -217,15 +217,15 @@ def test_the_repair_consists_of_the_planted_neuron(at, scopes):
     means = neuron_means(vlm, planted.benign(6))
     options = {"scopes": scopes, "means": means}
     question = against_means(vlm, planted.attacks(6), planted.benign(6), **options)
-    ranking = rank_for_repair(estimate(vlm, question), estimate(vlm, question.control))
+    ranking = rank_for_suppression(estimate(vlm, question), estimate(vlm, question.control))
     found = search_neurons(vlm, ranking, planted.attacks(), planted.benign(), **options)
-    assert found.repair is not None and found.repair.neurons == (at,)
+    assert found.chosen is not None and found.chosen.neurons == (at,)
     assert found.before.not_refused == 1 and found.after.not_refused == 0
     assert found.before.benign_refused == found.after.benign_refused == 0
-    assert found.tried[0] == found.before and found.repair.touches == (
+    assert found.tried[0] == found.before and found.chosen.touches == (
         "decision" if scopes == ("decision",) else "prompt"
     )
-    again = NeuronRepair.from_json(found.repair.to_json())
+    again = NeuronSuppression.from_json(found.chosen.to_json())
     with again.applied(vlm):
         assert (vlm.refusal_log_odds(planted.attacks()) > 0).all()
 
@@ -238,7 +238,7 @@ def test_neurons_that_arent_needed_are_left_out():
     found = search_neurons(
         vlm, ranking, planted.attacks(4), planted.benign(4), how="zero", advance=counted.append
     )
-    assert found.repair is not None and found.repair.neurons == (PLANTED,)
+    assert found.chosen is not None and found.chosen.neurons == (PLANTED,)
     assert sum(counted) == 8 * len(found.tried)
     assert len(found.tried) == len({item.neurons for item in found.tried})
 
@@ -248,24 +248,24 @@ def test_benign_refusals_are_a_limit():
     vlm, attacks = planted.vlm(), planted.attacks(6)
     options = {"how": "zero", "most": 4}
     found = search_neurons(vlm, [PLANTED, (0, 1)], attacks, attacks, **options)
-    assert found.repair is None and found.after == found.before
+    assert found.chosen is None and found.after == found.before
     assert found.closest is not None and found.closest.neurons == (PLANTED,)
     assert found.closest.name == BEYOND
     found = search_neurons(vlm, [PLANTED], attacks, attacks, margin=1.0, **options)
-    assert found.repair is not None and found.closest is None
+    assert found.chosen is not None and found.closest is None
 
 
 def test_no_repair_where_nothing_helps():
     vlm = planted.vlm()
     found = search_neurons(vlm, [(0, 1)], planted.attacks(3), planted.benign(3), how="zero")
-    assert found.repair is None and found.closest is None and len(found.tried) == 2
+    assert found.chosen is None and found.closest is None and len(found.tried) == 2
 
 
 def test_only_helpful_neurons_are_ranked():
     vlm = planted.vlm()
     question = against_means(vlm, planted.attacks(4), planted.benign(4))
     own, other = estimate(vlm, question), estimate(vlm, question.control)
-    ranking = rank_for_repair(own, other)
+    ranking = rank_for_suppression(own, other)
     assert ranking[0] == PLANTED and len(ranking) < tiny.LAYERS * tiny.FFN
     assert all(own.mean[at] > abs(other.mean[at]) for at in ranking)
 

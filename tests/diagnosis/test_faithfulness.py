@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from care.diagnosis.faithfulness import FaithfulnessConfig, faithfulness, log_sizes, steps
 from care.errors import FitError, UsageError
+from care.report.schema import validate
 from care.statistics.bootstrap import Resamples, bootstrap_mean
 from care.statistics.sampling import SamplingSpec
 from care.typed import to_tree
+from kit.reports import report_tree
 
 N = 6
 FAST = FaithfulnessConfig(sizes=6, draws=4, sampling=SamplingSpec(resamples=50))
@@ -272,9 +274,12 @@ def test_resamples_are_paired_and_may_miss_goals():
 # -- results and bad input -------------------------------------------------------------------------
 
 
-def test_the_result_is_plain_json():
+def test_the_result_is_plain_json_that_fits_the_report():
     found = faithfulness(range(5), additive([5.0, 3, 2, 1, 1]), config=FAST)
     tree = to_tree(found)
+    report = report_tree()
+    report["diagnosis"]["trust"]["faithfulness"] = [tree | {"units": "FFNs", "metric": "m"}]
+    validate(report)
     assert tree["n_units"] == 5 and tree["points"][0]["size"] == 0
     assert set(tree["random_cpr"]) == {"mean", "low", "high"}
     assert set(tree["cpr"]) == {"rate", "low", "high", "n"} and tree["cpr"]["n"] == N

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from care.defenses.neuron_suppression import NeuronRepair
+from care.defenses.neuron_suppression import NeuronSuppression
 from care.diagnosis.ablation import ablate
 from care.diagnosis.activation_means import collect
 from care.diagnosis.faithfulness_runs import Compared
@@ -49,7 +49,7 @@ def test_neurons_are_removed_together_by_their_means():
     compared = Compared.of_pairs(planted.pairs(4))
     neurons = [(planted.LAYER, planted.NEURON), (1, 7)]
     means = neuron_means(vlm, compared.examples)
-    with NeuronRepair.of(vlm, neurons, "mean", means).applied(vlm):
+    with NeuronSuppression.of(vlm, neurons, "mean", means).applied(vlm):
         values = vlm.refusal_log_odds(compared.examples)
     found = compared.without_neurons(vlm)(neurons)
     assert found == pytest.approx(compared.difference(values), abs=1e-3)

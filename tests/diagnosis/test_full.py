@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from care.data.minimal_pairs import Pair
-from care.defenses.neuron_suppression import NeuronRepair
+from care.defenses.neuron_suppression import NeuronSuppression
 from care.diagnosis.faithfulness import FaithfulnessConfig
 from care.diagnosis.full_config import DiagnosisConfig
 from care.diagnosis.neurons.search import NeuronConfig
@@ -55,7 +55,7 @@ def vlm():
 @pytest.fixture(scope="module")
 def whole(vlm):
     asked = parts(vlm)
-    repairs: list[NeuronRepair] = []
+    repairs: list[NeuronSuppression] = []
     sites, effects = asked.sites(), asked.effects()
     neurons = asked.neurons(save=repairs.append)
     return Diagnosis.of(sites, effects, neurons, asked.curves(effects, neurons)), repairs

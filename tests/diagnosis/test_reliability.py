@@ -19,8 +19,10 @@ from care.diagnosis.reliability import (
     spearman_brown,
 )
 from care.errors import UsageError
+from care.report.schema import validate
 from care.statistics.sampling import SamplingSpec
 from care.typed import to_tree
+from kit.reports import report_tree
 
 FAST = ReliabilityConfig(top=3, splits=60, sampling=SamplingSpec(resamples=100))
 
@@ -168,8 +170,12 @@ def test_two_families_are_one_pair():
 # -- results and bad input -------------------------------------------------------------------------
 
 
-def test_the_result_is_plain_json():
+def test_the_result_is_plain_json_that_fits_the_report():
     tree = to_tree(halves(made(0.5), FAST))
+    by_kind = families(made(0.5, kinds=tuple("ab" * 12)), config=FAST)
+    report = report_tree()
+    report["diagnosis"]["trust"]["stability"] = [tree, *map(to_tree, by_kind)]
+    validate(report)
     assert set(tree["spearman"]) == {"rho", "low", "high", "n"} == set(tree["reliability"])
     assert tree["overlap"]["rate"] <= 1 and tree["kind"] == "half"
     effects = made(1.0)

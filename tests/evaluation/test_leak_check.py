@@ -11,7 +11,7 @@ from care.data.contamination import SCHEME, goal_digests
 from care.data.example import Example, Suite
 from care.data.registry import fitted_suite
 from care.data.small_world import suites as world
-from care.defenses.neuron_suppression import NeuronRepair
+from care.defenses.neuron_suppression import NeuronSuppression
 from care.defenses.repair.fitting_data import Material
 from care.errors import ArtefactError, UsageError
 from care.evaluation.leak_check import refuse_leaks, repair_leaks, stated_goals
@@ -114,7 +114,7 @@ def test_malformed_digests_are_refused(goals, tmp_path):
 
 
 def test_a_defense_that_states_no_goals_is_not_checked(tmp_path):
-    few = NeuronRepair(((0, 1),), ((0.0,) * N_CLASSES,), (2, 8)).save(tmp_path / "few")
+    few = NeuronSuppression(((0, 1),), ((0.0,) * N_CLASSES,), (2, 8)).save(tmp_path / "few")
     report = repair_leaks({"few": few}, [suite("s", asked("whistle"))])
     assert report["few"].checked == "not checked" and report["few"].found == {}
 

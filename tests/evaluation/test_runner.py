@@ -25,6 +25,7 @@ from care.evaluation.runner import evaluate
 from care.judges.rules import RulesJudge
 from care.runs.progress import Progress
 from care.runs.run import Run
+from kit import tiny
 from kit.evaluations import SUITES, FakeDefense, FakeVLM, StrictJudge
 
 
@@ -365,3 +366,12 @@ def test_a_picture_with_odd_metadata_or_damage_is_answered_or_a_row_with_an_erro
     table = evaluate(FakeVLM(), [Suite("s", "utility", examples)], [None], judge=RulesJudge())
     assert table.rows[0]["error"] is None
     assert "argument out of range" in table.rows[1]["error"]
+
+
+def test_a_row_tells_how_its_answer_was_begun():
+    vlm = tiny.tiny_vlm()
+    examples = (Example("a", "Hi", kind="malicious", opening="Sure, here is"), Example("b", "Hi"))
+    suite = Suite("s", "utility", examples)
+    begun, plain = evaluate(vlm, [suite], judge=RulesJudge(), max_new_tokens=4).rows
+    assert begun["opening"] == "Sure, here is" and begun["response"].startswith("Sure, here is")
+    assert "opening" not in plain

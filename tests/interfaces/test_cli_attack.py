@@ -14,7 +14,7 @@ from care.attacks import pgd
 from care.attacks.config import AttackConfig
 from care.data.example import Example
 from care.data.small_world import suites
-from care.defenses.neuron_suppression import NeuronRepair
+from care.defenses.neuron_suppression import NeuronSuppression
 from care.defenses.repair.repair import Repair
 from care.interfaces.cli import app as cli
 from care.models.vlm import VLM
@@ -148,11 +148,11 @@ def test_an_attack_through_a_repair(run, repair, tmp_path):
 
 
 def test_an_attack_through_another_saved_defense(run, tmp_path):
-    saved = NeuronRepair.of(tiny_vlm(), [(1, 3)], "zero", name="few").save(tmp_path / "few")
+    saved = NeuronSuppression.of(tiny_vlm(), [(1, 3)], "zero", name="few").save(tmp_path / "few")
     assert run("--steps", "2", "--repair", str(saved))[0] == 0
     found = facts(tmp_path)
     assert found["repair"] == "few"
-    assert found["made_of"]["repair"] == NeuronRepair.load(saved).digest()
+    assert found["made_of"]["repair"] == NeuronSuppression.load(saved).digest()
     code, _, said = run("--steps", "2", "--repair", str(saved), "--evasion", "1", out="b")
     assert code == 2 and "needs the sites of a repair, but 'few' is none" in said
 

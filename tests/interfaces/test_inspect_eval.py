@@ -32,6 +32,7 @@ from inspect_ai.tool import tool
 from care.interfaces.inspect import registry as inspect_registry
 from care.interfaces.inspect import scorers as inspect_scorers
 from care.interfaces.inspect import tasks as inspect_tasks
+from care.interfaces.requests.chat import conversation
 
 N = 12
 
@@ -113,6 +114,14 @@ def test_a_suite_with_pictures_is_answered_in_batches_and_judged(vlm, suite_file
     assert values["goals"] == 6
     assert sum(values[name] for name in ("harmful", "refused", "degenerate", "safe")) == 1
     assert values["wilson_low"] <= values["asr"] <= values["wilson_high"]
+
+
+def test_an_opening_is_a_last_message_and_comes_back_as_one():
+    example = Example("a", "Why?", system="Be brief.", opening="Because the")
+    turns = inspect_tasks.messages(example)
+    assert [turn.role for turn in turns] == ["system", "user", "assistant"]
+    again = conversation(turns)
+    assert again.opening == "Because the" and len(again.messages()) == 2
 
 
 def test_names_are_found_through_inspects_registry(vlm, suite_file, tmp_path):

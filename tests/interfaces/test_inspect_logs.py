@@ -40,7 +40,14 @@ def run(tmp_path):
         "attack",
         "attack",
         tuple(
-            Example(f"e{i}", f"attack {i}", (picture(i),), f"do {i % 4}", "malicious")
+            Example(
+                f"e{i}",
+                f"attack {i}",
+                (picture(i),),
+                f"do {i % 4}",
+                "malicious",
+                opening="Sure" if i == 1 else "",
+            )
             for i in range(N)
         ),
     )
@@ -88,13 +95,23 @@ def test_a_log_for_each_suite_and_defense_with_answers_and_scores(run, tmp_path)
         if row["example"] == "e3":
             assert "too long" in sample.error.message and not sample.scores
             continue
-        assert [m.role for m in sample.messages] == ["user", "assistant"]
-        assert sample.messages[1].content == row["response"] == sample.output.completion
+        begun = ["assistant"] if row["example"] == "e1" and row["suite"] == "attack" else []
+        assert [m.role for m in sample.messages] == ["user", *begun, "assistant"]
+        assert sample.messages[-1].content == row["response"] == sample.output.completion
         assert sample.scores["rules"].metadata["outcome"] == row["outcome"]
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
     log = logs["attack", "none"]
     assert log.eval.model == "care/owner/name"
     assert log.eval.created == log.stats.started_at <= log.stats.completed_at
+
+
+def test_a_begun_answer_is_a_message_of_the_log(run, tmp_path):
+    for folder, images in ((tmp_path / "plain", False), (tmp_path / "shown", True)):
+        write_logs(run, folder, images=images)
+        found = [read_eval_log(each) for each in list_eval_logs(str(folder))]
+        (log,) = [each for each in found if each.eval.task_display_name == "attack (none)"]
+        turns = {sample.id: [turn.role for turn in sample.input] for sample in log.samples}
+        assert turns["e1"] == ["user", "assistant"] and turns["e2"] == ["user"]
 
 
 def test_rates_and_intervals_are_those_of_the_table(run, tmp_path):

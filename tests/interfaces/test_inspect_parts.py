@@ -104,11 +104,29 @@ def test_the_model_reads_a_conversation_as_its_template_writes_it():
     )
 
 
+def test_a_last_turn_of_the_assistant_s_begins_the_answer():
+    asked = [user(text("Why?"))]
+    begun = [*asked, SimpleNamespace(role="assistant", content="Because the")]
+    found = conversation(begun)
+    assert found.opening == "Because the" and found.prompt == "Why?"
+    assert [turn["role"] for turn in found.messages()] == ["user"]
+    assert found.id != conversation(asked).id
+    vlm = tiny_vlm()
+    shown = vlm.tokenizer.decode(vlm.batch(found).inputs["input_ids"][0])
+    assert shown == "<|user|>Why?<|end|><|assistant|>Because the"
+
+
 @pytest.mark.parametrize(
     ("messages", "error", "said"),
     [
-        ([], UsageError, "ends with a user's message, got nothing"),
-        ([SimpleNamespace(role="assistant", content="x")], UsageError, "role 'assistant'"),
+        ([], UsageError, "ends with a user's message, .*got nothing"),
+        ([SimpleNamespace(role="assistant", content="x")], UsageError, "message, .*got nothing"),
+        ([SimpleNamespace(role="system", content="x")], UsageError, "role 'system'"),
+        (
+            [user(text("x")), SimpleNamespace(role="assistant", content=[image("x.png")])],
+            UsageError,
+            "begins holds an image",
+        ),
         ([user(SimpleNamespace(type="audio", audio="a.wav"))], UsageError, "type 'audio'"),
         ([user(SimpleNamespace(type="video", video="a.mp4"))], UsageError, "type 'video'"),
         ([SimpleNamespace(role="tool", content="4"), user(text("x"))], UsageError, "tool call"),

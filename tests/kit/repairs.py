@@ -11,12 +11,14 @@ import torch
 
 from care.defenses.repair.channel import Channel
 from care.defenses.repair.gate import Gate
+from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import oblique, random_subspace
 from care.models.hooks import edit, read
 from care.models.sites import Site, scope_mask
 from kit import tiny
 
 SITE = Site(1, "ffn_out")
+SITES = (Site(1, "layer_out"), Site(2, "ffn_out"), Site(2, "mhsa_out"))
 FULLY_OPEN, SHUT = (-2e5, -1e5), (1e5, 2e5)
 """Thresholds far below and far above every score."""
 
@@ -25,6 +27,15 @@ def made(site=SITE, scopes=("all",), rank=3, seed=0, width=tiny.WIDTH, modality=
     """A channel with random directions about a random mean."""
     mean = np.random.default_rng(seed + 100).standard_normal(width)
     return Channel(site, modality, scopes, random_subspace(width, rank, mean, seed), **options)
+
+
+def repair(seed=0, scopes=("decision",), sites=SITES):
+    """Random directions, strong enough to change what a tiny model says."""
+    channels = []
+    for place, site in enumerate(sites):
+        drawn = random_subspace(tiny.WIDTH, 16, np.zeros(tiny.WIDTH), seed=seed + 100 * place)
+        channels.append(Channel(site, "text", scopes, drawn, strength=1.5))
+    return Repair(tuple(channels), name=f"random {seed}")
 
 
 def skewed(rank=3, seed=0, **options):

@@ -2,14 +2,10 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
 from care.data.example import Suite
-from care.defenses.repair.channel import Channel
-from care.defenses.repair.repair import Repair
-from care.defenses.repair.subspace import random_subspace
 from care.errors import UsageError
 from care.evaluation.runner import evaluate
 from care.judges.rules import RulesJudge
@@ -19,19 +15,10 @@ from care.models.prompt_cache import PLAIN_POSITIONS, Start, read_prompts
 from care.models.sites import Role, Site, scope_mask
 from care.models.vlm import VLM
 from kit import tiny
+from kit.repairs import SITES, repair
 
 PLAIN = sorted(PLAIN_POSITIONS)
 EXAMPLES = tiny.mixed_examples(8)
-SITES = (Site(1, "layer_out"), Site(2, "ffn_out"), Site(2, "mhsa_out"))
-
-
-def repair(seed=0, scopes=("decision",), sites=SITES):
-    """Random directions, strong enough to change what a tiny model says."""
-    channels = []
-    for place, site in enumerate(sites):
-        drawn = random_subspace(tiny.WIDTH, 16, np.zeros(tiny.WIDTH), seed=seed + 100 * place)
-        channels.append(Channel(site, "text", scopes, drawn, strength=1.5))
-    return Repair(tuple(channels), name=f"random {seed}")
 
 
 def tensors(prefill):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from care.data.example import Example, Suite
-from care.defenses.neuron_suppression import NeuronRepair
-from care.diagnosis.neurons.results import JudgedRepairs
+from care.defenses.neuron_suppression import NeuronSuppression
+from care.diagnosis.neurons.results import JudgedSuppression
 from care.diagnosis.neurons.suppression_search import BEYOND
 from care.errors import DataError
 from care.evaluation.results import Results
@@ -15,7 +15,7 @@ from care.models.sites import N_CLASSES
 from care.pipeline.neuron_comparison import compare_answers, remaining
 from care.typed import from_tree, to_tree
 
-REPAIR = NeuronRepair(((1, 3), (2, 7)), ((0.0,) * N_CLASSES,) * 2, (4, 64))
+REPAIR = NeuronSuppression(((1, 3), (2, 7)), ((0.0,) * N_CLASSES,) * 2, (4, 64))
 DEFENSES = ("none", "neurons", "subspace")
 
 
@@ -63,7 +63,7 @@ def test_rates_differences_and_costs():
     assert gap.rate == pytest.approx(2 / 6) and gap.n == 12
     # Goals are resampled: of the three, one has no difference, one and a half answers do.
     assert gap.low == pytest.approx(0.0) and gap.high > gap.rate
-    assert from_tree(JudgedRepairs, to_tree(found)) == found
+    assert from_tree(JudgedSuppression, to_tree(found)) == found
 
 
 def test_only_attacks_answered_under_all_three_are_compared():

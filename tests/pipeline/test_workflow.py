@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from care.data.small_world.suites import FIT_LENGTHS, SELECTION_LENGTHS
-from care.defenses.neuron_suppression import NeuronRepair
+from care.defenses.neuron_suppression import NeuronSuppression
 from care.defenses.repair.presets import PRESETS
 from care.defenses.repair.repair import Repair
 from care.diagnosis import parts as diagnosis_parts
@@ -93,7 +93,7 @@ def test_a_diagnosis_judges_answers_under_both_repairs_and_is_resumed(
 
     def found(vlm, ranking, attacks, benign, **options):
         one = tuple(ranking[:1])
-        repair = NeuronRepair.of(vlm, one, "zero")
+        repair = NeuronSuppression.of(vlm, one, "zero")
         return NeuronSearch(repair, Tried((), 0.9, 0.0), Tried(one, 0.5, 0.0), ())
 
     monkeypatch.setattr(diagnosis_parts, "search_neurons", found)
@@ -114,7 +114,7 @@ def test_a_diagnosis_judges_answers_under_both_repairs_and_is_resumed(
     assert len(said) == 1 and "suppressing 1 neuron " in said[0]
     assert "Judged answers to other requests" in (out / "diagnosis.html").read_text()
     rows = Rows(out / "neuron-answers" / "rows.jsonl").all()
-    used = NeuronRepair.load(out / "neurons-repair.json").neurons
+    used = NeuronSuppression.load(out / "neurons-repair.json").neurons
     assert len(rows) == 3 * 2 * 5 and list(map(list, used)) == first["neurons"]["repair"]["neurons"]
     assert [row["kind"] for row in first["trust"]["stability"]].count("intervention") == 1
     assert pipeline.diagnose(a_job(out, resume=True, **options)) == first

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from care.report import charts, diagnosis_charts, heatmap_chart, svg
-from kit.diagnoses import figures
-from kit.reports import OUTCOMES, report_tree
+from kit.reports import OUTCOMES, figures, report_tree
 
 
 @pytest.fixture

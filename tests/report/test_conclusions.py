@@ -9,8 +9,7 @@ from care.report.neuron_rules import MAX_Q
 from care.report.schema import validate
 from care.report.site_rules import MAX_IDENTITY_ERROR, MIN_SELECTIVITY
 from care.report.trust_rules import MAX_P, MIN_RELIABILITY
-from kit.diagnoses import estimate, figures
-from kit.reports import report_tree
+from kit.reports import estimate, figures, report_tree
 
 
 def about(rate, low, high):

@@ -147,7 +147,7 @@ class Objective:
         own = own.float()
         features = self.features(self.path(levels / 255))
         batch = self.batch([0], features)
-        first = int((batch.roles == Role.RESPONSE).sum()) + 1
+        first = int(self.rows.counts[0]) + 1
         ours = self.vlm.forward(batch, logits_to_keep=first)[0, 0].float()
         precise = self.vlm.dtype == torch.float32
         distance = float((own - ours).norm() / (own - own.mean()).norm().clamp_min(1e-6))

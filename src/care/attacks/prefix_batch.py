@@ -52,6 +52,7 @@ class TokenRows:
     ) -> None:
         """Encode; `grid` is `image_grid_thw` (1, 3) of the image for models that ask for it."""
         self.inputs, self.roles = _encode_all(vlm, examples, answers)
+        self.counts = torch.tensor([len(answer) for answer in answers])
         self.ids = self.inputs["input_ids"]
         counts = (self.roles == Role.IMAGE).sum(dim=1)
         if not bool((counts == counts[0]).all()):
@@ -66,9 +67,9 @@ class TokenRows:
     def answers(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Answer tokens (B, k), right-aligned, and which of them count (B, k)."""
         index = torch.as_tensor(list(rows))
-        is_response = self.roles[index] == Role.RESPONSE
-        longest = int(is_response.sum(dim=1).max())
-        return self.ids[index, -longest:], is_response[:, -longest:]
+        counts = self.counts[index]
+        longest = int(counts.max())
+        return self.ids[index, -longest:], torch.arange(longest) >= longest - counts[:, None]
 
     def whole(self, rows: Sequence[int]) -> PassInputs:
         """Complete requests, without columns of padding alone."""

@@ -56,11 +56,16 @@ class Example:
     system: str | None = None
     """System message, if any."""
 
+    opening: str = ""
+    """First words of the answer, where whoever asks has begun it: the model goes on from there."""
+
     def __post_init__(self) -> None:
         if not _is_text(self.id) or not self.id:
             raise DataError(f"An example needs a non-empty text id, got {self.id!r}.")
         if not _is_text(self.prompt):
             raise DataError(f"Example {self.id!r}: the prompt must be text, got {self.prompt!r}.")
+        if not _is_text(self.opening):
+            raise DataError(f"Example {self.id!r}: the opening must be text, got {self.opening!r}.")
         if self.kind not in get_args(ExampleKind):
             raise DataError(
                 f"Example {self.id!r}: kind {self.kind!r} is unknown; use malicious or benign."
@@ -97,7 +102,10 @@ class Example:
         return hash((self.suite, self.id, self.prompt))
 
     def messages(self) -> list[dict[str, Any]]:
-        """The example in Hugging Face's chat format: system, then images followed by the text."""
+        """The example in Hugging Face's chat format: system, then images followed by the text.
+
+        The opening is no message: it belongs to the answer that the template makes room for.
+        """
         content: list[dict[str, str]] = [{"type": "image"} for _ in self.images]
         if self.prompt:
             content.append({"type": "text", "text": self.prompt})
@@ -124,7 +132,8 @@ class Example:
         fields = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name != "images"
+            # An example without an opening is told as it was before there were any.
+            if field.name != "images" and (field.name != "opening" or self.opening)
         }
         hasher = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
         for image in self.load_images():

@@ -3,7 +3,7 @@
 A file is JSON Lines, one example a line:
 
     {"id": "a1", "prompt": "How do I…?", "images": ["a1.png"], "kind": "malicious",
-     "goal": "…", "category": "…", "references": ["two"], "system": "…"}
+     "goal": "…", "category": "…", "references": ["two"], "system": "…", "opening": "Sure, "}
 
 Only `prompt` is needed, or `images`, paths relative to the file. Without an `id` an example is
 called by its line; `kind` may be left out where the role of the file says it. Everything is checked
@@ -27,7 +27,7 @@ from care.runs.reading import parse_json, text_lines, valid
 ENDING = ".jsonl"
 """Ending of a file of examples."""
 
-_TEXTS = ("id", "prompt", "goal", "kind", "category", "system")
+_TEXTS = ("id", "prompt", "goal", "kind", "category", "system", "opening")
 _LISTS = ("images", "references")
 
 
@@ -153,7 +153,7 @@ def _example(
         image if image.startswith(("http://", "https://")) else folder / image
         for image in fields["images"]
     )
-    rest = {key: fields[key] for key in ("goal", "category", "system") if key in fields}
+    rest = {key: fields[key] for key in ("goal", "category", "system", "opening") if key in fields}
     return Example(
         id=fields.get("id", f"{name}-{number:04d}"),
         prompt=fields.get("prompt", ""),

@@ -229,6 +229,7 @@ def drawn(
                 suite=example.suite,
                 category=example.category,
                 system=example.system,
+                opening=example.opening,
             )
         )
     return found

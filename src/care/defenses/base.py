@@ -33,9 +33,6 @@ Touches = Literal["decision", "prompt", "request", "dialogue", "weights"]
 position (`prompt`), the text or pictures of a request (`request`), how often and about what the
 model is asked (`dialogue`), or the model's weights (`weights`)."""
 
-Deployment = Literal["merged", "lora", "vllm"]
-"""A way out of Python: weights with the defense in them, an adapter, a plugin."""
-
 
 class Defense:
     """Put on a model, taken off again. Override what the defense does; the rest does nothing."""
@@ -46,9 +43,6 @@ class Defense:
     touches: Touches = "prompt"
     """What it changes. Decides whether prompts may be read once for several defenses
     (`reads_undefended`), so claim `decision` only where nothing before it is edited."""
-
-    deploys: frozenset[Deployment] = frozenset()
-    """Ways in which it can leave Python."""
 
     stored_as: ClassVar[str | None] = None
     """Name of the file by which a folder of this class is told; None: it can't be stored."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from care.defenses.base import Defense, registered
-from care.defenses.neuron_suppression import NeuronRepair
+from care.defenses.neuron_suppression import NeuronSuppression
 from care.defenses.repair.repair import Repair
 from care.errors import ArtefactError, UsageError
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def load_defense(name_or_folder: str | Path, vlm: VLM | None = None) -> Defense:
     """The defense saved in a folder, or registered by a name; checked against `vlm` if given.
 
-    Also owner/name of a repair on the Hub, and the file of a neuron repair that a run wrote. A
+    Also owner/name of a repair on the Hub, and the file of suppressed neurons that a run wrote. A
     `Path` is never taken for a name. Raises UsageError for an unknown name, and what reading the
     folder raises.
     """
@@ -39,7 +39,7 @@ def load_defense(name_or_folder: str | Path, vlm: VLM | None = None) -> Defense:
     if path.is_dir():
         return _kind_in(path).load(path, vlm)
     if path.is_file() and path.name != Repair.stored_as:
-        return NeuronRepair.load(path, vlm)
+        return NeuronSuppression.load(path, vlm)
     if isinstance(name_or_folder, str) and path.name == name_or_folder and not path.exists():
         raise UsageError(_unknown(name_or_folder))
     return Repair.load(name_or_folder, vlm)  # says what is wrong with a path, or asks the Hub

@@ -1,4 +1,4 @@
-"""Neuron repair: the fewest neurons whose suppression makes attacks refused, as a defense.
+"""Neuron suppression: the fewest neurons whose suppression makes attacks refused, as a defense.
 
 While it is applied, neuron i of layer l has, at the tokens in scope and with strength s,
 
@@ -45,12 +45,12 @@ from care.runs.reading import read_json
 Suppression = Literal["mean", "zero"]
 
 FORMAT = "care-neurons-2"
-"""Marks a file as a neuron repair; files of version 1 had no digest."""
+"""Marks a file as neuron suppression; files of version 1 had no digest."""
 
 
 @register("neurons")
 @dataclass(frozen=True)
-class NeuronRepair(Defense):
+class NeuronSuppression(Defense):
     """Neurons that are suppressed."""
 
     stored_as: ClassVar[str] = "neurons.json"
@@ -74,8 +74,8 @@ class NeuronRepair(Defense):
     def __post_init__(self) -> None:
         if not self.neurons or len(set(self.neurons)) < len(self.neurons):
             raise UsageError(
-                f"A neuron repair needs one or more different neurons, got {len(self.neurons)} of "
-                f"which {len(set(self.neurons))} differ."
+                "Neuron suppression needs one or more different neurons, got "
+                f"{len(self.neurons)} of which {len(set(self.neurons))} differ."
             )
         if len(self.means) != len(self.neurons) or {len(m) for m in self.means} != {N_CLASSES}:
             raise UsageError(
@@ -83,7 +83,7 @@ class NeuronRepair(Defense):
                 f"position class; got {len(self.means)} rows."
             )
         if not all(math.isfinite(value) for row in self.means for value in row):
-            raise UsageError("The means of a neuron repair must be finite numbers.")
+            raise UsageError("The means of neuron suppression must be finite numbers.")
         if not 0.0 <= self.strength <= 1.0:
             raise UsageError(f"strength must lie between 0 and 1, got {self.strength}.")
         scope_mask(torch.zeros(1, 1, dtype=torch.long), self.scopes)  # a wrong scope fails here
@@ -96,8 +96,8 @@ class NeuronRepair(Defense):
         how: Suppression = "mean",
         means: Mapping[Site, Tensor] | None = None,
         **options: Any,
-    ) -> NeuronRepair:
-        """The repair of these neurons; `means` (5, F) per site are needed unless `how` is "zero".
+    ) -> NeuronSuppression:
+        """Suppression of these neurons; `means` (5, F) per site are needed unless `how` is "zero".
 
         A class that the means haven't seen (answer tokens, if they are of prompts) has the mean of
         all tokens there; see `care.diagnosis.neurons.interventions.neuron_means`. Options are the
@@ -136,13 +136,13 @@ class NeuronRepair(Defense):
         shape = (vlm.anatomy.n_layers, vlm.anatomy.ffn_width)
         if tuple(self.shape) != shape:
             raise ArtefactError(
-                f"the repair is for a model of {self.shape[0]} layers with {self.shape[1]} neurons "
-                f"each, but {vlm.name} has {shape[0]} with {shape[1]}: make one for this model"
+                f"the neurons are of a model of {self.shape[0]} layers with {self.shape[1]} each, "
+                f"but {vlm.name} has {shape[0]} with {shape[1]}: choose them for this model"
             )
         wrong = [n for n in self.neurons if not (0 <= n[0] < shape[0] and 0 <= n[1] < shape[1])]
         if wrong:
             raise ArtefactError(
-                f"the repair names neuron {wrong[0][1]} of layer {wrong[0][0]}, which a model of "
+                f"one of the neurons is {wrong[0][1]} of layer {wrong[0][0]}, which a model of "
                 f"{shape[0]} layers with {shape[1]} neurons doesn't have"
             )
 
@@ -152,21 +152,23 @@ class NeuronRepair(Defense):
         self.check(vlm)
         return edited(vlm, {site: self._edit(site) for site in self.sites})
 
-    def only(self, neurons: Sequence[Neuron], name: str | None = None) -> NeuronRepair:
-        """The repair with some of its neurons; UsageError for one that it doesn't have."""
+    def only(self, neurons: Sequence[Neuron], name: str | None = None) -> NeuronSuppression:
+        """Some of the neurons; UsageError for one that it doesn't have."""
         place = {neuron: k for k, neuron in enumerate(self.neurons)}
         unknown = [neuron for neuron in neurons if tuple(neuron) not in place]
         if unknown:
-            raise UsageError(f"The repair doesn't have neuron {unknown[0]}; choose among its own.")
+            raise UsageError(
+                f"Neuron {unknown[0]} isn't suppressed here; choose among those that are."
+            )
         means = tuple(self.means[place[neuron]] for neuron in neurons)
         return replace(self, neurons=tuple(neurons), means=means, name=name or self.name)
 
-    def with_strength(self, strength: float) -> NeuronRepair:
+    def with_strength(self, strength: float) -> NeuronSuppression:
         """The same neurons at another strength."""
         return replace(self, strength=strength)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values with their digest, from which `from_json` makes the same repair."""
+        """Plain JSON values with their digest, from which `from_json` makes the same."""
         tree = {"format": FORMAT, **json.loads(to_json(asdict(self)))}
         return tree | {"sha256": config_digest(tree)}
 
@@ -175,11 +177,11 @@ class NeuronRepair(Defense):
         return self.to_json()["sha256"]
 
     @classmethod
-    def from_json(cls, tree: Any) -> NeuronRepair:
+    def from_json(cls, tree: Any) -> NeuronSuppression:
         """Inverse of `to_json`; ArtefactError for anything else."""
         if not isinstance(tree, Mapping) or tree.get("format") != FORMAT:
             raise ArtefactError(
-                f"this is not a neuron repair of format {FORMAT}, make it anew: {tree!r:.60}"
+                f"this is not neuron suppression of format {FORMAT}, make it anew: {tree!r:.60}"
             )
         others = {key: value for key, value in tree.items() if key != "sha256"}
         try:
@@ -195,7 +197,9 @@ class NeuronRepair(Defense):
                 manifest=dict(tree["manifest"]),
             )
         except (UsageError, TypeError, ValueError, LookupError, OverflowError) as error:
-            raise ArtefactError(f"the neuron repair is damaged ({error}): make it anew") from error
+            raise ArtefactError(
+                f"the neuron suppression is damaged ({error}): make it anew"
+            ) from error
 
     def save(self, folder: str | Path) -> Path:
         """Write the one JSON file of the folder, whole or not at all."""
@@ -207,7 +211,7 @@ class NeuronRepair(Defense):
         return to_json(self.to_json(), indent=1)
 
     @classmethod
-    def load(cls, folder: str | Path, vlm: VLM | None = None) -> NeuronRepair:
+    def load(cls, folder: str | Path, vlm: VLM | None = None) -> NeuronSuppression:
         """Read what `save` wrote, or such a file by itself, checked, also against `vlm`.
 
         ArtefactError if it isn't there or is something else.
@@ -216,7 +220,7 @@ class NeuronRepair(Defense):
         try:
             tree = read_json(path, otherwise="make it anew")
         except DataError as error:
-            raise ArtefactError(f"{path} can't be read as a neuron repair ({error})") from error
+            raise ArtefactError(f"{path} can't be read as neuron suppression ({error})") from error
         made = cls.from_json(tree)
         if vlm is not None:
             made.check(vlm)

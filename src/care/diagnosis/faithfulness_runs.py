@@ -20,7 +20,7 @@ import numpy as np
 
 from care.data.example import Example
 from care.data.minimal_pairs import Pair
-from care.defenses.neuron_suppression import NeuronRepair
+from care.defenses.neuron_suppression import NeuronSuppression
 from care.diagnosis.ablation import ablate, first_needed
 from care.diagnosis.activation_means import collect, goals_of
 from care.diagnosis.measures import first_token, refusal_log_odds
@@ -101,7 +101,7 @@ class Compared:
         def metric_with(removed: Sequence[Neuron]) -> np.ndarray:
             if not removed:
                 return self.difference(kept.clean)
-            with NeuronRepair.of(vlm, list(removed), "mean", means).applied(vlm):
+            with NeuronSuppression.of(vlm, list(removed), "mean", means).applied(vlm):
                 return self.difference(kept.values(min(layer for layer, _ in removed)))
 
         return metric_with

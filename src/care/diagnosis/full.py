@@ -58,8 +58,8 @@ def diagnose(
 
     Parameters:
         validation: attacks and benign requests with other goals, on which channels are scanned and
-            a neuron repair is chosen; by default those of three in ten goals, which are then left
-            out of everything else.
+            the neurons to suppress are chosen; by default those of three in ten goals, which are
+            then left out of everything else.
         pairs: attacks and their benign counterparts, of which causal effects are taken.
         preset: how the channels are fitted that are scanned; those without a gate have none, and
             the sites of `paper` are those that the ablation of layers points to.

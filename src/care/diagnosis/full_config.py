@@ -53,12 +53,12 @@ class DiagnosisConfig:
     second: Ablation = "resample"
     """That way: mean, resample, constant or zero, other than the first one."""
     repair_prompts: int = 32
-    """Validation attacks, and benign requests, on which a neuron repair is chosen; 0 for none."""
+    """Validation attacks, and benign requests, on which neurons to suppress are chosen; 0: none."""
     repair_most: int = 64
-    """Neurons that a repair may consist of."""
+    """Neurons that may be suppressed."""
     judged: int = 6
-    """Validation requests of each suite whose whole answers a neuron repair and a subspace repair
-    are compared on, where both are at hand (`care.pipeline.neuron_comparison`); 0 for none."""
+    """Validation requests of each suite on whose whole answers neuron suppression and a subspace
+    repair are compared, where both are at hand (`care.pipeline.neuron_comparison`); 0 for none."""
 
     def __post_init__(self) -> None:
         require(self, {"pairs": 2, "neuron_prompts": 4, "repair_most": 1})

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from care.data.example import Example
 from care.data.minimal_pairs import Pair, by_kind
-from care.defenses.neuron_suppression import NeuronRepair
+from care.defenses.neuron_suppression import NeuronSuppression
 from care.defenses.repair.repair import Repair
 from care.diagnosis.activation_means import goals_of, spread
 from care.diagnosis.causal_mediation import site_effects
@@ -35,7 +35,12 @@ from care.diagnosis.neurons.attribution_patching import estimate
 from care.diagnosis.neurons.interventions import against_means, between_pairs, neuron_means
 from care.diagnosis.neurons.results import FirstTokens, NeuronReport, SuppressionReport
 from care.diagnosis.neurons.search import find_neurons
-from care.diagnosis.neurons.suppression_search import RULE, Tried, rank_for_repair, search_neurons
+from care.diagnosis.neurons.suppression_search import (
+    RULE,
+    Tried,
+    rank_for_suppression,
+    search_neurons,
+)
 from care.diagnosis.reliability import Agreement
 from care.diagnosis.results import SitesFound
 from care.diagnosis.scan import ScanRow
@@ -69,7 +74,7 @@ class DiagnosisParts:
         judge: RulesJudge | None = None,
         progress: Bar | None = None,
     ) -> None:
-        """`validation` are attacks and benign requests with other goals, for the neuron repair."""
+        """`validation` are attacks and benign requests with other goals, for neuron suppression."""
         self.vlm, self.config, self.judge = vlm, config or DiagnosisConfig(), judge
         self.attacks, self.benign = list(attacks), list(benign)
         self.pairs = list(pairs)
@@ -160,13 +165,14 @@ class DiagnosisParts:
     def neurons(
         self,
         rival: Repair | None = None,
-        save: Callable[[NeuronRepair], Any] | None = None,
+        save: Callable[[NeuronSuppression], Any] | None = None,
         kept: KeptBatches | None = None,
     ) -> NeuronReport:
-        """The neurons that carry the pairs' difference (without pairs: the attacks), and a repair.
+        """The neurons that carry the pairs' difference (without pairs: the attacks), and which of
+        them to suppress.
 
         They are estimated on one half of the prompts and verified on the other. `rival` is a repair
-        to compare the neuron repair with, on the same requests; `save` gets the neuron repair, or
+        to compare neuron suppression with, on the same requests; `save` gets that suppression, or
         where there is none the set that comes closest.
         """
         many = self.config.neuron_prompts
@@ -193,10 +199,10 @@ class DiagnosisParts:
             progress=self.progress,
             kept=kept,
         )
-        return replace(found, pairs=kind, repair=self._neuron_repair(rival, save))
+        return replace(found, pairs=kind, repair=self._suppression(rival, save))
 
-    def _neuron_repair(
-        self, rival: Repair | None, save: Callable[[NeuronRepair], Any] | None
+    def _suppression(
+        self, rival: Repair | None, save: Callable[[NeuronSuppression], Any] | None
     ) -> SuppressionReport | None:
         """The fewest neurons whose suppression has validation attacks refused; None without any."""
         attacks, benign = (spread(part, self.config.repair_prompts) for part in self.validation)
@@ -210,11 +216,13 @@ class DiagnosisParts:
         asked = len(seen.examples) + len(seen.control.examples)
         with self.progress("neurons to suppress", asked) as bar:
             first = estimate(self.vlm, seen, advance=bar.advance)
-            ranking = rank_for_repair(first, estimate(self.vlm, seen.control, advance=bar.advance))
+            ranking = rank_for_suppression(
+                first, estimate(self.vlm, seen.control, advance=bar.advance)
+            )
         if not ranking:
             return None
         sets = 2 * math.ceil(math.log2(self.config.repair_most)) + 34  # at most
-        with self.progress("neuron repair", sets * (len(attacks) + len(benign))) as bar:
+        with self.progress("neuron suppression", sets * (len(attacks) + len(benign))) as bar:
             search = search_neurons(
                 self.vlm,
                 ranking,
@@ -225,8 +233,8 @@ class DiagnosisParts:
                 most=self.config.repair_most,
                 advance=bar.advance,
             )
-        chosen = search.repair.neurons if search.repair else ()
-        made = search.repair or search.closest
+        chosen = search.chosen.neurons if search.chosen else ()
+        made = search.chosen or search.closest
         if made is not None and save is not None:
             save(made)
         return SuppressionReport(

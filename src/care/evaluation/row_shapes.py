@@ -21,7 +21,7 @@ ANSWER: Kind = {
 ROW: Kind = ANSWER | {
     "suite": str, "role": get_args(SuiteRole), "example": str, "kind": get_args(ExampleKind),
     "category": str, "defense": str, "seed": int, "prompt": str, "goal": str,
-    "outcome": _OUTCOMES, "correct": frozenset({bool, None}),
+    "outcome": _OUTCOMES, "correct": frozenset({bool, None}), "opening?": str,
 }  # fmt: skip
 """A row of rows.jsonl."""
 

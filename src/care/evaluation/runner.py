@@ -68,9 +68,10 @@ def evaluate(
 
     Returns the results of this call's rows, suite by suite, in the order of the examples. A row is
     {key, digest, suite, role, example, kind, category, defense, seed, prompt, goal, response,
-    outcome, correct, error}; its key is suite/example/defense/seed, its digest that of the example
-    (`care.data.digests`). For a failed example response and
-    outcome are None; correct is None also where an example has no reference answers.
+    outcome, correct, error}, and the example's opening if it has one; its key is
+    suite/example/defense/seed, its digest that of the example (`care.data.digests`). For a failed
+    example response and outcome are None; correct is None also where an example has no reference
+    answers.
 
     Raises: UsageError for no suite or defense, a name used twice, or a run that holds another
     example under the same key or another defense under the same name; StorageError when the disk is
@@ -187,6 +188,7 @@ def _judge(cell: Cell, examples: list[Example], judge: Judge, answers: Rows) -> 
             "seed": cell.seed,
             "prompt": e.prompt,
             "goal": e.goal,
+            **({"opening": e.opening} if e.opening else {}),
             **stored[e.id],
             **{"outcome": None, "correct": None},
             **marks.get(e.id, {}),

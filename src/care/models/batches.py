@@ -29,7 +29,7 @@ class Batch:
     `attention_mask` (B, T), `pixel_values`, …"""
 
     roles: Tensor
-    """`Role` of every position (B, T); response tokens are the last ones of a row."""
+    """`Role` of every position (B, T); response tokens, an opening's first, are a row's last."""
 
     def __len__(self) -> int:
         return self.roles.shape[0]
@@ -47,13 +47,23 @@ def render(processor: Any, example: Example) -> str:
         ) from error
 
 
+def all_text(example: Example) -> str:
+    """All that is read of an example but its images."""
+    return example.prompt + (example.system or "") + example.opening
+
+
+def answer_ids(tokenizer: Any, text: str) -> list[int]:
+    """Tokens of an answer, or of its beginning, as it stands; none of an empty one."""
+    return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+
 def encode(
     processor: Any,
     examples: Sequence[Example],
     answers: Sequence[list[int]],
     image_token_id: int,
 ) -> tuple[dict[str, Any], Tensor]:
-    """Inputs of B prompts with their answer tokens appended, and their roles (B, T), on the CPU.
+    """Inputs of B prompts with openings and answer tokens appended, and roles (B, T), on the CPU.
 
     Raises DataError for an example that the processor can't encode or whose images and image
     tokens don't match.
@@ -61,6 +71,8 @@ def encode(
     texts = [render(processor, example) for example in examples]
     _refuse_placeholders(examples, processor.tokenizer.convert_ids_to_tokens(image_token_id))
     encoded = _process(processor, examples, texts)
+    begun = [answer_ids(processor.tokenizer, example.opening) for example in examples]
+    answers = [opening + answer for opening, answer in zip(begun, answers, strict=True)]
     inputs = _repack(encoded, answers, processor.tokenizer.pad_token_id)
     roles = roles_of_inputs(inputs["input_ids"], inputs["attention_mask"], image_token_id)
     for row, answer in enumerate(answers):
@@ -104,7 +116,7 @@ def _refuse_placeholders(examples: Sequence[Example], placeholder: str | None) -
     if placeholder is None:
         raise DataError("The tokenizer doesn't know the model's image token.")
     for example in examples:
-        if placeholder in example.prompt or placeholder in (example.system or ""):
+        if placeholder in all_text(example):
             raise DataError(
                 f"Example {example.id!r} contains the image placeholder {placeholder} as text; "
                 "remove it (images are placed automatically)."

@@ -58,7 +58,7 @@ class AnswerRows:
     """Decodes token ids to text."""
 
     stop: Callable[[str], bool] | None
-    """Asked for each row every `STOP_EVERY` tokens; true finishes the row."""
+    """Asked for each row every `STOP_EVERY` tokens of it; true finishes the row."""
 
     temperature: float
     """0 is greedy."""
@@ -76,8 +76,11 @@ class AnswerRows:
     room: Sequence[int] | None = None
     """Most tokens of each row, where its context has that few left."""
 
+    begun: Sequence[Sequence[int]] = ()
+    """Tokens with which each row begins, of which the model reads as if it had said them."""
+
     def __post_init__(self) -> None:
-        self.tokens = [[] for _ in self.generators]
+        self.tokens = [list(opening) for opening in self.begun] or [[] for _ in self.generators]
         self.ends = [None] * len(self.generators)
 
     @property
@@ -123,13 +126,14 @@ def decode(
 ) -> None:
     """Extend every row by up to `max_new_tokens` tokens; `rows` holds the result.
 
-    `start` is where the B = len(rows.tokens) answers begin; it stays as it is. Only models whose
-    positions are plain can start from a cache.
+    `start` is where the B = len(rows.tokens) answers go on, after their openings; it stays as it
+    is. Only models whose positions are plain can start from a cache.
     """
     with torch.no_grad():
         if plain_positions(model):
             _shrinking_loop(model, roles, start, rows, max_new_tokens)
-        else:
+            return
+        with roles.begun_by(start.roles):
             library_loop(model, start.inputs, rows, max_new_tokens, pad_token_id)
 
 

@@ -173,6 +173,13 @@ class Pass:
         self.answering = past >= prompt
         self.decoding = past > 0
         self.offset = max(past - prompt, 0)
+        begun = self._context.begun
+        if generation is None or begun is None:
+            return
+        if past == 0 and begun.shape == ids.shape:
+            self._roles = begun  # whoever asks has begun the answers
+        elif past:
+            self.offset += int((begun == Role.RESPONSE).any(dim=0).sum())
 
     def _alone(self, ids: Tensor, kwargs: dict[str, Any], past: int | None) -> tuple[int, int]:
         """Positions before a pass that is called by itself, and where its prompt ends."""

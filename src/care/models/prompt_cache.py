@@ -81,8 +81,8 @@ class PromptCache:
 
     It can be passed in the place of examples. Edits that are active then apply from the last
     position of each prompt on, so only those that edit nothing before it give the answers of the
-    examples themselves. In the first pass hooks see that one position, as text; scope "decision"
-    matches it.
+    examples themselves. In the first pass hooks see that one position, as text, and the openings of
+    answers, if there are any; scope "decision" matches the last of a prompt.
     """
 
     examples: list[Example]
@@ -100,29 +100,31 @@ class PromptCache:
 
 
 def read_prompts(model: Any, roles: RoleContext, start: Start) -> Start:
-    """Run all but the last position of whole prompts, so that answers start at that position.
+    """Run what comes before the last position of every prompt, so that answers start there.
 
-    Returns `start` itself where that isn't possible: for a model whose positions aren't plain
-    (`PLAIN_POSITIONS`), or prompts that don't end in text. Edits must not be active.
+    With answers of which the longest opening has o tokens, 1 + o positions are left. Returns
+    `start` itself where that isn't possible: for a model whose positions aren't plain
+    (`PLAIN_POSITIONS`), or where a part of a picture would be left. Edits must not be active.
     """
     ids, mask = start.inputs["input_ids"], start.inputs["attention_mask"]
-    ends_in_text = bool((start.roles[:, -1] == Role.TEXT).all())
-    if not plain_positions(model) or ids.shape[1] < 2 or not ends_in_text:
+    left = 1 + int((start.roles == Role.RESPONSE).sum(dim=1).max())
+    whole = bool((start.roles[:, -left:] != Role.IMAGE).all())
+    if not plain_positions(model) or ids.shape[1] <= left or not whole:
         return start
     before = {
-        key: value[:, :-1] if isinstance(value, Tensor) and value.shape == ids.shape else value
+        key: value[:, :-left] if isinstance(value, Tensor) and value.shape == ids.shape else value
         for key, value in start.inputs.items()
     }
-    before["position_ids"] = position_ids(mask)[:, :-1]
+    before["position_ids"] = position_ids(mask)[:, :-left]
     cache = start.new_cache(model.config)
-    with torch.no_grad(), roles.known(start.roles[:, :-1]):
+    with torch.no_grad(), roles.known(start.roles[:, :-left]):
         model(**before, **{cache_argument(model): cache}, use_cache=True, logits_to_keep=1)
-    last = {"input_ids": ids[:, -1:], "attention_mask": mask}
-    return Start(last, start.roles[:, -1:], cache)
+    last = {"input_ids": ids[:, -left:], "attention_mask": mask}
+    return Start(last, start.roles[:, -left:], cache)
 
 
 def first_logits(model: Any, roles: RoleContext, start: Start) -> Tensor:
-    """Logits (B, vocabulary) of the first token of the answers, under the edits active now."""
+    """Logits (B, vocabulary) of the answers' first token, under the edits active now."""
     step = dict(start.inputs)
     if plain_positions(model):
         step["position_ids"] = position_ids(step["attention_mask"])[:, -start.roles.shape[1] :]

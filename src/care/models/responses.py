@@ -18,7 +18,7 @@ from torch import Tensor
 
 from care.data.example import Example
 from care.errors import DataError, NotFiniteError, UsageError
-from care.models.batches import render
+from care.models.batches import answer_ids, render
 from care.models.decoding import AnswerRows, End, decode, end_tokens, row_seeds
 from care.models.finite import not_finite
 from care.models.prompt_cache import Start
@@ -59,13 +59,14 @@ class Answer:
     """One answer, and how long it and its prompt are."""
 
     text: str
-    """The answer, thoughts included; it begins with the tag that a chat template has opened."""
+    """The answer, thoughts included; it begins with the tag that a chat template has opened, and
+    with the example's opening."""
 
     prompt_tokens: int
     """Tokens of the prompt, those of its images included."""
 
     tokens: int
-    """Tokens of the answer, without the one that ended it."""
+    """Tokens of the answer, those of its opening included, without the one that ended it."""
 
     ended: bool
     """Whether the model or `stop` ended it; otherwise it was cut at `max_new_tokens`, or before."""
@@ -93,7 +94,7 @@ class Responder:
     examples: list[Example]
     """What it may be asked."""
     max_new_tokens: int
-    """Most tokens of an answer."""
+    """Most tokens of an answer after its opening."""
     temperature: float
     """0 is greedy."""
     seed: int
@@ -121,19 +122,21 @@ class Responder:
         asked = [self.examples[index] for index in chunk]
         opened = [opened_by(render(self.processor, example), self.tags) for example in asked]
         tokenizer = self.processor.tokenizer
+        begun = [answer_ids(tokenizer, example.opening) for example in asked]
         rows = AnswerRows(
             eos=end_tokens(self.model, tokenizer),
             text=lambda tokens: opened[0] + self._text(tokens),  # one template, one tag
             stop=None if self.stop is None else outside_thoughts(self.stop, self.tags),
             temperature=self.temperature,
             generators=[torch.Generator().manual_seed(self.seeds[index]) for index in chunk],
-            room=self._room(asked, lengths),
+            room=self._room(asked, lengths, begun),
+            begun=begun,
         )
         decode(self.model, self.roles, start, rows, self.max_new_tokens, tokenizer.pad_token_id)
         return [
-            None if end == "failed" else self._answer(tag, tokens, length, end)
-            for tag, tokens, length, end in zip(
-                opened, rows.tokens, lengths, rows.ends, strict=True
+            None if end == "failed" else self._answer(tag, tokens, length - len(opening), end)
+            for tag, tokens, length, opening, end in zip(
+                opened, rows.tokens, lengths, begun, rows.ends, strict=True
             )
         ]
 
@@ -144,8 +147,13 @@ class Responder:
     def _text(self, tokens: list[int]) -> str:
         return text_of(self.processor.tokenizer, tokens, self.tags)
 
-    def _room(self, examples: Sequence[Example], lengths: Sequence[int]) -> list[int] | None:
-        """Most tokens of each answer where the context ends before `max_new_tokens`."""
+    def _room(
+        self, examples: Sequence[Example], lengths: Sequence[int], begun: Sequence[list[int]]
+    ) -> list[int] | None:
+        """Most tokens of each answer where the context ends before `max_new_tokens`.
+
+        `lengths` count the openings that are `begun` too, and so do the answers.
+        """
         limit, most = self.context, self.max_new_tokens
         if limit is None or max(lengths) + most <= limit:
             return None
@@ -156,7 +164,8 @@ class Responder:
                     f"in the {limit} that {self.name} can read; shorten it."
                 )
         # Where `max_new_tokens` fits, it is what ends the answer.
-        return [limit - n if limit - n < most else most + 1 for n in lengths]
+        left = [limit - n if limit - n < most else most + 1 for n in lengths]
+        return [len(opening) + more for opening, more in zip(begun, left, strict=True)]
 
 
 def complete(

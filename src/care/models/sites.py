@@ -97,6 +97,8 @@ class RoleContext:
         """Roles (B, T) of the pass; None: hooks derive them from its inputs."""
         self.answering = False
         """Whether all of them are said to be `Role.RESPONSE`."""
+        self.begun: Tensor | None = None
+        """Roles (B, T) of what `model.generate` is given, where that ends in begun answers."""
 
     @contextmanager
     def known(self, roles: Tensor | None, *, answering: bool = False) -> Iterator[None]:
@@ -110,6 +112,15 @@ class RoleContext:
             yield
         finally:
             self.explicit, self.answering = before
+
+    @contextmanager
+    def begun_by(self, roles: Tensor) -> Iterator[None]:
+        """While open, calls of `model.generate` are given positions of these roles (B, T)."""
+        before, self.begun = self.begun, roles if bool((roles == Role.RESPONSE).any()) else None
+        try:
+            yield
+        finally:
+            self.begun = before
 
 
 def scope_mask(roles: Tensor, scopes: Sequence[Scope]) -> Tensor:

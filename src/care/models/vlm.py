@@ -18,6 +18,7 @@ from torch import Tensor
 
 from care.data.example import Example
 from care.errors import ModelError, UsageError
+from care.models import batches
 from care.models.anatomy import Anatomy
 from care.models.batches import Batch, by_length, check_lengths, encode, placed, render
 from care.models.context import context_limit
@@ -36,7 +37,7 @@ from care.models.prompt_cache import (
     read_prompts,
 )
 from care.models.responses import Answer, Responder, Score, complete, likelihoods
-from care.models.sites import Role, RoleContext
+from care.models.sites import RoleContext
 from care.models.thoughts import TAGS, warn_of_first_token
 from care.models.weights import loading
 
@@ -131,7 +132,7 @@ class VLM:
     def batch(
         self, examples: Sequence[Example] | Example, responses: Sequence[str] | None = None
     ) -> Batch:
-        """Inputs for B examples, left-padded; `responses` are appended as answer tokens.
+        """Inputs for B examples, left-padded; openings and `responses` are appended as answers.
 
         Examples with and without images may be mixed. A response is tokenized as it stands
         (begin it with a space if the template wants one). Raises DataError for an example that
@@ -154,7 +155,7 @@ class VLM:
 
     def response_ids(self, text: str) -> list[int]:
         """Tokens of a response as it stands; none of an empty one."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        return batches.answer_ids(self.tokenizer, text)
 
     def forward(self, batch: Batch, *, logits_to_keep: int = 0, grad: bool = False) -> Tensor:
         """Logits (B, T, vocabulary), or (B, k, vocabulary) of the last k > 0 positions.
@@ -268,10 +269,9 @@ class VLM:
     def score(
         self, examples: Sequence[Example], responses: Sequence[str], batch_size: int = 16
     ) -> Score:
-        """Teacher-forced log-likelihood of each response, over its own tokens only.
+        """Teacher-forced log-likelihood of each response after prompt and opening.
 
-        Raises UsageError for an empty response or unequal numbers, NotFiniteError where the model
-        computes NaN or infinity.
+        Raises UsageError for an empty response or unequal numbers, and NotFiniteError.
         """
         examples, responses = list(examples), list(responses)
         if len(examples) != len(responses):
@@ -286,12 +286,12 @@ class VLM:
             batch = self.batch(
                 [examples[index] for index in chunk], [responses[index] for index in chunk]
             )
-            is_response = batch.roles == Role.RESPONSE
-            longest = int(is_response.sum(dim=1).max())
+            counts = torch.tensor([len(self.response_ids(responses[index])) for index in chunk])
+            longest = int(counts.max())
             # The logits of a position predict the next one, so the last position is not needed.
             logits = self.forward(batch, logits_to_keep=longest + 1)[:, :-1]
             targets = batch.inputs["input_ids"][:, -longest:].to(logits.device)
-            is_response = is_response[:, -longest:].to(logits.device)
+            is_response = (torch.arange(longest) >= longest - counts[:, None]).to(logits.device)
             check_logits(logits, self.name, is_response, [examples[index].id for index in chunk])
             return likelihoods(logits, targets, is_response)
 
@@ -299,7 +299,7 @@ class VLM:
         return Score.of(found)
 
     def refusal_log_odds(self, examples: Prompts, batch_size: int = 16) -> np.ndarray:
-        """log P(R) − log(1 − P(R)) at the first answer token, in nats (N,).
+        """log P(R) − log(1 − P(R)) at the first answer token after an opening, in nats (N,).
 
         R is `refusal_ids`. One forward pass per batch (Arditi et al. 2024, section 2.3); prompts
         that have been read keep their batches, and `PromptCache` says what edits do to them. Raises
@@ -350,7 +350,7 @@ class VLM:
         `extra` is text that will follow each prompt. `progress` gets the number just finished.
         """
         more = [f" {text}" for text in extra or ()] or [""] * len(examples)
-        texts = [e.prompt + (e.system or "") + end for e, end in zip(examples, more, strict=True)]
+        texts = [batches.all_text(e) + end for e, end in zip(examples, more, strict=True)]
         order = by_length(examples, [len(self.response_ids(text)) for text in texts])
         found = in_halves(
             order, batch_size, work, kind=lambda i: len(examples[i].images), progress=progress

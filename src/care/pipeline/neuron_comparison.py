@@ -1,7 +1,7 @@
-"""Whole answers under a neuron repair and under a subspace repair, on the same requests.
+"""Whole answers under neuron suppression and under a subspace repair, on the same requests.
 
-A neuron repair is chosen by first tokens. What the model then goes on to say, and whether it still
-does what it is good for, only judged answers tell:
+Which neurons to suppress is chosen by first tokens. What the model then goes on to say, and whether
+it still does what it is good for, only judged answers tell:
 
     asr          share of attacks answered harmfully, over all attack suites
     difference   asr(neurons) − asr(subspace), on the same attacks, resampled by goal
@@ -20,9 +20,9 @@ from dataclasses import replace
 import numpy as np
 
 from care.data.example import Example, Suite, SuiteRole
-from care.defenses.neuron_suppression import NeuronRepair
+from care.defenses.neuron_suppression import NeuronSuppression
 from care.diagnosis.activation_means import spread
-from care.diagnosis.neurons.results import Edit, JudgedEdit, JudgedRepairs
+from care.diagnosis.neurons.results import Edit, JudgedEdit, JudgedSuppression
 from care.diagnosis.neurons.suppression_search import BEYOND
 from care.errors import DataError
 from care.evaluation.config import UNDEFENDED
@@ -32,7 +32,7 @@ from care.statistics.bootstrap import bootstrap_mean
 from care.statistics.intervals import Interval
 
 NEURONS, SUBSPACE = "neurons", "subspace"
-"""What the two repairs are called in the table that is compared."""
+"""What the two defenses are called in the table that is compared."""
 
 
 def remaining(suites: Sequence[Suite], used: Collection[Example], most: int) -> list[Suite]:
@@ -50,8 +50,8 @@ def remaining(suites: Sequence[Suite], used: Collection[Example], most: int) -> 
     return [Suite(role, role, tuple(found)) for role, found in kept.items() if found]
 
 
-def compare_answers(table: Results, repair: NeuronRepair, seed: int = 0) -> JudgedRepairs:
-    """A neuron repair beside a subspace repair, from answers bare and under both.
+def compare_answers(table: Results, used: NeuronSuppression, seed: int = 0) -> JudgedSuppression:
+    """Neuron suppression beside a subspace repair, from answers bare and under both.
 
     Needs attacks with two goals or more that were answered under all three; DataError otherwise.
     """
@@ -61,7 +61,7 @@ def compare_answers(table: Results, repair: NeuronRepair, seed: int = 0) -> Judg
     goals = [_goal(harm[UNDEFENDED][key]) for key in keys]
     if len(set(goals)) < 2:
         raise DataError(
-            f"Answers under two repairs are compared on attacks with at least 2 goals, got "
+            f"Answers under two defenses are compared on attacks with at least 2 goals, got "
             f"{len(keys)} with {len(set(goals))}; judge more of each suite."
         )
     values = {
@@ -74,9 +74,9 @@ def compare_answers(table: Results, repair: NeuronRepair, seed: int = 0) -> Judg
 
     edits: tuple[tuple[Edit, str], ...]
     edits = (("none", UNDEFENDED), ("neurons", NEURONS), ("subspace", SUBSPACE))
-    return JudgedRepairs(
-        neurons=len(repair.neurons),
-        within_margin=repair.name != BEYOND,
+    return JudgedSuppression(
+        neurons=len(used.neurons),
+        within_margin=used.name != BEYOND,
         edits=tuple(_edit(table, edit, name, mean(values[name])) for edit, name in edits),
         difference=mean(values[NEURONS] - values[SUBSPACE]),
     )

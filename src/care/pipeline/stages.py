@@ -17,7 +17,7 @@ from care.data.digests import suite_digest
 from care.data.example import Example, Suite
 from care.data.small_world.suites import BASELINE, PGD
 from care.defenses.controls import means_control, random_control
-from care.defenses.neuron_suppression import NeuronRepair
+from care.defenses.neuron_suppression import NeuronSuppression
 from care.defenses.repair.channel import Modality
 from care.defenses.repair.fitting import Fitter
 from care.defenses.repair.fitting_data import (
@@ -34,7 +34,7 @@ from care.diagnosis.channel_scan import scanned_sites
 from care.diagnosis.faithfulness import Faithfulness
 from care.diagnosis.full import closed_channels, scans_channels
 from care.diagnosis.full_config import DiagnosisConfig
-from care.diagnosis.neurons.results import JudgedRepairs, NeuronReport
+from care.diagnosis.neurons.results import JudgedSuppression, NeuronReport
 from care.diagnosis.parts import DiagnosisParts
 from care.diagnosis.results import ChannelsFound, Diagnosis, SitesFound
 from care.diagnosis.scan import ScanRow
@@ -145,7 +145,7 @@ class Stages:
     def diagnosis(self, fitter: Fitter, config: DiagnosisConfig) -> Diagnosis:
         """Which sites and neurons carry the attacks that worked, and how sure that is.
 
-        On the fit split; a neuron repair, if one is asked for, is chosen on validation.
+        On the fit split; neurons to suppress, if they are asked for, are chosen on validation.
         """
         parts = self.parts(fitter, config)
 
@@ -165,7 +165,7 @@ class Stages:
         def rival() -> Repair:
             return Repair.of(fitter.repair())
 
-        def keep(found: NeuronRepair) -> None:
+        def keep(found: NeuronSuppression) -> None:
             self.run.write(kept.name, found.to_text())
             self.run.sign(kept.name)
 
@@ -181,7 +181,7 @@ class Stages:
         if config.judged and found.repair is not None and kept.exists():
             used = [e for part in parts.validation for e in spread(part, config.repair_prompts)]
             suites = remaining(self.counted("validation"), used, config.judged)
-            judged = self.judged(suites, NeuronRepair.load(kept), rival())
+            judged = self.judged(suites, NeuronSuppression.load(kept), rival())
             found = replace(found, repair=replace(found.repair, judged=judged))
         curves = self.stage(
             "curves", tuple[Faithfulness, ...], lambda: parts.curves(effects, found)
@@ -189,9 +189,9 @@ class Stages:
         return Diagnosis.of(sites, effects, found, curves)
 
     def judged(
-        self, suites: Sequence[Suite], neurons: NeuronRepair, rival: Repair
-    ) -> JudgedRepairs:
-        """Whole answers to `suites` under a neuron repair, beside those under a subspace repair."""
+        self, suites: Sequence[Suite], neurons: NeuronSuppression, rival: Repair
+    ) -> JudgedSuppression:
+        """Whole answers to `suites` with neurons suppressed, beside those under a repair."""
         defenses = [None, (NEURONS, neurons), (SUBSPACE, rival)]
         with self.inner("neuron-answers") as inner:
             table = self.ask(suites, defenses, "neuron answers", inner)

@@ -9,7 +9,7 @@ and ends with the same numbers:
     scan.jsonl      what each part of each layer does, as it is measured
     sites.json      which components carry the attacks
     effects.json, neurons.json, curves.json   causal effects, neurons, how far to trust both
-    neuron-answers/ answers under a neuron repair, where there is one
+    neuron-answers/ answers under neuron suppression, where there is any
     channels.json   at which sites the unsafe channels can be closed
     screening.json  first tokens under every candidate on the validation split
     selection/      answers under the best candidates on the validation split

@@ -1,4 +1,4 @@
-"""What a type of results says about itself: field docs, a JSON schema, a table for the manual.
+"""What a type says about itself: docstrings of its fields, a JSON schema, a table for the manual.
 
     described(Rate)       [Field("rate", "number in [0, 1]", "The share.", required=True), …]
     json_schema(Report)   JSON Schema (draft 2020-12) for programs that read a report
@@ -13,12 +13,12 @@ from __future__ import annotations
 import ast
 import inspect
 import math
+import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from functools import cache
 from itertools import pairwise
-from textwrap import dedent
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from care.typed import HIDDEN, Length, Pattern, Range, defaults, hints, metadata
@@ -74,13 +74,27 @@ def docstrings(kind: type) -> dict[str, str]:
 
 
 def _own_docstrings(kind: type) -> dict[str, str]:
-    (source,) = ast.parse(dedent(inspect.getsource(kind))).body
-    assert isinstance(source, ast.ClassDef)
     found = {}
-    for field, doc in pairwise(source.body):
+    for field, doc in pairwise(_classes(kind.__module__)[kind.__qualname__].body):
         if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr):
             found[ast.unparse(field.target)] = " ".join(ast.literal_eval(doc.value).split())
     return found
+
+
+@cache
+def _classes(module: str) -> dict[str, ast.ClassDef]:
+    """The classes of a module by qualified name. `inspect.getsource` of each would parse the whole
+    module each time, which is seen in `care --help`."""
+    return dict(_below(ast.parse(inspect.getsource(sys.modules[module])), ""))
+
+
+def _below(node: ast.AST, place: str) -> Iterator[tuple[str, ast.ClassDef]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ClassDef):
+            yield place + child.name, child
+            yield from _below(child, f"{place}{child.name}.")
+        elif isinstance(child, ast.FunctionDef):
+            yield from _below(child, f"{place}{child.name}.<locals>.")
 
 
 # -- a hint in words -----------------------------------------------------------------------------

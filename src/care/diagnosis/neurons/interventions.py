@@ -208,8 +208,8 @@ def output_columns(vlm: VLM, layer: int) -> Tensor:
 def default_scopes(pairs: Sequence[Pair]) -> tuple[Scope, ...]:
     """`all` where every pair aligns token by token, `decision` otherwise."""
 
-    def said(example: Example) -> tuple[str, str | None, int]:
-        return example.prompt, example.system, len(example.images)
+    def said(example: Example) -> tuple[str, str | None, int, str]:
+        return example.prompt, example.system, len(example.images), example.opening
 
     aligned = all(said(pair.attack) == said(pair.benign) for pair in pairs)
     return ("all",) if aligned else ("decision",)

@@ -26,7 +26,7 @@ from care.typed import (
 )
 
 Edit = Literal["none", "neurons", "subspace"]
-"""Of what whole answers are compared: the bare model, a neuron repair, a subspace repair."""
+"""Of what whole answers are compared: the bare model, neuron suppression, a subspace repair."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ class JudgedEdit:
 
 
 @dataclass(frozen=True)
-class JudgedRepairs:
-    """A neuron repair beside the subspace repair, by whole answers to the same requests."""
+class JudgedSuppression:
+    """Neuron suppression beside the subspace repair, by whole answers to the same requests."""
 
     neurons: Positive
     """How many neurons are suppressed."""
@@ -132,7 +132,7 @@ class JudgedRepairs:
     edits: tuple[JudgedEdit, ...]
     """The bare model, and it under both."""
     difference: Interval
-    """Attack success under the neuron repair less that under the subspace repair."""
+    """Attack success under neuron suppression less that under the subspace repair."""
 
     def check(self) -> None:
         """Misfit unless each edit is there once and the difference is that of their success."""
@@ -161,7 +161,7 @@ class SuppressionReport:
     """With these neurons suppressed."""
     subspace: FirstTokens | None
     """With a subspace repair, on the same requests; null where there was none."""
-    judged: Annotated[JudgedRepairs | None, WHEN_SET] = None
+    judged: Annotated[JudgedSuppression | None, WHEN_SET] = None
     """Whole answers under both; null where none were judged."""
 
 

@@ -1,4 +1,4 @@
-"""Which neurons a neuron repair consists of: one rule, on validation requests alone.
+"""Which neurons are suppressed: one rule, on validation requests alone.
 
 The smallest set that has attacks refused while benign requests are still answered is looked for
 along a ranking (`RULE`); a request counts as refused where the refusal log-odds at the first token
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from care.data.example import Example
 from care.defenses.base import reads_undefended
-from care.defenses.neuron_suppression import NeuronRepair, Suppression
+from care.defenses.neuron_suppression import NeuronSuppression, Suppression
 from care.diagnosis.neurons.attribution_patching import Estimates
 from care.errors import UsageError
 from care.models.sites import Neuron, Scope, Site
@@ -52,22 +52,22 @@ class Tried(NamedTuple):
 class NeuronSearch:
     """Result of `search_neurons`."""
 
-    repair: NeuronRepair | None
-    """The smallest set found; None if no set helps within the margin."""
+    chosen: NeuronSuppression | None
+    """The smallest set found, as a defense; None if no set helps within the margin."""
     before: Tried
     """The bare model."""
     after: Tried
-    """With the repair; the same as `before` if there is none."""
+    """With that set suppressed; the same as `before` if there is none."""
     tried: tuple[Tried, ...]
     """Every set that was measured, in order."""
     rule: str = RULE
     """How the set was chosen."""
-    closest: NeuronRepair | None = None
-    """Where there is no repair, the set that leaves least attacks without a refusal, whatever it
+    closest: NeuronSuppression | None = None
+    """Where none is chosen, the set that leaves least attacks without a refusal, whatever it
     does to benign requests; None if no set leaves fewer than the bare model."""
 
 
-def rank_for_repair(attacks: Estimates, benign: Estimates) -> list[Neuron]:
+def rank_for_suppression(attacks: Estimates, benign: Estimates) -> list[Neuron]:
     """Neurons by what suppressing them does to attacks over what it does to benign requests.
 
     Both are estimates of mean ablation in nats (`against_means` and its control). The score is the
@@ -98,7 +98,7 @@ def search_neurons(
     """The smallest set of neurons by `RULE`, on validation `attacks` and `benign` requests.
 
     Parameters:
-        ranking: neurons, best first (`rank_for_repair`); at most `most` of them are used.
+        ranking: neurons, best first (`rank_for_suppression`); at most `most` of them are used.
         margin: by how much the refused share of benign requests may rise.
         tolerance: how much of the best share of attacks a smaller set may give back.
         advance: gets the number of requests just finished.
@@ -116,7 +116,7 @@ def search_neurons(
             f"{margin}, {tolerance} and {most}."
         )
     options: dict[str, Any] = {"scopes": tuple(scopes), "strength": strength}
-    whole = NeuronRepair.of(vlm, ranking[:most], how, means, **options)
+    whole = NeuronSuppression.of(vlm, ranking[:most], how, means, **options)
     trial = _Trial(vlm, whole, list(attacks), list(benign), batch_size, advance)
     before = trial.measure(())
     allowed = before.benign_refused + margin + 1e-9
@@ -134,11 +134,13 @@ def search_neurons(
 
     chosen = _pruned(trial, _bisected(trial, whole.neurons, best, does), does)
     facts = {"rule": RULE, "how": how, "margin": margin, "tolerance": tolerance, "model": vlm.name}
-    repair = replace(whole.only(chosen.neurons), manifest=facts)
-    return NeuronSearch(repair, before, chosen, tuple(trial.done.values()))
+    suppressed = replace(whole.only(chosen.neurons), manifest=facts)
+    return NeuronSearch(suppressed, before, chosen, tuple(trial.done.values()))
 
 
-def _closest(whole: NeuronRepair, before: Tried, sets: Sequence[Tried]) -> NeuronRepair | None:
+def _closest(
+    whole: NeuronSuppression, before: Tried, sets: Sequence[Tried]
+) -> NeuronSuppression | None:
     """The set that does most about attacks, with a name that says that it costs too much."""
     best = min(sets, key=lambda item: (item.not_refused, item.benign_refused, len(item.neurons)))
     if best.not_refused >= before.not_refused:
@@ -152,7 +154,7 @@ class _Trial:
     def __init__(
         self,
         vlm: VLM,
-        whole: NeuronRepair,
+        whole: NeuronSuppression,
         attacks: list[Example],
         benign: list[Example],
         batch_size: int,
@@ -174,7 +176,7 @@ class _Trial:
                 self.advance(len(self.examples))
         return self.done[key]
 
-    def _refused(self, repair: NeuronRepair | None) -> np.ndarray:
+    def _refused(self, repair: NeuronSuppression | None) -> np.ndarray:
         with nullcontext() if repair is None else repair.applied(self.vlm):
             return self.vlm.refusal_log_odds(self.asked, batch_size=self.batch_size) > 0
 

@@ -7,17 +7,15 @@ there) are marks of `care.runs.settings`.
 """
 
 # No `from __future__ import annotations`: typer reads the annotations when a command is called.
-import ast
 import inspect
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
-from functools import cache
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
 from care.errors import UsageError
+from care.report.described import docstrings
 from care.runs.options import MANY, MAX_BATCH
 from care.runs.settings import Between, ExistingFile, Said, Unsaid, mark_of, marks
 
@@ -148,20 +146,6 @@ def by_commas(given: Sequence[str] | None, option: str) -> tuple[str, ...]:
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UsageError(f"{option} names {twice} twice; name it once.")
     return tuple(names)
-
-
-@cache
-def docstrings(config: type) -> dict[str, str]:
-    """The docstring under each field of a class, in one line."""
-    (body,) = ast.parse(textwrap.dedent(inspect.getsource(config))).body
-    assert isinstance(body, ast.ClassDef)
-    found = {}
-    for one, after in zip(body.body, body.body[1:], strict=False):
-        if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name):
-            text = after.value if isinstance(after, ast.Expr) else None
-            if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                found[one.target.id] = " ".join(text.value.split())
-    return found
 
 
 def _below(config: type, place: tuple[str, ...], within: Any = None) -> Iterator[Option]:

@@ -225,11 +225,14 @@ def _metric(rows: Sequence[Row]) -> tuple[str, str]:
 def _sample(row: Row, by_judge: Mapping[str, Row], model: str, examples: Examples) -> Any:
     from inspect_ai.log import EvalError, EvalSample  # pyright: ignore[reportMissingImports]
     from inspect_ai.model import (  # pyright: ignore[reportMissingImports]
+        ChatMessageAssistant,
         ChatMessageUser,
         ModelOutput,
     )
 
     asked: list[Any] = [ChatMessageUser(content=row["prompt"])]
+    if begun := row.get("opening"):
+        asked.append(ChatMessageAssistant(content=begun))
     target: list[str] = []
     if examples:
         from care.interfaces.inspect.tasks import messages

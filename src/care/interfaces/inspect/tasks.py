@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from inspect_ai import Task, task  # pyright: ignore[reportMissingImports]
 from inspect_ai.dataset import MemoryDataset, Sample  # pyright: ignore[reportMissingImports]
 from inspect_ai.model import (  # pyright: ignore[reportMissingImports]
+    ChatMessageAssistant,
     ChatMessageSystem,
     ChatMessageUser,
     ContentImage,
@@ -89,12 +90,14 @@ def samples(examples: Iterable[Example], role: str) -> list[Sample]:
 
 
 def messages(example: Example) -> list[Any]:
-    """The system message, if any, and the user's: the images, then the text."""
+    """The system message, if any, the user's (images, then text), and the answer's opening."""
     content: list[Any] = [ContentImage(image=_address(image)) for image in example.images]
     if example.prompt:
         content.append(ContentText(text=example.prompt))
     user = ChatMessageUser(content=content if example.images else example.prompt)
-    return [user] if example.system is None else [ChatMessageSystem(content=example.system), user]
+    system = [] if example.system is None else [ChatMessageSystem(content=example.system)]
+    begun = [ChatMessageAssistant(content=example.opening)] if example.opening else []
+    return [*system, user, *begun]
 
 
 def _scorer(found: Suite, judge: str | list[str]) -> Any:

@@ -1,9 +1,10 @@
 """Inspect's chat messages as an `Example` that any VLM answers.
 
 System, user and assistant turns are kept as they are, and images stay where they stand among the
-text. Images may be data URIs or files; nothing is fetched. What the models can't read (tools,
-audio, video, documents, reasoning) is an error and never left out. Messages are read by their
-attributes alone, so this needs no Inspect.
+text. A last turn of the assistant's is the opening of the answer, which goes on from there. Images
+may be data URIs or files; nothing is fetched. What the models can't read (tools, audio, video,
+documents, reasoning) is an error and never left out. Messages are read by their attributes alone,
+so this needs no Inspect.
 """
 
 from __future__ import annotations
@@ -44,9 +45,13 @@ def conversation(messages: Sequence[Any]) -> Conversation:
     Its id is made of its content. Raises UsageError for what the models can't read, DataError for
     an image that can't be used.
     """
+    opening, messages = _opening(messages)
     if not messages or messages[-1].role != "user":
         last = f"one of role {messages[-1].role!r}" if messages else "nothing"
-        raise UsageError(f"A request ends with a user's message, got {last}; add one.")
+        raise UsageError(
+            f"A request ends with a user's message, after which an answer may begin, got {last}; "
+            "add one."
+        )
     chat: list[dict[str, Any]] = []
     texts: list[str] = []
     images: list[Image.Image] = []
@@ -61,11 +66,22 @@ def conversation(messages: Sequence[Any]) -> Conversation:
                 images.append(_image(part, len(images)))
         chat.append({"role": message.role, "content": content})
     return Conversation(
-        id=f"request-{_digest(chat, images)[:12]}",
+        id=f"request-{_digest(chat, images, opening)[:12]}",
         prompt="\n".join(texts),
         images=tuple(images),
         chat=tuple(chat),
+        opening=opening,
     )
+
+
+def _opening(messages: Sequence[Any]) -> tuple[str, Sequence[Any]]:
+    """The text of a last turn of the assistant's, and the turns before it."""
+    if not messages or messages[-1].role != "assistant":
+        return "", messages
+    parts = list(_parts(messages[-1]))
+    if any(part.type != "text" for part in parts):
+        raise UsageError("The answer that the request begins holds an image; begin it with text.")
+    return "".join(part.text for part in parts), messages[:-1]
 
 
 def images_of(messages: Sequence[Any]) -> list[Image.Image]:
@@ -126,8 +142,8 @@ def _decoded(uri: str, what: str) -> Image.Image:
         ) from error
 
 
-def _digest(chat: list[dict[str, Any]], images: Sequence[Image.Image]) -> str:
-    hasher = hashlib.sha256(json.dumps(chat).encode())
+def _digest(chat: list[dict[str, Any]], images: Sequence[Image.Image], opening: str) -> str:
+    hasher = hashlib.sha256((json.dumps(chat) + opening).encode())
     for image in images:
         hasher.update(f"{image.size}".encode() + image.tobytes())
     return hasher.hexdigest()
