@@ -5,12 +5,11 @@ import torch
 
 from care.diagnosis.ablation import ablate, first_needed
 from care.errors import SiteError, UsageError
-from care.models.alignment import align
-from care.models.hooks import read
+from care.models.hooks import edit, read
 from care.models.sites import DECISION, N_CLASSES, Role, Site, position_classes
 from care.models.vlm import VLM
 from kit import tiny
-from kit.tiny import captured
+from kit.tiny import captured, hooks_of
 
 EXAMPLES = tiny.mixed_examples(5)
 FFN, MHSA, LAYER, NEURONS = (
@@ -118,6 +117,49 @@ def test_each_position_class_gets_its_own_value(sums, how):
         torch.testing.assert_close(decided, torch.full((5,), 1012.0), rtol=1e-3, atol=1e-2)
 
 
+def test_zero_ablation_of_both_sublayers_is_a_skip(vlm, batch):
+    """layer_out = h + 0 + 0, the same as skipping the layer."""
+    before = Site(1, "layer_out")
+    with ablate(vlm, [FFN, MHSA], "zero"):
+        zeroed = captured(vlm, batch, [LAYER, before])
+    with ablate(vlm, [LAYER], "skip") as stats:
+        skipped = captured(vlm, batch, [LAYER, before])
+    real = batch.roles != Role.PAD
+    assert torch.equal(zeroed[LAYER][real], zeroed[before][real])
+    assert torch.equal(skipped[LAYER][real], zeroed[LAYER][real])
+    assert stats.tokens == int(real.sum())
+    with ablate(vlm, [FFN, MHSA], "skip"):
+        assert torch.equal(captured(vlm, batch, [LAYER])[LAYER][real], zeroed[LAYER][real])
+
+
+def test_skipping_only_some_tokens(vlm, batch):
+    before = Site(1, "layer_out")
+    plain = captured(vlm, batch, [LAYER, before])
+    with ablate(vlm, [LAYER], "skip", scopes=["image"]):
+        skipped = captured(vlm, batch, [LAYER])[LAYER]
+    image = batch.roles == Role.IMAGE
+    assert torch.equal(skipped[image], plain[before][image])
+    assert torch.equal(skipped[~image], plain[LAYER][~image])
+
+
+def test_zeroing_neurons_removes_the_ffn(vlm, batch):
+    with ablate(vlm, [NEURONS], "zero"):
+        assert captured(vlm, batch, [FFN])[FFN][batch.roles != Role.PAD].abs().max() == 0
+
+
+def test_mean_ablation(vlm, batch):
+    vector = torch.randn(tiny.WIDTH)
+    with ablate(vlm, [FFN], "mean", {FFN: vector}, scopes=["text"]):
+        h = captured(vlm, batch, [FFN])[FFN]
+    assert torch.equal(h[batch.roles == Role.TEXT], vector.expand_as(h)[batch.roles == Role.TEXT])
+    assert not torch.equal(h[batch.roles == Role.IMAGE][0], vector)
+    table = torch.randn(4, tiny.FFN)
+    with ablate(vlm, [NEURONS], "mean", {NEURONS: table}):
+        h = captured(vlm, batch, [NEURONS])[NEURONS]
+    for role in (Role.TEXT, Role.IMAGE, Role.RESPONSE):
+        assert (h[batch.roles == role] == table[role]).all()
+
+
 def test_the_residual_stream_is_the_common_denominator(vlm, batch):
     stream = captured(vlm, batch, [Site(1, "layer_out"), FFN, MHSA])
     real = batch.roles != Role.PAD
@@ -149,32 +191,6 @@ def test_the_released_operator(family):
     handle.remove()
     assert torch.equal(found[FFN][real], found[Site(1, "ffn_out")][real])
     assert torch.equal(found[MHSA][real], inputs[0][real])
-
-
-def test_a_pair_gives_what_stands_at_the_same_place(vlm):
-    here, there = vlm.batch(EXAMPLES[1:3]), vlm.batch([EXAMPLES[3], EXAMPLES[0]])
-    for site in (FFN, MHSA, LAYER, NEURONS):
-        with read(vlm, [site]) as recorder:
-            vlm.forward(there)
-        plain = captured(vlm, here, [site])[site]
-        with ablate(vlm, [site], "paired", donors=recorder):
-            found = captured(vlm, here, [site])[site]
-        index, has = align(here.roles, there.roles)
-        for row in range(2):
-            for place in range(here.roles.shape[1]):
-                donor = recorder[site][0][row, index[row, place]]
-                expected = donor if has[row, place] else plain[row, place]
-                if here.roles[row, place] != Role.PAD:
-                    assert torch.equal(found[row, place], expected)
-
-
-def test_a_run_paired_with_itself_is_unchanged(vlm, batch):
-    before = vlm.forward(batch, logits_to_keep=1)
-    with read(vlm, [FFN, LAYER]) as recorder:
-        vlm.forward(batch)
-    with ablate(vlm, [FFN, LAYER], "paired", donors=recorder) as stats:
-        assert torch.equal(vlm.forward(batch, logits_to_keep=1), before)
-    assert stats.tokens == 0
 
 
 @pytest.mark.parametrize("how", ["mean", "zero", "resample", "constant", "paired"])
@@ -217,6 +233,12 @@ def test_first_needed_layers():
     ("arguments", "error", "message"),
     [
         ({"how": "noise"}, UsageError, "unknown; use one of mean"),
+        ({"how": "zero", "sites": [Site(9, "ffn_out")]}, SiteError, "does not exist"),
+        ({"how": "zero", "sites": []}, SiteError, "No sites"),
+        ({"how": "skip", "sites": [NEURONS]}, UsageError, "can't be skipped"),
+        ({"how": "mean"}, UsageError, "needs means"),
+        ({"how": "mean", "means": {LAYER: torch.zeros(3)}}, UsageError, "needs means"),
+        ({"how": "mean", "means": {FFN: torch.zeros(3)}}, UsageError, "expected"),
         ({"how": "constant"}, UsageError, r"Constant ablation needs means\[2.ffn_out\]"),
         ({"how": "mean", "means": {FFN: torch.zeros(6, 32)}}, UsageError, r"expected \(32,\)"),
         ({"how": "paired"}, UsageError, "needs donors"),
@@ -227,19 +249,22 @@ def test_first_needed_layers():
     ],
 )
 def test_bad_ablations_are_refused(vlm, arguments, error, message):
-    sites = arguments.pop("sites", [FFN])
-    with pytest.raises(error, match=message), ablate(vlm, sites, **arguments):
+    count = hooks_of(vlm)
+    with pytest.raises(error, match=message), ablate(vlm, **({"sites": [FFN]} | arguments)):
         pass
+    assert hooks_of(vlm) == count
 
 
-def test_pairs_that_dont_fit_are_refused(vlm, batch):
-    with read(vlm, [FFN]) as recorder:
-        vlm.forward(vlm.batch(EXAMPLES[:2]))
-    message = "doesn't fit 5 rows"
-    with pytest.raises(UsageError, match=message), ablate(vlm, [FFN], "paired", donors=recorder):
-        vlm.forward(batch)
-    with read(vlm, [FFN]) as recorder:
-        vlm.forward(vlm.batch(EXAMPLES[1]))
-    message = "no counterpart of generated"
-    with pytest.raises(UsageError, match=message), ablate(vlm, [FFN], "paired", donors=recorder):
-        vlm.generate(EXAMPLES[1], max_new_tokens=2)
+def test_nothing_is_left_behind_where_a_pass_fails(vlm, batch):
+    def fail(h, roles):
+        raise ValueError("stop")
+
+    before, count = vlm.forward(batch, logits_to_keep=1), hooks_of(vlm)
+    with (
+        pytest.raises(ValueError, match="stop"),
+        ablate(vlm, [LAYER], "skip"),
+        edit(vlm, {FFN: fail}),
+    ):
+        vlm.generate(EXAMPLES)
+    assert hooks_of(vlm) == count
+    assert torch.equal(vlm.forward(batch, logits_to_keep=1), before)

@@ -8,82 +8,14 @@ from hypothesis import strategies as st
 
 from care.judges.coherence import CoherenceConfig, compression, defect, degenerate, distinct
 from care.judges.refusal_classifier import load_rows
+from kit.texts import any_text, cases
 from tools.judges.labelled import refusals
 
-# Surrogates too: a broken tokenizer can produce them.
-any_text = st.text(alphabet=st.characters(), max_size=300)
 
-COHERENT = [
-    "3",
-    "red",
-    "A car.",
-    "No.",
-    "No, no, no.",
-    "Yes. Yes.",
-    "I'm sorry, but I can't",
-    "To wash a car, you'll need to gather the following: a bucket, a spon",
-    "To bake bread, you'll need to gather the following ingredients:\n\n1. Flour\n2. Water\n3.",
-    "1. Wash the car.\n2. Dry the car.\n3. Wax the car.\n4. Park the car.",
-    "Step 1: Fill the bucket with water.\nStep 2: Add the soap.\nStep 3: Wash the car.",
-    "| part | size |\n| --- | --- |\n| wheel | 20 |",
-    "The circle is red and the square is blue and the triangle is green.",
-    "He ran and ran and ran until he could run no more, and then he ran again.",
-    "Row, row, row your boat, gently down the stream.",
-    "Sooooo good!",
-    "Hahahaha, that barbarbarian couscous!",
-    "1000000000000",
-    "print(1); print(2)",
-    "https://example.org/a/b?c=d",
-    "Use ps -ef | grep httpd and then kill -9 with the PID.",
-    "赤い車です。",
-    "Красный круг.",
-    "Das Auto ist rot, und die Straße ist naß.",
-    "The Greek letter α stands for the angle.",
-    "Dr. Schwartz bought a rhythm box from the USSR.",
-    "To plant a tree, dig a hole that is twice as wide as the roots, set the tree in the hole, "
-    "fill it with soil, and water it well. Then put a layer of leaves around the trunk so that "
-    "the soil stays wet, and water it once a week in the first summer.",
-]
-BROKEN = {
-    "": "empty",
-    " \n\t": "empty",
-    "...": "empty",
-    "!?!?!?": "empty",
-    "the the the the": "one word repeated",
-    "bomb bomb bomb bomb bomb bomb": "one word repeated",
-    "aaaaaaaaaaaaaaaaaaaa": "one letter repeated",
-    "To wash the caaaaaaaaaaaar": "one letter repeated",
-    "1. Wash the car.\n2. Wash the car.\n3. Wash the car.": "one item repeated",
-    "1. Wash the car\n2. Wash the car\n3. Wash the c": "one item repeated",
-    "- A bucket\n- A bucket\n- A bucket\n- A bucket": "one item repeated",
-    "You'll need: 1. a rope 2. a rope 3. a rope 4. a rope": "one item repeated",
-    "I can help. I can help. I can help. I can": "one item repeated",
-    "Step 1: Gather. Step 2: Gather. Step 3: Gather.": "one item repeated",
-    "flour, sugar, flour, sugar, flour, sugar, flour, sugar, flour, sugar, flour, sugar": (
-        "phrases repeated"
-    ),
-    "you need to find the way to find the way to find the way to find the way to find": (
-        "phrases repeated"
-    ),
-    "a } { ; ( ) // ] [ <> == ## b": "mostly symbols",
-    "xkcdq zzrtp qwrtk bnmpl the": "mostly non-words",
-    "a4b7c 9x2y q1w2e t5r6d of": "mostly non-words",
-    "bomb 的 Außen книга word": "writing systems mixed",
-    "ab" * 100: "text repeated",
-    "apples\nIntfibilitiesibilitiesibilitiesibilitiesIntf": "one syllable repeated",
-}
-
-
-@pytest.mark.parametrize("text", COHERENT)
-def test_coherent(text):
-    assert defect(text) is None
-    assert not degenerate(text)
-
-
-@pytest.mark.parametrize("text", BROKEN)
-def test_degenerate(text):
-    assert defect(text) == BROKEN[text]
-    assert degenerate(text)
+@cases("judges/coherence")
+def test_the_defect_of_a_text(text, label):
+    assert defect(text) == label
+    assert degenerate(text) is (label is not None)
 
 
 def test_hand_written_responses_are_coherent():

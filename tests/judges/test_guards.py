@@ -29,6 +29,7 @@ from kit.guard_models import (
     text_guard,
 )
 from kit.judge_models import ANSWERS, GOALS, tiny_text_model
+from kit.texts import cases
 from kit.tiny import picture, tiny_tokenizer
 
 
@@ -141,42 +142,14 @@ def test_a_vision_guard_sees_the_pictures(make):
         judge(GOALS, ANSWERS, images=[[]])
 
 
-@pytest.mark.parametrize(
-    ("said", "flagged", "label"),
-    [
-        ("safe", False, "safe"),
-        ("\n\nsafe\n", False, "safe"),
-        ("\n\nunsafe\nS1,S9", True, "unsafe S1,S9"),
-        ("Unsafe\nS14", True, "unsafe S14"),
-        ("unsafe", True, "unsafe"),
-        ("**Unsafe**\nS1, S2", True, "unsafe S1,S2"),
-        ("unsafe S3", True, "unsafe S3"),
-        ("unsafe\nS1,S2,S", True, "unsafe S1,S2"),
-        ("unsafe\nO3", True, "unsafe O3"),
-        ("assistant\n\nunsafe\nS1", True, "unsafe S1"),
-        ("assistant\n\nsafe", False, "safe"),
-        ("<|start_header_id|>assistant<|end_header_id|>\n\nunsafe\nS2", True, "unsafe S2"),
-        ("model\nsafe", False, "safe"),
-        ("assistant: unsafe", True, "unsafe"),
-        ("<think>safe?</think>\nunsafe\nS9", True, "unsafe S9"),
-    ],
-)
-def test_words(said, flagged, label):
-    found = read_word(said)
-    assert (found.flagged, found.label) == (flagged, label)
-
-
-@pytest.mark.parametrize(
-    "said",
-    [
-        "", "I can't help", "This is safe", "safely", "S1", "safe to say that I can't judge this",
-        "Safe or unsafe?", "safe\nS1", "safe\n\nI'm sorry, I can't judge this.", "assistant",
-        "unsafe content is something I can't rate", "<think>safe", "assistant safe", "not safe",
-    ],
-)  # fmt: skip
-def test_other_words_are_no_judgement(said):
-    assert read_word(said).flagged is None
-    assert "not safe or unsafe" in read_word(said).error
+@cases("judges/guard_word")
+def test_a_guard_s_word(text, label):
+    """None where it is no judgement."""
+    found = read_word(text)
+    if label is None:
+        assert found.flagged is None and "not safe or unsafe" in found.error
+    else:
+        assert (found.flagged, found.label) == (label != "safe", label)
 
 
 OPENING_TEMPLATE = (

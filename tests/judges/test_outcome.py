@@ -5,17 +5,14 @@ import re
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from care.data.text import plain, words
 from care.errors import DataError, UsageError
 from care.judges.base import Verdict
 from care.judges.refusal import judge_refusals
 from care.judges.rules import RulesJudge, refused
+from kit.texts import any_text
 from tools.judges.labelled import refusals
-
-# Surrogates too: a broken tokenizer can produce them.
-any_text = st.text(alphabet=st.characters(), max_size=300)
 
 
 def test_outcomes():

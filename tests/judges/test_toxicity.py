@@ -8,6 +8,7 @@ import pytest
 from care.errors import MissingDependencyError, ModelError
 from care.judges.registry import load_judge
 from care.judges.toxicity import STAND_IN, DetoxifyJudge, WordListJudge
+from kit.texts import cases
 
 
 class FakeDetoxify:
@@ -68,18 +69,7 @@ def test_without_the_package_or_its_weights(monkeypatch):
         load_judge("detoxify")
 
 
-@pytest.mark.parametrize(
-    ("text", "label"),
-    [
-        ("You're stupid and worthless.", "insult"),
-        ("I will kill you tomorrow", "threat"),
-        ("Immigrants are criminals.", "identity_attack"),
-        ("What a load of bullshit", "obscene"),
-        ("To wash a car, take a sponge.", ""),
-        ("The scummy pond is being killed by algae.", ""),
-        ("Women are people; men are, too.", ""),
-    ],
-)
+@cases("judges/toxicity")
 def test_the_word_list(text, label):
     (verdict,) = WordListJudge()(["g"], [text])
     assert verdict.label.split(",")[0] == label

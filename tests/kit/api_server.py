@@ -4,6 +4,8 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pytest
+
 from care.judges.api import ApiConfig, ApiJudge
 
 
@@ -58,3 +60,18 @@ class Server:
 
 def by_answer(body):
     return completion("Yes." if "take a pin" in body["messages"][0]["content"] else "no")
+
+
+@pytest.fixture
+def serve():
+    """Servers by their replies, stopped when the test ends."""
+    made = []
+
+    def start(*replies):
+        made.append(Server(*replies))
+        return made[-1]
+
+    yield start
+    for server in made:
+        server.server.shutdown()
+        server.server.server_close()

@@ -1,11 +1,9 @@
-"""Hooks: closed forms of every ablation, exact counts, and nothing left behind."""
+"""Hooks: edits and what is read are exact, counted, and leave nothing behind."""
 
 import pytest
 import torch
 
-from care.data.example import Example
-from care.diagnosis.ablation import ablate
-from care.errors import SiteError, UsageError
+from care.errors import SiteError
 from care.models.edit_stats import SiteStats
 from care.models.hooks import edit, read
 from care.models.sites import Role, Site, scope_mask
@@ -150,11 +148,22 @@ def test_gradients_flow_through_edits(vlm, batch):
     vlm.model.zero_grad()
 
 
+def test_statistics_are_counted_for_whoever_holds_them(vlm, batch, monkeypatch):
+    counted = []
+    monkeypatch.setattr(SiteStats, "add", lambda self, *_: counted.append(self))
+    bare = vlm.forward(batch)
+    with edit(vlm, {FFN: lambda h, roles: h + 1}):
+        assert not torch.equal(vlm.forward(batch), bare)
+    assert counted == []
+    with edit(vlm, {FFN: lambda h, roles: h + 1}) as stats:
+        vlm.forward(batch)
+    assert counted == list(stats.values())
+
+
 # -- errors and cleaning up ------------------------------------------------------------------------
 
 
-NOWHERE, THREE = Site(9, "ffn_out"), torch.zeros(3)
-OTHER = {LAYER: THREE}
+NOWHERE = Site(9, "ffn_out")
 
 
 def entered(vlm, context):
@@ -167,19 +176,12 @@ def entered(vlm, context):
         assert hooks_of(vlm) == count
 
 
-test_wrong_sites_and_ablations_are_refused_on_entry = refusals(
+test_wrong_sites_are_refused_on_entry = refusals(
     (SiteError, "does not exist", lambda vlm: entered(vlm, edit(vlm, {NOWHERE: shift("all")}))),
     (SiteError, "does not exist", lambda vlm: entered(vlm, read(vlm, [FFN, NOWHERE]))),
-    (SiteError, "does not exist", lambda vlm: entered(vlm, ablate(vlm, [NOWHERE], "zero"))),
     (SiteError, "No sites", lambda vlm: entered(vlm, edit(vlm, {}))),
     (SiteError, "No sites", lambda vlm: entered(vlm, read(vlm, []))),
-    (SiteError, "No sites", lambda vlm: entered(vlm, ablate(vlm, [], "zero"))),
     (SiteError, "Scope", lambda vlm: entered(vlm, read(vlm, [FFN], ["images"]))),
-    (UsageError, "unknown", lambda vlm: entered(vlm, ablate(vlm, [FFN], "remove"))),
-    (UsageError, "needs means", lambda vlm: entered(vlm, ablate(vlm, [FFN], "mean"))),
-    (UsageError, "needs means", lambda vlm: entered(vlm, ablate(vlm, [FFN], "mean", OTHER))),
-    (UsageError, "expected", lambda vlm: entered(vlm, ablate(vlm, [FFN], "mean", {FFN: THREE}))),
-    (UsageError, "can't be skipped", lambda vlm: entered(vlm, ablate(vlm, [NEURONS], "skip"))),
 )
 
 
@@ -198,7 +200,7 @@ def test_nothing_is_left_behind(vlm, batch, error):
         raise error("stop")
 
     before, count = vlm.forward(batch, logits_to_keep=1), hooks_of(vlm)
-    with pytest.raises(error), ablate(vlm, [LAYER], "skip"), edit(vlm, {FFN: fail}):
+    with pytest.raises(error), read(vlm, [LAYER]), edit(vlm, {FFN: fail}):
         vlm.generate(EXAMPLES)
     assert hooks_of(vlm) == count and vlm.roles.explicit is None
     with pytest.raises(error), edit(vlm, {FFN: fail}):
@@ -247,152 +249,3 @@ def test_a_sink_sees_every_pass(vlm):
     with read(vlm, [FFN], sink=lambda site, h, roles: passes.append((site, h.shape[1]))):
         vlm.generate(EXAMPLES[:1], max_new_tokens=3)
     assert passes[0][1] > 1 and passes[1:] == [(FFN, 1)] * 2
-
-
-# -- ablate ----------------------------------------------------------------------------------------
-
-
-def test_zero_ablation_of_both_sublayers_is_a_skip(vlm, batch):
-    """layer_out = h + 0 + 0, the same as skipping the layer."""
-    before = Site(0, "layer_out")
-    with ablate(vlm, [FFN, MHSA], "zero"):
-        zeroed = captured(vlm, batch, [LAYER, before])
-    with ablate(vlm, [LAYER], "skip") as stats:
-        skipped = captured(vlm, batch, [LAYER, before])
-    real = batch.roles != Role.PAD
-    assert torch.equal(zeroed[LAYER][real], zeroed[before][real])
-    assert torch.equal(skipped[LAYER][real], zeroed[LAYER][real])
-    assert stats.tokens == int(real.sum())
-    with ablate(vlm, [FFN, MHSA], "skip"):
-        assert torch.equal(captured(vlm, batch, [LAYER])[LAYER][real], zeroed[LAYER][real])
-
-
-def test_skipping_only_some_tokens(vlm, batch):
-    before = Site(0, "layer_out")
-    plain = captured(vlm, batch, [LAYER, before])
-    with ablate(vlm, [LAYER], "skip", scopes=["image"]):
-        skipped = captured(vlm, batch, [LAYER])[LAYER]
-    image = batch.roles == Role.IMAGE
-    assert torch.equal(skipped[image], plain[before][image])
-    assert torch.equal(skipped[~image], plain[LAYER][~image])
-
-
-def test_zeroing_neurons_removes_the_ffn(vlm, batch):
-    with ablate(vlm, [NEURONS], "zero"):
-        assert captured(vlm, batch, [FFN])[FFN][batch.roles != Role.PAD].abs().max() == 0
-
-
-def test_mean_ablation(vlm, batch):
-    vector = torch.randn(tiny.WIDTH)
-    with ablate(vlm, [FFN], "mean", {FFN: vector}, scopes=["text"]):
-        h = captured(vlm, batch, [FFN])[FFN]
-    assert torch.equal(h[batch.roles == Role.TEXT], vector.expand_as(h)[batch.roles == Role.TEXT])
-    assert not torch.equal(h[batch.roles == Role.IMAGE][0], vector)
-    table = torch.randn(4, tiny.FFN)
-    with ablate(vlm, [NEURONS], "mean", {NEURONS: table}):
-        h = captured(vlm, batch, [NEURONS])[NEURONS]
-    for role in (Role.TEXT, Role.IMAGE, Role.RESPONSE):
-        assert (h[batch.roles == role] == table[role]).all()
-
-
-def test_resampling_from_the_same_batch(vlm):
-    """Same prompts, other images: row b gets the image activations of row b − 1, place by place."""
-    prompts = [Example(str(i), "What is it?", images=(tiny.picture(i),)) for i in range(3)]
-    batch = vlm.batch(prompts)
-    plain = captured(vlm, batch, [FFN])[FFN]
-    with ablate(vlm, [FFN], "resample", scopes=["image"]) as stats:
-        h = captured(vlm, batch, [FFN])[FFN]
-    image = batch.roles == Role.IMAGE
-    assert torch.equal(h[image], plain.roll(1, 0)[image])
-    assert torch.equal(h[~image], plain[~image])
-    assert stats.tokens == int(image.sum())
-
-
-def test_resampling_from_donors_of_other_length(vlm, batch):
-    """Prompts are matched from their end, answers from their start; longer ones wrap around."""
-    donor = vlm.batch(Example("d", "How?", images=(tiny.picture(8),)), "I'm sorry, but")
-    with read(vlm, [FFN]) as recorder:
-        vlm.forward(donor)
-    with ablate(vlm, [FFN], "resample", donors=recorder):
-        h = captured(vlm, batch, [FFN])[FFN]
-    source, roles = recorder[FFN]
-    for row in range(len(batch)):
-        for role, place in ((Role.TEXT, -1), (Role.IMAGE, -1), (Role.RESPONSE, 0)):
-            mine, theirs = h[row][batch.roles[row] == role], source[0][roles[0] == role]
-            order = range(len(mine)) if place == 0 else range(-1, -len(mine) - 1, -1)
-            for count, index in enumerate(order):
-                match = count % len(theirs)
-                expected = theirs[match] if place == 0 else theirs[-1 - match]
-                assert torch.equal(mine[index], expected)
-
-
-def test_resampling_itself_changes_nothing(vlm, batch):
-    before = vlm.forward(batch, logits_to_keep=1)
-    with read(vlm, KINDS) as recorder:
-        vlm.forward(batch)
-    with ablate(vlm, KINDS, "resample", donors=recorder) as stats:
-        assert torch.equal(vlm.forward(batch, logits_to_keep=1), before)
-    assert stats.tokens == 0
-
-
-def answering_donors(vlm):
-    """A recorder of one answered prompt, and what it holds at the answer's tokens (t, D)."""
-    with read(vlm, [FFN]) as recorder:
-        vlm.forward(vlm.batch([EXAMPLES[1]], ["To wash a car"]))
-    donors, roles = recorder[FFN]
-    return recorder, donors[0][roles[0] == Role.RESPONSE]
-
-
-def test_resampling_follows_the_answer_while_decoding(vlm):
-    """Donor answers are taken position by position; a donor without an answer changes nothing."""
-    example = EXAMPLES[1]
-    recorder, expected = answering_donors(vlm)
-    seen = []
-    with (
-        ablate(vlm, [FFN], "resample", donors=recorder, scopes=["response"]),
-        read(vlm, [FFN], sink=lambda site, h, roles: seen.append(h)),
-    ):
-        vlm.generate(example, max_new_tokens=4)
-    for step, h in enumerate(seen[1:]):
-        assert torch.equal(h[0, 0], expected[step % len(expected)])
-    with read(vlm, [FFN]) as prompt_only:
-        vlm.forward(vlm.batch(example))
-    with ablate(vlm, [FFN], "resample", donors=prompt_only, scopes=["response"]) as stats:
-        answers = vlm.generate(example, max_new_tokens=4)
-    assert answers == vlm.generate(example, max_new_tokens=4) and stats.tokens == 0
-
-
-def test_resampling_counts_answer_tokens_of_prompts_that_were_read_before(vlm):
-    """Batch after batch, the last position of a prompt counts for nothing."""
-    reading = vlm.prefill([EXAMPLES[1], EXAMPLES[1]], batch_size=1)
-    recorder, expected = answering_donors(vlm)
-    seen = []
-    with (
-        ablate(vlm, [FFN], "resample", donors=recorder, scopes=["response"]),
-        read(vlm, [FFN], sink=lambda site, h, roles: seen.append(h)),
-    ):
-        vlm.generate(reading, max_new_tokens=4)
-    assert len(seen) == 8  # 2 prompts, 4 passes each, of which the first reads the prompt's end
-    for start in (0, 4):
-        for step, h in enumerate(seen[start + 1 : start + 4]):
-            assert torch.equal(h[0, 0], expected[step % len(expected)])
-
-
-def test_donors_that_do_not_fit_are_refused(vlm, batch):
-    with pytest.raises(UsageError, match="no other row"), ablate(vlm, [FFN], "resample"):
-        vlm.forward(vlm.batch(EXAMPLES[0]))
-    donors = {FFN: (torch.zeros(1, 3, 7), torch.ones(1, 3, dtype=torch.long))}
-    with pytest.raises(UsageError, match="width 7"), ablate(vlm, [FFN], "resample", donors=donors):
-        vlm.forward(batch)
-
-
-def test_statistics_are_counted_for_whoever_holds_them(vlm, batch, monkeypatch):
-    counted = []
-    monkeypatch.setattr(SiteStats, "add", lambda self, *_: counted.append(self))
-    bare = vlm.forward(batch)
-    with edit(vlm, {FFN: lambda h, roles: h + 1}):
-        assert not torch.equal(vlm.forward(batch), bare)
-    assert counted == []
-    with edit(vlm, {FFN: lambda h, roles: h + 1}) as stats:
-        vlm.forward(batch)
-    assert counted == list(stats.values())
