@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from care.diagnosis.results import Diagnosis
 from care.models.sites import Site
 from care.typed import from_tree
-from kit.diagnoses import diagnosis_tree
+from kit.reports import report_tree
 
 
 @pytest.fixture(scope="module")
 def found() -> Diagnosis:
-    return from_tree(Diagnosis, diagnosis_tree(np.random.default_rng(0)), "diagnosis")
+    return from_tree(Diagnosis, report_tree()["diagnosis"], "diagnosis")
 
 
 def ffns(*layers: int) -> tuple[Site, ...]:
