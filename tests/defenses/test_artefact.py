@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from care.defenses.artefact import load, save
 from care.defenses.artefact_card import card
 from care.defenses.repair.channel import Channel, Fusion
+from care.defenses.repair.gate import FourierFeatures
 from care.defenses.repair.repair import Repair
 from care.errors import ArtefactError
 from care.models.identity import model_facts
@@ -119,6 +120,15 @@ def test_any_repair_survives_a_round_trip(
         if count
         else None
     )
+    if gate is not None and data.draw(st.booleans()):
+        rows = np.random.default_rng(0).standard_normal((9, width))
+        drawn = FourierFeatures.drawn(rows, count + 2)
+        gate = replace(
+            gate,
+            filters=np.ones((count + 2, count), np.float32),
+            mean=np.ones(count + 2, np.float32),
+            features=drawn,
+        )
     channel = Channel(
         Site(data.draw(st.integers(0, 99)), "ffn_out"),
         "image",

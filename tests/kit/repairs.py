@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from care.defenses.repair.channel import Channel
-from care.defenses.repair.gate import Gate
+from care.defenses.repair.gate import FourierFeatures, Gate
 from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import oblique, random_subspace
 from care.models.hooks import edit, read
@@ -68,6 +68,14 @@ def a_gate(count=2, seed=0, width=tiny.WIDTH, thresholds=None, **facts):
     return Gate(*(part.astype(np.float32) for part in numbers), **facts)
 
 
+def a_nonlinear_gate(count=2, seed=0, width=tiny.WIDTH, features=20):
+    """A gate whose filters are of random Fourier features."""
+    gate = a_gate(count, seed, features)
+    rows = np.random.default_rng(seed + 400).standard_normal((60, width))
+    filters = (4 * gate.filters).astype(np.float32)
+    return replace(gate, filters=filters, features=FourierFeatures.drawn(rows, features, seed))
+
+
 def exact(part):
     return torch.as_tensor(part).double()
 
@@ -78,6 +86,9 @@ def openness(channel, h):
     if gate is None:
         return torch.ones_like(h[..., :1]).double()
     found = torch.zeros_like(h[..., :1]).double()
+    if gate.features is not None:
+        weights, phases = exact(gate.features.weights), exact(gate.features.phases)
+        h = (2 / len(phases)) ** 0.5 * torch.cos(h.double() @ weights + phases)
     for place in range(len(gate.low)):
         z = (h.double() - exact(gate.mean)) @ exact(gate.filters[:, place, None])
         low, high = float(gate.low[place]), float(gate.high[place])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from care.defenses.repair.channel import Channel
-from care.defenses.repair.gate import Gate
+from care.defenses.repair.gate import FourierFeatures, Gate
 from care.defenses.repair.subspace import Subspace
 from care.errors import ArtefactError
 from care.models.sites import Site
@@ -27,6 +27,7 @@ _SUBSPACE_FACTS = (
 )
 
 _GATE_PARTS = ("filters", "mean", "low", "high")
+_FEATURE_PARTS = ("weights", "phases")
 
 MAX_LENGTH = 10.0
 """Greatest length of a direction that is taken; those that are fitted have length 1."""
@@ -60,7 +61,11 @@ def names_of(channels: list[dict[str, Any]]) -> set[str]:
 
 
 def _parts_of(facts: dict[str, Any]) -> list[str]:
-    gate = [f"gate.{name}" for name in _GATE_PARTS] if facts["gate"] is not None else []
+    gate: list[str] = []
+    if (told := facts["gate"]) is not None:
+        gate = [f"gate.{name}" for name in _GATE_PARTS]
+        if told.get("features", False):
+            gate += [f"gate.features.{name}" for name in _FEATURE_PARTS]
     write = ["write"] if facts.get("oblique", False) else []
     return ["basis", "mean", "eigenvalues", *write, *gate]
 
@@ -104,6 +109,8 @@ def _parts(channel: Channel) -> dict[str, np.ndarray]:
         parts["write"] = subspace.write
     if gate is not None:
         parts |= {f"gate.{name}": getattr(gate, name) for name in _GATE_PARTS}
+        if gate.features is not None:
+            parts |= {f"gate.features.{n}": getattr(gate.features, n) for n in _FEATURE_PARTS}
     with np.errstate(over="ignore"):  # what overflows is refused for not being finite
         return {
             name: np.ascontiguousarray(part, _TYPES.get(name, np.float32))
@@ -113,12 +120,17 @@ def _parts(channel: Channel) -> dict[str, np.ndarray]:
 
 def _gate_facts(gate: Gate) -> dict[str, Any]:
     facts = {fact: getattr(gate, fact) for fact in ("opened_benign", "quantile")}
-    return facts | {"families": list(gate.families), "opened": dict(gate.opened)}
+    facts |= {"families": list(gate.families), "opened": dict(gate.opened)}
+    return facts if gate.features is None else facts | {"features": True}
 
 
 def _gate(facts: dict[str, Any], parts: dict[str, np.ndarray]) -> Gate:
+    features = None
+    if facts.get("features", False):
+        features = FourierFeatures(*(parts[f"gate.features.{name}"] for name in _FEATURE_PARTS))
     return Gate(
         **{name: parts[f"gate.{name}"] for name in _GATE_PARTS},
+        features=features,
         families=tuple(facts["families"]),
         **{fact: facts[fact] for fact in ("opened", "opened_benign", "quantile")},
     )
@@ -143,6 +155,8 @@ def _check_gate_facts(place: int, facts: object) -> None:
             and all(map(_is_share, opened.values())),
         ),
     }
+    flag = facts.get("features", False)
+    wanted["features"] = ("true or left out", isinstance(flag, bool))
     for fact in ("opened_benign", "quantile"):
         fine = facts[fact] is None or _is_share(facts[fact])
         wanted[fact] = ("a number in [0, 1] or null", fine)
@@ -165,10 +179,15 @@ def _is_share(number: object) -> bool:
 def _check_parts(place: int, parts: dict[str, np.ndarray], width: int, rank: int) -> None:
     """ArtefactError unless the arrays of a channel have their types, shapes and finite entries."""
     count = parts["gate.filters"].shape[1:2] if "gate.filters" in parts else ()
+    seen = width  # of what a gate's filters are: activations, or their features
+    if "gate.features.phases" in parts:
+        seen = (parts["gate.features.phases"].shape or (0,))[0]
     shapes = {
         "mean": (width,),
-        "gate.filters": (width, *(count or (1,))),
-        "gate.mean": (width,),
+        "gate.filters": (seen, *(count or (1,))),
+        "gate.mean": (seen,),
+        "gate.features.weights": (width, seen),
+        "gate.features.phases": (seen,),
         "gate.low": count,
         "gate.high": count,
     }

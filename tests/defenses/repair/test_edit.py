@@ -22,6 +22,7 @@ from kit.repairs import (
     SHUT,
     SITE,
     a_gate,
+    a_nonlinear_gate,
     before_after,
     close,
     correction,
@@ -58,13 +59,14 @@ def some_channels(draw):
     found = []
     for make in draw(st.lists(st.sampled_from([made, skewed, slanted]), min_size=1, max_size=3)):
         filters, seed = draw(st.integers(0, 4)), draw(st.integers(0, 99))
+        opening = draw(st.sampled_from([a_gate, a_nonlinear_gate]))
         found.append(
             make(
                 rank=draw(st.integers(1, 12)),
                 seed=seed,
                 strength=draw(st.sampled_from([0.0, 0.3, 1.0, 4.5])),
                 scopes=draw(SCOPES),
-                gate=a_gate(filters, seed) if filters else None,
+                gate=opening(filters, seed) if filters else None,
             )
         )
     return found
@@ -164,6 +166,17 @@ def test_in_a_model_two_channels_equal_the_formula(vlm, batch, gates, strengths,
     for fusion in get_args(Fusion):
         after = repaired(vlm, Repair(channels, fusion), h, batch)
         close(after, plain(channels, fusion, h, batch.roles), 1e-4)
+
+
+@given(count=st.integers(1, 4), seed=st.integers(0, 99))
+@few
+def test_a_gate_of_features_opens_as_it_says(count, seed):
+    gate = a_nonlinear_gate(count, seed)
+    h, roles = activations(seed)
+    found = gate.openness(h[0].double().numpy())
+    np.testing.assert_allclose(found, openness(made(gate=gate), h[0])[:, 0], atol=1e-6)
+    sums = ChannelEdit([made(gate=gate), made(seed=1, gate=a_gate(4, seed))], "sum")(h, roles)
+    close(sums, plain([made(gate=gate), made(seed=1, gate=a_gate(4, seed))], "sum", h, roles), 1e-4)
 
 
 def test_gradients_of_gated_and_fused_channels_are_those_of_finite_differences():

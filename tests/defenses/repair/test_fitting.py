@@ -217,13 +217,22 @@ def test_directions_gate_and_projection_combine(vlm, fitter, directions, gate, p
         )
 
 
+def test_a_gate_of_features_is_beside_the_same_directions(vlm, fitter):
+    config = replace(fitter.config, gate=GateConfig(features=16))
+    channel, plain = (f.channel(SITE, "text") for f in (fitter.with_config(config), fitter))
+    assert channel.gate.filters.shape == (16, 1)
+    np.testing.assert_array_equal(channel.subspace.basis, plain.subspace.basis)
+    stated = [f.repair([SITE]).manifest["config"]["gate"] for f in (fitter.with_config(config), fitter)]
+    assert (stated[0]["features"], "features" in stated[1]) == (16, False)
+
+
 def test_a_manifest_states_what_differs_from_what_repairs_always_did(vlm, fitter):
     stated = fitter.repair([SITE]).manifest["config"]
     assert stated == {
         key: value
         for key, value in asdict(PRESETS["corrected"]).items()
         if key not in ("layers_by", "attribution", "directions", "projection", "beta")
-    }
+    } | {"gate": {k: v for k, v in asdict(GateConfig()).items() if k != "features"}}
     changed = replace(PRESETS["corrected"], beta=0.5, projection="oblique").facts()
     assert changed == stated | {"beta": 0.5, "projection": "oblique"}
     paper = PRESETS["paper"].facts()

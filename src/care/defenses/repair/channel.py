@@ -59,9 +59,9 @@ class Channel:
                 f"strength must be a finite number ≥ 0 and at most {MAX_STRENGTH}, got "
                 f"{self.strength!r:.40}"
             )
-        if self.gate is not None and len(self.gate.filters) != self.subspace.width:
+        if self.gate is not None and self.gate.width != self.subspace.width:
             raise UsageError(
-                f"the gate has width {len(self.gate.filters)}, the subspace {self.subspace.width}"
+                f"the gate has width {self.gate.width}, the subspace {self.subspace.width}"
             )
 
     def projecting(self, subspace: Subspace) -> Channel:

@@ -29,10 +29,30 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from care.defenses.repair.channel import Channel, Fusion, RepairData
+from care.defenses.repair.gate import Gate
 from care.models.passes import Pass
 from care.models.sites import Scope, Site, reaches_answers, scope_mask
 
 _TINY = torch.finfo(torch.float32).tiny
+
+
+class Features(NamedTuple):
+    """The gate of one channel whose filters are of φ(h) = √(2/M) cos(Ωᵀ h + b) (`gate`)."""
+
+    place: int
+    """Which of the C channels."""
+    weights: Tensor
+    """Ωᵀ (M, D)."""
+    phases: Tensor
+    """b (M,)."""
+    filters: Tensor
+    """√(2/M) uᵀ / (high − low) (F, M)."""
+    bias: Tensor
+    """−(uᵀ μ_gate + low) / (high − low) (F,)."""
+
+    def scores(self, rows: Tensor) -> Tensor:
+        """Scaled scores (N, F) of activations (N, D)."""
+        return linear(torch.cos(linear(rows, self.weights, self.phases)), self.filters, self.bias)
 
 
 class Numbers(NamedTuple):
@@ -54,6 +74,8 @@ class Numbers(NamedTuple):
     shape."""
     strengths: Tensor
     """a (C, 1)."""
+    features: tuple[Features, ...]
+    """Of the gates whose filters aren't of activations; those in `read` are then 0."""
 
 
 class PassMask(NamedTuple):
@@ -137,7 +159,7 @@ class ChannelEdit:
         # In a decode step every call counts: the memory that was fetched for the last one is cold.
         if inside.nowhere:
             return h
-        read, write, bias, stretch, strengths = self._numbers(h)
+        read, write, bias, stretch, strengths, features = self._numbers(h)
         rows = h.to(read.dtype).flatten(0, -2)
         count, rank, _ = stretch.shape
         if bias.dtype == read.dtype:
@@ -150,6 +172,8 @@ class ChannelEdit:
             z = z.view(-1, count, rank)
             if self._gated:
                 openness = seen[:, count * rank :].view(len(rows), count, -1)
+                if features:
+                    openness = _with_features(openness, rows, features)
                 z = z * self.opened(openness)
             if inside.mask is not None:
                 z = torch.where(inside.mask, z, 0.0)
@@ -230,6 +254,16 @@ def channel_edits(
     return edits
 
 
+def _with_features(openness: Tensor, rows: Tensor, features: Sequence[Features]) -> Tensor:
+    """Scores (N, C, F) with those of `features` in place of zeros; fewer than F are padded shut."""
+    parts = list(openness.unbind(dim=1))
+    for one in features:
+        scores = one.scores(rows)
+        shut = scores.new_full((len(rows), openness.shape[2] - scores.shape[1]), -1.0)
+        parts[one.place] = torch.cat([scores, shut], dim=1)
+    return torch.stack(parts, dim=1)
+
+
 def side_by_side(
     channels: Sequence[Channel], device: torch.device, products: torch.dtype
 ) -> Numbers:
@@ -256,7 +290,7 @@ def side_by_side(
     means = torch.stack([torch.from_numpy(c.subspace.mean).double() for c in channels])
     centre = torch.einsum("cd,ckd->ck", means, rounded[: count * rank].view(count, rank, width))
     for place, channel in enumerate(channels):
-        if channel.gate is not None:
+        if channel.gate is not None and channel.gate.features is None:
             filters = rounded[count * rank :].view(*shut.shape, width)[place]
             shut[place] += filters @ torch.from_numpy(channel.gate.mean).double()
     exact = torch.promote_types(products, torch.float32)
@@ -266,7 +300,27 @@ def side_by_side(
     write = read[: count * rank]
     if any(channel.subspace.write is not None for channel in channels):
         write = written.flatten(0, 1).to(device, products)
-    return Numbers(read, write, bias, stretch, strengths)
+    features = tuple(
+        _features(place, channel.gate, device, exact)
+        for place, channel in enumerate(channels)
+        if channel.gate is not None and channel.gate.features is not None
+    )
+    return Numbers(read, write, bias, stretch, strengths, features)
+
+
+def _features(place: int, gate: Gate, device: torch.device, dtype: torch.dtype) -> Features:
+    assert gate.features is not None
+    low, high, filters, mean = (
+        torch.from_numpy(part).double() for part in (gate.low, gate.high, gate.filters, gate.mean)
+    )
+    scale, norm = high - low, (2 / len(filters)) ** 0.5
+    parts = (
+        torch.from_numpy(gate.features.weights).T,
+        torch.from_numpy(gate.features.phases),
+        norm * (filters / scale).T,
+        -(mean @ filters + low) / scale,
+    )
+    return Features(place, *(part.to(device, dtype).contiguous() for part in parts))
 
 
 def _along(channel: Channel) -> np.ndarray:
@@ -282,7 +336,7 @@ def _gates(channels: Sequence[Channel]) -> tuple[Tensor, Tensor]:
     filters = torch.zeros(len(channels), most, width, dtype=torch.float64)
     shut = torch.full((len(channels), most), -1.0, dtype=torch.float64)
     for place, gate in enumerate(gates):
-        if gate is not None:
+        if gate is not None and gate.features is None:
             low, high, read = (
                 torch.from_numpy(part).double() for part in (gate.low, gate.high, gate.filters)
             )

@@ -18,7 +18,7 @@ form (Fu et al. 2026, arXiv 2603.27240); that is in `subspace`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,6 +72,18 @@ class Classes:
                 )
         if not self.attacks or not self.benign:
             raise FitError("a gate needs attacks that worked and answered benign requests")
+
+    def mapped(self, function: Callable[[np.ndarray], np.ndarray]) -> Classes:
+        """The same with `function` of the activations (N, D) in their place."""
+
+        def of(rows: FamilyRows) -> FamilyRows:
+            return FamilyRows(function(rows.x), rows.groups)
+
+        return Classes(
+            {name: of(rows) for name, rows in self.attacks.items()},
+            of(self.refused),
+            {name: of(rows) for name, rows in self.benign.items()},
+        )
 
     def everything(self) -> list[FamilyRows]:
         """All classes: attacks, refused, benign."""

@@ -99,7 +99,10 @@ class RepairConfig:
         """
         names = {item.name: item.default for item in fields(self) if item.name in _LATER}
         same = {name for name, default in names.items() if getattr(self, name) == default}
-        return {name: value for name, value in asdict(self).items() if name not in same}
+        stated = {name: value for name, value in asdict(self).items() if name not in same}
+        if self.gate is not None and not self.gate.features:
+            del stated["gate"]["features"]
+        return stated
 
     @property
     def reads_decisions(self) -> bool:
