@@ -23,19 +23,10 @@ from care.models.identity import model_facts
 from care.models.sites import Site
 from care.models.vlm import VLM
 from kit import tiny
-from kit.artefacts import FACTS, NUMBERS, a_gate, made, subspace
+from kit.artefacts import FACTS, NUMBERS, folder, made, subspace  # noqa: F401
+from kit.repairs import a_gate
 
 few = settings(max_examples=30, deadline=None)
-
-
-@pytest.fixture(scope="module")
-def vlm():
-    return tiny.tiny_vlm()
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return save(made(), tmp_path / "repair")
 
 
 def same(first, second):
@@ -105,20 +96,12 @@ def test_any_repair_survives_a_round_trip(
     quantile = data.draw(st.none() | st.floats(0, 1e300))
     count = data.draw(st.integers(0, 4))
     shares = st.floats(0, 1) | st.sampled_from([0, 1])
-    gate = (
-        a_gate(
-            width,
-            count or 1,
-            families=tuple(
-                data.draw(st.just([]) | st.lists(st.text(), min_size=count, max_size=count))
-            ),
-            opened=data.draw(st.dictionaries(st.text(max_size=5), shares)),
-            opened_benign=data.draw(st.none() | shares),
-            quantile=data.draw(st.none() | shares),
-        )
-        if count
-        else None
-    )
+    gate = None
+    if count:
+        families = data.draw(st.just([]) | st.lists(st.text(), min_size=count, max_size=count))
+        opened = data.draw(st.dictionaries(st.text(max_size=5), shares))
+        rest = {key: data.draw(st.none() | shares) for key in ("opened_benign", "quantile")}
+        gate = a_gate(count, width=width, families=tuple(families), opened=opened, **rest)
     channel = Channel(
         Site(data.draw(st.integers(0, 99)), "ffn_out"),
         "image",

@@ -35,11 +35,6 @@ SITE = Site(2, "layer_out")
 
 
 @pytest.fixture(scope="module")
-def vlm():
-    return tiny.tiny_vlm()
-
-
-@pytest.fixture(scope="module")
 def fitter(vlm):
     return Fitter(vlm, material(), PRESETS["corrected"], batch_size=8)
 
