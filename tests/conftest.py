@@ -1,4 +1,4 @@
-"""What every test shares: no network, groups and their time, the embedded model, a browser."""
+"""What every test shares: no network, groups and their time, models, a browser."""
 
 from __future__ import annotations
 
@@ -58,6 +58,25 @@ def _over(config: pytest.Config) -> float | None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests that need the embedded model last, so that a simple mistake shows first."""
     items.sort(key=lambda item: item.get_closest_marker("embedded") is not None)
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    """A tiny model, in which transformers has installed the hooks that it adds on first use."""
+    from kit import tiny
+
+    made = tiny.tiny_vlm()
+    made.forward(made.batch(tiny.mixed_examples(5)))
+    return made
+
+
+@pytest.fixture(scope="module")
+def batch(vlm):
+    """Prompts with and without pictures, and the beginning of an answer to each."""
+    from kit import tiny
+
+    examples = tiny.mixed_examples(5)
+    return vlm.batch(examples, ["I'm sorry."] * len(examples))
 
 
 @pytest.fixture(scope="session")

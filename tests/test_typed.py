@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from care.errors import ArtefactError, DataError, UsageError
 from care.models.sites import Site
-from care.statistics.intervals import Correlation, Interval
+from care.statistics.correlation import Correlation
+from care.statistics.intervals import Interval
 from care.typed import (
     HIDDEN,
     WHEN_SET,
@@ -155,7 +156,7 @@ def test_every_value_comes_back_bit_for_bit(one: float, two: float, three: float
     [
         ({"n": True}, "`n` is True; it must be an integer"),
         ({"n": 2.0}, "`n` is 2.0; it must be an integer"),
-        ({"n": 0}, "`n` is 0; it must lie between 1 and inf"),
+        ({"n": 0}, "`n` is 0; it must be at least 1"),
         ({"n": 3}, "`scores` counts 2, but n says 3"),
         ({"sure": 1}, "`sure` is 1; it must be true or false"),
         ({"kind": "third"}, "`kind` is 'third'; use one of 'seed', 'half'"),
@@ -163,7 +164,7 @@ def test_every_value_comes_back_bit_for_bit(one: float, two: float, three: float
         ({"site": 16}, "`site` is 16; it must be a string"),
         ({"size": [1]}, "`size` has 1 items; it must have 2"),
         ({"size": "12"}, "`size` is '12'; it must be a list"),
-        ({"size": [1, -1]}, "`size[1]` is -1; it must lie between 0"),
+        ({"size": [1, -1]}, "`size[1]` is -1; it must be at least 0"),
         ({"pair": [1.0]}, "`pair` has 1 items; it must have 2"),
         ({"code": "abc1"}, "`code` is 'abc1'; it must be small letters"),
         ({"scores": [1, "2"]}, "`scores[1]` is '2'; it must be a number"),
@@ -181,7 +182,7 @@ def test_every_value_comes_back_bit_for_bit(one: float, two: float, three: float
         ({"free": []}, "`free` is []; it must be an object"),
         ({"counts": {"yes": 1}}, "`counts.no` is missing"),
         ({"counts": {"yes": 1, "no": 1, "so": 1}}, "`counts.so` isn't a key of the schema; known"),
-        ({"counts": {"yes": 1, "no": -1}}, "`counts.no` is -1; it must lie between 0"),
+        ({"counts": {"yes": 1, "no": -1}}, "`counts.no` is -1; it must be at least 0"),
         ({"change": {"rate": 2, "low": 0, "high": 1}}, "`change.rate` is 2; it must lie between"),
         ({"change": {"rate": 1, "low": 0, "high": 0}}, "`change` has rate 1 outside its interval"),
     ],
@@ -199,6 +200,8 @@ def test_what_the_data_are_and_the_error_are_the_callers() -> None:
         from_tree(Rate, {}, "parts[0]", what="The repair", error=ArtefactError)
     with pytest.raises(ArtefactError, match=r"^The repair can't be used: `the tree` is 3; it must"):
         from_tree(Rate, 3, what="The repair", error=ArtefactError)
+    with pytest.raises(DataError, match=r"^R can't be used: `low` is missing; fetch it again\.$"):
+        from_tree(Rate, {"rate": 0.5, "high": 1.0}, what="R", todo="fetch it again")
 
 
 def test_later_keys_are_passed_over_unless_strict() -> None:

@@ -126,12 +126,14 @@ class Misfit(CareError, ValueError):
 
 
 @contextmanager
-def told(what: str, error: type[CareError] = DataError) -> Iterator[None]:
-    """Turn a `Misfit` into the one sentence of an `error`; `what` is the data, as "The report"."""
+def told(what: str, error: type[CareError] = DataError, todo: str = "") -> Iterator[None]:
+    """Turn a `Misfit` into the one sentence of an `error`; `what` is the data, as "The report", and
+    `todo` what to do about it."""
     try:
         yield
     except Misfit as misfit:
-        raise error(f"{what} can't be used: {misfit}") from None
+        ending = f"; {todo}." if todo else "."
+        raise error(f"{what} can't be used: {str(misfit).removesuffix('.')}{ending}") from None
 
 
 def join(path: str, key: str) -> str:
@@ -228,136 +230,148 @@ def from_tree(
     strict: bool = True,
     what: str = "The data",
     error: type[CareError] = DataError,
+    todo: str = "",
 ) -> T:
     """The value of type `kind`, a dataclass, that a tree of plain JSON values describes.
 
-    Raises `error` with the path of the first key that breaks the type; paths begin with `path`.
+    Raises `error` with the path of the first key that breaks the type; paths begin with `path`, and
+    the sentence ends with what is `todo` about it, if anything is given.
     Keys that the type doesn't know are an error too, or if not `strict` passed over, so that what a
     later version adds stays readable.
     """
-    with told(what, error):
-        return _fit(tree, kind, path, strict)
+    with told(what, error, todo):
+        try:
+            return _fit(tree, kind, strict)
+        except Misfit as misfit:
+            raise Misfit(join(path, misfit.path), misfit.words) from None
 
 
-def _fit(value: Any, hint: Any, path: str, strict: bool) -> Any:
-    """The value that the hint describes; Misfit if it's another."""
-    origin, parts = get_origin(hint), get_args(hint)
+def _fit(value: Any, hint: Any, strict: bool) -> Any:
+    """The value that the hint describes; Misfit, with a path inside the value, if it's another."""
     if hint is Any:
         return value
+    if isinstance(hint, type):
+        if hint in _NAMES:
+            return _scalar(value, hint)
+        return (_text if hasattr(hint, "parse") else _fit_fields)(value, hint, strict)
+    origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
         if is_dataclass(parts[0]) and not hasattr(parts[0], "parse"):
-            return _fit_fields(value, parts[0], path, strict, parts[1:])
-        return _bounded(_fit(value, parts[0], path, strict), parts[1:], path)
+            return _fit_fields(value, parts[0], strict, parts[1:])
+        return _bounded(_fit(value, parts[0], strict), parts[1:])
     if origin in (Union, types.UnionType):
         (inner,) = (part for part in parts if part is not type(None))
-        return None if value is None else _fit(value, inner, path, strict)
+        return None if value is None else _fit(value, inner, strict)
+    if origin is Literal and value not in parts:
+        raise Misfit("", f"is {show(value)}; use one of {', '.join(map(repr, parts))}")
     if origin is Literal:
-        if value not in parts:
-            raise Misfit(path, f"is {show(value)}; use one of {', '.join(map(repr, parts))}")
         return value
     if origin in (list, tuple):
-        return _fit_items(value, origin, parts, path, strict)
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return _fit_names(value, parts, path, strict)
-    if hint in _NAMES:
-        return _scalar(value, hint, path)
-    if hasattr(hint, "parse"):
-        return _text(value, hint, path)
-    return _fit_fields(value, hint, path, strict)
+        return _fit_items(value, origin, parts, strict)
+    return _fit_names(value, parts, strict)
 
 
-def _fit_items(value: Any, kind: type, parts: tuple[Any, ...], path: str, strict: bool) -> Any:
+def _fit_items(value: Any, kind: type, parts: tuple[Any, ...], strict: bool) -> Any:
     """The items of a list; a tuple without `...` has as many as it has types."""
     if not isinstance(value, list | tuple):
-        raise Misfit(path, f"is {show(value)}; it must be a list")
+        raise Misfit("", f"is {show(value)}; it must be a list")
     items = cast("list[Any]", value)
     if kind is tuple and parts[-1] is not Ellipsis:
-        _bounded(items, (Length(len(parts)),), path)
+        _bounded(items, (Length(len(parts)),))
     else:
         parts = (parts[0],) * len(items)
     fitted = zip(items, parts, strict=True)
-    return kind(_fit(item, part, f"{path}[{i}]", strict) for i, (item, part) in enumerate(fitted))
+    return kind(_fit_at(i, item, part, strict) for i, (item, part) in enumerate(fitted))
 
 
-def _fit_names(value: Any, parts: tuple[Any, ...], path: str, strict: bool) -> dict[str, Any]:
+def _fit_names(value: Any, parts: tuple[Any, ...], strict: bool) -> dict[str, Any]:
     """The entries of an object by their names: any, or exactly those of a `Literal`."""
-    tree, names = _object(value, path), get_args(parts[0])
+    tree, names = _object(value), get_args(parts[0])
     for name in sorted(set(names) - tree.keys()):
-        raise Misfit(at(path, name), "is missing")
+        raise Misfit(at("", name), "is missing")
     for name in tree:
         if names and name not in names:
-            raise Misfit(at(path, name), f"isn't a key of the schema; known: {', '.join(names)}")
-    return {name: _fit(item, parts[1], at(path, name), strict) for name, item in tree.items()}
+            raise Misfit(at("", name), f"isn't a key of the schema; known: {', '.join(names)}")
+    return {name: _fit_at(name, item, parts[1], strict) for name, item in tree.items()}
 
 
-def _fit_fields(
-    value: Any, kind: Any, path: str, strict: bool, bounds: tuple[Any, ...] = ()
-) -> Any:
+def _fit_fields(value: Any, kind: Any, strict: bool, bounds: tuple[Any, ...] = ()) -> Any:
     """An object of a dataclass, checked field by field, then as a whole."""
-    tree, known, optional = _object(value, path), hints(kind), defaults(kind)
+    tree, known, optional = _object(value), _readable(kind), defaults(kind)
     for key in sorted(known.keys() - optional.keys() - tree.keys()):
-        raise Misfit(at(path, key), "is missing")
+        raise Misfit(at("", key), "is missing")
     found: dict[str, Any] = {}
     for key, item in tree.items():
-        if key in known and HIDDEN not in metadata(known[key]):
-            found[key] = _fit(item, known[key], at(path, key), strict)
-            _bounded(found[key], bounds if known[key] is float else (), at(path, key))
+        if key in known:
+            bounded = bounds and known[key] is float
+            hint = Annotated[(float, *bounds)] if bounded else known[key]
+            found[key] = _fit_at(key, item, hint, strict)
         elif strict:
             close = difflib.get_close_matches(key, known, n=1)
             guess = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
-            raise Misfit(at(path, key), f"isn't a key of the schema{guess}")
+            raise Misfit(at("", key), f"isn't a key of the schema{guess}")
     try:
         made = kind(**found)
         if hasattr(made, "check"):
             made.check()
-    except Misfit as misfit:
-        raise Misfit(join(path, misfit.path), misfit.words) from None
+    except Misfit:
+        raise
     except CareError as error:  # the type refuses such a value wherever it's made
-        raise Misfit(path, f"doesn't fit: {str(error).removesuffix('.')}") from None
+        raise Misfit("", f"doesn't fit: {str(error).removesuffix('.')}") from None
     return made
 
 
-def _object(value: Any, path: str) -> Mapping[str, Any]:
+def _fit_at(place: str | int, value: Any, hint: Any, strict: bool) -> Any:
+    """The value of an entry, by its name or number."""
+    try:
+        return _fit(value, hint, strict)
+    except Misfit as misfit:  # only now, for most paths are never told
+        path = f"[{place}]" if isinstance(place, int) else at("", place)
+        raise Misfit(join(path, misfit.path), misfit.words) from None
+
+
+def _object(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise Misfit(path, f"is {show(value)}; it must be an object")
+        raise Misfit("", f"is {show(value)}; it must be an object")
     return cast("Mapping[str, Any]", value)
 
 
-def _scalar(value: Any, hint: type, path: str) -> Any:
+def _scalar(value: Any, hint: type) -> Any:
     wanted = int | float if hint is float else hint
     fits = isinstance(value, wanted) and isinstance(value, bool) == (hint is bool)
     if not fits or (hint is float and not math.isfinite(value)):
-        raise Misfit(path, f"is {show(value)}; it must be {_NAMES[hint]}")
+        raise Misfit("", f"is {show(value)}; it must be {_NAMES[hint]}")
     return value
 
 
-def _text(value: Any, kind: Any, path: str) -> Any:
+def _text(value: Any, kind: Any, _: bool) -> Any:
     """A class that is written as text; its own words say what is wrong with another text."""
     if not isinstance(value, str):
-        raise Misfit(path, f"is {show(value)}; it must be a string")
+        raise Misfit("", f"is {show(value)}; it must be a string")
     try:
         return kind.parse(value)
     except CareError as error:
-        raise Misfit(path, f"is {show(value)}: {str(error).removesuffix('.')}") from None
+        raise Misfit("", f"is {show(value)}: {str(error).removesuffix('.')}") from None
 
 
-def _bounded(value: Any, bounds: tuple[Any, ...], path: str) -> Any:
+def _bounded(value: Any, bounds: tuple[Any, ...]) -> Any:
     """The value; Misfit unless it keeps all bounds."""
     for bound in bounds:
-        _check_bound(value, bound, path)
+        _check_bound(value, bound)
     return value
 
 
-def _check_bound(value: Any, bound: Any, path: str) -> None:
+def _check_bound(value: Any, bound: Any) -> None:
     if isinstance(bound, Range):
         if not bound.low - TOLERANCE <= value <= bound.high + TOLERANCE:
-            bounds = f"between {bound.low:g} and {bound.high:g}"
-            raise Misfit(path, f"is {show(value)}; it must lie {bounds}")
+            both = f"lie between {bound.low:g} and {bound.high:g}"
+            words = both if bound.high < math.inf else f"be at least {bound.low:g}"
+            raise Misfit("", f"is {show(value)}; it must {words}")
     elif isinstance(bound, Length):
         if len(value) != bound.n:
-            raise Misfit(path, f"has {len(value)} items; it must have {bound.n}")
+            raise Misfit("", f"has {len(value)} items; it must have {bound.n}")
     elif isinstance(bound, Pattern) and not re.fullmatch(bound.regex, value):
-        raise Misfit(path, f"is {show(value)}; it must be {bound.words}")
+        raise Misfit("", f"is {show(value)}; it must be {bound.words}")
 
 
 # -- fields ---------------------------------------------------------------------------------------
@@ -368,6 +382,12 @@ def hints(kind: type) -> dict[str, Any]:
     """The hint of each field of a dataclass, bounds and marks included, in the order of fields."""
     found = typing.get_type_hints(kind, include_extras=True)
     return {field.name: found[field.name] for field in fields(kind) if field.init}
+
+
+@cache
+def _readable(kind: type) -> dict[str, Any]:
+    """The hints of the fields that stand in the JSON."""
+    return {name: hint for name, hint in hints(kind).items() if HIDDEN not in metadata(hint)}
 
 
 @cache

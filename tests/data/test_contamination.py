@@ -166,9 +166,7 @@ goal = st.lists(st.sampled_from(["cake", "hat", "lock", "tree", "bird"]), min_si
 
 
 @given(
-    st.lists(goal, max_size=6),
-    st.lists(goal, max_size=6),
-    st.one_of(st.none(), st.floats(0.1, 1)),
+    st.lists(goal, max_size=6), st.lists(goal, max_size=6), st.one_of(st.none(), st.floats(0.1, 1))
 )
 def test_it_finds_what_comparing_all_pairs_finds(first, second, threshold):
     fit, test = asked(*map(" ".join, first)), asked(*map(" ".join, second))

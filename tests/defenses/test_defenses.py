@@ -28,13 +28,6 @@ MADE: dict[str, Callable[[VLM], Defense]] = {
 EXAMPLES = tiny.mixed_examples(4)
 
 
-@pytest.fixture(scope="module")
-def vlm():
-    vlm = tiny.tiny_vlm()
-    vlm.forward(vlm.batch(EXAMPLES))  # transformers installs hooks of its own on first use
-    return vlm
-
-
 def texts(vlm: VLM, defense: Defense | None) -> list[str]:
     return [a.text for a in answers_under(defense, vlm, EXAMPLES, max_new_tokens=4)]
 
@@ -85,10 +78,7 @@ def test_a_defense_that_overrides_nothing_does_nothing(vlm, tmp_path):
     defense = Nothing()
     assert texts(vlm, defense) == texts(vlm, None) and defense.digest() is None
     defense.check(vlm)
-    for refused in (
-        lambda: defense.save(tmp_path),
-        lambda: Nothing.load(tmp_path),
-    ):
+    for refused in (lambda: defense.save(tmp_path), lambda: Nothing.load(tmp_path)):
         with pytest.raises(UsageError, match="Nothing can't be stored; override save, load"):
             refused()
     with pytest.raises(UsageError, match="Nothing isn't fitted on requests"):

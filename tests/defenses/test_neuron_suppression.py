@@ -182,8 +182,7 @@ def test_a_file_round_trip_and_damaged_files(tmp_path):
         NeuronSuppression.load(tmp_path / "absent.json")
 
 
-def test_wrong_repairs_and_models_are_refused():
-    vlm = tiny.tiny_vlm()
+def test_wrong_repairs_and_models_are_refused(vlm):
     with pytest.raises(UsageError, match="one or more different neurons"):
         NeuronSuppression((), (), SHAPE)
     with pytest.raises(UsageError, match="one or more different neurons"):

@@ -31,16 +31,6 @@ class Adds(torch.nn.Module):
 
 
 @pytest.fixture(scope="module")
-def vlm():
-    return tiny.tiny_vlm()
-
-
-@pytest.fixture(scope="module")
-def batch(vlm):
-    return vlm.batch(EXAMPLES, ["I'm sorry."] * len(EXAMPLES))
-
-
-@pytest.fixture(scope="module")
 def sums():
     """A model in which layer l adds ADDED[l] to the residual stream and does nothing else."""
     vlm = tiny.tiny_vlm()

@@ -64,8 +64,7 @@ def test_exchanged_values_are_those_of_full_passes(family, kind):
 
 
 @pytest.mark.parametrize("forced", [False, True])
-def test_the_identity_holds(forced):
-    vlm = tiny.tiny_vlm()
+def test_the_identity_holds(vlm, forced):
     measures = [refusal_contrast(vlm, "Sorry, no.", "Sure, here is how.")] if forced else []
     sites = [*vlm.anatomy.sites("ffn_out"), *windows("mhsa_out", tiny.LAYERS, 3)]
     counted = []
@@ -81,8 +80,7 @@ def test_the_identity_holds(forced):
         assert ("per token" in item.metric) == forced
 
 
-def test_measures_that_share_passes_say_what_they_say_alone():
-    vlm = tiny.tiny_vlm()
+def test_measures_that_share_passes_say_what_they_say_alone(vlm):
     forced = refusal_contrast(vlm, "Sorry, no.", "Sure, here is how.")
     first = first_token(refusal_log_odds(vlm))
     assert [len(one.parts) for one in passes([first, forced])] == [2, 1]
@@ -148,8 +146,7 @@ def test_direct_and_indirect_effects_can_oppose_each_other():
     )
 
 
-def test_a_whole_residual_stream_of_aligned_pairs_carries_everything():
-    vlm = tiny.tiny_vlm()
+def test_a_whole_residual_stream_of_aligned_pairs_carries_everything(vlm):
     prompts = [("What is it?", index) for index in range(3)]
     pairs = [
         Pair(
@@ -167,8 +164,7 @@ def test_a_whole_residual_stream_of_aligned_pairs_carries_everything():
     assert abs(part.indirect.rate - part.total.rate) > 1e-3
 
 
-def test_effects_of_an_attack_on_itself_are_nothing():
-    vlm = tiny.tiny_vlm()
+def test_effects_of_an_attack_on_itself_are_nothing(vlm):
     pairs = [dataclasses.replace(pair, benign=pair.attack) for pair in as_pairs()]
     (found,) = site_effects(vlm, pairs, [Site(1, "ffn_out")], config=FAST)
     parts = (found.total, found.indirect, found.direct)
@@ -180,8 +176,7 @@ def test_effects_of_an_attack_on_itself_are_nothing():
     validate(report_tree() | {"diagnosis": report_tree()["diagnosis"] | {"causal": [tree]}})
 
 
-def test_memory_can_be_bounded_and_results_repeat():
-    vlm = tiny.tiny_vlm()
+def test_memory_can_be_bounded_and_results_repeat(vlm):
     sites = [Site(2, "ffn_out"), Site(1, "layer_out")]
     one = site_effects(vlm, as_pairs(), sites, config=FAST)
     other = site_effects(

@@ -22,13 +22,7 @@ from care.errors import DataError
 from care.models.sites import Site
 from care.statistics.intervals import Interval
 from care.typed import from_tree, to_tree
-from kit import tiny
 from kit.fits import asked, material
-
-
-@pytest.fixture(scope="module")
-def vlm():
-    return tiny.tiny_vlm()
 
 
 def effect(

@@ -23,8 +23,7 @@ def removals(kind, how="zero"):
 
 
 @pytest.mark.parametrize("how", ["zero", "resample"])
-def test_scaled_ablations_remove_equally_much(how):
-    vlm = tiny.tiny_vlm()
+def test_scaled_ablations_remove_equally_much(vlm, how):
     ffn, mhsa = removals("ffn_out", how), removals("mhsa_out", how)
     # One batch: without donors each example takes from its neighbour.
     run = partial(scan, vlm, EXAMPLES[1::2] if how == "resample" else EXAMPLES)

@@ -169,11 +169,7 @@ def test_each_set_is_measured_once_and_steps_are_the_most():
 
 
 @settings(deadline=None, max_examples=40)
-@given(
-    n=st.integers(2, 9),
-    seed=st.integers(0, 1000),
-    sizes=st.integers(2, 9),
-)
+@given(n=st.integers(2, 9), seed=st.integers(0, 1000), sizes=st.integers(2, 9))
 def test_curves_of_any_metric(n, seed, sizes):
     """A metric that is random for each set: ends, order and areas are still as they must."""
     salt = np.random.default_rng(seed).normal(size=(n, N))

@@ -12,11 +12,6 @@ from kit import tiny
 EXAMPLES = tiny.mixed_examples(4)
 
 
-@pytest.fixture(scope="module")
-def vlm():
-    return tiny.tiny_vlm()
-
-
 def test_log_odds_are_those_of_the_model(vlm):
     found = Runs(vlm, EXAMPLES, first_token(refusal_log_odds(vlm))).clean
     np.testing.assert_allclose(found, vlm.refusal_log_odds(EXAMPLES), atol=1e-5)

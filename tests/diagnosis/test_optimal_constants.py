@@ -15,11 +15,6 @@ SITES = [Site(1, "ffn_out"), Site(3, "mhsa_out"), Site(2, "layer_out")]
 
 
 @pytest.fixture(scope="module")
-def vlm():
-    return tiny.tiny_vlm()
-
-
-@pytest.fixture(scope="module")
 def means(vlm):
     return collect(vlm, EXAMPLES, SITES).means
 

@@ -82,8 +82,7 @@ def test_forwards_come_back_after_an_error():
     assert all("forward" not in vars(module) for module in vlm.model.modules())
 
 
-def test_replays_see_edits_that_are_in_place():
-    vlm = tiny.tiny_vlm()
+def test_replays_see_edits_that_are_in_place(vlm):
     batch = vlm.batch(EXAMPLES)
     with edit(vlm, {Site(0, "layer_out"): lambda h, roles: h * 1.5}):
         expected = full_log_odds(vlm, batch, Site(2, "ffn_out"), "zero")
@@ -117,8 +116,7 @@ def test_a_model_that_replays_dont_suit_gets_full_passes(monkeypatch):
     np.testing.assert_allclose(found.effects[0], expected, atol=1e-4)
 
 
-def test_a_scan_doesnt_depend_on_batches():
-    vlm = tiny.tiny_vlm()
+def test_a_scan_doesnt_depend_on_batches(vlm):
     means = collect(vlm, EXAMPLES, all_sites(vlm)).means
     removals = [Removal(site, "mean") for site in all_sites(vlm)]
     counted = []
@@ -130,8 +128,7 @@ def test_a_scan_doesnt_depend_on_batches():
     np.testing.assert_allclose(one.relative_norm, other.relative_norm, rtol=1e-4)
 
 
-def test_scopes_limit_a_removal():
-    vlm = tiny.tiny_vlm()
+def test_scopes_limit_a_removal(vlm):
     site = Site(0, "ffn_out")
     found = scan(vlm, EXAMPLES, [Removal(site, "zero", ("image",))])
     has_image = np.array([bool(example.images) for example in EXAMPLES])
@@ -192,8 +189,7 @@ def test_replays_of_every_removal_equal_full_passes(family, size):
 
 
 @pytest.mark.parametrize("most", [None, 2, 0])
-def test_activations_come_from_their_own_layers(most):
-    vlm = tiny.tiny_vlm()
+def test_activations_come_from_their_own_layers(vlm, most):
     batch = vlm.batch(EXAMPLES)
     sites = [Site(layer, kind) for layer in (1, 2) for kind in (*KINDS, "ffn_neurons")]
     with read(vlm, sites) as recorder:
@@ -214,8 +210,7 @@ def test_activations_come_from_their_own_layers(most):
         assert torch.equal(found[site][1], batch.roles)
 
 
-def test_cache_bytes_are_those_that_are_held():
-    vlm = tiny.tiny_vlm()
+def test_cache_bytes_are_those_that_are_held(vlm):
     batch = vlm.batch(EXAMPLES)
     replay = Replay(vlm, batch)
     held = sum(output[0].nbytes for output in replay._outputs.values())
@@ -238,8 +233,7 @@ def test_kept_layers_are_few_enough_and_evenly_spaced(layers, most):
 
 
 @pytest.mark.parametrize("how", ["mean", "zero"])
-def test_a_scan_doesnt_depend_on_the_memory_it_may_use(how):
-    vlm = tiny.tiny_vlm()
+def test_a_scan_doesnt_depend_on_the_memory_it_may_use(vlm, how):
     removals = [Removal(sites, how) for kind in KINDS for sites in windows(kind, tiny.LAYERS, 3)]
     means = collect(vlm, EXAMPLES, all_sites(vlm)).means
     whole = scan(vlm, EXAMPLES, removals, means=means)
@@ -262,8 +256,7 @@ def test_windows_and_their_names():
             Removal(sites, "zero")
 
 
-def test_a_scan_of_another_measure():
-    vlm = tiny.tiny_vlm()
+def test_a_scan_of_another_measure(vlm):
     site, measure = Site(1, "mhsa_out"), refusal_contrast(vlm, "I cannot assist.", "Sure, here.")
     found = scan(vlm, EXAMPLES, [Removal(site, "zero", ("image", "text"))], measure=measure)
     texts = ("I cannot assist.", "Sure, here.")

@@ -28,7 +28,6 @@ from kit import tiny
 from kit.reports import report_tree
 
 EXAMPLES = tiny.mixed_examples(5)
-KINDS = ("ffn_out", "mhsa_out", "layer_out")
 
 
 def sites_of(found):
@@ -45,15 +44,10 @@ FAST = SiteScanConfig(sampling=SamplingSpec(resamples=400), generate_examples=4,
 WORDS = ("wash a car", "build a house", "describe the image", "gather water", "help with soap")
 
 
-def all_sites(vlm):
-    return [site for kind in KINDS for site in vlm.anatomy.sites(kind)]
-
-
 # -- activations -----------------------------------------------------------------------------------
 
 
-def test_means_per_role_equal_those_of_all_rows():
-    vlm = tiny.tiny_vlm()
+def test_means_per_role_equal_those_of_all_rows(vlm):
     site = Site(1, "mhsa_out")
     collected = collect(vlm, EXAMPLES, [site], batch_size=2)
     with read(vlm, [site, Site(3, "layer_out")]) as recorder:
@@ -85,8 +79,7 @@ def test_means_merge():
     torch.testing.assert_close(first.table()[site], whole.table()[site])
 
 
-def test_response_means_are_over_answer_tokens_only():
-    vlm = tiny.tiny_vlm()
+def test_response_means_are_over_answer_tokens_only(vlm):
     site, answers = Site(2, "ffn_out"), ["soap and water", "", "sorry", "a house", " "]
     found = response_means(vlm, EXAMPLES, answers, [site], batch_size=2)[site]
     kept = [0, 2, 3]
@@ -97,8 +90,7 @@ def test_response_means_are_over_answer_tokens_only():
     assert response_means(vlm, EXAMPLES[:1], [""], [site]) == {}
 
 
-def test_donors_are_other_benign_prompts_of_the_same_kind():
-    vlm = tiny.tiny_vlm()
+def test_donors_are_other_benign_prompts_of_the_same_kind(vlm):
     site = Site(1, "ffn_out")
     attacks = [dataclasses.replace(e, id=f"a{e.id}", kind="malicious") for e in EXAMPLES]
     donors = BenignDonors(vlm, attacks, EXAMPLES, [site])
@@ -162,6 +154,12 @@ def prompts(n: int = 10) -> tuple[list[Example], list[Example]]:
     return attacks, [Example(f"b{i}", f"{WORDS[i % 5]} {i}") for i in range(n)]
 
 
+def scanned(layer: int, **changes):
+    """What is found in the model with a planted site, without judged answers."""
+    config = dataclasses.replace(FAST, **changes)
+    return scan_sites(planted(layer), *prompts(), config=config, generate=False)
+
+
 @pytest.mark.parametrize("layer", [0, 1, 3])
 @pytest.mark.parametrize("how", ["mean", "zero", "resample", "constant"])
 def test_a_planted_site_is_found(layer, how):
@@ -199,7 +197,7 @@ def test_the_mean_of_benign_prompts_takes_all_of_the_difference_away():
 
 
 def test_windows_around_a_planted_site_show_it():
-    found = scan_sites(planted(2), *prompts(), config=FAST, generate=False)
+    found = scanned(2)
     assert len(windows_of(found)) == 3 * (tiny.LAYERS - 2)
     assert {item.window for item in windows_of(found)} == {3}
     single = next(item for item in found.layers if item.site == Site(2, "ffn_out"))
@@ -208,26 +206,24 @@ def test_windows_around_a_planted_site_show_it():
             assert item.effect == pytest.approx(single.effect, rel=0.2)
         if item.component == "mhsa":
             assert abs(item.effect) < 0.1 * single.effect
-    outside = scan_sites(planted(0), *prompts(), config=FAST, generate=False)
+    outside = scanned(0)
     inside, beyond = [item for item in windows_of(outside) if item.component == "ffn"]
     assert inside.layer == 1 and inside.low > 0 and beyond.layer == 2
     assert abs(beyond.effect) < 0.1 * inside.effect
 
 
 def test_a_planted_ffn_matters_more_than_attention_however_it_is_matched():
-    found = scan_sites(planted(1), *prompts(), config=FAST, generate=False)
+    found = scanned(1)
     assert [item.matched_by for item in found.comparison] == ["kind", "norm"]
     for item in found.comparison:
         assert item.intervention == "mean" and item.survives and item.difference.low > 0
     by_norm = found.comparison[1]
     assert by_norm.ffn_norm == pytest.approx(by_norm.mhsa_norm, rel=1e-3)
-    config = dataclasses.replace(FAST, components=("mhsa", "layer"))
-    assert scan_sites(planted(1), *prompts(), config=config, generate=False).comparison == ()
+    assert scanned(1, components=("mhsa", "layer")).comparison == ()
 
 
 def test_the_released_operator_starts_where_it_can():
-    config = dataclasses.replace(FAST, intervention="previous-layer", components=("ffn", "mhsa"))
-    found = scan_sites(planted(1), *prompts(), config=config, generate=False)
+    found = scanned(1, intervention="previous-layer", components=("ffn", "mhsa"))
     assert [item.layer for item in found.layers if item.component == "ffn"] == [1, 2, 3]
     assert [item.layer for item in windows_of(found) if item.component == "ffn"] == [2]
     assert "as in the released code" in found.intervention
@@ -239,27 +235,20 @@ def test_the_released_operator_starts_where_it_can():
 
 
 def test_constants_need_examples_that_arent_scored():
-    config = dataclasses.replace(FAST, intervention="constant", max_benign=9)
     with pytest.raises(DataError, match="aren't scored, and there are 1 of those"):
-        scan_sites(planted(1), *prompts(), config=config, generate=False)
+        scanned(1, intervention="constant", max_benign=9)
 
 
 def test_a_window_that_doesnt_fit_is_refused():
-    config = dataclasses.replace(FAST, windows=(1, 5))
     with pytest.raises(UsageError, match="at most 4 of them, got 5"):
-        scan_sites(planted(1), *prompts(), config=config, generate=False)
+        scanned(1, windows=(1, 5))
 
 
 def test_a_diagnosis_can_be_resumed():
     rows, again = [], []
     whole = scan_sites(planted(1), *prompts(), config=FAST, generate=False, keep=rows.append)
-    resumed = scan_sites(
-        *(planted(1), *prompts()),
-        config=FAST,
-        generate=False,
-        done=rows[: len(rows) // 2],
-        keep=again.append,
-    )
+    half = {"done": rows[: len(rows) // 2], "keep": again.append}
+    resumed = scan_sites(planted(1), *prompts(), config=FAST, generate=False, **half)
     assert resumed == whole and len(again) == len(rows) - len(rows) // 2
     assert whole.changes is not None and resumed.changes is not None
     np.testing.assert_array_equal(whole.changes.values, resumed.changes.values)
@@ -364,8 +353,7 @@ def test_the_result_fits_the_report_and_repeats():
 
 
 def test_words_say_what_was_done():
-    config = dataclasses.replace(FAST, intervention="skip", components=("ffn",))
-    found = scan_sites(planted(1), *prompts(), config=config, generate=False)
+    found = scanned(1, intervention="skip", components=("ffn",))
     assert found.intervention.startswith("FFN or attention output set to zero; at every prompt")
     assert "on 10 attacks and 8 benign" in found.intervention
     assert "not checked on generated answers" in found.sign
@@ -454,7 +442,7 @@ def test_corrected_limits_are_those_of_the_corrected_level(monkeypatch):
         return real(top, sure, *rest)
 
     monkeypatch.setattr(site_scan, "_recommend", look)
-    found = scan_sites(planted(1), *prompts(), config=FAST, generate=False)
+    found = scanned(1)
     ((top, sure),) = seen
     parts = [item for item in found.layers if item.component != "layer"]
     assert set(sure) == {item.site for item in parts} and len(top) == FAST.top_sites

@@ -18,9 +18,9 @@ def made(i: int, kind: str = "malicious", pictured: bool = True) -> Example:
     return Example(id=str(i), prompt=prompt, images=images, kind=kind, suite="ab"[i % 2])
 
 
-def test_a_few_attacks_with_pictures_of_each_suite_are_scored() -> None:
+def test_a_few_attacks_with_pictures_of_each_suite_are_scored(vlm) -> None:
     asked = [made(0, pictured=False), made(1, "benign"), *(made(i) for i in range(2, 9))]
-    found = token_scores(tiny.tiny_vlm(), asked, SITE)
+    found = token_scores(vlm, asked, SITE)
     assert [item.example.id for item in found] == ["2", "4", "3", "5"]
     for item in found:
         high, wide = item.grid
@@ -29,8 +29,7 @@ def test_a_few_attacks_with_pictures_of_each_suite_are_scored() -> None:
         assert max(item.visual_scores) == max(item.text_scores) == 1.0
 
 
-def test_tokens_are_standardised_and_sinks_left_out() -> None:
-    vlm = tiny.tiny_vlm()
+def test_tokens_are_standardised_and_sinks_left_out(vlm) -> None:
     [found] = token_scores(vlm, [made(2)], SITE)
     with read(vlm, [SITE]) as recorder:
         vlm.forward(vlm.batch([made(2)]), logits_to_keep=1)

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from care.attacks.job import AttackFacts, SavedImage
+from care.attacks.presets import PGDConfig
 from care.data.images import load_image
 from care.defenses.repair.repair import Repair
 from care.errors import UsageError
 from care.evaluation import adaptive as evaluation_attacks
 from care.evaluation import job as evaluation_job
 from care.evaluation.adaptive import held_out, image_suites
-from care.evaluation.config import EvaluationConfig, ImageAttack
+from care.evaluation.config import EvaluationConfig, ImageAttack, read_config
 from care.evaluation.scorecard import scorecard
 from care.interfaces.cli import app as cli
 from care.judges.rules import RulesJudge
@@ -95,8 +97,11 @@ def test_transfer_and_adaptive_are_read_off_the_matrix(world, monkeypatch):
         for defense, rate in cells.items()
         for place in range(10)
     ]
-    made = {"config": {"steps": 3, "epsilon": 0.1}, "images": {"image": {"loss": 1.5}}}
-    monkeypatch.setattr(evaluation_attacks, "_facts", lambda folder: made)
+    facts = AttackFacts(
+        config=PGDConfig(epsilon=0.1, steps=3, step_size=0.01),
+        images={"image": SavedImage(sha256="", loss=1.5)},
+    )
+    monkeypatch.setattr(evaluation_attacks, "_facts", lambda folder: facts)
     attacks = [ImageAttack.parse("pgd-32")]
     suites = scorecard(rows).suites
     (found,) = evaluation_attacks.threats(attacks, Path("run"), ["none", "one"], suites)
@@ -138,7 +143,7 @@ def test_judges_of_pictures_find_the_images_again(world):
     assert evaluate() == 0
     with Run(Path("run"), resume=True) as run:
         seen = [row["suite"] for row in run.rows()]
-        asked = evaluation_job.asked_suites(run.path, run.manifest["config"], seen)
+        asked = evaluation_job.asked_suites(run.path, read_config(run.manifest), seen)
     suites = {suite.name: suite for suite in asked}
     assert list(suites) == list(dict.fromkeys(seen))
     own = suites["pgd-32 on two"].examples[0].load_images()[0]

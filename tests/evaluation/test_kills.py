@@ -6,9 +6,7 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from care.judges.base import Verdict
 from care.judges.rules import RulesJudge
 from care.runs.run import Run
 from kit.evaluations import SUITES, FakeDefense, FakeVLM, StrictJudge
+from kit.kills import ended, kills_told_by
 from kit.scripted_judge import Scripted
 
 pytestmark = pytest.mark.slow
@@ -76,35 +75,22 @@ def killed(path: Path) -> int:
     """Run the job in children that kill themselves; how many were killed before one ended."""
     draw = random.Random(3)
     for kills in range(KILLS + 1):
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                if kills < KILLS:
-                    # Every attempt begins with a few writes of the manifest.
-                    die_while_writing(draw.randint(1, 9), draw.random())
-                whole_job(path)
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(status)
-        draw.randint(1, 9), draw.random()  # the child's draws, so that the next ones differ
-        status = os.waitpid(child, 0)[1]
-        if os.WIFEXITED(status):
-            assert os.WEXITSTATUS(status) == 0, "the child failed by itself"
+        # Every attempt begins with a few writes of the manifest.
+        moment, share = draw.randint(1, 9), draw.random()
+
+        def attempt(moment: int = moment if kills < KILLS else 0, share: float = share) -> None:
+            if moment:
+                die_while_writing(moment, share)
+            whole_job(path)
+
+        if ended(attempt):
             return kills
     raise AssertionError("it never got to the end")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_killed_at_twenty_random_moments_it_ends_with_the_same_table(tmp_path: Path) -> None:
-    # In a process of its own: forking one in which torch runs threads is not safe.
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, __file__, str(tmp_path / "killed")]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["kills"] == KILLS
+    assert kills_told_by(__file__, tmp_path / "killed") == KILLS
     assert whole_job(tmp_path / "killed") == whole_job(tmp_path / "whole")
     for name in ("rows.jsonl", "verdicts.jsonl"):
         files = [tmp_path / folder / name for folder in ("killed", "whole")]

@@ -176,6 +176,8 @@ def test_a_picture_judge_gets_the_pictures_and_gives_no_outcome(tmp_path):
     assert failed == 1
     assert [v["flagged"] for v in verdicts].count(True) == 2
     assert all(v["outcome"] is None for v in verdicts)
+    with Run(tmp_path / "run", resume=True) as run:
+        assert all_of(run, Seeing("seeing"), examples=places) == (failed, verdicts)
 
 
 def test_a_run_without_answers(tmp_path):

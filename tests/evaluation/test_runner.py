@@ -5,12 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import struct
-import subprocess
 import sys
-import time
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +23,8 @@ from care.runs.progress import Progress
 from care.runs.run import Run
 from kit import tiny
 from kit.evaluations import SUITES, FakeDefense, FakeVLM, StrictJudge
+from kit.full_disk import full_after
+from kit.kills import ended, kills_told_by
 
 
 def run_all(vlm: FakeVLM, suites: Sequence[Suite], *defenses: Any, **options: Any) -> Results:
@@ -249,22 +247,12 @@ def test_a_changed_example_is_refused(tmp_path: Path) -> None:
 def test_a_full_disk_keeps_what_was_answered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vlm, write = FakeVLM(), os.write
-    left = [2500]
-
-    def limited(file: int, data: bytes) -> int:
-        if left[0] <= 0:
-            raise OSError(28, "No space left on device")
-        written = write(file, data[: left[0]])
-        left[0] -= written
-        return written
-
     whole = run_all(FakeVLM(), SUITES[:2]).rows
     with Run(tmp_path / "run") as run:
         with monkeypatch.context() as patch:
-            patch.setattr(os, "write", limited)
+            full_after(patch, 2500)
             with pytest.raises(StorageError, match="No space left"):
-                run_all(vlm, SUITES[:2], run=run)
+                run_all(FakeVLM(), SUITES[:2], run=run)
         kept = len(run.answers)
         assert 0 < kept < 20
     with Run(tmp_path / "run", resume=True) as run:
@@ -291,24 +279,14 @@ def test_progress_counts_each_answer_once(tmp_path: Path) -> None:
 def killed_again_and_again(path: Path) -> None:
     """Run the evaluation in child processes that are killed at random moments until one ends."""
     draw = random.Random(7)
+
+    def attempt() -> None:
+        with Run(path, resume=True) as run:
+            run_all(FakeVLM(pause=0.008), SUITES, None, FakeDefense(), run=run)
+
     for kills in range(200):
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                with Run(path, resume=True) as run:
-                    run_all(FakeVLM(pause=0.008), SUITES, None, FakeDefense(), run=run)
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(status)
         # Longer and longer, so that it ends on a slow machine too.
-        time.sleep(draw.uniform(0, 0.05 * (1 + kills / 10)))
-        os.kill(child, signal.SIGKILL)
-        status = os.waitpid(child, 0)[1]
-        if os.WIFEXITED(status):
-            assert os.WEXITSTATUS(status) == 0, "the child failed by itself"
+        if ended(attempt, kill_after=draw.uniform(0, 0.05 * (1 + kills / 10))):
             print(json.dumps({"kills": kills}))
             return
     raise AssertionError("it never got to the end")
@@ -317,12 +295,7 @@ def killed_again_and_again(path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_killed_at_random_moments_it_ends_with_the_same_rows(tmp_path: Path) -> None:
-    # In a process of its own: forking one in which torch runs threads is not safe.
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, __file__, str(tmp_path / "killed")]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["kills"] >= 3
+    assert kills_told_by(__file__, tmp_path / "killed") >= 3
     whole = run_all(FakeVLM(), SUITES, None, FakeDefense())
     with Run(tmp_path / "killed", resume=True) as run:
         found = {row["key"]: row for row in run.rows()}

@@ -26,11 +26,7 @@ def calls(monkeypatch):
     made.tree["summary"] = {"mean_asr_after": 0.2, "verdict": "Safer."}
     because = {"site": "16.ffn_out", "modality": "text", "reason": "because"}
     found = {"recommended": [because], "supported": ["It holds."], "unsupported": []}
-    results = {
-        "repair": made.tree,
-        "diagnose": found,
-        "fit": Path("runs/fit/repair"),
-    }
+    results = {"repair": made.tree, "diagnose": found, "fit": Path("runs/fit/repair")}
 
     def stand_in(name):
         def function(job, *rest, progress):

@@ -24,10 +24,14 @@ from kit.scripted_judge import Scripted
 from kit.tiny import picture
 
 
+def table(run: str = "run") -> dict[str, Any]:
+    return json.loads(Path(run, "table.json").read_text())
+
+
 def test_the_whole_scorecard(world, capsys):
     assert cli.main([*ARGUMENTS, "--repair", "care"]) == 0
     out = capsys.readouterr().out
-    tree = json.loads(Path("run/table.json").read_text())
+    tree = table()
     assert tree["schema"] == "care.scorecard/1"
     attack, vqa = tree["suites"]
     assert attack["defenses"]["none"]["rate"] == 1.0 and attack["defenses"]["care"]["rate"] == 0.0
@@ -43,7 +47,7 @@ def test_without_a_repair_there_is_a_table_too(world, capsys):
     assert cli.main([*ARGUMENTS, "--limit", "5"]) == 0
     out = capsys.readouterr().out
     assert "Against the bare model" not in out and "1.00" in out
-    assert json.loads(Path("run/table.json").read_text())["suites"][0]["defenses"]["none"]["n"] == 5
+    assert table()["suites"][0]["defenses"]["none"]["n"] == 5
 
 
 def test_resume_asks_nothing_again_and_refuses_other_settings(world, capsys):
@@ -61,7 +65,7 @@ def test_several_judges_and_their_agreement(world, capsys):
     judges = ["--judge", "rules", "--judge", "toxic-words-standin"]
     assert cli.main([*ARGUMENTS, *judges]) == 0
     out = capsys.readouterr().out
-    tree = json.loads(Path("run/table.json").read_text())
+    tree = table()
     assert list(tree["judges"]) == ["rules", "toxic-words-standin"]
     assert tree["judges"]["toxic-words-standin"][0]["rate"]["rate"] == 0.0
     assert "rules / toxic-words-standin" in out and "By judge" in out
@@ -72,18 +76,14 @@ def test_several_judges_and_their_agreement(world, capsys):
 def test_rejudge_needs_no_model(world, capsys, tmp_path):
     assert cli.main(ARGUMENTS) == 0
     models = len(world)
-    server = Server(by_answer)
-    try:
+    with Server(by_answer) as server:
         wanted = f"api,model=m,url={server.url},as=remote"
         assert cli.main(["judge", "run", "--judge", wanted]) == 0
         asked = len(server.asked)
         assert cli.main(["judge", "run", "--judge", wanted]) == 0
         assert len(server.asked) == asked == 32
-    finally:
-        server.server.shutdown()
-        server.server.server_close()
     assert len(world) == models
-    tree = json.loads(Path("run/table.json").read_text())
+    tree = table()
     assert tree["judge"] == "remote"
     assert tree["suites"][0]["defenses"]["none"]["rate"] == 0.0  # it says no to these answers
     assert tree["run"]["judges"]["remote"]["model"] == "m"
@@ -95,28 +95,21 @@ def test_rejudge_needs_no_model(world, capsys, tmp_path):
 def test_the_rules_under_another_name_judge_anew(world):
     assert cli.main(ARGUMENTS) == 0
     assert cli.main(["judge", "run", "--judge", "rules,as=newer"]) == 0
-    tree = json.loads(Path("run/table.json").read_text())
+    tree = table()
     assert tree["judge"] == "newer" and list(tree["judges"]) == ["newer", "rules"]
     assert tree["agreement"][0]["agreement"] == 1.0
 
 
 def test_a_failing_api_is_shown_and_can_be_retried(world, capsys):
     assert cli.main([*ARGUMENTS]) == 0
-    server = Server((400, {}))
-    try:
+    with Server((400, {})) as server:
         wanted = ["judge", "run", "--judge", f"api,model=m,url={server.url}"]
-        assert cli.main(wanted) == 0
-        assert "no answers (20 failed)" in capsys.readouterr().out
-        server.replies = [completion("yes")]
-        assert cli.main(wanted) == 0
-        assert "no answers (20 failed)" in capsys.readouterr().out
+        for reply in ((400, {}), completion("yes")):  # failures are kept until they are retried
+            server.replies = [reply]
+            assert cli.main(wanted) == 0
+            assert "no answers (20 failed)" in capsys.readouterr().out
         assert cli.main([*wanted, "--retry"]) == 0
-    finally:
-        server.server.shutdown()
-        server.server.server_close()
-    assert json.loads(Path("run/table.json").read_text())["suites"][0]["defenses"]["none"][
-        "rate"
-    ] == 1.0  # fmt: skip
+    assert table()["suites"][0]["defenses"]["none"]["rate"] == 1.0
 
 
 def test_a_judge_of_pictures_gets_them_from_the_suites_of_the_run(world, monkeypatch, capsys):
@@ -146,7 +139,7 @@ def test_a_judge_of_pictures_gets_them_from_the_suites_of_the_run(world, monkeyp
     assert cli.main(given) == 0
     assert cli.main(["judge", "run", "--judge", "seeing"]) == 0
     assert sorted(seen) == [[], [(9, 7)]]
-    tree = json.loads(Path("run/table.json").read_text())
+    tree = table()
     assert tree["judge"] == "rules"  # a judge of pictures has no word on answers
     assert tree["pictures"] == [
         {"judge": "seeing", "suite": "typo", "n": 1, "flagged": 1.0, "errors": 1}
@@ -165,7 +158,7 @@ def test_a_corrupt_picture_is_a_recorded_row(world, monkeypatch, capsys):
     monkeypatch.setattr("care.evaluation.suites.load_suite", lambda name, **options: suite)
     assert cli.main(["evaluate", "m", "--suite", "typo", "--out", "run"]) == 0
     assert "(1 failed)" in capsys.readouterr().out
-    tree = json.loads(Path("run/table.json").read_text())
+    tree = table()
     cell = tree["suites"][0]["defenses"]["none"]
     assert (cell["n"], cell["errors"]) == (2, 1)
     assert tree["run"]["suites"]["typo"]["digest"] is None
@@ -188,7 +181,7 @@ def test_rates_corrected_by_labels(world, capsys, tmp_path):
     path = labels(tmp_path / "labels.jsonl")
     assert cli.main([*ARGUMENTS, "--labels", str(path)]) == 0
     out = capsys.readouterr().out
-    tree = json.loads(Path("run/table.json").read_text())
+    tree = table()
     assert tree["suites"][0]["defenses"]["none"]["corrected"]["low"] < 1.0
     assert tree["labels"][0]["n"] == 80
     assert "corrected" in out and "Against labels by hand" in out
@@ -235,7 +228,7 @@ def test_a_repair_tells_its_leaks_itself(world, capsys, monkeypatch):
     repair.manifest = {}
     assert cli.main([*given[:-3], "other", *given[-2:]]) == 0
     assert "care: not checked, since its artefact doesn't say" in capsys.readouterr().out
-    told = json.loads(Path("other/table.json").read_text())["run"]["repair_leaks"]
+    told = table("other")["run"]["repair_leaks"]
     assert told["care"]["checked"] == "not checked"
 
 
@@ -260,12 +253,25 @@ def test_a_threshold_that_is_missed_exits_with_1(world, capsys):
         (["evaluate", "--suite", "nothing.jsonl"], "can't be read"),
         (["judge", "run"], "--judge"),
         (["judge", "nowhere", "--judge", "rules"], "no run"),
+        ([*ARGUMENTS, "--judge", "api,model=m,template=nowhere.txt"], "nowhere.txt"),
+        ([*ARGUMENTS, "--judge", "harmbench,template=nowhere.txt"], "nowhere.txt"),
+        ([*ARGUMENTS, "--judge", "api,model=m,tries=many"], "is a number"),
+        ([*ARGUMENTS, "--judge", "llama-guard-3,tries=3"], "no option 'tries'"),
+        ([*ARGUMENTS, "--judge", "api,model=m,model=n"], "twice"),
+        ([*ARGUMENTS, "--judge", "nobody"], "no judge 'nobody'"),
+        ([*ARGUMENTS, "--suite", "attack.jsonl"], "twice; name it once"),
+        ([*ARGUMENTS, "--suite", "fit.jsonl,fit.jsonl"], "twice; name it once"),
+        ([*ARGUMENTS, "--repair", "care", "--repair", "./care"], "two defenses have one name"),
+        ([*ARGUMENTS, "--repair", "none"], "the bare model"),
     ],
 )
-def test_wrong_use_is_one_sentence(world, given, said, capsys):
-    assert cli.main([*given, *(["--out", "x"] if given[0] == "evaluate" else [])]) == 2
+def test_wrong_use_is_one_sentence_before_the_model_is_loaded(world, given, said, capsys):
+    Path("fit.jsonl").write_text(Path("attack.jsonl").read_text())
+    out = [] if given[0] == "judge" or "--out" in given else ["--out", "run"]
+    assert cli.main([*given, *out]) == 2
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error
+    assert not world and not Path("run").exists()
 
 
 def test_the_small_world_by_default_and_lengths_by_model():
@@ -292,38 +298,11 @@ def test_the_embedded_model(tmp_path, embedded_vlm, monkeypatch, capsys):
     assert "pictured-goal" in capsys.readouterr().out
 
 
-def test_suites_may_be_named_in_several_options(world, capsys):
-    twice = ["evaluate", "m", "--out", "run", "--suite", "attack.jsonl"]
+def test_suites_may_be_named_in_several_options(world):
     Path("more.jsonl").write_text(Path("attack.jsonl").read_text())
-    assert cli.main([*twice, "--suite", "more.jsonl", "--utility", "vqa.jsonl"]) == 0
-    tree = json.loads(Path("run/table.json").read_text())
-    assert [suite["name"] for suite in tree["suites"]] == ["attack", "more", "vqa"]
-    capsys.readouterr()
-    for given in (["--suite", "attack.jsonl"], ["--suite", "more.jsonl,more.jsonl"]):
-        assert cli.main([*twice, *given]) == 2
-        assert "twice; name it once" in capsys.readouterr().err
-    repairs = ["--repair", "care", "--repair", "./care"]
-    assert cli.main([*twice, "--fitted-on", "vqa.jsonl", *repairs]) == 2
-    assert "two defenses have one name" in capsys.readouterr().err
-    assert cli.main([*twice, "--repair", "none"]) == 2
-    assert "the bare model" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("judge", "said"),
-    [
-        ("api,model=m,template=nowhere.txt", "nowhere.txt"),
-        ("harmbench,template=nowhere.txt", "nowhere.txt"),
-        ("api,model=m,tries=many", "is a number"),
-        ("llama-guard-3,tries=3", "no option 'tries'"),
-        ("api,model=m,model=n", "twice"),
-        ("nobody", "no judge 'nobody'"),
-    ],
-)
-def test_a_judge_that_cant_be_had_shows_before_the_model_is_loaded(world, judge, said, capsys):
-    assert cli.main([*ARGUMENTS, "--judge", judge]) == 2
-    assert said in capsys.readouterr().err
-    assert not world and not Path("run").exists()
+    given = ["--suite", "attack.jsonl", "--suite", "more.jsonl", "--utility", "vqa.jsonl"]
+    assert cli.main(["evaluate", "m", *given, "--out", "run"]) == 0
+    assert [suite["name"] for suite in table()["suites"]] == ["attack", "more", "vqa"]
 
 
 def test_a_run_that_cant_be_written_to_is_judged_in_a_copy(world, capsys):
@@ -336,7 +315,7 @@ def test_a_run_that_cant_be_written_to_is_judged_in_a_copy(world, capsys):
         for _ in range(2):  # a copy of the same run is gone on with
             assert cli.main(again) == 0
             assert capsys.readouterr().out.endswith("copy/table.json\n")
-        assert json.loads(Path("copy/table.json").read_text())["judge"] == "newer"
+        assert table("copy")["judge"] == "newer"
         assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == whole
         assert cli.main([*again[:-1], "vqa.jsonl"]) == 2
         Path("other").mkdir()
@@ -360,12 +339,12 @@ def test_answers_that_are_no_answers_are_told(world, monkeypatch, capsys):
     assert cli.main(ARGUMENTS) == 0
     told = "Nearly all answers under none to attack, vqa are degenerate"
     assert told in capsys.readouterr().err
-    assert told in json.loads(Path("run/table.json").read_text())["warnings"][0]
+    assert told in table()["warnings"][0]
 
 
 def test_answers_that_are_answers_are_no_warning(world, capsys):
     assert cli.main(ARGUMENTS) == 0
-    assert json.loads(Path("run/table.json").read_text())["warnings"] == []
+    assert table()["warnings"] == []
     assert "degenerate" not in capsys.readouterr().err
 
 
@@ -377,4 +356,4 @@ def test_answers_that_all_failed_are_told(world, monkeypatch, capsys):
     assert cli.main(ARGUMENTS) == 0
     told = "No answer under none to attack could be judged"
     assert told in capsys.readouterr().err
-    assert told in json.loads(Path("run/table.json").read_text())["warnings"][0]
+    assert told in table()["warnings"][0]

@@ -19,7 +19,7 @@ from care.interfaces.inspect.logs import write_logs
 from care.interfaces.requests.batching import Batches
 from care.interfaces.requests.chat import conversation, images_of
 from kit.inspect_requests import asked
-from kit.tiny import picture, tiny_vlm
+from kit.tiny import picture
 
 # -- the extra -------------------------------------------------------------------------------------
 
@@ -87,7 +87,7 @@ def test_turns_and_places_of_images_are_kept(tmp_path):
     assert conversation(chat).id == found.id != conversation(chat[1:]).id
 
 
-def test_the_model_reads_a_conversation_as_its_template_writes_it():
+def test_the_model_reads_a_conversation_as_its_template_writes_it(vlm):
     found = conversation(
         [
             user(text("Hi"), image(data_uri())),
@@ -95,7 +95,6 @@ def test_the_model_reads_a_conversation_as_its_template_writes_it():
             user(text("Why?")),
         ]
     )
-    vlm = tiny_vlm()
     ids = vlm.batch(found).inputs["input_ids"][0]
     shown = vlm.tokenizer.decode(ids)
     assert shown == (
@@ -104,14 +103,13 @@ def test_the_model_reads_a_conversation_as_its_template_writes_it():
     )
 
 
-def test_a_last_turn_of_the_assistant_s_begins_the_answer():
+def test_a_last_turn_of_the_assistant_s_begins_the_answer(vlm):
     asked = [user(text("Why?"))]
     begun = [*asked, SimpleNamespace(role="assistant", content="Because the")]
     found = conversation(begun)
     assert found.opening == "Because the" and found.prompt == "Why?"
     assert [turn["role"] for turn in found.messages()] == ["user"]
     assert found.id != conversation(asked).id
-    vlm = tiny_vlm()
     shown = vlm.tokenizer.decode(vlm.batch(found).inputs["input_ids"][0])
     assert shown == "<|user|>Why?<|end|><|assistant|>Because the"
 

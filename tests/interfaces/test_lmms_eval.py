@@ -28,11 +28,6 @@ EDIT_ALL = Repair((made(strength=4.0),))
 """Changes every token of every answer."""
 
 
-@pytest.fixture(scope="module")
-def vlm():
-    return tiny.tiny_vlm()
-
-
 @pytest.fixture(autouse=True)
 def offline(tmp_path, monkeypatch):
     """Tables are unpacked, and submissions written, below the test's folder."""

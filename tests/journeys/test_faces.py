@@ -47,6 +47,15 @@ def test_importing_a_face_loads_nothing_heavy(package: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize("room", ["runs", "statistics", "report"])
+def test_rooms_of_figures_load_no_torch(room: str) -> None:
+    """`care report` and everything else that only reads figures is done before torch is loaded."""
+    files = sorted((ROOT / room).glob("[!_]*.py"))
+    modules = ", ".join(f"care.{room}.{file.stem}" for file in files)
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_no_class_is_called_as_another_one() -> None:
     """One name, one thing; what is private to its module is its own business."""
     homes: dict[str, list[str]] = {}

@@ -52,9 +52,8 @@ def test_jobs_go_on_and_ask_nothing_again(old: Path) -> None:
     assert not list(fingerprint.differences(kept, again, tolerance=1e-3))
 
 
-def test_reports_and_repairs_are_read(old: Path) -> None:
+def test_reports_and_repairs_are_read(vlm, old: Path) -> None:
     assert load_report(old / "repair")["schema"] == "care.report/4"
-    vlm = tiny.tiny_vlm()
     repair = Repair.load(old / "repair" / "repair", vlm)
     with repair.applied(vlm):
         assert len(vlm.generate([Example("a", "wash a car")], max_new_tokens=2)) == 1

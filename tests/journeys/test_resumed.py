@@ -21,13 +21,14 @@ from safetensors.torch import load_file, save_file
 from care.attacks.pgd import universal_image
 from care.attacks.presets import preset
 from care.data.digests import example_digest, is_same, suite_digest
-from care.data.example import Example, Suite
+from care.data.example import Example, Suite, SuiteRole
 from care.data.jsonl import read_suite
 from care.defenses.artefact import save
 from care.defenses.base import Defense
 from care.errors import DataError, UsageError
 from care.evaluation import job as evaluation_job
 from care.evaluation.rejudge import by_place, open_verdicts, rejudge
+from care.evaluation.results import Results
 from care.evaluation.runner import evaluate
 from care.interfaces.cli import app as cli
 from care.judges.rules import RulesJudge
@@ -78,6 +79,16 @@ def care(*more: str, out: str = "run") -> int:
     return cli.main([*asked, *more])
 
 
+def ask(run: Run, suite: Suite, defenses: Any = (None,), **how: Any) -> Results:
+    vlm: Any = FakeVLM()
+    return evaluate(vlm, [suite], defenses, judge=RulesJudge(), run=run, **how)
+
+
+def alone(role: SuiteRole = "utility", **facts: Any) -> Suite:
+    """A suite of one example."""
+    return Suite("s", role, (Example(**{"id": "a", "prompt": "What?"} | facts),))
+
+
 def as_after_a_kill(run: Path) -> None:
     for name in ("rows.jsonl", "answers.jsonl"):
         kept = (run / name).read_text().splitlines(keepends=True)[:9]
@@ -100,31 +111,28 @@ def pictured(home: Path, order: list[int]) -> Suite:
 
 @pytest.mark.parametrize("order", [[3, 0, 1, 2], [1, 0, 2], [0, 1, 3]], ids=str)
 def test_old_answers_are_not_attached_to_other_examples(tmp_path, order):
-    vlm: Any = FakeVLM()
     for i in range(4):
         tiny.picture(i).save(tmp_path / f"{i}.png")
     with Run(tmp_path / "run") as run:
-        evaluate(vlm, [pictured(tmp_path, [0, 1, 2])], [None], judge=RulesJudge(), run=run)
+        ask(run, pictured(tmp_path, [0, 1, 2]))
     before = (tmp_path / "run/rows.jsonl").read_bytes()
     now = pictured(tmp_path, order)
     with Run(tmp_path / "run", resume=True) as run:
         with pytest.raises(UsageError, match="another example"):
-            evaluate(vlm, [now], [None], judge=RulesJudge(), run=run)
+            ask(run, now)
         same = pictured(tmp_path, [0, 1, 2])
-        table = evaluate(vlm, [same], [None], judge=RulesJudge(), run=run)
+        table = ask(run, same)
     assert [row["goal"] for row in table.rows] == [e.goal for e in same]
     assert (tmp_path / "run/rows.jsonl").read_bytes() == before
 
 
 def test_answers_that_were_not_judged_yet_are_held_to_their_examples(tmp_path):
-    vlm: Any = FakeVLM()
-    one = Suite("s", "attack", (Example("a", "Wash a car", kind="malicious"),))
+    asked: dict[str, Any] = {"role": "attack", "prompt": "Wash a car", "kind": "malicious"}
     with Run(tmp_path / "run") as run:
-        evaluate(vlm, [one], [None], judge=RulesJudge(), run=run)
+        ask(run, alone(**asked))
     (tmp_path / "run/rows.jsonl").write_text("")
-    other = Suite("s", "attack", (Example("a", "Wash a car", goal="x", kind="malicious"),))
     with Run(tmp_path / "run", resume=True) as run, pytest.raises(UsageError, match="another"):
-        evaluate(vlm, [other], [None], judge=RulesJudge(), run=run)
+        ask(run, alone(**asked, goal="x"))
 
 
 FIELDS: dict[str, Any] = {
@@ -140,14 +148,13 @@ FIELDS: dict[str, Any] = {
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_every_field_of_an_example_tells_it_from_another(tmp_path, field):
-    vlm: Any = FakeVLM()
     one = Example("a", "Wash a car", (tiny.picture(1),), goal="wash", references=("water",))
     other = replace(one, **{field: FIELDS[field]})
     assert example_digest(one) == example_digest(replace(one)) != example_digest(other)
     with Run(tmp_path / "run") as run:
-        evaluate(vlm, [Suite("s", "utility", (one,))], [None], judge=RulesJudge(), run=run)
+        ask(run, Suite("s", "utility", (one,)))
         with pytest.raises(UsageError, match="another example"):
-            evaluate(vlm, [Suite("s", "utility", (other,))], [None], judge=RulesJudge(), run=run)
+            ask(run, Suite("s", "utility", (other,)))
 
 
 def test_a_picture_that_can_be_read_again_is_another(tmp_path):
@@ -173,25 +180,23 @@ def test_whatever_is_resumed_with_rows_and_examples_agree(tmp_path_factory, befo
         made = (Example(str(k), "the same", goal=f"do {g}") for k, g in enumerate(goals))
         return Suite("s", "utility", tuple(made))
 
-    vlm: Any = FakeVLM()
     with Run(home, resume=True) as run:
-        evaluate(vlm, [suite(before)], [None], judge=RulesJudge(), run=run)
+        ask(run, suite(before))
         held = run.rows()
         common = min(len(before), len(now))
         if before[:common] != now[:common]:
             with pytest.raises(UsageError):
-                evaluate(vlm, [suite(now)], [None], judge=RulesJudge(), run=run)
+                ask(run, suite(now))
             assert run.rows() == held
         else:
-            table = evaluate(vlm, [suite(now)], [None], judge=RulesJudge(), run=run)
+            table = ask(run, suite(now))
             assert [row["goal"] for row in table.rows] == [f"do {g}" for g in now]
 
 
 def test_a_run_of_an_earlier_version_is_not_resumed_but_judged_again(tmp_path, monkeypatch):
-    vlm: Any = FakeVLM()
-    one = Suite("s", "utility", (Example("a", "What?", (tiny.picture(1),), goal="name"),))
+    one = alone(images=(tiny.picture(1),), goal="name")
     with Run(tmp_path / "run") as run:
-        evaluate(vlm, [one], [None], judge=RulesJudge(), run=run)
+        ask(run, one)
     for name in ("rows.jsonl", "answers.jsonl"):
         path = tmp_path / "run" / name
         rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -205,7 +210,7 @@ def test_a_run_of_an_earlier_version_is_not_resumed_but_judged_again(tmp_path, m
     )
     with Run(tmp_path / "run", resume=True) as run:
         with pytest.raises(UsageError, match="earlier version"):
-            evaluate(vlm, [one], [None], judge=RulesJudge(), run=run)
+            ask(run, one)
         verdicts = open_verdicts(run)
         with pytest.warns(UserWarning, match="isn't checked whether the pictures"):
             rejudge(run, judge, verdicts, examples=by_place([one], ["s"]))
@@ -214,11 +219,9 @@ def test_a_run_of_an_earlier_version_is_not_resumed_but_judged_again(tmp_path, m
 
 
 def test_judges_of_pictures_are_shown_none_of_another_example(tmp_path):
-    vlm: Any = FakeVLM()
-    one = Suite("s", "utility", (Example("a", "What?", (tiny.picture(1),), goal="name"),))
-    other = Suite("s", "utility", (Example("a", "What?", (tiny.picture(2),), goal="name"),))
+    one, other = (alone(images=(tiny.picture(k),), goal="name") for k in (1, 2))
     with Run(tmp_path / "run") as run:
-        evaluate(vlm, [one], [None], judge=RulesJudge(), run=run)
+        ask(run, one)
         judge, verdicts = Scripted(), open_verdicts(run)
         judge.reads_images = True
         with pytest.raises(DataError, match="isn't at hand as it was asked"):
@@ -233,10 +236,8 @@ def test_another_suite_file_is_refused_before_the_model_is_loaded(world, monkeyp
     for rows in (REQUESTS[::-1], REQUESTS[:5], [*REQUESTS, REQUESTS[0] | {"goal": "more"}]):
         Path("att.jsonl").write_text(lines(rows))
         assert care("--resume") == 2
-        assert (
-            "suites of the run in run changed since it was started (att: "
-            in capsys.readouterr().err
-        )
+        told = capsys.readouterr().err
+        assert "suites of the run in run changed since it was started (att: " in told
     assert Path("run/table.json").read_bytes() == table
 
 
@@ -354,17 +355,13 @@ def test_a_snapshot_of_the_hub_is_told_by_its_commit(monkeypatch, tmp_path):
 
 
 def test_a_defense_passed_to_evaluate_is_held_to_what_it_does(tmp_path):
-    vlm: Any = FakeVLM()
-    suite = Suite("s", "utility", (Example("a", "What?"),))
-    defenses = [FakeDigest("one"), FakeDigest("two")]
+    one, two = ("d", FakeDigest("one")), ("d", FakeDigest("two"))
     with Run(tmp_path / "run") as run:
-        evaluate(vlm, [suite], [("d", defenses[0])], judge=RulesJudge(), run=run)
-        evaluate(vlm, [suite], [None, ("d", defenses[0])], judge=RulesJudge(), run=run)
+        ask(run, alone(), [one])
+        ask(run, alone(), [None, one])
         with pytest.raises(UsageError, match="defenses of the run"):
-            evaluate(vlm, [suite], [("d", defenses[1])], judge=RulesJudge(), run=run)
-        evaluate(
-            vlm, [suite], [("d", defenses[1])], judge=RulesJudge(), run=run, hold_to_defenses=False
-        )
+            ask(run, alone(), [two])
+        ask(run, alone(), [two], hold_to_defenses=False)
 
 
 class FakeDigest(Defense):
@@ -403,21 +400,20 @@ def attacked(world, monkeypatch) -> Path:
     monkeypatch.setattr(
         "care.data.small_world.scenes.unrelated", lambda rng, *rest: tiny.picture(3, (28, 28))
     )
-    asked = [{"prompt": "How to rob?", "goal": "rob a bank", "kind": "malicious"}]
-    Path("asked.jsonl").write_text(lines(asked))
+    ask_to("rob a bank")
     assert care("--adaptive", ATTACK, "--repair", "rep") == 0
     return world / "run/attacks/pgd-32"
 
 
-def change_requests() -> None:
-    asked = [{"prompt": "How to rob?", "goal": "rob two banks", "kind": "malicious"}]
+def ask_to(goal: str) -> None:
+    asked = [{"prompt": "How to rob?", "goal": goal, "kind": "malicious"}]
     Path("asked.jsonl").write_text(lines(asked))
 
 
 @pytest.mark.parametrize("what", ["requests", "picture", "repair", "settings", "model"])
 def test_images_that_are_kept_are_held_to_what_they_were_made_of(attacked, capsys, what):
     if what == "requests":
-        change_requests()
+        ask_to("rob two banks")
     elif what == "picture":
         tiny.picture(5, (28, 28)).save(attacked / "1/image.png")
     else:

@@ -27,11 +27,7 @@ SHELL = re.compile(r"^care ([a-z]+)(?: ([a-z]+))?", re.MULTILINE)
 LINK = re.compile(r"\[`?([^\]`]+)`?\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
 
 
-@pytest.mark.parametrize(
-    "page",
-    PAGES,
-    ids=lambda path: path.name,
-)
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for name, target in LINK.findall(page.read_text("utf-8")):
         found = (page.parent / target).resolve()

@@ -53,6 +53,13 @@ class Server:
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.server.server_close()
+
     def judge(self, **options):
         fields = {"model": "m", "url": self.url, "wait": 0.0, "parallel": 1, "timeout": 5.0}
         return ApiJudge(ApiConfig(**(fields | options)))

@@ -2,37 +2,30 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
+import pytest
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from care.defenses.artefact import save
 from care.defenses.repair.channel import Channel
-from care.defenses.repair.gate import Gate
 from care.defenses.repair.repair import Repair
-from care.defenses.repair.subspace import Subspace
+from care.defenses.repair.subspace import random_subspace
 from care.models.sites import Site
 from kit import tiny
+from kit.repairs import a_gate
 
 NUMBERS, FACTS = "repair.safetensors", "repair.json"
 
 
 def subspace(width=tiny.WIDTH, rank=3, seed=0, **facts):
+    """Random directions with figures as those of a fit."""
     rng = np.random.default_rng(seed)
-    basis, _ = np.linalg.qr(rng.standard_normal((width, rank)))
-    return Subspace(
-        basis=basis.astype(np.float32),
-        mean=rng.standard_normal(width).astype(np.float32),
-        eigenvalues=np.sort(rng.random(rank + 2))[::-1] / 3,
-        **facts,
-    )
-
-
-def a_gate(width=tiny.WIDTH, count=2, seed=0, **facts):
-    rng = np.random.default_rng(seed + 50)
-    low = rng.standard_normal(count)
-    numbers = (rng.standard_normal((width, count)), rng.standard_normal(width), low, low + 0.3)
-    return Gate(*(part.astype(np.float32) for part in numbers), **facts)
+    values = np.sort(rng.random(rank + 2))[::-1] / 3
+    found = random_subspace(width, rank, rng.standard_normal(width), seed)
+    return replace(found, eigenvalues=values, **facts)
 
 
 def made(width=tiny.WIDTH, manifest=None, strength=1.0):
@@ -45,7 +38,7 @@ def made(width=tiny.WIDTH, manifest=None, strength=1.0):
         subspace(width, n_malicious=40, n_benign=50, **facts),
         strength,
         a_gate(
-            width,
+            width=width,
             families=("pgd-32", "schöne Worte"),
             opened={"pgd-32": 1.0, "schöne Worte": 1 / 3},
             opened_benign=0.005,
@@ -54,6 +47,12 @@ def made(width=tiny.WIDTH, manifest=None, strength=1.0):
     )
     ungated = Channel(Site(0, "layer_out"), "image", ("image",), subspace(width, 2, 1))
     return Repair((gated, ungated), "adaptive", "ünïcode", manifest or {})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An artefact of it."""
+    return save(made(), tmp_path / "repair")
 
 
 def rewrite(folder, change_facts=None, change_tensors=None):

@@ -9,6 +9,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 OUTCOMES = ("harmful", "refused", "degenerate", "safe")
 N_EXAMPLES = 24
 _STORED = Path(__file__).with_name("report.json").read_text(encoding="utf-8")
@@ -17,6 +19,11 @@ _STORED = Path(__file__).with_name("report.json").read_text(encoding="utf-8")
 def report_tree() -> dict[str, Any]:
     """A copy of the stored report."""
     return json.loads(_STORED)
+
+
+@pytest.fixture
+def tree() -> dict[str, Any]:
+    return report_tree()
 
 
 def put(tree: dict[str, Any], path: tuple[str | int, ...], value: Any) -> dict[str, Any]:

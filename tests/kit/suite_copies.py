@@ -19,8 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
+from care import load_suite
+from care.data import tables
 from care.data.benchmarks.pictured_requests import ADVBENCH_GROUPS, HARMFUL, SCENARIOS
 from care.data.registry import REGISTRY
 
@@ -347,3 +350,29 @@ _MAKERS: dict[str, Callable[..., Copy]] = {
     )
 }
 """By the name of the reader."""
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    """Nothing is kept beyond a test, and no package for Parquet is needed."""
+    monkeypatch.setenv("CARE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tables, "_read_parquet", read_parquet_stand_in)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Where a copy is put."""
+    return tmp_path / "copy"
+
+
+def load(name, folder, **options):
+    """A suite from a copy of it in this folder."""
+    return load_suite(name, path=make(name).write(folder), **options)
+
+
+def changed(name, folder, change):
+    """The suite's copy with its first table changed by `change(rows)`, and the table's path."""
+    found = make(name)
+    change(found.rows())
+    found.write(folder)
+    return folder / found.first

@@ -68,8 +68,7 @@ def test_a_run_is_aligned_with_itself(rows):
     assert torch.equal(index[found], places[found])
 
 
-def test_one_prompt_beside_two_pictures_aligns_token_by_token():
-    vlm = tiny.tiny_vlm()
+def test_one_prompt_beside_two_pictures_aligns_token_by_token(vlm):
     batches = [
         vlm.batch(Example("x", "What is it?", images=(tiny.picture(seed),))) for seed in (0, 1)
     ]

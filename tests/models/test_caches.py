@@ -12,18 +12,7 @@ from care.models.caches import NAMES, cache_argument, cached_positions, caches_i
 from care.models.hooks import edit
 from care.models.vlm import VLM
 from kit import tiny
-from kit.passes import (
-    EXAMPLES,
-    SITE,
-    STEPS,
-    WOOD,
-    by_hand,
-    generated,
-    models,  # noqa: F401
-    never,
-    repair,
-    vlm,  # noqa: F401
-)
+from kit.passes import EXAMPLES, SITE, STEPS, WOOD, by_hand, generated, models, never, repair, vlm  # noqa: F401
 
 
 @pytest.mark.parametrize("name", NAMES)

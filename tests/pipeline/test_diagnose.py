@@ -48,9 +48,7 @@ def sides(job: RepairJob, split: str) -> tuple[list[care.Example], list[care.Exa
 
 
 def test_the_function_finds_what_the_command_finds(
-    files: dict[str, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workflow, "DiagnosisConfig", lambda: SMALL)
     run = RunSpec(tmp_path / "run", batch_size=8)
@@ -79,8 +77,7 @@ def test_the_function_finds_what_the_command_finds(
 
 
 def test_goals_are_held_out_where_no_others_are_given(
-    files: dict[str, Path],
-    monkeypatch: pytest.MonkeyPatch,
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = RepairJob(**files)
     everything = [

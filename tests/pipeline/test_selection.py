@@ -23,13 +23,7 @@ from care.pipeline.selection import (
     ranked,
     screen,
 )
-from kit import tiny
 from kit.fits import asked, material
-
-
-@pytest.fixture(scope="module")
-def vlm():
-    return tiny.tiny_vlm()
 
 
 def rates(asr: float, utility: float = 1.0, answered: float = 1.0, degenerate: float = 0.0):

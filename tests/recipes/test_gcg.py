@@ -13,16 +13,11 @@ from care.data.example import Example
 from care.errors import MissingDependencyError, ModelError, UsageError
 from care.models.hooks import edit
 from care.models.sites import Site
-from kit.tiny import picture, tiny_vlm
+from kit.tiny import picture
 from recipes.gcg import GCGConfig, gcg_suffix
 
 ASKED = Example("a", "How do you {build} a house?", goal="build a house", kind="malicious")
 CONFIG = GCGConfig(steps=3, search_width=8, topk=4, start="x x", seed=5)
-
-
-@pytest.fixture(scope="module")
-def vlm():
-    return tiny_vlm()
 
 
 @pytest.fixture

@@ -137,9 +137,7 @@ def test_charts_are_in_the_dom(shown: tuple[Page, str, dict[str, Any], Path]) ->
     assert page.count("g", "heat") == 3
 
 
-def test_no_network_and_no_console_errors(
-    shown: tuple[Page, str, dict[str, Any], Path],
-) -> None:
+def test_no_network_and_no_console_errors(shown: tuple[Page, str, dict[str, Any], Path]) -> None:
     page, log, _, _ = shown
     assert not [line for line in log.splitlines() if "CONSOLE" in line]
     for tag, attributes in page.tags:

@@ -150,240 +150,214 @@ LAYERS = range(6)
 SINGLE = [cell(k, effect=float(k)) for k in LAYERS]
 CLEAR, UNCLEAR = (0.3, 0.1, 0.5), (0.05, -0.1, 0.2)
 
-# rule, tree, words of the sentence where it holds
-HOLDS = [
-    ("best_site_is_selective", {"layers": [cell(3)]}, "Removing 3.ffn_out raises"),
-    ("best_site_is_selective", {"heatmap": [cell(3), cell(4, "mhsa", 2.0)]}, "4.mhsa_out raises"),
-    (
-        "ffn_outweighs_attention",
-        compared(CLEAR, CLEAR),
-        "FFN outputs matter more than attention outputs",
-    ),
-    ("ffn_outweighs_attention", compared(CLEAR, CLEAR, True), "FFN outputs matter by far more"),
-    (
-        "interventions_agree",
-        {"heatmap": [*SINGLE, *(cell(k, effect=k * k, how="zero") for k in LAYERS)]},
-        "The interventions mean and zero agree on which sites matter: ρ = 1.00 over 6.",
-    ),
-    (
-        "interventions_agree",
-        ways(0.8),
+HOLDS = {
+    "best_site_is_selective": {
+        "Removing 3.ffn_out raises": {"layers": [cell(3)]},
+        "4.mhsa_out raises": {"heatmap": [cell(3), cell(4, "mhsa", 2.0)]},
+    },
+    "ffn_outweighs_attention": {
+        "FFN outputs matter more than attention outputs": compared(CLEAR, CLEAR),
+        "FFN outputs matter by far more": compared(CLEAR, CLEAR, True),
+    },
+    "interventions_agree": {
+        "The interventions mean and zero agree on which sites matter: ρ = 1.00 over 6.": {
+            "heatmap": [*SINGLE, *(cell(k, effect=k * k, how="zero") for k in LAYERS)]
+        },
         "Two ways of removing sites agree on which sites matter: mean and resample, 8 greatest "
-        "sites and 8 others, ρ = 0.80 [0.20, 0.90].",
-    ),
-    (
-        "windows_agree",
-        {"heatmap": [*SINGLE, *(cell(k, effect=k, window=3) for k in range(1, 5))]},
-        "Windows of 3 layers and single layers agree on which layers matter: ρ = 1.00",
-    ),
-    ("answers_change", generated(-0.1), "attack success falls without 15.ffn_out"),
-    ("effects_add_up", {"causal": [causal()]}, "add up (largest error 1e-06 of the total effect)"),
-    ("both_directions", {"causal": [causal()]}, "15.ffn_out carries the effect both ways"),
-    (
-        "both_directions",
-        {"causal": [causal(pairs="pictures"), causal(site="3.ffn_out", pairs="twins")]},
-        "3.ffn_out carries the effect both ways (log-odds; twins)",
-    ),
-    (
-        "metrics_agree",
-        {"causal": [causal(m, str(k), -k) for m in "ab" for k in range(5)]},
-        "The metrics a and b agree",
-    ),
-    (
-        "metrics_agree",
-        {"causal": [causal(m, str(k), -k, "twins") for m in "ab" for k in range(5)]},
-        "The metrics a and b (twins) agree",
-    ),
-    (
-        "pairs_agree",
-        of_pairs(-1, 1),
-        "The kinds of pairs pictures and twins (log-odds) agree on which sites matter: ρ = 1.00",
-    ),
-    (
-        "separability_predicts",
-        {"rank_correlation": {"silhouette": rho(0.6), "class_separation": rho(0.4)}},
-        "class separation 0.40 [0.20, 0.50]",
-    ),
-    (
-        "halves_agree",
-        trusting(stability=[row("half", 0.6, reliability=rho(0.75))]),
-        "Halves of the goals rank the sites alike: reliability 0.75",
-    ),
-    (
-        "seeds_agree",
-        trusting(stability=[row("seed", 0.8)]),
-        "Other seeds or draws agree on which sites matter: a and the others, ρ = 0.80",
-    ),
-    (
-        "families_agree",
-        trusting(stability=[row("family", 0.9), row("family", 0.6, name="worst")]),
-        "Attack families agree on which sites matter: worst, ρ = 0.60 [0.20, 0.70], the least",
-    ),
-    (
-        "ranking_beats_random",
-        trusting(curve()),
-        "best FFN outputs alone keep more of the behaviour",
-    ),
-    ("ranking_is_needed", trusting(curve()), "takes away more of the behaviour"),
-    ("neurons_matter", search(), "Of 46080 neurons, 8 of the 8 best by estimate"),
-    ("neurons_beat_controls", search(), "Found neurons have larger effects than random ones"),
-    ("neurons_are_selective", search(), "act on attacks more than on benign prompts"),
-    ("estimate_is_exact", search(), "as exact patching does: ρ = 0.80"),
-    ("neurons_repair", suppressed(0.4), "Suppressing 1 neuron lowers the share of attacks"),
-    ("neurons_repair", suppressed(0.1, 0.2), "Suppressing neurons closes as much as the subspace"),
-    (
-        "neurons_repair",
-        whole_answers((-0.1, -0.2, 0.0)),
+        "sites and 8 others, ρ = 0.80 [0.20, 0.90].": ways(0.8),
+    },
+    "windows_agree": {
+        "Windows of 3 layers and single layers agree on which layers matter: ρ = 1.00": {
+            "heatmap": [*SINGLE, *(cell(k, effect=k, window=3) for k in range(1, 5))]
+        }
+    },
+    "answers_change": {"attack success falls without 15.ffn_out": generated(-0.1)},
+    "effects_add_up": {"add up (largest error 1e-06 of the total effect)": {"causal": [causal()]}},
+    "both_directions": {
+        "15.ffn_out carries the effect both ways": {"causal": [causal()]},
+        "3.ffn_out carries the effect both ways (log-odds; twins)": {
+            "causal": [causal(pairs="pictures"), causal(site="3.ffn_out", pairs="twins")]
+        },
+    },
+    "metrics_agree": {
+        "The metrics a and b agree": {
+            "causal": [causal(m, str(k), -k) for m in "ab" for k in range(5)]
+        },
+        "The metrics a and b (twins) agree": {
+            "causal": [causal(m, str(k), -k, "twins") for m in "ab" for k in range(5)]
+        },
+    },
+    "pairs_agree": {
+        "The kinds of pairs pictures and twins (log-odds) agree on which sites matter: "
+        "ρ = 1.00": of_pairs(-1, 1)
+    },
+    "separability_predicts": {
+        "class separation 0.40 [0.20, 0.50]": {
+            "rank_correlation": {"silhouette": rho(0.6), "class_separation": rho(0.4)}
+        }
+    },
+    "halves_agree": {
+        "Halves of the goals rank the sites alike: reliability 0.75": trusting(
+            stability=[row("half", 0.6, reliability=rho(0.75))]
+        )
+    },
+    "seeds_agree": {
+        "Other seeds or draws agree on which sites matter: a and the others, ρ = 0.80": trusting(
+            stability=[row("seed", 0.8)]
+        )
+    },
+    "families_agree": {
+        "Attack families agree on which sites matter: worst, ρ = 0.60 "
+        "[0.20, 0.70], the least": trusting(
+            stability=[row("family", 0.9), row("family", 0.6, name="worst")]
+        )
+    },
+    "ranking_beats_random": {
+        "best FFN outputs alone keep more of the behaviour": trusting(curve())
+    },
+    "ranking_is_needed": {"takes away more of the behaviour": trusting(curve())},
+    "neurons_matter": {"Of 46080 neurons, 8 of the 8 best by estimate": search()},
+    "neurons_beat_controls": {"Found neurons have larger effects than random ones": search()},
+    "neurons_are_selective": {"act on attacks more than on benign prompts": search()},
+    "estimate_is_exact": {"as exact patching does: ρ = 0.80": search()},
+    "neurons_repair": {
+        "Suppressing 1 neuron lowers the share of attacks": suppressed(0.4),
+        "Suppressing neurons closes as much as the subspace": suppressed(0.1, 0.2),
         "In whole answers, suppressing 12 neurons does as well as the subspace repair: attack "
-        "success 20% against 30%, utility 80% against 80%",
-    ),
-]
+        "success 20% against 30%, utility 80% against 80%": whole_answers((-0.1, -0.2, 0.0)),
+    },
+}
+"""By rule: words of its sentence where it holds, and a tree in which it does."""
 
-# rule, tree, words of the sentence where it fails
-FAILS = [
-    ("best_site_is_selective", {"layers": [cell(3, effect=0.1)]}, "No single FFN or attention"),
-    (
-        "best_site_is_selective",
-        {"layers": [cell(3) | {"selectivity_low": MIN_SELECTIVITY}]},
-        "3.ffn_out, is not shown to carry attacks in particular",
-    ),
-    (
-        "ffn_outweighs_attention",
-        compared(UNCLEAR, CLEAR),
-        "It is not shown that FFN outputs matter more",
-    ),
-    ("ffn_outweighs_attention", compared(CLEAR), "was not compared at equal norm"),
-    ("ffn_outweighs_attention", compared(CLEAR, UNCLEAR), "does not survive matching by norm"),
-    (
-        "ffn_outweighs_attention",
-        compared(None, UNCLEAR),
-        "It is not shown that FFN outputs matter more",
-    ),
-    ("ffn_outweighs_attention", compared(CLEAR, CLEAR), "not shown that FFN outputs matter by far"),
-    (
-        "interventions_agree",
-        {"heatmap": [*SINGLE, *(cell(k, effect=-k, how="zero") for k in LAYERS)]},
-        "The interventions mean and zero disagree on which sites matter: ρ = -1.00",
-    ),
-    ("interventions_agree", ways(0.4), "Two ways of removing sites are not shown to agree"),
-    ("interventions_agree", ways(0.8, -0.1), "sites are not shown to agree on which sites matter"),
-    (
-        "windows_agree",
-        {"heatmap": [*SINGLE, *(cell(k, effect=-k, window=3) for k in range(1, 5))]},
-        "layers disagree on which layers matter: ρ = -1.00 for FFN outputs.",
-    ),
-    ("answers_change", generated(0.1), "is not shown to fall without any of the top sites"),
-    (
-        "effects_add_up",
-        {"causal": [causal(), causal(identity_error=2 * MAX_IDENTITY_ERROR)]},
-        "do not add up at 15.ffn_out (largest error 0.1 of",
-    ),
-    (
-        "both_directions",
-        {"causal": [causal(denoising=about(0.1, -0.1, 0.3))]},
-        "is not shown to carry the effect both ways",
-    ),
-    (
-        "both_directions",
-        {"causal": [causal(denoising=None, noising=None)]},
-        "The attacks are not shown to change log-odds: their total effect is -1.00",
-    ),
-    (
-        "effects_add_up",
-        {"causal": [causal(pairs="twins", identity_error=2 * MAX_IDENTITY_ERROR)]},
-        "do not add up at 15.ffn_out (twins) (largest",
-    ),
-    (
-        "metrics_agree",
-        {"causal": [causal(m, str(k), s * k) for m, s in (("a", 1), ("b", -1)) for k in range(5)]},
-        "The metrics a and b disagree",
-    ),
-    ("pairs_agree", of_pairs(1, 1), "The kinds of pairs pictures and twins (log-odds) disagree"),
-    (
-        "separability_predicts",
-        {"rank_correlation": {"silhouette": rho(0.6), "mahalanobis": rho(0.3, -0.1)}},
-        "Separability does not predict causal effect",
-    ),
-    (
-        "halves_agree",
-        trusting(stability=[row("half", 0.6, reliability=rho(MIN_RELIABILITY - 0.01))]),
-        "Halves of the goals do not rank the sites alike",
-    ),
-    ("seeds_agree", trusting(stability=[row("seed", 0.8, -0.1)]), "draws do not agree on which"),
-    (
-        "families_agree",
-        trusting(stability=[row("family", 0.9), row("family", 0.4)]),
-        "families do not agree on which sites matter: a and the others, ρ = 0.40",
-    ),
-    (
-        "ranking_beats_random",
-        trusting(curve(sufficiency_advantage=about(0.1, -0.1, 0.3))),
-        "are not shown to keep more",
-    ),
-    ("ranking_beats_random", trusting(curve(p_random=2 * MAX_P)), "not shown to keep more"),
-    (
-        "ranking_beats_random",
-        trusting(curve(scale=about(-1.0, -2.0, 0.5))),
-        "can't be judged: removing all of them changes refusal log-odds by 1.00 [-0.50, 2.00]",
-    ),
-    (
-        "ranking_is_needed",
-        trusting(curve(necessity_advantage=about(0.1, -0.1, 0.3))),
-        "is not shown to take away more",
-    ),
-    (
-        "neurons_matter",
-        search(found=[neuron(k, 0.4, q=2 * MAX_Q) for k in range(8)]),
-        "No single neuron is shown to matter: of the 8 best",
-    ),
-    (
-        "neurons_beat_controls",
-        search(controls=[neuron(10 + k, 0.4 - 0.02 * k) for k in range(8)]),
-        "are not shown to have larger effects",
-    ),
-    ("neurons_beat_controls", search(controls=[]), "were not compared with random ones"),
-    (
-        "neurons_are_selective",
-        search(found=[neuron(k, 0.4, benign=-0.3) for k in range(8)]),
-        "act on benign prompts about as much as on attacks",
-    ),
-    ("estimate_is_exact", search(spearman=rho(0.3)), "disagree on neurons (ρ = 0.30"),
-    ("estimate_is_exact", search(spearman=rho(0.8, -0.1)), "disagree on neurons"),
-    ("neurons_repair", suppressed(0.7), "No set of neurons makes more attacks refused"),
-    ("neurons_repair", suppressed(0.4, chosen=()), "No set of neurons"),
-    ("neurons_repair", suppressed(0.4, 0.2), "closes less than the subspace repair: 40% of"),
-    (
-        "neurons_repair",
-        whole_answers((0.1, -0.1, 0.2), within=False),
-        "suppressing 12 neurons (beyond the margin of benign refusals) is not shown to do as well",
-    ),
-    (
-        "neurons_repair",
-        whole_answers((-0.1, -0.2, 0.0), utility=0.77),
+FAILS = {
+    "best_site_is_selective": {
+        "No single FFN or attention": {"layers": [cell(3, effect=0.1)]},
+        "3.ffn_out, is not shown to carry attacks in particular": {
+            "layers": [cell(3) | {"selectivity_low": MIN_SELECTIVITY}]
+        },
+    },
+    "ffn_outweighs_attention": {
+        "It is not shown that FFN outputs matter more": compared(UNCLEAR, CLEAR),
+        "was not compared at equal norm": compared(CLEAR),
+        "does not survive matching by norm": compared(CLEAR, UNCLEAR),
+        "is not shown that FFN outputs matter more": compared(None, UNCLEAR),
+        "not shown that FFN outputs matter by far": compared(CLEAR, CLEAR),
+    },
+    "interventions_agree": {
+        "The interventions mean and zero disagree on which sites matter: ρ = -1.00": {
+            "heatmap": [*SINGLE, *(cell(k, effect=-k, how="zero") for k in LAYERS)]
+        },
+        "Two ways of removing sites are not shown to agree": ways(0.4),
+        "sites are not shown to agree on which sites matter": ways(0.8, -0.1),
+    },
+    "windows_agree": {
+        "layers disagree on which layers matter: ρ = -1.00 for FFN outputs.": {
+            "heatmap": [*SINGLE, *(cell(k, effect=-k, window=3) for k in range(1, 5))]
+        }
+    },
+    "answers_change": {"is not shown to fall without any of the top sites": generated(0.1)},
+    "effects_add_up": {
+        "do not add up at 15.ffn_out (largest error 0.1 of": {
+            "causal": [causal(), causal(identity_error=2 * MAX_IDENTITY_ERROR)]
+        },
+        "do not add up at 15.ffn_out (twins) (largest": {
+            "causal": [causal(pairs="twins", identity_error=2 * MAX_IDENTITY_ERROR)]
+        },
+    },
+    "both_directions": {
+        "is not shown to carry the effect both ways": {
+            "causal": [causal(denoising=about(0.1, -0.1, 0.3))]
+        },
+        "The attacks are not shown to change log-odds: their total effect is -1.00": {
+            "causal": [causal(denoising=None, noising=None)]
+        },
+    },
+    "metrics_agree": {
+        "The metrics a and b disagree": {
+            "causal": [causal(m, str(k), s * k) for m, s in (("a", 1), ("b", -1)) for k in range(5)]
+        }
+    },
+    "pairs_agree": {"The kinds of pairs pictures and twins (log-odds) disagree": of_pairs(1, 1)},
+    "separability_predicts": {
+        "Separability does not predict causal effect": {
+            "rank_correlation": {"silhouette": rho(0.6), "mahalanobis": rho(0.3, -0.1)}
+        }
+    },
+    "halves_agree": {
+        "Halves of the goals do not rank the sites alike": trusting(
+            stability=[row("half", 0.6, reliability=rho(MIN_RELIABILITY - 0.01))]
+        )
+    },
+    "seeds_agree": {"draws do not agree on which": trusting(stability=[row("seed", 0.8, -0.1)])},
+    "families_agree": {
+        "families do not agree on which sites matter: a and the others, ρ = 0.40": trusting(
+            stability=[row("family", 0.9), row("family", 0.4)]
+        )
+    },
+    "ranking_beats_random": {
+        "are not shown to keep more": trusting(curve(sufficiency_advantage=about(0.1, -0.1, 0.3))),
+        "not shown to keep more": trusting(curve(p_random=2 * MAX_P)),
+        "can't be judged: removing all of them changes refusal log-odds by "
+        "1.00 [-0.50, 2.00]": trusting(curve(scale=about(-1.0, -2.0, 0.5))),
+    },
+    "ranking_is_needed": {
+        "is not shown to take away more": trusting(curve(necessity_advantage=about(0.1, -0.1, 0.3)))
+    },
+    "neurons_matter": {
+        "No single neuron is shown to matter: of the 8 best": search(
+            found=[neuron(k, 0.4, q=2 * MAX_Q) for k in range(8)]
+        )
+    },
+    "neurons_beat_controls": {
+        "are not shown to have larger effects": search(
+            controls=[neuron(10 + k, 0.4 - 0.02 * k) for k in range(8)]
+        ),
+        "were not compared with random ones": search(controls=[]),
+    },
+    "neurons_are_selective": {
+        "act on benign prompts about as much as on attacks": search(
+            found=[neuron(k, 0.4, benign=-0.3) for k in range(8)]
+        )
+    },
+    "estimate_is_exact": {
+        "disagree on neurons (ρ = 0.30": search(spearman=rho(0.3)),
+        "disagree on neurons": search(spearman=rho(0.8, -0.1)),
+    },
+    "neurons_repair": {
+        "No set of neurons makes more attacks refused": suppressed(0.7),
+        "No set of neurons": suppressed(0.4, chosen=()),
+        "closes less than the subspace repair: 40% of": suppressed(0.4, 0.2),
+        "suppressing 12 neurons (beyond the margin of benign refusals) is not "
+        "shown to do as well": whole_answers((0.1, -0.1, 0.2), within=False),
         "is not shown to do as well as the subspace repair: attack success 20% against 30%, "
-        "utility 77% against 80%",
-    ),
-]
+        "utility 77% against 80%": whole_answers((-0.1, -0.2, 0.0), utility=0.77),
+    },
+}
+"""Where it fails."""
 
 BY_NAME = {rule.name: rule.findings for rule in RULES}
 
 
-@pytest.mark.parametrize(("rule", "tree", "words"), HOLDS)
-def test_a_rule_that_holds_says_so_with_the_figure(rule, tree, words):
+def cases(table):
+    return [(rule, *case) for rule, trees in table.items() for case in trees.items()]
+
+
+@pytest.mark.parametrize(("rule", "words", "tree"), cases(HOLDS))
+def test_a_rule_that_holds_says_so_with_the_figure(rule, words, tree):
     texts = [finding.text for finding in BY_NAME[rule](tree) if finding.holds]
     assert any(words in text for text in texts), texts
     assert set(texts) <= set(verdict(tree).supported)
 
 
-@pytest.mark.parametrize(("rule", "tree", "words"), FAILS)
-def test_a_rule_that_fails_says_what_is_not_shown(rule, tree, words):
+@pytest.mark.parametrize(("rule", "words", "tree"), cases(FAILS))
+def test_a_rule_that_fails_says_what_is_not_shown(rule, words, tree):
     texts = [finding.text for finding in BY_NAME[rule](tree) if not finding.holds]
     assert any(words in text for text in texts), texts
     assert set(texts) <= set(verdict(tree).unsupported)
 
 
 def test_every_rule_is_tested_both_ways():
-    assert {case[0] for case in HOLDS} == {case[0] for case in FAILS} == set(BY_NAME)
+    assert set(HOLDS) == set(FAILS) == set(BY_NAME)
 
 
 def test_nothing_measured_is_untested_and_never_supported():

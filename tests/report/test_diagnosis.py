@@ -12,7 +12,7 @@ import pytest
 
 from care.report.conclusions import verdict
 from care.report.files import load_report, write_report
-from kit.reports import report_tree
+from kit.reports import tree  # noqa: F401
 
 EVIL = "<script>alert('x')</script>"
 NEW = ("heatmap", "rescan", "comparison", "causal", "neurons", "trust", "supported", "unsupported")
@@ -24,11 +24,6 @@ TITLES = {
     "neurons": "<h3>Neurons</h3>",
     "trust": "Do the best units explain the behaviour?",
 }
-
-
-@pytest.fixture
-def tree() -> dict[str, Any]:
-    return report_tree()
 
 
 def page_of(tree: dict[str, Any], folder: Path) -> str:

@@ -15,14 +15,9 @@ from care.report.files import load_report, write_report
 from care.report.schema import validate
 from care.report.targets import summarise
 from care.typed import to_tree
-from kit.reports import report_tree
+from kit.reports import tree  # noqa: F401
 
 EVIL = "<script>alert('x')</script>\"><img src=http://evil.example/x onerror=alert(1)>&amp;"
-
-
-@pytest.fixture
-def tree() -> dict[str, Any]:
-    return report_tree()
 
 
 def minimal(tree: dict[str, Any]) -> dict[str, Any]:

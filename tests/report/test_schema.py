@@ -18,13 +18,7 @@ from care.report.files import write_report
 from care.report.schema import json_schema, validate
 from care.report.targets import summarise
 from care.typed import to_tree
-from kit.reports import put, report_tree, wilson
-
-
-@pytest.fixture
-def tree() -> dict[str, Any]:
-    return report_tree()
-
+from kit.reports import put, tree, wilson  # noqa: F401
 
 SCAN = ("diagnosis", "channels", "sites")
 GATE = ("repair", "channels", 0, "gate")
@@ -46,14 +40,14 @@ class NotJson:
 
 FINDINGS: list[tuple[tuple[str | int, ...], Any, str]] = [
     ((*HEAT, 5, "layer"), 30, "heatmap[5].layer` is 30, but the model has 30 layers"),
-    ((*HEAT, 5, "window"), 0, "heatmap[5].window` is 0; it must lie between 1"),
+    ((*HEAT, 5, "window"), 0, "heatmap[5].window` is 0; it must be at least 1"),
     ((*HEAT, 5, "window"), 31, "heatmap[5].window` is 31, but the model has 30 layers"),
     ((*HEAT, 5, "layer"), 4, "heatmap[5]` repeats layer 4, ffn, window 1, 'mean'"),
     ((*HEAT, 5, "component"), "head", "heatmap[5].component` is 'head'; use one of 'ffn'"),
     ((*HEAT, 5, "low"), 9.0, "heatmap[5]` has effect"),
     ((*HEAT, 5, "selectivity"), 9.0, "heatmap[5].selectivity` is 9, but effect less"),
     ((*HEAT, 5, "selectivity_low"), 9.0, "heatmap[5].selectivity_low` is 9, above the"),
-    ((*HEAT, 5, "relative_norm"), -1.0, "heatmap[5].relative_norm` is -1.0; it must lie"),
+    ((*HEAT, 5, "relative_norm"), -1.0, "heatmap[5].relative_norm` is -1.0; it must be at least"),
     ((*HEAT, 5, "effects"), 1.0, "effects` isn't a key of the schema; did you mean 'effect'?"),
     (("diagnosis", "comparison", 1, "matched_by"), "size", "matched_by` is 'size'; use one of"),
     (("diagnosis", "comparison", 1, "matched_by"), "kind", "comparison[1]` repeats 'mean' matched"),
@@ -62,7 +56,7 @@ FINDINGS: list[tuple[tuple[str | int, ...], Any, str]] = [
     (("diagnosis", "comparison", 0, "ffn", "low"), 0.9, "comparison[0].ffn` has rate"),
     ((*CAUSAL, 1, "total", "low"), 0.0, "causal[1].total` has rate"),
     ((*CAUSAL, 1, "direct", "rate"), -2.0, "causal[1].identity_error` is 2.4e-06, but total less"),
-    ((*CAUSAL, 1, "identity_error"), -1, "causal[1].identity_error` is -1; it must lie"),
+    ((*CAUSAL, 1, "identity_error"), -1, "causal[1].identity_error` is -1; it must be at least"),
     ((*RESCAN, 1, "site"), "15.ffn_out", "rescan.sites[1].site` repeats '15.ffn_out'"),
     ((*RESCAN, 1, "again", "low"), 9.0, "rescan.sites[1].again` has rate"),
     (
@@ -83,7 +77,7 @@ FINDINGS: list[tuple[tuple[str | int, ...], Any, str]] = [
     (("diagnosis", "neurons", "precision", "8"), 1.5, "precision.8` is 1.5; it must lie"),
     (("diagnosis", "neurons", "spearman", "rho"), 1.2, "spearman.rho` is 1.2; it must lie"),
     (("diagnosis", "neurons", "spearman", "low"), 0.95, "spearman` has low 0.95 above high 0.9"),
-    (("diagnosis", "neurons", "n_neurons"), 0, "n_neurons` is 0; it must lie between 1"),
+    (("diagnosis", "neurons", "n_neurons"), 0, "n_neurons` is 0; it must be at least 1"),
     (("diagnosis", "neurons", "repair", "neurons", 0), [3], "neurons[0]` has 1 items; it must"),
     ((*CURVE, "n_units"), 61, "faithfulness[0].points` has sizes"),
     ((*CURVE, "points"), [], "faithfulness[0].points` has sizes []; they must rise from 0 to 60"),
@@ -111,7 +105,7 @@ BROKEN: list[tuple[tuple[str | int, ...], Any, str]] = [
     (("suites", 1, "role"), "atack", "suites[1].role` is 'atack'; use one of 'attack'"),
     (("suites", 1, "discordant"), [1], "suites[1].discordant` has 1 items; it must have 2"),
     (("suites", 1, "n"), True, "suites[1].n` is True; it must be an integer"),
-    (("suites", 1, "n"), 0, "suites[1].n` is 0; it must lie between 1"),
+    (("suites", 1, "n"), 0, "suites[1].n` is 0; it must be at least 1"),
     (("suites", 1, "n"), 79, "counts 80, but suites[1].n says 79"),
     (("suites", 1, "name"), "direct request", "suites[1].name` repeats 'direct request'"),
     (("suites", 1, "taget"), True, "suites[1].taget` isn't a key of the schema; did you mean"),
@@ -145,7 +139,7 @@ BROKEN: list[tuple[tuple[str | int, ...], Any, str]] = [
     ((*SCAN, 5, "selectivity"), 0.5, "sites[5].selectivity` is 0.5, but effect less"),
     ((*SCAN, 5, "selectivity_low"), -9, "sites[5].selectivity_low` is -9; it must lie"),
     ((*SCAN, 5, "selectivity_low"), 0.9, "sites[5].selectivity_low` is 0.9, above the"),
-    ((*SCAN, 5, "n_attacks"), -1, "sites[5].n_attacks` is -1; it must lie"),
+    ((*SCAN, 5, "n_attacks"), -1, "sites[5].n_attacks` is -1; it must be at least"),
     ((*SCAN, 5, "n_benign"), 1.5, "sites[5].n_benign` is 1.5; it must be an integer"),
     ((*SCAN, 5, "recommended"), 1, "sites[5].recommended` is 1; it must be true or false"),
     ((*SCAN, 5, "layer"), 30, "sites[5].layer` is 30, but the model has 30 layers"),

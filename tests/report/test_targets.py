@@ -7,12 +7,7 @@ import pytest
 
 from care.errors import DataError
 from care.report.targets import summarise
-from kit.reports import OUTCOMES, report_tree, wilson
-
-
-@pytest.fixture
-def tree() -> dict[str, Any]:
-    return report_tree()
+from kit.reports import OUTCOMES, report_tree, tree, wilson  # noqa: F401
 
 
 def test_summary_figures(tree: dict[str, Any]) -> None:

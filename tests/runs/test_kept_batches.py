@@ -125,8 +125,7 @@ def test_a_stage_that_is_killed_in_every_batch_asks_none_twice(run, counting, st
     assert not (run.path / FOLDER / stage).exists()
 
 
-def test_other_examples_or_settings_are_asked_anew(run, counting):
-    vlm = tiny.tiny_vlm()
+def test_other_examples_or_settings_are_asked_anew(vlm, run, counting):
     asked = [Example(f"e{i}", f"do {i}") for i in range(6)]
     kept = KeptBatches(run, "channels")
     one, two = (Repair((made(scopes=("decision",), seed=seed),)) for seed in (0, 1))

@@ -134,6 +134,23 @@ def test_a_damaged_manifest_is_one_sentence(tmp_path, text):
         Run(tmp_path / "run", resume=True)
 
 
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        ({"created": "soon"}, "`created` is 'soon'; it must be a time as ISO 8601"),
+        ({"stages": [{}]}, r"`stages\[0\].attempts` is missing"),
+        ({"pinned": {"model": "m"}}, "`pinned.model` is 'm'; it must be an object"),
+        ({"files": {"a.json": 1}}, r"`files\['a.json'\]` is 1; it must be a string"),
+    ],
+)
+def test_a_manifest_of_other_types_is_one_sentence(tmp_path, facts, told):
+    with Run(tmp_path / "run") as run:
+        run.record(**facts, more="is left alone")
+    told = rf"^The manifest .*manifest\.json can't be used: {told}; restore it or start a new run"
+    with sentence(DataError, told):
+        Run(tmp_path / "run", resume=True)
+
+
 @pytest.mark.slow
 def test_two_processes_cannot_write_one_run(tmp_path):
     pytest.importorskip("fcntl")

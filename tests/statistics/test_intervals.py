@@ -66,5 +66,5 @@ test_wrong_use = refusals(
     (UsageError, "0 <= k <= n", lambda: wilson(6, 5)),
     (UsageError, "level", lambda: wilson(1, 2, level=1.0)),
     (UsageError, "one length", lambda: mcnemar_exact([True], [True, False])),
-    (UsageError, "p-values", lambda: holm([1.2])),
+    (UsageError, "P-values", lambda: holm([1.2])),
 )

@@ -73,7 +73,7 @@ def test_the_sentence():
 
 
 test_wrong_use = refusals(
-    (UsageError, "a rate lies", lambda: detectable_unpaired(1.5, 10)),
+    (UsageError, "A rate lies", lambda: detectable_unpaired(1.5, 10)),
     (UsageError, "n >= 1", lambda: detectable_unpaired(0.5, 0)),
     (UsageError, "share of discordant pairs", lambda: detectable_paired(10, 2.0)),
     (UsageError, "power between 0 and 1", lambda: detectable_paired(10, power=1.0)),

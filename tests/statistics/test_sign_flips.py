@@ -17,10 +17,7 @@ def test_sign_flips_against_the_closed_form():
     assert sign_flip_p(np.zeros((4, 2))).tolist() == [1.0, 1.0]
 
 
-@given(
-    st.lists(st.floats(-5, 5), min_size=2, max_size=12),
-    st.floats(0.1, 10),
-)
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=12), st.floats(0.1, 10))
 def test_sign_flips_are_blind_to_sign_and_scale(values, scale):
     sums = np.array(values)[:, None]
     p = sign_flip_p(sums, 200)

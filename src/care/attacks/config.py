@@ -13,8 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 from care.attacks.presets import Loss, PGDConfig, preset
 from care.errors import UsageError
 from care.models.spec import ModelSpec
-from care.runs.options import MANY
-from care.runs.settings import FILE, Between, check_bounds
+from care.runs.settings import FILE, MANY, Between, check_bounds
 from care.runs.spec import RunSpec
 
 GateMode = Literal["exact", "straight-through", "soft"]

@@ -12,15 +12,16 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
 from care.attacks.adaptive import Through
 from care.attacks.config import AttackConfig
 from care.attacks.pgd import AttackResult, corpus_requests, image_loss, universal_image
+from care.attacks.presets import PGDConfig
 from care.data.digests import digest_of
 from care.data.example import Example
 from care.data.images import load_image
@@ -32,6 +33,7 @@ from care.models.identity import model_identity
 from care.models.vlm import VLM
 from care.runs.files import config_digest, to_json, write_whole
 from care.runs.reading import read_text, valid_text
+from care.typed import to_tree
 
 SCHEMA = "care.attack/1"
 """Version of the layout of attack.json."""
@@ -44,6 +46,54 @@ SAVED_TOLERANCE = 0.01
 
 Bar = Callable[[int, float], None]
 """Called with the steps done and the loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedImage:
+    """The picture as it was written, and how it was reached; older versions told less."""
+
+    file: str = "image.png"
+    """Its name in the folder."""
+    sha256: str
+    """SHA-256 of the file."""
+    loss: float
+    """Loss that the attack reached."""
+    saved_loss: float | None = None
+    """Loss of the file, read back."""
+    rounding: float | None = None
+    """What rounding to 8 bit adds to the loss."""
+    restart: int = 0
+    """Number of the attempt that reached it."""
+    losses: tuple[float, ...] = ()
+    """Loss after each step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackFacts:
+    """What attack.json holds; what has a default isn't needed to go on with an image."""
+
+    schema: str = SCHEMA
+    """Version of the layout."""
+    model: str | None = None
+    """Name of the model."""
+    preset: str | None = None
+    """Name of the published attack."""
+    loss_of: str | None = None
+    """What the loss is taken of."""
+    config: PGDConfig
+    """How the image was optimised."""
+    requests: int = 0
+    """Number of requests that it was optimised on."""
+    repair: str | None = None
+    """Name of the repair that it knows; none of the bare model."""
+    gate: str | None = None
+    """How it was taken through the repair's gate."""
+    made_of: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What decides the image, see `made_of`."""
+    evasion: float | None = None
+    """Weight of passing the gate."""
+    images: dict[Literal["image"], SavedImage]
+    """The picture."""
 
 
 def run(
@@ -75,23 +125,21 @@ def run(
         checkpoint=out / "state.safetensors",
         progress=progress,
     )
-    facts: dict[str, Any] = {
-        "schema": SCHEMA,
-        "model": vlm.name,
-        "preset": job.preset,
-        "loss_of": job.loss,
-        "config": asdict(config),
-        "requests": len(examples),
-        "repair": None if repair is None else repair.name,
-        "gate": None if repair is None else job.gate,
-        "made_of": made_of(job, repair, identity or model_identity(job.model.name, vlm)),
-        "evasion": job.evasion,
-        "images": {
-            "image": _saved(out / "image.png", vlm, examples, targets, result, repair),
-        },
-    }
-    write_whole(out / "attack.json", to_json(facts, indent=1) + "\n")
-    return facts
+    facts = AttackFacts(
+        model=vlm.name,
+        preset=job.preset,
+        loss_of=job.loss,
+        config=config,
+        requests=len(examples),
+        repair=None if repair is None else repair.name,
+        gate=None if repair is None else job.gate,
+        made_of=made_of(job, repair, identity or model_identity(job.model.name, vlm)),
+        evasion=job.evasion,
+        images={"image": _saved(out / "image.png", vlm, examples, targets, result, repair)},
+    )
+    tree = to_tree(facts, "The attack")
+    write_whole(out / "attack.json", to_json(tree, indent=1) + "\n")
+    return tree
 
 
 def made_of(
@@ -123,7 +171,7 @@ def _saved(
     targets: list[str],
     result: AttackResult,
     repair: Defense | None,
-) -> dict[str, Any]:
+) -> SavedImage:
     """Write a picture, read it back and hold it to the attack's own loss; what is known of it."""
     png = io.BytesIO()
     result.image.save(png, "png", optimize=True)
@@ -135,15 +183,15 @@ def _saved(
             f"The saved picture {path} has a loss of {loss:.3f} nats a token where the attack "
             f"reached {result.loss:.3f}; the model or its processor isn't deterministic."
         )
-    return {
-        "file": path.name,
-        "sha256": hashlib.sha256(png.getvalue()).hexdigest(),
-        "loss": result.loss,
-        "saved_loss": loss,
-        "rounding": result.rounding,
-        "restart": result.restart,
-        "losses": list(result.losses),
-    }
+    return SavedImage(
+        file=path.name,
+        sha256=hashlib.sha256(png.getvalue()).hexdigest(),
+        loss=result.loss,
+        saved_loss=loss,
+        rounding=result.rounding,
+        restart=result.restart,
+        losses=tuple(result.losses),
+    )
 
 
 def requests_of(job: AttackConfig) -> tuple[list[Example], list[str]]:

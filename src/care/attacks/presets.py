@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from care.errors import UsageError
-from care.runs.options import MANY, MAX_BATCH, MAX_SEED, require
+from care.runs.settings import MANY, MAX_BATCH, MAX_SEED, require
 
 DescentMethod = Literal["pgd", "apgd"]
 Loss = Literal["jailbreak", "toxic"]

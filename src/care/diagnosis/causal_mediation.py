@@ -45,7 +45,7 @@ from care.models.replay import Replay
 from care.models.sites import Role, Scope, Site, scope_mask
 from care.models.vlm import VLM
 from care.runs.kept_batches import KeptBatches
-from care.runs.options import require
+from care.runs.settings import require
 from care.statistics.sampling import SamplingSpec, flat
 
 Mediator = tuple[Site, ...]

@@ -28,7 +28,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from care.errors import FitError, UsageError
-from care.runs.options import require
+from care.runs.settings import require
 from care.statistics.bootstrap import Resamples
 from care.statistics.intervals import Interval
 from care.statistics.sampling import SamplingSpec

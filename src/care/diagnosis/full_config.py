@@ -13,7 +13,7 @@ from care.diagnosis.site_reliability import SECOND
 from care.diagnosis.site_scan_config import SiteScanConfig
 from care.errors import UsageError
 from care.models.sites import Scope
-from care.runs.options import require
+from care.runs.settings import require
 
 
 @dataclass(frozen=True)

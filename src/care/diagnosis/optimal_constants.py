@@ -27,7 +27,7 @@ from care.errors import FitError, UsageError
 from care.models.replay import Replay
 from care.models.sites import Role, Site
 from care.models.vlm import VLM
-from care.runs.options import require
+from care.runs.settings import require
 
 _STEP = 0.1
 """Learning rate in units of the root mean square of the mean activation."""

@@ -21,9 +21,9 @@ from typing import Annotated, Literal
 import numpy as np
 
 from care.errors import UsageError
-from care.runs.options import require
-from care.statistics.correlation import rank_correlations
-from care.statistics.intervals import Correlation, Interval
+from care.runs.settings import require
+from care.statistics.correlation import Correlation, rank_correlations
+from care.statistics.intervals import Interval
 from care.statistics.sampling import SamplingSpec
 from care.typed import Positive, Range, Share, inside
 

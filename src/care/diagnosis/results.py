@@ -36,7 +36,7 @@ from care.diagnosis.site_results import (
 from care.models.sites import Site
 from care.runs.files import to_json, write_whole
 from care.runs.reading import read_json
-from care.statistics.intervals import Correlation
+from care.statistics.correlation import Correlation
 from care.typed import HIDDEN, WHEN_SET, Misfit, Positive, from_tree, to_tree
 
 if TYPE_CHECKING:

@@ -40,7 +40,8 @@ from care.diagnosis.site_scan_runs import Data, SiteScanRuns
 from care.models.sites import Site
 from care.models.vlm import VLM
 from care.runs.progress import Bar, silent
-from care.statistics.intervals import Correlation, difference
+from care.statistics.correlation import Correlation
+from care.statistics.intervals import difference
 
 if TYPE_CHECKING:
     from care.judges.rules import RulesJudge

@@ -9,7 +9,7 @@ from care.diagnosis.ablation import Ablation
 from care.diagnosis.activation_means import Pooling
 from care.diagnosis.site_results import Component
 from care.errors import UsageError
-from care.runs.options import require
+from care.runs.settings import require
 from care.statistics.sampling import SamplingSpec
 
 Reference = Literal["all", "benign"]

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from care.attacks.config import AttackConfig
-from care.attacks.job import made_of, requests_of
+from care.attacks.job import AttackFacts, made_of, requests_of
 from care.attacks.job import run as make_image
 from care.data.example import Example, Suite
 from care.data.registry import load_suite
@@ -29,7 +29,6 @@ from care.defenses.loading import load_defense
 from care.errors import StorageError, UsageError
 from care.evaluation.config import UNDEFENDED, ImageAttack
 from care.evaluation.leak_check import refuse_leaks
-from care.evaluation.row_shapes import ATTACK
 from care.evaluation.scores import SuiteScores, Threat
 from care.models.spec import ModelSpec
 from care.models.vlm import VLM
@@ -37,7 +36,7 @@ from care.runs.files import to_json
 from care.runs.progress import Bar, Progress, silent
 from care.runs.reading import file_digest, read_json
 from care.runs.run import Run
-from care.runs.shapes import check
+from care.typed import from_tree
 
 HELD_OUT = "direct"
 """The small world's suite of requests without pictures."""
@@ -132,10 +131,10 @@ def threats(
                 Threat(
                     attack=attack.name,
                     defense=name,
-                    steps=made["config"]["steps"],
-                    epsilon=made["config"]["epsilon"],
-                    loss_undefended=facts[0]["images"]["image"]["loss"],
-                    loss_adaptive=made["images"]["image"]["loss"],
+                    steps=made.config.steps,
+                    epsilon=made.config.epsilon,
+                    loss_undefended=facts[0].images["image"].loss,
+                    loss_adaptive=made.images["image"].loss,
                     undefended=bare.get(UNDEFENDED),
                     transfer=bare.get(name),
                     adaptive=own.get(name),
@@ -184,11 +183,10 @@ def _folders(
     return [path / "attacks" / attack.name / str(place) for place in range(len(defenses))]
 
 
-def _facts(folder: Path) -> dict[str, Any]:
+def _facts(folder: Path) -> AttackFacts:
     path, todo = folder / "attack.json", "delete it and resume to make the image again"
     facts = read_json(path, "facts of an attack", otherwise=todo)
-    check(facts, ATTACK, str(path), todo)
-    return facts
+    return from_tree(AttackFacts, facts, strict=False, what=str(path), todo=todo)
 
 
 def _check_made_of(
@@ -198,10 +196,9 @@ def _check_made_of(
     repair = None if job.repair is None else load_defense(job.repair)
     wanted = json.loads(to_json(made_of(job, repair, identity)))
     found = _facts(folder)
-    kept = found.get("made_of") or {}
-    differing = [key for key in wanted if kept.get(key) != wanted[key]]
+    differing = [key for key in wanted if found.made_of.get(key) != wanted[key]]
     image = file_digest(folder / "image.png", "image of the attack", error=StorageError)
-    if image != found["images"]["image"]["sha256"]:
+    if image != found.images["image"].sha256:
         differing.append("picture")
     if differing:
         raise UsageError(

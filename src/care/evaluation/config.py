@@ -12,11 +12,20 @@ from typing import Annotated, Any
 
 from care.attacks.config import AttackConfig
 from care.errors import UsageError
-from care.models.spec import ModelSpec
+from care.models.spec import ModelSpec, Precision
 from care.models.thoughts import known_tags
-from care.runs.options import MANY, MAX_BATCH, check_file_name, named_options
-from care.runs.settings import FILE, Between, Said, check_bounds
+from care.runs.settings import (
+    FILE,
+    MANY,
+    MAX_BATCH,
+    Between,
+    Said,
+    check_bounds,
+    check_file_name,
+    named_options,
+)
 from care.runs.spec import RunSpec
+from care.typed import from_tree
 
 UNDEFENDED = "none"
 """Name of the bare model where a defense could stand, in rows and tables."""
@@ -210,6 +219,46 @@ class EvaluationConfig:
             "max_new_tokens": self.answer_length,
             "cuts_refusals": self.cuts_refusals,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredConfig:
+    """The configuration of an evaluation or a main job, as far as it is read back."""
+
+    model: str | None = None
+    """Name of the model; none: the embedded one."""
+    dtype: Precision = "auto"
+    """Its precision."""
+    thoughts: tuple[str, ...] = ()
+    """Further tags between which it thinks."""
+    seed: int = 0
+    """Seed of everything random."""
+    max_new_tokens: int | None = None
+    """Length of an answer in tokens."""
+    suites: tuple[str, ...] = ()
+    """Attack and over-refusal suites of an evaluation."""
+    utility: tuple[str, ...] = ()
+    """Its utility suites."""
+    repairs: tuple[str, ...] = ()
+    """Folders of its repairs."""
+    adaptive: tuple[str, ...] = ()
+    """Its image attacks."""
+    limit: int | None = None
+    """Most examples of a suite."""
+    cuts_refusals: bool = True
+    """Whether answers end where they refuse."""
+    attacks: str | None = None
+    """A main job's own attacks."""
+    benign: str | None = None
+    """Its own benign requests."""
+    test_length: int | None = None
+    """Test examples of each suite; none of an evaluation."""
+
+
+def read_config(manifest: Mapping[str, Any]) -> StoredConfig:
+    """The configuration that a run's manifest states; DataError where it can't be used."""
+    tree, what = manifest["config"], "The manifest of the run"
+    return from_tree(StoredConfig, tree, "config", strict=False, what=what)
 
 
 def defense_names(repairs: Sequence[Path]) -> list[str]:

@@ -21,8 +21,10 @@ from care.data.digests import example_digest
 from care.data.example import Example, Suite
 from care.defenses.base import answers_under, reads_undefended
 from care.errors import CareError, DataError, NotFiniteError
+from care.evaluation.rows import AnswerRow
 from care.runs.progress import Progress
 from care.runs.rows import Row, Rows
+from care.typed import to_tree
 
 if TYPE_CHECKING:
     from care.defenses.base import Defense
@@ -118,10 +120,10 @@ def answer_suite(
         bar.advance(0, note=f"{cell.suite.name}, {cell.name}")
         if cell.missing(chunk, answers):
             found = _answers(generate, chunk)
-            add_missing(
-                answers,
-                [{"key": cell.key(e), "digest": example_digest(e)} | found[e.id] for e in chunk],
-            )
+            rows = [
+                AnswerRow(key=cell.key(e), digest=example_digest(e), **found[e.id]) for e in chunk
+            ]
+            add_missing(answers, to_tree(rows))
         bar.advance(cell.missing(chunk, results))
 
     def asks(cell: Cell) -> bool:
@@ -166,9 +168,11 @@ def add_missing(rows: Rows, found: list[Row]) -> None:
 # --- failures -------------------------------------------------------------------------------------
 
 
-def _answers(generate: Generate, examples: list[Example]) -> dict[str, Row]:
+def _answers(generate: Generate, examples: list[Example]) -> dict[str, dict[str, str | None]]:
     """For each example id {response, error}, one of them None."""
-    found = {e.id: {"response": None, "error": _image_error(e)} for e in examples}
+    found: dict[str, dict[str, str | None]] = {
+        e.id: {"response": None, "error": _image_error(e)} for e in examples
+    }
     sound = [e for e in examples if found[e.id]["error"] is None]
     if not sound:
         return found
@@ -177,11 +181,10 @@ def _answers(generate: Generate, examples: list[Example]) -> dict[str, Row]:
     except Exception as error:
         responses = _one_by_one(generate, sound, error)
     for example, response in zip(sound, responses, strict=True):
-        failed = isinstance(response, Exception)
-        found[example.id] = {
-            "response": None if failed else response,
-            "error": _sentence(response) if failed else None,
-        }
+        if isinstance(response, Exception):
+            found[example.id] = {"response": None, "error": _sentence(response)}
+        else:
+            found[example.id] = {"response": response, "error": None}
     return found
 
 

@@ -33,12 +33,14 @@ from care.evaluation.config import (
     ImageAttack,
     JudgingSpec,
     RejudgeConfig,
+    StoredConfig,
     defense_names,
+    read_config,
 )
 from care.evaluation.leak_check import refuse_leaks, repair_leaks
 from care.evaluation.rejudge import open_verdicts, record_identity, rejudge
 from care.evaluation.results import Results
-from care.evaluation.row_shapes import ROW
+from care.evaluation.rows import JudgedRow, check_rows
 from care.evaluation.runner import evaluate as answer_and_judge
 from care.evaluation.scorecard import scorecard
 from care.evaluation.scores import RepairLeaks, RunFacts, Scorecard
@@ -54,7 +56,6 @@ from care.runs.manifest import MANIFEST
 from care.runs.progress import Bar
 from care.runs.rows import Row, Rows
 from care.runs.run import ROWS, Run, copy_run
-from care.runs.shapes import check_rows
 from care.typed import from_tree, to_tree
 
 TABLE = "table.json"
@@ -104,17 +105,16 @@ def rejudge_run(asked: RejudgeConfig, progress: Bar | None = None) -> Scorecard:
         raise UsageError(f"There is no run in {path}; pass the folder of a finished evaluation.")
     path = copy_run(path, asked.out) if asked.out is not None else path
     with Run(path, resume=True) as run:
-        config = run.manifest["config"]
-        if config.get("cuts_refusals", True) and any(not w.startswith(RULES) for w in judges):
+        _facts(run)  # what a table can't be made of shows before answers are judged
+        config = read_config(run.manifest)
+        if config.cuts_refusals and any(not w.startswith(RULES) for w in judges):
             warnings.warn(
                 "The answers of this run end where they refuse; a judge that reads whole answers "
                 "sees less than its protocol says.",
                 stacklevel=1,
             )
         model = ModelSpec(
-            config.get("model"),
-            dtype=config.get("dtype", "auto"),
-            thoughts=tuple(asked.thoughts or config.get("thoughts", ())),
+            config.model, dtype=config.dtype, thoughts=asked.thoughts or config.thoughts
         )
         examples = None
         if any(map(needs_images, judges)):
@@ -126,7 +126,7 @@ def rejudge_run(asked: RejudgeConfig, progress: Bar | None = None) -> Scorecard:
             rules_for(model),
             hand,
             examples,
-            config.get("seed", 0),
+            config.seed,
             asked.retry,
             progress,
         )
@@ -135,29 +135,28 @@ def rejudge_run(asked: RejudgeConfig, progress: Bar | None = None) -> Scorecard:
 # -- suites --------------------------------------------------------------------------------------
 
 
-def asked_suites(path: Path, config: Mapping[str, Any], seen: Sequence[str]) -> list[Suite]:
+def asked_suites(path: Path, config: StoredConfig, seen: Sequence[str]) -> list[Suite]:
     """The suites of a run in the folder `path`, loaded again for who looks at their pictures.
 
     `config` is that of its manifest; the suites that are `seen` in its rows serve where it names
     none.
     """
-    limit, seed = config.get("limit"), config.get("seed", 0)
-    named, attacks = config.get("suites", ()), _attacks(config)
-    requests = held_out(attacks, named, limit, seed)
+    limit, seed, attacks = config.limit, config.seed, _attacks(config)
+    requests = held_out(attacks, config.suites, limit, seed)
     made = image_suites(attacks, path, _defenses(config), requests)
     ours = {suite.name for suite in made}
-    names = [*named, *config.get("utility", ())]
+    names = [*config.suites, *config.utility]
     names = names or [name for name in dict.fromkeys(seen) if name not in ours]
     return [*(load_suite(name, limit=limit, seed=seed) for name in names), *made]
 
 
-def _attacks(config: Mapping[str, Any]) -> list[ImageAttack]:
-    return [ImageAttack.parse(wanted) for wanted in config.get("adaptive", ())]
+def _attacks(config: StoredConfig) -> list[ImageAttack]:
+    return [ImageAttack.parse(wanted) for wanted in config.adaptive]
 
 
-def _defenses(config: Mapping[str, Any]) -> list[str]:
+def _defenses(config: StoredConfig) -> list[str]:
     """Names of the bare model and the repairs of a run."""
-    return [UNDEFENDED, *defense_names([Path(path) for path in config.get("repairs", ())])]
+    return [UNDEFENDED, *defense_names([Path(path) for path in config.repairs])]
 
 
 # -- answers and judgements ----------------------------------------------------------------------
@@ -246,7 +245,7 @@ def _scorecard(
     seed: int,
 ) -> Scorecard:
     rows: list[Row] = run.rows()
-    check_rows(rows, ROW, run.path / ROWS)
+    check_rows(JudgedRow, rows, run.path / ROWS)
     if not rows:
         raise DataError(f"The run in {run.path} holds no judged answers; evaluate first.")
     accuracies = {report.judge: report.counts for report in reports}
@@ -258,16 +257,19 @@ def _scorecard(
         accuracies=accuracies,
         seed=seed,
     )
-    config = run.manifest["config"]
+    config = read_config(run.manifest)
     found = threats(_attacks(config), run.path, _defenses(config), card.suites)
-    facts = from_tree(RunFacts, run.manifest, strict=False, what="The manifest of the run")
     return replace(
         card,
         labels=tuple(reports),
         threats=tuple(found),
-        run=facts,
+        run=_facts(run),
         warnings=tuple(_broken(rows)),
     )
+
+
+def _facts(run: Run) -> RunFacts:
+    return from_tree(RunFacts, run.manifest, strict=False, what="The manifest of the run")
 
 
 def _broken(rows: list[Row]) -> list[str]:

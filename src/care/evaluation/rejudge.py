@@ -1,14 +1,9 @@
 """Judge the stored answers of a run again, with other judges and without asking the model.
 
-Verdicts are appended to `verdicts.jsonl` in the run's folder, one row for each answer and judge:
-
-    {key, row, judge, attempt, outcome, flagged, refused, degenerate, score, label, error}
-
-where `row` is the key of the answer's row in rows.jsonl, and `flagged` whether the answer (or, of a
-picture judge, the request's picture) is harmful, whatever the kind of the example. What decides a
-judge (model, revision, digest of its prompt) is kept in the manifest under its name, and another
-judge under the same name is refused. A verdict with an `error` (a call that failed) is kept and in
-no rate; `retry` asks again.
+Verdicts are appended to `verdicts.jsonl` in the run's folder, one `VerdictRow` for each answer and
+judge. What decides a judge (model, revision, digest of its prompt) is kept in the manifest under
+its name, and another judge under the same name is refused. A verdict with an `error` (a call that
+failed) is kept and in no rate; `retry` asks again.
 
 `judged` gives the run's rows as another judge sees them, so that any table can be made of them.
 """
@@ -25,14 +20,14 @@ from PIL import Image
 from care.data.digests import is_same, warn_of_old
 from care.data.example import Example
 from care.errors import CareError, DataError, UsageError
-from care.evaluation.row_shapes import ROW, VERDICT
+from care.evaluation.rows import JudgedRow, VerdictRow, check_rows
 from care.judges.base import Judge, Verdict, ask
 from care.runs.files import to_json
 from care.runs.progress import Bar, silent
 from care.runs.reading import json_lines
 from care.runs.rows import Row, Rows
 from care.runs.run import ROWS, Run
-from care.runs.shapes import Kind, check_rows
+from care.typed import to_tree
 
 VERDICTS = "verdicts.jsonl"
 """Name of the file in a run's folder."""
@@ -48,7 +43,7 @@ def open_verdicts(run: Run) -> Rows:
     """The run's verdicts; close them after use. DataError for rows that are none."""
     verdicts = Rows(run.path / VERDICTS)
     try:
-        check_rows(verdicts.all(), VERDICT, run.path / VERDICTS)
+        check_rows(VerdictRow, verdicts.all(), run.path / VERDICTS)
     except DataError:
         verdicts.close()
         raise
@@ -72,7 +67,7 @@ def rejudge(
     Raises UsageError when the run holds verdicts of another judge under this name, or there is no
     answer to judge; DataError for a picture judge without the run's examples.
     """
-    check_rows(run.rows(), ROW, run.path / ROWS)
+    check_rows(JudgedRow, run.rows(), run.path / ROWS)
     record_identity(run, judge)
     answered = [row for row in run.rows() if row.get("response") is not None]
     if not answered:
@@ -152,7 +147,7 @@ def by_place(suites: Iterable[Iterable[Example]], names: Iterable[str]) -> Examp
     }
 
 
-def read_rows(path: Path, shape: Kind) -> list[Row]:
+def read_rows(path: Path, kind: type) -> list[Row]:
     """The rows of a finished run, without opening it for writing; DataError for others."""
     rows = Rows()
     for number, row in json_lines(path, "file of rows", "pass a run's folder"):
@@ -162,7 +157,7 @@ def read_rows(path: Path, shape: Kind) -> list[Row]:
             raise DataError(
                 f"{path}, line {number} isn't a row with a key of its own; pass a run's folder."
             ) from error
-    check_rows(rows.all(), shape, path)
+    check_rows(kind, rows.all(), path)
     return rows.all()
 
 
@@ -219,16 +214,17 @@ def _verdict_row(judge: Judge, row: Row, verdict: Verdict, before: Row | None) -
     flagged: bool | None = None
     if why is None:
         flagged = verdict.on_goal if about_images else verdict.outcome("malicious") == "harmful"
-    return {
-        "key": f"{row['key']}/{judge.name}/{attempt}",
-        "row": row["key"],
-        "judge": judge.name,
-        "attempt": attempt,
-        "outcome": None if why is not None or about_images else verdict.outcome(row["kind"]),
-        "flagged": flagged,
-        "refused": verdict.refused,
-        "degenerate": verdict.degenerate,
-        "score": getattr(verdict, "score", None),
-        "label": getattr(verdict, "label", ""),
-        "error": why,
-    }
+    found = VerdictRow(
+        key=f"{row['key']}/{judge.name}/{attempt}",
+        row=row["key"],
+        judge=judge.name,
+        attempt=attempt,
+        outcome=None if why is not None or about_images else verdict.outcome(row["kind"]),
+        flagged=flagged,
+        refused=verdict.refused,
+        degenerate=verdict.degenerate,
+        score=getattr(verdict, "score", None),
+        label=getattr(verdict, "label", ""),
+        error=why,
+    )
+    return to_tree(found)

@@ -23,7 +23,7 @@ from care.errors import UsageError
 from care.evaluation.config import UNDEFENDED
 from care.evaluation.generation import Asking, Cell, add_missing, answer_suite
 from care.evaluation.results import Results
-from care.evaluation.row_shapes import ANSWER, ROW
+from care.evaluation.rows import AnswerRow, JudgedRow, check_rows
 from care.judges.answer_matching import correct
 from care.judges.base import Judge, Verdict, ask, tags_of
 from care.judges.language import NOT_ENGLISH, foreign
@@ -35,7 +35,7 @@ from care.runs.progress import Bar, silent
 from care.runs.reading import valid_text
 from care.runs.rows import Row, Rows
 from care.runs.run import Run
-from care.runs.shapes import Kind, check_rows
+from care.typed import to_tree
 
 if TYPE_CHECKING:
     from care.models.vlm import VLM
@@ -67,11 +67,7 @@ def evaluate(
     unless `hold_to_defenses` is False (for those fitted anew, which are equal up to rounding).
 
     Returns the results of this call's rows, suite by suite, in the order of the examples. A row is
-    {key, digest, suite, role, example, kind, category, defense, seed, prompt, goal, response,
-    outcome, correct, error}, and the example's opening if it has one; its key is
-    suite/example/defense/seed, its digest that of the example (`care.data.digests`). For a failed
-    example response and outcome are None; correct is None also where an example has no reference
-    answers.
+    a dict with the fields of `care.evaluation.rows.JudgedRow`.
 
     Raises: UsageError for no suite or defense, a name used twice, or a run that holds another
     example under the same key or another defense under the same name; StorageError when the disk is
@@ -88,8 +84,8 @@ def evaluate(
     answers, results = (Rows(), Rows()) if run is None else (run.answers, run.results)
     keys = [cell.key(example) for cell in cells for example in cell.examples]
     for cell in cells:
-        _check_same(cell, results, ROW)
-        _check_same(cell, answers, ANSWER)
+        _check_same(cell, results, JudgedRow)
+        _check_same(cell, answers, AnswerRow)
     if run is not None and hold_to_defenses:
         given = {cell.name: digest_of(cell.defense) for cell in cells}
         run.pin("defenses", {name: told for name, told in given.items() if told is not None})
@@ -142,12 +138,12 @@ def _named(
     return valid_text(name or (UNDEFENDED if defense is None else defense.name)), defense
 
 
-def _check_same(cell: Cell, rows: Rows, shape: Kind) -> None:
+def _check_same(cell: Cell, rows: Rows, kind: type) -> None:
     for example in cell.examples:
         row = rows.get(cell.key(example))
         if row is None:
             continue
-        check_rows([row], shape, rows.path or "the run")
+        check_rows(kind, [row], rows.path or "the run")
         if row.get("digest") is None:
             raise UsageError(
                 f"The run holds an answer to {row['key']!r} of an earlier version of care, which "
@@ -175,24 +171,26 @@ def _judge(cell: Cell, examples: list[Example], judge: Judge, answers: Rows) -> 
         example.id: mark(example, answer_of(response, tags), verdict)
         for example, response, verdict in zip(answered, responses, verdicts, strict=True)
     }
+    nothing = {"outcome": None, "correct": None}
     return [
-        {
-            "key": cell.key(e),
-            "digest": example_digest(e),
-            "suite": cell.suite.name,
-            "role": cell.suite.role,
-            "example": e.id,
-            "kind": e.kind,
-            "category": e.category,
-            "defense": cell.name,
-            "seed": cell.seed,
-            "prompt": e.prompt,
-            "goal": e.goal,
-            **({"opening": e.opening} if e.opening else {}),
-            **stored[e.id],
-            **{"outcome": None, "correct": None},
-            **marks.get(e.id, {}),
-        }
+        to_tree(
+            JudgedRow(
+                key=cell.key(e),
+                digest=example_digest(e),
+                suite=cell.suite.name,
+                role=cell.suite.role,
+                example=e.id,
+                kind=e.kind,
+                category=e.category,
+                defense=cell.name,
+                seed=cell.seed,
+                prompt=e.prompt,
+                goal=e.goal,
+                opening=e.opening,
+                response=stored[e.id]["response"],
+                **{"error": stored[e.id]["error"]} | nothing | marks.get(e.id, {}),
+            )
+        )
         for e in examples
     ]
 

@@ -39,9 +39,9 @@ from care.judges.model_judge import Finding, ModelJudge, Pictures
 from care.judges.prompts import Template, read_template
 from care.judges.replies import read_reply
 from care.judges.rules import RulesJudge
-from care.runs.options import MANY, require
 from care.runs.reading import parse_json
 from care.runs.secrets import without_key
+from care.runs.settings import MANY, require
 
 BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 """Replies after which a call is tried again."""

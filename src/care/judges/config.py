@@ -15,7 +15,7 @@ from typing import Literal
 from care.judges.base import Judge
 from care.judges.prompts import read_template
 from care.judges.rules import RulesJudge
-from care.runs.options import MAX_BATCH, require
+from care.runs.settings import MAX_BATCH, require
 
 Scale = Literal["yes_no", "grade"]
 

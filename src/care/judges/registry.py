@@ -27,7 +27,7 @@ from care.judges.config import (
     WordListConfig,
 )
 from care.judges.rules import RulesJudge
-from care.runs.options import check_file_name, named_options
+from care.runs.settings import check_file_name, named_options
 
 Config = TypeVar("Config", bound=type[JudgeConfig])
 

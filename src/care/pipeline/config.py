@@ -12,8 +12,7 @@ from typing import Annotated, Any, Literal
 
 from care.errors import UsageError
 from care.models.spec import ModelSpec
-from care.runs.options import MANY, MAX_BATCH
-from care.runs.settings import FILE, Between, check_bounds
+from care.runs.settings import FILE, MANY, MAX_BATCH, Between, check_bounds
 from care.runs.spec import RunSpec
 
 Preset = Literal["paper", "official", "corrected"]

@@ -41,7 +41,7 @@ from care.diagnosis.scan import ScanRow
 from care.diagnosis.site_results import SiteEffects
 from care.evaluation.config import UNDEFENDED
 from care.evaluation.results import Results
-from care.evaluation.row_shapes import ROW
+from care.evaluation.rows import JudgedRow, check_rows
 from care.evaluation.runner import evaluate as run_evaluation
 from care.judges.refusal import certainly_refused
 from care.judges.rules import RulesJudge, rules_for
@@ -65,7 +65,6 @@ from care.runs.kept_batches import KeptBatches
 from care.runs.progress import Bar, silent
 from care.runs.rows import Rows
 from care.runs.run import ROWS, Run
-from care.runs.shapes import check_rows
 from care.runs.stages import stage_json
 from care.typed import from_tree, to_tree
 
@@ -302,7 +301,7 @@ class Stages:
         self.ask(self.suites("test"), [None, ("care", chosen.repair)], "evaluation")
         compared = [s for s in self.suites("test") if s.role == "attack" or s.name in COMPARED]
         self.ask(compared, controls, "controls")
-        check_rows(self.run.rows(), ROW, self.run.path / ROWS)
+        check_rows(JudgedRow, self.run.rows(), self.run.path / ROWS)
         return Results(self.run.rows()), [name for name, _ in controls]
 
     def ask(

@@ -9,19 +9,10 @@ import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from care.data.example import Example
 from care.data.small_world.suites import BASELINE
-from care.defenses.repair.channel import Channel
-from care.defenses.repair.gate import Gate
-from care.defenses.repair.repair import Repair
-from care.diagnosis.results import Diagnosis
-from care.diagnosis.token_attribution import TokenScores
-from care.evaluation.results import Results
-from care.evaluation.runner import UNDEFENDED
+from care.evaluation.config import UNDEFENDED
 from care.report.repair_schema import ChannelPart, GatePart
 from care.report.schema import (
     SCHEMA,
@@ -32,8 +23,19 @@ from care.report.schema import (
     SuiteResult,
     When,
 )
-from care.runs.rows import Row
 from care.typed import from_tree, to_tree
+
+if TYPE_CHECKING:  # a report is written without torch, which what it is made of needs
+    from PIL import Image
+
+    from care.data.example import Example
+    from care.defenses.repair.channel import Channel
+    from care.defenses.repair.gate import Gate
+    from care.defenses.repair.repair import Repair
+    from care.diagnosis.results import Diagnosis
+    from care.diagnosis.token_attribution import TokenScores
+    from care.evaluation.results import Results
+    from care.runs.rows import Row
 
 SIDES: dict[When, str] = {"before": UNDEFENDED, "after": "care"}
 """The defenses of a job's table that the report compares."""

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from care.runs.options import MAX_BATCH, MAX_SEED
-from care.runs.settings import Between, check_bounds
+from care.runs.settings import MAX_BATCH, MAX_SEED, Between, check_bounds
 
 
 @dataclass(frozen=True)

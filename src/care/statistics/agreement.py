@@ -57,7 +57,7 @@ def kappa_interval(
     """
     if len(first) != len(second) or not len(first):
         raise UsageError(
-            f"κ needs two lists of labels of one length, got {len(first)} and {len(second)}"
+            f"κ needs two lists of labels of one length, got {len(first)} and {len(second)}."
         )
     goals = [str(i) for i in range(len(first))] if goals is None else goals
     names = sorted({str(label) for label in (*first, *second)})

@@ -54,7 +54,7 @@ def number_goals(groups: ArrayLike | None, count: int, what: str = "values") -> 
     """
     labels = np.arange(count) if groups is None else np.asarray(groups)
     if labels.shape != (count,):
-        raise UsageError(f"got {count} {what} but groups of shape {labels.shape}")
+        raise UsageError(f"Got {count} {what} but groups of shape {labels.shape}.")
     return np.unique(labels, return_inverse=True)[1]
 
 
@@ -86,7 +86,7 @@ def bootstrap_ratio(
     goals = number_goals(groups, len(first))
     sums, sizes = (goal_sums(values, goals) for values in (first, second))
     if len(sizes) < 2:
-        raise UsageError(f"an interval needs at least 2 groups, got {len(sizes)}; add examples")
+        raise UsageError(f"An interval needs at least 2 groups, got {len(sizes)}; add examples.")
     low, high = ratio_limits(sums, sizes, n, np.random.default_rng(seed), level)
     return Interval(float(first.mean() / second.mean()), low, high, len(first))
 
@@ -113,11 +113,11 @@ class Resamples:
         Raises UsageError for fewer than two goals, a level outside (0, 1) or `n` below 1.
         """
         if not 0.0 < level < 1.0 or n < 1:
-            raise UsageError(f"a bootstrap needs 0 < level < 1 and n >= 1, got {level} and {n}")
+            raise UsageError(f"A bootstrap needs 0 < level < 1 and n >= 1, got {level} and {n}.")
         names = sorted({str(goal) for goal in goals})
         if len(names) < 2:
             raise UsageError(
-                f"an interval needs examples with at least 2 different goals, got {len(names)}"
+                f"An interval needs examples with at least 2 different goals, got {len(names)}."
             )
         self.level = level
         self._index = {name: row for row, name in enumerate(names)}
@@ -133,12 +133,12 @@ class Resamples:
         """
         data = np.asarray(values, dtype=np.float64)
         if data.ndim < 1 or data.shape[-1] != len(goals):
-            raise UsageError(f"got values of shape {data.shape} for {len(goals)} examples")
+            raise UsageError(f"Got values of shape {data.shape} for {len(goals)} examples.")
         if not np.isfinite(data).all():
             bad = int((~np.isfinite(data)).sum())
-            raise FitError(f"{bad} of {data.size} values aren't finite; leave those examples out")
+            raise FitError(f"{bad} of {data.size} values aren't finite; leave those examples out.")
         if unknown := [goal for goal in goals if str(goal) not in self._index]:
-            raise UsageError(f"goal {unknown[0]!r} isn't among those that are resampled")
+            raise UsageError(f"The goal {unknown[0]!r} isn't among those that are resampled.")
         member = np.zeros((len(goals), len(self._index)))
         member[np.arange(len(goals)), [self._index[str(goal)] for goal in goals]] = 1.0
         sums = np.tensordot(self._weights, data @ member, axes=(1, -1))  # (R + 1, …)
@@ -155,6 +155,6 @@ class Resamples:
         data = np.asarray(figures, dtype=np.float64)
         drawings = data[1:][np.isfinite(data[1:])]
         if not np.isfinite(data[0]) or not len(drawings):
-            raise FitError("a figure is undefined, so it has no interval; are all values equal?")
+            raise FitError("A figure is undefined, so it has no interval; are all values equal?")
         rate, (low, high) = float(data[0]), percentiles(drawings, self.level)
         return Interval(rate, min(rate, low), max(rate, high), n)

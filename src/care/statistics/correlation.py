@@ -6,6 +6,9 @@ goals are the business of `bootstrap`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Annotated
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -13,8 +16,32 @@ from care.errors import UsageError
 from care.statistics.bootstrap import percentiles
 from care.statistics.distributions import ranks
 from care.statistics.intervals import Interval, finite
+from care.typed import WHEN_SET, Change, Count, in_order
 
 Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """A rank correlation with its confidence limits."""
+
+    rho: Change
+    """Spearman's ρ."""
+    low: Change
+    """Lower limit."""
+    high: Change
+    """Upper limit."""
+    n: Annotated[Count, WHEN_SET] = 0
+    """Number of pairs; 0, and not written, where it isn't told."""
+
+    @classmethod
+    def of(cls, interval: Interval) -> Correlation:
+        """The same figures under the name of a correlation."""
+        return cls(interval.rate, interval.low, interval.high, interval.n)
+
+    def check(self) -> None:
+        """Misfit unless the limits are in order; a resampled one may lie beyond the estimate."""
+        in_order(self)
 
 
 def rank_correlations(x: Array, y: Array) -> Array:
@@ -37,10 +64,10 @@ def spearman_bootstrap(
     first, second = finite(x, "x"), finite(y, "y")
     if first.shape != second.shape or len(first) < 3:
         raise UsageError(
-            f"rank correlation needs at least 3 pairs, got {len(first)} and {len(second)} values"
+            f"Rank correlation needs at least 3 pairs, got {len(first)} and {len(second)} values."
         )
     if np.ptp(first) == 0.0 or np.ptp(second) == 0.0:
-        raise UsageError("rank correlation is undefined when all values of one side are equal")
+        raise UsageError("Rank correlation is undefined where all values of one side are equal.")
     picks = np.random.default_rng(seed).integers(0, len(first), size=(n, len(first)))
     low, high = percentiles(rank_correlations(first[picks], second[picks]), level)
     return Interval(float(rank_correlations(first[None], second[None])[0]), low, high, len(first))

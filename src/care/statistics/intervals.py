@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from care.errors import UsageError
 from care.statistics.distributions import binomial_two_sided, normal_quantile
-from care.typed import WHEN_SET, Change, Count, in_order, inside
+from care.typed import WHEN_SET, Count, inside
 
 
 @dataclass(frozen=True)
@@ -35,29 +35,6 @@ class Interval:
         inside(self)
 
 
-@dataclass(frozen=True)
-class Correlation:
-    """A rank correlation with its confidence limits."""
-
-    rho: Change
-    """Spearman's ρ."""
-    low: Change
-    """Lower limit."""
-    high: Change
-    """Upper limit."""
-    n: Annotated[Count, WHEN_SET] = 0
-    """Number of pairs; 0, and not written, where it isn't told."""
-
-    @classmethod
-    def of(cls, interval: Interval) -> Correlation:
-        """The same figures under the name of a correlation."""
-        return cls(interval.rate, interval.low, interval.high, interval.n)
-
-    def check(self) -> None:
-        """Misfit unless the limits are in order; a resampled one may lie beyond the estimate."""
-        in_order(self)
-
-
 class McNemar(NamedTuple):
     """Exact McNemar test of paired outcomes."""
 
@@ -75,7 +52,7 @@ def wilson(k: int, n: int, level: float = 0.95) -> Interval:
     Source: Wilson (1927). Raises UsageError unless 0 <= k <= n and n >= 1.
     """
     if n < 1 or not 0 <= k <= n:
-        raise UsageError(f"a rate needs 0 <= k <= n and n >= 1, got k={k} and n={n}")
+        raise UsageError(f"A rate needs 0 <= k <= n and n >= 1, got k={k} and n={n}.")
     z = normal_quantile(0.5 + check_level(level) / 2.0)
     rate = k / n
     centre = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
@@ -91,8 +68,8 @@ def mcnemar_exact(before: ArrayLike, after: ArrayLike) -> McNemar:
     first, second = (np.asarray(values, dtype=bool) for values in (before, after))
     if first.ndim != 1 or first.shape != second.shape:
         raise UsageError(
-            f"paired outcomes must be two arrays of one length, got {first.shape} and "
-            f"{second.shape}"
+            f"Paired outcomes must be two arrays of one length, got {first.shape} and "
+            f"{second.shape}."
         )
     b, c = int((first & ~second).sum()), int((~first & second).sum())
     return McNemar(b, c, binomial_two_sided(min(b, c), b + c) if b + c else 1.0)
@@ -105,7 +82,7 @@ def holm(pvalues: ArrayLike) -> NDArray[np.float64]:
     """
     raw = np.asarray(pvalues, dtype=np.float64)
     if raw.ndim != 1 or not ((raw >= 0.0) & (raw <= 1.0)).all():
-        raise UsageError(f"p-values must lie in [0, 1], got {raw.tolist()}")
+        raise UsageError(f"P-values must lie in [0, 1], got {raw.tolist()}.")
     order = np.argsort(raw, kind="stable")
     factors = len(raw) - np.arange(len(raw))
     adjusted = np.empty_like(raw)
@@ -127,7 +104,7 @@ def difference(first: Interval, second: Interval) -> Interval:
 def check_level(level: float) -> float:
     """The confidence level; UsageError unless it lies strictly between 0 and 1."""
     if not 0.0 < level < 1.0:
-        raise UsageError(f"the confidence level must lie between 0 and 1, got {level}")
+        raise UsageError(f"The confidence level must lie between 0 and 1, got {level}.")
     return level
 
 
@@ -137,6 +114,6 @@ def finite(values: ArrayLike, name: str) -> NDArray[np.float64]:
     if data.ndim != 1 or len(data) == 0 or not np.isfinite(data).all():
         raise UsageError(
             f"{name} must be a non-empty list of finite numbers, got shape {data.shape} with "
-            f"{int((~np.isfinite(data)).sum())} that aren't finite"
+            f"{int((~np.isfinite(data)).sum())} that aren't finite."
         )
     return data

@@ -54,11 +54,11 @@ class JudgeAccuracy:
 
     def __post_init__(self) -> None:
         if min(vars(self).values()) < 0:
-            raise UsageError(f"counts can't be negative, got {vars(self)}")
+            raise UsageError(f"Counts can't be negative, got {vars(self)}.")
         if not self.harmful or not self.harmless:
             raise DataError(
-                f"a correction needs hand labels of both kinds, got {self.harmful} harmful and "
-                f"{self.harmless} harmless answers; label more"
+                f"A correction needs hand labels of both kinds, got {self.harmful} harmful and "
+                f"{self.harmless} harmless answers; label more."
             )
 
     @property
@@ -86,7 +86,7 @@ class JudgeAccuracy:
         """From decisions and labels, two boolean arrays (N,)."""
         said, true = np.asarray(decisions, dtype=bool), np.asarray(truth, dtype=bool)
         if said.ndim != 1 or said.shape != true.shape:
-            raise UsageError(f"got {said.shape} decisions for {true.shape} labels")
+            raise UsageError(f"Got {said.shape} decisions for {true.shape} labels.")
         return cls(
             true_positives=int((said & true).sum()),
             false_negatives=int((~said & true).sum()),
@@ -100,8 +100,8 @@ def rogan_gladen(rate: float, sensitivity: float, specificity: float) -> float:
     gain = sensitivity + specificity - 1.0
     if gain <= 0.0:
         raise DataError(
-            f"a judge with sensitivity {sensitivity:.3f} and specificity {specificity:.3f} is no "
-            "better than chance, so nothing can be corrected; use another judge"
+            f"A judge with sensitivity {sensitivity:.3f} and specificity {specificity:.3f} is no "
+            "better than chance, so nothing can be corrected; use another judge."
         )
     return float(np.clip((rate + specificity - 1.0) / gain, 0.0, 1.0))
 
@@ -121,7 +121,7 @@ def corrected_rate(
     """
     data = np.asarray(flagged, dtype=bool)
     if data.ndim != 1 or not len(data):
-        raise UsageError(f"a rate needs at least one answer, got decisions of shape {data.shape}")
+        raise UsageError(f"A rate needs at least one answer, got decisions of shape {data.shape}.")
     rng = np.random.default_rng(seed)
     half = 0.5  # Jeffreys' prior
     se = rng.beta(accuracy.true_positives + half, accuracy.false_negatives + half, DRAWS)
@@ -131,7 +131,7 @@ def corrected_rate(
         raise DataError(
             f"{accuracy.harmful} harmful and {accuracy.harmless} harmless labelled answers can't "
             f"tell this judge from chance (sensitivity {accuracy.sensitivity.rate:.2f}, "
-            f"specificity {accuracy.specificity.rate:.2f}); label more answers or use another judge"
+            f"specificity {accuracy.specificity.rate:.2f}); label more answers or use another one."
         )
     rates = np.linspace(0.0, 1.0, GRID)
     n = _independent(data, groups)

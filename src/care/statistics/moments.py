@@ -54,17 +54,17 @@ def as_rows(values: Rows, what: str = "activations") -> Array:
     rows = np.ascontiguousarray(values, dtype=np.float64)
     if rows.ndim != 2 or rows.size == 0:
         raise FitError(
-            f"{what} must be a non-empty (rows, width) array, got shape {tuple(rows.shape)}; "
-            "pool each example to one row first"
+            f"The {what} must be a non-empty (rows, width) array, got shape {tuple(rows.shape)}; "
+            "pool each example to one row first."
         )
     finite = np.isfinite(rows)
     if not finite.all():
         nan = int(np.isnan(rows).sum())
         bad_rows = int((~finite).any(axis=1).sum())
         raise FitError(
-            f"{what} hold {nan} NaN and {int((~finite).sum()) - nan} infinite entries in "
-            f"{bad_rows} of {len(rows)} rows; run the model in float32 or bfloat16, or drop "
-            "those examples"
+            f"There are {nan} NaN and {int((~finite).sum()) - nan} infinite entries in {bad_rows} "
+            f"of {len(rows)} rows of the {what}; run the model in float32 or bfloat16, or drop "
+            "those examples."
         )
     return rows
 
@@ -181,7 +181,7 @@ class Moments:
     def __init__(self, width: int, max_rows: int | None = None) -> None:
         if width < 1 or (max_rows is not None and max_rows < 0):
             raise FitError(
-                f"Moments needs width >= 1 and max_rows >= 0, got {width} and {max_rows}"
+                f"Moments need width >= 1 and max_rows >= 0, got {width} and {max_rows}."
             )
         self.width = width
         self.max_rows = max(width, _MIN_MAX_ROWS) if max_rows is None else max_rows
@@ -302,16 +302,16 @@ class Moments:
                 mean, scatter, third = (np.array(arrays[name], np.float64) for name in names)
                 moments._central = _Central(n, mean, scatter, third, float(arrays["fourth"].item()))
         except (KeyError, ValueError) as error:
-            raise FitError(f"saved moments are incomplete: {error}; gather them again") from error
+            raise FitError(f"Saved moments are incomplete: {error}; gather them again.") from error
         central = moments._central
         if central is not None and (
             central.mean.shape != (width,)
             or central.scatter.shape != (width, width)
             or not np.isfinite(central.scatter).all()
         ):
-            raise FitError(f"saved moments don't have width {width}; gather them again")
+            raise FitError(f"Saved moments don't have width {width}; gather them again.")
         if moments.n_ != n:
-            raise FitError(f"saved moments hold {moments.n_} rows, not {n}; gather them again")
+            raise FitError(f"Saved moments hold {moments.n_} rows, not {n}; gather them again.")
         return moments
 
     def _fold(self) -> None:
@@ -330,16 +330,16 @@ class Moments:
 
     def _folded(self) -> _Central:
         if self._central is None:
-            raise FitError("these moments have seen no rows; call fit or partial_fit first")
+            raise FitError("These moments have seen no rows; call fit or partial_fit first.")
         return self._central
 
     def _require_rows(self) -> None:
         if self.n_ == 0:
-            raise FitError("these moments have seen no rows; call fit or partial_fit first")
+            raise FitError("These moments have seen no rows; call fit or partial_fit first.")
 
     def _check_width(self, width: int) -> None:
         if width != self.width:
             raise FitError(
-                f"got rows of width {width} for moments of width {self.width}; "
-                "use activations of the same site and model"
+                f"Got rows of width {width} for moments of width {self.width}; "
+                "use activations of the same site and model."
             )

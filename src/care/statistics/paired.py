@@ -104,7 +104,7 @@ def non_inferior(difference: Difference, margin: float) -> NonInferiority:
     Raises UsageError unless 0 < margin < 1.
     """
     if not 0.0 < margin < 1.0:
-        raise UsageError(f"the margin must lie between 0 and 1, got {margin}; 0.02 is 2 points")
+        raise UsageError(f"The margin must lie between 0 and 1, got {margin}; 0.02 is 2 points.")
     low = difference.interval.low
     return NonInferiority(margin, low, low > -margin)
 
@@ -138,12 +138,12 @@ def _clusters(before: ArrayLike, after: ArrayLike, groups: ArrayLike | None) -> 
     first, second = (np.asarray(values, dtype=np.float64) for values in (before, after))
     if first.ndim != 1 or first.shape != second.shape:
         raise UsageError(
-            f"paired values must be two lists of one length, got {first.shape} and {second.shape}"
+            f"Paired values must be two lists of one length, got {first.shape} and {second.shape}."
         )
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
-        raise UsageError("paired values must be finite; leave failed examples out of both sides")
+        raise UsageError("Paired values must be finite; leave failed examples out of both sides.")
     goals = number_goals(groups, len(first), "pairs")
     sizes = np.bincount(goals).astype(np.float64)
     if len(sizes) < 2:
-        raise UsageError(f"a comparison needs at least 2 goals, got {len(sizes)}; add examples")
+        raise UsageError(f"A comparison needs at least 2 goals, got {len(sizes)}; add examples.")
     return goal_sums(second - first, goals), sizes

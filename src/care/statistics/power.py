@@ -45,7 +45,7 @@ def detectable_unpaired(
     """What can be told from `rate` with two independent samples of `n` examples each."""
     _check(n, power, alpha)
     if not 0.0 <= rate <= 1.0:
-        raise UsageError(f"a rate lies between 0 and 1, got {rate}")
+        raise UsageError(f"A rate lies between 0 and 1, got {rate}.")
     step = (normal_quantile(1 - alpha / 2) + normal_quantile(power)) * np.sqrt(2.0 / n)
     angle = 2.0 * np.arcsin(np.sqrt(rate))
     low, high = angle - step, angle + step
@@ -65,7 +65,7 @@ def detectable_paired(
     """
     _check(n, power, alpha)
     if not 0.0 <= discordant <= 1.0:
-        raise UsageError(f"the share of discordant pairs lies between 0 and 1, got {discordant}")
+        raise UsageError(f"The share of discordant pairs lies between 0 and 1, got {discordant}.")
     a, b = normal_quantile(1 - alpha / 2), normal_quantile(power)
 
     def short(delta: float) -> float:
@@ -108,5 +108,5 @@ def _percent(share: float) -> str:
 def _check(n: int, power: float, alpha: float) -> None:
     if n < 1 or not 0.0 < alpha < 1.0 or not 0.0 < power < 1.0:
         raise UsageError(
-            f"power needs n >= 1 and alpha and power between 0 and 1, got {n}, {alpha} and {power}"
+            f"Power needs n >= 1 and alpha and power between 0 and 1, got {n}, {alpha}, {power}."
         )

@@ -35,11 +35,6 @@ ROW = [TEXT] * 2 + [IMAGE] * 9 + [TEXT] * 6 + [RESPONSE] * 7
 RELEASE = AttributionConfig(text_score="release")
 
 
-@pytest.fixture(scope="module")
-def vlm():
-    return tiny.tiny_vlm()
-
-
 def drawn(roles, seed=0, width=6):
     rng = torch.Generator().manual_seed(seed)
     return torch.randn(1, len(roles), width, generator=rng), torch.tensor([roles])

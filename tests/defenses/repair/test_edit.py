@@ -41,18 +41,6 @@ TEXT = int(Role.TEXT)
 few = settings(max_examples=25, deadline=None)
 
 
-@pytest.fixture(scope="module")
-def vlm():
-    vlm = tiny.tiny_vlm()
-    vlm.forward(vlm.batch(EXAMPLES))  # transformers installs hooks of its own on first use
-    return vlm
-
-
-@pytest.fixture(scope="module")
-def batch(vlm):
-    return vlm.batch(EXAMPLES, ["I'm sorry."] * len(EXAMPLES))
-
-
 @st.composite
 def some_channels(draw):
     """One to three channels of one site; ranks, scopes, strengths and gates are their own."""
@@ -249,10 +237,7 @@ def test_a_shut_gate_leaves_every_bit(dtype, fusion, seed, scale):
 @few
 def test_a_fully_open_gate_is_no_gate(seed, strength, count):
     h, roles = activations(seed)
-    ungated = [
-        made(seed=seed, strength=strength),
-        skewed(rank=2, seed=seed + 1, scopes=("text",)),
-    ]
+    ungated = [made(seed=seed, strength=strength), skewed(rank=2, seed=seed + 1, scopes=("text",))]
     opened = [replace(c, gate=a_gate(count, seed, thresholds=FULLY_OPEN)) for c in ungated]
     for mixed in (opened, [opened[0], ungated[1]]):
         for fusion in ("adaptive", "sum"):

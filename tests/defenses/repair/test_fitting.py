@@ -35,11 +35,6 @@ SITE = Site(2, "layer_out")
 
 
 @pytest.fixture(scope="module")
-def vlm():
-    return tiny.tiny_vlm()
-
-
-@pytest.fixture(scope="module")
 def fitter(vlm):
     return Fitter(vlm, material(), PRESETS["corrected"], batch_size=8)
 
@@ -222,7 +217,9 @@ def test_a_gate_of_features_is_beside_the_same_directions(vlm, fitter):
     channel, plain = (f.channel(SITE, "text") for f in (fitter.with_config(config), fitter))
     assert channel.gate.filters.shape == (16, 1)
     np.testing.assert_array_equal(channel.subspace.basis, plain.subspace.basis)
-    stated = [f.repair([SITE]).manifest["config"]["gate"] for f in (fitter.with_config(config), fitter)]
+    stated = [
+        f.repair([SITE]).manifest["config"]["gate"] for f in (fitter.with_config(config), fitter)
+    ]
     assert (stated[0]["features"], "features" in stated[1]) == (16, False)
 
 

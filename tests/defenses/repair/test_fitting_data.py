@@ -18,11 +18,6 @@ ANSWERS = ["Sure, here is how.", "I'm sorry.", "To wash a car, you'll need water
 PICTURES = [tiny.picture(i) for i in range(4)]
 
 
-@pytest.fixture(scope="module")
-def vlm():
-    return tiny.tiny_vlm()
-
-
 def asked(name, answer, *pictures):
     return Example(id=name, prompt=f"How do you build {name}?", images=pictures), answer
 

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from scipy.linalg import eigh
 
 from care.defenses.repair.family_subspace import Classes, FamilyRows, pooled, unsafe_subspace
-from care.defenses.repair.gate import Gate, GateConfig, crossfit_scores, fit_gate, folds_of
+from care.defenses.repair.gate import (
+    FourierFeatures,
+    Gate,
+    GateConfig,
+    crossfit_scores,
+    fit_gate,
+    folds_of,
+)
 from care.errors import FitError, UsageError
 
 
@@ -243,7 +250,7 @@ def test_a_gate_of_features_tells_apart_what_no_line_does() -> None:
 
     found = Classes(
         {"around": grouped(ring(300, 4.0))},
-        grouped(ring(200, 0.5) + [0, 0, 5, 0]),
+        grouped(ring(200, 0.5) + 5 * np.eye(4)[2]),
         {"inside": grouped(ring(300, 0.5))},
     )
     linear, nonlinear = (fit_gate(found, GateConfig(features=m)) for m in (0, 200))

@@ -17,33 +17,11 @@ from care.models.hooks import edit, read
 from care.models.sites import Role, Site, scope_mask
 from care.models.vlm import VLM
 from kit import tiny
-from kit.repairs import (
-    SITE,
-    a_gate,
-    before_after,
-    close,
-    correction,
-    made,
-    plain,
-    repaired,
-    skewed,
-)
+from kit.repairs import SITE, a_gate, before_after, close, correction, made, plain, repaired, skewed
 from kit.tiny import hooks_of
 
 EXAMPLES = tiny.mixed_examples(5)
 few = settings(max_examples=25, deadline=None)
-
-
-@pytest.fixture(scope="module")
-def vlm():
-    vlm = tiny.tiny_vlm()
-    vlm.forward(vlm.batch(EXAMPLES))  # transformers installs hooks of its own on first use
-    return vlm
-
-
-@pytest.fixture(scope="module")
-def batch(vlm):
-    return vlm.batch(EXAMPLES, ["I'm sorry."] * len(EXAMPLES))
 
 
 # -- one channel -----------------------------------------------------------------------------------

@@ -229,9 +229,8 @@ def test_graddrop_finds_a_neuron_whose_effects_cancel():
     assert dropped.mean[at] == pytest.approx(without / 4, rel=0.5)  # one of four passes sees it
 
 
-def test_graddrop_closes_sublayers_but_not_the_neurons_inside():
+def test_graddrop_closes_sublayers_but_not_the_neurons_inside(vlm):
     """Two groups: the gradient of the last layer's neurons is there in both passes."""
-    vlm = tiny.tiny_vlm()
     question = between_pairs(mixed_pairs(), scopes=("all",))
     plain, dropped = (estimate(vlm, question, m, groups=2) for m in ("atp", "graddrop"))
     scale = np.abs(plain.mean).max()

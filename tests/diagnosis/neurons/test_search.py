@@ -10,12 +10,7 @@ from care.data.minimal_pairs import Pair
 from care.diagnosis.neurons.activation_patching import patch
 from care.diagnosis.neurons.attribution_patching import estimate
 from care.diagnosis.neurons.interventions import against_means, between_pairs
-from care.diagnosis.neurons.search import (
-    NeuronConfig,
-    _precision,
-    find_neurons,
-    matched_controls,
-)
+from care.diagnosis.neurons.search import NeuronConfig, _precision, find_neurons, matched_controls
 from care.errors import FitError, SiteError, UsageError
 from care.models.alignment import align
 from care.models.hooks import edit, read

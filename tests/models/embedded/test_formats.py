@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from care.errors import ArtefactError
-from care.models.embedded.formats import read_gguf, read_onnx
+from care.models.embedded.formats import plain_reader, read_gguf, read_onnx
 from kit.embedded_parts import text_gguf, write_gguf  # noqa: F401
 
 
@@ -22,6 +22,7 @@ def test_gguf_blocks_are_dequantised_as_specified(tmp_path):
     write_gguf(tmp_path / "x.gguf", fields, tensors)
     read_fields, read = read_gguf(tmp_path / "x.gguf")
     assert read_fields == fields
+    assert type(plain_reader(tmp_path / "x.gguf").data) is np.ndarray
     np.testing.assert_array_equal(read["four"], (0.25 * nibbles - 1.5)[None].astype(np.float32))
     np.testing.assert_array_equal(read["eight"], 0.25 * eights.astype(np.float32))
     np.testing.assert_array_equal(read["half"], [[0, 1], [2, 3]])

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from care.statistics.intervals import Correlation, Interval
+from care.statistics.correlation import Correlation
+from care.statistics.intervals import Interval
 from care.typed import (
     TOLERANCE,
     WHEN_SET,

@@ -42,11 +42,11 @@ from care.errors import FitError, UsageError
 from care.models.sites import Neuron
 from care.models.vlm import VLM
 from care.runs.kept_batches import KeptBatches
-from care.runs.options import require
 from care.runs.progress import Bar, silent
+from care.runs.settings import require
 from care.statistics.bootstrap import percentiles
-from care.statistics.correlation import rank_correlations
-from care.statistics.intervals import Correlation, Interval
+from care.statistics.correlation import Correlation, rank_correlations
+from care.statistics.intervals import Interval
 from care.statistics.sampling import SamplingSpec, flat
 from care.statistics.sign_flips import sign_flip_p
 

@@ -16,8 +16,7 @@ import typer
 
 from care.errors import UsageError
 from care.report.described import docstrings
-from care.runs.options import MANY, MAX_BATCH
-from care.runs.settings import Between, ExistingFile, Said, Unsaid, mark_of, marks
+from care.runs.settings import MANY, MAX_BATCH, Between, ExistingFile, Said, Unsaid, mark_of, marks
 
 _TOLD = {"exists": True, "dir_okay": False}
 

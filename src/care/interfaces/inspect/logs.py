@@ -18,24 +18,25 @@ from typing import Any, NamedTuple
 
 from care.data.digests import is_same, warn_of_old
 from care.errors import DataError, UsageError
-from care.evaluation.config import RULES
+from care.evaluation.config import RULES, StoredConfig, read_config
 from care.evaluation.rejudge import VERDICTS, Examples, by_place, judged, judges_of, read_rows
 from care.evaluation.results import Results, counts
-from care.evaluation.row_shapes import ROW, VERDICT
+from care.evaluation.rows import JudgedRow, VerdictRow
 from care.evaluation.scorecard import cluster_of
 from care.interfaces.inspect.shared import require_inspect
 from care.models.spec import ModelSpec
 from care.runs.files import storage_errors
 from care.runs.manifest import MANIFEST, read_manifest
-from care.runs.options import MAX_NAME
 from care.runs.rows import Row
 from care.runs.run import ROWS
+from care.runs.settings import MAX_NAME
 
 
 class _Run(NamedTuple):
     """What is read of a run's folder."""
 
     manifest: dict[str, Any]
+    config: StoredConfig
     tables: dict[str, Results]
     """By judge; the offline rules come first."""
     examples: Examples
@@ -72,30 +73,30 @@ def _read(run: Path, images: bool) -> _Run:
     if not (run / MANIFEST).is_file() or not (run / ROWS).is_file():
         raise UsageError(f"There is no run in {run}; pass the folder of a finished evaluation.")
     manifest = read_manifest(run / MANIFEST)
-    rows = read_rows(run / ROWS, ROW)
+    config = read_config(manifest)
+    rows = read_rows(run / ROWS, JudgedRow)
     if not rows:
         raise DataError(f"The run in {run} holds no judged answers; evaluate first.")
-    verdicts = read_rows(run / VERDICTS, VERDICT) if (run / VERDICTS).is_file() else []
+    verdicts = read_rows(run / VERDICTS, VerdictRow) if (run / VERDICTS).is_file() else []
     # A judge of pictures says nothing of answers.
     judges = judges_of(row for row in verdicts if row["outcome"] is not None)
     seen = {RULES: rows} | {name: judged(rows, verdicts, name) for name in judges}
     tables = {name: Results(of_judge) for name, of_judge in seen.items()}
     if images:
         warn_of_old(rows)
-    examples = _examples(run, manifest["config"], tables[RULES].suites) if images else {}
-    return _Run(manifest, tables, examples)
+    examples = _examples(run, config, tables[RULES].suites) if images else {}
+    return _Run(manifest, config, tables, examples)
 
 
-def _examples(run: Path, config: Mapping[str, Any], names: Sequence[str]) -> Examples:
+def _examples(run: Path, config: StoredConfig, names: Sequence[str]) -> Examples:
     """The run's examples, from its suites, loaded again."""
-    if "test_length" in config:  # of `care repair`
+    if config.test_length is not None:  # of `care repair`
         from care.pipeline.config import RepairJob
         from care.pipeline.splits import suites_of
 
-        attacks, benign = (
-            None if config[key] is None else Path(config[key]) for key in ("attacks", "benign")
-        )
-        model, length = ModelSpec(config["model"]), config["test_length"]
+        files = (config.attacks, config.benign)
+        attacks, benign = (None if name is None else Path(name) for name in files)
+        model, length = ModelSpec(config.model), config.test_length
         job = RepairJob(model=model, test_length=length, attacks=attacks, benign=benign)
         suites = suites_of(job, "test")
     else:
@@ -157,7 +158,6 @@ def _spec(run: _Run, suite: str, defense: str, model: str, rows: Sequence[Row]) 
     from inspect_ai.model import GenerateConfig  # pyright: ignore[reportMissingImports]
 
     manifest = run.manifest
-    config = manifest["config"]
     ids = list(dict.fromkeys(row["example"] for row in rows))
     place = f"{manifest['created']} {manifest.get('config_digest')}"
     source = (manifest.get("suites") or {}).get(suite) or {}
@@ -169,12 +169,10 @@ def _spec(run: _Run, suite: str, defense: str, model: str, rows: Sequence[Row]) 
         eval_id=_id(place, suite, defense, "eval"),
         task=suite,
         task_display_name=f"{suite} ({defense})",
-        task_args={"defense": defense, "seed": config.get("seed")},
+        task_args={"defense": defense, "seed": manifest["config"].get("seed")},
         model=model,
         model_args={"defense": defense},
-        model_generate_config=GenerateConfig(
-            max_tokens=config.get("max_new_tokens"), temperature=0.0
-        ),
+        model_generate_config=GenerateConfig(max_tokens=run.config.max_new_tokens, temperature=0.0),
         dataset=EvalDataset(
             name=suite, location=source.get("source") or None, samples=len(ids), sample_ids=ids
         ),
@@ -185,7 +183,7 @@ def _spec(run: _Run, suite: str, defense: str, model: str, rows: Sequence[Row]) 
             "role": rows[0]["role"],
             "suite": source,
             "command": manifest.get("command"),
-            "config": config,
+            "config": manifest["config"],
             "judges": manifest.get("judges"),
         },
     )

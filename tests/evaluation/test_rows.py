@@ -17,11 +17,11 @@ import pytest
 
 from care.errors import CareError, DataError
 from care.evaluation import job as evaluation_job
-from care.evaluation.row_shapes import ROW
+from care.evaluation.rows import AnswerRow, JudgedRow, VerdictRow, check_rows
 from care.evaluation.scores import Scorecard
 from care.interfaces.cli import app as cli
-from care.runs.shapes import check, check_rows
-from care.typed import from_tree
+from care.runs.files import to_json
+from care.typed import from_tree, to_tree
 from kit.evaluate_command import ARGUMENTS, world  # noqa: F401
 
 RESUME = [*ARGUMENTS, "--repair", "care", "--judge", "rules", "--limit", "2", "--resume"]
@@ -106,36 +106,60 @@ def test_no_file_of_an_evaluation_makes_a_traceback(finished, name, capsys, monk
     assert tried > 12 and refused > 5
 
 
-def test_a_run_with_a_row_left_alone_is_judged_again(finished):
-    rows = [json.loads(line) for line in (finished / "rows.jsonl").read_text().splitlines()]
-    check_rows(rows, ROW, "rows.jsonl")
-    for kept in (rows[0] | {"more": 1}, {k: v for k, v in rows[0].items() if k != "digest"}):
-        check_rows([kept], ROW, "rows.jsonl")
+ROW = {
+    "key": "s/e/none/0", "digest": "d", "suite": "s", "role": "attack", "example": "e",
+    "kind": "malicious", "category": "", "defense": "none", "seed": 0, "prompt": "p", "goal": "g",
+    "response": "r", "error": None, "outcome": "safe", "correct": None,
+}  # fmt: skip
+VERDICT = {
+    "key": "s/e/none/0/j/1", "row": "s/e/none/0", "judge": "j", "attempt": 1, "outcome": None,
+    "flagged": True, "error": None,
+}  # fmt: skip
+ANSWER = {"key": "s/e/none/0", "response": "r", "error": None}
+
+
+def test_rows_are_stored_as_their_types_have_them(finished):
+    for name, kind in (("answers", AnswerRow), ("rows", JudgedRow), ("verdicts", VerdictRow)):
+        for line in (finished / f"{name}.jsonl").read_text().splitlines():
+            assert to_json(to_tree(from_tree(kind, json.loads(line)))) == line
 
 
 @pytest.mark.parametrize(
-    ("value", "kind", "told"),
+    ("kind", "row"),
     [
-        ([], {"a": int}, r"it must be an object, got \[\]"),
-        ({}, {"a": int}, "a is missing"),
-        ({"a": True}, {"a": int}, "a must be a whole number, got True"),
-        ({"a": 1.5}, {"a": int}, "a must be a whole number"),
-        ({"a": "1"}, {"a": frozenset({int, None})}, "a must be a whole number or null"),
-        ({"a": [1, "x"]}, {"a": [int]}, r"a\[1\] must be a whole number, got 'x'"),
-        ({"a": {"b": 1}}, {"a": {str: dict}}, "a.b must be an object, got 1"),
-        ({"a": {"b": {}}}, {"a": {"b": {"c": str}}}, "a.b.c is missing"),
-        ({"a": []}, {"a": ("x", None)}, r"a must be one of x, null, got \[\]"),
+        (AnswerRow, ANSWER),
+        (AnswerRow, ANSWER | {"response": None, "error": "no picture"}),
+        (JudgedRow, ROW),
+        (JudgedRow, {key: ROW[key] for key in ROW if key != "digest"}),
+        (JudgedRow, ROW | {"outcome": None, "error": "not judged"}),
+        (VerdictRow, VERDICT),
+        (VerdictRow, VERDICT | {"flagged": None, "error": "no reply", "score": 1}),
     ],
 )
-def test_what_is_wrong_is_told_with_its_place(value, kind, told):
-    with pytest.raises(DataError, match=f"F isn't what care writes there .*{told}.*; do it."):
-        check(value, kind, "F", "do it")
+def test_what_has_its_type_passes_and_what_is_not_named_is_left_alone(kind, row):
+    check_rows(kind, [row, row | {"more": [1]}], "F")
 
 
-def test_what_has_its_shape_passes():
-    kind = {"a": int, "b?": frozenset({float, int}), "c": [{"d": ("x", None)}], "e": {str: str}}
-    for value in (
-        {"a": 1, "c": [], "e": {}},
-        {"a": 1, "b": 2, "c": [{"d": None}, {"d": "x"}], "e": {"k": "v"}, "more": object()},
-    ):
-        check(value, kind, "F", "do it")
+@pytest.mark.parametrize(
+    ("kind", "row", "told"),
+    [
+        (AnswerRow, ANSWER | {"response": None}, "`response` is null, and so is `error`"),
+        (JudgedRow, ROW | {"response": None}, "`response` is null, and so is `error`"),
+        (JudgedRow, ROW | {"outcome": None}, "`outcome` is null, and so is `error`"),
+        (
+            JudgedRow,
+            ROW | {"outcome": "bad"},
+            "`outcome` is 'bad'; use one of 'harmful'",
+        ),
+        (JudgedRow, ROW | {"kind": ["benign"]}, r"`kind` is \['benign'\]; use one of 'malicious'"),
+        (JudgedRow, ROW | {"seed": True}, "`seed` is True; it must be an integer"),
+        (JudgedRow, ROW | {"correct": 1}, "`correct` is 1; it must be true or false"),
+        (JudgedRow, {key: ROW[key] for key in ROW if key != "suite"}, "`suite` is missing"),
+        (VerdictRow, VERDICT | {"flagged": None}, "`flagged` is null, and so is `error`"),
+        (VerdictRow, VERDICT | {"attempt": 0}, "`attempt` is 0; it must be at least 1"),
+    ],
+)
+def test_what_is_wrong_with_a_row_is_told_with_its_place(kind, row, told):
+    told = f"^The row '{row['key']}' in F can't be used: {told}.*; restore the file, or choose an"
+    with pytest.raises(DataError, match=told):
+        check_rows(kind, [row], "F")

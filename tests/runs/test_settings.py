@@ -23,7 +23,7 @@ from care.interfaces.cli import app as cli
 from care.judges.registry import load_judge
 from care.models.spec import ModelSpec
 from care.pipeline.config import RepairJob
-from care.runs.options import MAX_NAME, check_file_name, require
+from care.runs.settings import MAX_NAME, check_file_name, require
 from care.runs.spec import RunSpec
 from care.statistics.sampling import SamplingSpec
 from kit.refusals import refusals, refused

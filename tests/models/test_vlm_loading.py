@@ -1,0 +1,114 @@
+"""How a VLM is made: saved models load again, and what doesn't fit together is refused."""
+
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
+from transformers import AutoTokenizer
+
+from care.errors import MissingDependencyError, ModelError
+from care.models.vlm import VLM
+from kit import tiny
+from kit.refusals import refusals
+
+EXAMPLES = tiny.mixed_examples(7)
+
+
+def test_saved_models_load_again(tmp_path):
+    vlm = tiny.tiny_vlm()
+    vlm.model.save_pretrained(tmp_path)
+    vlm.processor.save_pretrained(tmp_path)
+    loaded = VLM.from_pretrained(str(tmp_path))
+    assert loaded.name == str(tmp_path)
+    assert loaded.generate(EXAMPLES, max_new_tokens=4) == vlm.generate(EXAMPLES, max_new_tokens=4)
+
+
+def test_text_only_models_are_refused_on_loading(tmp_path):
+    tiny.tiny_llama().save_pretrained(tmp_path)
+    tiny.tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="takes no images"):
+        VLM.from_pretrained(str(tmp_path))
+
+
+def test_unknown_models_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match=r"no-such/model.*check the name"):
+        VLM.from_pretrained("no-such/model")
+    with pytest.raises(ModelError, match="could not be loaded"):
+        VLM.from_pretrained(str(tmp_path))
+
+
+def test_the_hub_is_given_up_after_one_file(monkeypatch):
+    """Every request is tried for half a minute, so no loader may ask for more files."""
+    asked = []
+
+    def offline(name, file, **options):
+        asked.append((name, file, options["revision"]))
+        raise LocalEntryNotFoundError("the Hub can't be reached")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda *a, **k: pytest.fail())
+    with pytest.raises(ModelError, match=r"no-such/model.*the network"):
+        VLM.from_pretrained("no-such/model", revision="v1")
+    assert asked == [("no-such/model", "config.json", "v1")]
+
+
+def test_missing_packages_are_named(tmp_path, monkeypatch):
+    def needs(*args, **kwargs):
+        raise ImportError("SomeProcessor requires\n the Torchvision library.")
+
+    tiny.tiny_llava()[0].config.save_pretrained(tmp_path)
+    monkeypatch.setattr("transformers.AutoProcessor.from_pretrained", needs)
+    with pytest.raises(MissingDependencyError, match="requires the Torchvision"):
+        VLM.from_pretrained(str(tmp_path))
+
+
+@pytest.fixture
+def parts():
+    return tiny.tiny_llava()
+
+
+def with_image_token(parts, token):
+    parts[0].config.image_token_index = parts[0].config.image_token_id = token
+    return VLM(*parts)
+
+
+def with_template(parts, template):
+    for part in (parts[1], parts[1].tokenizer):
+        part.chat_template = template
+    return VLM(*parts)
+
+
+TEXTS = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+
+test_processors_must_fit_the_model = refusals(
+    (ModelError, "processor", lambda parts: VLM(parts[0], parts[1].image_processor)),
+    (ModelError, "processor", lambda parts: VLM(parts[0], parts[1].tokenizer)),
+    (ModelError, "belong together", lambda parts: with_image_token(parts, 40)),
+    (ModelError, "doesn't know", lambda parts: with_image_token(parts, 4000)),
+    (ModelError, "content lists", lambda parts: with_template(parts, TEXTS)),
+    (ModelError, "no chat template", lambda parts: with_template(parts, None)),
+)
+
+
+def test_a_missing_padding_token_is_replaced():
+    model, processor = tiny.tiny_llava()
+    processor.tokenizer.pad_token = None
+    vlm = VLM(model, processor)
+    assert vlm.tokenizer.pad_token == "<eos>"
+    assert vlm.generate(EXAMPLES, max_new_tokens=3) == tiny.tiny_vlm().generate(
+        EXAMPLES, max_new_tokens=3
+    )
+
+
+def test_a_begin_token_in_the_template_is_not_doubled():
+    model, processor = tiny.tiny_llava()
+    processor.tokenizer.bos_token = "<|user|>"
+    vlm = VLM(model, processor)
+    ids = vlm.batch(EXAMPLES[0]).inputs["input_ids"][0].tolist()
+    assert ids.count(vlm.tokenizer.bos_token_id) == 1
+
+
+def test_the_tiny_tokenizer_round_trips(tmp_path):
+    tiny.tiny_tokenizer().save_pretrained(tmp_path)
+    text = "Any text: ü 你好 I'm sorry!"
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
