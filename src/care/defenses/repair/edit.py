@@ -52,7 +52,8 @@ class Features(NamedTuple):
 
     def scores(self, rows: Tensor) -> Tensor:
         """Scaled scores (N, F) of activations (N, D)."""
-        return linear(torch.cos(linear(rows, self.weights, self.phases)), self.filters, self.bias)
+        seen = linear(rows.to(self.weights.dtype), self.weights, self.phases)
+        return linear(torch.cos(seen), self.filters, self.bias)
 
 
 class Numbers(NamedTuple):
