@@ -114,7 +114,7 @@ def test_a_file_of_an_artefact_is_not_the_artefact(folder):
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "\udcff", '{"format": 1}'])
 def test_facts_that_are_no_artefact_are_refused(folder, content):
     (folder / FACTS).write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(ArtefactError, match=r"JSON|format|lacks"):
+    with pytest.raises(ArtefactError, match=r"JSON|format"):
         load(folder)
 
 
@@ -236,8 +236,11 @@ def test_a_tensor_of_another_shape_is_refused(folder, tensor, shape):
 )
 def test_a_channel_that_makes_no_sense_is_refused(folder, change):
     rewrite(folder, lambda facts: facts["channels"][0].update(change))
-    with pytest.raises(ArtefactError):
+    with pytest.raises(ArtefactError) as caught:
         load(folder)
+    (name,) = change
+    said = {"strength": "number", "rank": "shape"}.get(name, name)
+    assert said in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -258,8 +261,15 @@ def test_a_channel_that_makes_no_sense_is_refused(folder, change):
     ids=str,
 )
 def test_facts_that_make_no_repair_are_refused(folder, change):
-    with pytest.raises(ArtefactError):
+    (name,) = change
+    with pytest.raises(ArtefactError, match=rf"(`{name}|channel).*; fetch it again or fit a new"):
         load(rewrite(folder, lambda facts: facts.update(change)))
+
+
+@pytest.mark.parametrize("key", ["name", "fusion", "channels", "manifest"])
+def test_a_fact_that_is_missing_is_named(folder, key):
+    with pytest.raises(ArtefactError, match=rf"repair\.json can't be used: `{key}` is missing; f"):
+        load(rewrite(folder, lambda facts: facts.pop(key)))
 
 
 @pytest.mark.parametrize("number", ["1e400", "-1e400", "NaN", "Infinity", "1" + 400 * "0"])
