@@ -230,7 +230,6 @@ def test_a_tensor_of_another_shape_is_refused(folder, tensor, shape):
         {"condition": "large"},
         {"n_benign": [1]},
         {"oblique": "yes"},
-        {"oblique": True},
     ],
     ids=str,
 )
@@ -455,6 +454,11 @@ def test_numbers_under_which_every_answer_is_broken_are_refused(folder, tensor, 
 
     with pytest.raises(ArtefactError, match=r"channel 0.*(length|number) .*at most"):
         load(rewrite(folder, change_tensors=spoil))
+
+
+def test_an_oblique_channel_needs_its_directions(folder):
+    with pytest.raises(ArtefactError, match=r"lacks 'channels\.0\.write'"):
+        load(rewrite(folder, lambda facts: facts["channels"][0].update(oblique=True)))
 
 
 def test_directions_to_write_along_that_are_no_directions_are_refused(tmp_path):
