@@ -16,14 +16,9 @@ from care.defenses.artefact import FORMAT, digest, load, save
 from care.defenses.repair.repair import Repair
 from care.errors import ArtefactError, StorageError, UsageError
 from kit import tiny
-from kit.artefacts import FACTS, NUMBERS, made, numbers, rewrite, state
+from kit.artefacts import FACTS, NUMBERS, folder, made, numbers, rewrite, state  # noqa: F401
 
 few = settings(max_examples=30, deadline=None)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return save(made(), tmp_path / "repair")
 
 
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))

@@ -8,12 +8,7 @@ import pytest
 from care.defenses.artefact import load, save
 from care.errors import ArtefactError
 from kit import tiny
-from kit.artefacts import made, rewrite
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return save(made(), tmp_path / "repair")
+from kit.artefacts import folder, made, rewrite  # noqa: F401
 
 
 def refused(folder, match):
