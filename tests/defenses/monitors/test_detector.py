@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from care.defenses.monitors.detector import Detector, crossfit, fit_detector
+from care.defenses.monitors.detector import Detector, crossfit, fit_detector, hardness
 from care.errors import FitError, UsageError
 from care.statistics.crossfit import FamilyRows
 
@@ -65,6 +65,24 @@ def test_scores_do_not_depend_on_the_units_or_the_origin(scale: float, move: flo
     assert_allclose(
         fit_detector(*moved)(harmful["a"].x * scale + move), before, rtol=1e-3, atol=1e-3
     )
+
+
+def test_weights_move_the_harmless_mean_to_the_kinds_that_have_them() -> None:
+    harmful, harmless = {"a": rows(1, shift=3)}, {"b": rows(2), "c": rows(3, shift=1)}
+    detector = fit_detector(harmful, harmless, {"b": 3, "c": 1})
+    centre = 0.75 * harmless["b"].mean + 0.25 * harmless["c"].mean
+    assert_allclose(detector.mean, centre, rtol=1e-5, atol=1e-6)
+    alone = fit_detector(harmful, {"b": harmless["b"]})
+    heavy = fit_detector(harmful, harmless, {"b": 1, "c": 0})
+    assert_allclose(heavy.direction, alone.direction, rtol=1e-4, atol=1e-6)
+
+
+def test_a_kind_that_is_hard_to_tell_apart_weighs_more() -> None:
+    harmful = {"a": rows(1, shift=4)}
+    harmless = {"easy": rows(2), "easier": rows(4, shift=-1), "hard": rows(3, shift=2.5)}
+    weights = hardness(harmful, harmless, 0.05)
+    assert weights["hard"] > 5 * max(weights["easy"], weights["easier"]) > 0
+    assert sum(weights.values()) == pytest.approx(3 * 1.1)  # 0.1 each, and shares that mean 1
 
 
 def test_a_row_is_scored_by_a_detector_that_has_not_seen_its_goal() -> None:

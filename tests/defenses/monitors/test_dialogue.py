@@ -54,7 +54,8 @@ class Watching:
     def __init__(self, reads, *words, tokens=0):
         self.reads, self.words, self.tokens = reads, words, tokens
 
-    def alarms(self, vlm, exchanges, batch_size=32):
+    def alarms(self, vlm, exchanges, batch_size=32, suspected=None):
+        self.suspected = suspected
         texts = [
             {
                 "request": each.request.prompt,
@@ -109,7 +110,7 @@ def test_an_answer_that_alarms_is_begun_again_with_the_channels_closed(reads):
 class StopsAt(Watching):
     """Alarms at a last word."""
 
-    def alarms(self, vlm, exchanges, batch_size=32):
+    def alarms(self, vlm, exchanges, batch_size=32, suspected=None):
         found = super().alarms(vlm, exchanges)
         return [
             alarm if each.answer.endswith(self.words) else None
@@ -125,6 +126,14 @@ def test_a_new_answer_that_alarms_too_is_refused():
 def test_without_channels_to_close_an_alarm_is_a_refusal():
     answer, vlm = answered(Watching("answer", "seen"), closing=False)
     assert told(answer) == (REFUSAL, "refusal", ["answer"]) and len(vlm.asked) == 1
+
+
+def test_answers_to_requests_that_alarmed_are_suspected():
+    watching = Watching("answer", "x")
+    vlm = Scripted()
+    examples = [Example(p, p, images=(SQUARE,)) for p in ("fine", "bad")]
+    Dialogue(vlm, [Watching("request", "bad"), watching], None, {}).answers(examples)
+    assert watching.suspected == [False, True]
 
 
 def test_all_monitors_together():

@@ -176,6 +176,19 @@ def test_the_first_reading_above_the_threshold_raises_the_alarm(vlm):
     assert monitor(threshold=highest).alarms(vlm, [Exchange(ASKED, long)]) == [None]
 
 
+@pytest.mark.parametrize("threshold", [-3.0, 0.2, 0.9])
+def test_less_is_enough_for_an_alarm_where_the_request_has_raised_one(vlm, threshold):
+    exchange = Exchange(ASKED, SAID)
+    for reads, lowered in (("answer", True), ("exchange", True), ("request", False)):
+        watching = monitor(reads, threshold=threshold)
+        wanted = min(threshold, 0.5) if lowered else threshold
+        assert watching.limit(True) == wanted and watching.limit(False) == threshold
+        highest = max(score for _, score in watching.scores(vlm, [exchange])[0])
+        [alarm] = watching.alarms(vlm, [exchange], suspected=[True])
+        assert (alarm is not None) == (highest > wanted)
+    assert Monitor("request", threshold).limit(True) == threshold  # of log-odds ½ means nothing
+
+
 def test_without_a_detector_the_score_is_the_refusal_log_odds_of_the_text_alone(vlm):
     [[(tokens, score)]] = Monitor("request", 0.0).scores(vlm, [Exchange(ASKED)])
     assert tokens == 0

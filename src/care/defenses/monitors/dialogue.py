@@ -1,6 +1,7 @@
 """What follows an alarm: how a monitored model comes to its answer.
 
-    the request raises the alarm    its pictures are out from then on
+    the request raises the alarm    its pictures are out from then on, and less is enough for an
+                                    alarm of the answer
     the answer does                 it is begun again with all unsafe channels closed: gates wide
                                     open, and without words that others put into its beginning
     and that answer does too        a refusal is given
@@ -63,24 +64,29 @@ class Dialogue:
             replace(answer, source="text alone" if stripped else "model")
             for answer, stripped in zip(found, alone, strict=True)
         ]
-        said = self._said(examples, found)
+        said = self._said(examples, found, raised)
         stopped = [place for place, alarm in enumerate(said) if alarm]
         found = [
             replace(answer, alarms=tuple(alarm for alarm in pair if alarm))
             for answer, *pair in zip(found, raised, said, strict=True)
         ]
-        others = self._again([examples[n] for n in stopped], [asked[n] for n in stopped])
+        others = self._again(*([part[n] for n in stopped] for part in (examples, asked, raised)))
         for place, other in zip(stopped, others, strict=True):
             found[place] = replace(other, alarms=(*found[place].alarms, *other.alarms))
         return found
 
-    def _again(self, examples: Sequence[Example], asked: Sequence[Example]) -> list[Answer]:
+    def _again(
+        self,
+        examples: Sequence[Example],
+        asked: Sequence[Example],
+        raised: Sequence[Alarm | None],
+    ) -> list[Answer]:
         """What is answered in place of answers that raised an alarm."""
         if self.closing is None or not asked:
             return [_refusal() for _ in asked]
         with self.closing():
             found = self._ask([_unopened(example) for example in asked])
-        said = self._said(examples, found)
+        said = self._said(examples, found, raised)
         return [
             replace(_refusal(), alarms=(alarm,)) if alarm else replace(answer, source="repaired")
             for answer, alarm in zip(found, said, strict=True)
@@ -105,17 +111,27 @@ class Dialogue:
         watching = [monitor for monitor in self.monitors if monitor.reads == "request"]
         return self._first(watching, [Exchange(example) for example in examples])
 
-    def _said(self, examples: Sequence[Example], found: Sequence[Answer]) -> list[Alarm | None]:
+    def _said(
+        self,
+        examples: Sequence[Example],
+        found: Sequence[Answer],
+        raised: Sequence[Alarm | None],
+    ) -> list[Alarm | None]:
+        """Alarms of answers, given those of their requests."""
         watching = [monitor for monitor in self.monitors if monitor.reads != "request"]
         pairs = zip(examples, found, strict=True)
-        return self._first(watching, [Exchange(e, answer.text) for e, answer in pairs])
+        exchanges = [Exchange(example, answer.text) for example, answer in pairs]
+        return self._first(watching, exchanges, [alarm is not None for alarm in raised])
 
     def _first(
-        self, monitors: Sequence[Monitor], exchanges: Sequence[Exchange]
+        self,
+        monitors: Sequence[Monitor],
+        exchanges: Sequence[Exchange],
+        suspected: Sequence[bool] | None = None,
     ) -> list[Alarm | None]:
         """The earliest alarm that each exchange raises with any of the monitors."""
         size = self.how.get("batch_size", 16)
-        each = [monitor.alarms(self.vlm, exchanges, size) for monitor in monitors]
+        each = [monitor.alarms(self.vlm, exchanges, size, suspected) for monitor in monitors]
         return [
             min((alarm for alarm in alarms if alarm), key=lambda a: a.tokens, default=None)
             for alarms in (zip(*each, strict=True) if each else [()] * len(exchanges))

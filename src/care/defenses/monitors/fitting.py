@@ -33,6 +33,7 @@ from care.defenses.monitors.detector import (
     hardness,
 )
 from care.defenses.monitors.features import (
+    BASES,
     Base,
     Labelled,
     only_readable,
@@ -192,11 +193,13 @@ def _fitted(
     places, fit = only_readable(vlm, reads, examples)
     held_places, held = only_readable(vlm, reads, validation)
     sites = config.sites(vlm.anatomy.n_layers)
-    bases = dict.fromkeys(_base(pooling) for pooling in config.poolings)
+    pairs: list[tuple[Site, Base]] = [
+        (site, base) for site in sites for base in BASES if base in map(_base, config.poolings)
+    ]
     rows = pooled_activations(vlm, reads, fit, sites, batch_size)
     detectors: dict[tuple[Site, Base], Detector] = {}
     crossed: dict[tuple[Site, Base], np.ndarray] = {}
-    for pair in product(sites, bases):
+    for pair in pairs:
         detectors[pair], crossed[pair] = _detector(rows[pair], fit, config, config.share(reads))
     tokens = token_scores(vlm, reads, held, detectors, batch_size)
     found = []

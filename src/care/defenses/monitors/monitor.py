@@ -9,8 +9,10 @@ first t of them is made, by the monitor's pooling,
 
 and the score at t is compared with the threshold. A request is read at its end, an answer at 16,
 32, 64, … tokens and at its end, all of them in one pass, since what an earlier token is doesn't
-depend on later ones. Without a detector the score is the refusal log-odds of the text, in nats: the
-baseline that needs no fit.
+depend on later ones. Where the request has raised an alarm already, an answer does so at ½: from
+there on it is nearer to the mean of what is harmful (1) than of what is harmless (0), and neither
+is the likelier to begin with. Without a detector the score is the refusal log-odds of the text, in
+nats: the baseline that needs no fit.
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ FIRST = 16
 """Tokens of an answer after which it is read for the first time; then after twice as many."""
 WINDOW = 8
 """Tokens of a window."""
+SUSPECTED = 0.5
+"""Score above which the answer to a request that has raised an alarm raises one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,16 +91,31 @@ class Monitor:
         return [[] if each is None else scored[place[_key(each)]] for each in found]
 
     def alarms(
-        self, vlm: VLM, exchanges: Sequence[Exchange], batch_size: int = 32
+        self,
+        vlm: VLM,
+        exchanges: Sequence[Exchange],
+        batch_size: int = 32,
+        suspected: Sequence[bool] | None = None,
     ) -> list[Alarm | None]:
-        """The first alarm that each exchange raises, if any."""
-        return [self._first(scores) for scores in self.scores(vlm, exchanges, batch_size)]
+        """The first alarm that each exchange raises, if any.
 
-    def _first(self, scores: Sequence[tuple[int, float]]) -> Alarm | None:
+        `suspected` says of each whether its request has raised one.
+        """
+        found = self.scores(vlm, exchanges, batch_size)
+        return [
+            self._first(scores, self.limit(before))
+            for scores, before in zip(found, suspected or [False] * len(found), strict=True)
+        ]
+
+    def limit(self, suspected: bool) -> float:
+        """What a score has to exceed; less where the request has raised an alarm."""
+        lowered = suspected and self.reads != "request" and self.detector is not None
+        return min(self.threshold, SUSPECTED) if lowered else self.threshold
+
+    def _first(self, scores: Sequence[tuple[int, float]], limit: float) -> Alarm | None:
         for tokens, score in scores:
-            if score > self.threshold:
-                told = 0 if self.reads == "request" else tokens
-                return Alarm(self.reads, score, self.threshold, told)
+            if score > limit:
+                return Alarm(self.reads, score, limit, 0 if self.reads == "request" else tokens)
         return None
 
     def _distinct(
