@@ -70,7 +70,11 @@ class Dialogue:
             replace(answer, alarms=tuple(alarm for alarm in pair if alarm))
             for answer, *pair in zip(found, raised, said, strict=True)
         ]
-        others = self._again(*([part[n] for n in stopped] for part in (examples, asked, raised)))
+        others = self._again(
+            [examples[n] for n in stopped],
+            [asked[n] for n in stopped],
+            [raised[n] for n in stopped],
+        )
         for place, other in zip(stopped, others, strict=True):
             found[place] = replace(other, alarms=(*found[place].alarms, *other.alarms))
         return found
