@@ -229,6 +229,7 @@ def test_a_tensor_of_another_shape_is_refused(folder, tensor, shape):
         {"modality": "audio"},
         {"condition": "large"},
         {"n_benign": [1]},
+        {"oblique": "yes"},
     ],
     ids=str,
 )
@@ -453,6 +454,24 @@ def test_numbers_under_which_every_answer_is_broken_are_refused(folder, tensor, 
 
     with pytest.raises(ArtefactError, match=r"channel 0.*(length|number) .*at most"):
         load(rewrite(folder, change_tensors=spoil))
+
+
+def test_an_oblique_channel_needs_its_directions(folder):
+    with pytest.raises(ArtefactError, match=r"lacks 'channels\.0\.write'"):
+        load(rewrite(folder, lambda facts: facts["channels"][0].update(oblique=True)))
+
+
+def test_directions_to_write_along_that_are_no_directions_are_refused(tmp_path):
+    channel = made().channels[0]
+    basis = channel.subspace.basis
+    for write, words in (
+        (basis[:, :2], "shape"),
+        (np.inf * basis, "finite"),
+        (2e9 + basis, "most"),
+    ):
+        wrong = replace(channel, subspace=replace(channel.subspace, write=write))
+        with pytest.raises(ArtefactError, match=words):
+            save(replace(made(), channels=(wrong,)), tmp_path)
 
 
 def test_an_artefact_of_the_first_format_is_refused_with_what_to_do(folder):

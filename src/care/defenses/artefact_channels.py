@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
 from care.defenses.repair.channel import Channel, Modality
-from care.defenses.repair.gate import Gate
+from care.defenses.repair.gate import FourierFeatures, Gate
 from care.defenses.repair.subspace import Subspace
 from care.errors import ArtefactError
 from care.models.sites import Scope, Site
-from care.typed import Count, Positive, Share, hints
+from care.typed import WHEN_SET, Count, Positive, Share
 
 _SUBSPACE_FACTS = (
     "null_quantile",
@@ -30,6 +31,8 @@ _SUBSPACE_FACTS = (
 _SUBSPACE_PARTS = ("basis", "mean", "eigenvalues")
 
 _GATE_PARTS = ("filters", "mean", "low", "high")
+_GATE_FACTS = ("opened_benign", "quantile", "families", "opened")
+_FEATURE_PARTS = ("weights", "phases")
 
 MAX_LENGTH = 10.0
 """Greatest length of a direction that is taken; those that are fitted have length 1."""
@@ -53,6 +56,8 @@ class GateFacts:
     """Names of the families of attacks; empty if unknown."""
     opened: Mapping[str, Share]
     """Share of each family's attacks for which it opens at all."""
+    features: Annotated[bool, WHEN_SET] = False
+    """Whether its filters are of Fourier features."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +90,8 @@ class ChannelFacts:
     """Malicious rows used."""
     n_benign: Count
     """Benign rows used."""
+    oblique: Annotated[bool, WHEN_SET] = False
+    """Whether it writes along other directions than it reads."""
 
 
 def check_apart(channels: Sequence[Channel]) -> None:
@@ -110,7 +117,9 @@ def names_of(channels: Sequence[ChannelFacts]) -> set[str]:
 
 def _parts_of(facts: ChannelFacts) -> list[str]:
     gate = [f"gate.{name}" for name in _GATE_PARTS] if facts.gate is not None else []
-    return [*_SUBSPACE_PARTS, *gate]
+    if facts.gate is not None and facts.gate.features:
+        gate += [f"gate.features.{name}" for name in _FEATURE_PARTS]
+    return [*_SUBSPACE_PARTS, *(["write"] if facts.oblique else []), *gate]
 
 
 def channel_to(channel: Channel) -> ChannelFacts:
@@ -121,10 +130,15 @@ def channel_to(channel: Channel) -> ChannelFacts:
         modality=channel.modality,
         scopes=channel.scopes,
         strength=channel.strength,
-        gate=gate and GateFacts(**{fact: getattr(gate, fact) for fact in hints(GateFacts)}),
+        gate=gate
+        and GateFacts(
+            **{fact: getattr(gate, fact) for fact in _GATE_FACTS},
+            features=gate.features is not None,
+        ),
         rank=subspace.rank,
         width=subspace.width,
         **{fact: getattr(subspace, fact) for fact in _SUBSPACE_FACTS},
+        oblique=subspace.write is not None,
     )
 
 
@@ -141,8 +155,12 @@ def arrays_of(channel: Channel, place: int) -> dict[str, np.ndarray]:
 def _parts(channel: Channel) -> dict[str, np.ndarray]:
     gate = channel.gate
     parts = {name: getattr(channel.subspace, name) for name in _SUBSPACE_PARTS}
+    if channel.subspace.write is not None:
+        parts["write"] = channel.subspace.write
     if gate is not None:
         parts |= {f"gate.{name}": getattr(gate, name) for name in _GATE_PARTS}
+        if gate.features is not None:
+            parts |= {f"gate.features.{n}": getattr(gate.features, n) for n in _FEATURE_PARTS}
     with np.errstate(over="ignore"):  # what overflows is refused for not being finite
         return {
             name: np.ascontiguousarray(part, _TYPES.get(name, np.float32))
@@ -153,10 +171,15 @@ def _parts(channel: Channel) -> dict[str, np.ndarray]:
 def _check_parts(place: int, parts: dict[str, np.ndarray], width: int, rank: int) -> None:
     """ArtefactError unless the arrays of a channel have their types, shapes and finite entries."""
     count = parts["gate.filters"].shape[1:2] if "gate.filters" in parts else ()
+    seen = width  # of what a gate's filters are: activations, or their features
+    if "gate.features.phases" in parts:
+        seen = (parts["gate.features.phases"].shape or (0,))[0]
     shapes = {
         "mean": (width,),
-        "gate.filters": (width, *(count or (1,))),
-        "gate.mean": (width,),
+        "gate.filters": (seen, *(count or (1,))),
+        "gate.mean": (seen,),
+        "gate.features.weights": (width, seen),
+        "gate.features.phases": (seen,),
         "gate.low": count,
         "gate.high": count,
     }
@@ -224,11 +247,17 @@ def channel_from(facts: ChannelFacts, tensors: dict[str, np.ndarray], place: int
         subspace=Subspace(
             **{name: parts[name] for name in _SUBSPACE_PARTS},
             **{fact: getattr(facts, fact) for fact in _SUBSPACE_FACTS},
+            write=parts.get("write"),
         ),
         strength=facts.strength,
         gate=facts.gate
         and Gate(
             **{name: parts[f"gate.{name}"] for name in _GATE_PARTS},
-            **{fact: getattr(facts.gate, fact) for fact in hints(GateFacts)},
+            **{fact: getattr(facts.gate, fact) for fact in _GATE_FACTS},
+            features=_features(parts) if facts.gate.features else None,
         ),
     )
+
+
+def _features(parts: Mapping[str, np.ndarray]) -> FourierFeatures:
+    return FourierFeatures(*(parts[f"gate.features.{name}"] for name in _FEATURE_PARTS))
