@@ -8,7 +8,7 @@
 
 Without an alarm the answer is the unedited model's, to the bit. Where a request's alarm is raised,
 everything that follows is made of its text alone, and so is the answer: it doesn't depend on the
-picture, whatever that is (the certificate, `care.evaluation.certificate`). Answers are read when
+picture, whatever that is: what a certificate of an evaluation rests on. Answers are read when
 they are finished, at 16, 32, 64, … tokens and at the end, so that one which goes on harmlessly
 isn't spared for it.
 """
