@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from care.attacks.best_of import BestOf
-from care.attacks.joined import Part, joins_of, strongest
+from care.attacks.joined import TriedVariant, joins_of, strongest
 from care.attacks.many_shot import SHOTS, after, invented
 from care.attacks.openings import OPENINGS, with_opening
 from care.attacks.templates import Templates
@@ -62,7 +62,9 @@ def test_what_is_searched_on_each_defense_is_shown_to_all():
 
 
 def part(stage, name, wins):
-    return Part(stage, Variant(name, lambda e: replace(e, prompt=f"{e.prompt} {name}")), wins)
+    return TriedVariant(
+        stage, Variant(name, lambda e: replace(e, prompt=f"{e.prompt} {name}")), wins
+    )
 
 
 def test_the_strongest_part_is_what_worked_on_the_request_and_then_on_most():
@@ -80,7 +82,7 @@ def test_the_strongest_part_is_what_worked_on_the_request_and_then_on_most():
     assert names("a") == {"template": "t2", "opening": "o2"}
     assert names("b") == {"template": "t1", "opening": "o2"}
     assert names("unasked") == {"template": "t1", "opening": "o2"}
-    assert Part("suffix", parts[0].variant, {}).share == 0
+    assert TriedVariant("suffix", parts[0].variant, {}).share == 0
 
 
 def test_all_stages_are_joined_and_all_but_each():

@@ -38,7 +38,7 @@ class Joined(WordAttack):
 
 
 @dataclass(frozen=True)
-class Part:
+class TriedVariant:
     """A variant of some attack, and where it worked."""
 
     stage: Stage
@@ -54,9 +54,9 @@ class Part:
         return sum(self.wins.values()) / len(self.wins) if self.wins else 0.0
 
 
-def strongest(parts: Sequence[Part], request: str) -> dict[Stage, Part]:
+def strongest(parts: Sequence[TriedVariant], request: str) -> dict[Stage, TriedVariant]:
     """The part to take of each stage for a request; draws are none, since nothing is changed."""
-    found: dict[Stage, Part] = {}
+    found: dict[Stage, TriedVariant] = {}
     for part in parts:
         if part.stage == "draw":
             continue
@@ -81,5 +81,5 @@ def joins_of(chosen: Mapping[Stage, Variant]) -> list[Variant]:
     ]
 
 
-def _strength(part: Part, request: str) -> tuple[bool, float]:
+def _strength(part: TriedVariant, request: str) -> tuple[bool, float]:
     return part.wins.get(request, False), part.share

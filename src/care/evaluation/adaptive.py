@@ -27,7 +27,7 @@ from care.data.example import Example, Suite
 from care.data.registry import load_suite
 from care.defenses.loading import load_defense
 from care.errors import StorageError, UsageError
-from care.evaluation.config import UNDEFENDED, Asked, ImageAttack
+from care.evaluation.config import UNDEFENDED, AskedAttack, ImageAttack
 from care.evaluation.leak_check import refuse_leaks
 from care.evaluation.scores import SuiteScores, Threat
 from care.models.spec import ModelSpec
@@ -96,7 +96,7 @@ def image_suites(
 
 
 def held_out(
-    attacks: Sequence[Asked], suites: Sequence[str], limit: int | None, seed: int
+    attacks: Sequence[AskedAttack], suites: Sequence[str], limit: int | None, seed: int
 ) -> list[Suite]:
     """The held-out requests of each attack: malicious ones that bring no picture of their own.
 
@@ -106,7 +106,7 @@ def held_out(
     return [_held_out(attack, suites, limit, seed) for attack in attacks]
 
 
-def suite_name(attack: Asked, defense: str) -> str:
+def suite_name(attack: AskedAttack, defense: str) -> str:
     """Name of the suite of requests with what was made against `defense`."""
     return f"{attack.name} on {defense}"
 
@@ -143,7 +143,9 @@ def threats(
     return found
 
 
-def folders(path: Path, attack: Asked, defenses: Sequence[str] | Mapping[str, Any]) -> list[Path]:
+def folders(
+    path: Path, attack: AskedAttack, defenses: Sequence[str] | Mapping[str, Any]
+) -> list[Path]:
     """Where what is made on each defense goes; by number, for a defense may be named by a path."""
     return [path / "attacks" / attack.name / str(place) for place in range(len(defenses))]
 
@@ -163,7 +165,7 @@ def counting(bar: Progress) -> Callable[[int, float], None]:
 # -- inside ----------------------------------------------------------------------------------------
 
 
-def _held_out(attack: Asked, suites: Sequence[str], limit: int | None, seed: int) -> Suite:
+def _held_out(attack: AskedAttack, suites: Sequence[str], limit: int | None, seed: int) -> Suite:
     if attack.suite is not None:
         named = load_suite(attack.suite, limit=limit, seed=seed)
         if found := _plain(named):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 from care.attacks.config import AttackConfig
+from care.attacks.presets import PUBLISHED
 from care.attacks.word_attacks import WORD_ATTACKS, word_attack
 from care.attacks.words import WordAttack
 from care.errors import UsageError
@@ -45,7 +46,7 @@ _TEXTS = ("method", "gate", "target")
 _OPTIONS = (*_NUMBERS, *_TEXTS, "requests", "suite", "as")
 
 
-class Asked(Protocol):
+class AskedAttack(Protocol):
     """Any attack as it is asked for, on held-out requests."""
 
     @property
@@ -281,6 +282,12 @@ class EvaluationConfig:
 
 def image_attacks(adaptive: Sequence[str]) -> list[ImageAttack]:
     """The image attacks among those that are asked for; UsageError for one that can't be read."""
+    for name in map(_called, adaptive):
+        if name not in PUBLISHED and name not in WORD_ATTACKS:
+            raise UsageError(
+                f"There is no attack {name!r}; in words there are {', '.join(WORD_ATTACKS)}, and "
+                "`care list attacks` shows those with images too."
+            )
     return [ImageAttack.parse(wanted) for wanted in adaptive if not _in_words(wanted)]
 
 
@@ -290,7 +297,11 @@ def words_asked(adaptive: Sequence[str]) -> list[AskedWords]:
 
 
 def _in_words(wanted: str) -> bool:
-    return wanted.partition(",")[0].strip() in WORD_ATTACKS
+    return _called(wanted) in WORD_ATTACKS
+
+
+def _called(wanted: str) -> str:
+    return wanted.partition(",")[0].strip()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from care.attacks.joined import Part, joins_of, strongest
+from care.attacks.joined import TriedVariant, joins_of, strongest
 from care.attacks.words import Stage, Variant, asked, request_of, variant_of
 from care.data.example import Example, Suite
 from care.evaluation.adaptive import folders, suite_name
@@ -50,14 +50,14 @@ class Attacked:
     images: Sequence[tuple[ImageAttack, Suite]]
     """Image attacks."""
 
-    def parts(self, held: Suite, place: int, rows: Iterable[Row]) -> list[Part]:
+    def parts(self, held: Suite, place: int, rows: Iterable[Row]) -> list[TriedVariant]:
         """The variants asked of the defense at `place`, and where they worked in `rows`."""
         defense = self.defenses[place]
         of_suite: dict[str, list[Row]] = {}
         for row in rows:
             if row["defense"] == defense and row["error"] is None:
                 of_suite.setdefault(row["suite"], []).append(row)
-        found: list[Part] = []
+        found: list[TriedVariant] = []
         for suite, stage, variants in self._suites(held, place):
             for variant in variants:
                 wins = {
@@ -66,7 +66,7 @@ class Attacked:
                     if variant_of(row["example"]) == variant.name
                 }
                 named = replace(variant, name=f"{suite}/{variant.name}")
-                found.append(Part(stage, named, wins))
+                found.append(TriedVariant(stage, named, wins))
         return found
 
     def joining(self) -> list[tuple[AskedWords, Suite]]:
