@@ -168,7 +168,9 @@ def _judge(cell: Cell, examples: list[Example], judge: Judge, answers: Rows) -> 
     stored = {e.id: answers.get(cell.key(e)) or {} for e in examples}
     answered = [e for e in examples if stored[e.id]["error"] is None]
     responses = [stored[e.id]["response"] for e in answered]
-    verdicts = ask(judge, [e.goal or e.prompt for e in answered], responses) if answered else []
+    goals, openings = [e.goal or e.prompt for e in answered], [e.opening for e in answered]
+    begun = openings if any(openings) else ()
+    verdicts = ask(judge, goals, responses, openings=begun) if answered else []
     tags = tags_of(judge)
     marks = {
         example.id: mark(example, answer_of(response, tags), verdict)
