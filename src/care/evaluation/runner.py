@@ -29,6 +29,7 @@ from care.judges.base import Judge, Verdict, ask, tags_of
 from care.judges.language import NOT_ENGLISH, foreign
 from care.judges.refusal import certainly_refused
 from care.judges.rules import rules_for
+from care.models.alarms import Alarm
 from care.models.spec import EMBEDDED, ModelSpec
 from care.models.thoughts import answer_of
 from care.runs.progress import Bar, silent
@@ -192,6 +193,8 @@ def _judge(cell: Cell, examples: list[Example], judge: Judge, answers: Rows) -> 
                 goal=e.goal,
                 opening=e.opening,
                 response=stored[e.id]["response"],
+                source=stored[e.id].get("source", "model"),
+                alarms=tuple(Alarm(**alarm) for alarm in stored[e.id].get("alarms", ())),
                 **{"error": stored[e.id]["error"]} | nothing | marks.get(e.id, {}),
             )
         )

@@ -26,7 +26,7 @@ import numpy as np
 
 from care.data.example import Example, Suite
 from care.defenses.repair.channel import MODALITIES, Channel, Modality, RepairData
-from care.defenses.repair.family_subspace import Classes, FamilyRows, unsafe_subspace
+from care.defenses.repair.family_subspace import Classes, unsafe_subspace
 from care.defenses.repair.fitting_data import (
     CLASSES,
     Answered,
@@ -46,6 +46,7 @@ from care.judges.rules import RulesJudge
 from care.models.identity import model_facts
 from care.models.sites import Scope, Site, SiteKind
 from care.models.vlm import VLM
+from care.statistics.crossfit import FamilyRows
 from care.statistics.moments import Moments
 
 Shown = tuple[Example, str]
