@@ -1,4 +1,4 @@
-"""Every attack in words, by name, and how one is asked for: NAME[,option=value]….
+"""Every attack in variants, by name, and how one is asked for: NAME[,option=value]….
 
 Options are the fields of an attack's class. To add an attack: a class in a module of its own, and a
 line here.
@@ -14,13 +14,16 @@ from care.attacks.best_of import BestOf
 from care.attacks.gcg import GCG
 from care.attacks.joined import Joined
 from care.attacks.many_shot import ManyShot
+from care.attacks.missed import Missed
 from care.attacks.openings import Openings
+from care.attacks.pictures import Pictured, Registers
+from care.attacks.said import Said
 from care.attacks.templates import Templates
 from care.attacks.words import WordAttack
 from care.errors import UsageError
 
 WORD_ATTACKS: dict[str, type[WordAttack]] = {
-    kind.name: kind for kind in (Templates, Openings, BestOf, ManyShot, GCG, Joined)
+    kind.name: kind for kind in (Templates, Openings, BestOf, ManyShot, GCG, Registers, Missed, Said, Pictured, Joined)
 }
 """The attacks in words, by name."""
 

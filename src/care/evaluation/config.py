@@ -227,7 +227,8 @@ class EvaluationConfig:
             )
 
         stages = {one.attack.stage for one in self.words if not one.attack.joins} - {"draw"}
-        if any(one.attack.joins for one in self.words) and len(stages) + bool(self.attacks) < 2:
+        stages |= {"picture"} if self.attacks else set()
+        if any(one.attack.joins for one in self.words) and len(stages) < 2:
             raise UsageError(
                 "joined puts together what other attacks change; ask for two of them that change "
                 "different things, such as templates and openings"
