@@ -21,9 +21,11 @@ are, without these two. Cf. Bailey et al. 2024, arXiv 2412.09565.
 What is attacked is what decides. A repair with monitors gives the *undefended* model's answer as
 long as there is no alarm, so the descent goes through the bare model: its edits act on answers that
 raised one, and nothing of a picture that is made through them is seen before. Its monitors read
-text, which has no gradient; `care.attacks.pictures` and `care.attacks.said` go at them. Of other
-defenses the attack sees what is `applied` alone: one that rewrites requests or owns its answers does
-so after the picture is made, and its figures hold against an attacker who doesn't see that part.
+text, which has no gradient; `care.attacks.pictures` and `care.attacks.said` go at them.
+
+Of other defenses the attack sees what is `applied` alone: one that rewrites requests or owns its
+answers does so after the picture is made, and its figures hold against an attacker who doesn't see
+that part.
 """
 
 from __future__ import annotations

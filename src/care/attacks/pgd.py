@@ -101,11 +101,11 @@ def universal_image(
     `examples` are text requests (their own images are ignored), `targets` one response opening for
     each, such as "To blow up a car, you'll need"; only its first `config.target_tokens` tokens
     count. `start` is brought to the model's input size by the model's processor. `through` attacks
-    a defense; `until` ends an attempt before its last step, once its loss is flat; `term` makes what
-    is added to the loss. `progress` gets the number of steps done and the loss. With `checkpoint` (a
-    safetensors file; restarts get files beside it) the state is saved every `SAVE_EVERY` steps and
-    on interruption, and a later call with the same arguments goes on from it to the same image;
-    `config.steps` of PGD and `config.restarts` may be raised.
+    a defense; `until` ends an attempt before its last step, once its loss is flat; `term` makes
+    what is added to the loss. `progress` gets the number of steps done and the loss. With
+    `checkpoint` (a safetensors file; restarts get files beside it) the state is saved every
+    `SAVE_EVERY` steps and on interruption, and a later call with the same arguments goes on from it
+    to the same image; `config.steps` of PGD and `config.restarts` may be raised.
 
     Raises UsageError for no examples, unequal numbers, empty targets or a checkpoint of another
     attack, ArtefactError for a damaged checkpoint, and ModelError if the processor can't be

@@ -6,15 +6,15 @@ them (`care.evaluation.tries` has the best of n):
 
 | attack | pictures | made for |
 |---|---|---|
-| `registers` | one for each register of answers, or one for each of them and each request | openings in other registers (`registers`) |
-| `missed` | a few | beginnings of harmful answers that the monitors of answers don't mind |
-| `said` | a few | the same, with the monitors' word on what is said in the loss (`said`) |
-| `pictured` | one for each request | the usual opening, on the picture that holds the goal itself |
+| `registers` | one for each register, or for each and each request | openings (`registers`) |
+| `missed` | a few | beginnings of harmful answers that monitors don't mind |
+| `said` | one | the same, with the monitors' scores in the loss (`said`) |
+| `pictured` | one for each request | the usual opening, on the picture that holds the goal |
 
-Each is descended from several starts until its loss is flat. A repair with monitors decides by what
-the bare model says, so its pictures are those of the bare model; `missed` and `said` ask its monitors.
-The folder gets a picture for each, and `pictures.json`, written anew after each, from which a
-search goes on.
+Each is descended from several starts until its loss is flat. A repair with monitors decides by
+what the bare model says, so its pictures are those of the bare model; `missed` and `said` ask its
+monitors. The folder gets a picture for each, and `pictures.json`, written anew after each, from
+which a search goes on.
 """
 
 from __future__ import annotations
@@ -139,6 +139,10 @@ class Pictures(WordAttack):
         """Each request is shown each of the pictures that are made for it."""
         return len(self.pictures)
 
+    @property
+    def passes(self) -> int:
+        """Once there, and back at twice the cost, for each request of a step."""
+        return 3 * self.batch
 
     def descent(self, seed: int) -> PGDConfig:
         """Settings of the descent."""

@@ -30,8 +30,7 @@ from care.attacks.loss import Objective, Term
 from care.attacks.missed import Missed, watching
 from care.attacks.pictures import Wish
 from care.attacks.preprocessing import to_picture
-from care.attacks.words import Search
-from care.data.example import Example, Suite
+from care.data.example import Example
 from care.defenses.monitors.monitor import WINDOW, Monitor, Pooling
 from care.defenses.monitors.reading import Exchange, encoded, readable
 from care.models.batches import Batch
@@ -62,6 +61,11 @@ class Said(Missed):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, {"weight": 0, "length": 1}, {"weight": 1e6, "length": 1024})
+
+    @property
+    def passes(self) -> int:
+        """Beside the descent's own, the answer, and the monitors' readings there and back."""
+        return 4 * super().passes
 
     def term(self, vlm: VLM, defense: Defense | None, wish: Wish) -> Any:
         """The monitors' scores of the greedy answers, where there are monitors."""

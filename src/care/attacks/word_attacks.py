@@ -23,9 +23,14 @@ from care.attacks.words import WordAttack
 from care.errors import UsageError
 
 WORD_ATTACKS: dict[str, type[WordAttack]] = {
-    kind.name: kind for kind in (Templates, Openings, BestOf, ManyShot, GCG, Registers, Missed, Said, Pictured, Joined)
+    kind.name: kind
+    for kind in (
+        *(Templates, Openings, BestOf, ManyShot, GCG),
+        *(Registers, Missed, Said, Pictured),
+        Joined,
+    )
 }
-"""The attacks in words, by name."""
+"""The attacks in variants, by name."""
 
 
 def word_attack(name: str, given: Mapping[str, str] | None = None) -> WordAttack:

@@ -88,6 +88,11 @@ class WordAttack:
         """How often it asks each request."""
         return len(self.variants())
 
+    @property
+    def passes(self) -> int:
+        """Passes of one request, there or back, that a step of its search takes."""
+        return 0
+
     def own(self, defense: Defense | None) -> bool:
         """Whether a search on a defense finds something else than one on the bare model.
 

@@ -6,10 +6,11 @@
       judges        JudgeRate, by judge;   agreement  of every two;   labels  against hands
       pictures      PictureShare;   threats  Threat: an attack that knows a defense, or doesn't
       tries         Tries: an attack that asks each request in several variants
+      attacks       AttackFigure: each attack;   unions  AttackUnion: all of them together
       run           RunFacts of the manifest, with RepairLeaks
 
 `to_tree` writes one and `from_tree` reads it back, checked (`care.typed`). Not here: how the
-figures are made (`scorecard`, `adaptive`, `tries`, `official_scores`, `leak_check`).
+figures are made (`scorecard`, `adaptive`, `tries`, `union`, `official_scores`, `leak_check`).
 """
 
 from __future__ import annotations
@@ -273,6 +274,40 @@ class Tries:
 
 
 @dataclass(frozen=True)
+class AttackFigure:
+    """One attack under one defense: requests that any of its variants wins."""
+
+    attack: str
+    """Name of the attack."""
+    requests: str
+    """The held-out requests."""
+    defense: str
+    """Name of the defense."""
+    transfer: RateInterval | None
+    """Of what was made on the bare model."""
+    adaptive: RateInterval
+    """Of what was made through the defense; the same where nothing is."""
+
+
+@dataclass(frozen=True)
+class AttackUnion:
+    """All attacks on the same requests, under one defense."""
+
+    requests: str
+    """The held-out requests."""
+    defense: str
+    """Name of the defense."""
+    attacks: Count
+    """Number of attacks."""
+    strongest: str
+    """The attack that wins most requests."""
+    alone: RateInterval
+    """What it wins."""
+    union: RateInterval
+    """What any of them wins."""
+
+
+@dataclass(frozen=True)
 class SuiteLeak:
     """Examples of a tested suite whose goals a repair was fitted on."""
 
@@ -344,6 +379,10 @@ class Scorecard:
     """Attacks that know the defense, beside those that don't."""
     tries: tuple[Tries, ...] = ()
     """Attacks that ask each request in several variants."""
+    attacks: tuple[AttackFigure, ...] = ()
+    """What each attack comes to."""
+    unions: tuple[AttackUnion, ...] = ()
+    """What all of them come to together."""
     run: RunFacts = RunFacts()
     """What was run."""
     warnings: tuple[str, ...] = ()

@@ -1,6 +1,7 @@
 """The commands that measure: `care evaluate`, and `care judge` for the answers of a run."""
 
 # No `from __future__ import annotations`: typer reads the annotations when a command is called.
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ def evaluate(job: EvaluationConfig, *, fail_above: FailAbove = None) -> None:
     from care.evaluation import job as evaluation
     from care.runs.progress import Progress
 
-    card = evaluation.evaluate(job, progress=Progress)
+    card = evaluation.evaluate(job, Progress, lambda line: print(line, file=sys.stderr))
     show(card)
     print(job.run.out / evaluation.TABLE)
     hold_to(fail_above, worst_asr(card.suites))
