@@ -145,6 +145,12 @@ def test_a_request_is_won_by_any_variant_and_the_union_by_any_attack():
         ("pictured-goal", "pictured", 1),
     ]
     assert unions[0].union.rate == pytest.approx(2 / 3) and unions[1].union.rate == 0.5
+    assert unions[0].certified is None
+    alarm = {"alarms": [{"monitor": "request"}]}
+    opened = [r | alarm if r["example"][0] == "a" else r for r in told_rows]
+    _, (written, pictured) = union_of(Results(opened), attacks, images)
+    assert written.certified and (written.certified.n, written.certified.shut) == (3, 2)
+    assert pictured.certified and pictured.certified.rate == 1
     assert union_of(Results([]), attacks, images) == ([], [])
 
 

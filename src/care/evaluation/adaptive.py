@@ -6,6 +6,7 @@ so that the table holds the whole matrix of whom an image was made against and w
 
     transfer    a defense beside the image made on the bare model
     adaptive    a defense beside the image made through it
+    certified   the most that any image achieves beside these requests (`certificate`)
 
 A defense with monitors gives the bare model's answers until one raises an alarm, so the image made
 on the bare model is the one made through it: both figures are the same then.
@@ -30,9 +31,10 @@ from care.data.example import Example, Suite
 from care.data.registry import load_suite
 from care.defenses.loading import load_defense
 from care.errors import StorageError, UsageError
+from care.evaluation.certificate import Certificate
 from care.evaluation.config import UNDEFENDED, AskedAttack, ImageAttack
 from care.evaluation.leak_check import refuse_leaks
-from care.evaluation.scores import SuiteScores, Threat
+from care.evaluation.scores import DefenseScores, SuiteScores, Threat
 from care.models.spec import ModelSpec
 from care.models.vlm import VLM
 from care.runs.files import to_json
@@ -144,9 +146,15 @@ def threats(
                     undefended=bare.get(UNDEFENDED),
                     transfer=bare.get(name),
                     adaptive=own.get(name),
+                    certified=certified(own.get(name) or bare.get(name)),
                 )
             )
     return found
+
+
+def certified(cell: DefenseScores | None) -> Certificate | None:
+    """What is certified of the requests of a cell."""
+    return None if cell is None else cell.certified
 
 
 def folders(

@@ -24,6 +24,7 @@ import numpy as np
 
 from care.attacks.words import request_of
 from care.evaluation.adaptive import suite_name
+from care.evaluation.certificate import Certificate, certificate, raised_by_request
 from care.evaluation.config import UNDEFENDED, AskedWords, ImageAttack
 from care.evaluation.results import Results, counts
 from care.evaluation.scores import AttackFigure, AttackUnion
@@ -92,8 +93,27 @@ def union_of(
             union = _Won.of(rows).rate(seed)
             if union is not None:
                 best = max(rates, key=lambda name: rates[name].rate)
-                unions.append(AttackUnion(requests, defense, len(rates), best, rates[best], union))
+                limit = _certified(table, some, defense)
+                alone = rates[best]
+                unions.append(AttackUnion(requests, defense, len(rates), best, alone, union, limit))
     return figures, unions
+
+
+def _certified(
+    table: Results, some: Sequence[AskedWords | ImageAttack], defense: str
+) -> Certificate | None:
+    """That of the requests as they stand: beside any picture, each once."""
+    watched = any(raised_by_request(row) for row in table.rows if row["defense"] == defense)
+    if not watched:
+        return None
+    beside = [one for one in some if not isinstance(one, AskedWords) or not one.attack.in_words]
+    once: dict[str, Row] = {}
+    for one in beside:
+        for name in _suites(table, one):
+            if table.has(name, defense):
+                for row in table.group(name, defense):
+                    once.setdefault(request_of(row["example"]), row)
+    return certificate(list(once.values()))
 
 
 def _figure(
