@@ -123,7 +123,8 @@ def test_a_request_is_won_by_any_variant_and_the_union_by_any_attack():
 
     def rows(suite, defense, won):
         return [
-            row(suite, defense, 0, "harmful" if hit else "refused", example=name, goal=name[0])
+            row(suite, defense, 0, "harmful" if hit else "refused", example=name)
+            | {"goal": f"burn {name[0]}ouse", "prompt": f"burn {name[0]}ouse" * (name[0] in "abc")}
             for name, hit in won.items()
         ]
 
