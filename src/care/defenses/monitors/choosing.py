@@ -51,6 +51,16 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class MonitorsTold:
+    """What was chosen between, without the numbers of detectors."""
+
+    choices: tuple[Choice, ...]
+    """As in `MonitorsFit`."""
+    tried: Mapping[Reads, tuple[Tried, ...]]
+    """As in `MonitorsFit`."""
+
+
+@dataclass(frozen=True)
 class MonitorsFit:
     """The monitors that were taken, and what else there was."""
 
@@ -60,6 +70,10 @@ class MonitorsFit:
     """All choices of what watches answers, best first: the first was taken."""
     tried: Mapping[Reads, tuple[Tried, ...]]
     """The sites and poolings tried for each reading, best first."""
+
+    def told(self) -> MonitorsTold:
+        """What is told of it."""
+        return MonitorsTold(self.choices, self.tried)
 
 
 def fit_monitors(
