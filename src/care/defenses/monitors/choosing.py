@@ -18,7 +18,7 @@ import numpy as np
 from care.data.contamination import content
 from care.data.example import Example
 from care.defenses.monitors.features import Labelled
-from care.defenses.monitors.fitting import MonitorConfig, MonitorFit, Tried, fit_monitor
+from care.defenses.monitors.fitting import MonitorConfig, MonitorFit, MonitorTrial, fit_monitor
 from care.defenses.monitors.monitor import Monitor
 from care.defenses.monitors.reading import Exchange, Reads
 
@@ -56,7 +56,7 @@ class MonitorsTold:
 
     choices: tuple[Choice, ...]
     """As in `MonitorsFit`."""
-    tried: Mapping[Reads, tuple[Tried, ...]]
+    tried: Mapping[Reads, tuple[MonitorTrial, ...]]
     """As in `MonitorsFit`."""
 
 
@@ -68,7 +68,7 @@ class MonitorsFit:
     """That of requests first."""
     choices: tuple[Choice, ...]
     """All choices of what watches answers, best first: the first was taken."""
-    tried: Mapping[Reads, tuple[Tried, ...]]
+    tried: Mapping[Reads, tuple[MonitorTrial, ...]]
     """The sites and poolings tried for each reading, best first."""
 
     def told(self) -> MonitorsTold:

@@ -91,7 +91,7 @@ class MonitorConfig:
 
 
 @dataclass(frozen=True)
-class Tried:
+class MonitorTrial:
     """One candidate and what it does on validation."""
 
     site: Site | None
@@ -109,7 +109,7 @@ Kinds = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
+class MonitorCandidate:
     """A detector at a site with a pooling, and its scores of the examples it is judged on."""
 
     reads: Reads
@@ -130,7 +130,7 @@ class Candidate:
         threshold = stated_threshold(self.harmless, false_alarms)
         return Monitor(self.reads, threshold, self.site, self.detector, self.pooling)
 
-    def tried(self, judged: Sequence[Labelled], false_alarms: float) -> Tried:
+    def tried(self, judged: Sequence[Labelled], false_alarms: float) -> MonitorTrial:
         """What it catches of the examples it is judged on."""
         threshold = stated_threshold(self.harmless, false_alarms)
         caught: dict[str, list[bool]] = {}
@@ -141,16 +141,18 @@ class Candidate:
             if each.harmful:
                 caught.setdefault(each.kind, []).append(score > threshold)
         shares = {kind: float(np.mean(part)) for kind, part in caught.items()}
-        return Tried(self.site, self.pooling, shares, auc(np.array(sides[1]), np.array(sides[0])))
+        return MonitorTrial(
+            self.site, self.pooling, shares, auc(np.array(sides[1]), np.array(sides[0]))
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class MonitorFit:
     """The candidate that was taken, and what all do on what they were judged on, best first."""
 
-    best: Candidate
+    best: MonitorCandidate
     """The one that was taken."""
-    tried: tuple[Tried, ...]
+    tried: tuple[MonitorTrial, ...]
     """All of them; the first is the one that was taken."""
 
 
@@ -188,7 +190,7 @@ def _fitted(
     validation: Sequence[Labelled],
     config: MonitorConfig,
     batch_size: int,
-) -> list[Candidate]:
+) -> list[MonitorCandidate]:
     """A candidate for each site and pooling."""
     places, fit = only_readable(vlm, reads, examples)
     held_places, held = only_readable(vlm, reads, validation)
@@ -216,7 +218,7 @@ def _fitted(
         if validation:
             harmless += _harmless(held, scores)
         by_place = dict(zip(held_places, map(float, scores), strict=True))
-        found.append(Candidate(reads, site, detectors[pair], pooling, by_place, harmless))
+        found.append(MonitorCandidate(reads, site, detectors[pair], pooling, by_place, harmless))
     return found
 
 
@@ -231,12 +233,14 @@ def _detector(
     return detector, np.concatenate(list(parts.values()))[np.argsort(order)]
 
 
-def _log_odds(vlm: VLM, reads: Reads, judged: Sequence[Labelled], batch_size: int) -> Candidate:
+def _log_odds(
+    vlm: VLM, reads: Reads, judged: Sequence[Labelled], batch_size: int
+) -> MonitorCandidate:
     """The candidate that nothing is fitted to."""
     places, shown = only_readable(vlm, reads, judged)
     odds = vlm.refusal_log_odds([each.exchange.request for each in shown], batch_size)
     by_place = dict(zip(places, map(float, odds), strict=True))
-    return Candidate(reads, None, None, "last", by_place, _harmless(shown, odds))
+    return MonitorCandidate(reads, None, None, "last", by_place, _harmless(shown, odds))
 
 
 # -- scores ----------------------------------------------------------------------------------------

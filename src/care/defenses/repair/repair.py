@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -56,6 +56,8 @@ class Repair(RepairData, Defense):
         """Repair `vlm` while the context is open; yields counts of what was edited to whoever
         holds them (`care.models.hooks.edit`)."""
         self.check_sites(vlm)
+        if not self.channels:
+            return nullcontext(EditStats({}))
         edits = channel_edits(self, ChannelEdit)
         return edited(vlm, {site: one.within for site, one in edits.items()})
 
