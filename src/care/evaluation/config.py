@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from care.attacks.config import AttackConfig
 from care.attacks.presets import PUBLISHED
 from care.attacks.word_attacks import WORD_ATTACKS, word_attack
-from care.attacks.words import WordAttack
 from care.errors import UsageError
 from care.models.spec import ModelSpec, Precision
 from care.models.thoughts import known_tags
@@ -29,6 +28,9 @@ from care.runs.settings import (
 )
 from care.runs.spec import RunSpec
 from care.typed import from_tree
+
+if TYPE_CHECKING:
+    from care.attacks.words import WordAttack
 
 UNDEFENDED = "none"
 """Name of the bare model where a defense could stand, in rows and tables."""
