@@ -128,7 +128,11 @@ class MonitorCandidate:
     def monitor(self, false_alarms: float) -> Monitor:
         """The monitor at which at most this share of every harmless kind raises the alarm."""
         threshold = stated_threshold(self.harmless, false_alarms)
-        return Monitor(self.reads, threshold, self.site, self.detector, self.pooling)
+        raised: dict[str, list[bool]] = {}
+        for kind, score in self.harmless:
+            raised.setdefault(kind, []).append(score > threshold)
+        alarmed = {kind: float(np.mean(part)) for kind, part in raised.items()}
+        return Monitor(self.reads, threshold, self.site, self.detector, self.pooling, alarmed)
 
     def tried(self, judged: Sequence[Labelled], false_alarms: float) -> MonitorTrial:
         """What it catches of the examples it is judged on."""
