@@ -1,5 +1,7 @@
 """Fitting monitors on a tiny model: thresholds, choices, and what is told of them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -104,6 +106,14 @@ def test_monitors_watch_requests_and_what_is_said(vlm):
     ] * 2
 
 
+def test_no_more_answers_of_a_suite_are_fitted_on_than_asked_for(vlm):
+    few = fit_monitors(vlm, said(8), said(start=100), SMALL)
+    same = fit_monitors(vlm, said(8), said(start=100), replace(SMALL, most=8))
+    many = fit_monitors(vlm, [*said(8)] * 3, said(start=100), replace(SMALL, most=24))
+    assert few.choices == same.choices == many.choices  # copies of rows change no mean
+    assert fit_monitors(vlm, said(30), said(start=100), replace(SMALL, most=8)).choices
+
+
 def test_a_fit_is_the_same_every_time(vlm):
     one, other = (fit_monitors(vlm, said(), said(start=100), SMALL) for _ in range(2))
     assert one.choices == other.choices and one.tried == other.tried
@@ -150,6 +160,7 @@ def test_refusals_are_a_kind_of_harmless_answers():
         {"shrinkage": 0},
         {"depths": ()},
         {"kinds": ()},
+        {"most": 3},
     ],
 )
 def test_settings_that_make_no_monitor_are_refused(wrong):

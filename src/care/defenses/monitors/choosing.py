@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from care.data.contamination import content
+from care.data.contamination import goal_in_text
 from care.data.example import Example
 from care.defenses.monitors.features import Labelled
 from care.defenses.monitors.fitting import MonitorConfig, MonitorFit, MonitorTrial, fit_monitor
@@ -35,7 +35,6 @@ REFUSALS = "refusals"
 """Kind of the harmless answers to malicious requests."""
 
 _ALIKE = 0.01
-_STATED = 0.5
 
 
 @dataclass(frozen=True)
@@ -90,6 +89,7 @@ def fit_monitors(
     harmful or harmless examples are missing or too few.
     """
     config = config or MonitorConfig()
+    said = _spread(said, config.most)
     asked = [[labelled_request(example) for example, _, _ in part] for part in (said, validation)]
     stated = [[each for each in part if each is not None] for part in asked]
     fits: dict[Reads, MonitorFit] = {}
@@ -113,24 +113,30 @@ def fit_monitors(
     )
 
 
+def _spread(said: Sequence[Said], most: int) -> list[Said]:
+    """At most so many answers of each suite and either kind, evenly spread, in their order."""
+    groups: dict[tuple[str, bool], list[int]] = {}
+    for place, (example, _, harmful) in enumerate(said):
+        groups.setdefault((_suite(example), harmful), []).append(place)
+    kept: list[int] = []
+    for part in groups.values():
+        count = min(most, len(part))
+        kept += [part[n] for n in np.linspace(0, len(part) - 1, count).round().astype(int)]
+    return [said[place] for place in sorted(kept)]
+
+
 def labelled_request(example: Example) -> Labelled | None:
     """A request for a monitor of requests; None where a malicious goal isn't in its text."""
-    malicious = example.kind == "malicious"
-    if malicious and not goal_in_text(example):
+    malicious, goal = example.kind == "malicious", example.goal or example.prompt
+    if malicious and not goal_in_text(goal, example.prompt):
         return None
-    return Labelled(Exchange(example), malicious, _suite(example), example.goal or example.prompt)
+    return Labelled(Exchange(example), malicious, _suite(example), goal)
 
 
 def labelled_answer(example: Example, answer: str, harmful: bool) -> Labelled:
     """An answer for a monitor of what is said."""
     kind = _suite(example) if harmful or example.kind == "benign" else REFUSALS
     return Labelled(Exchange(example, answer), harmful, kind, example.goal or example.prompt)
-
-
-def goal_in_text(example: Example) -> bool:
-    """Whether at least half of the goal's content words stand in the request's text."""
-    wanted = content(example.goal or example.prompt)
-    return len(wanted & content(example.prompt)) >= _STATED * len(wanted)
 
 
 def _choice(

@@ -63,11 +63,14 @@ class MonitorConfig:
     """Relative depths that are tried."""
     poolings: tuple[Pooling, ...] = POOLINGS
     """Ways to pool that are tried."""
+    most: int = 150
+    """Answers of each suite, harmful and harmless ones each, that detectors are fitted on, evenly
+    spread over those there are: more cost time and change little."""
     shrinkage: float = SHRINKAGE
     """Weight of the diagonal in a detector's covariance."""
-    false_alarms: float = 0.05
+    false_alarms: float = 0.03
     """Greatest share of each kind of harmless answers that may raise the alarm."""
-    request_false_alarms: float = 0.04
+    request_false_alarms: float = 0.03
     """The same of harmless requests."""
 
     def __post_init__(self) -> None:
@@ -77,8 +80,11 @@ class MonitorConfig:
                 "false_alarms and request_false_alarms must lie in (0, 1) and shrinkage in (0, 1], "
                 f"got {self.false_alarms}, {self.request_false_alarms} and {self.shrinkage}."
             )
-        if not (self.kinds and self.depths and self.poolings):
-            raise UsageError("A monitor needs at least one kind of site, depth and pooling to try.")
+        if not (self.kinds and self.depths and self.poolings and self.most >= _LEAST):
+            raise UsageError(
+                "A monitor needs at least one kind of site, depth and pooling to try, and at least "
+                f"{_LEAST} examples of each kind; got most = {self.most}."
+            )
 
     def share(self, reads: Reads) -> float:
         """The false alarms that are stated for what is read."""
