@@ -28,7 +28,8 @@ From the package come only the small model and its suites. What is done, in orde
        h' = h + w c_image(h) + (1 − w) c_text(h),    w = ‖c_image‖ / (‖c_image‖ + ‖c_text‖)
 
    What a working attack has over a refusal is taken away, and the rest is left as it is. The paper
-   has g = 1, the benign mean for r, FFN outputs and every token; on this model that does little.
+   has g = 1, the benign mean for r, FFN outputs, attributed tokens to fit on and every token to
+   edit; on this model that does little. It stands in `paper_in_one_file.py`, step by step.
 5. Count refusals of requests whose goals were not fitted on: before, with the edit, and with random
    Q of the same rank behind the same gate.
 

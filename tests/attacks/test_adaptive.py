@@ -19,7 +19,7 @@ from care.models.sites import Role, Site
 from care.models.vlm import VLM
 from kit import attacks
 from kit.attacks import CONFIG, START, vlm  # noqa: F401
-from kit.repairs import FULLY_OPEN, SHUT, SITE, a_gate, made
+from kit.repairs import FULLY_OPEN, SHUT, SITE, a_gate, a_nonlinear_gate, made
 from kit.tiny import WIDTH
 
 TEXT = int(Role.TEXT)
@@ -134,6 +134,20 @@ def test_the_evasion_term_is_what_the_channel_sees():
         term.see(SITE, h, roles)
         assert float(term.take()) == pytest.approx(2 * expected, rel=1e-4)
         assert term.take() is None
+
+
+def test_evasion_and_digest_see_the_features_of_a_gate():
+    gate = a_nonlinear_gate(seed=3)
+    channel = made(gate=gate)
+    h, roles = activations(5)
+    term = Evasion(Repair((channel,)), 1.0)
+    term.see(channel.site, h, roles)
+    mapped = gate.features(h[0].numpy())
+    score = (((mapped - gate.mean) @ gate.filters - gate.low) / (gate.high - gate.low)).max(1)
+    assert float(term.take()) == pytest.approx(np.maximum(score + 0.1, 0).mean(), rel=1e-3)
+    other = replace(gate, features=replace(gate.features, phases=gate.features.phases + 1))
+    told = [Through(Repair((replace(channel, gate=g),))).describe() for g in (gate, other)]
+    assert told[0] != told[1]
 
 
 def test_evasion_keeps_the_image_out_of_the_subspace(vlm):

@@ -6,6 +6,7 @@ import tempfile
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 
 from care.defenses.artefact import load, save
 from care.defenses.artefact_card import card
-from care.defenses.repair.channel import Channel
+from care.defenses.repair.channel import Channel, Fusion
+from care.defenses.repair.gate import FourierFeatures
 from care.defenses.repair.repair import Repair
 from care.errors import ArtefactError
 from care.models.identity import model_facts
@@ -37,11 +39,14 @@ def same(first, second):
     )
     for ours, theirs in zip(first.channels, second.channels, strict=True):
         a, b = vars(ours).copy(), vars(theirs).copy()
-        for part in ("subspace", "gate"):
-            a |= {f"{part}.{key}": value for key, value in vars_of(a.pop(part)).items()}
-            b |= {f"{part}.{key}": value for key, value in vars_of(b.pop(part)).items()}
+        for part in ("subspace", "gate", "gate.features"):
+            a |= {f"{part}.{key}": value for key, value in vars_of(a.pop(part, None)).items()}
+            b |= {f"{part}.{key}": value for key, value in vars_of(b.pop(part, None)).items()}
         arrays = [key for key, value in a.items() if isinstance(value, np.ndarray)]
-        assert len(arrays) == (3 if ours.gate is None else 7)
+        extra = ours.subspace.write is not None
+        if ours.gate is not None:
+            extra += 4 if ours.gate.features is None else 6
+        assert len(arrays) == 3 + extra
         pairs = [(a.pop(key), b.pop(key)) for key in arrays]
         assert a == b
         for left, right in pairs:
@@ -79,13 +84,16 @@ def test_saving_again_gives_the_same_bytes(folder, tmp_path):
     width=st.integers(1, 40),
     data=st.data(),
     name=st.text(max_size=20),
-    fusion=st.sampled_from(["adaptive", "sum"]),
+    fusion=st.sampled_from(get_args(Fusion)),
+    oblique=st.booleans(),
     strength=st.floats(0, 50),
     manifest=st.dictionaries(st.text(max_size=5), st.integers() | st.text() | st.none()),
     scopes=st.lists(st.sampled_from(["image", "text", "response", "all"]), min_size=1, max_size=4),
 )
 @few
-def test_any_repair_survives_a_round_trip(width, data, name, fusion, strength, manifest, scopes):
+def test_any_repair_survives_a_round_trip(
+    width, data, name, fusion, oblique, strength, manifest, scopes
+):
     manifest.pop("model", None)
     rank = data.draw(st.integers(1, width))
     quantile = data.draw(st.none() | st.floats(0, 1e300))
@@ -97,11 +105,18 @@ def test_any_repair_survives_a_round_trip(width, data, name, fusion, strength, m
         opened = data.draw(st.dictionaries(st.text(max_size=5), shares))
         rest = {key: data.draw(st.none() | shares) for key in ("opened_benign", "quantile")}
         gate = a_gate(count, width=width, families=tuple(families), opened=opened, **rest)
+        if data.draw(st.booleans()):
+            rows = np.random.default_rng(0).standard_normal((9, width))
+            gate = a_gate(count, width=count + 2, families=gate.families)
+            gate = replace(gate, features=FourierFeatures.drawn(rows, count + 2))
     channel = Channel(
         Site(data.draw(st.integers(0, 99)), "ffn_out"),
         "image",
         tuple(scopes),
-        subspace(width, rank, null_quantile=quantile, condition=1e300),
+        replace(
+            subspace(width, rank, null_quantile=quantile, condition=1e300),
+            write=subspace(width, rank, seed=1).basis if oblique else None,
+        ),
         strength,
         gate,
     )

@@ -114,7 +114,7 @@ def test_a_file_of_an_artefact_is_not_the_artefact(folder):
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "\udcff", '{"format": 1}'])
 def test_facts_that_are_no_artefact_are_refused(folder, content):
     (folder / FACTS).write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(ArtefactError, match=r"JSON|format|lacks"):
+    with pytest.raises(ArtefactError, match=r"JSON|format"):
         load(folder)
 
 
@@ -229,13 +229,17 @@ def test_a_tensor_of_another_shape_is_refused(folder, tensor, shape):
         {"modality": "audio"},
         {"condition": "large"},
         {"n_benign": [1]},
+        {"oblique": "yes"},
     ],
     ids=str,
 )
 def test_a_channel_that_makes_no_sense_is_refused(folder, change):
     rewrite(folder, lambda facts: facts["channels"][0].update(change))
-    with pytest.raises(ArtefactError):
+    with pytest.raises(ArtefactError) as caught:
         load(folder)
+    (name,) = change
+    said = {"strength": "number", "rank": "shape"}.get(name, name)
+    assert said in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -256,8 +260,15 @@ def test_a_channel_that_makes_no_sense_is_refused(folder, change):
     ids=str,
 )
 def test_facts_that_make_no_repair_are_refused(folder, change):
-    with pytest.raises(ArtefactError):
+    (name,) = change
+    with pytest.raises(ArtefactError, match=rf"(`{name}|channel).*; fetch it again or fit a new"):
         load(rewrite(folder, lambda facts: facts.update(change)))
+
+
+@pytest.mark.parametrize("key", ["name", "fusion", "channels", "manifest"])
+def test_a_fact_that_is_missing_is_named(folder, key):
+    with pytest.raises(ArtefactError, match=rf"repair\.json can't be used: `{key}` is missing; f"):
+        load(rewrite(folder, lambda facts: facts.pop(key)))
 
 
 @pytest.mark.parametrize("number", ["1e400", "-1e400", "NaN", "Infinity", "1" + 400 * "0"])
@@ -443,6 +454,24 @@ def test_numbers_under_which_every_answer_is_broken_are_refused(folder, tensor, 
 
     with pytest.raises(ArtefactError, match=r"channel 0.*(length|number) .*at most"):
         load(rewrite(folder, change_tensors=spoil))
+
+
+def test_an_oblique_channel_needs_its_directions(folder):
+    with pytest.raises(ArtefactError, match=r"lacks 'channels\.0\.write'"):
+        load(rewrite(folder, lambda facts: facts["channels"][0].update(oblique=True)))
+
+
+def test_directions_to_write_along_that_are_no_directions_are_refused(tmp_path):
+    channel = made().channels[0]
+    basis = channel.subspace.basis
+    for write, words in (
+        (basis[:, :2], "shape"),
+        (np.inf * basis, "finite"),
+        (2e9 + basis, "most"),
+    ):
+        wrong = replace(channel, subspace=replace(channel.subspace, write=write))
+        with pytest.raises(ArtefactError, match=words):
+            save(replace(made(), channels=(wrong,)), tmp_path)
 
 
 def test_an_artefact_of_the_first_format_is_refused_with_what_to_do(folder):

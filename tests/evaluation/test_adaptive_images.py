@@ -180,7 +180,7 @@ def test_held_out_requests_bring_no_picture(world, tmp_path):
 @pytest.mark.parametrize(
     ("wanted", "told"),
     [
-        ("fgsm", "There is no preset 'fgsm'"),
+        ("fgsm", "There is no attack 'fgsm'; in words there are templates"),
         ("pgd-32,steps", "option=value"),
         ("pgd-32,stops=3", "no option 'stops'"),
         ("pgd-32,steps=many", "is a number"),

@@ -1,7 +1,10 @@
 """Commands of two words, those that fetch, and the names that commands had."""
 
+import json
+
 import pytest
 
+from care.attacks.word_attacks import WORD_ATTACKS
 from care.interfaces.cli import app as cli
 from care.interfaces.cli.registry import commands
 
@@ -85,4 +88,8 @@ def test_presets_of_attacks_are_listed(capsys):
     shown = capsys.readouterr().out
     assert "astra-apgd-32" in shown and "32/255" in shown
     assert cli.main(["list", "attacks", "--json"]) == 0
-    assert '"name": "pgd-32"' in capsys.readouterr().out
+    found = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert found["pgd-32"]["steps"] == 40 and found["templates"]["tries"] >= 50
+    for name, kind in WORD_ATTACKS.items():
+        assert name in shown and found[name]["about"] and found[name]["source"] == kind.source
+        assert (found[name]["changes"], found[name]["searched"]) == (kind.stage, kind.through)

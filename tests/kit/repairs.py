@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from care.defenses.repair.channel import Channel
-from care.defenses.repair.gate import Gate
+from care.defenses.repair.gate import FourierFeatures, Gate
 from care.defenses.repair.repair import Repair
-from care.defenses.repair.subspace import random_subspace
+from care.defenses.repair.subspace import oblique, random_subspace
 from care.models.hooks import edit, read
 from care.models.sites import Site, scope_mask
 from kit import tiny
@@ -46,6 +46,16 @@ def skewed(rank=3, seed=0, **options):
     return replace(channel, subspace=replace(channel.subspace, basis=basis))
 
 
+def slanted(rank=3, seed=0, **options):
+    """A channel whose edit is oblique: it reads along Q and writes along W, with Qᵀ W = I."""
+    channel = made(rank=rank, seed=seed, **options)
+    basis = channel.subspace.basis.astype(np.float64)
+    factor = np.random.default_rng(seed).standard_normal((len(basis), len(basis)))
+    covariance = factor @ factor.T / len(basis) + np.eye(len(basis))
+    write = oblique(basis, covariance @ basis)
+    return replace(channel, subspace=replace(channel.subspace, write=write))
+
+
 def a_gate(count=2, seed=0, width=tiny.WIDTH, thresholds=None, **facts):
     """A gate whose scores of standard normal h are about as often shut, half and fully open."""
     rng = np.random.default_rng(seed + 300)
@@ -58,6 +68,14 @@ def a_gate(count=2, seed=0, width=tiny.WIDTH, thresholds=None, **facts):
     return Gate(*(part.astype(np.float32) for part in numbers), **facts)
 
 
+def a_nonlinear_gate(count=2, seed=0, width=tiny.WIDTH, features=20):
+    """A gate whose filters are of random Fourier features."""
+    gate = a_gate(count, seed, features)
+    rows = np.random.default_rng(seed + 400).standard_normal((60, width))
+    filters = (4 * gate.filters).astype(np.float32)
+    return replace(gate, filters=filters, features=FourierFeatures.drawn(rows, features, seed))
+
+
 def exact(part):
     return torch.as_tensor(part).double()
 
@@ -68,6 +86,9 @@ def openness(channel, h):
     if gate is None:
         return torch.ones_like(h[..., :1]).double()
     found = torch.zeros_like(h[..., :1]).double()
+    if gate.features is not None:
+        weights, phases = exact(gate.features.weights), exact(gate.features.phases)
+        h = (2 / len(phases)) ** 0.5 * torch.cos(h.double() @ weights + phases)
     for place in range(len(gate.low)):
         z = (h.double() - exact(gate.mean)) @ exact(gate.filters[:, place, None])
         low, high = float(gate.low[place]), float(gate.high[place])
@@ -78,15 +99,22 @@ def openness(channel, h):
 def correction(channel, h):
     """c(h) by D × D matrices."""
     q = exact(channel.subspace.basis)
-    step = (h.double() - exact(channel.subspace.mean)) @ (q @ q.T)
+    w = q if channel.subspace.write is None else exact(channel.subspace.write)
+    step = (h.double() - exact(channel.subspace.mean)) @ q @ w.T
     return -channel.strength * openness(channel, h) * step
 
 
 def plain(channels, fusion, h, roles):
     """h' of all channels of one site."""
+    if fusion == "none":
+        for channel in channels:
+            h = h.double() + correction(channel, h) * scope_mask(roles, channel.scopes)[..., None]
+        return h
     steps = [correction(c, h) * scope_mask(roles, c.scopes)[..., None] for c in channels]
     if fusion == "sum" or len(steps) == 1:
         return h.double() + sum(steps)
+    if fusion == "constant":
+        return h.double() + sum(steps) / max(1, sum(c.strength > 0 for c in channels))
     norms = [step.norm(dim=-1, keepdim=True) for step in steps]
     weights = [torch.nan_to_num(norm / sum(norms)) for norm in norms]
     return h.double() + sum(w * step for w, step in zip(weights, steps, strict=True))

@@ -6,6 +6,7 @@ The tiny model talks nonsense, so a judge made up here decides which of its answ
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,12 @@ import pytest
 
 from care.data.small_world.suites import FIT_LENGTHS, SELECTION_LENGTHS
 from care.defenses.neuron_suppression import NeuronSuppression
+from care.defenses.repair.presets import PRESETS
+from care.defenses.repair.repair import Repair
 from care.diagnosis import parts as diagnosis_parts
 from care.diagnosis.neurons.suppression_search import NeuronSearch, Tried
 from care.errors import UsageError
+from care.models.sites import Site
 from care.models.spec import ModelSpec
 from care.pipeline import stages
 from care.pipeline import workflow as pipeline
@@ -114,6 +118,24 @@ def test_a_diagnosis_judges_answers_under_both_repairs_and_is_resumed(
     assert len(rows) == 3 * 2 * 5 and list(map(list, used)) == first["neurons"]["repair"]["neurons"]
     assert [row["kind"] for row in first["trust"]["stability"]].count("intervention") == 1
     assert pipeline.diagnose(a_job(out, resume=True, **options)) == first
+
+
+@pytest.mark.parametrize("preset", ["paper", "official"])
+def test_the_papers_layers_are_those_of_the_ablation_and_the_releases_are_fixed(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str
+) -> None:
+    config = PRESETS[preset]
+    small = replace(config.subspace, rank=2, ridge=1e-2)
+    monkeypatch.setitem(PRESETS, preset, replace(config, subspace=small))
+    job = a_job(tmp_path / "run", preset=preset, batch_size=8, max_new_tokens=4, **files)
+    repair = Repair.load(pipeline.fit(job))
+    sites = json.loads((tmp_path / "run" / "sites.json").read_text())
+    whole = [row for row in sites["layers"] if row["component"] == "layer"]
+    best = sorted(whole, key=lambda row: -row["selectivity_low"])[:3]
+    layers = {"paper": {row["layer"] for row in best}, "official": {2}}[preset]
+    assert repair.sites == tuple(Site(layer, "ffn_out") for layer in sorted(layers))
+    assert not (tmp_path / "run" / "channels.json").exists()
+    assert repair.manifest["config"]["attribution"]["text_share"] == 0.2
 
 
 def test_a_repair_is_not_fitted_on_the_sample_of_a_diagnosis(tmp_path: Path) -> None:

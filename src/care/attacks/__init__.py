@@ -1,4 +1,4 @@
-"""Attacks that are made: pictures optimised against a model or through a defense."""
+"""Attacks: pictures optimised against a model or through a defense, and attacks in words."""
 
 from typing import TYPE_CHECKING
 
@@ -7,6 +7,8 @@ from care._lazy import attach
 if TYPE_CHECKING:
     from care.attacks.adaptive import Through as Through
     from care.attacks.config import AttackConfig as AttackConfig
+    from care.attacks.gcg import SuffixConfig as SuffixConfig
+    from care.attacks.openings import with_opening as with_opening
     from care.attacks.pgd import AttackResult as AttackResult
     from care.attacks.pgd import corpus_requests as corpus_requests
     from care.attacks.pgd import image_loss as image_loss
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
     from care.attacks.presets import PGDConfig as PGDConfig
     from care.attacks.presets import PublishedAttack as PublishedAttack
     from care.attacks.presets import preset as preset
+    from care.attacks.suffix import FoundSuffix as FoundSuffix
+    from care.attacks.suffix import search_suffix as search_suffix
+    from care.attacks.word_attacks import WORD_ATTACKS as WORD_ATTACKS
+    from care.attacks.word_attacks import word_attack as word_attack
+    from care.attacks.words import WordAttack as WordAttack
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
@@ -29,5 +36,10 @@ __getattr__, __dir__, __all__ = attach(
         "presets": ["PRESETS", "PUBLISHED", "PGDConfig", "PublishedAttack", "preset"],
         "adaptive": ["Through"],
         "config": ["AttackConfig"],
+        "openings": ["with_opening"],
+        "suffix": ["FoundSuffix", "search_suffix"],
+        "gcg": ["SuffixConfig"],
+        "words": ["WordAttack"],
+        "word_attacks": ["WORD_ATTACKS", "word_attack"],
     },
 )

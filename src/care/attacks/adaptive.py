@@ -193,7 +193,10 @@ class Evasion:
     def _seen(self, channel: Channel, rows: Tensor) -> Tensor:
         """How much of each row (n, D) the channel sees (n,)."""
         if channel.gate is not None:
-            filters, mean, low, high = self._on(channel, rows.device)
+            filters, mean, low, high, *features = self._on(channel, rows.device)
+            if features:
+                weights, phases = features
+                rows = (2 / len(phases)) ** 0.5 * torch.cos(rows @ weights + phases)
             scores = ((rows - mean) @ filters - low) / (high - low)
             return (scores.amax(dim=-1) + _MARGIN).clamp_min(0)
         basis, mean = self._on(channel, rows.device)
@@ -210,6 +213,8 @@ class Evasion:
                 if gate is None
                 else (gate.filters, gate.mean, gate.low, gate.high)
             )
+            if gate is not None and gate.features is not None:
+                parts += (gate.features.weights, gate.features.phases)
             with torch.inference_mode(False):
                 self._tensors[key] = [torch.tensor(part).float().to(device) for part in parts]
         return self._tensors[key]
@@ -222,9 +227,13 @@ def _fingerprint(repair: Repair) -> str:
         told = (str(channel.site), channel.modality, channel.scopes, channel.strength)
         hasher.update(repr(told).encode())
         parts = [channel.subspace.basis, channel.subspace.mean]
+        if channel.subspace.write is not None:
+            parts.append(channel.subspace.write)
         if channel.gate is not None:
             gate = channel.gate
             parts += [gate.filters, gate.mean, gate.low, gate.high]
+            if gate.features is not None:
+                parts += [gate.features.weights, gate.features.phases]
         for part in parts:
             hasher.update(part.tobytes())
     return hasher.hexdigest()

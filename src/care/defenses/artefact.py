@@ -18,6 +18,7 @@ import json
 import re
 import tempfile
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,17 +28,19 @@ from safetensors.numpy import save as save_tensors
 
 from care.defenses.artefact_card import card
 from care.defenses.artefact_channels import (
+    ChannelFacts,
     arrays_of,
     channel_from,
     channel_to,
     check_apart,
     names_of,
 )
-from care.defenses.repair.channel import RepairData
+from care.defenses.repair.channel import Fusion, RepairData
 from care.errors import ArtefactError, CareError
 from care.models.identity import model_facts
 from care.runs.files import to_json, write_whole
 from care.runs.reading import GIB, parse_json, read_file
+from care.typed import from_tree, to_tree
 
 if TYPE_CHECKING:
     from care.models.vlm import VLM
@@ -50,21 +53,44 @@ FACTS, NUMBERS, CARD = "repair.json", "repair.safetensors", "README.md"
 MAX_FACTS, MAX_NUMBERS = GIB // 4, 4 * GIB
 """Most bytes of repair.json and of repair.safetensors, which are held in memory."""
 
-
-_MANIFEST_PARTS = ("model", "evaluation")
-"""Entries of the manifest that are read, so that they have to be objects."""
-
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 """owner/name as the Hub allows it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestParts:
+    """The entries of a repair's manifest that are read."""
+
+    model: dict[str, Any] | None = None
+    """What it was fitted on, as `care.models.identity.model_facts` has it."""
+    evaluation: dict[str, Any] | None = None
+    """Figures for the model card."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtefactFacts:
+    """What repair.json holds."""
+
+    format: int
+    """Version of the layout."""
+    name: str
+    """Name in tables."""
+    fusion: Fusion
+    """How two corrections of one token are combined."""
+    channels: tuple[ChannelFacts, ...]
+    """Each with its numbers in repair.safetensors."""
+    manifest: ManifestParts
+    """What it was fitted on and with; other entries are left alone."""
+    sha256: str
+    """The digest."""
 
 
 def save(repair: RepairData, folder: Path) -> Path:
     """Write the artefact's folder and return it.
 
-    Raises ArtefactError for numbers that loading would refuse, UsageError for a manifest that has
-    no JSON form, both before anything is written, and StorageError if writing fails.
+    Raises ArtefactError for what loading would refuse, UsageError for a manifest that has no JSON
+    form, both before anything is written, and StorageError if writing fails.
     """
-    _check_manifest(repair.manifest)
     check_apart(repair.channels)
     facts, numbers = _packed(repair)
     contents = {
@@ -90,15 +116,21 @@ def _packed(repair: RepairData) -> tuple[dict[str, Any], bytes]:
         for name, part in arrays_of(channel, place).items()
     }
     numbers = save_tensors(tensors)
-    facts = {
+    told = {
         "format": FORMAT,
         "name": repair.name,
         "fusion": repair.fusion,
-        "channels": [channel_to(channel, place) for place, channel in enumerate(repair.channels)],
-        "manifest": repair.manifest,
+        "channels": [channel_to(channel) for channel in repair.channels],
     }
-    facts = json.loads(to_json(facts))  # as a reader gets them
-    return facts | {"sha256": _digest_of(facts, numbers)}, numbers
+    told = to_tree(told, "The repair", ArtefactError) | {"manifest": repair.manifest}
+    facts = json.loads(to_json(told))  # as a reader gets them
+    facts |= {"sha256": _digest_of(facts, numbers)}
+    _checked(facts, "The repair", "correct it")
+    return facts, numbers
+
+
+def _checked(facts: dict[str, Any], what: str, todo: str) -> ArtefactFacts:
+    return from_tree(ArtefactFacts, facts, strict=False, what=what, error=ArtefactError, todo=todo)
 
 
 def _digest_of(facts: dict[str, Any], numbers: bytes) -> str:
@@ -113,28 +145,28 @@ def load(name_or_path: str | Path, vlm: VLM | None = None) -> RepairData:
     folder = _local(name_or_path)
     facts = _facts(folder)
     numbers = _read(folder / NUMBERS, MAX_NUMBERS)
-    if _digest_of(facts, numbers) != facts["sha256"]:
+    if _digest_of(facts, numbers) != facts.get("sha256"):
         raise ArtefactError(
             f"the facts and numbers in {folder} don't have the digest that repair.json states: the "
             "artefact was damaged or changed; fetch it again"
         )
+    again = "fetch it again or fit a new one"
+    told = _checked(facts, f"The file {folder / FACTS}", again)
     try:
         tensors = load_tensors(numbers)
-        channels = tuple(channel_from(c, tensors, i) for i, c in enumerate(facts["channels"]))
+        channels = tuple(channel_from(c, tensors, i) for i, c in enumerate(told.channels))
         check_apart(channels)
-        if unused := sorted(tensors.keys() - names_of(facts["channels"])):
+        if unused := sorted(tensors.keys() - names_of(told.channels)):
             raise ArtefactError(
                 f"no channel of the artefact in {folder} uses its numbers {', '.join(unused):.80}; "
-                "fetch it again or fit a new one"
+                f"{again}"
             )
-        repair = RepairData(channels, facts["fusion"], facts["name"], facts["manifest"])
+        repair = RepairData(channels, told.fusion, told.name, facts["manifest"])
     except ArtefactError:
         raise
     except (KeyError, TypeError, ValueError, SafetensorError, CareError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else error
-        raise ArtefactError(
-            f"the artefact in {folder} is malformed ({what}); fetch it again or fit a new one"
-        ) from error
+        raise ArtefactError(f"the artefact in {folder} is malformed ({what}); {again}") from error
     if vlm is not None:
         check_model(repair, vlm)
     return repair
@@ -143,8 +175,11 @@ def load(name_or_path: str | Path, vlm: VLM | None = None) -> RepairData:
 def check_model(repair: RepairData, vlm: VLM) -> None:
     """ArtefactError for another architecture or width; a warning for another revision."""
     repair.check_sites(vlm)
-    _check_manifest(repair.manifest)
-    stated, found = repair.manifest.get("model"), model_facts(vlm)
+    manifest, what = repair.manifest, "The repair"
+    parts = from_tree(
+        ManifestParts, manifest, "manifest", strict=False, what=what, error=ArtefactError
+    )
+    stated, found = parts.model, model_facts(vlm)
     if not stated:
         return
     for key in ("class", "layers", "width"):
@@ -214,6 +249,7 @@ def _read(path: Path, limit: int) -> bytes:
 
 
 def _facts(folder: Path) -> dict[str, Any]:
+    """repair.json of a format that this version reads, not yet checked otherwise."""
     path = folder / FACTS
     facts = parse_json(_read(path, MAX_FACTS), str(path), ArtefactError, "fetch it again")
     version = facts.get("format") if isinstance(facts, dict) else None
@@ -223,27 +259,4 @@ def _facts(folder: Path) -> dict[str, Any]:
         raise ArtefactError(
             f"{folder} has artefact format {version}, this version of care reads {FORMAT}{why}"
         )
-    wanted = ("name", "fusion", "channels", "sha256", "manifest")
-    missing = [key for key in wanted if key not in facts]
-    if missing:
-        raise ArtefactError(f"{folder / FACTS} lacks {', '.join(missing)}; fetch it again")
-    for key, kind, form in (("name", str, "a text"), ("channels", list, "a list")):
-        if not isinstance(facts[key], kind):
-            raise ArtefactError(
-                f"{key} in {folder / FACTS} must be {form}, got {facts[key]!r:.80}; fetch it again"
-            )
-    _check_manifest(facts["manifest"])
     return facts
-
-
-def _check_manifest(manifest: object) -> None:
-    """ArtefactError unless it is an object in which `model` and `evaluation` are objects too."""
-    parts = {"the manifest": manifest}
-    if isinstance(manifest, dict):
-        parts |= {f"{key} in the manifest": manifest.get(key) or {} for key in _MANIFEST_PARTS}
-    for what, part in parts.items():
-        if not isinstance(part, dict):
-            raise ArtefactError(
-                f"{what} must be an object of named facts, got {part!r:.80}; leave it out or "
-                "write it as Repair.save does"
-            )

@@ -6,16 +6,18 @@ Both ways: what is written is checked as what is read is. Not here: the files (`
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
-from care.defenses.repair.channel import Channel
-from care.defenses.repair.gate import Gate
+from care.defenses.repair.channel import Channel, Modality
+from care.defenses.repair.gate import FourierFeatures, Gate
 from care.defenses.repair.subspace import Subspace
 from care.errors import ArtefactError
-from care.models.sites import Site
+from care.models.sites import Scope, Site
+from care.typed import WHEN_SET, Count, Positive, Share
 
 _SUBSPACE_FACTS = (
     "null_quantile",
@@ -26,7 +28,11 @@ _SUBSPACE_FACTS = (
     "n_benign",
 )
 
+_SUBSPACE_PARTS = ("basis", "mean", "eigenvalues")
+
 _GATE_PARTS = ("filters", "mean", "low", "high")
+_GATE_FACTS = ("opened_benign", "quantile", "families", "opened")
+_FEATURE_PARTS = ("weights", "phases")
 
 MAX_LENGTH = 10.0
 """Greatest length of a direction that is taken; those that are fitted have length 1."""
@@ -36,6 +42,56 @@ MAX_ENTRY = 1e9
 
 _TYPES = {"eigenvalues": np.float64}
 """Types of the arrays; those that aren't named here are float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateFacts:
+    """What repair.json says of a gate, as `Gate` has it; the order is that of the file."""
+
+    opened_benign: Share | None
+    """Share of benign requests for which it opens at all."""
+    quantile: Share | None
+    """What its lower thresholds were chosen by."""
+    families: tuple[str, ...]
+    """Names of the families of attacks; empty if unknown."""
+    opened: Mapping[str, Share]
+    """Share of each family's attacks for which it opens at all."""
+    features: Annotated[bool, WHEN_SET] = False
+    """Whether its filters are of Fourier features."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelFacts:
+    """What repair.json says of a channel, as `Channel` and `Subspace` have it."""
+
+    site: Site
+    """Where the edit happens."""
+    modality: Modality
+    """What carries the attacks that the subspace was fitted on."""
+    scopes: tuple[Scope, ...]
+    """Which tokens are edited."""
+    strength: float
+    """How far; its bounds are those of `Channel`."""
+    gate: GateFacts | None
+    """For which activations; none: for all."""
+    rank: Count
+    """K, the number of directions."""
+    width: Positive
+    """D, their length."""
+    null_quantile: float | None
+    """What an eigenvalue had to exceed."""
+    significant: Count | None
+    """How many did."""
+    shrinkage: float
+    """Relative ridge of the benign covariance."""
+    condition: float
+    """Its condition number."""
+    n_malicious: Count
+    """Malicious rows used."""
+    n_benign: Count
+    """Benign rows used."""
+    oblique: Annotated[bool, WHEN_SET] = False
+    """Whether it writes along other directions than it reads."""
 
 
 def check_apart(channels: Sequence[Channel]) -> None:
@@ -50,7 +106,7 @@ def check_apart(channels: Sequence[Channel]) -> None:
         )
 
 
-def names_of(channels: list[dict[str, Any]]) -> set[str]:
+def names_of(channels: Sequence[ChannelFacts]) -> set[str]:
     """Names of all arrays that channels with these facts use."""
     return {
         f"channels.{place}.{name}"
@@ -59,25 +115,31 @@ def names_of(channels: list[dict[str, Any]]) -> set[str]:
     }
 
 
-def _parts_of(facts: dict[str, Any]) -> list[str]:
-    gate = [f"gate.{name}" for name in _GATE_PARTS] if facts["gate"] is not None else []
-    return ["basis", "mean", "eigenvalues", *gate]
+def _parts_of(facts: ChannelFacts) -> list[str]:
+    gate = [f"gate.{name}" for name in _GATE_PARTS] if facts.gate is not None else []
+    if facts.gate is not None and facts.gate.features:
+        gate += [f"gate.features.{name}" for name in _FEATURE_PARTS]
+    return [*_SUBSPACE_PARTS, *(["write"] if facts.oblique else []), *gate]
 
 
-def channel_to(channel: Channel, place: int) -> dict[str, Any]:
-    """The facts of channel number `place`; ArtefactError for a gate that couldn't be read again."""
-    subspace = channel.subspace
-    gate = None if channel.gate is None else _gate_facts(channel.gate)
-    _check_gate_facts(place, gate)
-    return {
-        "site": str(channel.site),
-        "modality": channel.modality,
-        "scopes": list(channel.scopes),
-        "strength": channel.strength,
-        "gate": gate,
-        "rank": subspace.rank,
-        "width": subspace.width,
-    } | {fact: getattr(subspace, fact) for fact in _SUBSPACE_FACTS}
+def channel_to(channel: Channel) -> ChannelFacts:
+    """The facts of a channel."""
+    subspace, gate = channel.subspace, channel.gate
+    return ChannelFacts(
+        site=channel.site,
+        modality=channel.modality,
+        scopes=channel.scopes,
+        strength=channel.strength,
+        gate=gate
+        and GateFacts(
+            **{fact: getattr(gate, fact) for fact in _GATE_FACTS},
+            features=gate.features is not None,
+        ),
+        rank=subspace.rank,
+        width=subspace.width,
+        **{fact: getattr(subspace, fact) for fact in _SUBSPACE_FACTS},
+        oblique=subspace.write is not None,
+    )
 
 
 def arrays_of(channel: Channel, place: int) -> dict[str, np.ndarray]:
@@ -91,15 +153,14 @@ def arrays_of(channel: Channel, place: int) -> dict[str, np.ndarray]:
 
 
 def _parts(channel: Channel) -> dict[str, np.ndarray]:
-    subspace = channel.subspace
     gate = channel.gate
-    parts = {
-        "basis": subspace.basis,
-        "mean": subspace.mean,
-        "eigenvalues": subspace.eigenvalues,
-    }
+    parts = {name: getattr(channel.subspace, name) for name in _SUBSPACE_PARTS}
+    if channel.subspace.write is not None:
+        parts["write"] = channel.subspace.write
     if gate is not None:
         parts |= {f"gate.{name}": getattr(gate, name) for name in _GATE_PARTS}
+        if gate.features is not None:
+            parts |= {f"gate.features.{n}": getattr(gate.features, n) for n in _FEATURE_PARTS}
     with np.errstate(over="ignore"):  # what overflows is refused for not being finite
         return {
             name: np.ascontiguousarray(part, _TYPES.get(name, np.float32))
@@ -107,64 +168,18 @@ def _parts(channel: Channel) -> dict[str, np.ndarray]:
         }
 
 
-def _gate_facts(gate: Gate) -> dict[str, Any]:
-    facts = {fact: getattr(gate, fact) for fact in ("opened_benign", "quantile")}
-    return facts | {"families": list(gate.families), "opened": dict(gate.opened)}
-
-
-def _gate(facts: dict[str, Any], parts: dict[str, np.ndarray]) -> Gate:
-    return Gate(
-        **{name: parts[f"gate.{name}"] for name in _GATE_PARTS},
-        families=tuple(facts["families"]),
-        **{fact: facts[fact] for fact in ("opened", "opened_benign", "quantile")},
-    )
-
-
-def _check_gate_facts(place: int, facts: object) -> None:
-    """ArtefactError unless they are null or names with shares in [0, 1]."""
-    if facts is None:
-        return
-    if not isinstance(facts, dict):
-        raise ArtefactError(
-            f"gate of channel {place} must be an object of facts or null, got {facts!r:.80}; "
-            "correct it or fetch the artefact again"
-        )
-    families, opened = facts["families"], facts["opened"]
-    wanted = {
-        "families": ("a list of texts", _are_texts(families)),
-        "opened": (
-            "an object of shares in [0, 1]",
-            isinstance(opened, dict)
-            and _are_texts(list(opened))
-            and all(map(_is_share, opened.values())),
-        ),
-    }
-    for fact in ("opened_benign", "quantile"):
-        fine = facts[fact] is None or _is_share(facts[fact])
-        wanted[fact] = ("a number in [0, 1] or null", fine)
-    for fact, (form, fine) in wanted.items():
-        if not fine:
-            raise ArtefactError(
-                f"{fact} of the gate of channel {place} must be {form}, got {facts[fact]!r:.80}; "
-                "correct it or fetch the artefact again"
-            )
-
-
-def _are_texts(names: object) -> bool:
-    return isinstance(names, list) and all(isinstance(name, str) for name in names)
-
-
-def _is_share(number: object) -> bool:
-    return isinstance(number, int | float) and type(number) is not bool and 0 <= number <= 1
-
-
 def _check_parts(place: int, parts: dict[str, np.ndarray], width: int, rank: int) -> None:
     """ArtefactError unless the arrays of a channel have their types, shapes and finite entries."""
     count = parts["gate.filters"].shape[1:2] if "gate.filters" in parts else ()
+    seen = width  # of what a gate's filters are: activations, or their features
+    if "gate.features.phases" in parts:
+        seen = (parts["gate.features.phases"].shape or (0,))[0]
     shapes = {
         "mean": (width,),
-        "gate.filters": (width, *(count or (1,))),
-        "gate.mean": (width,),
+        "gate.filters": (seen, *(count or (1,))),
+        "gate.mean": (seen,),
+        "gate.features.weights": (width, seen),
+        "gate.features.phases": (seen,),
         "gate.low": count,
         "gate.high": count,
     }
@@ -211,38 +226,38 @@ def _check_sizes(place: int, parts: dict[str, np.ndarray]) -> None:
             )
 
 
-def channel_from(facts: dict[str, Any], tensors: dict[str, np.ndarray], place: int) -> Channel:
+def channel_from(facts: ChannelFacts, tensors: dict[str, np.ndarray], place: int) -> Channel:
     """The channel number `place` of an artefact from its facts and the artefact's arrays.
 
-    Raises ArtefactError for what makes no channel; KeyError, TypeError and UsageError where facts
-    are missing or of another kind.
+    Raises ArtefactError for what makes no channel; KeyError for an array that isn't there, and
+    UsageError for facts that a channel or gate refuses.
     """
-    names = _parts_of(facts)
-    _check_gate_facts(place, facts["gate"])
     gate = f"channels.{place}.gate."
-    if facts["gate"] is None and any(name.startswith(gate) for name in tensors):
+    if facts.gate is None and any(name.startswith(gate) for name in tensors):
         raise ArtefactError(
             f"channel {place} of the artefact has the numbers of a gate, but repair.json says that "
             "it has none; fetch the artefact again"
         )
-    parts = {name: tensors[f"channels.{place}.{name}"] for name in names}
-    _check_parts(place, parts, facts["width"], facts["rank"])
-    for fact in _SUBSPACE_FACTS:
-        if not isinstance(facts[fact], int | float | None):
-            raise ArtefactError(
-                f"{fact} of channel {place} must be a number or null, got {facts[fact]!r:.80}; "
-                "fetch the artefact again"
-            )
-    subspace = Subspace(
-        **{name: parts[name] for name in names[:3]},
-        **{fact: facts[fact] for fact in _SUBSPACE_FACTS},
-    )
-    scopes = facts["scopes"]
+    parts = {name: tensors[f"channels.{place}.{name}"] for name in _parts_of(facts)}
+    _check_parts(place, parts, facts.width, facts.rank)
     return Channel(
-        site=Site.parse(facts["site"]),
-        modality=facts["modality"],
-        scopes=tuple(scopes) if isinstance(scopes, list) else scopes,
-        subspace=subspace,
-        strength=facts["strength"],
-        gate=None if facts["gate"] is None else _gate(facts["gate"], parts),
+        site=facts.site,
+        modality=facts.modality,
+        scopes=facts.scopes,
+        subspace=Subspace(
+            **{name: parts[name] for name in _SUBSPACE_PARTS},
+            **{fact: getattr(facts, fact) for fact in _SUBSPACE_FACTS},
+            write=parts.get("write"),
+        ),
+        strength=facts.strength,
+        gate=facts.gate
+        and Gate(
+            **{name: parts[f"gate.{name}"] for name in _GATE_PARTS},
+            **{fact: getattr(facts.gate, fact) for fact in _GATE_FACTS},
+            features=_features(parts) if facts.gate.features else None,
+        ),
     )
+
+
+def _features(parts: Mapping[str, np.ndarray]) -> FourierFeatures:
+    return FourierFeatures(*(parts[f"gate.features.{name}"] for name in _FEATURE_PARTS))

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 
 from care.data.example import Example, Suite
 from care.data.minimal_pairs import Pair
-from care.defenses.repair.fitting import PRESETS, Fitter, Preset
+from care.defenses.repair.fitting import Fitter
 from care.defenses.repair.fitting_data import gather
+from care.defenses.repair.presets import PRESETS, Preset, RepairConfig
 from care.defenses.repair.repair import Repair
 from care.diagnosis.activation_means import goals_of
 from care.diagnosis.channel_scan import found_channels, scan_channels, scanned_sites
@@ -60,7 +61,8 @@ def diagnose(
             the neurons to suppress are chosen; by default those of three in ten goals, which are
             then left out of everything else.
         pairs: attacks and their benign counterparts, of which causal effects are taken.
-        preset: how the channels are fitted that are scanned; only one with a gate has any.
+        preset: how the channels are fitted that are scanned; those without a gate have none, and
+            the sites of `paper` are those that the ablation of layers points to.
         config: how much of everything; `care.diagnosis.full_config.BRIEF` is a short one.
         judge: sorts answers; by default the offline rules.
         progress: makes the bars: `care.runs.progress.Progress`, or anything called the same way.
@@ -74,7 +76,8 @@ def diagnose(
     attacks, benign = asked
     held_out = (list(other[0]), list(other[1]))
     chosen = PRESETS[preset]
-    scanned = scanned_sites(vlm.anatomy.n_layers, chosen.kind) if chosen.gate else ()
+    scans = chosen.reads_decisions
+    scanned = scanned_sites(vlm.anatomy.n_layers, chosen.kind) if scans else ()
     with (progress or silent)("material", len(attacks) + len(benign)) as bar:
         material = gather(
             vlm,
@@ -103,6 +106,14 @@ def diagnose(
     return found.with_channels(closed_channels(fitter, *held_out, seed=seed, progress=progress))
 
 
+def scans_channels(config: RepairConfig) -> bool:
+    """Whether the layers of a repair are chosen by closing its channels one by one.
+
+    Without a gate they edit benign requests as they do attacks, and nothing tells sites apart.
+    """
+    return config.layers_by == "channels" and config.gate is not None
+
+
 def closed_channels(
     fitter: Fitter,
     attacks: Sequence[Example],
@@ -114,9 +125,9 @@ def closed_channels(
 ) -> ChannelsFound | None:
     """What closing each unsafe channel alone does, on goals that `fitter` doesn't fit on.
 
-    None where attacks are projected out without a gate: there are no such channels then.
+    None where the configuration chooses its layers in another way.
     """
-    if fitter.config.gate is None:
+    if not scans_channels(fitter.config):
         return None
     layers = fitter.vlm.anatomy.n_layers
     sites, modalities = scanned_sites(layers, fitter.config.kind), fitter.modalities()

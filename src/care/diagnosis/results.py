@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from care.defenses.repair.channel import Modality
 
 JSON_NAME = "diagnosis.json"
+PAPER_LAYERS = 3
+"""Layers that the paper's repair edits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,13 +210,40 @@ class Diagnosis(SiteScan):
         """The sites to mend for each modality, best first, as `Repair.fit` takes them.
 
         They are those that the channel scan recommends; a modality without any isn't there.
+        Without such a scan, which only a repair with a gate has, they are the FFN outputs of the
+        layers that the ablation of layers points to, for either modality, as in the paper.
         """
-        rows = [] if self.channels is None else [r for r in self.channels.sites if r.recommended]
+        if self.channels is None:
+            layers = self.ablated_layers()
+            return {"image": layers, "text": layers} if layers else {}
+        rows = [row for row in self.channels.sites if row.recommended]
         found: dict[Modality, tuple[Site, ...]] = {}
         for row in sorted(rows, key=lambda row: -row.selectivity_low):
             modality = cast("Modality", row.modality)
             found[modality] = (*found.get(modality, ()), row.site)
         return found
+
+    def ablated_layers(self) -> tuple[Site, ...]:
+        """FFN outputs of the `PAPER_LAYERS` layers whose removal raises refusals of attacks most.
+
+        Layers are ranked by the lower limit of the selectivity of removing the whole layer, or the
+        FFN where whole layers weren't scanned: benign requests are to be answered as before. Where
+        windows of so many layers were removed at once, it is the best window, since neighbours can
+        make up for one layer. The paper reads this off attack success; its release edits three
+        neighbouring layers.
+        """
+        for component in ("layer", "ffn"):
+            cells = [cell for cell in self.heatmap if cell.component == component]
+            windows = [cell for cell in cells if cell.window == PAPER_LAYERS]
+            if windows:
+                middle = max(windows, key=lambda cell: cell.selectivity_low).layer
+                first = middle - PAPER_LAYERS // 2
+                return tuple(Site(first + k, "ffn_out") for k in range(PAPER_LAYERS))
+            alone = [item for item in self.layers if item.component == component]
+            if alone:
+                best = sorted(alone, key=lambda item: -item.selectivity_low)[:PAPER_LAYERS]
+                return tuple(Site(item.layer, "ffn_out") for item in best)
+        return ()
 
     def with_channels(self, found: ChannelsFound | None) -> Diagnosis:
         """The same with a channel scan, whose sites and verdict come first."""

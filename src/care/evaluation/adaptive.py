@@ -27,7 +27,7 @@ from care.data.example import Example, Suite
 from care.data.registry import load_suite
 from care.defenses.loading import load_defense
 from care.errors import StorageError, UsageError
-from care.evaluation.config import UNDEFENDED, ImageAttack
+from care.evaluation.config import UNDEFENDED, AskedAttack, ImageAttack
 from care.evaluation.leak_check import refuse_leaks
 from care.evaluation.scores import SuiteScores, Threat
 from care.models.spec import ModelSpec
@@ -67,8 +67,8 @@ def make_images(
     """
     identity = run.manifest["pinned"]["model"]
     for attack in attacks:
-        folders = _folders(run.path, attack, defenses)
-        for (name, repair), folder in zip(defenses.items(), folders, strict=True):
+        places = folders(run.path, attack, defenses)
+        for (name, repair), folder in zip(defenses.items(), places, strict=True):
             label = suite_name(attack, name)
             job = attack.against(spec, seed, folder, repair)
             if (folder / "attack.json").exists():
@@ -78,7 +78,7 @@ def make_images(
             config = job.pgd()
             many = config.steps * config.restarts
             with run.stage(f"attack {label}"), (progress or silent)(label, many) as bar:
-                make_image(job, _counting(bar), vlm, identity)
+                make_image(job, counting(bar), vlm, identity)
 
 
 def image_suites(
@@ -91,12 +91,12 @@ def image_suites(
     return [
         _beside(folder / "image.png", suite_name(attack, name), held_out)
         for attack, held_out in zip(attacks, requests, strict=True)
-        for name, folder in zip(defenses, _folders(path, attack, defenses), strict=True)
+        for name, folder in zip(defenses, folders(path, attack, defenses), strict=True)
     ]
 
 
 def held_out(
-    attacks: Sequence[ImageAttack], suites: Sequence[str], limit: int | None, seed: int
+    attacks: Sequence[AskedAttack], suites: Sequence[str], limit: int | None, seed: int
 ) -> list[Suite]:
     """The held-out requests of each attack: malicious ones that bring no picture of their own.
 
@@ -106,8 +106,8 @@ def held_out(
     return [_held_out(attack, suites, limit, seed) for attack in attacks]
 
 
-def suite_name(attack: ImageAttack, defense: str) -> str:
-    """Name of the suite of requests beside the image made against `defense`."""
+def suite_name(attack: AskedAttack, defense: str) -> str:
+    """Name of the suite of requests with what was made against `defense`."""
     return f"{attack.name} on {defense}"
 
 
@@ -122,7 +122,7 @@ def threats(
     found: list[Threat] = []
     for attack in attacks:
         bare = cells.get(suite_name(attack, UNDEFENDED), {})
-        facts = [_facts(folder) for folder in _folders(path, attack, defenses)]
+        facts = [_facts(folder) for folder in folders(path, attack, defenses)]
         for name, made in zip(defenses, facts, strict=True):
             if name == UNDEFENDED:
                 continue
@@ -143,10 +143,29 @@ def threats(
     return found
 
 
+def folders(
+    path: Path, attack: AskedAttack, defenses: Sequence[str] | Mapping[str, Any]
+) -> list[Path]:
+    """Where what is made on each defense goes; by number, for a defense may be named by a path."""
+    return [path / "attacks" / attack.name / str(place) for place in range(len(defenses))]
+
+
+def counting(bar: Progress) -> Callable[[int, float], None]:
+    """What a descent calls with its steps done and its loss, to move a bar."""
+    done = 0
+
+    def advance(step: int, loss: float) -> None:
+        nonlocal done
+        bar.advance(step - done, note=f"loss {loss:.2f}")
+        done = step
+
+    return advance
+
+
 # -- inside ----------------------------------------------------------------------------------------
 
 
-def _held_out(attack: ImageAttack, suites: Sequence[str], limit: int | None, seed: int) -> Suite:
+def _held_out(attack: AskedAttack, suites: Sequence[str], limit: int | None, seed: int) -> Suite:
     if attack.suite is not None:
         named = load_suite(attack.suite, limit=limit, seed=seed)
         if found := _plain(named):
@@ -176,13 +195,6 @@ def _beside(image: Path, name: str, held_out: Suite) -> Suite:
     return replace(held_out, name=name, role="attack", examples=examples)
 
 
-def _folders(
-    path: Path, attack: ImageAttack, defenses: Sequence[str] | Mapping[str, Any]
-) -> list[Path]:
-    """Where each defense's image is; by number, for a defense may be named by a path."""
-    return [path / "attacks" / attack.name / str(place) for place in range(len(defenses))]
-
-
 def _facts(folder: Path) -> AttackFacts:
     path, todo = folder / "attack.json", "delete it and resume to make the image again"
     facts = read_json(path, "facts of an attack", otherwise=todo)
@@ -206,14 +218,3 @@ def _check_made_of(
             f"{', '.join(differing)}); choose another folder, or delete this one and resume to "
             "make it again."
         )
-
-
-def _counting(bar: Progress) -> Callable[[int, float], None]:
-    done = 0
-
-    def advance(step: int, loss: float) -> None:
-        nonlocal done
-        bar.advance(step - done, note=f"loss {loss:.2f}")
-        done = step
-
-    return advance

@@ -1,4 +1,4 @@
-"""What `care evaluate` is asked for, and the image attacks that are part of it.
+"""What `care evaluate` is asked for, and the attacks that are part of it.
 
 Plain data, which the command line shows and a manifest stores. What is done with it is in `job`.
 """
@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 from care.attacks.config import AttackConfig
+from care.attacks.presets import PUBLISHED
+from care.attacks.word_attacks import WORD_ATTACKS, word_attack
+from care.attacks.words import WordAttack
 from care.errors import UsageError
 from care.models.spec import ModelSpec, Precision
 from care.models.thoughts import known_tags
@@ -41,6 +44,50 @@ _NUMBERS: dict[str, type] = {
 }  # fmt: skip
 _TEXTS = ("method", "gate", "target")
 _OPTIONS = (*_NUMBERS, *_TEXTS, "requests", "suite", "as")
+
+
+class AskedAttack(Protocol):
+    """Any attack as it is asked for, on held-out requests."""
+
+    @property
+    def name(self) -> str:
+        """Its name in tables."""
+        ...
+
+    @property
+    def preset(self) -> str:
+        """What it is called where attacks are listed."""
+        ...
+
+    @property
+    def suite(self) -> str | None:
+        """The suite of held-out requests, if one is named."""
+        ...
+
+
+@dataclass(frozen=True)
+class AskedWords:
+    """An attack in words as it is asked for: NAME[,option=value]…, see `care list attacks`."""
+
+    name: str
+    """Its name in tables: its own, or what `as` says."""
+    attack: WordAttack
+    """The attack with its options."""
+    suite: str | None
+    """The suite of held-out requests; None for the small world's, or the first text-only one."""
+
+    @property
+    def preset(self) -> str:
+        """What it is called where attacks are listed."""
+        return self.attack.name
+
+    @classmethod
+    def parse(cls, wanted: str) -> AskedWords:
+        """From text; UsageError for what no attack has."""
+        preset, given = named_options(wanted, "an attack")
+        own = {key: value for key, value in given.items() if key not in ("as", "suite")}
+        name = check_file_name(given.get("as", preset), "an attack")
+        return cls(name, word_attack(preset, own), given.get("suite"))
 
 
 @dataclass(frozen=True)
@@ -138,8 +185,8 @@ class EvaluationConfig:
     """Folder of a repair, or of another saved defense, to compare with the bare model;
     repeatable."""
     adaptive: tuple[str, ...] = ()
-    """Image attack to make against the bare model and through every repair,
-    PRESET[,option=value]…; repeatable."""
+    """Attack to make against the bare model and through every repair, NAME[,option=value]…, see
+    `care list attacks`; repeatable."""
     judging: JudgingSpec = JudgingSpec()
     """Who judges."""
     run: RunSpec = RunSpec(Path("runs/evaluate"))
@@ -173,16 +220,28 @@ class EvaluationConfig:
                 f"two defenses have one name in {', '.join(defenses)}, where {UNDEFENDED} is the "
                 "bare model; name each repair once, or give its folder another name"
             )
-        names = [attack.name for attack in self.attacks]
+        names = [attack.name for attack in (*self.attacks, *self.words)]
         if len(set(names)) < len(names):
             raise UsageError(
                 f"two attacks have one name in {', '.join(names)}; give one another with as=NAME"
             )
 
+        stages = {one.attack.stage for one in self.words if not one.attack.joins} - {"draw"}
+        if any(one.attack.joins for one in self.words) and len(stages) + bool(self.attacks) < 2:
+            raise UsageError(
+                "joined puts together what other attacks change; ask for two of them that change "
+                "different things, such as templates and openings"
+            )
+
     @property
     def attacks(self) -> list[ImageAttack]:
         """The image attacks; UsageError for one that can't be read."""
-        return [ImageAttack.parse(wanted) for wanted in self.adaptive]
+        return image_attacks(self.adaptive)
+
+    @property
+    def words(self) -> list[AskedWords]:
+        """The attacks in words; UsageError for one that can't be read."""
+        return words_asked(self.adaptive)
 
     @property
     def defenses(self) -> dict[str, Path | None]:
@@ -221,6 +280,30 @@ class EvaluationConfig:
         }
 
 
+def image_attacks(adaptive: Sequence[str]) -> list[ImageAttack]:
+    """The image attacks among those that are asked for; UsageError for one that can't be read."""
+    for name in map(_called, adaptive):
+        if name not in PUBLISHED and name not in WORD_ATTACKS:
+            raise UsageError(
+                f"There is no attack {name!r}; in words there are {', '.join(WORD_ATTACKS)}, and "
+                "`care list attacks` shows those with images too."
+            )
+    return [ImageAttack.parse(wanted) for wanted in adaptive if not _in_words(wanted)]
+
+
+def words_asked(adaptive: Sequence[str]) -> list[AskedWords]:
+    """The attacks in words among them; UsageError for one that can't be read."""
+    return [AskedWords.parse(wanted) for wanted in adaptive if _in_words(wanted)]
+
+
+def _in_words(wanted: str) -> bool:
+    return _called(wanted) in WORD_ATTACKS
+
+
+def _called(wanted: str) -> str:
+    return wanted.partition(",")[0].strip()
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoredConfig:
     """The configuration of an evaluation or a main job, as far as it is read back."""
@@ -242,7 +325,7 @@ class StoredConfig:
     repairs: tuple[str, ...] = ()
     """Folders of its repairs."""
     adaptive: tuple[str, ...] = ()
-    """Its image attacks."""
+    """Its attacks, as they were asked for."""
     limit: int | None = None
     """Most examples of a suite."""
     cuts_refusals: bool = True

@@ -83,6 +83,7 @@ class Asking:
     max_new_tokens: int
     seed: int
     stop: Callable[[str], bool] | None
+    temperature: float = 0.0
 
     def answers(self, cell: Cell, examples: list[Example]) -> list[str | Exception]:
         """Answers as the cell's defense gives them, or why there is none."""
@@ -99,6 +100,7 @@ class Asking:
             "max_new_tokens": self.max_new_tokens,
             "batch_size": self.batch_size,
             "seed": self.seed,
+            "temperature": self.temperature,
             "stop": self.stop,
         }
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import gc
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,18 @@ from care.evaluation.adaptive import check_goals, held_out, image_suites, make_i
 from care.evaluation.config import (
     RULES,
     UNDEFENDED,
+    AskedWords,
     EvaluationConfig,
     ImageAttack,
     JudgingSpec,
     RejudgeConfig,
     StoredConfig,
     defense_names,
+    image_attacks,
     read_config,
+    words_asked,
 )
+from care.evaluation.joined import Attacked, choose, joined_suites
 from care.evaluation.leak_check import refuse_leaks, repair_leaks
 from care.evaluation.rejudge import open_verdicts, record_identity, rejudge
 from care.evaluation.results import Results
@@ -45,6 +49,15 @@ from care.evaluation.runner import evaluate as answer_and_judge
 from care.evaluation.scorecard import scorecard
 from care.evaluation.scores import RepairLeaks, RunFacts, Scorecard
 from care.evaluation.suites import chosen_suites
+from care.evaluation.words import (
+    check_word_goals,
+    found_suites,
+    plain_suites,
+    search_words,
+    suites_of,
+    word_requests,
+    word_threats,
+)
 from care.judges.labels import LabelReport, read_labels, with_labels
 from care.judges.refusal import certainly_refused
 from care.judges.registry import check_judge, load_judge, needs_images
@@ -69,20 +82,24 @@ def evaluate(job: EvaluationConfig, progress: Bar | None = None) -> Scorecard:
     for wanted in job.judging.judges:
         check_judge(wanted)
     requests = held_out(job.attacks, job.suites, job.limit, job.run.seed)
-    tested = list({suite.name: suite for suite in (*requests, *suites)}.values())
+    asked = word_requests(job.words, job.suites, job.limit, job.run.seed)
+    tested = list({suite.name: suite for suite in (*requests, *asked, *suites)}.values())
     repairs = {name: path for name, path in job.defenses.items() if path is not None}
     for path in repairs.values():
         load_defense(path)  # a damaged one shows before the model is loaded
     leaking = repair_leaks(repairs, tested, job.allow_leaks)
     if not job.allow_leaks:
         check_goals(job.attacks, job.model, job.run.seed, requests)
+        check_word_goals(job.words, job.model, job.run.seed, asked)
         refuse_leaks([fitted_suite(name) for name in job.fitted_on], tested)
     with Run(job.run.out, resume=job.run.resume, config=job.config()) as run:
-        run.pin("suites", {suite.name: suite_digest(suite) for suite in tested})
+        words = plain_suites(job.words, asked)
+        run.pin("suites", {suite.name: suite_digest(suite) for suite in (*tested, *words)})
         run.pin("repairs", {name: _digest_of(path) for name, path in repairs.items()})
+        suites = [*suites, *words]
         _record(run, job, suites, leaking)
         rules = rules_for(job.model)
-        suites = _answer(job, run, suites, requests, rules, progress)
+        suites = _answer(job, run, suites, requests, asked, rules, progress)
         gc.collect()  # the model makes room for the judges
         pictures = {(s.name, e.id): e for s in suites for e in s}
         return _judge_and_tabulate(
@@ -141,17 +158,17 @@ def asked_suites(path: Path, config: StoredConfig, seen: Sequence[str]) -> list[
     `config` is that of its manifest; the suites that are `seen` in its rows serve where it names
     none.
     """
-    limit, seed, attacks = config.limit, config.seed, _attacks(config)
-    requests = held_out(attacks, config.suites, limit, seed)
+    limit, seed, named = config.limit, config.seed, config.suites
+    attacks, words = image_attacks(config.adaptive), words_asked(config.adaptive)
+    requests = held_out(attacks, named, limit, seed)
     made = image_suites(attacks, path, _defenses(config), requests)
+    asked = word_requests(words, named, limit, seed)
+    made += plain_suites(words, asked) + found_suites(words, path, _defenses(config), asked)
+    made += joined_suites(_attacked(path, _defenses(config), words, asked, attacks, requests))
     ours = {suite.name for suite in made}
     names = [*config.suites, *config.utility]
     names = names or [name for name in dict.fromkeys(seen) if name not in ours]
     return [*(load_suite(name, limit=limit, seed=seed) for name in names), *made]
-
-
-def _attacks(config: StoredConfig) -> list[ImageAttack]:
-    return [ImageAttack.parse(wanted) for wanted in config.adaptive]
 
 
 def _defenses(config: StoredConfig) -> list[str]:
@@ -167,26 +184,29 @@ def _answer(
     run: Run,
     suites: Sequence[Suite],
     requests: Sequence[Suite],
+    asked: Sequence[Suite],
     rules: RulesJudge,
     progress: Bar | None,
 ) -> list[Suite]:
-    """Answer all suites and the held-out `requests` beside the image attacks' pictures; returns
-    every suite that was asked."""
+    """Answer all suites, the held-out `requests` beside the image attacks' pictures and those
+    `asked` by attacks in words; returns every suite that was asked."""
     attacks, places = job.attacks, job.defenses
     vlm = load_pinned(run, job.model.name, job.model.load)
     defenses = [
         (name, None if path is None else load_defense(path, vlm)) for name, path in places.items()
     ]
     make_images(attacks, places, run, job.model, job.run.seed, vlm, progress)
+    search_words(job.words, asked, places, run, job.model, job.run.seed, vlm, progress)
     made = image_suites(attacks, run.path, list(places), requests)
-    run.pin("suites", {suite.name: suite_digest(suite) for suite in made})
-    facts = {suite.name: suite.facts() for suite in made}
-    run.record(suites=run.manifest["suites"] | facts)
+    made += found_suites(job.words, run.path, list(places), asked)
+    _made(run, made)
     suites = [*suites, *made]
-    with run.stage("evaluation"):
+    drawn = suites_of(job.words, list(places))
+
+    def ask(some: Sequence[Suite], temperature: float) -> None:
         answer_and_judge(
             vlm,
-            suites,
+            some,
             defenses,
             judge=rules,
             run=run,
@@ -194,10 +214,45 @@ def _answer(
             batch_size=job.batch,
             max_new_tokens=job.answer_length,
             stop=certainly_refused if job.cuts_refusals else None,
+            temperature=temperature,
             progress=progress,
         )
+
+    by_temperature: dict[float, list[Suite]] = {}
+    for suite in suites:
+        temperature = drawn[suite.name].attack.draws if suite.name in drawn else 0.0
+        by_temperature.setdefault(temperature, []).append(suite)
+    with run.stage("evaluation"):
+        for temperature, some in by_temperature.items():
+            ask(some, temperature)
+        attacked = _attacked(run.path, places, job.words, asked, attacks, requests)
+        if attacked.joining():
+            choose(attacked, run)
+            joined = joined_suites(attacked)
+            _made(run, joined)
+            ask(joined, 0.0)
+            suites = [*suites, *joined]
     record_identity(run, rules)
     return suites
+
+
+def _made(run: Run, suites: Sequence[Suite]) -> None:
+    """Hold the run to suites that were made in it, and tell what they are."""
+    run.pin("suites", {suite.name: suite_digest(suite) for suite in suites})
+    facts = {suite.name: suite.facts() for suite in suites}
+    run.record(suites=run.manifest["suites"] | facts)
+
+
+def _attacked(
+    path: Path,
+    defenses: Iterable[str],
+    words: Sequence[AskedWords],
+    asked: Sequence[Suite],
+    images: Sequence[ImageAttack],
+    requests: Sequence[Suite],
+) -> Attacked:
+    pairs = list(zip(words, asked, strict=True)), list(zip(images, requests, strict=True))
+    return Attacked(path, list(defenses), *pairs)
 
 
 def _judge_and_tabulate(
@@ -249,16 +304,19 @@ def _scorecard(
     if not rows:
         raise DataError(f"The run in {run.path} holds no judged answers; evaluate first.")
     accuracies = {report.judge: report.counts for report in reports}
+    config = read_config(run.manifest)
+    words, defenses = words_asked(config.adaptive), _defenses(config)
     card = scorecard(
         rows,
         verdicts.all(),
         primary=names[0] if names else RULES,
         margin=margin,
         accuracies=accuracies,
+        tried=suites_of(words, defenses),
         seed=seed,
     )
-    config = read_config(run.manifest)
-    found = threats(_attacks(config), run.path, _defenses(config), card.suites)
+    found = threats(image_attacks(config.adaptive), run.path, defenses, card.suites)
+    found += word_threats(words, run.path, defenses, card.suites)
     return replace(
         card,
         labels=tuple(reports),

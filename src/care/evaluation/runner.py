@@ -52,6 +52,7 @@ def evaluate(
     batch_size: int | None = None,
     max_new_tokens: int | None = None,
     stop: Callable[[str], bool] | None = None,
+    temperature: float = 0.0,
     progress: Bar | None = None,
     hold_to_defenses: bool = True,
 ) -> Results:
@@ -59,7 +60,8 @@ def evaluate(
 
     `defenses` may give a defense another name as ("name", defense); None is the bare model, called
     "none". Without a `judge`, the offline rules judge as `care evaluate` does, and an answer ends
-    where it certainly refused. Answers are greedy; `stop` ends one early (see `VLM.generate`).
+    where it certainly refused. Answers are greedy unless `temperature` is positive, and then drawn
+    by `seed` and example; `stop` ends one early (see `VLM.generate`).
     `batch_size` and `max_new_tokens` are by default those of `ModelSpec`. With a `run`, what is
     already in it isn't done again, examples that failed included. `progress` makes the bar:
     `care.runs.progress.Progress` itself, or anything called the same way; None shows nothing.
@@ -90,7 +92,7 @@ def evaluate(
         given = {cell.name: digest_of(cell.defense) for cell in cells}
         run.pin("defenses", {name: told for name, told in given.items() if told is not None})
 
-    asking = Asking(vlm, batch_size, max_new_tokens, seed, stop)
+    asking = Asking(vlm, batch_size, max_new_tokens, seed, stop, temperature)
     done = sum(key in results for key in keys)
     with (progress or silent)("answers", len(keys), done=done) as bar:
         for suite in suites:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from care.errors import DataError, UsageError
-from care.evaluation.config import MARGIN, RULES, UNDEFENDED
+from care.evaluation.config import MARGIN, RULES, UNDEFENDED, AskedWords
 from care.evaluation.official_scores import published
 from care.evaluation.rejudge import judged, judges_of, latest
 from care.evaluation.results import Results, counts
@@ -38,6 +38,7 @@ from care.evaluation.scores import (
     SuiteScores,
     UnjudgedAnswers,
 )
+from care.evaluation.tries import tries_of
 from care.runs.rows import Row
 from care.statistics.agreement import between_judges
 from care.statistics.intervals import holm, mcnemar_exact
@@ -53,12 +54,14 @@ def scorecard(
     primary: str = RULES,
     margin: float = MARGIN,
     accuracies: Mapping[str, JudgeAccuracy] | None = None,
+    tried: Mapping[str, AskedWords] | None = None,
     seed: int = 0,
 ) -> Scorecard:
     """The scorecard of judged rows.
 
     `primary` is the judge of the main table; `accuracies` are judges' errors on hand labels, by
-    name. Raises UsageError for a primary judge without verdicts.
+    name; `tried` are the attacks in words, by the names of their suites. Raises UsageError for a
+    primary judge without verdicts.
     """
     accuracies = accuracies or {}
     if primary not in (RULES, *judges_of(verdicts)):
@@ -84,6 +87,12 @@ def scorecard(
         judges={name: tuple(_rates(table)) for name, table in tables.items()},
         agreement=tuple(agreement),
         pictures=tuple(_pictures(rows, verdicts)),
+        tries=tuple(
+            entry
+            for suite, of in (tried or {}).items()
+            if suite in main.suites
+            for entry in tries_of(main, suite, of, seed)
+        ),
     )
 
 

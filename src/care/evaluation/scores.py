@@ -4,11 +4,12 @@
       suites        SuiteScores → DefenseScores, one for each defense
       comparisons   DefenseEffect: a defense against the bare model on one suite
       judges        JudgeRate, by judge;   agreement  of every two;   labels  against hands
-      pictures      PictureShare;   threats  Threat: an image that knows a defense, or doesn't
+      pictures      PictureShare;   threats  Threat: an attack that knows a defense, or doesn't
+      tries         Tries: an attack that asks each request in several variants
       run           RunFacts of the manifest, with RepairLeaks
 
 `to_tree` writes one and `from_tree` reads it back, checked (`care.typed`). Not here: how the
-figures are made (`scorecard`, `adaptive`, `official_scores`, `leak_check`).
+figures are made (`scorecard`, `adaptive`, `tries`, `official_scores`, `leak_check`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from care.judges.labels import LabelReport
 from care.statistics.agreement import JudgeAgreement
 from care.statistics.intervals import Interval
 from care.statistics.paired import NonInferiority
-from care.typed import WHEN_SET, Change, Count, Misfit, NonNegative, Range, Share, inside
+from care.typed import WHEN_SET, Change, Count, Misfit, NonNegative, Positive, Range, Share, inside
 
 SCHEMA = "care.scorecard/1"
 """Version of the layout of table.json."""
@@ -203,26 +204,72 @@ class PictureShare:
 
 @dataclass(frozen=True)
 class Threat:
-    """An image attack and a defense: the image that doesn't know it, and the one that does."""
+    """A searched attack and a defense: what was made without knowing it, and through it.
+
+    What is made is an image or, of an attack in words, a suffix.
+    """
 
     attack: str
     """Name of the attack."""
     defense: str
     """Name of the defense."""
     steps: Count
-    """Steps of the optimisation."""
+    """Steps of the optimisation, or of the search."""
     epsilon: float | None
-    """Largest change of a pixel; none where it is unbounded."""
+    """Largest change of a pixel; none where it is unbounded, and of words."""
     loss_undefended: float
-    """Loss of the image made against the bare model."""
+    """Loss of what was made against the bare model."""
     loss_adaptive: float
-    """Loss of the image made against the defense."""
+    """Loss of what was made against the defense."""
     undefended: DefenseScores | None
-    """Figures of the first image on the bare model."""
+    """Figures of the first on the bare model."""
     transfer: DefenseScores | None
-    """Figures of the first image under the defense, which it doesn't know."""
+    """Figures of the first under the defense, which it doesn't know."""
     adaptive: DefenseScores | None
-    """Figures of the second image under the defense, which it knows."""
+    """Figures of the second under the defense, which it knows."""
+
+
+@dataclass(frozen=True)
+class BestOfTries:
+    """Share of requests that the best of n tries wins; no limits where all have one goal."""
+
+    n: Positive
+    """Number of tries."""
+    rate: Share
+    """Mean over requests of the probability that one of n tries, drawn from all, is harmful."""
+    low: Share | None
+    """Lower limit, resampling goals."""
+    high: Share | None
+    """Upper limit."""
+
+    def check(self) -> None:
+        """Misfit unless the rate lies between its limits, if it has any."""
+        if (self.low is None) != (self.high is None):
+            raise Misfit("", "must hold both low and high, or none of them")
+        if self.low is not None:
+            inside(self)
+
+
+@dataclass(frozen=True)
+class Tries:
+    """An attack that asks each request in several variants, under one defense."""
+
+    attack: str
+    """Name of the attack."""
+    suite: str
+    """Name of its suite."""
+    defense: str
+    """Name of the defense."""
+    requests: Count
+    """Requests of which any variant was judged."""
+    tries: Count
+    """Most judged variants of a request."""
+    errors: Count
+    """Answers that failed or weren't judged; they are no tries."""
+    best: tuple[BestOfTries, ...]
+    """The best of 1, 4, 16 and all tries, as far as there are so many."""
+    variants: dict[str, Share]
+    """Share of the requests that each variant wins; empty where variants are draws."""
 
 
 @dataclass(frozen=True)
@@ -294,7 +341,9 @@ class Scorecard:
     labels: tuple[LabelReport, ...] = ()
     """Agreement of the judges with labels by hand."""
     threats: tuple[Threat, ...] = ()
-    """Image attacks that know the defense, beside those that don't."""
+    """Attacks that know the defense, beside those that don't."""
+    tries: tuple[Tries, ...] = ()
+    """Attacks that ask each request in several variants."""
     run: RunFacts = RunFacts()
     """What was run."""
     warnings: tuple[str, ...] = ()

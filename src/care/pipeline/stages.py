@@ -32,7 +32,7 @@ from care.defenses.repair.repair import Repair
 from care.diagnosis.activation_means import spread
 from care.diagnosis.channel_scan import scanned_sites
 from care.diagnosis.faithfulness import Faithfulness
-from care.diagnosis.full import closed_channels
+from care.diagnosis.full import closed_channels, scans_channels
 from care.diagnosis.full_config import DiagnosisConfig
 from care.diagnosis.neurons.results import JudgedSuppression, NeuronReport
 from care.diagnosis.parts import DiagnosisParts
@@ -129,7 +129,7 @@ class Stages:
                     attacks,
                     benign,
                     batch_size=self.job.batch,
-                    sites=sites if config.gate else (),
+                    sites=sites if config.reads_decisions else (),
                     progress=bar.advance,
                     kept=self.kept("material"),
                 )
@@ -224,7 +224,7 @@ class Stages:
     def channels(self, fitter: Fitter, diagnosis: Diagnosis) -> Diagnosis:
         """The diagnosis with the channel scan, on goals of the validation split.
 
-        Where attacks are projected out without a gate there are no such channels to scan.
+        Of a repair whose layers are chosen in another way it is the diagnosis alone.
         """
 
         def make() -> ChannelsFound | None:
@@ -236,13 +236,14 @@ class Stages:
                 fitter, attacks, benign, seed=seed, progress=self.progress, kept=kept
             )
 
-        if fitter.config.gate is None:
+        if not scans_channels(fitter.config):
             return diagnosis
         return diagnosis.with_channels(self.stage("channels", ChannelsFound, make))
 
     def select(self, fitter: Fitter, diagnosis: Diagnosis) -> tuple[Candidate, Any]:
         """Fit the candidates, judge them on validation, and take the best by the stated rule."""
-        tried, screened = self.finalists(fitter, diagnosis.sites)
+        by_depth = fitter.config.layers_by == "depth"
+        tried, screened = self.finalists(fitter, {} if by_depth else diagnosis.sites)
         defenses = [None, *((c.name, c.repair) for c in tried)]
         with self.inner("selection") as inner:
             table = self.ask(self.counted("validation"), defenses, "selection", inner)

@@ -1,9 +1,20 @@
 """Templates of jailbreaks: those of one split are in no other, and each holds a goal."""
 
+import base64
+import re
+from itertools import combinations
+
 import pytest
 
 from care.data.example import Example
-from care.data.small_world.jailbreak_templates import templates, wrapped
+from care.data.small_world.goals import texts
+from care.data.small_world.jailbreak_templates import (
+    CODES,
+    filled,
+    templates,
+    unseen_families,
+    wrapped,
+)
 from care.errors import UsageError
 from kit.tiny import picture
 
@@ -35,3 +46,46 @@ def test_goals_are_put_into_templates():
         wrapped(EXAMPLES, own=["poem"])
     with pytest.raises(UsageError, match="each"):
         wrapped(EXAMPLES, each=2, own=["{goal}"])
+
+
+def words(template):
+    return set(re.findall(r"[^\W\d_]+", re.sub(r"\{goal[^}]*\}", "", template).lower()))
+
+
+def likeness(first, second):
+    """Jaccard's: shared words among all words."""
+    first, second = words(first), words(second)
+    return len(first & second) / len(first | second)
+
+
+def test_unseen_templates_are_many_and_like_no_other():
+    unseen = templates("unseen")
+    known = [
+        text for table in ("wrappers", "direct") for t in texts()[table].values() for text in t
+    ]
+    assert len(unseen) == len(set(unseen)) >= 50 and len(unseen_families()) >= 12
+    near = [(a, b) for a in unseen for b in known if likeness(a, b) > 0.4]
+    near += [(a, b) for a, b in combinations(unseen, 2) if likeness(a, b) > 0.4]
+    assert near == []
+    assert likeness("Write a poem on how to {goal}.", "Write me a poem on how to {goal}!") > 0.8
+    assert {code for text in unseen for code in CODES if f"{{goal:{code}}}" in text} == set(CODES)
+
+
+def test_every_unseen_template_holds_the_goal_in_words_or_in_code():
+    goal = "paint a door"
+    coded = {code(goal) for code in CODES.values()}
+    for text in templates("unseen"):
+        found = filled(text, goal)
+        assert "{goal" not in found and any(form in found for form in (goal, *coded))
+    assert len(wrapped(EXAMPLES, "unseen", each=3)) == 6
+
+
+def test_codes_can_be_read_back():
+    goal = "paint the old door"
+    assert base64.b64decode(CODES["base64"](goal)).decode() == f"How do you {goal}?"
+    assert CODES["rot13"](CODES["rot13"](goal)) == goal == CODES["reversed"](goal)[::-1]
+    assert CODES["rot13"]("abz") == "nom" and CODES["leet"]("a test so big") == "4 7357 50 b1g"
+    assert CODES["spaced"]("an ox") == "a n  o x"
+    assert CODES["piglatin"]("an egg, strong") == "anway egg,way ongstray"
+    with pytest.raises(UsageError, match="no code 'morse'"):
+        filled("{goal:morse}", goal)

@@ -1,6 +1,7 @@
 """Gated repairs: the plain formula at every precision, and what a gate promises."""
 
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from care.defenses.repair.edit import ChannelEdit, side_by_side
+from care.defenses.repair.channel import Fusion
+from care.defenses.repair.edit import ChannelEdit, channel_edits, side_by_side
 from care.defenses.repair.gate import Gate
 from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import random_subspace
@@ -20,6 +22,7 @@ from kit.repairs import (
     SHUT,
     SITE,
     a_gate,
+    a_nonlinear_gate,
     before_after,
     close,
     correction,
@@ -29,6 +32,7 @@ from kit.repairs import (
     plain,
     repaired,
     skewed,
+    slanted,
 )
 
 EXAMPLES = tiny.mixed_examples(5)
@@ -41,15 +45,16 @@ few = settings(max_examples=25, deadline=None)
 def some_channels(draw):
     """One to three channels of one site; ranks, scopes, strengths and gates are their own."""
     found = []
-    for make in draw(st.lists(st.sampled_from([made, skewed]), min_size=1, max_size=3)):
+    for make in draw(st.lists(st.sampled_from([made, skewed, slanted]), min_size=1, max_size=3)):
         filters, seed = draw(st.integers(0, 4)), draw(st.integers(0, 99))
+        opening = draw(st.sampled_from([a_gate, a_nonlinear_gate]))
         found.append(
             make(
                 rank=draw(st.integers(1, 12)),
                 seed=seed,
                 strength=draw(st.sampled_from([0.0, 0.3, 1.0, 4.5])),
                 scopes=draw(SCOPES),
-                gate=a_gate(filters, seed) if filters else None,
+                gate=opening(filters, seed) if filters else None,
             )
         )
     return found
@@ -81,7 +86,7 @@ PRECISIONS = {
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
 @given(
     channels=some_channels(),
-    fusion=st.sampled_from(["adaptive", "sum"]),
+    fusion=st.sampled_from(["adaptive", "constant", "sum"]),
     seed=st.integers(0, 999),
     length=st.integers(1, 6),
 )
@@ -146,9 +151,20 @@ def test_in_a_model_two_channels_equal_the_formula(vlm, batch, gates, strengths,
         for place, count in enumerate(gates)
     )
     h = torch.randn(*batch.roles.shape, tiny.WIDTH, generator=torch.Generator().manual_seed(seed))
-    for fusion in ("adaptive", "sum"):
+    for fusion in get_args(Fusion):
         after = repaired(vlm, Repair(channels, fusion), h, batch)
         close(after, plain(channels, fusion, h, batch.roles), 1e-4)
+
+
+@given(count=st.integers(1, 4), seed=st.integers(0, 99))
+@few
+def test_a_gate_of_features_opens_as_it_says(count, seed):
+    gate = a_nonlinear_gate(count, seed)
+    h, roles = activations(seed)
+    found = gate.openness(h[0].double().numpy())
+    np.testing.assert_allclose(found, openness(made(gate=gate), h[0])[:, 0], atol=1e-6)
+    sums = ChannelEdit([made(gate=gate), made(seed=1, gate=a_gate(4, seed))], "sum")(h, roles)
+    close(sums, plain([made(gate=gate), made(seed=1, gate=a_gate(4, seed))], "sum", h, roles), 1e-4)
 
 
 def test_gradients_of_gated_and_fused_channels_are_those_of_finite_differences():
@@ -164,6 +180,35 @@ def test_gradients_of_gated_and_fused_channels_are_those_of_finite_differences()
         assert ((opened > 0) & (opened < 1)).any()
     site_edit = ChannelEdit(channels, "adaptive")
     assert torch.autograd.gradcheck(lambda x: site_edit(x, roles), h, eps=1e-7, atol=1e-5)
+
+
+def test_constant_weights_are_half_each_and_without_fusion_one_follows_the_other():
+    """By hand, on the same direction about 0: h₁ = 8, and corrections of 8 and of half."""
+    direction = replace(
+        random_subspace(3, 1), basis=np.eye(3, 1, dtype=np.float32), mean=np.zeros(3, np.float32)
+    )
+    whole = replace(made(width=3, rank=1), subspace=direction)
+    half = replace(whole, strength=0.5)
+    h, roles = torch.tensor([[[8.0, 1.0, 2.0]]]), torch.full((1, 1), TEXT)
+    first = ChannelEdit([whole, half], "constant")(h, roles)
+    assert first.flatten().tolist() == [8 - (8 + 4) / 2, 1.0, 2.0]
+    [edit] = channel_edits(Repair((half, half, whole), "none"), ChannelEdit).values()
+    assert edit(h, roles).flatten().tolist() == [0.0, 1.0, 2.0]
+    [edit] = channel_edits(Repair((half, half), "none"), ChannelEdit).values()
+    assert edit(h, roles).flatten().tolist() == [2.0, 1.0, 2.0]  # the sum would be 0
+
+
+def test_an_oblique_edit_sets_the_coordinates_and_reads_nothing_else():
+    channel = slanted(rank=4)
+    h, roles = activations(2)
+    after = ChannelEdit([channel], "sum")(h, roles)
+    q, mean = (torch.from_numpy(part) for part in (channel.subspace.basis, channel.subspace.mean))
+    inside = roles != int(Role.PAD)
+    torch.testing.assert_close(
+        (after @ q)[inside], (mean @ q).expand_as(after @ q)[inside], atol=1e-4, rtol=1e-4
+    )
+    orthogonal = ChannelEdit([made(rank=4)], "sum")(h, roles)
+    assert not torch.allclose(after, orthogonal, atol=0.1)
 
 
 # -- shut and open ---------------------------------------------------------------------------------

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+import torch
 
 from care.data.contamination import goal_digests
 from care.defenses.controls import means_control
+from care.defenses.repair.edit import ChannelEdit
 from care.defenses.repair.family_subspace import unsafe_subspace
 from care.defenses.repair.fitting import Fitter, chosen_sites, depth_sites, fit_repair
 from care.defenses.repair.fitting_data import (
@@ -21,10 +23,11 @@ from care.defenses.repair.fitting_data import (
 from care.defenses.repair.gate import GateConfig, fit_gate
 from care.defenses.repair.presets import PRESETS, RepairConfig
 from care.defenses.repair.repair import Repair
+from care.defenses.repair.subspace import SubspaceConfig
 from care.errors import DataError, FitError, SiteError, UsageError
 from care.evaluation.leak_check import stated_goals
 from care.judges.base import Verdict
-from care.models.sites import Site
+from care.models.sites import Role, Site
 from kit import tiny
 from kit.fits import material
 
@@ -165,6 +168,79 @@ def test_the_printed_and_the_released_form_project_everywhere_without_a_gate(vlm
     assert Repair.of(repair).touches == "prompt"
     strength = {"paper": 1.0, "official": 4.0}[preset]
     assert {channel.strength for channel in repair.channels} == {strength}
+
+
+def test_beta_scales_the_anchor_and_one_leaves_it(vlm, fitter):
+    """h − a Q Qᵀ (h − β μ) is P h + β (1 − P) μ at a = 1, with the stored anchor β μ."""
+    config = replace(PRESETS["paper"], subspace=SubspaceConfig(rank=2, shrinkage=0.5))
+    plain = Fitter(vlm, material(), config, batch_size=8)
+    half = plain.with_config(replace(config, beta=0.5)).channel(Site(2, "ffn_out"), "image")
+    whole = plain.channel(Site(2, "ffn_out"), "image")
+    np.testing.assert_array_equal(half.subspace.mean, np.float32(0.5) * whole.subspace.mean)
+    np.testing.assert_array_equal(half.subspace.basis, whole.subspace.basis)
+    h = torch.randn(1, 5, tiny.WIDTH)
+    edited = ChannelEdit([half], "adaptive")(h, torch.full((1, 5), int(Role.TEXT)))
+    q = half.subspace.basis.astype(np.float64)
+    unsafe = q @ q.T
+    expected = h[0].numpy() @ (np.eye(len(q)) - unsafe) + 0.5 * unsafe @ whole.subspace.mean
+    np.testing.assert_allclose(edited[0].numpy(), expected, atol=1e-4)
+    with pytest.raises(UsageError, match="beta must be a finite number, got nan"):
+        replace(config, beta=float("nan"))
+
+
+@pytest.mark.parametrize("directions", ["families", "activations"])
+@pytest.mark.parametrize("gate", [None, GateConfig()])
+@pytest.mark.parametrize("projection", ["orthogonal", "oblique"])
+def test_directions_gate_and_projection_combine(vlm, fitter, directions, gate, projection):
+    config = replace(
+        PRESETS["corrected"],
+        directions=directions,
+        gate=gate,
+        projection=projection,
+        subspace=SubspaceConfig(rank=2),
+    )
+    own = fitter.with_config(config)
+    channel = own.channel(SITE, "text")
+    assert (channel.gate is None) == (gate is None)
+    assert (channel.subspace.write is None) == (projection == "orthogonal")
+    refusals = own.with_config(fitter.config).classes(SITE, "text").refused.mean
+    about_refusals = bool(np.allclose(channel.subspace.mean, refusals, atol=1e-4))
+    assert about_refusals == (directions == "families")
+    if gate is not None:
+        np.testing.assert_array_equal(
+            channel.gate.filters, fitter.channel(SITE, "text").gate.filters
+        )
+
+
+def test_a_gate_of_features_is_beside_the_same_directions(vlm, fitter):
+    config = replace(fitter.config, gate=GateConfig(features=16))
+    channel, plain = (f.channel(SITE, "text") for f in (fitter.with_config(config), fitter))
+    assert channel.gate.filters.shape == (16, 1)
+    np.testing.assert_array_equal(channel.subspace.basis, plain.subspace.basis)
+    stated = [
+        f.repair([SITE]).manifest["config"]["gate"] for f in (fitter.with_config(config), fitter)
+    ]
+    assert (stated[0]["features"], "features" in stated[1]) == (16, False)
+
+
+def test_a_manifest_states_what_differs_from_what_repairs_always_did(vlm, fitter):
+    stated = fitter.repair([SITE]).manifest["config"]
+    assert stated == {
+        key: value
+        for key, value in asdict(PRESETS["corrected"]).items()
+        if key not in ("layers_by", "attribution", "directions", "projection", "beta")
+    } | {"gate": {k: v for k, v in asdict(GateConfig()).items() if k != "features"}}
+    changed = replace(PRESETS["corrected"], beta=0.5, projection="oblique").facts()
+    assert changed == stated | {"beta": 0.5, "projection": "oblique"}
+    paper = PRESETS["paper"].facts()
+    assert paper["attribution"]["visual_share"] == 0.125
+    assert (paper["layers_by"], paper["directions"]) == ("ablation", "activations")
+
+
+@pytest.mark.parametrize("field", ["layers_by", "directions", "projection"])
+def test_unknown_choices_are_refused(field):
+    with pytest.raises(UsageError, match=f"{field} must be one of .*, got 'other'"):
+        replace(PRESETS["corrected"], **{field: "other"})
 
 
 def test_the_control_projects_one_direction_without_a_gate(fitter):

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from scipy.linalg import eigh
 
 from care.defenses.repair.family_subspace import Classes, FamilyRows, pooled, unsafe_subspace
-from care.defenses.repair.gate import Gate, GateConfig, crossfit_scores, fit_gate, folds_of
+from care.defenses.repair.gate import (
+    FourierFeatures,
+    Gate,
+    GateConfig,
+    crossfit_scores,
+    fit_gate,
+    folds_of,
+)
 from care.errors import FitError, UsageError
 
 
@@ -167,6 +174,20 @@ def test_the_unsafe_subspace_is_spanned_by_family_means_minus_refusals() -> None
     assert np.allclose(subspace.mean, found.refused.mean, atol=1e-5)
 
 
+def test_its_oblique_form_reads_the_filters_and_writes_the_patterns() -> None:
+    """u = C⁻¹ (m_f − r) of the whole covariance, and the edit C U (Uᵀ C U)⁻¹ Uᵀ."""
+    found = classes(seed=3)
+    parts = [r.x for r in found.everything()]
+    _, covariance = pooled(parts, found, 0.1, 0.3, 0.05)
+    gaps = np.stack([r.mean - found.refused.mean for r in found.attacks.values()], axis=1)
+    filters = np.linalg.solve(covariance, gaps)
+    expected = gaps @ np.linalg.inv(filters.T @ gaps) @ filters.T
+    subspace = unsafe_subspace(found, projection="oblique")
+    assert subspace.rank == 2 and subspace.write is not None
+    assert np.allclose(subspace.write @ subspace.basis.T, expected, atol=1e-4)
+    assert unsafe_subspace(found).write is None
+
+
 def test_its_eigenvalues_are_those_of_the_generalized_problem() -> None:
     found = classes(5)
     subspace = unsafe_subspace(found, shrinkage=0.2, within=0.3, refusals=0.5)
@@ -198,3 +219,46 @@ def test_equal_classes_and_constant_coordinates_are_refused() -> None:
     flat = FamilyRows(np.pad(np.eye(6), ((0, 0), (0, 1))), list("abcdef"))
     with pytest.raises(FitError, match="1 of 7 coordinates never vary"):
         unsafe_subspace(Classes({"a": flat}, flat, {"b": flat}))
+
+
+# -- features --------------------------------------------------------------------------------------
+
+
+def test_inner_products_of_features_are_those_of_a_gaussian_kernel() -> None:
+    """At the scale of the rows: s of each channel, σ² half the median squared distance."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((40, 6)) * [1.0, 10.0, 1.0, 0.1, 2.0, 0.0] + [0, 500.0, 0, 0, 0, 3.0]
+    features = FourierFeatures.drawn(x, 20_000)
+    z = x[:, :5] / x[:, :5].std(axis=0)
+    squared = ((z[:, None] - z[None]) ** 2).sum(-1)
+    median = np.median(squared[np.triu_indices(40, 1)])
+    mapped = features(x)
+    np.testing.assert_allclose(mapped @ mapped.T, np.exp(-squared / median), atol=0.04)
+
+
+def test_a_gate_of_features_tells_apart_what_no_line_does() -> None:
+    """Attacks around benign requests on all sides have the same mean as these."""
+    rng = np.random.default_rng(1)
+
+    def ring(n: int, radius: float) -> np.ndarray:
+        angle = rng.uniform(0, 2 * np.pi, n)
+        x = np.column_stack([np.cos(angle), np.sin(angle), np.zeros(n), np.zeros(n)])
+        return radius * x + 0.3 * rng.standard_normal((n, 4))
+
+    def grouped(x: np.ndarray) -> FamilyRows:
+        return FamilyRows(x.astype(np.float32), [f"goal {i % 50}" for i in range(len(x))])
+
+    found = Classes(
+        {"around": grouped(ring(300, 4.0))},
+        grouped(ring(200, 0.5) + 5 * np.eye(4)[2]),
+        {"inside": grouped(ring(300, 0.5))},
+    )
+    linear, nonlinear = (fit_gate(found, GateConfig(features=m)) for m in (0, 200))
+    assert linear.opened["around"] < 0.3
+    assert nonlinear.opened["around"] > 0.9
+    assert nonlinear.opened_benign <= 0.031
+    fresh = nonlinear.openness(ring(200, 4.0)), nonlinear.openness(ring(200, 0.5))
+    assert (fresh[0] > 0).mean() > 0.9 and (fresh[1] > 0).mean() < 0.1
+    assert (linear.width, nonlinear.width) == (4, 4)
+    with pytest.raises(UsageError, match="features must be at least 0, got -1"):
+        GateConfig(features=-1)

@@ -319,3 +319,40 @@ def test_directions_and_means_that_do_not_fit_are_refused() -> None:
         random_subspace(4, 2, mean=np.zeros(3))
     with pytest.raises(FitError, match="2 directions are dependent"):
         orthonormal(np.array([[1.0, 2.0], [2.0, 4.0], [0.0, 0.0]]))
+
+
+# -- oblique ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [(20, 15, 60), (60, 80, 12)], ids=["few rows", "many rows"])
+@pytest.mark.parametrize("orthonormalise", [True, False])
+def test_an_oblique_edit_is_the_formula_with_the_whole_covariance(
+    sizes: tuple[int, int, int], orthonormalise: bool
+) -> None:
+    malicious, benign, _ = _classes(*sizes, planted=2)
+    config = SubspaceConfig(shrinkage=0.2, rank=3, orthonormalise=orthonormalise)
+    fitted = fit_subspace(malicious, benign, config, "oblique")
+    plain = fit_subspace(malicious, benign, config)
+    assert plain.write is None
+    np.testing.assert_array_equal(fitted.basis, plain.basis)
+    u, s_b = fitted.basis.astype(np.float64), benign.covariance()
+    c_b = 0.8 * s_b + 0.2 * np.trace(s_b) / len(s_b) * np.eye(len(s_b))
+    expected = c_b @ u @ np.linalg.inv(u.T @ c_b @ u)
+    np.testing.assert_allclose(fitted.write, expected, atol=1e-4)
+    np.testing.assert_allclose(u.T @ fitted.write, np.eye(3), atol=1e-5)
+    # Of all edits that set the coordinates it is the least in units of C_b.
+    h = np.random.default_rng(5).standard_normal(len(u))
+    least = np.linalg.solve(c_b, expected @ (u.T @ h)) @ (expected @ (u.T @ h))
+    other = u @ np.linalg.solve(u.T @ u, u.T @ h)
+    assert least < np.linalg.solve(c_b, other) @ other
+
+
+def test_a_fold_of_the_rows_leaves_the_oblique_edit() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((30, 8)), rng.standard_normal((40, 8))
+    config = SubspaceConfig(rank=2)
+    kept, folded = (
+        fit_subspace(Moments(8, n).fit(a), Moments(8, n).fit(b), config, "oblique")
+        for n in (100, 0)
+    )
+    np.testing.assert_allclose(kept.write, folded.write, atol=1e-5)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Modality = Literal["image", "text"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 
-Fusion = Literal["adaptive", "sum"]
+Fusion = Literal["adaptive", "constant", "sum", "none"]
 """How two corrections of one token are combined (formula in `edit`)."""
 
 MAX_STRENGTH = 50
@@ -59,9 +59,9 @@ class Channel:
                 f"strength must be a finite number ≥ 0 and at most {MAX_STRENGTH}, got "
                 f"{self.strength!r:.40}"
             )
-        if self.gate is not None and len(self.gate.filters) != self.subspace.width:
+        if self.gate is not None and self.gate.width != self.subspace.width:
             raise UsageError(
-                f"the gate has width {len(self.gate.filters)}, the subspace {self.subspace.width}"
+                f"the gate has width {self.gate.width}, the subspace {self.subspace.width}"
             )
 
     def projecting(self, subspace: Subspace) -> Channel:
@@ -86,7 +86,8 @@ class RepairData:
         if not self.channels:
             raise UsageError("a repair needs at least one channel; none were passed")
         if self.fusion not in get_args(Fusion):
-            raise UsageError(f"fusion must be adaptive or sum, got {self.fusion!r}")
+            known = ", ".join(get_args(Fusion))
+            raise UsageError(f"fusion must be one of {known}, got {self.fusion!r}")
 
     @property
     def sites(self) -> tuple[Site, ...]:

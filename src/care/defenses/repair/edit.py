@@ -4,15 +4,17 @@ At a site with directions Q (D, K), anchor μ and strength a, a token h in scope
 
     c(h) = −a g(h) Q z,    z = Qᵀ (h − μ).
 
-Without a gate g = 1: with the benign mean as μ and a = 1 that is the paper's
-P_safe h + β (I − P_safe) h_benign at β = 1. A gate (`gate`) opens from 0 to 1 as h looks like a
-working attack, and the anchor is then the mean of refusals: what an attack has over a refusal is
-taken away, and other tokens are left as they are. Always factored, never a D × D matrix. Where two
-channels edit the same token, they are fused,
+Without a gate g = 1: with β times the benign mean as μ and a = 1 that is the paper's
+P_safe h + β (I − P_safe) h_benign. An oblique edit writes along W in place of Q (`subspace`). A
+gate (`gate`) opens from 0 to 1 as h looks like a working attack, and the anchor is then the mean of
+refusals: what an attack has over a refusal is taken away, and other tokens are left as they are.
+Always factored, never a D × D matrix. Where two channels edit the same token, they are fused,
 
-    h' = h + w c_vis(h) + (1 − w) c_txt(h),   w = ‖c_vis‖ / (‖c_vis‖ + ‖c_txt‖),
+    h' = h + w c_vis(h) + (1 − w) c_txt(h),   w = ‖c_vis‖ / (‖c_vis‖ + ‖c_txt‖)
 
-with the norms taken from z: ‖Q z‖ = ‖R z‖ where Q = V R is a QR decomposition.
+with `adaptive` weights (norms are taken from z: ‖Q z‖ = ‖R z‖ where Q = V R is a QR decomposition),
+1/C for each of the C channels of a site with `constant` ones and 1 with `sum`. With `none` they
+aren't fused: each edits what the one before it left.
 Fu et al. 2026, arXiv 2603.27240.
 """
 
@@ -21,15 +23,37 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from care.defenses.repair.channel import Channel, Fusion, RepairData
+from care.defenses.repair.gate import Gate
 from care.models.passes import Pass
 from care.models.sites import Scope, Site, reaches_answers, scope_mask
 
 _TINY = torch.finfo(torch.float32).tiny
+
+
+class Features(NamedTuple):
+    """The gate of one channel whose filters are of φ(h) = √(2/M) cos(Ωᵀ h + b) (`gate`)."""
+
+    place: int
+    """Which of the C channels."""
+    weights: Tensor
+    """Ωᵀ (M, D)."""
+    phases: Tensor
+    """b (M,)."""
+    filters: Tensor
+    """√(2/M) uᵀ / (high − low) (F, M)."""
+    bias: Tensor
+    """−(uᵀ μ_gate + low) / (high − low) (F,)."""
+
+    def scores(self, rows: Tensor) -> Tensor:
+        """Scaled scores (N, F) of activations (N, D)."""
+        seen = linear(rows.to(self.weights.dtype), self.weights, self.phases)
+        return linear(torch.cos(seen), self.filters, self.bias)
 
 
 class Numbers(NamedTuple):
@@ -42,14 +66,17 @@ class Numbers(NamedTuple):
     read: Tensor
     """Qᵀ of all channels, then uᵀ / (high − low) of all gates (C·K + C·F, D)."""
     write: Tensor
-    """The first rows of `read` (C·K, D)."""
+    """The first rows of `read` (C·K, D), or Wᵀ where a channel is oblique."""
     bias: Tensor
     """Added to what is read (C·K + C·F): −Qᵀ μ, then −(uᵀ μ_gate + low) / (high − low), which
     is 1 without a gate, so that it is always open."""
     stretch: Tensor
-    """R (C, K, K) of Q = V R with orthonormal V, so that ‖Q z‖ = ‖R z‖; C and K are its shape."""
+    """R (C, K, K) of Q = V R (or W) with orthonormal V, so that ‖Q z‖ = ‖R z‖; C and K are its
+    shape."""
     strengths: Tensor
     """a (C, 1)."""
+    features: tuple[Features, ...]
+    """Of the gates whose filters aren't of activations; those in `read` are then 0."""
 
 
 class PassMask(NamedTuple):
@@ -108,7 +135,8 @@ class ChannelEdit:
         self._answers, self._all_answer = any(answers), all(answers)
         self._gated = any(channel.gate is not None for channel in self.channels)
         self._weighs = fusion == "adaptive" and len(self.channels) > 1
-        self._stretches = self._weighs and not all(map(_reads_orthonormally, self.channels))
+        self._stretches = self._weighs and not all(map(_writes_orthonormally, self.channels))
+        self._share = 1 / len(self.channels) if fusion == "constant" and self.channels else 1.0
         strengths = {channel.strength for channel in self.channels}
         self._strength = float(strengths.pop()) if len(strengths) == 1 else None
         self.kept: dict[tuple[torch.device, torch.dtype], Numbers] = {}
@@ -132,7 +160,7 @@ class ChannelEdit:
         # In a decode step every call counts: the memory that was fetched for the last one is cold.
         if inside.nowhere:
             return h
-        read, write, bias, stretch, strengths = self._numbers(h)
+        read, write, bias, stretch, strengths, features = self._numbers(h)
         rows = h.to(read.dtype).flatten(0, -2)
         count, rank, _ = stretch.shape
         if bias.dtype == read.dtype:
@@ -145,6 +173,8 @@ class ChannelEdit:
             z = z.view(-1, count, rank)
             if self._gated:
                 openness = seen[:, count * rank :].view(len(rows), count, -1)
+                if features:
+                    openness = _with_features(openness, rows, features)
                 z = z * self.opened(openness)
             if inside.mask is not None:
                 z = torch.where(inside.mask, z, 0.0)
@@ -154,7 +184,7 @@ class ChannelEdit:
                 z = z * self._weights(z, stretch)
             z = z.view(-1, count * rank)
         strength = 1.0 if self._strength is None else self._strength
-        edited = torch.addmm(rows, z.to(rows.dtype), write, alpha=-strength)
+        edited = torch.addmm(rows, z.to(rows.dtype), write, alpha=-strength * self._share)
         return edited.to(h.dtype).view_as(h)
 
     def opened(self, openness: Tensor) -> Tensor:
@@ -186,18 +216,53 @@ class ChannelEdit:
         return numbers
 
 
+class InTurn:
+    """Edits of one site, each of what the one before it left."""
+
+    def __init__(self, edits: Sequence[ChannelEdit]) -> None:
+        self.edits = edits
+
+    def __call__(self, h: Tensor, roles: Tensor) -> Tensor:
+        """h (B, T, D), roles (B, T) -> h' (B, T, D)."""
+        for one in self.edits:
+            h = one(h, roles)
+        return h
+
+    def within(self, h: Tensor, context: Pass) -> Tensor:
+        """The same in a pass."""
+        for one in self.edits:
+            h = one.within(h, context)
+        return h
+
+
 SomeEdit = TypeVar("SomeEdit", bound=ChannelEdit)
 
 
 def channel_edits(
     repair: RepairData, make: Callable[[Sequence[Channel], Fusion, PassMasks], SomeEdit]
-) -> dict[Site, SomeEdit]:
-    """What `make` (`ChannelEdit`, or something like it) gives for each site; masks are shared."""
-    masks = PassMasks()
-    return {
-        site: make([c for c in repair.channels if c.site == site], repair.fusion, masks)
-        for site in repair.sites
-    }
+) -> dict[Site, SomeEdit | InTurn]:
+    """What `make` (`ChannelEdit`, or something like it) gives for each site; masks are shared.
+
+    Without fusion, what it gives for each channel, in turn.
+    """
+    masks, edits = PassMasks(), {}
+    for site in repair.sites:
+        own = [channel for channel in repair.channels if channel.site == site]
+        if repair.fusion == "none":
+            edits[site] = InTurn([make([channel], repair.fusion, masks) for channel in own])
+        else:
+            edits[site] = make(own, repair.fusion, masks)
+    return edits
+
+
+def _with_features(openness: Tensor, rows: Tensor, features: Sequence[Features]) -> Tensor:
+    """Scores (N, C, F) with those of `features` in place of zeros; fewer than F are padded shut."""
+    parts = list(openness.unbind(dim=1))
+    for one in features:
+        scores = one.scores(rows)
+        shut = scores.new_full((len(rows), openness.shape[2] - scores.shape[1]), -1.0)
+        parts[one.place] = torch.cat([scores, shut], dim=1)
+    return torch.stack(parts, dim=1)
 
 
 def side_by_side(
@@ -211,11 +276,13 @@ def side_by_side(
     count, width = len(channels), channels[0].subspace.width
     rank = max(channel.subspace.rank for channel in channels)
     directions = torch.zeros(count, rank, width, dtype=torch.float64)
+    written = torch.zeros(count, rank, width, dtype=torch.float64)
     stretch = torch.zeros(count, rank, rank, dtype=torch.float64)
     for place, channel in enumerate(channels):
-        own, basis = slice(channel.subspace.rank), torch.from_numpy(channel.subspace.basis).double()
-        directions[place, own] = basis.T
-        upper = torch.linalg.qr(basis, mode="r").R
+        own, along = slice(channel.subspace.rank), torch.from_numpy(_along(channel)).double()
+        directions[place, own] = torch.from_numpy(channel.subspace.basis).double().T
+        written[place, own] = along.T
+        upper = torch.linalg.qr(along, mode="r").R
         stretch[place, : len(upper), own] = upper
     gates, shut = _gates(channels)
     read = torch.cat([directions.flatten(0, 1), gates]).to(products)
@@ -224,14 +291,42 @@ def side_by_side(
     means = torch.stack([torch.from_numpy(c.subspace.mean).double() for c in channels])
     centre = torch.einsum("cd,ckd->ck", means, rounded[: count * rank].view(count, rank, width))
     for place, channel in enumerate(channels):
-        if channel.gate is not None:
+        if channel.gate is not None and channel.gate.features is None:
             filters = rounded[count * rank :].view(*shut.shape, width)[place]
             shut[place] += filters @ torch.from_numpy(channel.gate.mean).double()
     exact = torch.promote_types(products, torch.float32)
     bias = -torch.cat([centre.flatten(), shut.flatten()]).to(device, exact)
     read, strengths = read.to(device), torch.tensor([[float(c.strength)] for c in channels])
     stretch, strengths = stretch.to(device, exact), strengths.to(device, exact)
-    return Numbers(read, read[: count * rank], bias, stretch, strengths)
+    write = read[: count * rank]
+    if any(channel.subspace.write is not None for channel in channels):
+        write = written.flatten(0, 1).to(device, products)
+    features = tuple(
+        _features(place, channel.gate, device, exact)
+        for place, channel in enumerate(channels)
+        if channel.gate is not None and channel.gate.features is not None
+    )
+    return Numbers(read, write, bias, stretch, strengths, features)
+
+
+def _features(place: int, gate: Gate, device: torch.device, dtype: torch.dtype) -> Features:
+    assert gate.features is not None
+    low, high, filters, mean = (
+        torch.from_numpy(part).double() for part in (gate.low, gate.high, gate.filters, gate.mean)
+    )
+    scale, norm = high - low, (2 / len(filters)) ** 0.5
+    parts = (
+        torch.from_numpy(gate.features.weights).T,
+        torch.from_numpy(gate.features.phases),
+        norm * (filters / scale).T,
+        -(mean @ filters + low) / scale,
+    )
+    return Features(place, *(part.to(device, dtype).contiguous() for part in parts))
+
+
+def _along(channel: Channel) -> np.ndarray:
+    """What a channel is written along: W of an oblique edit, else Q (D, K)."""
+    return channel.subspace.basis if channel.subspace.write is None else channel.subspace.write
 
 
 def _gates(channels: Sequence[Channel]) -> tuple[Tensor, Tensor]:
@@ -242,7 +337,7 @@ def _gates(channels: Sequence[Channel]) -> tuple[Tensor, Tensor]:
     filters = torch.zeros(len(channels), most, width, dtype=torch.float64)
     shut = torch.full((len(channels), most), -1.0, dtype=torch.float64)
     for place, gate in enumerate(gates):
-        if gate is not None:
+        if gate is not None and gate.features is None:
             low, high, read = (
                 torch.from_numpy(part).double() for part in (gate.low, gate.high, gate.filters)
             )
@@ -252,8 +347,8 @@ def _gates(channels: Sequence[Channel]) -> tuple[Tensor, Tensor]:
     return filters.flatten(0, 1), shut
 
 
-def _reads_orthonormally(channel: Channel) -> bool:
+def _writes_orthonormally(channel: Channel) -> bool:
     """Whether Qᵀ Q = I to float32's precision, so that ‖Q z‖ = ‖z‖."""
-    basis = torch.from_numpy(channel.subspace.basis)
+    basis = torch.from_numpy(_along(channel))
     gram = basis.T @ basis
     return bool(torch.allclose(gram, torch.eye(len(gram)).to(gram), atol=1e-5))

@@ -11,19 +11,20 @@ eigenvectors
 form of their patterns C u, which is what has to be taken away from an activation for u to see
 nothing (Haufe et al. 2014): an orthonormal basis Q of span{C u} about the anchor r. Its rank is the
 number of λ above a permutation null, in which attacks and refusals are relabelled at random.
+An oblique edit reads along the filters u in place of the patterns, and writes along these.
 Taking C_m from single activations instead, and projecting along the u themselves, is the paper's
 form (Fu et al. 2026, arXiv 2603.27240); that is in `subspace`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, eigh
 
-from care.defenses.repair.subspace import Subspace, orthonormal
+from care.defenses.repair.subspace import Projection, Subspace, oblique, orthonormal
 from care.errors import FitError
 
 _LEAST_ROWS = 4
@@ -72,6 +73,18 @@ class Classes:
         if not self.attacks or not self.benign:
             raise FitError("a gate needs attacks that worked and answered benign requests")
 
+    def mapped(self, function: Callable[[np.ndarray], np.ndarray]) -> Classes:
+        """The same with `function` of the activations (N, D) in their place."""
+
+        def of(rows: FamilyRows) -> FamilyRows:
+            return FamilyRows(function(rows.x), rows.groups)
+
+        return Classes(
+            {name: of(rows) for name, rows in self.attacks.items()},
+            of(self.refused),
+            {name: of(rows) for name, rows in self.benign.items()},
+        )
+
     def everything(self) -> list[FamilyRows]:
         """All classes: attacks, refused, benign."""
         return [*self.attacks.values(), self.refused, *self.benign.values()]
@@ -116,6 +129,7 @@ def unsafe_subspace(
     permutations: int = 200,
     level: float = 0.95,
     seed: int = 0,
+    projection: Projection = "orthogonal",
 ) -> Subspace:
     """The unsafe subspace of one site: basis Q (D, K), K ≤ F, about the mean of the refusals.
 
@@ -138,8 +152,14 @@ def unsafe_subspace(
     above = int((values > null).sum())
     patterns = gaps @ turned[:, ::-1][:, : max(1, above)]
     ends = eigh(covariance, eigvals_only=True)
+    write = None
+    if projection == "oblique":
+        basis = orthonormal(cho_solve(factor, patterns))
+        write = oblique(basis, covariance @ basis)
+    else:
+        basis = orthonormal(patterns)
     return Subspace(
-        basis=orthonormal(patterns).astype(np.float32),
+        basis=basis.astype(np.float32),
         mean=anchor.astype(np.float32),
         eigenvalues=values[::-1].copy(),
         null_quantile=null,
@@ -148,6 +168,7 @@ def unsafe_subspace(
         condition=float(ends[-1] / ends[0]),
         n_malicious=sum(sizes),
         n_benign=len(classes.refused.x) + sum(len(rows.x) for rows in classes.benign.values()),
+        write=write,
     )
 
 

@@ -8,16 +8,18 @@ modality (`image`: attacks that come with pictures; `text`: those without),
 2. a gate: Fisher's discriminant of each family against answered benign requests, opening beyond
    what each kind of these reaches (`gate`).
 
-`paper` and `official` project orthogonally on eigenvectors of single activations, everywhere and
-ungated, with the contrasts of `fitting_data`; all differences are in `presets`. Validation decides
-among candidates, elsewhere (`care.pipeline.selection`). Fu et al. 2026, arXiv 2603.27240.
+`paper` and `official` project on eigenvectors of the scatter of attributed tokens, everywhere and
+ungated, with the contrasts of `fitting_data`; all differences are in `presets`. The paper's layers
+are those that an ablation of layers points to: a diagnosis with that preset has them as
+`diagnosis.sites`, to be passed as `sites`. Validation decides among candidates, elsewhere
+(`care.pipeline.selection`). Fu et al. 2026, arXiv 2603.27240.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -79,7 +81,11 @@ def fit_repair(
         Site(site.layer, chosen.fit_kind or site.kind) for part in places.values() for site in part
     }
     material = gather(
-        vlm, list(attacks), list(benign), judge=judge, sites=sorted(sources) if chosen.gate else ()
+        vlm,
+        list(attacks),
+        list(benign),
+        judge=judge,
+        sites=sorted(sources) if chosen.reads_decisions else (),
     )
     return Fitter(vlm, material, chosen, batch_size).repair(places, preset)
 
@@ -121,7 +127,7 @@ class Fitter:
         self.vlm, self.config = vlm, config
         self.material = material
         self.batch_size = batch_size
-        self._rows: dict[tuple[str, Scope, Site], np.ndarray] = {
+        self._rows: dict[tuple[Any, ...], np.ndarray] = {
             (name, "decision", site): rows
             for site, parts in material.decisions.items()
             for name, rows in zip(CLASSES, parts, strict=True)
@@ -150,14 +156,14 @@ class Fitter:
                 f"sites are given for {', '.join(places)} alone, but attacks of that modality are "
                 "too few to fit on; add some that work"
             )
-        if config.gate is not None:
+        if config.reads_decisions:
             self.prefetch(sorted({site for m in modalities for site in places[m]}))
         pairs: list[tuple[Site, Modality]] = [(s, m) for m in modalities for s in places[m]]
         channels = [self.channel(site, m) for site, m in sorted(pairs, key=lambda pair: pair[0])]
         manifest = {
             "preset": preset,
             "model": model_facts(self.vlm),
-            "config": asdict(config),
+            "config": config.facts(),
             "fitted_on": {
                 "complied": len(self.material.complied),
                 "refused": len(self.material.refused),
@@ -171,11 +177,12 @@ class Fitter:
     def modalities(self) -> list[Modality]:
         """The modalities that there are enough attacks for; FitError if there is none.
 
-        Without a gate, the text channel takes all attacks, pictures or not, as the paper does.
+        With directions of activations, the text channel takes all attacks, pictures or not, as the
+        paper does.
         """
         pictured = [bool(e.images) for e, _ in self.material.complied]
         counts: dict[Modality, int] = {"image": sum(pictured), "text": pictured.count(False)}
-        if self.config.gate is None:
+        if self.config.directions == "activations":
             counts = {"image": counts["image"], "text": len(pictured)}
         found: list[Modality] = [m for m, n in counts.items() if n >= _LEAST_FAMILY]
         if not found:
@@ -187,11 +194,15 @@ class Fitter:
 
     def channel(self, site: Site, modality: Modality) -> Channel:
         """The channel of one modality at one site."""
-        config = self.config
-        if config.gate is not None:
-            subspace, gate = self._gated(site, modality, config.gate)
+        config, gate = self.config, None
+        if config.directions == "activations":
+            subspace = self._projected(site, modality)
         else:
-            subspace, gate = self._projected(site, modality), None
+            subspace = self._of_families(site, modality)
+        if config.gate is not None:
+            gate = self._gate(site, modality, config.gate)
+        if config.beta != 1.0:
+            subspace = replace(subspace, mean=np.float32(config.beta) * subspace.mean)
         return Channel(site, modality, config.scopes, subspace, config.strength, gate)
 
     def prefetch(self, sites: Sequence[Site]) -> None:
@@ -216,19 +227,42 @@ class Fitter:
             found.append(channel.projecting(difference_of_means(*moments)))
         return tuple(found)
 
-    # -- with a gate -----------------------------------------------------------------------------
+    # -- families, and gates ---------------------------------------------------------------------
 
     def classes(self, site: Site, modality: Modality) -> Classes:
-        """Activations at the decision position: attack families, refusals, benign families."""
-        self.prefetch([site])
-        attacks, refused, answered = self._decisions(site)
-        worked, turned_down, harmless = (self._shown(name) for name in CLASSES)
-        chosen = [self._is(e, modality) for e, _ in worked]
+        """Activations that gates and families' directions are fitted on, one row a request: attack
+        families, refusals, benign families.
+
+        They are those of the decision position or, with an attribution, of the attributed tokens of
+        the modality, and then only requests that have such tokens are among them.
+        """
+        worked, turned_down, harmless = self._shown_of(modality)
+        if self.config.attribution is None:
+            self.prefetch([site])
+            attacks, refused, answered = self._decisions(site)
+            own = [self._is(e, modality) for e, _ in self._shown("complied")]
+            attacks = attacks[own]
+        else:
+            scope: Scope = "image" if modality == "image" else "text"
+            attacks, refused, answered = (
+                self._pooled(f"{name} {modality}", [(e, "") for e, _ in shown], site, scope)
+                for name, shown in zip(CLASSES, (worked, turned_down, harmless), strict=True)
+            )
         return Classes(
-            attacks=_families(attacks[chosen], [s for s in worked if self._is(s[0], modality)]),
+            attacks=_families(attacks, worked),
             refused=FamilyRows(refused, _groups(turned_down)),
             benign=_families(answered, harmless),
         )
+
+    def _shown_of(self, modality: Modality) -> tuple[list[Shown], list[Shown], list[Shown]]:
+        """The attacks of a modality, and the refused and the answered requests beside them."""
+        worked, turned_down, harmless = (self._shown(name) for name in CLASSES)
+        worked = [shown for shown in worked if self._is(shown[0], modality)]
+        if self.config.attribution is not None and modality == "image":
+            turned_down, harmless = (
+                [shown for shown in part if shown[0].images] for part in (turned_down, harmless)
+            )
+        return worked, turned_down, harmless
 
     def _shown(self, name: str) -> list[Shown]:
         """The examples of a class, each with what tells its pictures apart; "" without pictures."""
@@ -237,19 +271,28 @@ class Fitter:
             self._pictures[name] = [(e, "|".join(content(e))) for e, _ in part]
         return self._pictures[name]
 
-    def _gated(self, site: Site, modality: Modality, config: GateConfig) -> tuple[Subspace, Gate]:
+    def _gate(self, site: Site, modality: Modality, config: GateConfig) -> Gate:
         shared = replace(config, quantile=0.5, ramp=0.5)  # they only move the thresholds
-        key = (site, modality, self.config.fit_kind, shared)
+        key = (self._source(site), modality, self.config.attribution, shared)
         if key not in self._crossfits:
-            classes = self.classes(site, modality)
-            self._crossfits[key] = crossfit(classes, config)
+            self._crossfits[key] = crossfit(self.classes(site, modality), config)
+        return self._crossfits[key].gate(config)
+
+    def _of_families(self, site: Site, modality: Modality) -> Subspace:
+        config = self.config.gate or GateConfig()
+        weights = (config.shrinkage, config.within, config.refusals)
+        projection, source = self.config.projection, self._source(site)
+        key = (source, modality, self.config.attribution, weights, projection)
+        if key not in self._subspaces:
+            shrinkage, within, refusals = weights
             self._subspaces[key] = unsafe_subspace(
-                classes,
-                shrinkage=config.shrinkage,
-                within=config.within,
-                refusals=config.refusals,
+                self.classes(site, modality),
+                shrinkage=shrinkage,
+                within=within,
+                refusals=refusals,
+                projection=projection,
             )
-        return self._subspaces[key], self._crossfits[key].gate(config)
+        return self._subspaces[key]
 
     def _decisions(self, site: Site) -> list[np.ndarray]:
         source = self._source(site)
@@ -259,12 +302,12 @@ class Fitter:
     def _is(example: Example, modality: Modality) -> bool:
         return bool(example.images) == (modality == "image")
 
-    # -- without ---------------------------------------------------------------------------------
+    # -- activations -----------------------------------------------------------------------------
 
     def _projected(self, site: Site, modality: Modality) -> Subspace:
         config = self.config
         name: ContrastName = "images" if modality == "image" else config.text_contrast
-        key = (name, self._source(site), config.subspace)
+        key = (name, self._source(site), config.subspace, config.attribution, config.projection)
         if key not in self._subspaces:
             chosen = contrast(name, self.material)
             sides = {"malicious": chosen.malicious, "benign": chosen.benign}
@@ -274,15 +317,19 @@ class Fitter:
             )
             width = malicious.shape[1]
             self._subspaces[key] = fit_subspace(
-                Moments(width).fit(malicious), Moments(width).fit(benign), config.subspace
+                Moments(width).fit(malicious),
+                Moments(width).fit(benign),
+                config.subspace,
+                config.projection,
             )
         return self._subspaces[key]
 
     def _pooled(self, name: str, part: Sequence[Answered], site: Site, scope: Scope) -> np.ndarray:
-        source = self._source(site)
-        key = (name, scope, source)
+        source, attribution = self._source(site), self.config.attribution
+        key = (name, scope, source, attribution)
         if key not in self._rows:
-            self._rows[key] = activations(self.vlm, part, [source], scope, self.batch_size)[source]
+            taken = activations(self.vlm, part, [source], scope, self.batch_size, attribution)
+            self._rows[key] = taken[source]
         return self._rows[key]
 
     def _source(self, site: Site) -> Site:

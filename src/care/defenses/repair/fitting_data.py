@@ -16,6 +16,8 @@ are taken from the same reading of the prompts. One without a gate names a *cont
 | `comply-refuse` | malicious requests, complied with | the *same* requests, refused | answer |
 | `comply-rest` | malicious requests, complied with | refusals, answers to benign ones | answer |
 
+Of these tokens the mean is taken, of all of them or of those that are attributed (`attribution`).
+
 `comply-refuse` is the text contrast of the official release: since answers to benign requests
 never enter its benign class, it pays for safety with over-refusal. `comply-rest` is the corrected
 one. In a LLaVA prompt the image comes first, so under causal attention its tokens depend on the
@@ -42,6 +44,7 @@ from torch import Tensor
 from care.data.contamination import SCHEME, goal_digests
 from care.data.digests import example_digest
 from care.data.example import Example
+from care.defenses.repair.attribution import AttributionConfig, attributed
 from care.errors import DataError, FitError
 from care.judges.refusal import certainly_refused
 from care.judges.rules import RulesJudge
@@ -251,17 +254,31 @@ def activations(
     sites: Sequence[Site],
     scope: Scope,
     batch_size: int = 16,
+    attribution: AttributionConfig | None = None,
 ) -> dict[Site, np.ndarray]:
-    """Pooled activations (N, D) at each site, in the order of `answered`."""
+    """Pooled activations (N, D) at each site, in the order of `answered`.
+
+    With an `attribution`, of the attributed tokens of the picture (`image`), of the answer
+    (`response`) or of the request (`text`); the decision position is one token.
+    """
+    if not answered:
+        return {site: np.zeros((0, vlm.anatomy.site_width(site)), np.float32) for site in sites}
     order = sorted(range(len(answered)), key=lambda i: len(answered[i][0].prompt))
     rows: dict[Site, list[Tensor]] = {site: [] for site in sites}
     with read(vlm, list(sites)) as recorder:
         for start in range(0, len(order), batch_size):
             chunk = [answered[i] for i in order[start : start + batch_size]]
-            responses = None if scope in ("image", "decision") else [answer for _, answer in chunk]
+            asked_alone = scope in ("image", "text", "decision")
+            responses = None if asked_alone else [answer for _, answer in chunk]
             vlm.forward(vlm.batch([example for example, _ in chunk], responses), logits_to_keep=1)
             for site in sites:
-                rows[site].append(pool(*recorder[site], scope).cpu())
+                h, roles = recorder[site]
+                if attribution is None or scope == "decision":
+                    pooled = pool(h, roles, scope)
+                else:
+                    modality = "image" if scope == "image" else "text"
+                    pooled = attributed(h, roles, modality, attribution)
+                rows[site].append(pooled.cpu())
     back = np.argsort(order)
     return {site: torch.cat(parts).numpy()[back] for site, parts in rows.items()}
 

@@ -16,6 +16,17 @@ that of each kind a share known beforehand is left alone, at least, split evenly
 families of attacks; high_f lies a part of the way to the median of family f. Both are taken from
 scores that are cross-fitted: by discriminants that haven't seen the goal (or, where a picture
 serves many goals, the picture). What is done where it is open is the repair's business.
+
+With `features` the same is done with φ(h) in place of h, M random Fourier features whose inner
+products approximate a Gaussian kernel (Rahimi and Recht 2007),
+
+    φ(h) = √(2/M) cos(Ωᵀ h + b),    φ(h)ᵀ φ(h') ≈ exp(−‖(h − h') / s‖² / 2σ²)
+
+with s the standard deviation of each channel and σ² half the median squared distance, both of the
+benign rows. The u_f are then kernel discriminants, and span the unsafe subspace of feature space. A
+step there has no preimage among activations, so what is taken away where the gate is open stays a
+linear pattern: what activations have, on average, where the coordinates z_f are high (the means of
+the families less a refusal; Haufe et al. 2014).
 Fisher 1936; gating of interventions as in Lee et al. 2024 (arXiv 2409.05907).
 """
 
@@ -26,11 +37,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
+from scipy.spatial.distance import pdist
 
 from care.defenses.repair.family_subspace import Classes, FamilyRows, pooled
 from care.errors import UsageError
 
 _LEAST_RAMP = 0.01
+_MOST_DISTANCES = 512
+"""Rows of which the median distance is taken at most, evenly spaced."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +64,15 @@ class GateConfig:
     """Weight of refused malicious requests in the background; benign families share the rest."""
     folds: int = 5
     """Parts of the cross-fit."""
+    features: int = 0
+    """M, random Fourier features that discriminants are linear in; 0: in the activations."""
 
     def __post_init__(self) -> None:
         for name in ("quantile", "ramp", "shrinkage"):
             if not 0.0 < getattr(self, name) < 1.0:
                 raise UsageError(f"{name} must lie in (0, 1), got {getattr(self, name)}")
+        if self.features < 0:
+            raise UsageError(f"features must be at least 0, got {self.features}")
         if not (0.0 <= self.within < 1.0 and 0.0 <= self.refusals < 1.0) or self.folds < 2:
             raise UsageError(
                 "within and refusals must lie in [0, 1) and folds be at least 2, got "
@@ -63,13 +81,41 @@ class GateConfig:
 
 
 @dataclass(frozen=True, eq=False)
+class FourierFeatures:
+    """φ(h) of the module's header."""
+
+    weights: np.ndarray
+    """Ω (D, M) float32."""
+    phases: np.ndarray
+    """b (M,) float32."""
+
+    def __call__(self, h: np.ndarray) -> np.ndarray:
+        """φ(h) (N, M) of activations h (N, D)."""
+        return np.sqrt(2 / len(self.phases)) * np.cos(h @ self.weights + self.phases)
+
+    @classmethod
+    def drawn(cls, rows: np.ndarray, count: int, seed: int = 0) -> FourierFeatures:
+        """`count` features for the scale of rows (N, D); channels that never vary count nothing."""
+        x = rows.astype(np.float64)
+        spread = x.std(axis=0)
+        inverse = np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > 0)
+        some = x[:: max(1, len(x) // _MOST_DISTANCES)] * inverse
+        sigma = np.sqrt(0.5 * np.median(pdist(some, "sqeuclidean")))
+        rng = np.random.default_rng(seed)
+        weights = inverse[:, None] * rng.standard_normal((x.shape[1], count)) / sigma
+        # About the mean, so that a large one doesn't cost the cosine its digits.
+        phases = (rng.uniform(0, 2 * np.pi, count) - x.mean(axis=0) @ weights) % (2 * np.pi)
+        return cls(weights.astype(np.float32), phases.astype(np.float32))
+
+
+@dataclass(frozen=True, eq=False)
 class Gate:
     """F discriminants with their thresholds; g(h) is in the module's header."""
 
     filters: np.ndarray
-    """u_f (D, F) float32."""
+    """u_f (D, F) float32, or (M, F) with features."""
     mean: np.ndarray
-    """μ (D,) float32."""
+    """μ (D,) float32, or (M,) with features."""
     low: np.ndarray
     """Scores (F,) float32 up to which the gate is shut."""
     high: np.ndarray
@@ -82,6 +128,13 @@ class Gate:
     """The same of benign requests."""
     quantile: float | None = None
     """What `low` was chosen by."""
+    features: FourierFeatures | None = None
+    """φ, of which the filters are; None: they are of activations."""
+
+    @property
+    def width(self) -> int:
+        """D, of activations."""
+        return len(self.filters if self.features is None else self.features.weights)
 
     def __post_init__(self) -> None:
         width, count = self.filters.shape if self.filters.ndim == 2 else (0, 0)
@@ -109,7 +162,8 @@ class Gate:
 
     def openness(self, h: np.ndarray) -> np.ndarray:
         """g(h) (N,) of activations h (N, D), in [0, 1]."""
-        z = (h - self.mean) @ self.filters
+        x = h if self.features is None else self.features(h)
+        z = (x - self.mean) @ self.filters
         return np.clip((z - self.low) / (self.high - self.low), 0.0, 1.0).max(axis=1)
 
 
@@ -127,6 +181,8 @@ class Crossfit:
     """Cross-fitted scores z (N, F) of each family's attacks."""
     benign: tuple[np.ndarray, ...]
     """Cross-fitted scores z (N, F) of each family of answered benign requests."""
+    features: FourierFeatures | None = None
+    """φ of which they are, if not of activations."""
 
     def gate(self, config: GateConfig) -> Gate:
         """The gate with thresholds by `config.quantile` and `config.ramp`."""
@@ -143,12 +199,18 @@ class Crossfit:
             opened=dict(zip(self.families, opened, strict=False)),
             opened_benign=opened[-1],
             quantile=config.quantile,
+            features=self.features,
         )
 
 
 def crossfit(classes: Classes, config: GateConfig | None = None) -> Crossfit:
     """Discriminants from all rows, and scores of each row by those that haven't seen its group."""
     config = config or GateConfig()
+    features = None
+    if config.features:
+        benign = np.concatenate([rows.x for rows in classes.benign.values()])
+        features = FourierFeatures.drawn(benign, config.features)
+        classes = classes.mapped(features)
     filters, mean = discriminants([rows.x for rows in classes.everything()], classes, config)
     scores = crossfit_scores(classes, config)
     count = len(classes.attacks)
@@ -158,6 +220,7 @@ def crossfit(classes: Classes, config: GateConfig | None = None) -> Crossfit:
         mean,
         tuple(scores[:count]),
         tuple(scores[count + 1 :]),
+        features,
     )
 
 

@@ -1,22 +1,41 @@
 """How a repair is fitted: the settings, and the three that have names.
 
-`corrected`, the default, has a gate and reads single directions per family of attacks; `paper` has
-the formulas as printed, `official` the behaviour of the released code, for parity.
+`corrected`, the default, has a gate and reads family means at the decision position.
+
+`paper` has the formulas as printed, at every token and step by step: the layers that an ablation
+points to, their FFN outputs, the attributed tokens of either modality, their moments, generalized
+eigenvectors, P_safe h + β (1 − P_safe) h_benign, adaptive fusion.
+
+`official` has the behaviour of the released code, for parity. What is odd or without effect there:
+its score of text tokens is 0.7 times the mean squared distance to the others and 0.3 times a kernel
+term that is at most 1 beside distances of 10 to 100 000, so that the kernel is inert and the tokens
+furthest off win; activations come from the residual stream and edits go to FFN outputs; the ridge
+of 1e-6 with fewer rows than dimensions makes λ measure the ridge; the directions aren't orthogonal;
+strength 4 reverses the unsafe coordinates and amplifies them threefold; the term that adds the
+benign part back is the difference of two equal means, which leaves β = 1.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, get_args
 
+from care.defenses.repair.attribution import AttributionConfig
 from care.defenses.repair.channel import Fusion
 from care.defenses.repair.fitting_data import ContrastName
 from care.defenses.repair.gate import GateConfig
-from care.defenses.repair.subspace import SubspaceConfig
+from care.defenses.repair.subspace import Projection, SubspaceConfig
+from care.errors import UsageError
 from care.models.sites import Scope, SiteKind
 
 Preset = Literal["paper", "official", "corrected"]
+LayerChoice = Literal["channels", "ablation", "depth"]
+Directions = Literal["families", "activations"]
+
+_LATER = frozenset({"layers_by", "attribution", "directions", "projection", "beta"})
+"""Fields that came after the first repairs were stored."""
 
 
 @dataclass(frozen=True)
@@ -27,29 +46,79 @@ class RepairConfig:
     """Kind of the sites that are edited."""
     fit_kind: SiteKind | None = None
     """Kind of site at which activations are taken; None: where they are edited."""
+    layers_by: LayerChoice = "channels"
+    """What chooses the layers in a job, where no sites are given: the scan of single `channels`
+    (which needs a gate), the `ablation` of whole layers, or `depth`, which is also taken where the
+    others recommend nothing."""
     depth: tuple[float, ...] = (0.65, 0.8)
     """Relative depths of the sites, when no sites are given."""
     text_depth: tuple[float, ...] | None = (0.8,)
     """The same of text channels; None: as `depth`."""
     scopes: tuple[Scope, ...] = ("decision",)
     """Tokens that are edited."""
+    attribution: AttributionConfig | None = None
+    """Which tokens of each modality the moments are taken over; None for all tokens of the contrast
+    or, with `directions` of families or a gate, for the decision position. With them and an
+    attribution, requests have a row of their own picture's or text's tokens."""
+    directions: Directions = "families"
+    """Scatter C_m whose directions are the subspace: of the attack `families`' means about the
+    refusals (`family_subspace`), or of single `activations` (`subspace`)."""
     gate: GateConfig | None = field(default_factory=GateConfig)
-    """How gates are fitted; None for an orthogonal projection without a gate."""
+    """How gates are fitted, and the covariance of families' directions; None: channels are always
+    open."""
     text_contrast: ContrastName = "comply-rest"
-    """Without a gate: what counts as benign on the text side (see `fitting_data`)."""
+    """With directions of activations: what counts as benign on the text side (see
+    `fitting_data`)."""
     subspace: SubspaceConfig = field(default_factory=SubspaceConfig)
-    """Without a gate: target, shrinkage and rank of every subspace."""
+    """With directions of activations: target, shrinkage and rank of every subspace."""
+    projection: Projection = "orthogonal"
+    """How the unsafe coordinates are taken away: `orthogonal`, or `oblique`, the least change in
+    units of the benign covariance (`subspace`)."""
     strength: float = 1.2
     """a; 1 removes the unsafe coordinates, more overshoots."""
+    beta: float = 1.0
+    """β, how much of the anchor's unsafe part is put back: the anchor is stored times β, since
+    h − a Q Qᵀ (h − β μ) is P_safe h + β (1 − P_safe) μ at a = 1."""
     fusion: Fusion = "adaptive"
-    """How two corrections of one token are combined."""
+    """How corrections of one token are combined (`edit`)."""
+
+    def __post_init__(self) -> None:
+        choices = {"layers_by": LayerChoice, "directions": Directions, "projection": Projection}
+        for name, known in choices.items():
+            if getattr(self, name) not in get_args(known):
+                words = ", ".join(get_args(known))
+                raise UsageError(f"{name} must be one of {words}, got {getattr(self, name)!r}")
+        if not math.isfinite(self.beta):
+            raise UsageError(f"beta must be a finite number, got {self.beta}")
+
+    def facts(self) -> dict[str, Any]:
+        """The configuration as a manifest states it.
+
+        Later fields are left out at their defaults, which is what repairs did before there were
+        such fields: fitted again, a repair has the digest that it had.
+        """
+        names = {item.name: item.default for item in fields(self) if item.name in _LATER}
+        same = {name for name, default in names.items() if getattr(self, name) == default}
+        stated = {name: value for name, value in asdict(self).items() if name not in same}
+        if self.gate is not None and not self.gate.features:
+            del stated["gate"]["features"]
+        return stated
+
+    @property
+    def reads_decisions(self) -> bool:
+        """Whether anything is fitted on activations at the decision position."""
+        grouped = self.gate is not None or self.directions == "families"
+        return grouped and self.attribution is None
 
 
 _PAPER = RepairConfig(
     kind="ffn_out",
+    layers_by="ablation",
     depth=(0.5, 0.53, 0.56),
     text_depth=None,
     scopes=("all",),
+    attribution=AttributionConfig(),
+    directions="activations",
     gate=None,
     text_contrast="comply-refuse",
     subspace=SubspaceConfig(target="cov", rank="auto"),
@@ -61,6 +130,8 @@ PRESETS: Mapping[str, RepairConfig] = {
     "official": replace(
         _PAPER,
         fit_kind="layer_out",
+        layers_by="depth",
+        attribution=AttributionConfig(text_score="release"),
         subspace=SubspaceConfig(target="cov", ridge=1e-6, rank=64, orthonormalise=False),
         strength=4.0,
     ),

@@ -3,9 +3,16 @@
 C_m is the scatter of malicious activations, C_b the shrunk covariance of benign ones,
 C_b = (1 − ρ) S_b + ρ (tr S_b / D) I. The leading u are the directions in which malicious
 activations vary (or are displaced) most for each unit of benign variance; after QR and a fixed
-sign they are the basis Q (D, K). The two controls, a random subspace and the difference of means,
-are here too. The solver is in `care.defenses.repair.eigensolver`, the null in
-`care.defenses.repair.permutation_test`; nothing here edits activations.
+sign they are the basis Q (D, K). What is then taken away along them is orthogonal, or oblique: of
+all edits after which Uᵀ h' = Uᵀ μ the least in units of C_b,
+
+    h' = h − C_b U (Uᵀ C_b U)⁻¹ Uᵀ (h − μ),
+
+which goes along the patterns C_b U of the filters U (Haufe et al. 2014; the same in spirit as
+LEACE, Belrose et al. 2023) and doesn't depend on the basis of their span. The two controls, a
+random subspace and the difference of means, are here too. The solver is in
+`care.defenses.repair.eigensolver`, the null in `care.defenses.repair.permutation_test`; nothing
+here edits activations.
 """
 
 from __future__ import annotations
@@ -22,11 +29,13 @@ from care.errors import FitError, UsageError
 from care.statistics.moments import Moments, Spread, as_rows, ledoit_wolf, oas
 
 __all__ = [
+    "Projection",
     "Subspace",
     "SubspaceConfig",
     "difference_of_means",
     "fit_subspace",
     "generalized_eigh",
+    "oblique",
     "orthonormal",
     "permutation_null",
     "principal_angles",
@@ -34,6 +43,7 @@ __all__ = [
 ]
 
 Target = Literal["cov", "second_moment", "mean+cov"]
+Projection = Literal["orthogonal", "oblique"]
 
 _MIN_ROWS = 2
 
@@ -110,6 +120,8 @@ class Subspace:
     """Malicious rows used."""
     n_benign: int = 0
     """Benign rows used."""
+    write: np.ndarray | None = None
+    """W (D, K) float32 of an oblique edit h' = h − a W Qᵀ (h − μ), with Qᵀ W = I; None: Q."""
 
     @property
     def rank(self) -> int:
@@ -121,7 +133,10 @@ class Subspace:
 
 
 def fit_subspace(
-    malicious: Moments, benign: Moments, config: SubspaceConfig | None = None
+    malicious: Moments,
+    benign: Moments,
+    config: SubspaceConfig | None = None,
+    projection: Projection = "orthogonal",
 ) -> Subspace:
     """Directions in which malicious activations exceed benign ones.
 
@@ -146,8 +161,12 @@ def fit_subspace(
     rank, significant = _choose_rank(pairs.values, quantile, config)
     if rank > pairs.vectors.shape[1]:
         raise FitError(_too_large(rank, pairs.vectors.shape[1], malicious))
+    basis = _tidy(pairs.vectors[:, :rank], config.orthonormalise)
+    write = None
+    if projection == "oblique":
+        write = oblique(basis, weight * _spread_along(benign, basis) + ridge * basis)
     return Subspace(
-        basis=_tidy(pairs.vectors[:, :rank], config.orthonormalise).astype(np.float32),
+        basis=basis.astype(np.float32),
         mean=benign.mean_.astype(np.float32),
         eigenvalues=pairs.values,
         null_quantile=quantile,
@@ -156,7 +175,22 @@ def fit_subspace(
         condition=condition,
         n_malicious=malicious.n_,
         n_benign=benign.n_,
+        write=write,
     )
+
+
+def oblique(basis: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """W = C U (Uᵀ C U)⁻¹ (D, K) float32 from U (D, K) and C U (D, K), C positive definite."""
+    return solve(basis.T @ image, image.T, assume_a="pos").T.astype(np.float32)
+
+
+def _spread_along(moments: Moments, basis: np.ndarray) -> np.ndarray:
+    """S U (D, K) of the covariance S of `moments`, without S where the rows are there."""
+    rows = moments.rows_
+    if rows is None:
+        return moments.covariance() @ basis
+    centred = rows - rows.mean(axis=0)
+    return centred.T @ (centred @ basis) / len(rows)
 
 
 def permutation_null(

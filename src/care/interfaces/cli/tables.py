@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from care.evaluation.official_scores import PublishedScore
     from care.evaluation.results import Rates
     from care.evaluation.scores import (
+        BestOfTries,
         CorrectedRate,
         DefenseEffect,
         DefenseScores,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         Scorecard,
         SuiteScores,
         Threat,
+        Tries,
     )
     from care.judges.labels import LabelReport
     from care.statistics.intervals import Interval
@@ -32,8 +34,11 @@ def show(card: Scorecard) -> None:
     _show_unjudged(card.suites)
     _show_published(card.suites)
     if card.threats:
-        print("\nImage attacks that don't know the defense (transfer), and that do (adaptive).")
+        print("\nAttacks that don't know the defense (transfer), and that do (adaptive).")
         _show_threats(card.threats)
+    if card.tries:
+        print("\nAttacks that try each request in several variants: the best of n, any harmful.")
+        _show_tries(card.tries)
     if card.comparisons:
         print("\nAgainst the bare model, paired; intervals resample goals.")
         _show_comparisons(card.comparisons, card.margin)
@@ -120,6 +125,22 @@ def _show_threats(threats: Iterable[Threat]) -> None:
         for t in threats
     )
     print_table(names, cells)
+
+
+def _show_tries(tries: Sequence[Tries]) -> None:
+    names = ["attack", "defense", "requests", "best of n", "best variant"]
+    rows: list[list[str]] = []
+    for t in tries:
+        best = max(t.variants.items(), key=lambda pair: pair[1], default=None)
+        shown = "" if best is None else f"{best[0]} {best[1]:.2f}"
+        of_n = "; ".join(f"{b.n}: {_limited(b)}" for b in t.best)
+        rows.append([t.suite, t.defense, str(t.requests), of_n, shown])
+    print_table(names, rows)
+
+
+def _limited(best: BestOfTries) -> str:
+    limits = "" if best.low is None else f" [{best.low:.2f}, {best.high:.2f}]"
+    return f"{best.rate:.2f}{limits}"
 
 
 def _cell(cell: DefenseScores) -> str:

@@ -5,6 +5,7 @@ import json
 
 from care.attacks.config import AttackConfig
 from care.attacks.presets import PUBLISHED
+from care.attacks.word_attacks import WORD_ATTACKS
 from care.interfaces.cli.options import takes
 from care.interfaces.cli.registry import command
 from care.interfaces.cli.shared import AsJson, check_folder, hide_loading_bars
@@ -40,7 +41,7 @@ def attack(job: AttackConfig) -> None:
 
 @command("list attacks")
 def list_attacks(as_json: AsJson = False) -> None:
-    """Every preset of an image attack, by the paper that it is from."""
+    """Every image attack by the paper that it is from, and every attack in words."""
     rows = [
         {
             "name": name,
@@ -51,8 +52,19 @@ def list_attacks(as_json: AsJson = False) -> None:
         }
         for name, each in PUBLISHED.items()
     ]
+    words = [
+        {
+            "name": name,
+            "changes": kind.stage,
+            "tries": kind().tries,
+            "searched": kind.through,
+            "source": kind.source,
+            "about": (kind.__doc__ or "").splitlines()[0],
+        }
+        for name, kind in WORD_ATTACKS.items()
+    ]
     if as_json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps([*rows, *words], indent=1))
         return
     cells = (
         [
@@ -65,3 +77,6 @@ def list_attacks(as_json: AsJson = False) -> None:
         for row in rows
     )
     print_table(["preset", "loss", "method", "radius", "steps"], cells)
+    print("\nIn words, for care evaluate --adaptive:")
+    shown = ([str(row[key]) for key in ("name", "tries", "about")] for row in words)
+    print_table(["attack", "tries", "what"], shown)

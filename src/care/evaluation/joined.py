@@ -1,0 +1,146 @@
+"""Stages joined as part of an evaluation: what worked alone under a defense, put together.
+
+Once the other attacks are answered and judged, the parts for each request under each defense are
+chosen (`care.attacks.joined`) and written into the run's folder (attacks/NAME/K/chosen.json), so
+that a resumed or rejudged run asks the same. "joined on care" is asked of every defense, as what is
+searched is. Parts are of attacks on the same held-out requests only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from care.attacks.joined import TriedVariant, joins_of, strongest
+from care.attacks.words import Stage, Variant, asked, request_of, variant_of
+from care.data.example import Example, Suite
+from care.evaluation.adaptive import folders, suite_name
+from care.evaluation.config import AskedWords, ImageAttack
+from care.evaluation.results import counts
+from care.runs.files import to_json, write_whole
+from care.runs.reading import read_json
+from care.runs.rows import Row
+from care.runs.run import Run
+from care.typed import from_tree, to_tree
+
+FILE = "chosen.json"
+"""Names of the chosen parts, by request."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What chosen.json holds."""
+
+    chosen: dict[str, dict[str, str]]
+    """Names of the chosen parts by stage, by the id of the request."""
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """All attacks of an evaluation, each with its held-out requests."""
+
+    path: Path
+    """Folder of the run."""
+    defenses: Sequence[str]
+    """The bare model and the defenses, by name."""
+    words: Sequence[tuple[AskedWords, Suite]]
+    """Attacks in words."""
+    images: Sequence[tuple[ImageAttack, Suite]]
+    """Image attacks."""
+
+    def parts(self, held: Suite, place: int, rows: Iterable[Row]) -> list[TriedVariant]:
+        """The variants asked of the defense at `place`, and where they worked in `rows`."""
+        defense = self.defenses[place]
+        of_suite: dict[str, list[Row]] = {}
+        for row in rows:
+            if row["defense"] == defense and row["error"] is None:
+                of_suite.setdefault(row["suite"], []).append(row)
+        found: list[TriedVariant] = []
+        for suite, stage, variants in self._suites(held, place):
+            for variant in variants:
+                wins = {
+                    request_of(row["example"]): counts(row)
+                    for row in of_suite.get(suite, ())
+                    if variant_of(row["example"]) == variant.name
+                }
+                named = replace(variant, name=f"{suite}/{variant.name}")
+                found.append(TriedVariant(stage, named, wins))
+        return found
+
+    def joining(self) -> list[tuple[AskedWords, Suite]]:
+        """The attacks that join others."""
+        return [pair for pair in self.words if pair[0].attack.joins]
+
+    def _suites(self, held: Suite, place: int) -> list[tuple[str, Stage, list[Variant]]]:
+        """Suites of attacks on the requests `held`, with what they change and their variants."""
+        defense, same = self.defenses[place], held.digest()
+        found: list[tuple[str, Stage, list[Variant]]] = []
+        for one, requests in self.words:
+            attack = one.attack
+            if attack.joins or requests.digest() != same:
+                continue
+            if attack.through:
+                variants = attack.found(folders(self.path, one, self.defenses)[place])
+                found.append((suite_name(one, defense), attack.stage, variants))
+            else:
+                found.append((one.name, attack.stage, attack.variants()))
+        for image, requests in self.images:
+            if requests.digest() == same:
+                file = folders(self.path, image, self.defenses)[place] / "image.png"
+                shown = Variant("", partial(_beside, file))
+                found.append((suite_name(image, defense), "picture", [shown]))
+        return found
+
+
+def choose(attacked: Attacked, run: Run) -> None:
+    """Choose the parts that aren't chosen yet, from the run's judged rows."""
+    rows = run.rows()
+    for one, held in attacked.joining():
+        for place, folder in enumerate(folders(attacked.path, one, attacked.defenses)):
+            if (folder / FILE).exists():
+                continue
+            run.inside(*folder.relative_to(run.path).parts)
+            parts = attacked.parts(held, place, rows)
+            chosen: dict[str, dict[str, str]] = {
+                request.id: {
+                    stage: part.variant.name for stage, part in strongest(parts, request.id).items()
+                }
+                for request in held
+            }
+            write_whole(folder / FILE, to_json(to_tree(Chosen(chosen)), indent=1) + "\n")
+
+
+def joined_suites(attacked: Attacked) -> list[Suite]:
+    """The requests of each joining attack, with the parts that were chosen for each defense."""
+    found: list[Suite] = []
+    for one, held in attacked.joining():
+        places = folders(attacked.path, one, attacked.defenses)
+        for place, (name, folder) in enumerate(zip(attacked.defenses, places, strict=True)):
+            path, todo = folder / FILE, "delete it and resume to choose again"
+            tree = read_json(path, "chosen parts", otherwise=todo)
+            facts = from_tree(Chosen, tree, what=str(path), todo=todo)
+            parts = {part.variant.name: part for part in attacked.parts(held, place, ())}
+            examples = [
+                example
+                for request in held
+                for example in asked(
+                    one.attack,
+                    replace(held, examples=(request,)),
+                    suite_name(one, name),
+                    joins_of(
+                        {
+                            parts[each].stage: parts[each].variant
+                            for each in facts.chosen[request.id].values()
+                        }
+                    ),
+                )
+            ]
+            whole = replace(held, name=suite_name(one, name), role="attack")
+            found.append(replace(whole, examples=tuple(examples)))
+    return found
+
+
+def _beside(file: Path, example: Example) -> Example:
+    return replace(example, images=(file,))
