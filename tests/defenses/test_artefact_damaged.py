@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from care.defenses.artefact import FORMAT, digest, load, save
+from care.defenses.artefact import FORMATS, digest, load, save
 from care.defenses.repair.repair import Repair
 from care.errors import ArtefactError, StorageError, UsageError
 from kit import tiny
@@ -118,10 +118,10 @@ def test_facts_that_are_no_artefact_are_refused(folder, content):
         load(folder)
 
 
-@pytest.mark.parametrize("version", [0, FORMAT + 1, "1", None])
+@pytest.mark.parametrize("version", [0, FORMATS[-1] + 1, "1", 2.0, True, None])
 def test_another_format_version_is_refused(folder, version):
     rewrite(folder, lambda facts: facts.update(format=version))
-    with pytest.raises(ArtefactError, match=f"format {version}.*reads {FORMAT}"):
+    with pytest.raises(ArtefactError, match=f"format {version}.*reads 2 and 3"):
         load(folder)
 
 
@@ -478,7 +478,9 @@ def test_an_artefact_of_the_first_format_is_refused_with_what_to_do(folder):
     facts = json.loads((folder / FACTS).read_text()) | {"format": 1}
     facts["sha256"] = hashlib.sha256(numbers(folder)).hexdigest()
     (folder / FACTS).write_text(json.dumps(facts))
-    with pytest.raises(ArtefactError, match=r"format 1, .*reads 2, whose digest.*fit it again"):
+    with pytest.raises(
+        ArtefactError, match=r"format 1, .*reads 2 and 3, whose digest.*fit it again"
+    ):
         load(folder)
 
 

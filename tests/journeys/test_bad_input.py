@@ -20,7 +20,7 @@ from care.attacks.pgd import AttackResult
 from care.attacks.presets import PRESETS
 from care.data.example import Example
 from care.data.jsonl import read_suite
-from care.defenses.artefact import FORMAT
+from care.defenses.artefact import FORMATS
 from care.defenses.repair.channel import Channel
 from care.defenses.repair.fitting_data import Contrast, Material, activations
 from care.defenses.repair.gate import Gate
@@ -229,7 +229,7 @@ def test_tampered_artefacts(refused, care_repair, tmp_path):
 
 def test_artefact_formats_of_the_future(refused, tmp_path):
     facts = a_repair().save(tmp_path) / "repair.json"
-    for version in (FORMAT + 1, None, "1"):
+    for version in (FORMATS[-1] + 1, None, "1"):
         facts.write_text(json.dumps(json.loads(facts.read_text()) | {"format": version}))
         refused(lambda job: Repair.load(tmp_path), "artefact format", str(version))
 

@@ -10,16 +10,17 @@ from scipy.linalg import eigh
 
 from care.data.small_world import suites
 from care.defenses.repair.channel import Channel
-from care.defenses.repair.family_subspace import Classes, FamilyRows, pooled, unsafe_subspace
+from care.defenses.repair.family_subspace import Classes, pooled, unsafe_subspace
 from care.defenses.repair.fitting import Fitter, _groups
 from care.defenses.repair.fitting_data import Material, activations, content
-from care.defenses.repair.gate import Gate, GateConfig, crossfit_scores, fit_gate, folds_of
+from care.defenses.repair.gate import Gate, GateConfig, crossfit_scores, fit_gate
 from care.defenses.repair.presets import PRESETS, RepairConfig
 from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import Subspace, principal_angles
 from care.models.hooks import read
 from care.models.sites import Site, scope_mask
 from care.models.vlm import VLM
+from care.statistics.crossfit import FamilyRows, folds_of
 from kit import tiny
 
 PATH = Path(__file__).parents[2] / "examples" / "care_in_one_file.py"

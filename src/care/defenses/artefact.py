@@ -20,7 +20,7 @@ import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
@@ -35,19 +35,26 @@ from care.defenses.artefact_channels import (
     check_apart,
     names_of,
 )
+from care.defenses.artefact_monitors import (
+    MonitorFacts,
+    monitor_arrays,
+    monitor_from,
+    monitor_names,
+    monitor_to,
+)
 from care.defenses.repair.channel import Fusion, RepairData
 from care.errors import ArtefactError, CareError
 from care.models.identity import model_facts
 from care.runs.files import to_json, write_whole
 from care.runs.reading import GIB, parse_json, read_file
-from care.typed import from_tree, to_tree
+from care.typed import WHEN_SET, from_tree, to_tree
 
 if TYPE_CHECKING:
     from care.models.vlm import VLM
 
-FORMAT = 2
-"""Version of the artefact's layout; a reader refuses versions it doesn't know. In version 1 the
-digest covered the numbers alone."""
+FORMATS = (2, 3)
+"""Versions of the artefact's layout that are read; others are refused. In version 1 the digest
+covered the numbers alone; 3 is a repair with monitors, and 2 is still written of one without."""
 FACTS, NUMBERS, CARD = "repair.json", "repair.safetensors", "README.md"
 """Files of the artefact's folder."""
 MAX_FACTS, MAX_NUMBERS = GIB // 4, 4 * GIB
@@ -79,6 +86,8 @@ class ArtefactFacts:
     """How two corrections of one token are combined."""
     channels: tuple[ChannelFacts, ...]
     """Each with its numbers in repair.safetensors."""
+    monitors: Annotated[tuple[MonitorFacts, ...], WHEN_SET] = ()
+    """Each with its detector in repair.safetensors."""
     manifest: ManifestParts
     """What it was fitted on and with; other entries are left alone."""
     sha256: str
@@ -115,13 +124,20 @@ def _packed(repair: RepairData) -> tuple[dict[str, Any], bytes]:
         for place, channel in enumerate(repair.channels)
         for name, part in arrays_of(channel, place).items()
     }
+    tensors |= {
+        f"monitors.{place}.{name}": part
+        for place, monitor in enumerate(repair.monitors)
+        for name, part in monitor_arrays(monitor, place).items()
+    }
     numbers = save_tensors(tensors)
     told = {
-        "format": FORMAT,
+        "format": FORMATS[bool(repair.monitors)],
         "name": repair.name,
         "fusion": repair.fusion,
         "channels": [channel_to(channel) for channel in repair.channels],
     }
+    if repair.monitors:
+        told["monitors"] = [monitor_to(monitor) for monitor in repair.monitors]
     told = to_tree(told, "The repair", ArtefactError) | {"manifest": repair.manifest}
     facts = json.loads(to_json(told))  # as a reader gets them
     facts |= {"sha256": _digest_of(facts, numbers)}
@@ -155,13 +171,15 @@ def load(name_or_path: str | Path, vlm: VLM | None = None) -> RepairData:
     try:
         tensors = load_tensors(numbers)
         channels = tuple(channel_from(c, tensors, i) for i, c in enumerate(told.channels))
+        monitors = tuple(monitor_from(m, tensors, i) for i, m in enumerate(told.monitors))
         check_apart(channels)
-        if unused := sorted(tensors.keys() - names_of(told.channels)):
+        used = names_of(told.channels) | monitor_names(told.monitors)
+        if unused := sorted(tensors.keys() - used):
             raise ArtefactError(
                 f"no channel of the artefact in {folder} uses its numbers {', '.join(unused):.80}; "
                 f"{again}"
             )
-        repair = RepairData(channels, told.fusion, told.name, facts["manifest"])
+        repair = RepairData(channels, told.fusion, told.name, facts["manifest"], monitors)
     except ArtefactError:
         raise
     except (KeyError, TypeError, ValueError, SafetensorError, CareError) as error:
@@ -253,10 +271,11 @@ def _facts(folder: Path) -> dict[str, Any]:
     path = folder / FACTS
     facts = parse_json(_read(path, MAX_FACTS), str(path), ArtefactError, "fetch it again")
     version = facts.get("format") if isinstance(facts, dict) else None
-    if version != FORMAT:
+    if version not in FORMATS or type(version) is not int:
         old = version == 1 and type(version) is int
         why = ", whose digest doesn't cover what the repair does: fit it again" if old else ""
         raise ArtefactError(
-            f"{folder} has artefact format {version}, this version of care reads {FORMAT}{why}"
+            f"{folder} has artefact format {version}, this version of care reads "
+            f"{' and '.join(map(str, FORMATS))}{why}"
         )
     return facts

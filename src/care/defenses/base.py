@@ -5,6 +5,7 @@ A defense overrides what it does, and the rest does nothing:
     applied      edits activations or weights while a context is open
     rewritten    makes another request of a request: its text, its pictures
     answer       asks the model itself: twice, with a look at the answer in between, or not at all
+    revised      makes answers of the undefended model's, where it begins with those anyway
 
 What measures a defense asks for its `answer` and never goes past it (`answers_under`). Only an
 attack does: it descends through `applied` alone, since text can't be differentiated through, so
@@ -76,6 +77,22 @@ class Defense:
         with self.applied(vlm):
             return vlm.answers([self.rewritten(example) for example in examples], **how)
 
+    @property
+    def owns_answers(self) -> bool:
+        """Whether it asks in its own way, so that `applied` isn't all that it does."""
+        return overrides(self, "rewritten", "answer")
+
+    @property
+    def revises(self) -> bool:
+        """Whether it begins with the undefended model's answers, so that known ones will do."""
+        return overrides(self, "revised")
+
+    def revised(
+        self, vlm: VLM, examples: Sequence[Example], answers: Sequence[Answer], **how: Any
+    ) -> list[Answer]:
+        """What `answer` gives, where the undefended model's answers are known; `how` as there."""
+        return self.answer(vlm, examples, **how)
+
     def digest(self) -> str | None:
         """SHA-256 of all that it does, to which a run is held; None of one that can't tell."""
         return None
@@ -110,7 +127,7 @@ def reads_undefended(defense: Defense | None) -> bool:
     """
     if defense is None:
         return True
-    return defense.touches == "decision" and not overrides(defense, "rewritten", "answer")
+    return defense.touches == "decision" and not defense.owns_answers
 
 
 def answers_under(

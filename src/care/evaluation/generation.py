@@ -2,7 +2,8 @@
 
 Reading the prompts costs most, and a defense that touches the decision alone leaves that reading as
 it is. So a batch is read once, undefended, and every such defense and the bare model answer from
-there (`care.defenses.base.reads_undefended`); any other is asked for its own `answer`. How a cell
+there (`care.defenses.base.reads_undefended`). One that begins with the bare model's answers gets
+those that are there (`Defense.revised`); any other is asked for its own `answer`. How a cell
 is answered doesn't depend on what is done already, so a resumed run ends with the same rows.
 
 An example that fails gets an answer row with an `error`; an error that isn't about one example is
@@ -22,6 +23,7 @@ from care.data.example import Example, Suite
 from care.defenses.base import answers_under, reads_undefended
 from care.errors import CareError, DataError, NotFiniteError
 from care.evaluation.rows import AnswerRow
+from care.models.responses import Answer
 from care.runs.progress import Progress
 from care.runs.rows import Row, Rows
 from care.typed import to_tree
@@ -29,10 +31,9 @@ from care.typed import to_tree
 if TYPE_CHECKING:
     from care.defenses.base import Defense
     from care.models.prompt_cache import PromptCache
-    from care.models.responses import Answer
     from care.models.vlm import VLM
 
-Generate = Callable[[list[Example]], "list[str | Exception]"]
+Generate = Callable[[list[Example]], "list[Answer | Exception]"]
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,26 @@ class Asking:
     stop: Callable[[str], bool] | None
     temperature: float = 0.0
 
-    def answers(self, cell: Cell, examples: list[Example]) -> list[str | Exception]:
+    def answers(self, cell: Cell, examples: list[Example]) -> list[Answer | Exception]:
         """Answers as the cell's defense gives them, or why there is none."""
         return _each(lambda: answers_under(cell.defense, self.vlm, examples, **self._how))
 
-    def answers_from(self, cell: Cell, prompts: PromptCache) -> list[str | Exception]:
+    def answers_from(self, cell: Cell, prompts: PromptCache) -> list[Answer | Exception]:
         """Answers under the cell's defense from prompts that were read without it."""
         with cell.applied(self.vlm):
             return _each(lambda: self.vlm.answers(prompts, **self._how))
+
+    def revised(
+        self, cell: Cell, bare: Cell, answers: Rows, examples: list[Example]
+    ) -> list[Answer | Exception]:
+        """Answers of a defense that begins with the bare model's, as far as these are there."""
+        rows = [answers.get(bare.key(example)) or {} for example in examples]
+        known: list[str] = [row["response"] for row in rows if row.get("response") is not None]
+        if cell.defense is None or len(known) < len(examples):
+            return self.answers(cell, examples)
+        given = [Answer(text, 0, len(self.vlm.response_ids(text)), True) for text in known]
+        revised = partial(cell.defense.revised, self.vlm, examples, given, **self._how)
+        return _each(revised)
 
     @property
     def _how(self) -> dict[str, Any]:
@@ -128,6 +141,12 @@ def answer_suite(
             add_missing(answers, to_tree(rows))
         bar.advance(cell.missing(chunk, results))
 
+    def asking_of(cell: Cell) -> Generate:
+        bare = next((other for other in cells if other.defense is None), None)
+        if bare is not None and cell.defense is not None and cell.defense.revises:
+            return partial(asking.revised, cell, bare, answers)
+        return partial(asking.answers, cell)
+
     def asks(cell: Cell) -> bool:
         return any(cell.missing(c, results) and cell.missing(c, answers) for c in chunks)
 
@@ -144,7 +163,7 @@ def answer_suite(
     for cell in cells:
         if not reads_undefended(cell.defense):
             for chunk in chunks:
-                ensure(cell, chunk, partial(asking.answers, cell))
+                ensure(cell, chunk, asking_of(cell))
 
 
 class _Reading:
@@ -154,7 +173,7 @@ class _Reading:
         self.asking = asking
         self._last: PromptCache | None = None
 
-    def answers(self, cell: Cell, examples: list[Example]) -> list[str | Exception]:
+    def answers(self, cell: Cell, examples: list[Example]) -> list[Answer | Exception]:
         """Answers under the cell's defense, which is off while the prompts are read."""
         if self._last is None or self._last.examples != examples:
             self._last = None  # before the next one needs its memory
@@ -170,9 +189,9 @@ def add_missing(rows: Rows, found: list[Row]) -> None:
 # --- failures -------------------------------------------------------------------------------------
 
 
-def _answers(generate: Generate, examples: list[Example]) -> dict[str, dict[str, str | None]]:
-    """For each example id {response, error}, one of them None."""
-    found: dict[str, dict[str, str | None]] = {
+def _answers(generate: Generate, examples: list[Example]) -> dict[str, dict[str, Any]]:
+    """For each example id {response, error}, one of them None, and where the answer comes from."""
+    found: dict[str, dict[str, Any]] = {
         e.id: {"response": None, "error": _image_error(e)} for e in examples
     }
     sound = [e for e in examples if found[e.id]["error"] is None]
@@ -186,33 +205,36 @@ def _answers(generate: Generate, examples: list[Example]) -> dict[str, dict[str,
         if isinstance(response, Exception):
             found[example.id] = {"response": None, "error": _sentence(response)}
         else:
-            found[example.id] = {"response": response, "error": None}
+            told = {"source": response.source, "alarms": response.alarms}
+            found[example.id] = {"response": response.text, "error": None} | told
     return found
 
 
-def _each(ask: Callable[[], list[Answer]]) -> list[str | Exception]:
+def _each(ask: Callable[[], list[Answer]]) -> list[Answer | Exception]:
     """What `ask` returns, with the error in the place of answers that weren't finite."""
     try:
-        return [answer.text for answer in ask()]
+        return list(ask())
     except NotFiniteError as error:
-        return [error if answer is None else answer.text for answer in error.answers]
+        return [error if answer is None else answer for answer in error.answers]
 
 
 def _one_by_one(
     generate: Generate, examples: list[Example], error: Exception
-) -> list[str | Exception]:
+) -> list[Answer | Exception]:
     """Find the examples to blame for the error of a batch; raise it if it isn't about examples."""
     if isinstance(error, CareError) and not isinstance(error, DataError):
         raise error
     if len(examples) == 1:
         return [error]
-    results: list[str | Exception] = []
+    results: list[Answer | Exception] = []
     for example in examples:
         try:
             results += generate([example])
         except Exception as single:
             results.append(single)
-    if not any(isinstance(result, str) for result in results) and not isinstance(error, DataError):
+    if all(isinstance(result, Exception) for result in results) and not isinstance(
+        error, DataError
+    ):
         raise error
     return results
 

@@ -191,10 +191,12 @@ def _alone(judge: Judge, row: Row, examples: Examples | None) -> Verdict:
 def _ask(judge: Judge, rows: Sequence[Row], examples: Examples | None) -> Sequence[Verdict]:
     goals = [row["goal"] or row["prompt"] for row in rows]
     responses = [row["response"] for row in rows]
+    openings = [row.get("opening", "") for row in rows]
+    begun = openings if any(openings) else ()
     if not getattr(judge, "reads_images", False):
-        return ask(judge, goals, responses)
+        return ask(judge, goals, responses, openings=begun)
     images = [_pictures(row, judge.name, examples) for row in rows]
-    return ask(judge, goals, responses, images)
+    return ask(judge, goals, responses, images, openings=begun)
 
 
 def _pictures(row: Row, judge: str, examples: Examples | None) -> list[Image.Image]:

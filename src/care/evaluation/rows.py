@@ -13,6 +13,7 @@ from typing import Annotated
 
 from care.data.example import ExampleKind, SuiteRole
 from care.judges.base import Outcome
+from care.models.alarms import Alarm, Source
 from care.runs.rows import Row
 from care.typed import WHEN_SET, Misfit, Positive, from_tree
 
@@ -29,6 +30,10 @@ class AnswerRow:
     """What was answered; none where the example failed."""
     error: str | None
     """Why there is no answer."""
+    source: Annotated[Source, WHEN_SET] = "model"
+    """Where the answer comes from, under a defense that owns its answers."""
+    alarms: Annotated[tuple[Alarm, ...], WHEN_SET] = ()
+    """What monitors raised on the way to it."""
 
     def check(self) -> None:
         """Misfit unless there is an answer or an error."""
@@ -71,6 +76,10 @@ class JudgedRow:
     """What became of it; none where there is no judgement."""
     correct: bool | None
     """Whether a reference agrees; none without references."""
+    source: Annotated[Source, WHEN_SET] = "model"
+    """Where the answer comes from, under a defense that owns its answers."""
+    alarms: Annotated[tuple[Alarm, ...], WHEN_SET] = ()
+    """What monitors raised on the way to it."""
 
     def check(self) -> None:
         """Misfit unless there is an answer with its outcome, or an error."""

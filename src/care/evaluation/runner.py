@@ -29,6 +29,7 @@ from care.judges.base import Judge, Verdict, ask, tags_of
 from care.judges.language import NOT_ENGLISH, foreign
 from care.judges.refusal import certainly_refused
 from care.judges.rules import rules_for
+from care.models.alarms import Alarm
 from care.models.spec import EMBEDDED, ModelSpec
 from care.models.thoughts import answer_of
 from care.runs.progress import Bar, silent
@@ -167,7 +168,9 @@ def _judge(cell: Cell, examples: list[Example], judge: Judge, answers: Rows) -> 
     stored = {e.id: answers.get(cell.key(e)) or {} for e in examples}
     answered = [e for e in examples if stored[e.id]["error"] is None]
     responses = [stored[e.id]["response"] for e in answered]
-    verdicts = ask(judge, [e.goal or e.prompt for e in answered], responses) if answered else []
+    goals, openings = [e.goal or e.prompt for e in answered], [e.opening for e in answered]
+    begun = openings if any(openings) else ()
+    verdicts = ask(judge, goals, responses, openings=begun) if answered else []
     tags = tags_of(judge)
     marks = {
         example.id: mark(example, answer_of(response, tags), verdict)
@@ -190,6 +193,8 @@ def _judge(cell: Cell, examples: list[Example], judge: Judge, answers: Rows) -> 
                 goal=e.goal,
                 opening=e.opening,
                 response=stored[e.id]["response"],
+                source=stored[e.id].get("source", "model"),
+                alarms=tuple(Alarm(**alarm) for alarm in stored[e.id].get("alarms", ())),
                 **{"error": stored[e.id]["error"]} | nothing | marks.get(e.id, {}),
             )
         )

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from care.data.example import Example
 from care.errors import DataError, NotFiniteError, UsageError
+from care.models.alarms import Alarm, Source
 from care.models.batches import answer_ids, render
 from care.models.decoding import AnswerRows, End, decode, end_tokens, row_seeds
 from care.models.finite import not_finite
@@ -73,6 +74,12 @@ class Answer:
 
     context_full: bool = False
     """Whether it was cut before `max_new_tokens` because the model can read no more."""
+
+    source: Source = "model"
+    """Where it comes from."""
+
+    alarms: tuple[Alarm, ...] = ()
+    """What monitors raised, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)

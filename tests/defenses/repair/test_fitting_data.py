@@ -1,5 +1,7 @@
 """Contrasts: who is in which class, what is pooled, and activations against a bare hook."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from care.data.example import Example
-from care.defenses.repair.fitting_data import Contrast, Material, activations, contrast, pool
+from care.defenses.repair.fitting_data import (
+    Contrast,
+    Material,
+    activations,
+    contrast,
+    decisions,
+    pool,
+)
 from care.errors import FitError
 from care.models.sites import Role, Site
 from kit import tiny
@@ -140,6 +149,17 @@ def test_the_decision_is_the_last_position_of_the_prompt_with_and_without_an_ans
     assert pool(h[:1], roles[:1], "response").item() == 4.5
     assert pool(h, roles, "text").flatten().tolist() == [2.5, 4.5]
     assert pool(h, roles, "image").flatten().tolist() == [1.0, 3.0]
+
+
+def test_decisions_of_read_prompts_are_those_of_whole_ones_before_an_opening():
+    vlm = tiny.tiny_vlm()
+    plain = tiny.mixed_examples(4)
+    begun = [replace(e, opening="Sure, here" if i % 2 else "") for i, e in enumerate(plain)]
+    site = Site(1, "ffn_out")
+    for examples in (plain, begun):
+        found = decisions(vlm, vlm.prefill(examples), [site])[site]
+        expected = activations(vlm, [(e, "") for e in plain], [site], "decision")[site]
+        np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_an_example_without_a_token_in_scope_is_refused():

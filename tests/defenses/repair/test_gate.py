@@ -8,16 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import eigh
 
-from care.defenses.repair.family_subspace import Classes, FamilyRows, pooled, unsafe_subspace
+from care.defenses.repair.family_subspace import Classes, pooled, unsafe_subspace
 from care.defenses.repair.gate import (
     FourierFeatures,
     Gate,
     GateConfig,
     crossfit_scores,
     fit_gate,
-    folds_of,
 )
 from care.errors import FitError, UsageError
+from care.statistics.crossfit import FamilyRows, folds_of
 
 
 def rows(rng: np.random.Generator, n: int, mean: np.ndarray, goals: int = 20) -> FamilyRows:

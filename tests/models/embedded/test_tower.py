@@ -37,3 +37,20 @@ def test_synthetic_pictures_are_seeded_and_normalised():
     assert first.shape == (6, 3, 84, 84)
     assert torch.equal(first, again)
     assert -2.2 < first.min() < first.max() < 2.7
+
+
+def test_the_refit_sees_its_own_number_of_threads_and_gives_back_the_others(
+    tower_onnx, monkeypatch
+):
+    seen = []
+    monkeypatch.setattr(tower, "N_PICTURES", 2)
+    monkeypatch.setattr(tower, "refit", lambda *_: seen.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            tower.tower_state(tower_onnx[0], 84)
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+    assert seen == [tower.THREADS, tower.THREADS]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from care.defenses.monitors.monitor import Monitor
 from care.defenses.repair.gate import Gate
 from care.defenses.repair.subspace import Subspace
 from care.errors import ArtefactError, SiteError, UsageError
@@ -81,10 +82,12 @@ class RepairData:
     """Name in tables."""
     manifest: dict[str, Any] = field(default_factory=dict)
     """What it was fitted on and with: model, preset, digests, versions, evaluation summary."""
+    monitors: tuple[Monitor, ...] = ()
+    """What watches requests and answers; without any, channels act on every request."""
 
     def __post_init__(self) -> None:
-        if not self.channels:
-            raise UsageError("a repair needs at least one channel; none were passed")
+        if not self.channels and not self.monitors:
+            raise UsageError("a repair needs at least one channel or monitor; none were passed")
         if self.fusion not in get_args(Fusion):
             known = ", ".join(get_args(Fusion))
             raise UsageError(f"fusion must be one of {known}, got {self.fusion!r}")
@@ -95,21 +98,29 @@ class RepairData:
         return tuple(sorted({channel.site for channel in self.channels}))
 
     def check_sites(self, vlm: VLM) -> None:
-        """ArtefactError unless every channel fits the model's layers and widths."""
+        """ArtefactError unless every channel and monitor fits the model's layers and widths."""
         for channel in self.channels:
-            try:
-                vlm.anatomy.check([channel.site])
-            except SiteError as error:
-                raise ArtefactError(
-                    f"the repair edits {channel.site}, which {vlm.name} with its "
-                    f"{vlm.anatomy.n_layers} layers doesn't have: fit a repair for this model"
-                ) from error
-            width = vlm.anatomy.site_width(channel.site)
-            if channel.subspace.width != width:
-                raise ArtefactError(
-                    f"the repair's subspace at {channel.site} has width {channel.subspace.width}, "
-                    f"but {vlm.name} has {width} there: it was fitted on another model"
-                )
+            _check_site(vlm, "edits", "subspace", channel.site, channel.subspace.width)
+        for monitor in self.monitors:
+            if monitor.site is not None and monitor.detector is not None:
+                width = len(monitor.detector.mean)
+                _check_site(vlm, "reads", "detector", monitor.site, width)
+
+
+def _check_site(vlm: VLM, does: str, what: str, site: Site, width: int) -> None:
+    try:
+        vlm.anatomy.check([site])
+    except SiteError as error:
+        raise ArtefactError(
+            f"the repair {does} {site}, which {vlm.name} with its {vlm.anatomy.n_layers} layers "
+            "doesn't have: fit a repair for this model"
+        ) from error
+    found = vlm.anatomy.site_width(site)
+    if width != found:
+        raise ArtefactError(
+            f"the repair's {what} at {site} has width {width}, but {vlm.name} has {found} there: "
+            "it was fitted on another model"
+        )
 
 
 def _checked_scopes(scopes: object) -> tuple[Scope, ...]:

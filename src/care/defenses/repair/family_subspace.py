@@ -26,25 +26,9 @@ from scipy.linalg import cho_factor, cho_solve, eigh
 
 from care.defenses.repair.subspace import Projection, Subspace, oblique, orthonormal
 from care.errors import FitError
+from care.statistics.crossfit import FamilyRows
 
 _LEAST_ROWS = 4
-
-
-@dataclass(frozen=True, eq=False)
-class FamilyRows:
-    """Activations of one family."""
-
-    x: np.ndarray
-    """(N, D)."""
-    groups: Sequence[str]
-    """What must not be split between folds, for each row: a goal, or a shared picture."""
-
-    @property
-    def mean(self) -> np.ndarray:
-        return self.x.mean(axis=0, dtype=np.float64)
-
-    def outside(self, fold: np.ndarray) -> np.ndarray:
-        return self.x[~fold]
 
 
 @dataclass(frozen=True, eq=False)

@@ -226,7 +226,8 @@ def decisions(vlm: VLM, prefill: PromptCache, sites: Sequence[Site]) -> dict[Sit
         with read(vlm, list(sites)) as recorder:
             first_logits(vlm.model, vlm.roles, start)
         for site in sites:
-            found[site][indices] = recorder[site][0][:, -1].float().cpu().numpy()
+            rows = recorder.rows(site, ("decision",))  # answers may have been begun after it
+            found[site][indices] = rows.float().cpu().numpy()
     return found
 
 

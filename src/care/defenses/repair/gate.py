@@ -39,8 +39,9 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.spatial.distance import pdist
 
-from care.defenses.repair.family_subspace import Classes, FamilyRows, pooled
+from care.defenses.repair.family_subspace import Classes, pooled
 from care.errors import UsageError
+from care.statistics.crossfit import folds_of
 
 _LEAST_RAMP = 0.01
 _MOST_DISTANCES = 512
@@ -252,14 +253,3 @@ def crossfit_scores(classes: Classes, config: GateConfig) -> list[np.ndarray]:
         for z, rows, part in zip(scores, everything, inside, strict=True):
             z[part] = (rows.x[part] - mean) @ filters
     return scores
-
-
-def folds_of(classes: Sequence[FamilyRows], folds: int) -> list[np.ndarray]:
-    """Fold (N,) of every row of each class: a group is in the same fold in all classes.
-
-    A class whose rows would all be in one fold is cut by rows.
-    """
-    names = dict.fromkeys(group for rows in classes for group in rows.groups)
-    place = {name: index % folds for index, name in enumerate(names)}
-    found = [np.array([place[group] for group in rows.groups]) for rows in classes]
-    return [own if len(set(own)) > 1 else np.arange(len(own)) % folds for own in found]

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +21,7 @@ from care.data.example import Example, Suite
 from care.defenses import artefact
 from care.defenses.artefact import FACTS
 from care.defenses.base import Defense, Touches, register, touched
+from care.defenses.monitors.dialogue import Dialogue
 from care.defenses.repair.channel import Modality, RepairData
 from care.defenses.repair.edit import ChannelEdit, channel_edits
 from care.defenses.repair.fitting import fit_repair
@@ -28,6 +30,7 @@ from care.models.edit_stats import EditStats
 from care.models.hooks import edited
 
 if TYPE_CHECKING:
+    from care.models.responses import Answer
     from care.models.vlm import VLM
 
 
@@ -41,6 +44,8 @@ class Repair(RepairData, Defense):
     @property
     def touches(self) -> Touches:
         """The decision alone where nothing before the last position of a prompt is edited."""
+        if self.monitors:
+            return "dialogue"
         return touched([scope for channel in self.channels for scope in channel.scopes])
 
     def check(self, vlm: VLM) -> None:
@@ -53,6 +58,48 @@ class Repair(RepairData, Defense):
         self.check_sites(vlm)
         edits = channel_edits(self, ChannelEdit)
         return edited(vlm, {site: one.within for site, one in edits.items()})
+
+    @property
+    def owns_answers(self) -> bool:
+        """Whether it watches requests and answers; edits alone only act while the model runs."""
+        return bool(self.monitors)
+
+    @property
+    def revises(self) -> bool:
+        """Monitors read what the undefended model has answered."""
+        return bool(self.monitors)
+
+    def answer(self, vlm: VLM, examples: Sequence[Example], **how: Any) -> list[Answer]:
+        """Answers as a dialogue with the monitors comes to them; edited ones without any."""
+        if not self.monitors:
+            return super().answer(vlm, examples, **how)
+        return self._dialogue(vlm, how).answers(list(examples))
+
+    def revised(
+        self, vlm: VLM, examples: Sequence[Example], answers: Sequence[Answer], **how: Any
+    ) -> list[Answer]:
+        """The same from answers of the undefended model."""
+        if not self.monitors:
+            return super().revised(vlm, examples, answers, **how)
+        return self._dialogue(vlm, how).answers(list(examples), list(answers))
+
+    def _dialogue(self, vlm: VLM, how: dict[str, Any]) -> Dialogue:
+        self.check_sites(vlm)
+        closing = partial(self.opened().applied, vlm) if self.channels else None
+        return Dialogue(vlm, self.monitors, closing, how)
+
+    def opened(self) -> Repair:
+        """The channels alone, closed wherever they act: as if every gate were wide open."""
+        channels = tuple(replace(channel, gate=None) for channel in self.channels)
+        return replace(self, channels=channels, monitors=(), name=f"{self.name}, opened")
+
+    def edits_only(self) -> Repair:
+        """The repair without its monitors: gated channels that act on every request."""
+        return replace(self, monitors=(), name=f"{self.name}, edits only")
+
+    def monitors_only(self) -> Repair:
+        """The repair without its channels: where an answer raises an alarm, a refusal is given."""
+        return replace(self, channels=(), name=f"{self.name}, monitors only")
 
     def only(self, modality: Modality) -> Repair:
         """The repair with the channels of one modality alone (an ablation)."""
@@ -69,7 +116,7 @@ class Repair(RepairData, Defense):
     @classmethod
     def of(cls, data: RepairData) -> Repair:
         """The repair that does what `data` says, as a fit or an artefact gives it."""
-        return cls(data.channels, data.fusion, data.name, data.manifest)
+        return cls(data.channels, data.fusion, data.name, data.manifest, data.monitors)
 
     @classmethod
     def fit(

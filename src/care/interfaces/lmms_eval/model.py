@@ -19,7 +19,7 @@ from typing import Any, NoReturn, cast
 import torch
 
 from care.data.example import Example
-from care.defenses.base import Defense, overrides
+from care.defenses.base import Defense
 from care.defenses.loading import load_defense
 from care.errors import MissingDependencyError, UsageError
 from care.interfaces.requests.decoding import BLANK_LINE, Decoding, read_decoding, read_pictures
@@ -177,7 +177,7 @@ class CareModel(lmms):
         """
         continuations = [self._continuation(request) for request in requests]
         found: list[Any] = []
-        if self._repair is not None and overrides(self._repair, "answer"):
+        if self._repair is not None and self._repair.owns_answers:
             raise UsageError(
                 f"The defense {self._repair.name!r} gives answers of its own, of which there is no "
                 "likelihood; choose a task that asks for answers."
@@ -229,7 +229,7 @@ class CareModel(lmms):
     @contextmanager
     def _answering(self) -> Iterator[Callable[..., list[Answer]]]:
         """What answers examples while this is open: the model repaired, or the defense itself."""
-        if self._repair is not None and overrides(self._repair, "answer"):
+        if self._repair is not None and self._repair.owns_answers:
             yield partial(self._repair.answer, self.vlm)
             return
         with self._repaired():

@@ -18,7 +18,8 @@ No gradient step is taken and no other weight changes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,10 @@ HEAD_WIDTH = 64
 
 NORM_EPS = 1e-6
 """Epsilon of DINOv2's layer norms."""
+
+THREADS = 2
+"""torch's threads during the refit, whatever the machine has: float32 sums are split among threads,
+so their number is in the last bits of the weights. Those of two are what was trained on."""
 
 _MAPS = {
     "self_attn.q_proj": ("attention/attention/query", None),
@@ -226,11 +231,23 @@ def _picture(rng: np.random.Generator, size: int, flat: bool) -> Image.Image:
     return picture
 
 
+@contextmanager
+def _fixed_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def tower_state(path: Path, size: int, progress: bool = False) -> State:
     """State dict of the finished SigLIP vision model for square pictures of `size` pixels."""
     state, class_token = convert(path, size // PATCH_SIZE)
     pixels = synthetic_pictures(N_PICTURES, size)
-    if not progress:
-        return refit(state, class_token, pixels)
-    with Progress("vision tower, layer", sum(name.endswith("fc1.bias") for name in state)) as bar:
-        return refit(state, class_token, pixels, bar.advance)
+    with _fixed_threads():
+        if not progress:
+            return refit(state, class_token, pixels)
+        layers = sum(name.endswith("fc1.bias") for name in state)
+        with Progress("vision tower, layer", layers) as bar:
+            return refit(state, class_token, pixels, bar.advance)

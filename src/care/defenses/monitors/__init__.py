@@ -1,0 +1,1 @@
+"""Monitors: what is asked and answered is read again as text, which no picture can touch."""

@@ -1,0 +1,315 @@
+"""Fitting a monitor: at which site, by which pooling, and from which score on it alarms.
+
+Harmful are, of requests, malicious ones whose goal stands in their text; of answers and exchanges,
+those of attacks that worked. Harmless is the rest, by kind: refusals are one. At each candidate
+site a detector is fitted in closed form (`detector`); of requests and answers the refusal log-odds,
+to which nothing is fitted, are a candidate too. The threshold is the least score that, of *each*
+kind of harmless validation examples and cross-fitted examples to fit on, at most the stated share
+exceeds,
+
+    threshold = max over kinds k of the (1 − α) quantile of s in k
+
+The candidate is taken that then catches most, meaned over the families of harmful validation
+examples; where several are alike, the one with the larger area under the ROC curve.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.stats import rankdata
+
+from care.defenses.monitors.detector import (
+    SHRINKAGE,
+    Detector,
+    Families,
+    crossfit,
+    fit_detector,
+    hardness,
+)
+from care.defenses.monitors.features import (
+    BASES,
+    Base,
+    Labelled,
+    only_readable,
+    pooled_activations,
+    token_scores,
+)
+from care.defenses.monitors.monitor import POOLINGS, Monitor, Pooling, checkpoints, pooled
+from care.defenses.monitors.reading import Reads
+from care.errors import FitError, UsageError
+from care.models.sites import Site, SiteKind
+from care.statistics.crossfit import FamilyRows
+
+if TYPE_CHECKING:
+    from care.models.vlm import VLM
+
+_LEAST = 8
+"""Families and kinds with fewer examples are taken together."""
+
+
+@dataclass(frozen=True)
+class MonitorConfig:
+    """How monitors are fitted."""
+
+    kinds: tuple[SiteKind, ...] = ("ffn_out", "mhsa_out", "layer_out")
+    """Kinds of sites that are tried."""
+    depths: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8, 0.9)
+    """Relative depths that are tried."""
+    poolings: tuple[Pooling, ...] = POOLINGS
+    """Ways to pool that are tried."""
+    shrinkage: float = SHRINKAGE
+    """Weight of the diagonal in a detector's covariance."""
+    false_alarms: float = 0.05
+    """Greatest share of each kind of harmless answers that may raise the alarm."""
+    request_false_alarms: float = 0.04
+    """The same of harmless requests."""
+
+    def __post_init__(self) -> None:
+        shares = (self.false_alarms, self.request_false_alarms)
+        if not (all(0 < share < 1 for share in shares) and 0 < self.shrinkage <= 1):
+            raise UsageError(
+                "false_alarms and request_false_alarms must lie in (0, 1) and shrinkage in (0, 1], "
+                f"got {self.false_alarms}, {self.request_false_alarms} and {self.shrinkage}."
+            )
+        if not (self.kinds and self.depths and self.poolings):
+            raise UsageError("A monitor needs at least one kind of site, depth and pooling to try.")
+
+    def share(self, reads: Reads) -> float:
+        """The false alarms that are stated for what is read."""
+        return self.request_false_alarms if reads == "request" else self.false_alarms
+
+    def sites(self, layers: int) -> list[Site]:
+        """The sites that are tried in a decoder of so many layers."""
+        found = dict.fromkeys(round(depth * (layers - 1)) for depth in self.depths)
+        return [Site(layer, kind) for layer in found for kind in self.kinds]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One candidate and what it does on validation."""
+
+    site: Site | None
+    """Where it reads; None for the refusal log-odds."""
+    pooling: Pooling
+    """How it pools."""
+    caught: Mapping[str, float]
+    """Share of each family of harmful examples above the threshold."""
+    auc: float
+    """Area under the ROC curve, harmful against harmless."""
+
+
+Kinds = tuple[tuple[str, float], ...]
+"""(kind, score) of harmless examples."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A detector at a site with a pooling, and its scores of the examples it is judged on."""
+
+    reads: Reads
+    """What it reads."""
+    site: Site | None
+    """Where; None for the refusal log-odds."""
+    detector: Detector | None
+    """What scores it; None for the refusal log-odds."""
+    pooling: Pooling
+    """How it pools."""
+    scores: Mapping[int, float]
+    """Greatest score of each example that can be read, by its place among those judged."""
+    harmless: Kinds
+    """Of all harmless examples that thresholds rest on."""
+
+    def monitor(self, false_alarms: float) -> Monitor:
+        """The monitor at which at most this share of every harmless kind raises the alarm."""
+        threshold = stated_threshold(self.harmless, false_alarms)
+        return Monitor(self.reads, threshold, self.site, self.detector, self.pooling)
+
+    def tried(self, judged: Sequence[Labelled], false_alarms: float) -> Tried:
+        """What it catches of the examples it is judged on."""
+        threshold = stated_threshold(self.harmless, false_alarms)
+        caught: dict[str, list[bool]] = {}
+        sides: tuple[list[float], list[float]] = ([], [])
+        for place, score in self.scores.items():
+            each = judged[place]
+            sides[each.harmful].append(score)
+            if each.harmful:
+                caught.setdefault(each.kind, []).append(score > threshold)
+        shares = {kind: float(np.mean(part)) for kind, part in caught.items()}
+        return Tried(self.site, self.pooling, shares, auc(np.array(sides[1]), np.array(sides[0])))
+
+
+@dataclass(frozen=True, eq=False)
+class MonitorFit:
+    """The candidate that was taken, and what all do on what they were judged on, best first."""
+
+    best: Candidate
+    """The one that was taken."""
+    tried: tuple[Tried, ...]
+    """All of them; the first is the one that was taken."""
+
+
+def fit_monitor(
+    vlm: VLM,
+    reads: Reads,
+    examples: Sequence[Labelled],
+    validation: Sequence[Labelled] = (),
+    config: MonitorConfig | None = None,
+    *,
+    batch_size: int = 32,
+) -> MonitorFit:
+    """Fit a monitor on labelled examples, and choose its site and pooling on others.
+
+    Without `validation` the cross-fitted scores of the examples to fit on take its place. FitError
+    where harmful or harmless examples are missing or too few.
+    """
+    config = config or MonitorConfig()
+    judged, share = validation or examples, config.share(reads)
+    for harmful, what in ((True, "harmful"), (False, "harmless")):
+        if not any(each.harmful is harmful for each in judged):
+            raise FitError(f"There is no {what} example to choose a monitor of the {reads} on.")
+    found = _fitted(vlm, reads, examples, validation, config, batch_size)
+    if reads != "exchange":
+        found.append(_log_odds(vlm, reads, judged, batch_size))
+    tried = [(candidate.tried(judged, share), candidate) for candidate in found]
+    tried.sort(key=lambda pair: (-_mean(pair[0].caught), -pair[0].auc))
+    return MonitorFit(tried[0][1], tuple(each for each, _ in tried))
+
+
+def _fitted(
+    vlm: VLM,
+    reads: Reads,
+    examples: Sequence[Labelled],
+    validation: Sequence[Labelled],
+    config: MonitorConfig,
+    batch_size: int,
+) -> list[Candidate]:
+    """A candidate for each site and pooling."""
+    places, fit = only_readable(vlm, reads, examples)
+    held_places, held = only_readable(vlm, reads, validation)
+    sites = config.sites(vlm.anatomy.n_layers)
+    pairs: list[tuple[Site, Base]] = [
+        (site, base) for site in sites for base in BASES if base in map(_base, config.poolings)
+    ]
+    rows = pooled_activations(vlm, reads, fit, sites, batch_size)
+    detectors: dict[tuple[Site, Base], Detector] = {}
+    crossed: dict[tuple[Site, Base], np.ndarray] = {}
+    for pair in pairs:
+        detectors[pair], crossed[pair] = _detector(rows[pair], fit, config, config.share(reads))
+    tokens = token_scores(vlm, reads, held, detectors, batch_size)
+    found = []
+    for site, pooling in product(sites, config.poolings):
+        pair = (site, _base(pooling))
+        # Cross-fitted scores are those of single tokens or of their mean; a window has none.
+        seen = None if pooling == "window" else crossed[pair]
+        scores = [highest(each[pair], reads, pooling) for each in tokens]
+        if not validation and seen is not None:
+            scores, held_places = list(seen), places
+        if not scores:
+            continue
+        harmless = _harmless(fit, seen) if seen is not None else ()
+        if validation:
+            harmless += _harmless(held, scores)
+        by_place = dict(zip(held_places, map(float, scores), strict=True))
+        found.append(Candidate(reads, site, detectors[pair], pooling, by_place, harmless))
+    return found
+
+
+def _detector(
+    x: np.ndarray, examples: Sequence[Labelled], config: MonitorConfig, share: float
+) -> tuple[Detector, np.ndarray]:
+    """The detector of rows x (N, D), and the cross-fitted score of each row (N,)."""
+    harmful, harmless, order = _sides(x, examples)
+    weights = hardness(harmful, harmless, share, config.shrinkage)
+    detector = fit_detector(harmful, harmless, weights, config.shrinkage)
+    parts = crossfit(harmful, harmless, weights, config.shrinkage)
+    return detector, np.concatenate(list(parts.values()))[np.argsort(order)]
+
+
+def _log_odds(vlm: VLM, reads: Reads, judged: Sequence[Labelled], batch_size: int) -> Candidate:
+    """The candidate that nothing is fitted to."""
+    places, shown = only_readable(vlm, reads, judged)
+    odds = vlm.refusal_log_odds([each.exchange.request for each in shown], batch_size)
+    by_place = dict(zip(places, map(float, odds), strict=True))
+    return Candidate(reads, None, None, "last", by_place, _harmless(shown, odds))
+
+
+# -- scores ----------------------------------------------------------------------------------------
+
+
+def highest(scores: np.ndarray, reads: Reads, pooling: Pooling) -> float:
+    """The greatest pooled score of all readings of one example."""
+    at = [len(scores)] if reads == "request" else checkpoints(len(scores))
+    return float(pooled(scores, pooling, at).max())
+
+
+def stated_threshold(harmless: Kinds, share: float) -> float:
+    """The least score that at most `share` of every kind of (kind, score) exceeds.
+
+    Kinds of fewer than 8 are taken together.
+    """
+    kinds = np.array(_merged([kind for kind, _ in harmless]))
+    scores = np.array([score for _, score in harmless])
+    return max(
+        float(np.quantile(scores[kinds == name], 1 - share, method="higher"))
+        for name in dict.fromkeys(kinds)
+    )
+
+
+def auc(harmful: np.ndarray, harmless: np.ndarray) -> float:
+    """Area under the ROC curve: how often a harmful score exceeds a harmless one; ties count half.
+
+    0.5 where a side is empty.
+    """
+    n, m = len(harmful), len(harmless)
+    if n == 0 or m == 0:
+        return 0.5
+    ranks = rankdata(np.concatenate([harmful, harmless]))
+    return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
+
+
+def _sides(x: np.ndarray, examples: Sequence[Labelled]) -> tuple[Families, Families, np.ndarray]:
+    """Rows of the harmful by family and of the harmless by kind, and the order of both."""
+    sides: list[dict[str, FamilyRows]] = []
+    order: list[int] = []
+    for harmful in (True, False):
+        places = [n for n, each in enumerate(examples) if each.harmful is harmful]
+        kinds = _merged([examples[n].kind for n in places])
+        side = {}
+        for name in dict.fromkeys(kinds):
+            own = [n for n, kind in zip(places, kinds, strict=True) if kind == name]
+            side[f"{name} ({'harmful' if harmful else 'harmless'})"] = FamilyRows(
+                x[own], [examples[n].group for n in own]
+            )
+            order += own
+        sides.append(side)
+    return sides[0], sides[1], np.array(order)
+
+
+def _merged(kinds: Sequence[str]) -> list[str]:
+    """Names of the kinds, small ones together, and with the largest where they are still few."""
+    counts = Counter(kinds)
+    few = sum(n for n in counts.values() if n < _LEAST)
+    rest = "others" if few >= _LEAST or few == len(kinds) else counts.most_common(1)[0][0]
+    return [kind if counts[kind] >= _LEAST else rest for kind in kinds]
+
+
+def _harmless(examples: Sequence[Labelled], scores: Sequence[float] | np.ndarray) -> Kinds:
+    return tuple(
+        (each.kind, float(score))
+        for each, score in zip(examples, scores, strict=True)
+        if not each.harmful
+    )
+
+
+def _mean(caught: Mapping[str, float]) -> float:
+    return float(np.mean(list(caught.values()))) if caught else 0.0
+
+
+def _base(pooling: Pooling) -> Base:
+    return "last" if pooling == "last" else "mean"

@@ -1,0 +1,174 @@
+"""A monitor: one detector on what is read again as text, and the threshold above which it alarms.
+
+Every counted token i has the score s_i = wᵀ(h_i − μ) of the detector at the monitor's site. Of the
+first t of them is made, by the monitor's pooling,
+
+    mean     (s_1 + … + s_t) / t
+    window   the greatest mean of 8 tokens that follow each other: it can't be thinned out
+    last     s_t; of a request that is where its answer is decided
+
+and the score at t is compared with the threshold. A request is read at its end, an answer at 16,
+32, 64, … tokens and at its end, all of them in one pass, since what an earlier token is doesn't
+depend on later ones. Where the request has raised an alarm already, an answer does so at ½: from
+there on it is nearer to the mean of what is harmful (1) than of what is harmless (0), and neither
+is the likelier to begin with. Without a detector the score is the refusal log-odds of the text, in
+nats: the baseline that needs no fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+
+from care.defenses.monitors.detector import Detector
+from care.defenses.monitors.reading import READS, Exchange, Reads, encoded, readable
+from care.errors import NotFiniteError, UsageError
+from care.models.alarms import Alarm
+from care.models.finite import not_finite
+from care.models.short_pass import activations_of
+from care.models.sites import Site
+
+if TYPE_CHECKING:
+    from care.models.vlm import VLM
+
+Pooling = Literal["mean", "window", "last"]
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+
+FIRST = 16
+"""Tokens of an answer after which it is read for the first time; then after twice as many."""
+WINDOW = 8
+"""Tokens of a window."""
+SUSPECTED = 0.5
+"""Score above which the answer to a request that has raised an alarm raises one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Monitor:
+    """One reading of requests, answers or exchanges, with its detector and threshold."""
+
+    reads: Reads
+    """What is read (`care.defenses.monitors.reading`)."""
+    threshold: float
+    """The score above which it alarms."""
+    site: Site | None = None
+    """Where the activations are taken; None for the refusal log-odds."""
+    detector: Detector | None = None
+    """What scores them; None for the refusal log-odds."""
+    pooling: Pooling = "mean"
+    """How the scores of the tokens are made one."""
+    alarmed: Mapping[str, float] = field(default_factory=dict)
+    """Share of each validation suite's requests or bare answers that raise the alarm."""
+
+    def __post_init__(self) -> None:
+        if self.reads not in READS or self.pooling not in POOLINGS:
+            raise UsageError(
+                f"A monitor reads one of {', '.join(READS)} and pools by one of "
+                f"{', '.join(POOLINGS)}, got {self.reads!r:.40} and {self.pooling!r:.40}."
+            )
+        if not np.isfinite(self.threshold):
+            raise UsageError(f"The threshold of a monitor must be finite, got {self.threshold}.")
+        if (self.site is None) != (self.detector is None):
+            raise UsageError("A monitor has a site and a detector, or neither.")
+        if self.detector is None and self.reads == "exchange":
+            raise UsageError("An exchange has no refusal log-odds; fit a detector for it.")
+
+    def scores(
+        self, vlm: VLM, exchanges: Sequence[Exchange], batch_size: int = 32
+    ) -> list[list[tuple[int, float]]]:
+        """Of each exchange the (tokens read, score) of every reading; none of what has no text.
+
+        Raises NotFiniteError where the model computes NaN or infinity.
+        """
+        found = [readable(vlm, self.reads, each) for each in exchanges]
+        texts = list(dict.fromkeys(_key(each) for each in found if each is not None))
+        place = {text: number for number, text in enumerate(texts)}
+        first = {_key(each): each for each in found if each is not None}
+        distinct = [first[text] for text in texts]
+        scored = self._distinct(vlm, distinct, batch_size) if distinct else []
+        return [[] if each is None else scored[place[_key(each)]] for each in found]
+
+    def alarms(
+        self,
+        vlm: VLM,
+        exchanges: Sequence[Exchange],
+        batch_size: int = 32,
+        suspected: Sequence[bool] | None = None,
+    ) -> list[Alarm | None]:
+        """The first alarm that each exchange raises, if any.
+
+        `suspected` says of each whether its request has raised one.
+        """
+        found = self.scores(vlm, exchanges, batch_size)
+        return [
+            self._first(scores, self.limit(before))
+            for scores, before in zip(found, suspected or [False] * len(found), strict=True)
+        ]
+
+    def limit(self, suspected: bool) -> float:
+        """What a score has to exceed; less where the request has raised an alarm."""
+        lowered = suspected and self.reads != "request" and self.detector is not None
+        return min(self.threshold, SUSPECTED) if lowered else self.threshold
+
+    def _first(self, scores: Sequence[tuple[int, float]], limit: float) -> Alarm | None:
+        for tokens, score in scores:
+            if score > limit:
+                return Alarm(self.reads, score, limit, 0 if self.reads == "request" else tokens)
+        return None
+
+    def _distinct(
+        self, vlm: VLM, exchanges: Sequence[Exchange], batch_size: int
+    ) -> list[list[tuple[int, float]]]:
+        shown = [each.request for each in exchanges]
+        if self.detector is None:
+            return [[(0, float(odds))] for odds in vlm.refusal_log_odds(shown, batch_size)]
+
+        def work(chunk: list[int]) -> list[list[tuple[int, float]]]:
+            return self._read(vlm, [exchanges[number] for number in chunk])
+
+        after = [each.answer for each in exchanges] if self.reads == "exchange" else None
+        return vlm.in_batches(shown, batch_size, work, extra=after)
+
+    def _read(self, vlm: VLM, exchanges: Sequence[Exchange]) -> list[list[tuple[int, float]]]:
+        assert self.site is not None and self.detector is not None
+        batch, counted = encoded(vlm, self.reads, exchanges)
+        h = activations_of(vlm, batch, [self.site])[self.site].float()
+        direction, mean = self.detector.on(h.device)
+        scores = (((h - mean) @ direction).cpu().numpy(), counted.cpu().numpy())
+        return [self._at_checkpoints(vlm, s[own]) for s, own in zip(*scores, strict=True)]
+
+    def _at_checkpoints(self, vlm: VLM, scores: np.ndarray) -> list[tuple[int, float]]:
+        if not np.isfinite(scores).all():
+            raise NotFiniteError(not_finite(vlm.name, vlm.dtype))
+        at = [len(scores)] if self.reads == "request" else checkpoints(len(scores))
+        return list(zip(at, pooled(scores, self.pooling, at).tolist(), strict=True))
+
+
+def checkpoints(tokens: int) -> list[int]:
+    """After how many tokens an answer of so many is read: 16, 32, 64, …, and at its end."""
+    at: list[int] = []
+    while FIRST << len(at) < tokens:
+        at.append(FIRST << len(at))
+    return [*at, tokens]
+
+
+def pooled(scores: np.ndarray, pooling: Pooling, at: Sequence[int]) -> np.ndarray:
+    """The pooled score of the first t of n token scores (n,), for each t of `at`."""
+    ends = np.asarray(at) - 1
+    if pooling == "last":
+        return scores[ends]
+    sums = np.cumsum(scores, dtype=np.float64)
+    counts = np.arange(1, len(scores) + 1)
+    if pooling == "mean":
+        return (sums / counts)[ends]
+    before = np.concatenate([np.zeros(WINDOW), sums])[: len(scores)]
+    windows = (sums - before) / np.minimum(counts, WINDOW)
+    # Shorter windows stand in until there are 8 tokens, and then no longer count.
+    full = np.maximum.accumulate(windows[WINDOW - 1 :]) if len(scores) >= WINDOW else windows[:0]
+    return np.concatenate([windows[: WINDOW - 1], full])[ends]
+
+
+def _key(exchange: Exchange) -> tuple[str, str, str]:
+    return (exchange.request.system or "", exchange.request.prompt, exchange.answer)

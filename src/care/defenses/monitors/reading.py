@@ -1,0 +1,109 @@
+"""What monitors read: the request without its picture, the answer as text, or both as one text.
+
+| reads | the model is given | tokens that count |
+|---|---|---|
+| `request` | the request, its pictures left out | all of its text |
+| `answer` | the answer, as the words of a user | the answer's |
+| `exchange` | the request without pictures, then the answer to it | the answer's |
+
+A picture, and whatever else made the model say something, reach the last two through the words that
+were said: text is discrete, and there is no gradient through it. Of a request the picture is no
+input at all. Not here: what is made of the activations (`detector`, `monitor`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from care.data.example import Example
+from care.models.sites import Role
+from care.models.thoughts import answer_of
+
+if TYPE_CHECKING:
+    from care.models.batches import Batch
+    from care.models.vlm import VLM
+
+Reads = Literal["request", "answer", "exchange"]
+READS: tuple[Reads, ...] = get_args(Reads)
+
+_WORDLESS = "..."
+"""Stands for the words of a request that has none, where its answer is read with it."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A request and what was answered to it, so far."""
+
+    request: Example
+    """The request, with its pictures, which no monitor reads."""
+    answer: str = ""
+    """The answer so far, thoughts included."""
+
+
+def readable(vlm: VLM, reads: Reads, exchange: Exchange) -> Exchange | None:
+    """The exchange as a monitor reads it: without pictures, thoughts and special tokens.
+
+    None where there is nothing to read: a request that is only a picture, an answer that hasn't
+    begun.
+    """
+    # An opening is a part of the answer.
+    request = replace(without_pictures(exchange.request), opening="")
+    if reads == "request":
+        return Exchange(request) if exchange.request.prompt.strip() else None
+    answer = _plain(vlm, answer_of(exchange.answer, vlm.thought_tags) or "")
+    if not answer:
+        return None
+    if reads == "answer":
+        return Exchange(Example("answer", answer), answer)
+    return Exchange(request, answer)
+
+
+def without_pictures(request: Example) -> Example:
+    """The request with its pictures left out; of one without words, a placeholder is left."""
+    words = request.prompt if request.prompt.strip() else _WORDLESS
+    return replace(request, images=(), prompt=words)
+
+
+def encoded(vlm: VLM, reads: Reads, exchanges: Sequence[Exchange]) -> tuple[Batch, Tensor]:
+    """Inputs for B readable exchanges, and which of their T tokens count, (B, T) of bool."""
+    requests = [each.request for each in exchanges]
+    if reads == "exchange":
+        batch = vlm.batch(requests, [each.answer for each in exchanges])
+        return batch, batch.roles == Role.RESPONSE
+    batch = vlm.batch(requests)
+    return batch, _content(vlm, batch) if reads == "answer" else batch.roles == Role.TEXT
+
+
+def _content(vlm: VLM, batch: Batch) -> Tensor:
+    """Which tokens are the user's own, and not the chat template's (B, T)."""
+    before, after = _template(vlm)
+    text = batch.roles == Role.TEXT
+    place = text.long().cumsum(dim=1)
+    inside = text & (place > before) & (place <= text.sum(dim=1, keepdim=True) - after)
+    # A text that a tokenizer merges with the template is all that there is to read.
+    return torch.where(inside.any(dim=1, keepdim=True), inside, text)
+
+
+def _template(vlm: VLM) -> tuple[int, int]:
+    """How many tokens the chat template puts before and after a user's text."""
+    one, other = (vlm.batch([Example("probe", text)]).inputs["input_ids"][0].tolist()
+                  for text in ("a cat", "7 dogs!"))  # fmt: skip
+    same = [first == second for first, second in zip(one, other, strict=False)]
+    ends = [first == second for first, second in zip(one[::-1], other[::-1], strict=False)]
+    return _until(same), _until(ends)
+
+
+def _until(same: Sequence[bool]) -> int:
+    return same.index(False) if False in same else len(same)
+
+
+def _plain(vlm: VLM, text: str) -> str:
+    """The text without what a tokenizer would take for a special token."""
+    for token in vlm.tokenizer.all_special_tokens:
+        text = text.replace(token, " ")
+    return text.strip()

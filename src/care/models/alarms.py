@@ -1,0 +1,30 @@
+"""Where an answer comes from, and what was raised on the way to it.
+
+Rows of evaluations hold these as answers do, so torch isn't imported here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Source = Literal["model", "text alone", "repaired", "refusal"]
+"""Where an answer comes from: the model as it was asked, the model asked without the pictures, the
+model begun again with its unsafe channels closed, or a refusal put in its place."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A monitor that was raised on the way to an answer."""
+
+    monitor: str
+    """What it reads: `request`, `answer` or `exchange`."""
+
+    score: float
+    """Its score."""
+
+    threshold: float
+    """What the score is above."""
+
+    tokens: int = 0
+    """Tokens of the answer that had been read; 0 for a request."""
