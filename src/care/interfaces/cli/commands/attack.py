@@ -5,7 +5,6 @@ import json
 
 from care.attacks.config import AttackConfig
 from care.attacks.presets import PUBLISHED
-from care.attacks.word_attacks import WORD_ATTACKS
 from care.interfaces.cli.options import takes
 from care.interfaces.cli.registry import command
 from care.interfaces.cli.shared import AsJson, check_folder, hide_loading_bars
@@ -42,6 +41,8 @@ def attack(job: AttackConfig) -> None:
 @command("list attacks")
 def list_attacks(as_json: AsJson = False) -> None:
     """Every image attack by the paper that it is from, and every attack in words."""
+    from care.attacks.word_attacks import WORD_ATTACKS
+
     rows = [
         {
             "name": name,
