@@ -1,6 +1,7 @@
 """What `care evaluate` is asked for, and the attacks that are part of it.
 
 Plain data, which the command line shows and a manifest stores. What is done with it is in `job`.
+The attacks in words are imported where one is asked for: the help of a command needs none.
 """
 
 from __future__ import annotations
@@ -8,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from care.attacks.config import AttackConfig
 from care.attacks.presets import PUBLISHED
-from care.attacks.word_attacks import WORD_ATTACKS, word_attack
-from care.attacks.words import WordAttack
 from care.errors import UsageError
 from care.models.spec import ModelSpec, Precision
 from care.models.thoughts import known_tags
@@ -29,6 +28,9 @@ from care.runs.settings import (
 )
 from care.runs.spec import RunSpec
 from care.typed import from_tree
+
+if TYPE_CHECKING:
+    from care.attacks.words import WordAttack
 
 UNDEFENDED = "none"
 """Name of the bare model where a defense could stand, in rows and tables."""
@@ -84,6 +86,8 @@ class AskedWords:
     @classmethod
     def parse(cls, wanted: str) -> AskedWords:
         """From text; UsageError for what no attack has."""
+        from care.attacks.word_attacks import word_attack
+
         preset, given = named_options(wanted, "an attack")
         own = {key: value for key, value in given.items() if key not in ("as", "suite")}
         name = check_file_name(given.get("as", preset), "an attack")
@@ -283,7 +287,9 @@ class EvaluationConfig:
 def image_attacks(adaptive: Sequence[str]) -> list[ImageAttack]:
     """The image attacks among those that are asked for; UsageError for one that can't be read."""
     for name in map(_called, adaptive):
-        if name not in PUBLISHED and name not in WORD_ATTACKS:
+        if name not in PUBLISHED and not _in_words(name):
+            from care.attacks.word_attacks import WORD_ATTACKS
+
             raise UsageError(
                 f"There is no attack {name!r}; in words there are {', '.join(WORD_ATTACKS)}, and "
                 "`care list attacks` shows those with images too."
@@ -297,6 +303,8 @@ def words_asked(adaptive: Sequence[str]) -> list[AskedWords]:
 
 
 def _in_words(wanted: str) -> bool:
+    from care.attacks.word_attacks import WORD_ATTACKS
+
     return _called(wanted) in WORD_ATTACKS
 
 
