@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from care.data.example import Example
+from care.defenses.base import Defense
 from care.defenses.repair.repair import Repair
 from care.errors import ArtefactError, ModelError, UsageError
+from care.models.alarms import Alarm
 from care.models.responses import Answer
 from care.models.vlm import VLM
 from kit import lmms_tasks, tiny
@@ -283,6 +286,32 @@ def test_a_repair_that_changes_nothing_is_said(vlm, capsys):
     lm.generate_until([Request(lm, 0, asked={"max_new_tokens": 2})])
     logger.remove(sink)
     assert any("unrepaired" in text for text in said)
+
+
+class Watching(Defense):
+    """Raises an alarm at every request with a picture."""
+
+    name = "watching"
+
+    def answer(self, vlm, examples, **how):
+        raised = (Alarm("request", 1.5, 0.5),)
+        return [
+            replace(answer, source="text alone", alarms=raised) if example.images else answer
+            for example, answer in zip(examples, vlm.answers(examples, **how), strict=True)
+        ]
+
+
+def test_how_many_answers_monitors_decided_is_said(vlm):
+    from loguru import logger
+
+    said: list[str] = []
+    sink = logger.add(said.append, level="INFO")
+    lm = model(vlm, Watching())
+    asked = {"max_new_tokens": 2}
+    shown = (None, None, [])  # two with a picture of their own, one with none
+    lm.generate_until([Request(lm, n, asked=asked, visuals=each) for n, each in enumerate(shown)])
+    logger.remove(sink)
+    assert any("Monitors decided 2 of 3 answers: text alone 2." in text for text in said)
 
 
 # -- likelihoods -----------------------------------------------------------------------------------
