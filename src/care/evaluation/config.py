@@ -1,6 +1,7 @@
 """What `care evaluate` is asked for, and the attacks that are part of it.
 
 Plain data, which the command line shows and a manifest stores. What is done with it is in `job`.
+The attacks in words are imported where one is asked for: the help of a command needs none.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ class AskedWords:
     @classmethod
     def parse(cls, wanted: str) -> AskedWords:
         """From text; UsageError for what no attack has."""
+
         preset, given = named_options(wanted, "an attack")
         own = {key: value for key, value in given.items() if key not in ("as", "suite")}
         name = check_file_name(given.get("as", preset), "an attack")
@@ -285,7 +287,7 @@ class EvaluationConfig:
 def image_attacks(adaptive: Sequence[str]) -> list[ImageAttack]:
     """The image attacks among those that are asked for; UsageError for one that can't be read."""
     for name in map(_called, adaptive):
-        if name not in PUBLISHED and name not in WORD_ATTACKS:
+        if name not in PUBLISHED and not _in_words(name):
             raise UsageError(
                 f"There is no attack {name!r}; in words there are {', '.join(WORD_ATTACKS)}, and "
                 "`care list attacks` shows those with images too."
@@ -299,6 +301,7 @@ def words_asked(adaptive: Sequence[str]) -> list[AskedWords]:
 
 
 def _in_words(wanted: str) -> bool:
+
     return _called(wanted) in WORD_ATTACKS
 
 
