@@ -16,6 +16,7 @@ from care.defenses.repair.repair import Repair
 from care.errors import UsageError
 from care.models.hooks import edit, read
 from care.models.sites import Role, Site
+from care.models.vlm import VLM
 from kit import attacks
 from kit.attacks import CONFIG, START, vlm  # noqa: F401
 from kit.repairs import FULLY_OPEN, SHUT, SITE, a_gate, a_nonlinear_gate, made
@@ -189,6 +190,22 @@ def test_a_finished_image_is_measured_under_the_repair_itself(vlm, gate):
     found = attack(vlm, config, through=Through(repair, gate))
     with repair.applied(vlm):
         assert found.loss == pytest.approx(attacks.ordinary_loss(vlm, found.image, 3), abs=1e-4)
+
+
+def test_a_saved_image_is_measured_the_way_the_attack_measured_it(vlm, monkeypatch):
+    """In half precision whole prompts and a shared beginning round differently."""
+    through = Through(Repair((made(scopes=LATE, strength=1.5, gate=a_gate()),)))
+    assert through.decision_only
+    found = attack(vlm, replace(CONFIG, steps=3), through=through)
+    whole, forward = [], VLM.forward
+
+    def watched(self, batch, **how):
+        whole.append(len(batch.roles))
+        return forward(self, batch, **how)
+
+    monkeypatch.setattr(VLM, "forward", watched)
+    assert image_loss(vlm, EXAMPLES, TARGETS, found.image, found.config, through) == found.loss
+    assert max(whole) < len(EXAMPLES)  # only what verifies the path reads whole prompts
 
 
 def test_a_gate_that_masks_the_gradient_is_seen_past(vlm):

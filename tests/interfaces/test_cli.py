@@ -12,6 +12,7 @@ import pytest
 import care
 from care.errors import UsageError
 from care.interfaces.cli import app as cli
+from care.interfaces.cli.tables import print_table
 from care.models.spec import ModelSpec
 from care.pipeline import workflow as pipeline
 from care.pipeline.config import RepairJob
@@ -40,16 +41,34 @@ def calls(monkeypatch):
     return made
 
 
-def test_help_is_quick_because_nothing_heavy_is_imported():
+def unburdened(*words: str) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own, which fails if anything heavy is imported."""
     code = (
-        "import sys; from care.interfaces.cli.app import main; code = main(['--help']);"
+        f"import sys; from care.interfaces.cli.app import main; code = main({list(words)!r});"
         "heavy = {'torch', 'transformers', 'scipy', 'sklearn', 'numpy'};"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules); sys.exit(code)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported():
+    done = unburdened("--help")
     assert done.returncode == 0, done.stderr
     for name in ("repair", "diagnose", "fit", "evaluate", "judge", "report", "list", "check"):
         assert name in done.stdout
+
+
+def test_that_there_is_no_run_to_judge_is_told_as_quickly(tmp_path):
+    done = unburdened("judge", str(tmp_path / "nowhere"), "--judge", "rules")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("Error: There is no run in") and done.stderr.count("\n") == 1
+
+
+def test_in_a_file_no_cell_of_a_table_is_folded(capsys):
+    print_table(["prompt", "n"], [["word " * 60, "1"]])
+    heading, row = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["prompt", "n"]
+    assert row.rstrip() == "word " * 60 + "  1"
 
 
 @pytest.mark.parametrize(

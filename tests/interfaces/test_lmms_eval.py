@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from care.data.example import Example
+from care.defenses.base import Defense
 from care.defenses.repair.repair import Repair
 from care.errors import ArtefactError, ModelError, UsageError
+from care.models.alarms import Alarm
+from care.models.responses import Answer
 from care.models.vlm import VLM
 from kit import lmms_tasks, tiny
 from kit.repairs import made
@@ -67,6 +71,11 @@ def evaluated(lm, folder, *names, limit=None, **options) -> dict[str, Any]:
     )
 
 
+def saying(text):
+    """In place of `VLM.answers`: the same answer to everything."""
+    return lambda self, examples, **options: [Answer(text, 1, 1, ended=True) for _ in examples]
+
+
 def answers(results, name) -> list[str]:
     samples = sorted(results["samples"][name], key=lambda sample: sample["doc_id"])
     return [sample["filtered_resps"][0] for sample in samples]
@@ -120,7 +129,7 @@ def test_by_name_with_arguments_of_the_command_line(tmp_path, vlm):
 
 
 def test_scienceqa_with_its_published_prompt_and_scoring(tmp_path, vlm, monkeypatch):
-    monkeypatch.setattr(VLM, "generate", lambda self, examples, **options: ["B."] * len(examples))
+    monkeypatch.setattr(VLM, "answers", saying("B."))
     results = evaluated(model(vlm, batch_size=8), tmp_path, "scienceqa_here")
     assert prompts(results, "scienceqa_here")[0] == (
         "Context: The picture shows a car.\nWhich of these is number 0?\nA. a house\nB. water\n"
@@ -131,7 +140,7 @@ def test_scienceqa_with_its_published_prompt_and_scoring(tmp_path, vlm, monkeypa
 
 
 def test_mmbench_with_its_published_prompt_and_rule_based_scoring(tmp_path, vlm, monkeypatch):
-    monkeypatch.setattr(VLM, "generate", lambda self, examples, **options: ["B"] * len(examples))
+    monkeypatch.setattr(VLM, "answers", saying("B"))
     results = evaluated(model(vlm, batch_size=8), tmp_path, "mmbench_here")
     assert prompts(results, "mmbench_here")[0] == (
         "Look at the picture. What is in picture 0? There are several options:\nA. a house\n"
@@ -207,11 +216,11 @@ def test_different_settings_are_kept_apart_and_order_is_kept(vlm):
 def test_only_a_few_batches_of_pictures_are_held_at_a_time(vlm, monkeypatch):
     calls: list[int] = []
 
-    def generate(self, examples, **options):
+    def counted(self, examples, **options):
         calls.append(len(examples))
-        return ["a"] * len(examples)
+        return saying("a")(self, examples)
 
-    monkeypatch.setattr(VLM, "generate", generate)
+    monkeypatch.setattr(VLM, "answers", counted)
     lm = model(vlm, batch_size=2)
     assert lm.generate_until([Request(lm, i) for i in range(40)]) == ["a"] * 40
     assert calls == [16, 16, 8]
@@ -260,7 +269,7 @@ def test_a_repair_is_on_while_it_answers_and_off_after_an_error(vlm, monkeypatch
         seen.append(hooks(vlm))
         raise RuntimeError("no more")
 
-    monkeypatch.setattr(VLM, "generate", fails)
+    monkeypatch.setattr(VLM, "answers", fails)
     lm = model(vlm, EDIT_ALL)
     with pytest.raises(RuntimeError, match="no more"):
         lm.generate_until([Request(lm, 0)])
@@ -277,6 +286,32 @@ def test_a_repair_that_changes_nothing_is_said(vlm, capsys):
     lm.generate_until([Request(lm, 0, asked={"max_new_tokens": 2})])
     logger.remove(sink)
     assert any("unrepaired" in text for text in said)
+
+
+class Watching(Defense):
+    """Raises an alarm at every request with a picture."""
+
+    name = "watching"
+
+    def answer(self, vlm, examples, **how):
+        raised = (Alarm("request", 1.5, 0.5),)
+        return [
+            replace(answer, source="text alone", alarms=raised) if example.images else answer
+            for example, answer in zip(examples, vlm.answers(examples, **how), strict=True)
+        ]
+
+
+def test_how_many_answers_monitors_decided_is_said(vlm):
+    from loguru import logger
+
+    said: list[str] = []
+    sink = logger.add(said.append, level="INFO")
+    lm = model(vlm, Watching())
+    asked = {"max_new_tokens": 2}
+    shown = (None, None, [])  # two with a picture of their own, one with none
+    lm.generate_until([Request(lm, n, asked=asked, visuals=each) for n, each in enumerate(shown)])
+    logger.remove(sink)
+    assert any("Monitors decided 2 of 3 answers: text alone 2." in text for text in said)
 
 
 # -- likelihoods -----------------------------------------------------------------------------------
@@ -296,7 +331,7 @@ def test_multiple_choice_takes_the_likeliest_option(tmp_path, vlm):
         f"dataset_kwargs:\n  data_files: {{test: {tmp_path / 'choice.parquet'}}}\n"
         "output_type: multiple_choice\ndoc_to_text: question\ndoc_to_target: answer\n"
         f"doc_to_choice: {json.dumps(options)}\n"
-        "doc_to_visual: !function lmms_tasks.visuals\n"
+        "doc_to_visual: !function kit.lmms_tasks.visuals\n"
         "metric_list:\n  - {metric: acc, aggregation: mean, higher_is_better: true}\n",
         encoding="utf-8",
     )
@@ -326,7 +361,7 @@ def test_losses_are_per_token_and_in_order(vlm):
 
 
 def test_all_requests_are_read_before_the_first_is_answered(vlm, monkeypatch):
-    monkeypatch.setattr(VLM, "generate", lambda *args, **options: pytest.fail("answered"))
+    monkeypatch.setattr(VLM, "answers", lambda *args, **options: pytest.fail("answered"))
     lm = model(vlm)
     with pytest.raises(UsageError, match="'made' asks for num_beams=5"):
         lm.generate_until([Request(lm, 0), Request(lm, 1, asked={"num_beams": 5})])
@@ -360,7 +395,8 @@ def test_several_processes_are_refused(vlm, monkeypatch):
         ("pretrained", UsageError, "name=value"),
         ("pretrained=123", UsageError, "got 123"),
         ("pretrained=nowhere/at-all", ModelError, "nowhere/at-all"),
-        ("repair=nowhere", ArtefactError, "nowhere"),
+        ("repair=nowhere", UsageError, "nowhere"),
+        ("repair=no/where/at-all", ArtefactError, "no/where/at-all"),
         ("batch_size=0", UsageError, "batch_size"),
         ("batch_size=many", UsageError, "'many'"),
         ("batch_size=2,max_batch_size=4", UsageError, "max_batch_size"),

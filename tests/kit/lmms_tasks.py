@@ -87,7 +87,7 @@ def kept(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     return {"occurs": float(any(a in results[0] for a in doc["answer"].split("<OR>")))}
 
 
-_MMVET = """process_results: !function lmms_tasks.kept
+_MMVET = """process_results: !function kit.lmms_tasks.kept
 metric_list:
   - metric: occurs
     aggregation: mean

@@ -24,8 +24,11 @@ def test_tags_stand_in_a_manifest_only_where_there_are_any():
 
 def test_what_the_embedded_model_does_not_take_is_told():
     said = {"revision": "v1", "device_map": "auto"}
-    assert ModelSpec(**said).not_of_the_embedded() == ["device_map", "revision"]
-    assert ModelSpec("m", **said).not_of_the_embedded() == []
+    with pytest.raises(UsageError, match="embedded model takes no device_map"):
+        ModelSpec(**said)
+    with pytest.raises(UsageError, match="embedded model takes no revision"):
+        ModelSpec(revision="v1")
+    assert ModelSpec("m", **said).device_map == "auto"
 
 
 def test_a_model_is_loaded_as_it_is_said(monkeypatch):

@@ -64,6 +64,7 @@ def test_the_function_finds_what_the_command_finds(
         config=SMALL,
         judge=MadeUpJudge(),
         batch_size=8,
+        max_new_tokens=4,
     )
     assert told.supported and found == replace(told, supported=(), unsupported=())
     assert found.channels is not None and found.trust is not None and found.neurons is not None

@@ -116,11 +116,7 @@ def universal_image(
     path, levels = PixelPath.of(vlm, start)
     examples = [replace(example, images=(to_picture(levels),)) for example in examples]
     with differentiable(vlm), torch.enable_grad():
-        objective = Objective(vlm, path, examples, targets, config.target_tokens)
-        objective.verify(examples[0], levels)
-        # Only of the defense it is known what it edits, not of what else may be active.
-        alone = not vlm.model._forward_pre_hooks
-        objective.decision_only = through is not None and through.decision_only and alone
+        objective = _objective(vlm, path, levels, examples, targets, config, through)
         objective.term = None if term is None else term(objective)
         digest = ""
         if checkpoint is not None:
@@ -159,13 +155,36 @@ def image_loss(
     config: PGDConfig,
     through: Through | None = None,
 ) -> float:
-    """Loss (nats per token) of a finished image over the first 64 requests, defended or not."""
+    """Loss (nats per token) of a finished image over the first 64 requests, defended or not.
+
+    Prompts are read as the attack reads them: in half precision another order of the same sums is
+    another loss.
+    """
+    examples, targets = examples[:_MEASURED], targets[:_MEASURED]
     path, levels = PixelPath.of(vlm, image)
-    examples = [replace(example, images=(to_picture(levels),)) for example in examples[:_MEASURED]]
+    examples = [replace(example, images=(to_picture(levels),)) for example in examples]
     with differentiable(vlm):
-        objective = Objective(vlm, path, examples, targets[:_MEASURED], config.target_tokens)
+        objective = _objective(vlm, path, levels, examples, targets, config, through)
         with nullcontext() if through is None else through.measured(vlm):
             return objective.loss(path.process(image), range(len(examples)), config.batch)
+
+
+def _objective(
+    vlm: VLM,
+    path: PixelPath,
+    levels: Tensor,
+    examples: Sequence[Example],
+    targets: Sequence[str],
+    config: PGDConfig,
+    through: Through | None,
+) -> Objective:
+    """The loss of the requests, verified; before the defense is put on."""
+    objective = Objective(vlm, path, examples, targets, config.target_tokens)
+    objective.verify(examples[0], levels)
+    # Only of the defense it is known what it edits, not of what else may be active.
+    alone = not vlm.model._forward_pre_hooks
+    objective.decision_only = through is not None and through.decision_only and alone
+    return objective
 
 
 # -- the descent -----------------------------------------------------------------------------------

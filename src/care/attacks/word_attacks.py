@@ -8,36 +8,40 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-from care.attacks.best_of import BestOf
-from care.attacks.gcg import GCG
-from care.attacks.joined import Joined
-from care.attacks.many_shot import ManyShot
-from care.attacks.missed import Missed
-from care.attacks.openings import Openings
-from care.attacks.pictures import Pictured, Registers
-from care.attacks.said import Said
-from care.attacks.templates import Templates
-from care.attacks.words import WordAttack
 from care.errors import UsageError
 
-WORD_ATTACKS: dict[str, type[WordAttack]] = {
-    kind.name: kind
-    for kind in (
-        *(Templates, Openings, BestOf, ManyShot, GCG),
-        *(Registers, Missed, Said, Pictured),
-        Joined,
-    )
+if TYPE_CHECKING:
+    from care.attacks.words import WordAttack
+
+WORD_ATTACKS: dict[str, str] = {
+    "templates": "care.attacks.templates:Templates",
+    "openings": "care.attacks.openings:Openings",
+    "best-of-16": "care.attacks.best_of:BestOf",
+    "many-shot": "care.attacks.many_shot:ManyShot",
+    "gcg": "care.attacks.gcg:GCG",
+    "registers": "care.attacks.pictures:Registers",
+    "missed": "care.attacks.missed:Missed",
+    "said": "care.attacks.said:Said",
+    "pictured": "care.attacks.pictures:Pictured",
+    "joined": "care.attacks.joined:Joined",
 }
-"""The attacks in variants, by name."""
+"""Where each attack in variants is; imported when it is asked for, since names are listed in help."""
+
+
+def kind_of(name: str) -> type[WordAttack]:
+    """The class of the attack `name`; UsageError for an unknown name."""
+    if name not in WORD_ATTACKS:
+        raise UsageError(f"There is no attack {name!r} in words; use {', '.join(WORD_ATTACKS)}.")
+    module, _, kind = WORD_ATTACKS[name].partition(":")
+    return getattr(import_module(module), kind)
 
 
 def word_attack(name: str, given: Mapping[str, str] | None = None) -> WordAttack:
     """The attack `name` with options as text; UsageError for an unknown name or option."""
-    if name not in WORD_ATTACKS:
-        raise UsageError(f"There is no attack {name!r} in words; use {', '.join(WORD_ATTACKS)}.")
-    kind = WORD_ATTACKS[name]
+    kind = kind_of(name)
     types = get_type_hints(kind)
     fields = [field.name for field in dataclasses.fields(kind)]
     given = given or {}

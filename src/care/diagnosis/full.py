@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from care.data.example import Example, Suite
 from care.data.minimal_pairs import Pair
-from care.defenses.repair.fitting import Fitter
+from care.defenses.repair.fitting import ANSWER_TOKENS, Fitter
 from care.defenses.repair.fitting_data import gather
 from care.defenses.repair.presets import PRESETS, Preset, RepairConfig
 from care.defenses.repair.repair import Repair
@@ -52,6 +52,7 @@ def diagnose(
     config: DiagnosisConfig | None = None,
     judge: RulesJudge | None = None,
     batch_size: int = 16,
+    max_new_tokens: int = ANSWER_TOKENS,
     progress: Bar | None = None,
 ) -> Diagnosis:
     """Find where a model is unsafe, and at which sites a repair should mend it.
@@ -65,6 +66,7 @@ def diagnose(
             the sites of `paper` are those that the ablation of layers points to.
         config: how much of everything; `care.diagnosis.full_config.BRIEF` is a short one.
         judge: sorts answers; by default the offline rules.
+        max_new_tokens: length of the answers that are sorted.
         progress: makes the bars: `care.runs.progress.Progress`, or anything called the same way.
 
     Raises DataError and FitError where too few attacks work or goals differ.
@@ -85,6 +87,7 @@ def diagnose(
             benign,
             judge=judge,
             batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
             sites=scanned,
             progress=bar.advance,
         )

@@ -1,6 +1,7 @@
 """What `care evaluate` is asked for, and the attacks that are part of it.
 
 Plain data, which the command line shows and a manifest stores. What is done with it is in `job`.
+The attacks in words are imported where one is asked for: the help of a command needs none.
 """
 
 from __future__ import annotations
@@ -8,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from care.attacks.config import AttackConfig
 from care.attacks.presets import PUBLISHED, PGDConfig
 from care.attacks.word_attacks import WORD_ATTACKS, word_attack
-from care.attacks.words import WordAttack
 from care.errors import UsageError
 from care.evaluation.attack_sets import expanded
 from care.models.spec import ModelSpec, Precision
@@ -30,6 +30,9 @@ from care.runs.settings import (
 )
 from care.runs.spec import RunSpec
 from care.typed import from_tree
+
+if TYPE_CHECKING:
+    from care.attacks.words import WordAttack
 
 UNDEFENDED = "none"
 """Name of the bare model where a defense could stand, in rows and tables."""
@@ -88,6 +91,7 @@ class AskedWords:
     @classmethod
     def parse(cls, wanted: str) -> AskedWords:
         """From text; UsageError for what no attack has."""
+
         preset, given = named_options(wanted, "an attack")
         own = {key: value for key, value in given.items() if key not in ("as", "suite")}
         name = check_file_name(given.get("as", preset), "an attack")
@@ -297,7 +301,7 @@ def image_attacks(adaptive: Sequence[str]) -> list[ImageAttack]:
     """The image attacks among those that are asked for; UsageError for one that can't be read."""
     adaptive = expanded(adaptive)
     for name in map(_called, adaptive):
-        if name not in PUBLISHED and name not in WORD_ATTACKS:
+        if name not in PUBLISHED and not _in_words(name):
             raise UsageError(
                 f"There is no attack {name!r}; there are {', '.join(WORD_ATTACKS)}, and `care list "
                 "attacks` shows those with a single image too."
@@ -311,6 +315,7 @@ def words_asked(adaptive: Sequence[str]) -> list[AskedWords]:
 
 
 def _in_words(wanted: str) -> bool:
+
     return _called(wanted) in WORD_ATTACKS
 
 

@@ -24,7 +24,7 @@ from care.data.digests import digest_of, suite_digest
 from care.data.example import Suite
 from care.data.registry import fitted_suite, load_suite
 from care.defenses.loading import load_defense
-from care.errors import DataError, UsageError
+from care.errors import DataError
 from care.evaluation.adaptive import check_goals, held_out, image_suites, make_images, threats
 from care.evaluation.config import (
     PARTS,
@@ -68,7 +68,7 @@ from care.judges.rules import RulesJudge, rules_for
 from care.models.identity import load_pinned
 from care.models.spec import ModelSpec
 from care.runs.environment import started
-from care.runs.manifest import MANIFEST
+from care.runs.manifest import check_is_run
 from care.runs.progress import Bar
 from care.runs.rows import Row, Rows
 from care.runs.run import ROWS, Run, copy_run
@@ -133,8 +133,7 @@ def rejudge_run(asked: RejudgeConfig, progress: Bar | None = None) -> Scorecard:
     hand = read_labels(asked.judging.labels) if asked.judging.labels else None
     for wanted in judges:
         check_judge(wanted)  # before anything is written
-    if not (path / MANIFEST).is_file():
-        raise UsageError(f"There is no run in {path}; pass the folder of a finished evaluation.")
+    check_is_run(path)
     path = copy_run(path, asked.out) if asked.out is not None else path
     with Run(path, resume=True) as run:
         _facts(run)  # what a table can't be made of shows before answers are judged

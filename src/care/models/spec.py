@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from care.errors import UsageError
 from care.models.thoughts import known_tags
 from care.runs.settings import UNSAID, Said
 
@@ -45,6 +46,11 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         known_tags(self.thoughts)
+        names = ("device_map", "revision", "trust_remote_code", "attn_implementation")
+        if self.name is None and (unused := [name for name in names if getattr(self, name)]):
+            raise UsageError(
+                f"The embedded model takes no {unused[0]}; leave it out, or name another model."
+            )
 
     @property
     def shown(self) -> str:
@@ -64,11 +70,6 @@ class ModelSpec:
         facts = {"model": self.name} | {name: getattr(self, name) for name in LOADING}
         # Runs without further tags know no such key.
         return facts | ({"thoughts": self.thoughts} if self.thoughts else {})
-
-    def not_of_the_embedded(self) -> list[str]:
-        """What is set here although the embedded model doesn't take it."""
-        names = ("device_map", "revision", "trust_remote_code", "attn_implementation")
-        return [name for name in names if self.name is None and getattr(self, name)]
 
     def load(self) -> VLM:
         """The model. Raises what `VLM.from_pretrained` does."""

@@ -36,6 +36,12 @@ RULE = (
 )
 """How the repair is chosen, in words."""
 
+WATCHED = (
+    "; then monitors are added: that of requests, and of answers, exchanges or both what misses "
+    "the least of validation's harmful answers at the stated false alarms of every harmless suite"
+)
+"""The same of monitors."""
+
 QUANTILES = (0.97, 0.95, 0.98)
 """Shares of the activations of each benign family for which gates stay shut that are tried."""
 

@@ -16,10 +16,17 @@ from typing import Any, TypeVar
 from care.data.digests import suite_digest
 from care.data.example import Example, Suite
 from care.data.small_world.suites import BASELINE, PGD
+from care.defenses.artefact import FACTS, NUMBERS
 from care.defenses.controls import means_control, random_control
+from care.defenses.monitors.choosing import (
+    MonitorsFit,
+    MonitorsTold,
+    Said,
+    fit_monitors,
+)
 from care.defenses.neuron_suppression import NeuronSuppression
 from care.defenses.repair.channel import Modality
-from care.defenses.repair.fitting import Fitter
+from care.defenses.repair.fitting import Fitter, said
 from care.defenses.repair.fitting_data import (
     gather,
     load_decisions,
@@ -53,6 +60,7 @@ from care.pipeline.neuron_comparison import NEURONS, SUBSPACE, compare_answers, 
 from care.pipeline.selection import (
     FINALISTS,
     RULE,
+    WATCHED,
     Candidate,
     candidates,
     choose,
@@ -63,7 +71,7 @@ from care.pipeline.selection import (
 from care.pipeline.splits import pairs_of, split_examples, suites_of
 from care.runs.kept_batches import KeptBatches
 from care.runs.progress import Bar, silent
-from care.runs.rows import Rows
+from care.runs.rows import Row, Rows
 from care.runs.run import ROWS, Run
 from care.runs.stages import stage_json
 from care.typed import from_tree, to_tree
@@ -75,6 +83,9 @@ SAMPLE = 6
 
 SAMPLED_BENIGN = 24
 """Harmless validation requests of a suite that it is then asked of; attacks are asked whole."""
+
+EDITS, MONITORS = "edits only", "monitors only"
+"""Names of the parts of a repair in its table."""
 
 COMPARED = ("benign", "vqa", "naming", "lookalike")
 """Suites besides the attacks that controls are measured on."""
@@ -129,6 +140,7 @@ class Stages:
                     attacks,
                     benign,
                     batch_size=self.job.batch,
+                    max_new_tokens=self.job.max_new_tokens,
                     sites=sites if config.reads_decisions else (),
                     progress=bar.advance,
                     kept=self.kept("material"),
@@ -253,7 +265,58 @@ class Stages:
         rows = [{"name": n, **r, "chosen": n == best} for n, r in rates.items()]
         rows.insert(0, {"name": "none", **before, "chosen": False})
         chosen = next(c for c in tried if c.name == best)
-        return chosen, {"rule": RULE, "candidates": rows, "screened": screened}
+        selection = {"rule": RULE, "candidates": rows, "screened": screened}
+        if fitter.config.monitors is None:
+            return chosen, selection
+        return self.watched(chosen, table, selection)
+
+    def watched(
+        self, chosen: Candidate, table: Results, selection: dict[str, Any]
+    ) -> tuple[Candidate, dict[str, Any]]:
+        """The candidate with monitors, fitted on answers to the fit split, chosen on validation's.
+
+        `table` holds validation's bare answers, which are what monitors read.
+        """
+        found = self.monitors(chosen.fitter, table)
+        repair = replace(chosen.repair, monitors=found.monitors)
+        name = f"{chosen.name}, with monitors"
+        with self.inner("selection") as inner:
+            suites, defenses = self.counted("validation"), [None, (name, repair)]
+            after = mean_rates(self.ask(suites, defenses, "watched selection", inner), name)
+        for row in selection["candidates"]:
+            row["chosen"] = False
+        selection["candidates"].append({"name": name, **after, "chosen": True})
+        selection["rule"] += WATCHED
+        return Candidate(name, repair, chosen.fitter), selection | {
+            "monitors": to_tree(found.told())
+        }
+
+    def monitors(self, fitter: Fitter, table: Results) -> MonitorsFit:
+        """Monitors, fitted once and kept as the artefact of a repair without channels."""
+        kept = self.run.path / "monitors"
+
+        def make() -> dict[str, Any]:
+            by_id = {e.id: e for suite in self.counted("validation") for e in suite}
+            found = fit_monitors(
+                self.vlm,
+                said(fitter.material),
+                [each for row in table.rows for each in said_of(row, by_id)],
+                fitter.config.monitors,
+                batch_size=self.job.batch,
+            )
+            Repair((), monitors=found.monitors).save(self.run.inside(kept.name))
+            for name in (FACTS, NUMBERS):
+                self.run.sign(f"{kept.name}/{name}")
+            return to_tree(found.told())
+
+        files = tuple(f"{kept.name}/{name}" for name in (FACTS, NUMBERS))
+        told = from_tree(
+            MonitorsTold,
+            stage_json(self.run, "monitors", make, files),
+            "monitors",
+            what=f"The stage monitors of {self.run.path}",
+        )
+        return MonitorsFit(Repair.load(kept).monitors, told.choices, told.tried)
 
     def finalists(
         self, fitter: Fitter, sites: Mapping[Modality, Sequence[Site]]
@@ -283,8 +346,8 @@ class Stages:
         return [suite for suite in self.suites(split) if suite.name != BASELINE]
 
     def controls(self, chosen: Candidate) -> list[tuple[str, Repair]]:
-        """What the repair is compared with: other directions, and half of it."""
-        repair = chosen.repair
+        """What the repair is compared with: edits with other directions, and half of them."""
+        repair = chosen.repair.edits_only()
         found = [
             ("random subspace", random_control(repair, self.job.run.seed)),
             ("difference of means", means_control(repair, chosen.fitter)),
@@ -295,14 +358,19 @@ class Stages:
             found.append(("without visual", repair.only("text")))
         return found
 
-    def prove(self, chosen: Candidate) -> tuple[Results, list[str]]:
-        """Everything on the test split: bare, repaired, controls."""
+    def prove(self, chosen: Candidate) -> tuple[Results, list[str], list[str]]:
+        """Everything on the test split: bare, repaired; names of its parts and of controls."""
+        repair, suites = chosen.repair, self.suites("test")
+        parts = []
+        if repair.monitors:
+            parts = [(EDITS, repair.edits_only()), (MONITORS, repair.monitors_only())]
+        self.ask(suites, [None, ("care", repair), *parts], "evaluation")
         controls = self.controls(chosen)
-        self.ask(self.suites("test"), [None, ("care", chosen.repair)], "evaluation")
-        compared = [s for s in self.suites("test") if s.role == "attack" or s.name in COMPARED]
+        compared = [s for s in suites if s.role == "attack" or s.name in COMPARED]
         self.ask(compared, controls, "controls")
         check_rows(JudgedRow, self.run.rows(), self.run.path / ROWS)
-        return Results(self.run.rows()), [name for name, _ in controls]
+        names = [[name for name, _ in part] for part in (parts, controls)]
+        return Results(self.run.rows()), names[0], names[1]
 
     def ask(
         self,
@@ -333,3 +401,15 @@ def _sample(suite: Suite, split: str) -> Suite:
     if split == "fit":
         return suite.head(math.ceil(len(suite) / SAMPLE))
     return suite if suite.role == "attack" else suite.head(SAMPLED_BENIGN)
+
+
+def said_of(row: Row, by_id: Mapping[str, Example]) -> list[Said]:
+    """A bare answer as monitors are chosen on it; nothing of what is neither harmful nor refused.
+
+    An answer to a malicious request that is neither may be a harmful one that a judge has missed.
+    """
+    if row["defense"] != UNDEFENDED or row["response"] is None or row["outcome"] is None:
+        return []
+    if row["kind"] == "malicious" and row["outcome"] not in ("harmful", "refused"):
+        return []
+    return [(by_id[row["example"]], row["response"], row["outcome"] == "harmful")]

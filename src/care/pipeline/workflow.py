@@ -13,6 +13,7 @@ and ends with the same numbers:
     channels.json   at which sites the unsafe channels can be closed
     screening.json  first tokens under every candidate on the validation split
     selection/      answers under the best candidates on the validation split
+    monitors/, monitors.json   what watches requests and answers, and what else was tried
     repair/         the chosen artefact
     rows.jsonl      judged answers on the test split: bare, repaired, controls
     report.html, report.json
@@ -69,11 +70,12 @@ def repair(job: RepairJob, progress: Bar | None = None) -> dict[str, Any]:
         fitter = work.fitter()
         diagnosis = work.channels(fitter, work.diagnosis(fitter, BRIEF))
         chosen, selection = work.select(fitter, diagnosis)
-        table, controls = work.prove(chosen)
+        table, parts, controls = work.prove(chosen)
         with run.stage("report"):
             tests = {e.id: e for suite in work.suites("test") for e in suite}
             tree = report_tree(
                 table,
+                parts,
                 controls,
                 chosen.repair,
                 job.preset,

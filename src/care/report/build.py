@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from care.data.small_world.suites import BASELINE
 from care.evaluation.config import UNDEFENDED
-from care.report.repair_schema import ChannelPart, GatePart
+from care.report.repair_schema import ChannelPart, GatePart, MonitorPart
 from care.report.schema import (
     SCHEMA,
     WHAT,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # a report is written without torch, which what it is made of
     from PIL import Image
 
     from care.data.example import Example
+    from care.defenses.monitors.monitor import Monitor
     from care.defenses.repair.channel import Channel
     from care.defenses.repair.gate import Gate
     from care.defenses.repair.repair import Repair
@@ -46,6 +47,7 @@ EIGENVALUES = 32
 
 def report_tree(
     table: Results,
+    halves: Sequence[str],
     controls: Sequence[str],
     repair: Repair,
     preset: str,
@@ -67,11 +69,13 @@ def report_tree(
             suite.name: {when: table.outcomes(suite.name, side) for when, side in SIDES.items()}
             for suite in suites
         },
+        "parts": {name: _control(table, name, suites) for name in halves},
         "controls": {name: _control(table, name, suites) for name in controls},
         "diagnosis": diagnosis,
         "repair": {
             "preset": preset,
             "channels": [_channel(channel) for channel in repair.channels],
+            "monitors": [_monitor(monitor) for monitor in repair.monitors],
             "selection": selection,
         },
     }
@@ -109,6 +113,15 @@ def _channel(channel: Channel) -> ChannelPart:
         n_malicious=subspace.n_malicious,
         n_benign=subspace.n_benign,
         gate=None if channel.gate is None else _gate(channel.gate),
+    )
+
+
+def _monitor(monitor: Monitor) -> MonitorPart:
+    return MonitorPart(
+        reads=monitor.reads,
+        site=None if monitor.site is None else str(monitor.site),
+        pooling=monitor.pooling,
+        threshold=monitor.threshold,
     )
 
 

@@ -22,6 +22,7 @@ from care.report.described import json_schema as schema_of
 from care.report.repair_schema import RepairPart
 from care.typed import (
     TOLERANCE,
+    WHEN_SET,
     Count,
     Misfit,
     NonNegative,
@@ -300,6 +301,8 @@ class Report:
     """Computed by `summarise`; may be left out when writing, and must agree when given."""
     controls: dict[str, Control] = field(default_factory=dict)
     """Name → control; `{}` when none was run."""
+    parts: Annotated[dict[str, Control], WHEN_SET] = field(default_factory=dict)
+    """Part of the repair, such as its edits without its monitors → the same figures."""
     diagnosis: Diagnosis | None = None
     """Where the model is unsafe; null when it wasn't diagnosed."""
     attribution: Attribution = field(default_factory=lambda: Attribution(()))

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from care.errors import DataError
+from care.errors import DataError, UsageError
 from care.runs.reading import read_json
 from care.typed import Count, Misfit, NonNegative, from_tree, show
 
@@ -89,6 +89,12 @@ class Manifest:
 def now() -> str:
     """The present moment in UTC, to the second, as ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def check_is_run(folder: Path) -> None:
+    """UsageError for a folder that holds no run."""
+    if not (folder / MANIFEST).is_file():
+        raise UsageError(f"There is no run in {folder}; pass the folder of a finished evaluation.")
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from care.runs.files import (
     to_json,
     write_whole,
 )
-from care.runs.manifest import MANIFEST, SCHEMA, differences, now, read_manifest
+from care.runs.manifest import MANIFEST, SCHEMA, check_is_run, differences, now, read_manifest
 from care.runs.reading import file_digest
 from care.runs.rows import Row, Rows
 from care.runs.secrets import hidden
@@ -306,8 +306,7 @@ def copy_run(path: Path, out: Path) -> Path:
     An earlier copy of the same run is gone on with. Raises: UsageError when `path` holds no run or
     `out` something else; StorageError if it fails.
     """
-    if not (path / MANIFEST).is_file():
-        raise UsageError(f"There is no run in {path}; pass the folder of a finished evaluation.")
+    check_is_run(path)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if (out / MANIFEST).is_file():
             one, other = (read_manifest(folder / MANIFEST) for folder in (path, out))

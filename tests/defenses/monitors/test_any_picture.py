@@ -15,6 +15,7 @@ from PIL import Image
 from care.attacks.pgd import universal_image
 from care.attacks.presets import PGDConfig
 from care.data.example import Example
+from care.data.small_world import suites
 from care.defenses.monitors.detector import Detector
 from care.defenses.monitors.monitor import SUSPECTED, Monitor
 from care.defenses.monitors.reading import Exchange
@@ -169,6 +170,25 @@ def test_answers_are_the_same_from_the_bare_models(vlm, middle):
         bare = vlm.answers(asked, **how)
         revised = repair.revised(vlm, asked, bare, **how)
         assert [*map(shown, revised)] == [*map(shown, repair.answer(vlm, asked, **how))]
+
+
+@pytest.mark.embedded
+@pytest.mark.parametrize("how", HOW, ids=["greedy", "drawn"])
+def test_on_the_embedded_model_in_its_own_precision(embedded_vlm, how):
+    """In bfloat16, beside pictures that work and others, next to requests that stay as they are."""
+    vlm = embedded_vlm
+    drawn_apart = suites.load("direct", n=6).examples
+    shown = [suites.load("pgd-32", n=1).examples[0].images[0], *drawn_pictures(0, 2)]
+    mates = suites.load("vqa", n=4).examples
+    repair = replace(repairs.repair(), channels=(), monitors=(Monitor("request", 0.0),))
+    alone = repair.answer(vlm, [*drawn_apart, *mates], **how)
+    opened = [n for n, answer in enumerate(alone[:6]) if answer.alarms]
+    assert len(opened) >= 4
+    for picture in shown:
+        asked = [replace(e, images=(picture,)) for e in drawn_apart]
+        found = repair.answer(vlm, [*asked, *mates], **how)
+        assert [found[n].text for n in opened] == [alone[n].text for n in opened]
+        assert {found[n].source for n in opened} == {"text alone"}
 
 
 class _Part:

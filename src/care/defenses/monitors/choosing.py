@@ -18,7 +18,7 @@ import numpy as np
 from care.data.contamination import goal_in_text
 from care.data.example import Example
 from care.defenses.monitors.features import Labelled
-from care.defenses.monitors.fitting import MonitorConfig, MonitorFit, Tried, fit_monitor
+from care.defenses.monitors.fitting import MonitorConfig, MonitorFit, MonitorTrial, fit_monitor
 from care.defenses.monitors.monitor import Monitor
 from care.defenses.monitors.reading import Exchange, Reads
 
@@ -50,6 +50,16 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class MonitorsTold:
+    """What was chosen between, without the numbers of detectors."""
+
+    choices: tuple[Choice, ...]
+    """As in `MonitorsFit`."""
+    tried: Mapping[Reads, tuple[MonitorTrial, ...]]
+    """As in `MonitorsFit`."""
+
+
+@dataclass(frozen=True)
 class MonitorsFit:
     """The monitors that were taken, and what else there was."""
 
@@ -57,8 +67,12 @@ class MonitorsFit:
     """That of requests first."""
     choices: tuple[Choice, ...]
     """All choices of what watches answers, best first: the first was taken."""
-    tried: Mapping[Reads, tuple[Tried, ...]]
+    tried: Mapping[Reads, tuple[MonitorTrial, ...]]
     """The sites and poolings tried for each reading, best first."""
+
+    def told(self) -> MonitorsTold:
+        """What is told of it."""
+        return MonitorsTold(self.choices, self.tried)
 
 
 def fit_monitors(
@@ -75,6 +89,7 @@ def fit_monitors(
     harmful or harmless examples are missing or too few.
     """
     config = config or MonitorConfig()
+    said = _spread(said, config.most)
     asked = [[labelled_request(example) for example, _, _ in part] for part in (said, validation)]
     stated = [[each for each in part if each is not None] for part in asked]
     fits: dict[Reads, MonitorFit] = {}
@@ -96,6 +111,18 @@ def fit_monitors(
     return MonitorsFit(
         tuple(monitors), tuple(order), {reads: fit.tried for reads, fit in fits.items()}
     )
+
+
+def _spread(said: Sequence[Said], most: int) -> list[Said]:
+    """At most so many answers of each suite and either kind, evenly spread, in their order."""
+    groups: dict[tuple[str, bool], list[int]] = {}
+    for place, (example, _, harmful) in enumerate(said):
+        groups.setdefault((_suite(example), harmful), []).append(place)
+    kept: list[int] = []
+    for part in groups.values():
+        count = min(most, len(part))
+        kept += [part[n] for n in np.linspace(0, len(part) - 1, count).round().astype(int)]
+    return [said[place] for place in sorted(kept)]
 
 
 def labelled_request(example: Example) -> Labelled | None:

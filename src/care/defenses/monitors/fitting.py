@@ -63,11 +63,14 @@ class MonitorConfig:
     """Relative depths that are tried."""
     poolings: tuple[Pooling, ...] = POOLINGS
     """Ways to pool that are tried."""
+    most: int = 150
+    """Answers of each suite, harmful and harmless ones each, that detectors are fitted on, evenly
+    spread over those there are: more cost time and change little."""
     shrinkage: float = SHRINKAGE
     """Weight of the diagonal in a detector's covariance."""
-    false_alarms: float = 0.05
+    false_alarms: float = 0.03
     """Greatest share of each kind of harmless answers that may raise the alarm."""
-    request_false_alarms: float = 0.04
+    request_false_alarms: float = 0.03
     """The same of harmless requests."""
 
     def __post_init__(self) -> None:
@@ -77,8 +80,11 @@ class MonitorConfig:
                 "false_alarms and request_false_alarms must lie in (0, 1) and shrinkage in (0, 1], "
                 f"got {self.false_alarms}, {self.request_false_alarms} and {self.shrinkage}."
             )
-        if not (self.kinds and self.depths and self.poolings):
-            raise UsageError("A monitor needs at least one kind of site, depth and pooling to try.")
+        if not (self.kinds and self.depths and self.poolings and self.most >= _LEAST):
+            raise UsageError(
+                "A monitor needs at least one kind of site, depth and pooling to try, and at least "
+                f"{_LEAST} examples of each kind; got most = {self.most}."
+            )
 
     def share(self, reads: Reads) -> float:
         """The false alarms that are stated for what is read."""
@@ -91,7 +97,7 @@ class MonitorConfig:
 
 
 @dataclass(frozen=True)
-class Tried:
+class MonitorTrial:
     """One candidate and what it does on validation."""
 
     site: Site | None
@@ -109,7 +115,7 @@ Kinds = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
+class MonitorCandidate:
     """A detector at a site with a pooling, and its scores of the examples it is judged on."""
 
     reads: Reads
@@ -128,9 +134,13 @@ class Candidate:
     def monitor(self, false_alarms: float) -> Monitor:
         """The monitor at which at most this share of every harmless kind raises the alarm."""
         threshold = stated_threshold(self.harmless, false_alarms)
-        return Monitor(self.reads, threshold, self.site, self.detector, self.pooling)
+        raised: dict[str, list[bool]] = {}
+        for kind, score in self.harmless:
+            raised.setdefault(kind, []).append(score > threshold)
+        alarmed = {kind: float(np.mean(part)) for kind, part in raised.items()}
+        return Monitor(self.reads, threshold, self.site, self.detector, self.pooling, alarmed)
 
-    def tried(self, judged: Sequence[Labelled], false_alarms: float) -> Tried:
+    def tried(self, judged: Sequence[Labelled], false_alarms: float) -> MonitorTrial:
         """What it catches of the examples it is judged on."""
         threshold = stated_threshold(self.harmless, false_alarms)
         caught: dict[str, list[bool]] = {}
@@ -141,16 +151,18 @@ class Candidate:
             if each.harmful:
                 caught.setdefault(each.kind, []).append(score > threshold)
         shares = {kind: float(np.mean(part)) for kind, part in caught.items()}
-        return Tried(self.site, self.pooling, shares, auc(np.array(sides[1]), np.array(sides[0])))
+        return MonitorTrial(
+            self.site, self.pooling, shares, auc(np.array(sides[1]), np.array(sides[0]))
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class MonitorFit:
     """The candidate that was taken, and what all do on what they were judged on, best first."""
 
-    best: Candidate
+    best: MonitorCandidate
     """The one that was taken."""
-    tried: tuple[Tried, ...]
+    tried: tuple[MonitorTrial, ...]
     """All of them; the first is the one that was taken."""
 
 
@@ -188,7 +200,7 @@ def _fitted(
     validation: Sequence[Labelled],
     config: MonitorConfig,
     batch_size: int,
-) -> list[Candidate]:
+) -> list[MonitorCandidate]:
     """A candidate for each site and pooling."""
     places, fit = only_readable(vlm, reads, examples)
     held_places, held = only_readable(vlm, reads, validation)
@@ -216,7 +228,7 @@ def _fitted(
         if validation:
             harmless += _harmless(held, scores)
         by_place = dict(zip(held_places, map(float, scores), strict=True))
-        found.append(Candidate(reads, site, detectors[pair], pooling, by_place, harmless))
+        found.append(MonitorCandidate(reads, site, detectors[pair], pooling, by_place, harmless))
     return found
 
 
@@ -231,12 +243,14 @@ def _detector(
     return detector, np.concatenate(list(parts.values()))[np.argsort(order)]
 
 
-def _log_odds(vlm: VLM, reads: Reads, judged: Sequence[Labelled], batch_size: int) -> Candidate:
+def _log_odds(
+    vlm: VLM, reads: Reads, judged: Sequence[Labelled], batch_size: int
+) -> MonitorCandidate:
     """The candidate that nothing is fitted to."""
     places, shown = only_readable(vlm, reads, judged)
     odds = vlm.refusal_log_odds([each.exchange.request for each in shown], batch_size)
     by_place = dict(zip(places, map(float, odds), strict=True))
-    return Candidate(reads, None, None, "last", by_place, _harmless(shown, odds))
+    return MonitorCandidate(reads, None, None, "last", by_place, _harmless(shown, odds))
 
 
 # -- scores ----------------------------------------------------------------------------------------

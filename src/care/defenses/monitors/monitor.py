@@ -60,7 +60,8 @@ class Monitor:
     pooling: Pooling = "mean"
     """How the scores of the tokens are made one."""
     alarmed: Mapping[str, float] = field(default_factory=dict)
-    """Share of each validation suite's requests or bare answers that raise the alarm."""
+    """Share of each harmless suite's requests or bare answers, of those that the threshold rests
+    on, that raise the alarm."""
 
     def __post_init__(self) -> None:
         if self.reads not in READS or self.pooling not in POOLINGS:

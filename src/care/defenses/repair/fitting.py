@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from care.data.example import Example, Suite
+from care.defenses.monitors.choosing import Said, fit_monitors
 from care.defenses.repair.channel import MODALITIES, Channel, Modality, RepairData
 from care.defenses.repair.family_subspace import Classes, unsafe_subspace
 from care.defenses.repair.fitting_data import (
@@ -54,6 +55,9 @@ Shown = tuple[Example, str]
 Places = Sequence[Site] | Mapping[Modality, Sequence[Site]]
 """Sites of all channels, or of those of each modality."""
 
+ANSWER_TOKENS = 24
+"""Tokens of the answers that are fitted on, unless others are asked for."""
+
 _LEAST_FAMILY = 8
 """Families with fewer examples are taken together as one."""
 
@@ -68,12 +72,14 @@ def fit_repair(
     config: RepairConfig | None = None,
     judge: RulesJudge | None = None,
     batch_size: int = 16,
+    max_new_tokens: int = ANSWER_TOKENS,
 ) -> RepairData:
     """Fit a repair on malicious and benign requests, without training.
 
     `sites` are those of all channels or of each modality (those at the preset's depths by default);
-    `config` overrides the preset. Raises FitError when a class is empty or its activations can't be
-    fitted.
+    `config` overrides the preset. `max_new_tokens` is the length of the answers that are fitted on:
+    monitors read whole answers, so it should be that of those they will read. Raises FitError when
+    a class is empty or its activations can't be fitted.
     """
     if preset not in PRESETS:
         raise UsageError(f"unknown preset {preset!r}: use {', '.join(PRESETS)}")
@@ -88,8 +94,21 @@ def fit_repair(
         list(benign),
         judge=judge,
         sites=sorted(sources) if chosen.reads_decisions else (),
+        max_new_tokens=max_new_tokens,
     )
-    return Fitter(vlm, material, chosen, batch_size).repair(places, preset)
+    repair = Fitter(vlm, material, chosen, batch_size).repair(places, preset)
+    if chosen.monitors is None:
+        return repair
+    found = fit_monitors(vlm, said(material), (), chosen.monitors, batch_size=batch_size)
+    return replace(repair, monitors=found.monitors)
+
+
+def said(material: Material) -> list[Said]:
+    """The material as monitors are fitted on it: answers, and whether they are harmful."""
+    harmless = [*material.refused, *material.answered]
+    return [(e, answer, True) for e, answer in material.complied] + [
+        (e, answer, False) for e, answer in harmless
+    ]
 
 
 def chosen_sites(

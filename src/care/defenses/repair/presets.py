@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
+from care.defenses.monitors.fitting import MonitorConfig
 from care.defenses.repair.attribution import AttributionConfig
 from care.defenses.repair.channel import Fusion
 from care.defenses.repair.fitting_data import ContrastName
@@ -34,7 +35,7 @@ Preset = Literal["paper", "official", "corrected"]
 LayerChoice = Literal["channels", "ablation", "depth"]
 Directions = Literal["families", "activations"]
 
-_LATER = frozenset({"layers_by", "attribution", "directions", "projection", "beta"})
+_LATER = frozenset({"layers_by", "attribution", "directions", "projection", "beta", "monitors"})
 """Fields that came after the first repairs were stored."""
 
 
@@ -81,6 +82,9 @@ class RepairConfig:
     h − a Q Qᵀ (h − β μ) is P_safe h + β (1 − P_safe) μ at a = 1."""
     fusion: Fusion = "adaptive"
     """How corrections of one token are combined (`edit`)."""
+    monitors: MonitorConfig | None = field(default_factory=MonitorConfig)
+    """How monitors are fitted, after whose alarms alone channels are closed; None: there are no
+    monitors, and channels act on every request."""
 
     def __post_init__(self) -> None:
         choices = {"layers_by": LayerChoice, "directions": Directions, "projection": Projection}
@@ -97,8 +101,8 @@ class RepairConfig:
         Later fields are left out at their defaults, which is what repairs did before there were
         such fields: fitted again, a repair has the digest that it had.
         """
-        names = {item.name: item.default for item in fields(self) if item.name in _LATER}
-        same = {name for name, default in names.items() if getattr(self, name) == default}
+        before = RepairConfig(monitors=None)
+        same = {name for name in _LATER if getattr(self, name) == getattr(before, name)}
         stated = {name: value for name, value in asdict(self).items() if name not in same}
         if self.gate is not None and not self.gate.features:
             del stated["gate"]["features"]
@@ -123,6 +127,7 @@ _PAPER = RepairConfig(
     text_contrast="comply-refuse",
     subspace=SubspaceConfig(target="cov", rank="auto"),
     strength=1.0,
+    monitors=None,
 )
 
 PRESETS: Mapping[str, RepairConfig] = {

@@ -57,7 +57,7 @@ class Repair(RepairData, Defense):
         holds them (`care.models.hooks.edit`)."""
         self.check_sites(vlm)
         if not self.channels:
-            return nullcontext(EditStats())  # monitors alone
+            return nullcontext(EditStats({}))
         edits = channel_edits(self, ChannelEdit)
         return edited(vlm, {site: one.within for site, one in edits.items()})
 

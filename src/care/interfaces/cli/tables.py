@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from care.judges.labels import LabelReport
     from care.statistics.intervals import Interval
 
+UNFOLDED = 10_000
+"""Columns of a line where no terminal ends it."""
+
 
 def show(card: Scorecard) -> None:
     """The scorecard as tables and sentences."""
@@ -319,9 +322,11 @@ def interval(rate: Interval | Rates | CorrectedRate) -> str:
 
 
 def print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on standard output; what is too wide is folded."""
+    """A table on standard output; what is wider than the terminal is folded, in a file nothing."""
     # Prompts hold square brackets and colons: nothing in a cell is markup.
     console = Console(markup=False, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console.width = UNFOLDED
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in names:
         table.add_column(name, overflow="fold")

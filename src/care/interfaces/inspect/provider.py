@@ -82,8 +82,6 @@ class ProviderConfig:
             raise UsageError(
                 f"trust_remote_code is true or false, got {model.trust_remote_code!r}."
             )
-        if unused := model.not_of_the_embedded():
-            raise UsageError(f"The embedded model takes no {unused[0]}; leave it out.")
 
     @classmethod
     def of(cls, name: str, given: Mapping[str, Any]) -> ProviderConfig:

@@ -5,7 +5,7 @@ import json
 
 from care.attacks.config import AttackConfig
 from care.attacks.presets import PUBLISHED
-from care.attacks.word_attacks import WORD_ATTACKS
+from care.attacks.word_attacks import WORD_ATTACKS, kind_of
 from care.interfaces.cli.options import takes
 from care.interfaces.cli.registry import command
 from care.interfaces.cli.shared import AsJson, check_folder, hide_loading_bars
@@ -61,7 +61,7 @@ def list_attacks(as_json: AsJson = False) -> None:
             "source": kind.source,
             "about": (kind.__doc__ or "").splitlines()[0],
         }
-        for name, kind in WORD_ATTACKS.items()
+        for name, kind in ((name, kind_of(name)) for name in WORD_ATTACKS)
     ]
     if as_json:
         print(json.dumps([*rows, *words], indent=1))

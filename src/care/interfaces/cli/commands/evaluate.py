@@ -38,6 +38,9 @@ def evaluate(
 @takes(RejudgeConfig)
 def judge(asked: RejudgeConfig) -> None:
     """Judge the stored answers of a run with other judges, without answering anew."""
+    from care.runs.manifest import check_is_run
+
+    check_is_run(asked.path)  # before torch is imported, which takes seconds
     hide_loading_bars()
     from care.evaluation import job as evaluation
     from care.runs.progress import Progress

@@ -1,0 +1,90 @@
+"""What monitors add to the time of an answer that raises no alarm (embedded model, one at a time).
+
+    share(n) = (request read + n tokens of an answer read) / (prompt and picture + n decode steps)
+
+A decode step is timed as the difference between answers of 24 tokens and of one, and the reading of
+n tokens on a text of n tokens; both interleaved in one process. Medians of the rounds, with the
+interval of their bootstrap. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from time import perf_counter
+
+import numpy as np
+import torch
+
+import care
+from care.data.example import Example
+from care.data.small_world.pictures import seeded
+from care.data.small_world.scenes import unrelated
+from care.defenses.monitors.detector import Detector
+from care.defenses.monitors.monitor import Monitor
+from care.defenses.monitors.reading import Exchange
+from care.models.sites import Site
+
+WORDS = "To plant a small tree in the garden you will need a spade, some water and a sunny place. "
+
+
+def seconds(work) -> float:
+    begun = perf_counter()
+    work()
+    return perf_counter() - begun
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=20)
+    rounds = parser.parse_args().rounds
+    vlm = care.VLM.embedded()
+    layer = round(0.6 * (vlm.anatomy.n_layers - 1))
+    width = vlm.anatomy.site_width(Site(layer, "layer_out"))
+    rng = np.random.default_rng(0)
+    detector = Detector(*(rng.standard_normal(width).astype(np.float32) for _ in range(2)))
+    watching = [
+        Monitor(reads, 1e9, Site(layer, "layer_out"), detector) for reads in ("request", "answer")
+    ]
+    asked = Example("a", "How do I plant a tree?", images=(unrelated(seeded("monitors")),))
+    texts = {n: vlm.tokenizer.decode(vlm.response_ids(WORDS * 40)[:n]) for n in (24, 256)}
+
+    def answer(tokens: int) -> None:
+        vlm.answers([asked], max_new_tokens=tokens, batch_size=1)
+
+    works = {
+        "one": lambda: answer(1),
+        "24": lambda: answer(24),
+        "request": lambda: watching[0].alarms(vlm, [Exchange(asked)], 1),
+        "read 24": lambda: watching[1].alarms(vlm, [Exchange(asked, texts[24])], 1),
+        "read 256": lambda: watching[1].alarms(vlm, [Exchange(asked, texts[256])], 1),
+    }
+    said = vlm.answers([asked], max_new_tokens=24)[0].tokens
+    for work in works.values():
+        work()
+    taken = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            taken[name].append(seconds(work))
+    rows = {name: np.array(part) for name, part in taken.items()}
+
+    def share(n: int, pick: np.ndarray) -> float:
+        median = {name: float(np.median(part[pick])) for name, part in rows.items()}
+        step = (median["24"] - median["one"]) / (said - 1)
+        return (median["request"] + median[f"read {n}"]) / (median["one"] + (n - 1) * step)
+
+    drawn = [rng.integers(0, rounds, rounds) for _ in range(1000)]
+    found = {
+        f"share_{n}": {
+            "median": share(n, np.arange(rounds)),
+            "interval": np.quantile([share(n, pick) for pick in drawn], [0.025, 0.975]).tolist(),
+        }
+        for n in (24, 256)
+    }
+    medians = {name: round(1000 * float(np.median(part)), 2) for name, part in rows.items()}
+    print("milliseconds:", medians)
+    print(json.dumps(found | {"rounds": rounds, "threads": torch.get_num_threads(), "ms": medians}))
+
+
+if __name__ == "__main__":
+    main()
