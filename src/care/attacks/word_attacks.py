@@ -28,7 +28,7 @@ WORD_ATTACKS: dict[str, str] = {
     "pictured": "care.attacks.pictures:Pictured",
     "joined": "care.attacks.joined:Joined",
 }
-"""Where each attack in variants is; imported when it is asked for, since names are listed in help."""
+"""Where each attack is; imported when it is asked for, since names are listed in help."""
 
 
 def kind_of(name: str) -> type[WordAttack]:
