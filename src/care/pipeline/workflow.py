@@ -87,7 +87,8 @@ def repair(job: RepairJob, progress: Bar | None = None) -> dict[str, Any]:
             site = Site(chosen.repair.sites[0].layer, "layer_out")
             tree["attribution"] = attribution(token_scores(work.vlm, list(tests.values()), site))
             _record_suites(run, work)
-            chosen.repair.manifest["evaluation"] = {"suites": tree["suites"]}
+            told = {key: tree[key] for key in ("suites", "certified") if tree.get(key)}
+            chosen.repair.manifest["evaluation"] = told
             chosen.repair.save(run.inside("repair"))
         tree["manifest"] = dict(run.manifest)
         tree["cost"] = {

@@ -69,6 +69,11 @@ def report_tree(
             suite.name: {when: table.outcomes(suite.name, side) for when, side in SIDES.items()}
             for suite in suites
         },
+        "certified": {
+            suite.name: found
+            for suite in suites
+            if (found := table.certified(suite.name, SIDES["after"])) is not None
+        },
         "parts": {name: _control(table, name, suites) for name in halves},
         "controls": {name: _control(table, name, suites) for name in controls},
         "diagnosis": diagnosis,
