@@ -98,6 +98,22 @@ class PromptCache:
         """
         return self if decision_only else self.examples
 
+    def only(self, places: Sequence[int]) -> "PromptCache | list[Example]":
+        """What to ask a model with for some of the examples, by place, in that order.
+
+        They are read anew where they weren't read ahead.
+        """
+        asked = [self.examples[place] for place in places]
+        if any(start.cache is None for _, start in self.parts):
+            return asked
+        order = {place: number for number, place in enumerate(places)}
+        parts = []
+        for indices, start in self.parts:
+            rows = [row for row, index in enumerate(indices) if index in order]
+            if rows:
+                parts.append(([order[indices[row]] for row in rows], start.part(rows)))
+        return PromptCache(asked, parts)
+
 
 def read_prompts(model: Any, roles: RoleContext, start: Start) -> Start:
     """Run what comes before the last position of every prompt, so that answers start there.
