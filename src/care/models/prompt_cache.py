@@ -91,13 +91,6 @@ class PromptCache:
     parts: list[tuple[list[int], Start]]
     """For each batch, which examples it holds (indices) and where their answers start."""
 
-    def under(self, decision_only: bool) -> "PromptCache | list[Example]":
-        """What to ask a model with while an edit is on: this, or the examples to be read anew.
-
-        `decision_only` says that the edit changes nothing before the last position of a prompt.
-        """
-        return self if decision_only else self.examples
-
     def only(self, places: Sequence[int]) -> "PromptCache | list[Example]":
         """What to ask a model with for some of the examples, by place, in that order.
 
