@@ -41,7 +41,8 @@ from care.runs.progress import Bar
 from care.runs.run import Run
 
 
-def _open(job: RepairJob) -> Run:
+def open_run(job: RepairJob) -> Run:
+    """The folder of a job, opened or gone on with; what is wrong with its files shows first."""
     check_files(job)
     run = Run(job.run.out, resume=job.run.resume, config=job.config())
     try:
@@ -61,7 +62,7 @@ def _digests(job: RepairJob) -> dict[str, str]:
 
 def repair(job: RepairJob, progress: Bar | None = None) -> dict[str, Any]:
     """The whole job; writes the report and the artefact, and returns the report's tree."""
-    with _open(job) as run:
+    with open_run(job) as run:
         _refuse_a_sample(run)
         with run.stage("model"):
             work = Stages(job, run, progress)
@@ -121,7 +122,7 @@ def diagnose(job: RepairJob, progress: Bar | None = None) -> dict[str, Any]:
 
     Of the small world a sample is asked, unless a repair was begun in the folder, which asks all.
     """
-    with _open(job) as run:
+    with open_run(job) as run:
         # A run that a repair was begun in asks all of the examples, and goes on to.
         whole = bool(run.manifest["pinned"].get("suites")) and not run.manifest.get("sampled")
         sampled = job.attacks is None and not whole
@@ -138,7 +139,7 @@ def diagnose(job: RepairJob, progress: Bar | None = None) -> dict[str, Any]:
 
 def fit(job: RepairJob, progress: Bar | None = None) -> Path:
     """Fit and select, without the proof; the folder of the artefact."""
-    with _open(job) as run:
+    with open_run(job) as run:
         _refuse_a_sample(run)
         work = Stages(job, run, progress)
         fitter = work.fitter()
