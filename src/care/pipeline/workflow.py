@@ -42,7 +42,8 @@ from care.runs.progress import Bar
 from care.runs.run import Run
 
 
-def _open(job: RepairJob) -> Run:
+def open_run(job: RepairJob) -> Run:
+    """The folder of a job, opened or gone on with; what is wrong with its files shows first."""
     check_files(job)
     run = Run(job.run.out, resume=job.run.resume, config=job.config())
     try:
@@ -63,7 +64,7 @@ def _digests(job: RepairJob) -> dict[str, str]:
 
 def repair(job: RepairJob, progress: Bar | None = None) -> dict[str, Any]:
     """The whole job; writes the report and the artefact, and returns the report's tree."""
-    with _open(job) as run:
+    with open_run(job) as run:
         _refuse_a_sample(run)
         with run.stage("model"):
             work = Stages(job, run, progress)
@@ -136,7 +137,7 @@ def diagnose(job: RepairJob, progress: Bar | None = None) -> dict[str, Any]:
             "a diagnosis of the small world is quick as it is, on a sample of the examples: leave "
             "out --quick, or pass --attacks and --benign"
         )
-    with _open(job) as run:
+    with open_run(job) as run:
         # A run that a repair was begun in asks all of the examples, and goes on to.
         whole = bool(run.manifest["pinned"].get("suites")) and not run.manifest.get("sampled")
         sampled = job.attacks is None and not whole
@@ -153,7 +154,7 @@ def diagnose(job: RepairJob, progress: Bar | None = None) -> dict[str, Any]:
 
 def fit(job: RepairJob, progress: Bar | None = None) -> Path:
     """Fit and select, without the proof; the folder of the artefact."""
-    with _open(job) as run:
+    with open_run(job) as run:
         _refuse_a_sample(run)
         work = Stages(job, run, progress)
         fitter = work.fitter()

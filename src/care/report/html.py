@@ -57,6 +57,18 @@ def render_diagnosis(tree: Mapping[str, Any], digest: str, json_name: str) -> st
     )
 
 
+def render_ablation(tree: Mapping[str, Any], digest: str, json_name: str) -> str:
+    """The HTML page of an ablation: `schema`, `title`, `rows` and `claims`."""
+    return _page(
+        "ablation_page.html.j2",
+        report=tree,
+        digest=digest,
+        json_name=json_name,
+        suites=list(tree["rows"][0]["suites"]),
+        sections=[("rows", "One change at a time"), ("claims", "What the paper says")],
+    )
+
+
 def _page(template: str, **values: Any) -> str:
     """A template filled in; what UTF-8 can't hold is replaced."""
     page = _environment().get_template(template).render(outcome_names=OUTCOMES, **values)

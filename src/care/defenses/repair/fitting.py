@@ -30,6 +30,7 @@ from care.defenses.repair.family_subspace import Classes, unsafe_subspace
 from care.defenses.repair.fitting_data import (
     CLASSES,
     Answered,
+    Contrast,
     ContrastName,
     Material,
     activations,
@@ -157,6 +158,8 @@ class Fitter:
                 f"sites are given for {', '.join(places)} alone, but attacks of that modality are "
                 "too few to fit on; add some that work"
             )
+        if config.directions == "activations":
+            self._prefetch_contrasts({modality: places[modality] for modality in modalities})
         if config.reads_decisions:
             self.prefetch(sorted({site for m in modalities for site in places[m]}))
         pairs: list[tuple[Site, Modality]] = [(s, m) for m in modalities for s in places[m]]
@@ -307,10 +310,9 @@ class Fitter:
 
     def _projected(self, site: Site, modality: Modality) -> Subspace:
         config = self.config
-        name: ContrastName = "images" if modality == "image" else config.text_contrast
+        name, chosen = self._contrast(modality)
         key = (name, self._source(site), config.subspace, config.attribution, config.projection)
         if key not in self._subspaces:
-            chosen = contrast(name, self.material)
             sides = {"malicious": chosen.malicious, "benign": chosen.benign}
             malicious, benign = (
                 self._pooled(f"{name} {side}", part, site, chosen.scope)
@@ -324,6 +326,25 @@ class Fitter:
                 config.projection,
             )
         return self._subspaces[key]
+
+    def _prefetch_contrasts(self, places: Mapping[Modality, Sequence[Site]]) -> None:
+        """Take the activations of every contrast at all its sites in one pass each."""
+        attribution = self.config.attribution
+        for modality, sites in places.items():
+            name, chosen = self._contrast(modality)
+            for side, part in {"malicious": chosen.malicious, "benign": chosen.benign}.items():
+                key = (f"{name} {side}", chosen.scope)
+                sources = dict.fromkeys(self._source(site) for site in sites)
+                missing = [s for s in sources if (*key, s, attribution) not in self._rows]
+                if missing:
+                    taken = activations(
+                        self.vlm, part, missing, chosen.scope, self.batch_size, attribution
+                    )
+                    self._rows |= {(*key, s, attribution): taken[s] for s in missing}
+
+    def _contrast(self, modality: Modality) -> tuple[ContrastName, Contrast]:
+        name: ContrastName = "images" if modality == "image" else self.config.text_contrast
+        return name, contrast(name, self.material)
 
     def _pooled(self, name: str, part: Sequence[Answered], site: Site, scope: Scope) -> np.ndarray:
         source, attribution = self._source(site), self.config.attribution
