@@ -49,6 +49,7 @@ from care.models.identity import load_pinned
 from care.models.sites import Site
 from care.models.vlm import VLM
 from care.pipeline.config import RepairJob
+from care.pipeline.first_attacks import FirstAttacks
 from care.pipeline.neuron_comparison import NEURONS, SUBSPACE, compare_answers, remaining
 from care.pipeline.selection import (
     FINALISTS,
@@ -131,6 +132,7 @@ class Stages:
                     batch_size=self.job.batch,
                     sites=sites if config.reads_decisions else (),
                     progress=bar.advance,
+                    seen=FirstAttacks(self.judge, bar.say),
                     kept=self.kept("material"),
                 )
             save_decisions(self.run.inside(kept.name), material)
