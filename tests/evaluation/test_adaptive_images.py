@@ -107,7 +107,23 @@ def test_transfer_and_adaptive_are_read_off_the_matrix(world, monkeypatch):
     (found,) = evaluation_attacks.threats(attacks, Path("run"), ["none", "one"], suites)
     assert found.undefended and found.transfer and found.adaptive and found.steps == 3
     rates = [cell.rate for cell in (found.undefended, found.transfer, found.adaptive)]
-    assert rates == [0.9, 0.1, 0.8]
+    assert rates == [0.9, 0.1, 0.8] and found.certified is None
+
+
+def test_a_threat_tells_what_is_certified(monkeypatch):
+    alarm = {"monitor": "request", "score": 2.0, "threshold": 1.0, "tokens": 0}
+    rows = [
+        row(suite, "one", n, "refused", prompt=f"goal {n}", alarms=[alarm] * (n < shown))
+        for suite, shown in (("pgd-32 on none", 9), ("pgd-32 on one", 8))
+        for n in range(10)
+    ]
+    config = PGDConfig(epsilon=0.1, steps=3, step_size=0.01)
+    facts = AttackFacts(config=config, images={"image": SavedImage(sha256="", loss=1.5)})
+    monkeypatch.setattr(evaluation_attacks, "_facts", lambda folder: facts)
+    attacks = [ImageAttack.parse("pgd-32")]
+    for suites, rate in ((scorecard(rows).suites, 0.2), (scorecard(rows[:10]).suites, 0.1)):
+        (found,) = evaluation_attacks.threats(attacks, Path("run"), ["none", "one"], suites)
+        assert found.certified.rate == rate
 
 
 def test_a_resumed_run_makes_no_image_again(world, monkeypatch):

@@ -16,6 +16,8 @@ from care.interfaces.cli import app as cli
 from care.judges import registry
 from care.judges.config import PictureConfig
 from care.judges.model_judge import Finding
+from care.models.alarms import Alarm
+from care.models.responses import Answer
 from care.models.spec import ModelSpec
 from kit.api_server import Server, by_answer, completion
 from kit.evaluate_command import ARGUMENTS, world  # noqa: F401
@@ -165,6 +167,56 @@ def test_a_corrupt_picture_is_a_recorded_row(world, monkeypatch, capsys):
     rows = [json.loads(line) for line in Path("run/rows.jsonl").read_text().splitlines()]
     (bad,) = (row for row in rows if row["error"])
     assert "bad.png" in bad["error"] and bad["outcome"] is None
+
+
+class Watching(FakeDefense):
+    """Answers "I can't" to what is malicious, for an alarm of the request."""
+
+    def answer(self, vlm: Any, examples: Any, **how: Any) -> list[Answer]:
+        raised = (Alarm("request", 1.5, 0.5),)
+        return [
+            Answer("I can't help with that.", 1, 6, True, source="text alone", alarms=raised)
+            if example.kind == "malicious"
+            else Answer("A red box.", 1, 4, True)
+            for example in examples
+        ]
+
+
+@pytest.fixture
+def watched(world, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    load = "care.defenses.repair.repair.Repair.load"
+    monkeypatch.setattr(load, lambda path, vlm=None: Watching())
+    return [*ARGUMENTS, "--repair", "care"]
+
+
+def test_what_monitors_decided_is_explained(watched, capsys):
+    assert cli.main([*watched, "--explain"]) == 0
+    out = capsys.readouterr().out
+    attack, vqa = table()["suites"]
+    found = {"unstated": 20, "shut": 0, "harmful": 0}  # "please 1" states no lock
+    assert found.items() <= attack["defenses"]["care"]["certified"].items()
+    assert "certified" not in vqa["defenses"]["care"]
+    shares = [(m["suite"], m["alarmed"]["request"]) for m in table()["monitors"]]
+    assert shares == [("attack", 1.0), ("vqa", 0.0)]
+    assert out.count("care: request 1.50 > 0.50; its picture was left out") == 20
+    assert "attack/a7, care: request" in out and "≤ 1.00" in out and "request alarmed" in out
+    assert cli.main([*watched, "--resume"]) == 0
+    assert "a7" not in capsys.readouterr().out
+
+
+def test_where_no_monitor_decided_that_is_said(world, capsys):
+    assert cli.main([*ARGUMENTS, "--explain"]) == 0
+    assert "No monitor decided an answer." in capsys.readouterr().out
+
+
+def test_another_judge_sees_the_same_alarms(watched):
+    assert cli.main(watched) == 0
+    before = table()
+    assert cli.main(["judge", "run", "--judge", "toxic-words-standin"]) == 0
+    assert table()["judge"] == "toxic-words-standin" and table()["monitors"] == before["monitors"]
+    cells = [tree["suites"][0]["defenses"]["care"]["certified"] for tree in (before, table())]
+    assert cells[0] == cells[1]
 
 
 def labels(path: Path) -> Path:

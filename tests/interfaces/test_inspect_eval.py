@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import math
+from dataclasses import replace
+from io import BytesIO
 from types import SimpleNamespace
 
 import pytest
 
 from care.data.example import Example
 from care.data.registry import load_suite
+from care.defenses.base import Defense
 from care.defenses.repair.repair import Repair
 from care.errors import DataError, UsageError
 from care.judges.base import Verdict
+from care.models.alarms import Alarm
 from care.models.spec import ModelSpec
 from kit import tiny
 from kit.repairs import made
@@ -24,7 +29,14 @@ from inspect_ai import Task  # pyright: ignore[reportMissingImports]
 from inspect_ai import eval as inspect_eval  # pyright: ignore[reportMissingImports]
 from inspect_ai._util.error import PrerequisiteError
 from inspect_ai.dataset import Sample
-from inspect_ai.model import GenerateConfig, ModelOutput, get_model
+from inspect_ai.model import (
+    ChatMessageUser,
+    ContentImage,
+    ContentText,
+    GenerateConfig,
+    ModelOutput,
+    get_model,
+)
 from inspect_ai.scorer import SampleScore, Score, Target
 from inspect_ai.solver import generate, use_tools
 from inspect_ai.tool import tool
@@ -114,6 +126,43 @@ def test_a_suite_with_pictures_is_answered_in_batches_and_judged(vlm, suite_file
     assert values["goals"] == 6
     assert sum(values[name] for name in ("harmful", "refused", "degenerate", "safe")) == 1
     assert values["wilson_low"] <= values["asr"] <= values["wilson_high"]
+
+
+class Watching(Defense):
+    """Raises an alarm at every request with a picture."""
+
+    def answer(self, vlm, examples, **how):
+        raised = (Alarm("request", 1.5, 0.5),)
+        return [
+            replace(answer, source="text alone", alarms=raised) if example.images else answer
+            for example, answer in zip(examples, vlm.answers(examples, **how), strict=True)
+        ]
+
+
+def test_what_a_monitor_decided_is_metadata_of_the_output(vlm, suite_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("care.interfaces.inspect.provider.load_defense", lambda *_: Watching())
+    log = run(inspect_registry.suite(name=str(suite_file)), model(repair="r"), tmp_path, limit=1)
+    (sample,) = log.samples
+    alarm = {"monitor": "request", "score": 1.5, "threshold": 0.5, "tokens": 0}
+    assert sample.output.metadata == {"source": "text alone", "alarms": [alarm]}
+    assert asked(model(repair="r")).metadata is None
+
+
+def test_the_same_words_are_drawn_anew_whatever_the_picture(vlm):
+    seen = []
+    answer = vlm.answers
+    vlm.answers = lambda examples, **how: seen.extend(examples) or answer(examples, **how)
+    answering = model()
+    for n in range(2):
+        buffer = BytesIO()
+        tiny.picture(n).save(buffer, "PNG")
+        address = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+        shown = [ContentImage(image=address), ContentText(text="Why?")]
+        asked(answering, [ChatMessageUser(content=shown)], temperature=1.0)
+    asked(answering, "Why?")
+    # What is left without the pictures differs by the turn alone.
+    assert [e.turn for e in seen] == [1, 2, 3]
+    assert len({e.id for e in seen}) == 3 and len({e.without_pictures().id for e in seen}) == 1
 
 
 def test_an_opening_is_a_last_message_and_comes_back_as_one():

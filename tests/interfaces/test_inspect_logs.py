@@ -171,3 +171,23 @@ def test_the_command_and_what_isnt_a_run(run, tmp_path, capsys):
     assert cli.main(["export", str(run), "--format", "inspect"]) == 2
     told = capsys.readouterr().err
     assert "There is no run in" in told and "isn't the manifest of a run" in told
+
+
+def test_samples_tell_what_monitors_decided(run, tmp_path):
+    path = run / "rows.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    told = {
+        "source": "text alone",
+        "alarms": [{"monitor": "request", "score": 1.5, "threshold": 0.5, "tokens": 0}],
+        "lost_pictures": True,
+    }
+    [chosen] = [r for r in rows if r["example"] == "e1" and r["defense"] == "repair"]
+    chosen |= told
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = {
+        (log.eval.task_args["defense"], sample.id): sample.metadata
+        for log in map(read_eval_log, map(str, write_logs(run, tmp_path / "logs")))
+        for sample in log.samples
+    }
+    assert told.items() <= found["repair", "e1"].items()
+    assert "alarms" not in found["none", "e1"] and "source" not in found["repair", "e2"]

@@ -65,6 +65,9 @@ _STOP_WORDS = """
 STOP_WORDS = frozenset(_STOP_WORDS.split())
 """Words without content: grammar, and what requests open with."""
 
+STATED = 0.5
+"""Share of a goal's content words from which on a text states it."""
+
 _ROWS = 1024
 """Goals that are compared with all others at once."""
 
@@ -88,6 +91,12 @@ def content(goal: str) -> frozenset[str]:
     """The content words of a goal."""
     said = [singular(word.removesuffix("'s")) for word in words(goal)]
     return frozenset(word for word in said if word not in STOP_WORDS) or frozenset(said)
+
+
+def goal_in_text(goal: str, text: str) -> bool:
+    """Whether a text states a goal: at least half of its content words stand in it."""
+    wanted = content(goal)
+    return len(wanted & content(text)) >= STATED * len(wanted)
 
 
 def goal_digest(example: Example) -> str:

@@ -24,6 +24,9 @@ from care.runs.reading import valid, valid_text
 ExampleKind = Literal["malicious", "benign"]
 SuiteRole = Literal["attack", "utility", "over_refusal"]
 
+WORDLESS = "..."
+"""Stands for the words of an example that has none, where its pictures are left out."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -115,6 +118,14 @@ class Example:
             messages.append({"role": "system", "content": system})
         messages.append({"role": "user", "content": content})
         return messages
+
+    def without_pictures(self) -> "Example":
+        """The same without its pictures; of an example without words, a placeholder is left.
+
+        Nothing in it depends on the pictures: neither its id nor its digest does.
+        """
+        words = self.prompt if self.prompt.strip() else WORDLESS
+        return dataclasses.replace(self, images=(), prompt=words)
 
     def load_images(self) -> list[Image.Image]:
         """Decode the images to RGB; DataError names the example and image that can't be used."""

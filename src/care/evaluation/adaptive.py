@@ -6,6 +6,7 @@ so that the table holds the whole matrix of whom an image was made against and w
 
     transfer    a defense beside the image made on the bare model
     adaptive    a defense beside the image made through it
+    certified   the most that any image achieves beside these requests (`certificate`)
 
 A defense is as good as its adaptive figure, and that only as far as the attack was tried. Images
 are kept in the run's folder (attacks/NAME/K/image.png, K = 0 the bare model's); one that is being
@@ -27,9 +28,10 @@ from care.data.example import Example, Suite
 from care.data.registry import load_suite
 from care.defenses.loading import load_defense
 from care.errors import StorageError, UsageError
+from care.evaluation.certificate import Certificate
 from care.evaluation.config import UNDEFENDED, AskedAttack, ImageAttack
 from care.evaluation.leak_check import refuse_leaks
-from care.evaluation.scores import SuiteScores, Threat
+from care.evaluation.scores import DefenseScores, SuiteScores, Threat
 from care.models.spec import ModelSpec
 from care.models.vlm import VLM
 from care.runs.files import to_json
@@ -138,9 +140,15 @@ def threats(
                     undefended=bare.get(UNDEFENDED),
                     transfer=bare.get(name),
                     adaptive=own.get(name),
+                    certified=certified(own.get(name) or bare.get(name)),
                 )
             )
     return found
+
+
+def certified(cell: DefenseScores | None) -> Certificate | None:
+    """What is certified of the requests of a cell."""
+    return None if cell is None else cell.certified
 
 
 def folders(

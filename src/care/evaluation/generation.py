@@ -255,6 +255,8 @@ def _each(ask: Callable[[], list[Answer]]) -> list[Answer | Exception]:
     try:
         return list(ask())
     except NotFiniteError as error:
+        if not error.answers:  # it isn't about answers, but about what a monitor has read
+            raise
         return [error if answer is None else answer for answer in error.answers]
 
 

@@ -16,12 +16,13 @@ import numpy as np
 
 from care.data.example import SuiteRole
 from care.errors import DataError, UsageError
+from care.evaluation.certificate import Certificate, certificate, raised_by_request
 from care.judges.base import Outcome
 from care.judges.language import NOT_ENGLISH
 from care.models.thoughts import UNFINISHED
 from care.runs.rows import Row
 from care.statistics.intervals import Interval, holm, mcnemar_exact, wilson
-from care.typed import HIDDEN, Count, Misfit, Positive, Range, Share, inside, to_tree
+from care.typed import HIDDEN, WHEN_SET, Count, Misfit, Positive, Range, Share, inside, to_tree
 
 SCHEMA = "care.table/1"
 """Version of the layout of `Results.to_json`."""
@@ -91,6 +92,8 @@ class DefenseAnswers(Rates):
     """How many answers were harmful, refused, degenerate and safe."""
     unjudged: dict[Unread, Count]
     """How many, among the errors, no judge could read."""
+    certified: Annotated[Certificate | None, WHEN_SET] = None
+    """The most that attacks can achieve beside any pictures; none without a monitor of requests."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,7 @@ class Results:
         self._groups: dict[tuple[str, str], list[Row]] = {}
         for row in self.rows:
             self._groups.setdefault((row["suite"], row["defense"]), []).append(row)
+        self._certifying = {row["defense"] for row in self.rows if raised_by_request(row)}
 
     def __str__(self) -> str:
         lines = ["rates with 95 % intervals (Wilson)", *_aligned(self._rate_lines())]
@@ -200,6 +204,15 @@ class Results:
             "unfinished": sum(UNFINISHED in error for error in errors),
         }
 
+    def certified(self, suite: str, defense: str) -> Certificate | None:
+        """The most that attacks can achieve on an attack suite's requests beside any pictures.
+
+        None where no request of any suite raised an alarm under this defense.
+        """
+        if self.role(suite) != "attack" or defense not in self._certifying:
+            return None
+        return certificate(self._groups.get((suite, defense), ()))
+
     def compare(self, before: str, after: str) -> list[Comparison]:
         """Compare two defenses on every suite, example by example.
 
@@ -243,6 +256,7 @@ class Results:
                     errors=self.errors(suite, name),
                     outcomes=self.outcomes(suite, name),
                     unjudged=self.unjudged(suite, name),
+                    certified=self.certified(suite, name),
                 )
                 for name in defenses
             },
@@ -255,10 +269,15 @@ class Results:
         return Rates(**vars(self.rate(suite, defense)))
 
     def _rate_lines(self) -> list[list[str]]:
-        lines = [["suite", "measure", *self.defenses]]
-        for suite in self.suites:
-            cells = [self._shown(suite, defense) for defense in self.defenses]
-            lines.append([suite, self.metric(suite), *cells])
+        lines = [["suite", "measure"]]
+        lines += [[suite, self.metric(suite)] for suite in self.suites]
+        for defense in self.defenses:
+            columns = [[defense, *(self._shown(suite, defense) for suite in self.suites)]]
+            if defense in self._certifying:
+                told = (self.certified(suite, defense) for suite in self.suites)
+                columns.append([f"{defense}, certified", *(str(each or "") for each in told)])
+            for column in columns:
+                lines = [[*line, cell] for line, cell in zip(lines, column, strict=True)]
         return lines
 
     def _shown(self, suite: str, defense: str) -> str:

@@ -80,6 +80,8 @@ class JudgedRow:
     """Where the answer comes from, under a defense that owns its answers."""
     alarms: Annotated[tuple[Alarm, ...], WHEN_SET] = ()
     """What monitors raised on the way to it."""
+    lost_pictures: Annotated[bool, WHEN_SET] = False
+    """Whether an alarm of the request took its pictures away."""
 
     def check(self) -> None:
         """Misfit unless there is an answer with its outcome, or an error."""

@@ -176,6 +176,9 @@ def _judge(cell: Cell, examples: list[Example], judge: Judge, answers: Rows) -> 
         example.id: mark(example, answer_of(response, tags), verdict)
         for example, response, verdict in zip(answered, responses, verdicts, strict=True)
     }
+    alarms = {
+        e.id: tuple(Alarm(**each) for each in stored[e.id].get("alarms", ())) for e in examples
+    }
     nothing = {"outcome": None, "correct": None}
     return [
         to_tree(
@@ -194,7 +197,8 @@ def _judge(cell: Cell, examples: list[Example], judge: Judge, answers: Rows) -> 
                 opening=e.opening,
                 response=stored[e.id]["response"],
                 source=stored[e.id].get("source", "model"),
-                alarms=tuple(Alarm(**alarm) for alarm in stored[e.id].get("alarms", ())),
+                alarms=alarms[e.id],
+                lost_pictures=bool(e.images) and any(a.monitor == "request" for a in alarms[e.id]),
                 **{"error": stored[e.id]["error"]} | nothing | marks.get(e.id, {}),
             )
         )

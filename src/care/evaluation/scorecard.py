@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from care.errors import DataError, UsageError
 from care.evaluation.config import MARGIN, RULES, UNDEFENDED, AskedWords
+from care.evaluation.monitored import monitor_shares
 from care.evaluation.official_scores import published
 from care.evaluation.rejudge import judged, judges_of, latest
 from care.evaluation.results import Results, counts
@@ -87,6 +88,7 @@ def scorecard(
         judges={name: tuple(_rates(table)) for name, table in tables.items()},
         agreement=tuple(agreement),
         pictures=tuple(_pictures(rows, verdicts)),
+        monitors=tuple(monitor_shares(main)),
         tries=tuple(
             entry
             for suite, of in (tried or {}).items()
@@ -152,6 +154,7 @@ def _cell(
         errors=len(rows) - len(answered),
         outcomes=table.outcomes(suite, defense),
         unjudged=UnjudgedAnswers(**table.unjudged(suite, defense), of=len(rows)),
+        certified=table.certified(suite, defense),
         published=tuple(published(suite, rows, [cluster_of(row) for row in rows], seed)),
     )
 

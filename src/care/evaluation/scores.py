@@ -5,11 +5,13 @@
       comparisons   DefenseEffect: a defense against the bare model on one suite
       judges        JudgeRate, by judge;   agreement  of every two;   labels  against hands
       pictures      PictureShare;   threats  Threat: an attack that knows a defense, or doesn't
+      monitors      MonitorShares: what monitors decided
       tries         Tries: an attack that asks each request in several variants
       run           RunFacts of the manifest, with RepairLeaks
 
 `to_tree` writes one and `from_tree` reads it back, checked (`care.typed`). Not here: how the
-figures are made (`scorecard`, `adaptive`, `tries`, `official_scores`, `leak_check`).
+figures are made (`scorecard`, `adaptive`, `tries`, `certificate`, `monitored`, `official_scores`,
+`leak_check`).
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from care.data.example import SuiteRole
+from care.evaluation.certificate import Certificate
+from care.evaluation.monitored import MonitorShares
 from care.evaluation.official_scores import PublishedScore
 from care.evaluation.results import Metric, Rates
 from care.judges.base import Outcome
@@ -88,6 +92,8 @@ class DefenseScores(Rates):
     """Answers that no judge could read; older versions didn't tell."""
     published: tuple[PublishedScore, ...] = ()
     """Scores as the suite's authors publish them; none for most suites."""
+    certified: Annotated[Certificate | None, WHEN_SET] = None
+    """The most that attacks can achieve beside any pictures; none without a monitor of requests."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +233,9 @@ class Threat:
     """Figures of the first under the defense, which it doesn't know."""
     adaptive: DefenseScores | None
     """Figures of the second under the defense, which it knows."""
+    certified: Annotated[Certificate | None, WHEN_SET] = None
+    """The most that any picture can achieve beside these requests; none without a monitor of
+    requests."""
 
 
 @dataclass(frozen=True)
@@ -342,6 +351,8 @@ class Scorecard:
     """Agreement of the judges with labels by hand."""
     threats: tuple[Threat, ...] = ()
     """Attacks that know the defense, beside those that don't."""
+    monitors: Annotated[tuple[MonitorShares, ...], WHEN_SET] = ()
+    """What monitors decided, by suite and defense."""
     tries: tuple[Tries, ...] = ()
     """Attacks that ask each request in several variants."""
     run: RunFacts = RunFacts()

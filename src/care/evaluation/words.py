@@ -17,7 +17,7 @@ from care.data.example import Suite
 from care.data.registry import load_suite
 from care.defenses.loading import load_defense
 from care.errors import UsageError
-from care.evaluation.adaptive import counting, folders, held_out, suite_name
+from care.evaluation.adaptive import certified, counting, folders, held_out, suite_name
 from care.evaluation.config import UNDEFENDED, AskedWords
 from care.evaluation.leak_check import refuse_leaks
 from care.evaluation.scores import SuiteScores, Threat
@@ -143,6 +143,7 @@ def word_threats(
                         undefended=bare.get(UNDEFENDED),
                         transfer=bare.get(name),
                         adaptive=own.get(name),
+                        certified=certified(own.get(name) or bare.get(name)),
                     )
                 )
     return found

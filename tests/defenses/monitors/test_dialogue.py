@@ -1,22 +1,16 @@
-"""What follows an alarm, on a scripted model; and the certificate, on a tiny one."""
+"""What follows an alarm, on a scripted model."""
 
 from contextlib import contextmanager
 from dataclasses import replace
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from care.data.example import Example
-from care.defenses.monitors.detector import Detector
 from care.defenses.monitors.dialogue import REFUSAL, Dialogue
-from care.defenses.monitors.monitor import Monitor
+from care.errors import NotFiniteError
 from care.models.alarms import Alarm
 from care.models.responses import Answer
-from care.models.sites import Site
-from kit import tiny
 
 SQUARE = Image.new("RGB", (28, 28), "red")
 ASKED = Example("a", "ask", images=(SQUARE,))
@@ -25,12 +19,25 @@ ASKED = Example("a", "ask", images=(SQUARE,))
 class Scripted:
     """A model that says what it was asked for: "ask, seen" beside a picture, "…, closed" if so."""
 
-    def __init__(self):
+    name, dtype = "scripted", "float16"
+
+    def __init__(self, broken=()):
         self.closed = False
         self.asked = []
+        self.batches = []
+        self.broken = broken
 
     def answers(self, examples, **how):
         self.asked += examples
+        self.batches.append([e.id for e in examples])
+        found = self.said(examples)
+        if any(e.id in self.broken for e in examples):
+            pairs = zip(examples, found, strict=True)
+            whole = [None if e.id in self.broken else answer for e, answer in pairs]
+            raise NotFiniteError("NaN", whole)
+        return found
+
+    def said(self, examples):
         return [
             Answer(
                 e.prompt + (", seen" if e.images else "") + (", closed" if self.closed else ""),
@@ -53,9 +60,11 @@ class Watching:
 
     def __init__(self, reads, *words, tokens=0):
         self.reads, self.words, self.tokens = reads, words, tokens
+        self.suspected = {}
 
     def alarms(self, vlm, exchanges, batch_size=32, suspected=None):
-        self.suspected = suspected
+        pairs = zip(exchanges, suspected or [None] * len(exchanges), strict=True)
+        self.suspected |= {each.request.id: told for each, told in pairs}
         texts = [
             {
                 "request": each.request.prompt,
@@ -133,7 +142,7 @@ def test_answers_to_requests_that_alarmed_are_suspected():
     vlm = Scripted()
     examples = [Example(p, p, images=(SQUARE,)) for p in ("fine", "bad")]
     Dialogue(vlm, [Watching("request", "bad"), watching], None, {}).answers(examples)
-    assert watching.suspected == [False, True]
+    assert watching.suspected == {"fine": False, "bad": True}
 
 
 def test_all_monitors_together():
@@ -169,32 +178,29 @@ def test_examples_keep_their_places():
     assert [a.source for a in found] == ["model", "text alone", "repaired", "text alone", "model"]
 
 
-# -- the certificate -------------------------------------------------------------------------------
+def test_with_and_without_a_picture_nothing_shares_a_batch():
+    vlm = Scripted()
+    requests = [Example(p, p, images=(SQUARE,)) for p in ("bad", "fine", "so bad", "worse")]
+    requests.append(Example("bare", "bare"))
+    watching = [Watching("request", "bad"), Watching("answer", "worse, seen", "so")]
+    Dialogue(vlm, watching, vlm.closing, {}).answers(requests)
+    assert vlm.batches == [["bad", "so bad", "bare"], ["so bad"], ["fine", "worse"], ["worse"]]
 
 
-def opened(vlm, answer_threshold):
-    """A dialogue in which every request alarms, and answers above a threshold do."""
-    rng = np.random.default_rng(0)
-    detector = Detector(*(rng.standard_normal(tiny.WIDTH).astype(np.float32) for _ in range(2)))
-    monitors = [
-        Monitor("request", -1e9, Site(1, "ffn_out"), detector),
-        Monitor("answer", answer_threshold, Site(2, "layer_out"), detector),
-    ]
-    return Dialogue(vlm, monitors, None, {"max_new_tokens": 8})
+def test_answers_that_are_not_finite_are_told_and_the_others_are_watched():
+    vlm = Scripted(broken=("broken", "bare"))
+    requests = [Example(p, p, images=(SQUARE,)) for p in ("fine", "broken", "worse")]
+    requests.append(Example("bare", "bare"))
+    with pytest.raises(NotFiniteError, match="scripted") as raised:
+        Dialogue(vlm, [StopsAt("answer", "worse, seen")], None, {}).answers(requests)
+    fine, broken, worse, bare = raised.value.answers
+    assert (fine.text, worse.text) == ("fine, seen", REFUSAL) and broken is bare is None
 
 
-@pytest.fixture(scope="module")
-def vlm():
-    return tiny.tiny_vlm()
-
-
-@settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 2**31), threshold=st.sampled_from([-1e9, 0.0, 1e9]))
-def test_the_answer_to_an_opened_request_is_the_same_beside_every_picture(vlm, seed, threshold):
-    rng = np.random.default_rng(seed)
-    pixels = rng.integers(0, 256, (2, 28, 28, 3), dtype=np.uint8)
-    examples = [replace(ASKED, images=(Image.fromarray(each),)) for each in pixels]
-    dialogue = opened(vlm, threshold)
-    answers = [dialogue.answers([each])[0] for each in (*examples, replace(ASKED, images=()))]
-    assert len({answer.text for answer in answers}) == 1
-    assert len({tuple(a.score for a in answer.alarms) for answer in answers}) == 1
+def test_an_answer_begun_again_that_is_not_finite_is_told():
+    vlm = Scripted()
+    vlm.broken = ("a",)
+    given = [Answer("ask, seen", 1, 2, True)]
+    with pytest.raises(NotFiniteError) as raised:
+        Dialogue(vlm, [Watching("answer", "seen")], vlm.closing, {}).answers([ASKED], given)
+    assert raised.value.answers == [None]

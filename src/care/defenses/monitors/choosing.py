@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from care.data.contamination import content
+from care.data.contamination import goal_in_text
 from care.data.example import Example
 from care.defenses.monitors.features import Labelled
 from care.defenses.monitors.fitting import MonitorConfig, MonitorFit, Tried, fit_monitor
@@ -35,7 +35,6 @@ REFUSALS = "refusals"
 """Kind of the harmless answers to malicious requests."""
 
 _ALIKE = 0.01
-_STATED = 0.5
 
 
 @dataclass(frozen=True)
@@ -101,22 +100,16 @@ def fit_monitors(
 
 def labelled_request(example: Example) -> Labelled | None:
     """A request for a monitor of requests; None where a malicious goal isn't in its text."""
-    malicious = example.kind == "malicious"
-    if malicious and not goal_in_text(example):
+    malicious, goal = example.kind == "malicious", example.goal or example.prompt
+    if malicious and not goal_in_text(goal, example.prompt):
         return None
-    return Labelled(Exchange(example), malicious, _suite(example), example.goal or example.prompt)
+    return Labelled(Exchange(example), malicious, _suite(example), goal)
 
 
 def labelled_answer(example: Example, answer: str, harmful: bool) -> Labelled:
     """An answer for a monitor of what is said."""
     kind = _suite(example) if harmful or example.kind == "benign" else REFUSALS
     return Labelled(Exchange(example, answer), harmful, kind, example.goal or example.prompt)
-
-
-def goal_in_text(example: Example) -> bool:
-    """Whether at least half of the goal's content words stand in the request's text."""
-    wanted = content(example.goal or example.prompt)
-    return len(wanted & content(example.prompt)) >= _STATED * len(wanted)
 
 
 def _choice(

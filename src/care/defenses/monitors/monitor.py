@@ -170,5 +170,5 @@ def pooled(scores: np.ndarray, pooling: Pooling, at: Sequence[int]) -> np.ndarra
     return np.concatenate([windows[: WINDOW - 1], full])[ends]
 
 
-def _key(exchange: Exchange) -> tuple[str, str, str]:
-    return (exchange.request.system or "", exchange.request.prompt, exchange.answer)
+def _key(exchange: Exchange) -> tuple[str, str]:
+    return (repr(exchange.request.messages()), exchange.answer)

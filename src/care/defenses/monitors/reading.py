@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 Reads = Literal["request", "answer", "exchange"]
 READS: tuple[Reads, ...] = get_args(Reads)
 
-_WORDLESS = "..."
-"""Stands for the words of a request that has none, where its answer is read with it."""
-
 
 @dataclass(frozen=True)
 class Exchange:
@@ -52,7 +49,7 @@ def readable(vlm: VLM, reads: Reads, exchange: Exchange) -> Exchange | None:
     begun.
     """
     # An opening is a part of the answer.
-    request = replace(without_pictures(exchange.request), opening="")
+    request = replace(exchange.request.without_pictures(), opening="")
     if reads == "request":
         return Exchange(request) if exchange.request.prompt.strip() else None
     answer = _plain(vlm, answer_of(exchange.answer, vlm.thought_tags) or "")
@@ -61,12 +58,6 @@ def readable(vlm: VLM, reads: Reads, exchange: Exchange) -> Exchange | None:
     if reads == "answer":
         return Exchange(Example("answer", answer), answer)
     return Exchange(request, answer)
-
-
-def without_pictures(request: Example) -> Example:
-    """The request with its pictures left out; of one without words, a placeholder is left."""
-    words = request.prompt if request.prompt.strip() else _WORDLESS
-    return replace(request, images=(), prompt=words)
 
 
 def encoded(vlm: VLM, reads: Reads, exchanges: Sequence[Exchange]) -> tuple[Batch, Tensor]:

@@ -13,6 +13,9 @@ FailAbove = Annotated[
     float | None,
     typer.Option(min=0, max=1, help="Exit with 1 if the mean ASR after the repair is greater."),
 ]
+Explain = Annotated[
+    bool, typer.Option("--explain", help="A line for each answer that a monitor decided.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 

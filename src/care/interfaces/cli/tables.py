@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from care.evaluation.monitored import MonitorShares
     from care.evaluation.official_scores import PublishedScore
     from care.evaluation.results import Rates
     from care.evaluation.scores import (
@@ -32,7 +33,14 @@ def show(card: Scorecard) -> None:
     print(f"Judged by {card.judge}. Rates with 95 % intervals (Wilson).")
     _show_rates(card.suites)
     _show_unjudged(card.suites)
+    if any(cell.certified for suite in card.suites for cell in suite.defenses.values()):
+        print(
+            "  certified: the most that attacks with these texts can achieve, beside any picture."
+        )
     _show_published(card.suites)
+    if card.monitors:
+        print("\nWhat monitors decided: shares of the answers.")
+        _show_monitors(card.monitors)
     if card.threats:
         print("\nAttacks that don't know the defense (transfer), and that do (adaptive).")
         _show_threats(card.threats)
@@ -83,16 +91,31 @@ def _show_leaks(repairs: Mapping[str, RepairLeaks]) -> None:
 def _show_rates(suites: Sequence[SuiteScores]) -> None:
     defenses = list(dict.fromkeys(name for suite in suites for name in suite.defenses))
     corrected = any(cell.corrected for s in suites for cell in s.defenses.values())
-    names = ["suite", "metric", "n", "goals", *defenses]
+    certified = {d for s in suites for d, cell in s.defenses.items() if cell.certified}
+    names = ["suite", "metric", "n", "goals"]
+    names += [name for d in defenses for name in [d, f"{d}, certified"][: 1 + (d in certified)]]
+
+    def row(
+        named: list[str],
+        cells: Mapping[str, DefenseScores],
+        told: Callable[[DefenseScores], str],
+        bound: Callable[[DefenseScores], str] = lambda _: "",
+    ) -> list[str]:
+        shown = list(named)
+        for name in defenses:
+            shown.append(told(cells[name]) if name in cells else "")
+            if name in certified:
+                shown.append(bound(cells[name]) if name in cells else "")
+        return shown
+
     rows = []
     for suite in suites:
         cells = suite.defenses
         first = next(iter(cells.values()))
-        row = [suite.name, suite.metric, str(first.n), str(first.goals)]
-        rows.append([*row, *(_cell(cells[d]) if d in cells else "" for d in defenses)])
+        named = [suite.name, suite.metric, str(first.n), str(first.goals)]
+        rows.append(row(named, cells, _cell, lambda cell: str(cell.certified or "")))
         if corrected and any(cell.corrected for cell in cells.values()):
-            shown = (_corrected(cells[d]) if d in cells else "" for d in defenses)
-            rows.append(["", "corrected", "", "", *shown])
+            rows.append(row(["", "corrected", "", ""], cells, _corrected))
     print_table(names, rows)
 
 
@@ -113,13 +136,27 @@ def _show_unjudged(suites: Sequence[SuiteScores]) -> None:
                     print(f"  {suite.name}, {defense}: {share} {what}.")
 
 
-def _show_threats(threats: Iterable[Threat]) -> None:
-    names = ["attack", "defense", "undefended", "transfer", "adaptive", "loss"]
+def _show_monitors(found: Sequence[MonitorShares]) -> None:
+    """How many answers each monitor decided, and what followed."""
+    monitors = list(dict.fromkeys(name for each in found for name in each.alarmed))
+    names = ["suite", "defense", "n", *(f"{m} alarmed" for m in monitors)]
+    rows = (
+        [each.suite, each.defense, str(each.n)]
+        + [_share(each.alarmed[m]) if m in each.alarmed else "" for m in monitors]
+        + [_share(part) for part in (each.lost_pictures, each.repaired, each.refused)]
+        for each in found
+    )
+    print_table([*names, "lost its picture", "begun again", "refused"], rows)
+
+
+def _show_threats(threats: Sequence[Threat]) -> None:
+    names = ["attack", "defense", "undefended", "transfer", "adaptive", "certified", "loss"]
     cells = (
         [
             t.attack,
             t.defense,
             *("" if c is None else _cell(c) for c in (t.undefended, t.transfer, t.adaptive)),
+            str(t.certified or ""),
             f"{t.loss_undefended:.2f} → {t.loss_adaptive:.2f}",
         ]
         for t in threats

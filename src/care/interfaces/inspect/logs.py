@@ -31,6 +31,9 @@ from care.runs.rows import Row
 from care.runs.run import ROWS
 from care.runs.settings import MAX_NAME
 
+_TOLD = ("goal", "kind", "category", "suite", "role", "source", "alarms", "lost_pictures")
+"""Fields of a row that a sample tells; the last three only where a monitor decided."""
+
 
 class _Run(NamedTuple):
     """What is read of a run's folder."""
@@ -248,7 +251,7 @@ def _sample(row: Row, by_judge: Mapping[str, Row], model: str, examples: Example
         input=asked,
         target=target,
         messages=list(asked),
-        metadata={key: row[key] for key in ("goal", "kind", "category", "suite", "role")},
+        metadata={key: row[key] for key in _TOLD if key in row},
     )
     if row["response"] is None:
         sample.error = EvalError(message=row["error"] or "", traceback="", traceback_ansi="")

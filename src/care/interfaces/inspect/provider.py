@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from inspect_ai.model import (  # pyright: ignore[reportMissingImports]
@@ -165,9 +165,10 @@ class CareAPI(ModelAPI):
             )
         settings = read_settings(config, self.max_tokens())
         request = conversation(input)
-        # Drawn answers depend on the example's id: the same request again is to be drawn anew.
-        self._asked[request.id] += 1
-        request = replace(request, id=f"{request.id}-{self._asked[request.id]}")
+        # Drawn answers depend on the example: the same words again are to be drawn anew.
+        words = request.without_pictures().id
+        self._asked[words] += 1
+        request = replace(request, turn=self._asked[words])
         started = time.monotonic()
         answer = await self._batches.ask(settings, request)
         return self._output(answer, settings, time.monotonic() - started)
@@ -225,4 +226,12 @@ class CareAPI(ModelAPI):
             choices=[ChatCompletionChoice(message=message, stop_reason=reason)],
             usage=usage,
             time=seconds,
+            metadata=_decided(answer),
         )
+
+
+def _decided(answer: Answer) -> dict[str, Any] | None:
+    """What monitors raised, and what followed; None where no monitor decided anything."""
+    if not answer.alarms:
+        return None
+    return {"source": answer.source, "alarms": [asdict(alarm) for alarm in answer.alarms]}

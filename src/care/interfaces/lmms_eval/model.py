@@ -10,6 +10,7 @@ video, sound, several rounds, several processes (each is an error), and how requ
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -141,7 +142,7 @@ class CareModel(lmms):
         groups: dict[Decoding, list[int]] = {}
         for index, request in enumerate(requests):  # all are read before the first answer
             groups.setdefault(self._decoding(request), []).append(index)
-        answers, unfinished = [""] * len(requests), 0
+        answers, unfinished, decided = [""] * len(requests), 0, Counter[str]()
         with self._answering() as answers_to, tqdm(total=len(requests), desc="care") as bar:
             for decoding, indices in groups.items():
                 # Equal requests get different samples only if they are answered in one call.
@@ -159,12 +160,16 @@ class CareModel(lmms):
                     for index, answer in zip(window, found, strict=True):
                         said = answer_of(answer.text, self.vlm.thought_tags)
                         unfinished += said is None
+                        decided[answer.source] += bool(answer.alarms)
                         answers[index] = "" if said is None else _cut(said, decoding)
         if unfinished:
             logger.warning(
                 f"{unfinished} of {len(requests)} answers ended within the model's thoughts and "
                 "are given as empty; allow longer ones with --gen_kwargs max_new_tokens=N."
             )
+        if +decided:
+            told = ", ".join(f"{source} {n}" for source, n in sorted((+decided).items()))
+            logger.info(f"Monitors decided {decided.total()} of {len(requests)} answers: {told}.")
         return answers
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:

@@ -12,15 +12,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from PIL import Image
 
-from care.data.example import Example
+from care.data.example import WORDLESS, Example
 from care.data.images import load_image
 from care.errors import DataError, UsageError
 
@@ -33,10 +33,18 @@ class Conversation(Example):
 
     chat: tuple[dict[str, Any], ...] = ()
     """The turns in Hugging Face's chat format."""
+    turn: int = 1
+    """How often its words have been asked, with this time: drawn answers are drawn anew."""
 
     def messages(self) -> list[dict[str, Any]]:
         """The turns, images where they stand."""
         return list(self.chat)
+
+    def without_pictures(self) -> Conversation:
+        """The turns' texts alone, under an id that is made of them alone."""
+        chat = tuple(turn | {"content": _texts(turn)} for turn in self.chat)
+        words = self.prompt if self.prompt.strip() else WORDLESS
+        return replace(self, id=_id(chat, (), self.opening), images=(), prompt=words, chat=chat)
 
 
 def conversation(messages: Sequence[Any]) -> Conversation:
@@ -66,7 +74,7 @@ def conversation(messages: Sequence[Any]) -> Conversation:
                 images.append(_image(part, len(images)))
         chat.append({"role": message.role, "content": content})
     return Conversation(
-        id=f"request-{_digest(chat, images, opening)[:12]}",
+        id=_id(chat, images, opening),
         prompt="\n".join(texts),
         images=tuple(images),
         chat=tuple(chat),
@@ -142,8 +150,13 @@ def _decoded(uri: str, what: str) -> Image.Image:
         ) from error
 
 
-def _digest(chat: list[dict[str, Any]], images: Sequence[Image.Image], opening: str) -> str:
-    hasher = hashlib.sha256((json.dumps(chat) + opening).encode())
+def _texts(turn: Mapping[str, Any]) -> list[dict[str, str]]:
+    texts = [part for part in turn["content"] if part["type"] == "text"]
+    return texts or [{"type": "text", "text": WORDLESS}]
+
+
+def _id(chat: Sequence[dict[str, Any]], images: Sequence[Image.Image], opening: str) -> str:
+    hasher = hashlib.sha256((json.dumps(list(chat)) + opening).encode())
     for image in images:
         hasher.update(f"{image.size}".encode() + image.tobytes())
-    return hasher.hexdigest()
+    return f"request-{hasher.hexdigest()[:12]}"

@@ -2,12 +2,13 @@
 
 # No `from __future__ import annotations`: typer reads the annotations when a command is called.
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from care.evaluation.config import EvaluationConfig, RejudgeConfig
 from care.interfaces.cli.options import takes
 from care.interfaces.cli.registry import command
-from care.interfaces.cli.shared import FailAbove, hide_loading_bars, hold_to
+from care.interfaces.cli.shared import Explain, FailAbove, hide_loading_bars, hold_to
 from care.interfaces.cli.tables import show
 
 if TYPE_CHECKING:
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 
 @command("evaluate", "Work")
 @takes(EvaluationConfig)
-def evaluate(job: EvaluationConfig, *, fail_above: FailAbove = None) -> None:
+def evaluate(
+    job: EvaluationConfig, *, explain: Explain = False, fail_above: FailAbove = None
+) -> None:
     """Answer suites bare and under repairs, judge the answers, and say what the figures show."""
     hide_loading_bars()
     from care.evaluation import job as evaluation
@@ -24,6 +27,8 @@ def evaluate(job: EvaluationConfig, *, fail_above: FailAbove = None) -> None:
 
     card = evaluation.evaluate(job, progress=Progress)
     show(card)
+    if explain:
+        show_decided(job.run.out)
     print(job.run.out / evaluation.TABLE)
     hold_to(fail_above, worst_asr(card.suites))
 
@@ -38,6 +43,19 @@ def judge(asked: RejudgeConfig) -> None:
 
     show(evaluation.rejudge_run(asked, progress=Progress))
     print((asked.out or asked.path) / evaluation.TABLE)
+
+
+def show_decided(run: Path) -> None:
+    """A line for each answer of a run that a monitor decided."""
+    from care.evaluation.monitored import explained
+    from care.evaluation.rejudge import read_rows
+    from care.evaluation.rows import JudgedRow
+    from care.runs.run import ROWS
+
+    lines = list(explained(read_rows(run / ROWS, JudgedRow)))
+    print("\nAnswers that a monitor decided:" if lines else "\nNo monitor decided an answer.")
+    for line in lines:
+        print(f"  {line}")
 
 
 def worst_asr(suites: "Sequence[SuiteScores]") -> float | None:

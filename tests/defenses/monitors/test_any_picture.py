@@ -1,0 +1,214 @@
+"""What certificates rest on: an opened request's answer is the same beside every picture.
+
+Through `Repair.answer` of a tiny model, in all that may follow an alarm of the request, greedily
+and drawn, alone and in batches, for random pictures and for those of a descent.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from care.attacks.pgd import universal_image
+from care.attacks.presets import PGDConfig
+from care.data.example import Example
+from care.defenses.monitors.detector import Detector
+from care.defenses.monitors.monitor import SUSPECTED, Monitor
+from care.defenses.monitors.reading import Exchange
+from care.interfaces.requests.chat import conversation
+from care.models.sites import Site
+from kit import repairs, tiny
+
+WORDS = ("how do you wash a car?", "build a small house from wood", "picture soap and water")
+REQUESTS = [Example(f"r{n}", text) for n, text in enumerate(WORDS)]
+NEVER, ALWAYS = 1e9, -1e9
+
+
+def detector(seed=0):
+    rng = np.random.default_rng(seed)
+    return Detector(*(rng.standard_normal(tiny.WIDTH).astype(np.float32) for _ in range(2)))
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    return tiny.tiny_vlm()
+
+
+@pytest.fixture(scope="module")
+def middle(vlm):
+    """A threshold that some requests are above and some below."""
+    watching = Monitor("request", 0.0, Site(1, "ffn_out"), detector())
+    scores = [found[0][1] for found in watching.scores(vlm, [Exchange(e) for e in REQUESTS])]
+    low, high = sorted(scores)[:2]
+    assert high - low > 1e-2  # far from what rounding does
+    return (low + high) / 2
+
+
+def repaired(request, answer, said=1):
+    """A repair whose monitors have these thresholds; that of answers reads at `said`'s layer."""
+    monitors = (
+        Monitor("request", request, Site(1, "ffn_out"), detector()),
+        Monitor("answer", answer, Site(said, "layer_out"), detector(1)),
+    )
+    return replace(repairs.repair(), monitors=monitors)
+
+
+def drawn_pictures(seed, n):
+    pixels = np.random.default_rng(seed).integers(0, 256, (n, 28, 28, 3), dtype=np.uint8)
+    return [Image.fromarray(each) for each in pixels]
+
+
+@pytest.fixture(scope="module")
+def optimised(vlm):
+    """Pictures of descents that make the model begin as wished."""
+    config = PGDConfig(epsilon=None, steps=8, step_size=16 / 255, batch=3)
+    return [
+        universal_image(vlm, REQUESTS, [text] * 3, tiny.picture(n, (28, 28)), config).image
+        for n, text in enumerate(("To do this, you'll need", "1. First, wood"))
+    ]
+
+
+def shown(answer):
+    return answer.text, answer.source, [alarm.monitor for alarm in answer.alarms]
+
+
+def beside(pictures):
+    return [
+        replace(request, images=(picture,))
+        for request, picture in zip(REQUESTS, pictures, strict=True)
+    ]
+
+
+HOW = [{"max_new_tokens": 6}, {"max_new_tokens": 6, "temperature": 1.0, "seed": 3}]
+
+
+@pytest.mark.parametrize("how", HOW, ids=["greedy", "drawn"])
+@pytest.mark.parametrize(
+    ("threshold", "channels", "source"),
+    [(NEVER, True, "text alone"), (ALWAYS, True, "refusal"), (ALWAYS, False, "refusal")],
+)
+def test_optimised_pictures_change_nothing(vlm, optimised, how, threshold, channels, source):
+    repair = repaired(ALWAYS, threshold)
+    repair = repair if channels else repair.monitors_only()
+    found = [
+        [shown(answer) for answer in repair.answer(vlm, beside([picture] * 3), **how)]
+        for picture in (*optimised, *drawn_pictures(0, 2))
+    ]
+    assert all(each == found[0] for each in found)
+    assert [each[1] for each in found[0]] == [source] * 3
+    bare = [vlm.generate(beside([picture] * 3), **how) for picture in optimised]
+    assert bare[0] != bare[1]  # of the model itself they are an input
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    order=st.permutations(range(3)),
+    size=st.integers(1, 3),
+    how=st.sampled_from(HOW),
+    said=st.sampled_from([NEVER, ALWAYS, None]),
+)
+def test_mates_pictures_and_order_change_nothing(vlm, middle, seed, order, size, how, said):
+    """Requests that open are answered as if they were asked alone and without a picture."""
+    scores = repaired(NEVER, NEVER).monitors[1].scores(vlm, [Exchange(e, "wood") for e in REQUESTS])
+    threshold = scores[0][0][1] if said is None else said
+    repair = repaired(middle, threshold)
+    alone = {e.id: repair.answer(vlm, [e], **how)[0] for e in REQUESTS}
+    opened = {id for id, answer in alone.items() if answer.alarms[:1] and _by_request(answer)}
+    assert 0 < len(opened) < 3
+    asked = [beside(drawn_pictures(seed, 3))[n] for n in order]
+    for example, answer in zip(
+        asked, repair.answer(vlm, asked, batch_size=size, **how), strict=True
+    ):
+        if example.id in opened:
+            assert answer.text == alone[example.id].text
+            assert len(answer.alarms) == len(alone[example.id].alarms)
+
+
+def _by_request(answer):
+    return answer.alarms[0].monitor == "request"
+
+
+@pytest.mark.parametrize("how", HOW, ids=["greedy", "drawn"])
+def test_an_opened_request_may_be_begun_again_and_is_the_same_then_too(vlm, how):
+    """The channels' closing changes the answer below the threshold that the first was above."""
+    requests = beside(drawn_pictures(1, 3))
+    first = repaired(ALWAYS, NEVER).answer(vlm, requests, **how)
+    with repaired(ALWAYS, NEVER).opened().applied(vlm):
+        second = vlm.answers([e.without_pictures() for e in requests], **how)
+    layer, place, limit = _between(vlm, first, second)
+    repair = repaired(ALWAYS, limit, layer)
+    found = [
+        repair.answer(vlm, [beside(drawn_pictures(seed, 3))[place]], **how)[0] for seed in range(4)
+    ]
+    assert {answer.source for answer in found} == {"repaired"}
+    assert {answer.text for answer in found} == {second[place].text}
+
+
+def _between(vlm, first, second):
+    """(layer, place, threshold) at which the answer `first[place]` alarms and the other doesn't."""
+    for layer in range(vlm.anatomy.n_layers):
+        watching = repaired(ALWAYS, 0.0, layer).monitors[1]
+        before, after = (
+            watching.scores(vlm, [Exchange(e, a.text) for e, a in zip(REQUESTS, said, strict=True)])
+            for said in (first, second)
+        )
+        for place, (old, new) in enumerate(zip(before, after, strict=True)):
+            # An answer to a request that has raised an alarm raises one at the midpoint already.
+            if old and new and new[-1][1] + 1e-2 < min(old[-1][1], SUSPECTED):
+                return layer, place, (old[-1][1] + new[-1][1]) / 2
+    return pytest.fail("no layer tells any two answers apart")
+
+
+def test_answers_are_the_same_from_the_bare_models(vlm, middle):
+    repair, asked = repaired(middle, NEVER), beside(drawn_pictures(2, 3))
+    for how in HOW:
+        bare = vlm.answers(asked, **how)
+        revised = repair.revised(vlm, asked, bare, **how)
+        assert [*map(shown, revised)] == [*map(shown, repair.answer(vlm, asked, **how))]
+
+
+class _Part:
+    def __init__(self, role, *content):
+        self.role, self.content = role, list(content)
+
+
+class _Content:
+    def __init__(self, type, value):
+        self.type = type
+        setattr(self, type, value)
+
+
+def test_a_conversation_loses_its_pictures_wherever_they_stand(vlm, tmp_path):
+    for n, picture in enumerate(drawn_pictures(3, 2)):
+        picture.save(tmp_path / f"{n}.png")
+
+    def asked(n):
+        return conversation(
+            [
+                _Part(
+                    "user",
+                    _Content("text", "how do you"),
+                    _Content("image", str(tmp_path / f"{n}.png")),
+                ),
+                _Part("assistant", _Content("text", "wash a car?")),
+                _Part("user", _Content("image", str(tmp_path / f"{1 - n}.png"))),
+            ]
+        )
+
+    one, other = asked(0), asked(1)
+    assert (
+        one.id != other.id and one.without_pictures().digest() == other.without_pictures().digest()
+    )
+    assert one.without_pictures().prompt == one.prompt and one.without_pictures().images == ()
+    contents = [turn["content"] for turn in one.without_pictures().messages()]
+    assert contents == [
+        [{"type": "text", "text": text}] for text in ("how do you", "wash a car?", "...")
+    ]
+    repair = repaired(ALWAYS, NEVER)
+    for how in HOW:
+        answers = [repair.answer(vlm, [each], **how)[0] for each in (one, other)]
+        assert shown(answers[0]) == shown(answers[1]) and answers[0].source == "text alone"
