@@ -270,7 +270,13 @@ class Stages:
             with (self.progress or silent)("screening", sum(map(len, suites))) as bar:
                 kept = self.kept("screening")
                 return screen(
-                    self.vlm, tried, suites, batch_size=batch, advance=bar.advance, kept=kept
+                    self.vlm,
+                    tried,
+                    suites,
+                    batch_size=batch,
+                    seed=self.job.run.seed,
+                    advance=bar.advance,
+                    kept=kept,
                 )
 
         rates = stage_json(self.run, "screening", make)
