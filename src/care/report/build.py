@@ -62,7 +62,7 @@ def report_tree(
     ]
     parts = {
         "schema": SCHEMA,
-        "title": f"care: {manifest.get('model', 'a model')} repaired",
+        "title": _title(manifest),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "suites": suites,
         "outcomes": {
@@ -85,6 +85,11 @@ def report_tree(
         },
     }
     return to_tree(parts, WHAT)
+
+
+def _title(manifest: Mapping[str, Any]) -> str:
+    quick = f" (quick: {manifest['quick']})" if "quick" in manifest else ""
+    return f"care: {manifest.get('model', 'a model')} repaired{quick}"
 
 
 def _control(table: Results, name: str, suites: Sequence[SuiteResult]) -> dict[str, Any]:
