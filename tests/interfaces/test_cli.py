@@ -93,6 +93,14 @@ def test_a_job_by_default(calls, capsys):
     assert all(suite["name"] in out for suite in calls.tree["suites"])
 
 
+def test_a_quick_job_is_labelled(calls, capsys):
+    assert cli.main(["repair", "--quick"]) == 0
+    assert calls.jobs[0][1] == RepairJob(quick=True)
+    assert "Quick: fitted, chosen and tested on a quarter of the examples." in (
+        capsys.readouterr().out
+    )
+
+
 @pytest.mark.parametrize("name", ["repair", "diagnose", "fit"])
 def test_every_option_reaches_the_job(calls, name, tmp_path):
     file = tmp_path / "mine.jsonl"

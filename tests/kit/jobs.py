@@ -68,8 +68,8 @@ def a_job(
     return RepairJob(run=RunSpec(out, resume, seed, batch_size), **more)
 
 
-def own_files(folder: Path) -> dict[str, Path]:
-    """120 attacks and 120 harmless requests, half of either with a picture."""
+def own_files(folder: Path, count: int = 120) -> dict[str, Path]:
+    """So many attacks and as many harmless requests, half of either with a picture."""
     for place in range(20):
         tiny.picture(place).save(folder / f"{place}.png")
     paths = {}
@@ -82,7 +82,7 @@ def own_files(folder: Path) -> dict[str, Path]:
                 "kind": kind,
             }
             | ({"images": [f"{i // 2 % 20}.png"]} if i % 2 else {})
-            for i in range(120)
+            for i in range(count)
         ]
         paths[name] = folder / f"{name}.jsonl"
         paths[name].write_text("".join(json.dumps(line) + "\n" for line in lines))

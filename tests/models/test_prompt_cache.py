@@ -208,7 +208,6 @@ def test_other_errors_of_reading_are_raised(llava, monkeypatch):
 def test_edges(llava):
     assert llava.generate(llava.prefill([]), max_new_tokens=2) == []
     one = llava.prefill(EXAMPLES[1])
-    assert one.under(decision_only=True) is one and one.under(decision_only=False) == [EXAMPLES[1]]
     assert llava.generate(one, max_new_tokens=3) == llava.generate(EXAMPLES[1], max_new_tokens=3)
     for wrong in ({"max_new_tokens": 0}, {"temperature": float("nan")}):
         with pytest.raises(UsageError):

@@ -14,6 +14,7 @@ from care.defenses.repair.presets import PRESETS
 from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import random_subspace
 from care.models.sites import Site
+from care.pipeline import selection
 from care.pipeline.selection import (
     MARGINS,
     QUANTILES,
@@ -117,6 +118,7 @@ def test_screening_counts_first_tokens_by_role(vlm, monkeypatch, scope):
     with repair.applied(vlm):
         now = vlm.refusal_log_odds(everything) <= 0
     before = vlm.refusal_log_odds(everything) <= 0
+    assert found["moved"].pop("wins") == 1.0  # of one
     for name, row in (("none", before), ("moved", now)):
         assert found[name] == pytest.approx(
             {
@@ -127,3 +129,40 @@ def test_screening_counts_first_tokens_by_role(vlm, monkeypatch, scope):
             }
         )
     assert found["none"] != found["moved"]
+
+
+def test_a_candidate_that_is_the_best_on_few_goals_wins_seldom(monkeypatch):
+    """By hand: of two goals with two attacks each, "all" closes both, "one" only the first."""
+    suites = [
+        Suite("bad", "attack", tuple(asked("bad", 4, "malicious", False, 0))),
+        Suite("fine", "over_refusal", tuple(asked("fine", 2, "benign", False, 0))),
+    ]
+    suites[0] = replace(
+        suites[0],
+        examples=tuple(replace(e, goal=f"{n // 2}") for n, e in enumerate(suites[0].examples)),
+    )
+    suites[1] = replace(
+        suites[1], examples=tuple(replace(e, goal="fine") for e in suites[1].examples)
+    )
+    refused = {
+        "none": [0, 0, 0, 0, 0, 0],
+        "one": [1, 1, 0, 0, 0, 0],
+        "all": [1, 1, 1, 1, 0, 0],
+        "again": [1, 1, 1, 1, 0, 0],
+        "costly": [1, 1, 1, 1, 1, 0],
+    }
+    monkeypatch.setattr(
+        selection, "refused_under", lambda *_: np.array(list(refused.values()), dtype=bool)
+    )
+    tried = [Candidate(name, None, None) for name in list(refused)[1:]]
+    found = screen(None, tried, suites, seed=3)
+    assert "wins" not in found["none"]
+    wins = {name: found[name]["wins"] for name in list(refused)[1:]}
+    # "one" is as good, and earlier, unless the second attacked goal is drawn: (2/3)³, of which
+    # those without the first as well count as they are, and there "all" is better: (1/3)³.
+    assert wins["one"] == pytest.approx((2 / 3) ** 3 - (1 / 3) ** 3, abs=0.05)
+    assert wins["all"] == pytest.approx(1 - wins["one"]) and wins["again"] == wins["costly"] == 0
+    assert screen(None, tried, suites, seed=3) == found != screen(None, tried, suites, seed=4)
+    alone = [replace(suites[1], role="attack")]
+    monkeypatch.setattr(selection, "refused_under", lambda *_: np.zeros((5, 2), dtype=bool))
+    assert "wins" not in screen(None, tried, alone)["one"]

@@ -68,6 +68,25 @@ def test_own_examples_are_split_by_goal_and_nothing_is_lost(tmp_path: Path) -> N
     assert len(split_examples(parts["test"], lambda s: s.role == "attack")) > 5
 
 
+@pytest.mark.parametrize("split", ["fit", "validation", "test"])
+def test_a_quick_job_asks_a_quarter_of_every_suite(tmp_path: Path, split: str) -> None:
+    """And still goals of both kinds, as the first of a suite alone aren't."""
+    jobs = [RepairJob(quick=quick) for quick in (False, True)]
+    whole, part = ({s.name: s for s in suites_of(job, split)} for job in jobs)
+    assert whole.keys() == part.keys()
+    assert all(len(part[name]) == -(-len(whole[name]) // 4) for name in whole)
+    assert {e.category for e in part["text-jailbreak"]} == {"pictured", "written"}
+    assert "quick" not in jobs[0].config()
+    assert jobs[1].config()["quick"] == "a quarter of the examples"
+    own = {
+        "attacks": write(tmp_path / "a.jsonl", "malicious", 60),
+        "benign": write(tmp_path / "b.jsonl", "benign", 60),
+    }
+    for some, of in zip(*(suites_of(RepairJob(**own, quick=q), split) for q in (True, False)),
+                        strict=True):  # fmt: skip
+        assert len(some) == -(-len(of) // 4) and set(some) < set(of)
+
+
 def test_a_handful_of_own_examples_is_too_few(tmp_path: Path) -> None:
     job = RepairJob(
         model=ModelSpec("some/model"),

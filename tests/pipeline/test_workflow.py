@@ -25,10 +25,11 @@ from care.pipeline import stages
 from care.pipeline import workflow as pipeline
 from care.report import files as report_files
 from care.report.conclusions import verdict
+from care.runs.progress import Progress
 from care.runs.rows import Rows
 from care.runs.run import Run
 from kit import tiny
-from kit.jobs import COMPARED, SMALL, MadeUpJudge, a_job, files, parts, tiny_parts  # noqa: F401
+from kit.jobs import COMPARED, SMALL, MadeUpJudge, a_job, files, own_files, parts, tiny_parts  # noqa: F401
 
 
 def test_a_job_killed_again_and_again_ends_with_the_same_numbers(
@@ -83,6 +84,32 @@ def check_damaged_parts(run: Path, whole: dict, options: dict) -> None:
     assert len(told) == len(names) - 1  # the first and the last are of one stage
     assert parts(again) == parts(whole)
     assert {name: (run / name).read_bytes() for name in names} == before
+
+
+def test_a_quick_job_says_so_wherever_its_figures_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the attacks that work are shown first of all."""
+    options = {"batch_size": 8, "max_new_tokens": 4, **own_files(tmp_path, 320)}
+    tree = pipeline.repair(a_job(tmp_path / "run", quick=True, **options), Progress)
+    shown = capsys.readouterr().err
+    assert shown.count("This attack works: ") == shown.count("  answered: ") == 3
+    assert shown.rindex("  answered: ") < shown.index("\nchannels ")
+    said = "a quarter of the examples"
+    assert all(15 < suite["n"] < 35 for suite in tree["suites"])  # of about 96 goals to test on
+    assert tree["manifest"]["quick"] == tree["manifest"]["config"]["quick"] == said
+    assert tree["title"].endswith(f"(quick: {said})")
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert f"<b>Quick:</b> fitted, chosen and tested on {said}" in page
+    assert (
+        f"Quick: fitted, chosen and tested on {said}"
+        in (tmp_path / "run" / "repair" / "README.md").read_text()
+    )
+    assert Repair.load(tmp_path / "run" / "repair").manifest["quick"] == said
+    with pytest.raises(UsageError, match="quick"):
+        pipeline.repair(a_job(tmp_path / "run", resume=True, **options))
+    with pytest.raises(UsageError, match="leave out --quick"):
+        pipeline.diagnose(a_job(tmp_path / "other", quick=True))
 
 
 def test_a_diagnosis_judges_answers_under_both_repairs_and_is_resumed(

@@ -1,6 +1,9 @@
 """Progress: lines in a log, and a pace that leaves out what was there before."""
 
+import io
 import re
+
+import pytest
 
 from care.runs import progress as progress_module
 from care.runs.progress import Progress, duration
@@ -14,6 +17,17 @@ def test_progress_in_a_log(capsys):
     assert lines[0].startswith("answers 7/10 (70%)") and lines[0].endswith("vqa")
     assert re.search(r"/s, .* left", lines[0])
     assert lines[-1].startswith("answers 10/10 (100%)") and len(lines) == 2
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_lines_stand_between_those_of_the_bar(terminal):
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal
+    with Progress("answers", 2, stream=stream) as progress:
+        progress.say("[picture] once")
+        progress.advance(2)
+    text = stream.getvalue()
+    assert text.count("[picture] once\n") == 1 and text.index("once") < text.rindex("answers")
 
 
 def test_progress_rate_leaves_out_what_was_there(monkeypatch):

@@ -16,9 +16,15 @@ from care.defenses.repair.channel import Channel, RepairData
 def card(repair: RepairData) -> str:
     """The model card: threat model, figures with intervals, known failures."""
     model = {"name": None} | (repair.manifest.get("model") or {})
-    suites = (repair.manifest.get("evaluation") or {}).get("suites", [])
+    figures = repair.manifest.get("evaluation") or {}
+    suites, certified = figures.get("suites", []), figures.get("certified", {})
     return _template().render(
-        repair=repair, model=model, suites=suites, gate=_gate_words, interval=_interval
+        repair=repair,
+        model=model,
+        suites=suites,
+        certified=certified,
+        gate=_gate_words,
+        interval=_interval,
     )
 
 

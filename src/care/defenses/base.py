@@ -6,6 +6,7 @@ A defense overrides what it does, and the rest does nothing:
     rewritten    makes another request of a request: its text, its pictures
     answer       asks the model itself: twice, with a look at the answer in between, or not at all
     revised      makes answers of the undefended model's, where it begins with those anyway
+    changed      tells which of the undefended model's answers it leaves as they are
 
 What measures a defense asks for its `answer` and never goes past it (`answers_under`). Only an
 attack does: it descends through `applied` alone, since text can't be differentiated through, so
@@ -23,8 +24,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 from care.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from care.data.example import Example, Suite
     from care.models.edit_stats import EditStats
+    from care.models.prompt_cache import PromptCache
     from care.models.responses import Answer
     from care.models.sites import Scope
     from care.models.vlm import VLM
@@ -92,6 +96,14 @@ class Defense:
     ) -> list[Answer]:
         """What `answer` gives, where the undefended model's answers are known; `how` as there."""
         return self.answer(vlm, examples, **how)
+
+    def changed(self, vlm: VLM, prompts: PromptCache) -> np.ndarray | None:
+        """Which of the answers to N prompts that were read it may change (N,); None: any of them.
+
+        The others have to be the undefended model's to the bit: they are taken from there, where
+        these are known, and not decoded again.
+        """
+        return None
 
     def digest(self) -> str | None:
         """SHA-256 of all that it does, to which a run is held; None of one that can't tell."""

@@ -30,13 +30,13 @@ from care.defenses.repair.repair import Repair
 from care.diagnosis.results import ChannelsFound
 from care.diagnosis.site_results import ChannelEffect, ChannelScan, RecommendedSite
 from care.errors import DataError
+from care.models.first_pass import FirstPass
 from care.models.sites import Site, SiteKind
 from care.runs.kept_batches import KeptBatches
 from care.statistics.bootstrap import bootstrap_mean
 from care.statistics.intervals import Interval, difference
 
 if TYPE_CHECKING:
-    from care.models.prompt_cache import PromptCache
     from care.models.vlm import VLM
 
 METRIC = "share of requests, not refused without it, whose answer begins with a refusal"
@@ -130,21 +130,23 @@ def refused_under(
 ) -> np.ndarray:
     """Whether the answers would begin with a refusal, (R, N) bool, under R repairs (None: bare).
 
-    A batch of prompts is read once for all repairs that edit nothing before the last position, and
-    then forgotten. `advance` gets the number of requests just finished. Batches that are `kept`
-    aren't asked again.
+    A batch of prompts is read once for all repairs that edit nothing before the last position, of
+    which each costs the layers from its first site on (`FirstPass`). `advance` gets the number of
+    requests just finished. Batches that are `kept` aren't asked again.
     """
 
-    def refuses(reading: PromptCache, repair: Repair | None) -> np.ndarray:
+    def refuses(first: FirstPass, repair: Repair | None) -> np.ndarray:
         if repair is None:
-            return vlm.refusal_log_odds(reading) > 0
+            return first.bare > 0
         with repair.applied(vlm):
-            asked = reading.under(reads_undefended(repair))
-            return vlm.refusal_log_odds(asked, batch_size=batch_size) > 0
+            if reads_undefended(repair):
+                return first.log_odds(repair.sites) > 0
+            return vlm.refusal_log_odds(first.prompts.examples, batch_size=batch_size) > 0
 
     def work(chunk: list[int]) -> list[np.ndarray]:
         reading = vlm.prefill([asked[place] for place in chunk], batch_size=len(chunk))
-        return list(np.array([refuses(reading, repair) for repair in repairs]).T)
+        first = FirstPass(vlm, reading)
+        return list(np.array([refuses(first, repair) for repair in repairs]).T)
 
     asking = work
     if kept is not None:

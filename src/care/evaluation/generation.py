@@ -2,9 +2,11 @@
 
 Reading the prompts costs most, and a defense that touches the decision alone leaves that reading as
 it is. So a batch is read once, undefended, and every such defense and the bare model answer from
-there (`care.defenses.base.reads_undefended`). One that begins with the bare model's answers gets
-those that are there (`Defense.revised`); any other is asked for its own `answer`. How a cell
-is answered doesn't depend on what is done already, so a resumed run ends with the same rows.
+there (`care.defenses.base.reads_undefended`). Answers that such a defense leaves alone are the bare
+model's, where that is asked too, and only the others are decoded (`Defense.changed`). One that
+begins with the bare model's answers gets those that are there (`Defense.revised`); any other is
+asked for its own `answer`. How a cell is answered doesn't depend on what is done already, so a
+resumed run ends with the same rows.
 
 An example that fails gets an answer row with an `error`; an error that isn't about one example is
 raised. Not here: judging the answers (`evaluate`).
@@ -31,7 +33,7 @@ from care.typed import to_tree
 if TYPE_CHECKING:
     from care.defenses.base import Defense
     from care.models.prompt_cache import PromptCache
-    from care.models.vlm import VLM
+    from care.models.vlm import VLM, Prompts
 
 Generate = Callable[[list[Example]], "list[Answer | Exception]"]
 
@@ -65,6 +67,11 @@ class Cell:
         """How many of these examples have no row yet."""
         return sum(self.key(example) not in rows for example in examples)
 
+    def known(self, examples: Sequence[Example], answers: Rows) -> list[str | None]:
+        """What was answered to these examples; None where there is no answer."""
+        rows = [answers.get(self.key(example)) or {} for example in examples]
+        return [row.get("response") for row in rows]
+
     def chunks(self, size: int) -> list[list[Example]]:
         """The examples in batches of similar length, the same ones whatever is done already."""
         by_length = sorted(self.examples, key=lambda e: (len(e.images), len(e.prompt)))
@@ -90,20 +97,50 @@ class Asking:
         """Answers as the cell's defense gives them, or why there is none."""
         return _each(lambda: answers_under(cell.defense, self.vlm, examples, **self._how))
 
-    def answers_from(self, cell: Cell, prompts: PromptCache) -> list[Answer | Exception]:
-        """Answers under the cell's defense from prompts that were read without it."""
+    def answers_from(
+        self, cell: Cell, prompts: PromptCache, known: Sequence[str | None]
+    ) -> list[Answer | Exception]:
+        """Answers under the cell's defense from prompts that were read without it.
+
+        `known` are the bare model's; None where there is none.
+        """
+        defense = cell.defense
+        if defense is None or self._repeats(prompts.examples):
+            return self._decoded(cell, prompts)
+        changed = defense.changed(self.vlm, prompts) if any(known) else None
+        if changed is None:
+            return self._decoded(cell, prompts)
+        found: dict[int, Answer | Exception] = {
+            place: self._given(text)
+            for place, text in enumerate(known)
+            if text is not None and not changed[place]
+        }
+        places = [place for place in range(len(known)) if place not in found]
+        if places:
+            decoded = self._decoded(cell, prompts.only(places))
+            found.update(zip(places, decoded, strict=True))
+        return [found[place] for place in range(len(known))]
+
+    def _decoded(self, cell: Cell, prompts: Prompts) -> list[Answer | Exception]:
         with cell.applied(self.vlm):
             return _each(lambda: self.vlm.answers(prompts, **self._how))
+
+    def _given(self, text: str) -> Answer:
+        """An answer of the bare model that is known."""
+        return Answer(text, 0, len(self.vlm.response_ids(text)), True)
+
+    def _repeats(self, examples: Sequence[Example]) -> bool:
+        """Whether answers are drawn that depend on how often the same is asked."""
+        return self.temperature > 0 and len({e.digest() for e in examples}) < len(examples)
 
     def revised(
         self, cell: Cell, bare: Cell, answers: Rows, examples: list[Example]
     ) -> list[Answer | Exception]:
         """Answers of a defense that begins with the bare model's, as far as these are there."""
-        rows = [answers.get(bare.key(example)) or {} for example in examples]
-        known: list[str] = [row["response"] for row in rows if row.get("response") is not None]
+        known = [text for text in bare.known(examples, answers) if text is not None]
         if cell.defense is None or len(known) < len(examples):
             return self.answers(cell, examples)
-        given = [Answer(text, 0, len(self.vlm.response_ids(text)), True) for text in known]
+        given = [self._given(text) for text in known]
         revised = partial(cell.defense.revised, self.vlm, examples, given, **self._how)
         return _each(revised)
 
@@ -141,8 +178,9 @@ def answer_suite(
             add_missing(answers, to_tree(rows))
         bar.advance(cell.missing(chunk, results))
 
+    bare = next((cell for cell in cells if cell.defense is None), None)
+
     def asking_of(cell: Cell) -> Generate:
-        bare = next((other for other in cells if other.defense is None), None)
         if bare is not None and cell.defense is not None and cell.defense.revises:
             return partial(asking.revised, cell, bare, answers)
         return partial(asking.answers, cell)
@@ -155,7 +193,8 @@ def answer_suite(
         with cell.applied(asking.vlm):
             pass
     together = [cell for cell in cells if reads_undefended(cell.defense)]
-    reading = _Reading(asking)
+    together.sort(key=lambda cell: cell.defense is not None)  # the others may be as the bare one
+    reading = _Reading(asking, bare, answers)
     for chunk in chunks:
         for cell in together:
             ensure(cell, chunk, partial(reading.answers, cell))
@@ -169,8 +208,8 @@ def answer_suite(
 class _Reading:
     """Answers from prompts that are read undefended; remembers those that were read last."""
 
-    def __init__(self, asking: Asking) -> None:
-        self.asking = asking
+    def __init__(self, asking: Asking, bare: Cell | None, answers: Rows) -> None:
+        self.asking, self.bare, self.stored = asking, bare, answers
         self._last: PromptCache | None = None
 
     def answers(self, cell: Cell, examples: list[Example]) -> list[Answer | Exception]:
@@ -178,7 +217,8 @@ class _Reading:
         if self._last is None or self._last.examples != examples:
             self._last = None  # before the next one needs its memory
             self._last = self.asking.vlm.prefill(examples, batch_size=self.asking.batch_size)
-        return self.asking.answers_from(cell, self._last)
+        known = self.bare.known(examples, self.stored) if self.bare else [None] * len(examples)
+        return self.asking.answers_from(cell, self._last, known)
 
 
 def add_missing(rows: Rows, found: list[Row]) -> None:

@@ -90,8 +90,10 @@ class AnswerRows:
 
     def pick(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
         """The next token of each row (len(rows),); `NO_TOKEN` where there is none to pick."""
-        picked = self.noise(logits, rows).argmax(dim=-1)
-        return picked.masked_fill(~sound(logits), NO_TOKEN)
+        # The value with its place: `argmax` alone takes several times as long in bfloat16.
+        greatest, picked = self.noise(logits, rows).max(dim=-1)
+        sure = greatest.isfinite() if self.temperature == 0 else sound(logits)
+        return picked.masked_fill(~sure, NO_TOKEN)
 
     def noise(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
         """Perturbed logits (len(rows), vocabulary); the argmax of a row is its next token."""

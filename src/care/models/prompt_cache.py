@@ -91,12 +91,21 @@ class PromptCache:
     parts: list[tuple[list[int], Start]]
     """For each batch, which examples it holds (indices) and where their answers start."""
 
-    def under(self, decision_only: bool) -> "PromptCache | list[Example]":
-        """What to ask a model with while an edit is on: this, or the examples to be read anew.
+    def only(self, places: Sequence[int]) -> "PromptCache | list[Example]":
+        """What to ask a model with for some of the examples, by place, in that order.
 
-        `decision_only` says that the edit changes nothing before the last position of a prompt.
+        They are read anew where they weren't read ahead.
         """
-        return self if decision_only else self.examples
+        asked = [self.examples[place] for place in places]
+        if any(start.cache is None for _, start in self.parts):
+            return asked
+        order = {place: number for number, place in enumerate(places)}
+        parts = []
+        for indices, start in self.parts:
+            rows = [row for row, index in enumerate(indices) if index in order]
+            if rows:
+                parts.append(([order[indices[row]] for row in rows], start.part(rows)))
+        return PromptCache(asked, parts)
 
 
 def read_prompts(model: Any, roles: RoleContext, start: Start) -> Start:

@@ -78,7 +78,7 @@ class Replay:
         self._outputs: dict[int, list[Any]] = {}
         self._beside: dict[nn.Module, list[Any]] = {}
         self._decoding = False
-        with _forwards(self._recorders() if reuse else {}):
+        with replaced_forwards(self._recorders() if reuse else {}):
             self.clean_outputs = self._run()
         self.clean = self.clean_outputs[:, -1]
         self.reuses = reuse and self._complete and (not check or self._works())
@@ -102,10 +102,10 @@ class Replay:
         for index, layer in enumerate(self.vlm.anatomy.layers[: last + 1]):
             # A layer that wasn't kept may return anything: the next known one doesn't look at it.
             outputs = self._outputs[index if index in self._outputs else last]
-            stubs[layer] = _known(outputs, layer.forward)
+            stubs[layer] = replaying(outputs, layer.forward)
         for module, outputs in self._beside.items():
-            stubs[module] = _known(outputs, module.forward)
-        with _forwards(stubs):
+            stubs[module] = replaying(outputs, module.forward)
+        with replaced_forwards(stubs):
             return self._run(grad)
 
     def activations(self, sites: Sequence[Site]) -> dict[Site, tuple[Tensor, Tensor]]:
@@ -157,11 +157,11 @@ class Replay:
 
         for index in self._kept:
             outputs = self._outputs.setdefault(index, [])
-            recorders[layers[index]] = _recording(layers[index].forward, outputs)
+            recorders[layers[index]] = recording(layers[index].forward, outputs)
         recorders[layers[0]] = begin(recorders.get(layers[0], layers[0].forward))
         for module in _beside(model, model.get_decoder(), model.get_output_embeddings()):
             outputs = self._beside.setdefault(module, [])
-            recorders[module] = _recording(module.forward, outputs, lambda: not self._decoding)
+            recorders[module] = recording(module.forward, outputs, lambda: not self._decoding)
         return recorders
 
     @property
@@ -200,7 +200,7 @@ def _stop(module: nn.Module, args: Any, output: Any) -> None:
 
 
 @contextmanager
-def _forwards(replacements: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+def replaced_forwards(replacements: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Give modules another `forward` for a while; their hooks still run around it."""
     # Weight-offloading libraries put a `forward` on the instance too; that one has to come back.
     before = {module: module.__dict__.get("forward") for module in replacements}
@@ -215,7 +215,7 @@ def _forwards(replacements: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[
                 module.forward = own
 
 
-def _recording(
+def recording(
     forward: Callable[..., Any], outputs: list[Any], wanted: Callable[[], bool] = lambda: True
 ) -> Callable[..., Any]:
     """`forward`, with each result appended to `outputs` if it was `wanted` when called."""
@@ -230,7 +230,7 @@ def _recording(
     return record
 
 
-def _known(outputs: Sequence[Any], forward: Callable[..., Any]) -> Callable[..., Any]:
+def replaying(outputs: Sequence[Any], forward: Callable[..., Any]) -> Callable[..., Any]:
     """Returns `outputs` one a call; calls beyond them are computed by `forward`."""
     remaining = iter(outputs)
 

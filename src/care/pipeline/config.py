@@ -17,6 +17,11 @@ from care.runs.spec import RunSpec
 
 Preset = Literal["paper", "official", "corrected"]
 
+QUICK = 4
+"""One in so many examples is asked in a quick job."""
+QUICKLY = "a quarter of the examples"
+"""The same in words, for what a quick job writes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RepairJob:
@@ -32,6 +37,8 @@ class RepairJob:
     """How the repair is fitted."""
     test_length: Annotated[int, Between(1, MANY)] = 60  # as long as the small world's suites
     """Test examples of each suite."""
+    quick: bool = False
+    """The same on a quarter of the examples, for a first look."""
     max_new_tokens: Annotated[int, Between(1, MAX_BATCH)] = 24
     """Length of an answer in tokens."""
     model: ModelSpec = ModelSpec()
@@ -49,6 +56,7 @@ class RepairJob:
 
     def config(self) -> dict[str, Any]:
         """Everything that decides the numbers, for the manifest."""
+        quick = {"quick": QUICKLY} if self.quick else {}
         files = {"attacks": self.attacks, "benign": self.benign}
         return {
             **self.model.facts(),
@@ -58,4 +66,5 @@ class RepairJob:
             "batch_size": self.run.batch_size,
             "max_new_tokens": self.max_new_tokens,
             "test_length": self.test_length,
+            **quick,
         }

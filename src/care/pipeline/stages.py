@@ -56,6 +56,7 @@ from care.models.identity import load_pinned
 from care.models.sites import Site
 from care.models.vlm import VLM
 from care.pipeline.config import RepairJob
+from care.pipeline.first_attacks import FirstAttacks
 from care.pipeline.neuron_comparison import NEURONS, SUBSPACE, compare_answers, remaining
 from care.pipeline.selection import (
     FINALISTS,
@@ -143,6 +144,7 @@ class Stages:
                     max_new_tokens=self.job.max_new_tokens,
                     sites=sites if config.reads_decisions else (),
                     progress=bar.advance,
+                    seen=FirstAttacks(self.judge, bar.say),
                     kept=self.kept("material"),
                 )
             save_decisions(self.run.inside(kept.name), material)
@@ -331,7 +333,13 @@ class Stages:
             with (self.progress or silent)("screening", sum(map(len, suites))) as bar:
                 kept = self.kept("screening")
                 return screen(
-                    self.vlm, tried, suites, batch_size=batch, advance=bar.advance, kept=kept
+                    self.vlm,
+                    tried,
+                    suites,
+                    batch_size=batch,
+                    seed=self.job.run.seed,
+                    advance=bar.advance,
+                    kept=kept,
                 )
 
         rates = stage_json(self.run, "screening", make)
@@ -367,7 +375,8 @@ class Stages:
         self.ask(suites, [None, ("care", repair), *parts], "evaluation")
         controls = self.controls(chosen)
         compared = [s for s in suites if s.role == "attack" or s.name in COMPARED]
-        self.ask(compared, controls, "controls")
+        # With the bare model, whose answers are there: many a control's answer is one of them.
+        self.ask(compared, [None, *controls], "controls")
         check_rows(JudgedRow, self.run.rows(), self.run.path / ROWS)
         names = [[name for name, _ in part] for part in (parts, controls)]
         return Results(self.run.rows()), names[0], names[1]

@@ -28,11 +28,12 @@ from pathlib import Path
 from typing import Any
 
 from care.data.digests import suite_digest
+from care.defenses.repair.repair import Repair
 from care.diagnosis.full_config import BRIEF, DiagnosisConfig
 from care.diagnosis.token_attribution import token_scores
 from care.errors import UsageError
 from care.models.sites import Site
-from care.pipeline.config import RepairJob
+from care.pipeline.config import QUICKLY, RepairJob
 from care.pipeline.splits import check_files, own_files
 from care.pipeline.stages import Stages
 from care.report.build import answer_pairs, attribution, report_tree
@@ -48,7 +49,8 @@ def open_run(job: RepairJob) -> Run:
     run = Run(job.run.out, resume=job.run.resume, config=job.config())
     try:
         run.pin("files", _digests(job))
-        run.record(**started(job.model.shown, job.run.seed))
+        quick = {"quick": QUICKLY} if job.quick else {}
+        run.record(**started(job.model.shown, job.run.seed), **quick)
     except BaseException:
         run.close()
         raise
@@ -87,7 +89,9 @@ def repair(job: RepairJob, progress: Bar | None = None) -> dict[str, Any]:
             site = Site(chosen.repair.sites[0].layer, "layer_out")
             tree["attribution"] = attribution(token_scores(work.vlm, list(tests.values()), site))
             _record_suites(run, work)
-            chosen.repair.manifest["evaluation"] = {"suites": tree["suites"]}
+            told = {key: tree[key] for key in ("suites", "certified") if tree.get(key)}
+            chosen.repair.manifest["evaluation"] = told
+            _label(chosen.repair, job)
             chosen.repair.save(run.inside("repair"))
         tree["manifest"] = dict(run.manifest)
         tree["cost"] = {
@@ -109,6 +113,12 @@ def _refuse_a_sample(run: Run) -> None:
         )
 
 
+def _label(repair: Repair, job: RepairJob) -> None:
+    """Have the artefact say that it was made on a part of the examples."""
+    if job.quick:
+        repair.manifest["quick"] = QUICKLY
+
+
 def _record_suites(run: Run, work: Stages) -> None:
     run.record(
         suites={
@@ -123,7 +133,13 @@ def diagnose(job: RepairJob, progress: Bar | None = None) -> dict[str, Any]:
     """Only the diagnosis, whole; what diagnosis.json holds, beside which is diagnosis.html.
 
     Of the small world a sample is asked, unless a repair was begun in the folder, which asks all.
+    UsageError for a quick one of the small world.
     """
+    if job.quick and job.attacks is None:
+        raise UsageError(
+            "a diagnosis of the small world is quick as it is, on a sample of the examples: leave "
+            "out --quick, or pass --attacks and --benign"
+        )
     with open_run(job) as run:
         # A run that a repair was begun in asks all of the examples, and goes on to.
         whole = bool(run.manifest["pinned"].get("suites")) and not run.manifest.get("sampled")
@@ -148,4 +164,5 @@ def fit(job: RepairJob, progress: Bar | None = None) -> Path:
         diagnosis = work.channels(fitter, work.diagnosis(fitter, BRIEF))
         chosen, selection = work.select(fitter, diagnosis)
         run.write_json("selection.json", selection)
+        _label(chosen.repair, job)
         return chosen.repair.save(run.inside("repair"))

@@ -62,12 +62,17 @@ def report_tree(
     ]
     parts = {
         "schema": SCHEMA,
-        "title": f"care: {manifest.get('model', 'a model')} repaired",
+        "title": _title(manifest),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "suites": suites,
         "outcomes": {
             suite.name: {when: table.outcomes(suite.name, side) for when, side in SIDES.items()}
             for suite in suites
+        },
+        "certified": {
+            suite.name: found
+            for suite in suites
+            if (found := table.certified(suite.name, SIDES["after"])) is not None
         },
         "parts": {name: _control(table, name, suites) for name in halves},
         "controls": {name: _control(table, name, suites) for name in controls},
@@ -80,6 +85,11 @@ def report_tree(
         },
     }
     return to_tree(parts, WHAT)
+
+
+def _title(manifest: Mapping[str, Any]) -> str:
+    quick = f" (quick: {manifest['quick']})" if "quick" in manifest else ""
+    return f"care: {manifest.get('model', 'a model')} repaired{quick}"
 
 
 def _control(table: Results, name: str, suites: Sequence[SuiteResult]) -> dict[str, Any]:

@@ -141,6 +141,9 @@ class CandidatePart:
     """Share of degenerate answers."""
     chosen: bool
     """Whether it went on; true for at most one of `candidates`."""
+    wins: Share | None = None
+    """Of those screened: share of drawings of the validation goals, with replacement, in which it
+    is the best by the rule."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from care.diagnosis.results import Diagnosis
 from care.errors import DataError
+from care.evaluation.certificate import Certificate
 from care.evaluation.results import Comparison, Metric
 from care.judges.base import Outcome
 from care.report.described import json_schema as schema_of
@@ -301,6 +302,9 @@ class Report:
     """Computed by `summarise`; may be left out when writing, and must agree when given."""
     controls: dict[str, Control] = field(default_factory=dict)
     """Name → control; `{}` when none was run."""
+    certified: Annotated[dict[str, Certificate], WHEN_SET] = field(default_factory=dict)
+    """Attack suite → the most that attacks can achieve on its requests beside any picture, under
+    the repair; absent where it has no monitor of requests."""
     parts: Annotated[dict[str, Control], WHEN_SET] = field(default_factory=dict)
     """Part of the repair, such as its edits without its monitors → the same figures."""
     diagnosis: Diagnosis | None = None

@@ -92,6 +92,13 @@ class Progress:
             self._next_line = time.monotonic() + self._every
             self._line()
 
+    def say(self, line: str) -> None:
+        """Show a line of text, above the bar where there is one."""
+        if self._bar is not None:
+            self._bar.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, file=self._stream, flush=True)
+
     def rate(self) -> float | None:
         """Steps a second since the start, or None before the first."""
         seconds = time.monotonic() - self._started

@@ -54,20 +54,20 @@ LENGTHS: dict[Split, int] = {"fit": 60, "validation": 40, "test": 60}
 """Examples of one suite in each split, where there are goals enough: see `length`."""
 
 FIT_LENGTHS = {
-    "direct": 250,
-    "beside-image": 600,
-    "text-jailbreak": 1100,
-    "pictured-goal": 220,
-    "pgd-32": 150,
-    "pgd-unconstrained": 110,
-    "benign": 120,
-    "benign-image": 80,
-    "vqa": 40,
-    "naming": 40,
-    "lookalike": 260,
-    "lookalike-image": 280,
-    "benign-wrapped": 500,
-    "benign-pictured": 140,
+    "direct": 150,
+    "beside-image": 300,
+    "text-jailbreak": 500,
+    "pictured-goal": 200,
+    "pgd-32": 110,
+    "pgd-unconstrained": 90,
+    "benign": 80,
+    "benign-image": 60,
+    "vqa": 30,
+    "naming": 30,
+    "lookalike": 200,
+    "lookalike-image": 200,
+    "benign-wrapped": 240,
+    "benign-pictured": 100,
 }
 """Examples of a suite that are asked to fit on: more where the model complies seldom, since it is
 attacks that worked of which a gate can't have enough, and where benign requests look like them."""

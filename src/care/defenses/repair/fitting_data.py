@@ -110,12 +110,14 @@ def gather(
     max_new_tokens: int = 12,
     sites: Sequence[Site] = (),
     progress: Callable[[int], None] | None = None,
+    seen: Callable[[Sequence[Example], Sequence[str]], None] | None = None,
     kept: KeptBatches | None = None,
 ) -> Material:
     """Let the model answer, and sort its answers by outcome.
 
     With `sites`, activations at the decision position are taken on the way, from the same reading
-    of the prompts. Batches that are `kept` aren't asked again. FitError if no attack worked, no
+    of the prompts. Batches that are `kept` aren't asked again; `seen` gets the requests and answers
+    of each batch when it is there. FitError if no attack worked, no
     malicious request was refused, or no benign one answered.
     """
     requests = [*attacks, *benign]
@@ -131,7 +133,14 @@ def gather(
         facts = {"sites": [str(site) for site in sites], "max_new_tokens": max_new_tokens}
         digests = [example_digest(request) for request in requests]
         asking = kept.over(work, digests, facts, _packed, partial(_unpacked, sites))
-    found = vlm.in_batches(requests, batch_size, asking, progress)
+
+    def showing(chunk: list[int]) -> list[tuple[str, dict[Site, np.ndarray]]]:
+        done = asking(chunk)
+        if seen is not None:
+            seen([requests[place] for place in chunk], [answer for answer, _ in done])
+        return done
+
+    found = vlm.in_batches(requests, batch_size, showing, progress)
     verdicts = (judge or RulesJudge())([e.goal for e in requests], [answer for answer, _ in found])
     classes: dict[str, list[int]] = {name: [] for name in CLASSES}
     for place, (example, verdict) in enumerate(zip(requests, verdicts, strict=True)):

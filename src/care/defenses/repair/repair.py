@@ -26,10 +26,14 @@ from care.defenses.repair.channel import Modality, RepairData
 from care.defenses.repair.edit import ChannelEdit, channel_edits
 from care.defenses.repair.fitting import fit_repair
 from care.errors import UsageError
+from care.models.changed import changed_rows
 from care.models.edit_stats import EditStats
 from care.models.hooks import edited
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from care.models.prompt_cache import PromptCache
     from care.models.responses import Answer
     from care.models.vlm import VLM
 
@@ -84,6 +88,14 @@ class Repair(RepairData, Defense):
         if not self.monitors:
             return super().revised(vlm, examples, answers, **how)
         return self._dialogue(vlm, how).answers(list(examples), list(answers))
+
+    def changed(self, vlm: VLM, prompts: PromptCache) -> np.ndarray | None:
+        """Those at whose decision position a gate is open; any, of channels that act elsewhere."""
+        gated = all(c.gate is not None and set(c.scopes) == {"decision"} for c in self.channels)
+        if self.monitors or not gated:
+            return None
+        self.check_sites(vlm)
+        return changed_rows(vlm, prompts, self.sites, self.applied(vlm))
 
     def _dialogue(self, vlm: VLM, how: dict[str, Any]) -> Dialogue:
         self.check_sites(vlm)

@@ -7,7 +7,7 @@ from care.interfaces.cli.options import takes
 from care.interfaces.cli.registry import command
 from care.interfaces.cli.shared import FailAbove, hide_loading_bars, hold_to
 from care.interfaces.cli.tables import interval, print_table
-from care.pipeline.config import RepairJob
+from care.pipeline.config import QUICKLY, RepairJob
 from care.typed import from_tree
 
 
@@ -27,6 +27,8 @@ def repair(job: RepairJob, *, fail_above: FailAbove = None) -> None:
         for s in tree["suites"]
     )
     print_table(["suite", "metric", *sides], cells)
+    if job.quick:
+        print(f"Quick: fitted, chosen and tested on {QUICKLY}.")
     print(tree["summary"]["verdict"])
     print(job.run.out / "report.html")
     hold_to(fail_above, tree["summary"]["mean_asr_after"])
