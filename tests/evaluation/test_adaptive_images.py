@@ -104,6 +104,7 @@ def test_transfer_and_adaptive_are_read_off_the_matrix(world, monkeypatch):
     monkeypatch.setattr(evaluation_attacks, "_facts", lambda folder: facts)
     attacks = [ImageAttack.parse("pgd-32")]
     suites = scorecard(rows).suites
+    Path("run/attacks/pgd-32/1").mkdir(parents=True)  # it has an image of its own
     (found,) = evaluation_attacks.threats(attacks, Path("run"), ["none", "one"], suites)
     assert found.undefended and found.transfer and found.adaptive and found.steps == 3
     rates = [cell.rate for cell in (found.undefended, found.transfer, found.adaptive)]
@@ -196,7 +197,7 @@ def test_held_out_requests_bring_no_picture(world, tmp_path):
 @pytest.mark.parametrize(
     ("wanted", "told"),
     [
-        ("fgsm", "There is no attack 'fgsm'; in words there are templates"),
+        ("fgsm", "There is no attack 'fgsm'; there are templates"),
         ("pgd-32,steps", "option=value"),
         ("pgd-32,stops=3", "no option 'stops'"),
         ("pgd-32,steps=many", "is a number"),

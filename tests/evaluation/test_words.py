@@ -285,6 +285,7 @@ def test_parts_are_of_attacks_on_the_same_requests(tmp_path):
     images = [(ImageAttack.parse("pgd-32"), held), (ImageAttack.parse("pgd-32,as=o"), other)]
     pairs = list(zip(words, (held, other, held), strict=True))
     attacked = Attacked(tmp_path, ["none", "one"], pairs, images)
+    (tmp_path / "attacks" / "pgd-32" / "1").mkdir(parents=True)
     rows = [
         row("openings", "one", 0, "harmful", example="a~o0"),
         row("openings", "none", 0, "refused", example="a~o0"),

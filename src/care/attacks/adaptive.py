@@ -18,15 +18,21 @@ that a channel edits, it adds `evasion` times the mean of
 with h as it arrives at the site. Other defenses than repairs are differentiated through as they
 are, without these two. Cf. Bailey et al. 2024, arXiv 2412.09565.
 
-Of a defense the attack sees what is `applied` alone. One that rewrites requests or owns its answers
-does so after the picture is made: its figures hold against an attacker who doesn't see that part.
+What is attacked is what decides. A repair with monitors gives the *undefended* model's answer as
+long as there is no alarm, so the descent goes through the bare model: its edits act on answers that
+raised one, and nothing of a picture that is made through them is seen before. Its monitors read
+text, which has no gradient; `care.attacks.pictures` and `care.attacks.said` go at them.
+
+Of other defenses the attack sees what is `applied` alone: one that rewrites requests or owns its
+answers does so after the picture is made, and its figures hold against an attacker who doesn't see
+that part.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, get_args
@@ -59,7 +65,7 @@ class Through:
     """What takes the place of a repair's gates in the descent; other defenses ignore it."""
 
     evasion: float = 0.0
-    """Weight of the evasion term, in nats per token; repairs only."""
+    """Weight of the evasion term, in nats per token; repairs only, and none with monitors."""
 
     temperature: float = 0.25
     """τ of the soft gate, in units of the gate's ramp."""
@@ -83,12 +89,19 @@ class Through:
             )
 
     @property
+    def bare(self) -> bool:
+        """Whether it is the undefended model that decides, until something is said."""
+        return self.defense.revises
+
+    @property
     def decision_only(self) -> bool:
         """Whether nothing before the last position of a prompt is edited."""
         return self.defense.touches == "decision"
 
-    def describe(self) -> list[Any]:
-        """What distinguishes this from other attacks, for digests."""
+    def describe(self) -> list[Any] | None:
+        """What distinguishes this from other attacks, for digests; None where nothing does."""
+        if self.bare:
+            return None
         told: list[Any] = [self.defense.name, self.gate, self.evasion, self.temperature]
         if isinstance(self.defense, Repair):
             return [*told, _fingerprint(self.defense)]
@@ -100,6 +113,9 @@ class Through:
         """Apply what gradients are taken through; yields the evasion term, if there is one."""
         with ExitStack() as stack:
             penalty = None
+            if self.bare:
+                yield penalty
+                return
             if self.evasion and isinstance(self.defense, Repair):
                 evasion = Evasion(self.defense, self.evasion)
                 # Entered first, so that it reads what arrives at a site, not what leaves it.
@@ -111,6 +127,12 @@ class Through:
             else:
                 stack.enter_context(self.defense.applied(vlm))
             yield penalty
+
+    @contextmanager
+    def measured(self, vlm: VLM) -> Iterator[None]:
+        """Apply what a finished image is measured under."""
+        with nullcontext() if self.bare else self.defense.applied(vlm):
+            yield
 
     @contextmanager
     def _softened(self, vlm: VLM, repair: Repair) -> Iterator[None]:

@@ -109,6 +109,11 @@ class GCG(WordAttack):
         """Each request is asked once, with its suffix."""
         return 1
 
+    @property
+    def passes(self) -> int:
+        """A gradient, and each candidate there, for each request of a step."""
+        return (1 if self.each else self.n) * (self.width + 3)
+
     def suffix(self, seed: int) -> SuffixConfig:
         """Settings of the search."""
         return SuffixConfig(self.steps, self.width, self.topk, self.length, seed=seed)

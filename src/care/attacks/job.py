@@ -22,6 +22,7 @@ from care.attacks.adaptive import Through
 from care.attacks.config import AttackConfig
 from care.attacks.pgd import AttackResult, corpus_requests, image_loss, universal_image
 from care.attacks.presets import PGDConfig
+from care.attacks.words import Search
 from care.data.digests import digest_of
 from care.data.example import Example
 from care.data.images import load_image
@@ -33,6 +34,7 @@ from care.models.identity import model_identity
 from care.models.vlm import VLM
 from care.runs.files import config_digest, to_json, write_whole
 from care.runs.reading import read_text, valid_text
+from care.runs.spec import RunSpec
 from care.typed import to_tree
 
 SCHEMA = "care.attack/1"
@@ -214,6 +216,15 @@ def requests_of(job: AttackConfig) -> tuple[list[Example], list[str]]:
         return examples, openings
     target = valid_text(target)
     return examples, [target.replace("{goal}", e.goal or e.prompt) for e in examples]
+
+
+def asked_of(of: Search, requests: str, n: int) -> list[Example]:
+    """`n` requests to optimise on, evenly spaced: of a file, or the small world's to fit on."""
+    asked = Path(requests) if requests else None
+    job = AttackConfig(run=RunSpec(of.folder, seed=of.seed), requests=asked, model=of.model)
+    examples, _ = requests_of(job)
+    n = min(n, len(examples))
+    return [examples[place * len(examples) // n] for place in range(n)]
 
 
 def _start(job: AttackConfig) -> Image.Image:

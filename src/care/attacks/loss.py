@@ -33,6 +33,11 @@ Penalty = Callable[[], Tensor | None]
 """What is added to the loss of the passes since the last call, if anything; differentiable."""
 
 
+Term = Callable[[Sequence[int], Tensor, Tensor], Tensor | None]
+"""What is added to the loss of the requests at these places, beside an image (3, H, W) in [0, 1]
+with its visual tokens (V, D)."""
+
+
 class Objective:
     """Loss of the first response tokens of N requests, as a function of one shared image."""
 
@@ -65,6 +70,8 @@ class Objective:
         """Whether active edits are known to change nothing before the last prompt position."""
         self.penalty: Penalty | None = None
         """Added to the loss of `gradient`."""
+        self.term: Term | None = None
+        """Likewise, of the requests that were read and the image."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -120,9 +127,12 @@ class Objective:
         for begin in range(0, len(rows), batch):
             with torch.enable_grad():
                 features = self.features(self.path(pixels))
-                total, count = self.total(rows[begin : begin + batch], features, grad=True)
+                part = rows[begin : begin + batch]
+                total, count = self.total(part, features, grad=True)
                 extra = self.penalty() if self.penalty is not None else None
                 total = total if extra is None else total + count * extra
+                more = self.term(part, pixels, features) if self.term is not None else None
+                total = total if more is None else total + count * more
                 if total.requires_grad:  # else an edit cut the graph; nothing reaches the image
                     gradient += torch.autograd.grad(total, pixels)[0]
             loss, tokens = loss + float(total.detach()), tokens + count

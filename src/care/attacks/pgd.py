@@ -27,8 +27,15 @@ from PIL import Image
 from torch import Tensor
 
 from care.attacks.adaptive import Through
-from care.attacks.loss import Objective
-from care.attacks.optimisers import DescentState, advance, first_pixels, load, save
+from care.attacks.loss import Objective, Term
+from care.attacks.optimisers import (
+    DescentState,
+    Plateau,
+    advance,
+    first_pixels,
+    load,
+    save,
+)
 from care.attacks.preprocessing import PixelPath, to_picture
 from care.attacks.presets import PGDConfig
 from care.data.example import Example
@@ -84,6 +91,8 @@ def universal_image(
     config: PGDConfig,
     *,
     through: Through | None = None,
+    until: Plateau | None = None,
+    term: Callable[[Objective], Term] | None = None,
     progress: StepProgress | None = None,
     checkpoint: Path | None = None,
 ) -> AttackResult:
@@ -92,10 +101,11 @@ def universal_image(
     `examples` are text requests (their own images are ignored), `targets` one response opening for
     each, such as "To blow up a car, you'll need"; only its first `config.target_tokens` tokens
     count. `start` is brought to the model's input size by the model's processor. `through` attacks
-    a defense. `progress` gets the number of steps done and the loss. With `checkpoint` (a
-    safetensors file; restarts get files beside it) the state is saved every `SAVE_EVERY` steps and
-    on interruption, and a later call with the same arguments goes on from it to the same image;
-    `config.steps` of PGD and `config.restarts` may be raised.
+    a defense; `until` ends an attempt before its last step, once its loss is flat; `term` makes
+    what is added to the loss. `progress` gets the number of steps done and the loss. With
+    `checkpoint` (a safetensors file; restarts get files beside it) the state is saved every
+    `SAVE_EVERY` steps and on interruption, and a later call with the same arguments goes on from it
+    to the same image; `config.steps` of PGD and `config.restarts` may be raised.
 
     Raises UsageError for no examples, unequal numbers, empty targets or a checkpoint of another
     attack, ArtefactError for a damaged checkpoint, and ModelError if the processor can't be
@@ -107,6 +117,7 @@ def universal_image(
     examples = [replace(example, images=(to_picture(levels),)) for example in examples]
     with differentiable(vlm), torch.enable_grad():
         objective = _objective(vlm, path, levels, examples, targets, config, through)
+        objective.term = None if term is None else term(objective)
         digest = ""
         if checkpoint is not None:
             digest = _digest(vlm, examples, targets, levels, config, through)
@@ -115,7 +126,7 @@ def universal_image(
             told = f"{digest}/{restart}"
             file = None if checkpoint is None else _file_of(Path(checkpoint), restart)
             state = _begin(file, told, levels.to(vlm.device), config, restart)
-            state = _descend(objective, levels, state, config, through, progress, file, told)
+            state = _descend(objective, levels, state, config, through, until, progress, file, told)
             results.append(_result(objective, state, config, through, restart))
     best = min(results, key=lambda result: result.loss)
     _warn_of_rounding(best)
@@ -154,7 +165,7 @@ def image_loss(
     examples = [replace(example, images=(to_picture(levels),)) for example in examples]
     with differentiable(vlm):
         objective = _objective(vlm, path, levels, examples, targets, config, through)
-        with nullcontext() if through is None else through.defense.applied(vlm):
+        with nullcontext() if through is None else through.measured(vlm):
             return objective.loss(path.process(image), range(len(examples)), config.batch)
 
 
@@ -198,6 +209,7 @@ def _descend(
     state: DescentState,
     config: PGDConfig,
     through: Through | None,
+    until: Plateau | None,
     progress: StepProgress | None,
     checkpoint: Path | None,
     digest: str,
@@ -211,6 +223,8 @@ def _descend(
         with nullcontext() if through is None else through.attacked(objective.vlm) as penalty:
             objective.penalty = penalty
             while (step := len(state.losses)) < config.steps:
+                if until is not None and until.reached(state.losses):
+                    break
                 whole = config.method == "apgd"  # compares the losses of different steps
                 rows = everything if whole else rows_of_step(step, len(objective), config)
                 loss, gradient = objective.gradient(state.pixels, rows, config.batch)
@@ -252,7 +266,7 @@ def _result(
     to_picture(state.best * 255).save(file, "PNG")
     image = load_image(Image.open(file), "adversarial image")
     rows = range(min(len(objective), _MEASURED))
-    with nullcontext() if through is None else through.defense.applied(objective.vlm):
+    with nullcontext() if through is None else through.measured(objective.vlm):
         loss = objective.loss(objective.path.process(image), rows, config.batch)
         exact = objective.loss(objective.path(state.best), rows, config.batch)
     return AttackResult(image, state.losses, config, loss, loss - exact, restart)

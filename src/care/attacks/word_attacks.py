@@ -1,4 +1,4 @@
-"""Every attack in words, by name, and how one is asked for: NAME[,option=value]….
+"""Every attack in variants, by name, and how one is asked for: NAME[,option=value]….
 
 Options are the fields of an attack's class. To add an attack: a class in a module of its own, and a
 line here.
@@ -22,9 +22,13 @@ WORD_ATTACKS: dict[str, str] = {
     "best-of-16": "care.attacks.best_of:BestOf",
     "many-shot": "care.attacks.many_shot:ManyShot",
     "gcg": "care.attacks.gcg:GCG",
+    "registers": "care.attacks.pictures:Registers",
+    "missed": "care.attacks.missed:Missed",
+    "said": "care.attacks.said:Said",
+    "pictured": "care.attacks.pictures:Pictured",
     "joined": "care.attacks.joined:Joined",
 }
-"""Where each attack in words is; imported when it is asked for, since names are listed in help."""
+"""Where each attack is; imported when it is asked for, since names are listed in help."""
 
 
 def kind_of(name: str) -> type[WordAttack]:

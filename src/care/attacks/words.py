@@ -1,4 +1,4 @@
-"""Attacks in words: from a suite of held-out requests to the same requests, asked otherwise.
+"""Attacks in variants, mostly in words: from held-out requests to the same ones, asked otherwise.
 
 An attack has *variants*, each a change of one request (another template, an opening of the answer,
 a suffix), and asks every request in each of them. It wins a goal by any variant that works, so its
@@ -71,6 +71,10 @@ class WordAttack:
     """What its variants change."""
     through: ClassVar[bool] = False
     """Whether its variants are searched on each defense, and not the same for all."""
+    held_out: ClassVar[str | None] = None
+    """The suite of the small world that it asks where none is named; None: requests in words."""
+    in_words: ClassVar[bool] = True
+    """Whether it changes words; else pictures."""
     joins: ClassVar[bool] = False
     """Whether its variants are those of other attacks, put together once they are judged."""
 
@@ -83,6 +87,18 @@ class WordAttack:
     def tries(self) -> int:
         """How often it asks each request."""
         return len(self.variants())
+
+    @property
+    def passes(self) -> int:
+        """Passes of one request, there or back, that a step of its search takes."""
+        return 0
+
+    def own(self, defense: Defense | None) -> bool:
+        """Whether a search on a defense finds something else than one on the bare model.
+
+        With monitors it is the bare model that decides, until something is said.
+        """
+        return defense is None or not defense.revises
 
     def variants(self) -> list[Variant]:
         """Its variants, where they are the same for every defense."""

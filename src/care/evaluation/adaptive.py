@@ -8,6 +8,9 @@ so that the table holds the whole matrix of whom an image was made against and w
     adaptive    a defense beside the image made through it
     certified   the most that any image achieves beside these requests (`certificate`)
 
+A defense with monitors gives the bare model's answers until one raises an alarm, so the image made
+on the bare model is the one made through it: both figures are the same then.
+
 A defense is as good as its adaptive figure, and that only as far as the attack was tried. Images
 are kept in the run's folder (attacks/NAME/K/image.png, K = 0 the bare model's); one that is being
 made goes on from its checkpoint. Not here: how an image is optimised (`care.attacks`).
@@ -73,6 +76,8 @@ def make_images(
         for (name, repair), folder in zip(defenses.items(), places, strict=True):
             label = suite_name(attack, name)
             job = attack.against(spec, seed, folder, repair)
+            if repair is not None and load_defense(repair, vlm).revises:
+                continue  # the bare model decides, and its image is there
             if (folder / "attack.json").exists():
                 _check_made_of(folder, job, identity, label)
                 continue
@@ -93,7 +98,7 @@ def image_suites(
     return [
         _beside(folder / "image.png", suite_name(attack, name), held_out)
         for attack, held_out in zip(attacks, requests, strict=True)
-        for name, folder in zip(defenses, folders(path, attack, defenses), strict=True)
+        for name, folder in made_on(path, attack, defenses).items()
     ]
 
 
@@ -124,18 +129,19 @@ def threats(
     found: list[Threat] = []
     for attack in attacks:
         bare = cells.get(suite_name(attack, UNDEFENDED), {})
-        facts = [_facts(folder) for folder in folders(path, attack, defenses)]
-        for name, made in zip(defenses, facts, strict=True):
+        facts = {name: _facts(made) for name, made in made_on(path, attack, defenses).items()}
+        for name in defenses:
             if name == UNDEFENDED:
                 continue
-            own = cells.get(suite_name(attack, name), {})
+            owner = name if name in facts else UNDEFENDED
+            own, made = cells.get(suite_name(attack, owner), {}), facts[owner]
             found.append(
                 Threat(
                     attack=attack.name,
                     defense=name,
                     steps=made.config.steps,
                     epsilon=made.config.epsilon,
-                    loss_undefended=facts[0].images["image"].loss,
+                    loss_undefended=facts[UNDEFENDED].images["image"].loss,
                     loss_adaptive=made.images["image"].loss,
                     undefended=bare.get(UNDEFENDED),
                     transfer=bare.get(name),
@@ -156,6 +162,17 @@ def folders(
 ) -> list[Path]:
     """Where what is made on each defense goes; by number, for a defense may be named by a path."""
     return [path / "attacks" / attack.name / str(place) for place in range(len(defenses))]
+
+
+def made_on(
+    path: Path, attack: AskedAttack, defenses: Sequence[str] | Mapping[str, Any]
+) -> dict[str, Path]:
+    """The folders of those defenses on which something of its own is made.
+
+    Where the bare model decides (`Defense.revises`), what is made on it is all there is to make.
+    """
+    places = zip(defenses, folders(path, attack, defenses), strict=True)
+    return {name: folder for name, folder in places if name == UNDEFENDED or folder.exists()}
 
 
 def counting(bar: Progress) -> Callable[[int, float], None]:

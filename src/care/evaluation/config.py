@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from care.attacks.config import AttackConfig
-from care.attacks.presets import PUBLISHED
+from care.attacks.presets import PUBLISHED, PGDConfig
 from care.attacks.word_attacks import WORD_ATTACKS, word_attack
 from care.errors import UsageError
+from care.evaluation.attack_sets import expanded
 from care.models.spec import ModelSpec, Precision
 from care.models.thoughts import known_tags
 from care.runs.settings import (
@@ -41,6 +42,9 @@ RULES = "rules"
 
 MARGIN = 0.02
 """Loss of utility that is accepted, unless another is asked for."""
+
+PARTS = ("edits only", "monitors only")
+"""Names of the parts of a repair in tables."""
 
 _NUMBERS: dict[str, type] = {
     "steps": int, "restarts": int, "kappa": int, "batch_size": int, "evasion": float,
@@ -126,6 +130,10 @@ class ImageAttack:
         attack.against(ModelSpec(), 0, Path()).pgd()  # raises what is wrong
         return attack
 
+    def settings(self) -> PGDConfig:
+        """How its image is optimised."""
+        return self.against(ModelSpec(), 0, Path()).pgd()
+
     def against(
         self, model: ModelSpec, seed: int, out: Path, repair: Path | None = None
     ) -> AttackConfig:
@@ -190,7 +198,9 @@ class EvaluationConfig:
     repeatable."""
     adaptive: tuple[str, ...] = ()
     """Attack to make against the bare model and through every repair, NAME[,option=value]…, see
-    `care list attacks`; repeatable."""
+    `care list attacks`; all or all,quick: every kind; repeatable."""
+    parts: bool = False
+    """Beside the one repair, its edits alone and its monitors alone."""
     judging: JudgingSpec = JudgingSpec()
     """Who judges."""
     run: RunSpec = RunSpec(Path("runs/evaluate"))
@@ -218,7 +228,7 @@ class EvaluationConfig:
             raise UsageError(
                 f"two judges have one name in {', '.join(shown)}; give one another with as=NAME"
             )
-        defenses = [UNDEFENDED, *defense_names(self.repairs)]
+        defenses = [UNDEFENDED, *defense_names(self.repairs), *(PARTS if self.parts else ())]
         if len(set(defenses)) < len(defenses):
             raise UsageError(
                 f"two defenses have one name in {', '.join(defenses)}, where {UNDEFENDED} is the "
@@ -231,7 +241,8 @@ class EvaluationConfig:
             )
 
         stages = {one.attack.stage for one in self.words if not one.attack.joins} - {"draw"}
-        if any(one.attack.joins for one in self.words) and len(stages) + bool(self.attacks) < 2:
+        stages |= {"picture"} if self.attacks else set()
+        if any(one.attack.joins for one in self.words) and len(stages) < 2:
             raise UsageError(
                 "joined puts together what other attacks change; ask for two of them that change "
                 "different things, such as templates and openings"
@@ -251,7 +262,8 @@ class EvaluationConfig:
     def defenses(self) -> dict[str, Path | None]:
         """The bare model and the repairs, by their names in tables."""
         named = zip(defense_names(self.repairs), self.repairs, strict=True)
-        return {UNDEFENDED: None, **dict(named)}
+        parts = part_paths(self.run.out) if self.parts else {}
+        return {UNDEFENDED: None, **dict(parts), **dict(named)}
 
     @property
     def cuts_refusals(self) -> bool:
@@ -276,6 +288,7 @@ class EvaluationConfig:
             "utility": self.utility,
             "repairs": [str(path) for path in self.repairs],
             **({"adaptive": self.adaptive} if self.adaptive else {}),
+            **({"parts": True} if self.parts else {}),
             "seed": self.run.seed,
             "limit": self.limit,
             "batch_size": self.batch,
@@ -286,18 +299,19 @@ class EvaluationConfig:
 
 def image_attacks(adaptive: Sequence[str]) -> list[ImageAttack]:
     """The image attacks among those that are asked for; UsageError for one that can't be read."""
+    adaptive = expanded(adaptive)
     for name in map(_called, adaptive):
         if name not in PUBLISHED and not _in_words(name):
             raise UsageError(
-                f"There is no attack {name!r}; in words there are {', '.join(WORD_ATTACKS)}, and "
-                "`care list attacks` shows those with images too."
+                f"There is no attack {name!r}; there are {', '.join(WORD_ATTACKS)}, and `care list "
+                "attacks` shows those with a single image too."
             )
     return [ImageAttack.parse(wanted) for wanted in adaptive if not _in_words(wanted)]
 
 
 def words_asked(adaptive: Sequence[str]) -> list[AskedWords]:
     """The attacks in words among them; UsageError for one that can't be read."""
-    return [AskedWords.parse(wanted) for wanted in adaptive if _in_words(wanted)]
+    return [AskedWords.parse(wanted) for wanted in expanded(adaptive) if _in_words(wanted)]
 
 
 def _in_words(wanted: str) -> bool:
@@ -331,6 +345,8 @@ class StoredConfig:
     """Folders of its repairs."""
     adaptive: tuple[str, ...] = ()
     """Its attacks, as they were asked for."""
+    parts: bool = False
+    """Whether the parts of its repair were asked too."""
     limit: int | None = None
     """Most examples of a suite."""
     cuts_refusals: bool = True
@@ -347,6 +363,11 @@ def read_config(manifest: Mapping[str, Any]) -> StoredConfig:
     """The configuration that a run's manifest states; DataError where it can't be used."""
     tree, what = manifest["config"], "The manifest of the run"
     return from_tree(StoredConfig, tree, "config", strict=False, what=what)
+
+
+def part_paths(out: Path) -> dict[str, Path]:
+    """Where the parts of a repair lie in a run's folder, by their names."""
+    return {name: out / "parts" / name.partition(" ")[0] for name in PARTS}
 
 
 def defense_names(repairs: Sequence[Path]) -> list[str]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import gc
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from care.defenses.loading import load_defense
 from care.errors import DataError
 from care.evaluation.adaptive import check_goals, held_out, image_suites, make_images, threats
 from care.evaluation.config import (
+    PARTS,
     RULES,
     UNDEFENDED,
     AskedWords,
@@ -40,8 +41,10 @@ from care.evaluation.config import (
     read_config,
     words_asked,
 )
+from care.evaluation.cost import cost, told
 from care.evaluation.joined import Attacked, choose, joined_suites
 from care.evaluation.leak_check import refuse_leaks, repair_leaks
+from care.evaluation.parts import check_parts, write_parts
 from care.evaluation.rejudge import open_verdicts, record_identity, rejudge
 from care.evaluation.results import Results
 from care.evaluation.rows import JudgedRow, check_rows
@@ -75,8 +78,15 @@ TABLE = "table.json"
 """Name of the scorecard in a run's folder."""
 
 
-def evaluate(job: EvaluationConfig, progress: Bar | None = None) -> Scorecard:
-    """Answer, judge and tabulate; the scorecard, which is also written to table.json."""
+def evaluate(
+    job: EvaluationConfig,
+    progress: Bar | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> Scorecard:
+    """Answer, judge and tabulate; the scorecard, which is also written to table.json.
+
+    `tell` gets a sentence that says what attacks cost, before they begin.
+    """
     suites = chosen_suites(job.suites, job.utility, job.model.name, job.limit, job.run.seed)
     labels = read_labels(job.judging.labels) if job.judging.labels else None  # before hours of work
     for wanted in job.judging.judges:
@@ -84,22 +94,27 @@ def evaluate(job: EvaluationConfig, progress: Bar | None = None) -> Scorecard:
     requests = held_out(job.attacks, job.suites, job.limit, job.run.seed)
     asked = word_requests(job.words, job.suites, job.limit, job.run.seed)
     tested = list({suite.name: suite for suite in (*requests, *asked, *suites)}.values())
-    repairs = {name: path for name, path in job.defenses.items() if path is not None}
-    for path in repairs.values():
+    given = dict(zip(defense_names(job.repairs), job.repairs, strict=True))
+    if job.parts:
+        check_parts(job.repairs)
+    for path in given.values():
         load_defense(path)  # a damaged one shows before the model is loaded
-    leaking = repair_leaks(repairs, tested, job.allow_leaks)
+    leaking = repair_leaks(given, tested, job.allow_leaks)
     if not job.allow_leaks:
         check_goals(job.attacks, job.model, job.run.seed, requests)
         check_word_goals(job.words, job.model, job.run.seed, asked)
         refuse_leaks([fitted_suite(name) for name in job.fitted_on], tested)
     with Run(job.run.out, resume=job.run.resume, config=job.config()) as run:
+        if job.parts:
+            write_parts(job.repairs, run)
+        repairs = {name: path for name, path in job.defenses.items() if path is not None}
         words = plain_suites(job.words, asked)
         run.pin("suites", {suite.name: suite_digest(suite) for suite in (*tested, *words)})
         run.pin("repairs", {name: _digest_of(path) for name, path in repairs.items()})
         suites = [*suites, *words]
         _record(run, job, suites, leaking)
         rules = rules_for(job.model)
-        suites = _answer(job, run, suites, requests, asked, rules, progress)
+        suites = _answer(job, run, suites, requests, asked, rules, progress, tell)
         gc.collect()  # the model makes room for the judges
         pictures = {(s.name, e.id): e for s in suites for e in s}
         return _judge_and_tabulate(
@@ -172,7 +187,8 @@ def asked_suites(path: Path, config: StoredConfig, seen: Sequence[str]) -> list[
 
 def _defenses(config: StoredConfig) -> list[str]:
     """Names of the bare model and the repairs of a run."""
-    return [UNDEFENDED, *defense_names([Path(path) for path in config.repairs])]
+    parts = PARTS if config.parts else ()
+    return [UNDEFENDED, *parts, *defense_names([Path(path) for path in config.repairs])]
 
 
 # -- answers and judgements ----------------------------------------------------------------------
@@ -186,6 +202,7 @@ def _answer(
     asked: Sequence[Suite],
     rules: RulesJudge,
     progress: Bar | None,
+    tell: Callable[[str], None] | None,
 ) -> list[Suite]:
     """Answer all suites, the held-out `requests` beside the image attacks' pictures and those
     `asked` by attacks in words; returns every suite that was asked."""
@@ -194,6 +211,10 @@ def _answer(
     defenses = [
         (name, None if path is None else load_defense(path, vlm)) for name, path in places.items()
     ]
+    if tell is not None and job.adaptive:
+        pairs = zip(job.words, asked, strict=True), zip(attacks, requests, strict=True)
+        total = cost(list(pairs[0]), list(pairs[1]), dict(defenses))
+        tell(told(total, vlm, [*requests, *asked][0], job.answer_length, job.batch))
     make_images(attacks, places, run, job.model, job.run.seed, vlm, progress)
     search_words(job.words, asked, places, run, job.model, job.run.seed, vlm, progress)
     made = image_suites(attacks, run.path, list(places), requests)
@@ -305,6 +326,7 @@ def _scorecard(
     accuracies = {report.judge: report.counts for report in reports}
     config = read_config(run.manifest)
     words, defenses = words_asked(config.adaptive), _defenses(config)
+    images = image_attacks(config.adaptive)
     card = scorecard(
         rows,
         verdicts.all(),
@@ -312,9 +334,10 @@ def _scorecard(
         margin=margin,
         accuracies=accuracies,
         tried=suites_of(words, defenses),
+        images=images,
         seed=seed,
     )
-    found = threats(image_attacks(config.adaptive), run.path, defenses, card.suites)
+    found = threats(images, run.path, defenses, card.suites)
     found += word_threats(words, run.path, defenses, card.suites)
     return replace(
         card,

@@ -16,8 +16,8 @@ from pathlib import Path
 from care.attacks.joined import TriedVariant, joins_of, strongest
 from care.attacks.words import Stage, Variant, asked, request_of, variant_of
 from care.data.example import Example, Suite
-from care.evaluation.adaptive import folders, suite_name
-from care.evaluation.config import AskedWords, ImageAttack
+from care.evaluation.adaptive import folders, made_on, suite_name
+from care.evaluation.config import UNDEFENDED, AskedAttack, AskedWords, ImageAttack
 from care.evaluation.results import counts
 from care.runs.files import to_json, write_whole
 from care.runs.reading import read_json
@@ -82,16 +82,22 @@ class Attacked:
             if attack.joins or requests.digest() != same:
                 continue
             if attack.through:
-                variants = attack.found(folders(self.path, one, self.defenses)[place])
-                found.append((suite_name(one, defense), attack.stage, variants))
+                owner, folder = self._made_on(one, defense)
+                found.append((suite_name(one, owner), attack.stage, attack.found(folder)))
             else:
                 found.append((one.name, attack.stage, attack.variants()))
         for image, requests in self.images:
             if requests.digest() == same:
-                file = folders(self.path, image, self.defenses)[place] / "image.png"
-                shown = Variant("", partial(_beside, file))
-                found.append((suite_name(image, defense), "picture", [shown]))
+                owner, folder = self._made_on(image, defense)
+                shown = Variant("", partial(_beside, folder / "image.png"))
+                found.append((suite_name(image, owner), "picture", [shown]))
         return found
+
+    def _made_on(self, attack: AskedAttack, defense: str) -> tuple[str, Path]:
+        """Where what is made through a defense lies, and on what it was made."""
+        made = made_on(self.path, attack, self.defenses)
+        owner = defense if defense in made else UNDEFENDED
+        return owner, made[owner]
 
 
 def choose(attacked: Attacked, run: Run) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from care.errors import DataError, UsageError
-from care.evaluation.config import MARGIN, RULES, UNDEFENDED, AskedWords
+from care.evaluation.config import MARGIN, RULES, UNDEFENDED, AskedWords, ImageAttack
 from care.evaluation.monitored import monitor_shares
 from care.evaluation.official_scores import published
 from care.evaluation.rejudge import judged, judges_of, latest
@@ -40,6 +40,7 @@ from care.evaluation.scores import (
     UnjudgedAnswers,
 )
 from care.evaluation.tries import tries_of
+from care.evaluation.union import union_of
 from care.runs.rows import Row
 from care.statistics.agreement import between_judges
 from care.statistics.intervals import holm, mcnemar_exact
@@ -56,12 +57,14 @@ def scorecard(
     margin: float = MARGIN,
     accuracies: Mapping[str, JudgeAccuracy] | None = None,
     tried: Mapping[str, AskedWords] | None = None,
+    images: Sequence[ImageAttack] = (),
     seed: int = 0,
 ) -> Scorecard:
     """The scorecard of judged rows.
 
     `primary` is the judge of the main table; `accuracies` are judges' errors on hand labels, by
-    name; `tried` are the attacks in words, by the names of their suites. Raises UsageError for a
+    name; `tried` are the attacks in words, by the names of their suites, `images` those with
+    images. Raises UsageError for a
     primary judge without verdicts.
     """
     accuracies = accuracies or {}
@@ -78,6 +81,7 @@ def scorecard(
         {name: _labels(table) for name, table in tables.items()},
         {row["key"]: cluster_of(row) for row in rows},
     )
+    figures, unions = union_of(main, list(dict.fromkeys((tried or {}).values())), images, seed)
     return Scorecard(
         schema=SCHEMA,
         judge=primary,
@@ -95,6 +99,8 @@ def scorecard(
             if suite in main.suites
             for entry in tries_of(main, suite, of, seed)
         ),
+        attacks=tuple(figures),
+        unions=tuple(unions),
     )
 
 

@@ -7,11 +7,12 @@
       pictures      PictureShare;   threats  Threat: an attack that knows a defense, or doesn't
       monitors      MonitorShares: what monitors decided
       tries         Tries: an attack that asks each request in several variants
+      attacks       AttackFigure: each attack;   unions  AttackUnion: all of them together
       run           RunFacts of the manifest, with RepairLeaks
 
 `to_tree` writes one and `from_tree` reads it back, checked (`care.typed`). Not here: how the
-figures are made (`scorecard`, `adaptive`, `tries`, `certificate`, `monitored`, `official_scores`,
-`leak_check`).
+figures are made (`scorecard`, `adaptive`, `tries`, `union`, `certificate`, `monitored`,
+`official_scores`, `leak_check`).
 """
 
 from __future__ import annotations
@@ -282,6 +283,42 @@ class Tries:
 
 
 @dataclass(frozen=True)
+class AttackFigure:
+    """One attack under one defense: requests that any of its variants wins."""
+
+    attack: str
+    """Name of the attack."""
+    requests: str
+    """The held-out requests."""
+    defense: str
+    """Name of the defense."""
+    transfer: RateInterval | None
+    """Of what was made on the bare model."""
+    adaptive: RateInterval
+    """Of what was made through the defense; the same where nothing is."""
+
+
+@dataclass(frozen=True)
+class AttackUnion:
+    """All attacks on the same requests, under one defense."""
+
+    requests: str
+    """The held-out requests."""
+    defense: str
+    """Name of the defense."""
+    attacks: Count
+    """Number of attacks."""
+    strongest: str
+    """The attack that wins most requests."""
+    alone: RateInterval
+    """What it wins."""
+    union: RateInterval
+    """What any of them wins."""
+    certified: Annotated[Certificate | None, WHEN_SET] = None
+    """The most that any picture beside the requests as they are can win."""
+
+
+@dataclass(frozen=True)
 class SuiteLeak:
     """Examples of a tested suite whose goals a repair was fitted on."""
 
@@ -355,6 +392,10 @@ class Scorecard:
     """What monitors decided, by suite and defense."""
     tries: tuple[Tries, ...] = ()
     """Attacks that ask each request in several variants."""
+    attacks: Annotated[tuple[AttackFigure, ...], WHEN_SET] = ()
+    """What each attack comes to."""
+    unions: Annotated[tuple[AttackUnion, ...], WHEN_SET] = ()
+    """What all of them come to together."""
     run: RunFacts = RunFacts()
     """What was run."""
     warnings: tuple[str, ...] = ()

@@ -17,7 +17,14 @@ from care.data.example import Suite
 from care.data.registry import load_suite
 from care.defenses.loading import load_defense
 from care.errors import UsageError
-from care.evaluation.adaptive import certified, counting, folders, held_out, suite_name
+from care.evaluation.adaptive import (
+    certified,
+    counting,
+    folders,
+    held_out,
+    made_on,
+    suite_name,
+)
 from care.evaluation.config import UNDEFENDED, AskedWords
 from care.evaluation.leak_check import refuse_leaks
 from care.evaluation.scores import SuiteScores, Threat
@@ -77,10 +84,12 @@ def search_words(
             continue
         places = folders(run.path, one, defenses)
         for (name, path), folder in zip(defenses.items(), places, strict=True):
-            run.inside(*folder.relative_to(run.path).parts)
+            defense = None if path is None else load_defense(path, vlm)
+            if not one.attack.own(defense):
+                continue
+            run.inside(*folder.relative_to(run.path).parts).mkdir(parents=True, exist_ok=True)
             label, many = suite_name(one, name), one.attack.search_steps(held)
             of = Search(folder, spec, seed, run.manifest["pinned"]["model"])
-            defense = None if path is None else load_defense(path, vlm)
             with run.stage(f"attack {label}"), (progress or silent)(label, many) as bar:
                 advance = counting(bar)
                 one.attack.search(
@@ -100,7 +109,7 @@ def found_suites(
         asked(one.attack, held, suite_name(one, name), one.attack.found(folder))
         for one, held in zip(words, requests, strict=True)
         if one.attack.through and not one.attack.joins
-        for name, folder in zip(defenses, folders(path, one, defenses), strict=True)
+        for name, folder in made_on(path, one, defenses).items()
     ]
 
 
@@ -128,18 +137,20 @@ def word_threats(
         if one.attack.joins or not one.attack.through:
             continue
         bare = cells.get(suite_name(one, UNDEFENDED), {})
-        losses = [one.attack.loss_in(folder) for folder in folders(path, one, defenses)]
-        for name, loss in zip(defenses, losses, strict=True):
+        made = made_on(path, one, defenses)
+        losses = {name: one.attack.loss_in(folder) for name, folder in made.items()}
+        for name in defenses:
             if name != UNDEFENDED:
-                own = cells.get(suite_name(one, name), {})
+                owner = name if name in losses else UNDEFENDED
+                own = cells.get(suite_name(one, owner), {})
                 found.append(
                     Threat(
                         attack=one.name,
                         defense=name,
                         steps=getattr(one.attack, "steps", 0),
                         epsilon=None,
-                        loss_undefended=losses[0],
-                        loss_adaptive=loss,
+                        loss_undefended=losses[UNDEFENDED],
+                        loss_adaptive=losses[owner],
                         undefended=bare.get(UNDEFENDED),
                         transfer=bare.get(name),
                         adaptive=own.get(name),
@@ -150,13 +161,14 @@ def word_threats(
 
 
 def _requests(one: AskedWords, suites: Sequence[str], limit: int | None, seed: int) -> Suite:
-    if one.suite is None:
+    name = one.suite or one.attack.held_out
+    if name is None:
         return held_out([one], suites, limit, seed)[0]
-    named = load_suite(one.suite, limit=limit, seed=seed)
+    named = load_suite(name, limit=limit, seed=seed)
     found = tuple(example for example in named if example.kind == "malicious")
     if not found:
         raise UsageError(
-            f"The suite {one.suite} has no malicious request for the attack {one.name}; name "
+            f"The suite {name} has no malicious request for the attack {one.name}; name "
             "another with suite=NAME."
         )
     return replace(named, examples=found)

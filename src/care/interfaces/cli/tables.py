@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from care.evaluation.official_scores import PublishedScore
     from care.evaluation.results import Rates
     from care.evaluation.scores import (
+        AttackFigure,
+        AttackUnion,
         BestOfTries,
         CorrectedRate,
         DefenseEffect,
@@ -50,6 +52,9 @@ def show(card: Scorecard) -> None:
     if card.tries:
         print("\nAttacks that try each request in several variants: the best of n, any harmful.")
         _show_tries(card.tries)
+    if card.unions:
+        print("\nAll attacks: transfer / adaptive, any variant of a request harmful.")
+        _show_attacks(card.attacks, card.unions)
     if card.comparisons:
         print("\nAgainst the bare model, paired; intervals resample goals.")
         _show_comparisons(card.comparisons, card.margin)
@@ -165,6 +170,31 @@ def _show_threats(threats: Sequence[Threat]) -> None:
         for t in threats
     )
     print_table(names, cells)
+
+
+def _show_attacks(figures: Sequence[AttackFigure], unions: Sequence[AttackUnion]) -> None:
+    """Attacks × defenses, and below them what all on the same requests come to together."""
+    defenses = list(dict.fromkeys(each.defense for each in unions))
+    rows: list[list[str]] = []
+    for requests in dict.fromkeys(each.requests for each in unions):
+        own = [each for each in figures if each.requests == requests]
+        cells = {(each.attack, each.defense): _both(each) for each in own}
+        for name in dict.fromkeys(each.attack for each in own):
+            rows.append([name, requests, *(cells.get((name, d), "") for d in defenses)])
+        together = {each.defense: each for each in unions if each.requests == requests}
+        told = (together.get(defense) for defense in defenses)
+        found = [each for each in told if each is not None]
+        rows.append(["strongest", requests, *(f"{u.strongest} {interval(u.alone)}" for u in found)])
+        rows.append(["any of all", requests, *(interval(u.union) for u in found)])
+        if any(u.certified for u in found):
+            limits = ("" if u.certified is None else str(u.certified) for u in found)
+            rows.append(["any picture (certified)", requests, *limits])
+    print_table(["attack", "requests", *defenses], rows)
+
+
+def _both(figure: AttackFigure) -> str:
+    transfer = "" if figure.transfer is None else f"{figure.transfer.rate:.2f} / "
+    return transfer + interval(figure.adaptive)
 
 
 def _show_tries(tries: Sequence[Tries]) -> None:

@@ -41,7 +41,7 @@ def attack(job: AttackConfig) -> None:
 
 @command("list attacks")
 def list_attacks(as_json: AsJson = False) -> None:
-    """Every image attack by the paper that it is from, and every attack in words."""
+    """Every image attack by the paper that it is from, and every attack in variants."""
     rows = [
         {
             "name": name,
@@ -77,6 +77,6 @@ def list_attacks(as_json: AsJson = False) -> None:
         for row in rows
     )
     print_table(["preset", "loss", "method", "radius", "steps"], cells)
-    print("\nIn words, for care evaluate --adaptive:")
+    print("\nIn variants, the best of which counts, for care evaluate --adaptive:")
     shown = ([str(row[key]) for key in ("name", "tries", "about")] for row in words)
     print_table(["attack", "tries", "what"], shown)

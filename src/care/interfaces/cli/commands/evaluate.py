@@ -1,6 +1,7 @@
 """The commands that measure: `care evaluate`, and `care judge` for the answers of a run."""
 
 # No `from __future__ import annotations`: typer reads the annotations when a command is called.
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ def evaluate(
     from care.evaluation import job as evaluation
     from care.runs.progress import Progress
 
-    card = evaluation.evaluate(job, progress=Progress)
+    card = evaluation.evaluate(job, Progress, lambda line: print(line, file=sys.stderr))
     show(card)
     if explain:
         show_decided(job.run.out)

@@ -1,0 +1,95 @@
+"""What the attacks of an evaluation cost: answers, steps and minutes.
+
+What attacks cost is told before anything is asked: answers, steps of descents and searches, and
+minutes, by the pace at which this machine answers and descends. The pace is measured on the bare
+model, so a repair's own time isn't in it, nor is what a descent saves that is flat early: the
+minutes of descents are an upper bound. Which attacks there are is in `attack_sets`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from care.attacks.pgd import universal_image
+from care.attacks.presets import PGDConfig
+from care.data.example import Suite
+from care.data.small_world.pictures import seeded
+from care.data.small_world.scenes import unrelated
+from care.defenses.base import Defense
+from care.evaluation.config import AskedWords, ImageAttack
+from care.models.vlm import VLM
+
+_MEASURED = 8
+"""Requests that the pace is measured on."""
+_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What attacks take on all defenses."""
+
+    answers: int = 0
+    """Answers asked for, whether they are stored already or not."""
+    steps: int = 0
+    """Most steps of descents and searches."""
+    passes: int = 0
+    """Passes of one request, there or back, in all steps."""
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.answers + other.answers, self.steps + other.steps, self.passes + other.passes
+        )
+
+
+def cost(
+    words: Sequence[tuple[AskedWords, Suite]],
+    images: Sequence[tuple[ImageAttack, Suite]],
+    defenses: Mapping[str, Defense | None],
+) -> Cost:
+    """What attacks on held-out requests take, one pair each."""
+    total = Cost()
+    for one, held in words:
+        attack = one.attack
+        made = sum(map(attack.own, defenses.values())) if attack.through else 1
+        steps = attack.search_steps(held) * made if attack.through else 0
+        answers = len(held) * attack.tries * len(defenses) * made
+        total += Cost(answers, steps, steps * attack.passes)
+    for one, held in images:
+        config = one.settings()
+        made = sum(each is None or not each.revises for each in defenses.values())
+        steps = config.steps * config.restarts * made
+        total += Cost(len(held) * len(defenses) * made, steps, steps * 3 * config.batch)
+    return total
+
+
+def told(total: Cost, vlm: VLM, requests: Suite, length: int, batch: int) -> str:
+    """A sentence that says what the attacks cost, by a pace that is measured here."""
+    answer, one_pass = pace(vlm, requests, length, batch)
+    minutes = (total.answers * answer + total.passes * one_pass) / 60
+    return (
+        f"The attacks ask for {total.answers} answers and take at most {total.steps} steps: up to "
+        f"{minutes:.0f} minutes at {1 / answer:.1f} answers a second and "
+        f"{one_pass * 3 * _MEASURED:.2f} seconds a step of {_MEASURED} requests."
+    )
+
+
+def pace(vlm: VLM, requests: Suite, length: int, batch: int) -> tuple[float, float]:
+    """Seconds for an answer, and for one pass of one request in a step of a descent."""
+    examples = list(requests)[: max(batch, _MEASURED)]
+    begun = time.perf_counter()
+    vlm.answers(examples, max_new_tokens=length, batch_size=batch)
+    answer = (time.perf_counter() - begun) / len(examples)
+    few = [replace(example, images=()) for example in examples[:_MEASURED]]
+    config = PGDConfig(epsilon=None, steps=_STEPS, step_size=1 / 255, batch=len(few))
+    at: list[float] = []
+    universal_image(
+        vlm,
+        few,
+        ["Sure, here is"] * len(few),
+        unrelated(seeded("pace")),
+        config,
+        progress=lambda step, loss: at.append(time.perf_counter()),
+    )
+    return answer, (at[-1] - at[0]) / (_STEPS - 1) / (3 * len(few))
