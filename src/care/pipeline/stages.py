@@ -21,17 +21,17 @@ from care.defenses.controls import means_control, random_control
 from care.defenses.monitors.choosing import (
     MonitorsFit,
     MonitorsTold,
-    Said,
     fit_monitors,
 )
 from care.defenses.neuron_suppression import NeuronSuppression
 from care.defenses.repair.channel import Modality
-from care.defenses.repair.fitting import Fitter, said
+from care.defenses.repair.fitting import Fitter
 from care.defenses.repair.fitting_data import (
     gather,
     load_decisions,
     material_from,
     material_to,
+    said,
     save_decisions,
 )
 from care.defenses.repair.presets import PRESETS
@@ -67,12 +67,13 @@ from care.pipeline.selection import (
     choose,
     mean_rates,
     ranked,
+    said_of,
     screen,
 )
 from care.pipeline.splits import pairs_of, split_examples, suites_of
 from care.runs.kept_batches import KeptBatches
 from care.runs.progress import Bar, silent
-from care.runs.rows import Row, Rows
+from care.runs.rows import Rows
 from care.runs.run import ROWS, Run
 from care.runs.stages import stage_json
 from care.typed import from_tree, to_tree
@@ -410,15 +411,3 @@ def _sample(suite: Suite, split: str) -> Suite:
     if split == "fit":
         return suite.head(math.ceil(len(suite) / SAMPLE))
     return suite if suite.role == "attack" else suite.head(SAMPLED_BENIGN)
-
-
-def said_of(row: Row, by_id: Mapping[str, Example]) -> list[Said]:
-    """A bare answer as monitors are chosen on it; nothing of what is neither harmful nor refused.
-
-    An answer to a malicious request that is neither may be a harmful one that a judge has missed.
-    """
-    if row["defense"] != UNDEFENDED or row["response"] is None or row["outcome"] is None:
-        return []
-    if row["kind"] == "malicious" and row["outcome"] not in ("harmful", "refused"):
-        return []
-    return [(by_id[row["example"]], row["response"], row["outcome"] == "harmful")]
