@@ -7,7 +7,6 @@ which of them a command goes through, and the report (`care.pipeline.workflow`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -70,7 +69,7 @@ from care.pipeline.selection import (
     said_of,
     screen,
 )
-from care.pipeline.splits import pairs_of, split_examples, suites_of
+from care.pipeline.splits import pairs_of, sampled, split_examples, suites_of
 from care.runs.kept_batches import KeptBatches
 from care.runs.progress import Bar, silent
 from care.runs.rows import Rows
@@ -79,12 +78,6 @@ from care.runs.stages import stage_json
 from care.typed import from_tree, to_tree
 
 Found = TypeVar("Found")
-
-SAMPLE = 6
-"""One in so many of the small world's examples to fit on is asked if only a diagnosis is wanted."""
-
-SAMPLED_BENIGN = 24
-"""Harmless validation requests of a suite that it is then asked of; attacks are asked whole."""
 
 EDITS, MONITORS = "edits only", "monitors only"
 """Names of the parts of a repair in its table."""
@@ -110,7 +103,7 @@ class Stages:
         if split not in self.splits:
             made = suites_of(self.job, split)
             if self.sampled:
-                made = [_sample(suite, split) for suite in made]
+                made = [sampled(suite, split) for suite in made]
             self.run.pin("suites", {f"{suite.name}/{split}": suite_digest(suite) for suite in made})
             self.splits[split] = made
         return self.splits[split]
@@ -404,10 +397,3 @@ class Stages:
                 progress=self.progress,
                 hold_to_defenses=False,  # fitted anew when a job is resumed, equal up to rounding
             )
-
-
-def _sample(suite: Suite, split: str) -> Suite:
-    """What a diagnosis alone asks of a suite."""
-    if split == "fit":
-        return suite.head(math.ceil(len(suite) / SAMPLE))
-    return suite if suite.role == "attack" else suite.head(SAMPLED_BENIGN)
