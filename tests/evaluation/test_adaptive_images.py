@@ -111,7 +111,9 @@ def test_transfer_and_adaptive_are_read_off_the_matrix(world, monkeypatch):
     assert rates == [0.9, 0.1, 0.8] and found.certified is None
 
 
-def test_a_threat_tells_what_is_certified(monkeypatch):
+def test_a_threat_tells_what_is_certified(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("run/attacks/pgd-32/1").mkdir(parents=True)  # it has an image of its own
     alarm = {"monitor": "request", "score": 2.0, "threshold": 1.0, "tokens": 0}
     rows = [
         row(suite, "one", n, "refused", prompt=f"goal {n}", alarms=[alarm] * (n < shown))

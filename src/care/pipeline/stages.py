@@ -126,6 +126,8 @@ class Stages:
         benign = split_examples(suites, lambda s: s.role != "attack")
 
         config, kept = PRESETS[self.job.preset], self.run.path / "decisions.safetensors"
+        if self.began_before_monitors():
+            config = replace(config, monitors=None)
 
         def make() -> dict[str, Any]:
             sites = scanned_sites(self.vlm.anatomy.n_layers, config.kind)
@@ -265,6 +267,10 @@ class Stages:
         if fitter.config.monitors is None:
             return chosen, selection
         return self.watched(chosen, table, selection)
+
+    def began_before_monitors(self) -> bool:
+        """Whether the test split was asked already, by a version that had no monitors yet."""
+        return bool(self.run.rows()) and not (self.run.path / "monitors.json").exists()
 
     def watched(
         self, chosen: Candidate, table: Results, selection: dict[str, Any]
