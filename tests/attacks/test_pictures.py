@@ -17,7 +17,7 @@ from care.attacks.optimisers import Plateau
 from care.attacks.pictures import ALL, Pictured, Registers, beside, pictures_in
 from care.attacks.preprocessing import PixelPath, to_picture
 from care.attacks.registers import PLAIN, REGISTERS, opened
-from care.attacks.said import Said, excess, pooled
+from care.attacks.said import SoftTokens, excess, pooled
 from care.attacks.word_attacks import word_attack
 from care.attacks.words import Search
 from care.data.example import Example, Suite
@@ -220,7 +220,7 @@ def test_soft_tokens_score_as_their_text_and_pull_on_the_picture(reads):
 
 def test_the_monitors_word_is_part_of_the_loss_where_there_are_monitors(tmp_path, monkeypatch):
     monkeypatch.setattr(ModelSpec, "answer_length", lambda self, asked: 3)
-    attack = Said(
+    attack = SoftTokens(
         steps=1, restarts=1, optimised=2, weight=0.5, length=3, requests=requests(tmp_path)
     )
     losses = {}

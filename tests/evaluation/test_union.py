@@ -18,7 +18,7 @@ from care.evaluation import cost as costs
 from care.evaluation import job as evaluation_job
 from care.evaluation.attack_sets import expanded
 from care.evaluation.config import EvaluationConfig, ImageAttack, image_attacks, words_asked
-from care.evaluation.cost import Cost, cost, told
+from care.evaluation.cost import AttackCost, cost, told
 from care.evaluation.results import Results
 from care.evaluation.scores import Scorecard
 from care.evaluation.union import WRITTEN, union_of
@@ -174,17 +174,17 @@ def test_the_cost_counts_answers_and_steps_of_what_is_made():
     held = Suite("h", "attack", tuple(Example(f"{g}", g, goal=g) for g in GOALS))
     defenses = {"none": None, "edits": watched().edits_only(), "care": watched()}
     (openings,) = words_asked(["openings"])
-    assert cost([(openings, held)], [], defenses) == Cost(answers=3 * 6 * 3)
+    assert cost([(openings, held)], [], defenses) == AttackCost(answers=3 * 6 * 3)
     (pictures,) = words_asked(["registers,n=2,steps=5,restarts=2,batch=4"])
     found = cost([(pictures, held)], [], defenses)
-    assert found == Cost(3 * 2 * 3 * 2, 2 * 5 * 2 * 2, 40 * 12)
+    assert found == AttackCost(3 * 2 * 3 * 2, 2 * 5 * 2 * 2, 40 * 12)
     image = ImageAttack.parse("pgd-32,steps=7")
-    assert cost([], [(image, held)], defenses) == Cost(3 * 3 * 2, 14, 14 * 24)
+    assert cost([], [(image, held)], defenses) == AttackCost(3 * 3 * 2, 14, 14 * 24)
     (suffix,) = words_asked(["gcg,steps=3,width=4,n=2"])
     assert cost([(suffix, held)], [], defenses).passes == 6 * 2 * 7
 
 
 def test_the_pace_is_measured_and_told(world):
     held = Suite("h", "attack", tuple(Example(f"{g}", g, goal=g) for g in GOALS))
-    said = told(Cost(60, 4, 96), tiny_vlm(), held, 2, 2)
+    said = told(AttackCost(60, 4, 96), tiny_vlm(), held, 2, 2)
     assert said.startswith("The attacks ask for 60 answers and take at most 4 steps: up to ")

@@ -251,7 +251,7 @@ def test_artefacts_with_a_damaged_gate(refused, tmp_path):
 
     for change, words in (
         ({"families": ["optimised"]}, ("2 filters", "got 1: optimised")),
-        ({"opened": {"optimised": 90}}, ("opened", "[0, 1]", "90")),
+        ({"opened": {"optimised": 90}}, ("opened", "between 0 and 1", "90")),
         ({"quantile": "high"}, ("quantile", "'high'")),
     ):
         changed(whole["channels"][0]["gate"] | change)

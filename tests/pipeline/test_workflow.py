@@ -21,7 +21,7 @@ from care.diagnosis.neurons.suppression_search import NeuronSearch, Tried
 from care.errors import UsageError
 from care.models.sites import Site
 from care.models.spec import ModelSpec
-from care.pipeline import stages
+from care.pipeline import splits, stages
 from care.pipeline import workflow as pipeline
 from care.report import files as report_files
 from care.report.conclusions import verdict
@@ -174,9 +174,9 @@ def test_a_repair_is_not_fitted_on_the_sample_of_a_diagnosis(tmp_path: Path) -> 
             {suite.name: len(suite) for suite in work.suites(split)}
             for split in ("fit", "validation")
         )
-    assert checked["benign"] == stages.SAMPLED_BENIGN < SELECTION_LENGTHS["over_refusal"]
+    assert checked["benign"] == splits.SAMPLED_BENIGN < SELECTION_LENGTHS["over_refusal"]
     assert checked["text-jailbreak"] == SELECTION_LENGTHS["attack"]
-    assert lengths["beside-image"] == FIT_LENGTHS["beside-image"] // stages.SAMPLE
+    assert lengths["beside-image"] == FIT_LENGTHS["beside-image"] // splits.SAMPLE
     resumed = a_job(job.run.out, resume=True)
     for command in (pipeline.repair, pipeline.fit):
         with pytest.raises(UsageError, match="sample of the examples"):

@@ -46,7 +46,7 @@ _MARGIN = 0.05
 
 
 @dataclass(frozen=True)
-class Said(Missed):
+class SoftTokens(Missed):
     """As `missed`, and the descent sees what monitors make of the greedy answer (soft tokens)."""
 
     name: ClassVar[str] = "said"

@@ -24,7 +24,7 @@ WORD_ATTACKS: dict[str, str] = {
     "gcg": "care.attacks.gcg:GCG",
     "registers": "care.attacks.pictures:Registers",
     "missed": "care.attacks.missed:Missed",
-    "said": "care.attacks.said:Said",
+    "said": "care.attacks.said:SoftTokens",
     "pictured": "care.attacks.pictures:Pictured",
     "joined": "care.attacks.joined:Joined",
 }

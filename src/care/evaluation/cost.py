@@ -27,7 +27,7 @@ _STEPS = 3
 
 
 @dataclass(frozen=True)
-class Cost:
+class AttackCost:
     """What attacks take on all defenses."""
 
     answers: int = 0
@@ -37,8 +37,8 @@ class Cost:
     passes: int = 0
     """Passes of one request, there or back, in all steps."""
 
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(
+    def __add__(self, other: AttackCost) -> AttackCost:
+        return AttackCost(
             self.answers + other.answers, self.steps + other.steps, self.passes + other.passes
         )
 
@@ -47,24 +47,24 @@ def cost(
     words: Sequence[tuple[AskedWords, Suite]],
     images: Sequence[tuple[ImageAttack, Suite]],
     defenses: Mapping[str, Defense | None],
-) -> Cost:
+) -> AttackCost:
     """What attacks on held-out requests take, one pair each."""
-    total = Cost()
+    total = AttackCost()
     for one, held in words:
         attack = one.attack
         made = sum(map(attack.own, defenses.values())) if attack.through else 1
         steps = attack.search_steps(held) * made if attack.through else 0
         answers = len(held) * attack.tries * len(defenses) * made
-        total += Cost(answers, steps, steps * attack.passes)
+        total += AttackCost(answers, steps, steps * attack.passes)
     for one, held in images:
         config = one.settings()
         made = sum(each is None or not each.revises for each in defenses.values())
         steps = config.steps * config.restarts * made
-        total += Cost(len(held) * len(defenses) * made, steps, steps * 3 * config.batch)
+        total += AttackCost(len(held) * len(defenses) * made, steps, steps * 3 * config.batch)
     return total
 
 
-def told(total: Cost, vlm: VLM, requests: Suite, length: int, batch: int) -> str:
+def told(total: AttackCost, vlm: VLM, requests: Suite, length: int, batch: int) -> str:
     """A sentence that says what the attacks cost, by a pace that is measured here."""
     answer, one_pass = pace(vlm, requests, length, batch)
     minutes = (total.answers * answer + total.passes * one_pass) / 60

@@ -390,7 +390,7 @@ class Scorecard:
     """Attacks that know the defense, beside those that don't."""
     monitors: Annotated[tuple[MonitorShares, ...], WHEN_SET] = ()
     """What monitors decided, by suite and defense."""
-    tries: tuple[Tries, ...] = ()
+    tries: Annotated[tuple[Tries, ...], WHEN_SET] = ()
     """Attacks that ask each request in several variants."""
     attacks: Annotated[tuple[AttackFigure, ...], WHEN_SET] = ()
     """What each attack comes to."""

@@ -16,15 +16,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from care.data.example import Suite
+from care.data.example import Example, Suite
 from care.data.small_world.suites import BASELINE
+from care.defenses.monitors.choosing import Said
 from care.defenses.repair.channel import Modality
 from care.defenses.repair.fitting import Fitter, chosen_sites
 from care.defenses.repair.repair import Repair
 from care.diagnosis.channel_scan import refused_under
+from care.evaluation.config import UNDEFENDED
 from care.evaluation.results import Results
 from care.models.sites import Site
 from care.runs.kept_batches import KeptBatches
+from care.runs.rows import Row
 from care.statistics.bootstrap import Resamples
 
 if TYPE_CHECKING:
@@ -201,3 +204,15 @@ def mean_rates(table: Results, defense: str) -> dict[str, float]:
         "answered": means["over_refusal"],
         "degenerate": float(np.mean(broken)),
     }
+
+
+def said_of(row: Row, by_id: Mapping[str, Example]) -> list[Said]:
+    """A bare answer as monitors are chosen on it; nothing of what is neither harmful nor refused.
+
+    An answer to a malicious request that is neither may be a harmful one that a judge has missed.
+    """
+    if row["defense"] != UNDEFENDED or row["response"] is None or row["outcome"] is None:
+        return []
+    if row["kind"] == "malicious" and row["outcome"] not in ("harmful", "refused"):
+        return []
+    return [(by_id[row["example"]], row["response"], row["outcome"] == "harmful")]

@@ -23,6 +23,12 @@ from care.pipeline.config import QUICK, RepairJob
 
 Split = Literal["fit", "validation", "test"]
 
+SAMPLE = 6
+"""One in so many of the small world's examples to fit on is asked if only a diagnosis is wanted."""
+
+SAMPLED_BENIGN = 24
+"""Harmless validation requests of a suite that it is then asked of; attacks are asked whole."""
+
 
 def suites_of(job: RepairJob, split: Split) -> list[Suite]:
     """The job's suites in one split, attacks first."""
@@ -122,3 +128,10 @@ def _split_of(goal: str) -> Split:
 def split_examples(suites: Sequence[Suite], role: Callable[[Suite], bool]) -> list[Example]:
     """All examples of the suites for which `role` holds."""
     return [example for suite in suites if role(suite) for example in suite]
+
+
+def sampled(suite: Suite, split: str) -> Suite:
+    """What a diagnosis alone asks of a suite."""
+    if split == "fit":
+        return suite.head(math.ceil(len(suite) / SAMPLE))
+    return suite if suite.role == "attack" else suite.head(SAMPLED_BENIGN)

@@ -7,7 +7,6 @@ which of them a command goes through, and the report (`care.pipeline.workflow`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -21,17 +20,17 @@ from care.defenses.controls import means_control, random_control
 from care.defenses.monitors.choosing import (
     MonitorsFit,
     MonitorsTold,
-    Said,
     fit_monitors,
 )
 from care.defenses.neuron_suppression import NeuronSuppression
 from care.defenses.repair.channel import Modality
-from care.defenses.repair.fitting import Fitter, said
+from care.defenses.repair.fitting import Fitter
 from care.defenses.repair.fitting_data import (
     gather,
     load_decisions,
     material_from,
     material_to,
+    said,
     save_decisions,
 )
 from care.defenses.repair.presets import PRESETS
@@ -67,23 +66,18 @@ from care.pipeline.selection import (
     choose,
     mean_rates,
     ranked,
+    said_of,
     screen,
 )
-from care.pipeline.splits import pairs_of, split_examples, suites_of
+from care.pipeline.splits import pairs_of, sampled, split_examples, suites_of
 from care.runs.kept_batches import KeptBatches
 from care.runs.progress import Bar, silent
-from care.runs.rows import Row, Rows
+from care.runs.rows import Rows
 from care.runs.run import ROWS, Run
 from care.runs.stages import stage_json
 from care.typed import from_tree, to_tree
 
 Found = TypeVar("Found")
-
-SAMPLE = 6
-"""One in so many of the small world's examples to fit on is asked if only a diagnosis is wanted."""
-
-SAMPLED_BENIGN = 24
-"""Harmless validation requests of a suite that it is then asked of; attacks are asked whole."""
 
 EDITS, MONITORS = "edits only", "monitors only"
 """Names of the parts of a repair in its table."""
@@ -109,7 +103,7 @@ class Stages:
         if split not in self.splits:
             made = suites_of(self.job, split)
             if self.sampled:
-                made = [_sample(suite, split) for suite in made]
+                made = [sampled(suite, split) for suite in made]
             self.run.pin("suites", {f"{suite.name}/{split}": suite_digest(suite) for suite in made})
             self.splits[split] = made
         return self.splits[split]
@@ -132,6 +126,8 @@ class Stages:
         benign = split_examples(suites, lambda s: s.role != "attack")
 
         config, kept = PRESETS[self.job.preset], self.run.path / "decisions.safetensors"
+        if self.began_before_monitors():
+            config = replace(config, monitors=None)
 
         def make() -> dict[str, Any]:
             sites = scanned_sites(self.vlm.anatomy.n_layers, config.kind)
@@ -272,6 +268,10 @@ class Stages:
             return chosen, selection
         return self.watched(chosen, table, selection)
 
+    def began_before_monitors(self) -> bool:
+        """Whether the test split was asked already, by a version that had no monitors yet."""
+        return bool(self.run.rows()) and not (self.run.path / "monitors.json").exists()
+
     def watched(
         self, chosen: Candidate, table: Results, selection: dict[str, Any]
     ) -> tuple[Candidate, dict[str, Any]]:
@@ -403,22 +403,3 @@ class Stages:
                 progress=self.progress,
                 hold_to_defenses=False,  # fitted anew when a job is resumed, equal up to rounding
             )
-
-
-def _sample(suite: Suite, split: str) -> Suite:
-    """What a diagnosis alone asks of a suite."""
-    if split == "fit":
-        return suite.head(math.ceil(len(suite) / SAMPLE))
-    return suite if suite.role == "attack" else suite.head(SAMPLED_BENIGN)
-
-
-def said_of(row: Row, by_id: Mapping[str, Example]) -> list[Said]:
-    """A bare answer as monitors are chosen on it; nothing of what is neither harmful nor refused.
-
-    An answer to a malicious request that is neither may be a harmful one that a judge has missed.
-    """
-    if row["defense"] != UNDEFENDED or row["response"] is None or row["outcome"] is None:
-        return []
-    if row["kind"] == "malicious" and row["outcome"] not in ("harmful", "refused"):
-        return []
-    return [(by_id[row["example"]], row["response"], row["outcome"] == "harmful")]

@@ -41,6 +41,9 @@ if TYPE_CHECKING:  # a report is written without torch, which what it is made of
 SIDES: dict[When, str] = {"before": UNDEFENDED, "after": "care"}
 """The defenses of a job's table that the report compares."""
 
+_LATER = frozenset({"certified", "parts"})
+"""Parts that only repairs with monitors have."""
+
 EIGENVALUES = 32
 """How many of a channel are shown."""
 
@@ -60,7 +63,8 @@ def report_tree(
         SuiteResult(**vars(found), target=found.role == "attack" and found.name != BASELINE)
         for found in table.compare(*SIDES.values())
     ]
-    parts = {
+    watched = [_monitor(monitor) for monitor in repair.monitors]
+    parts: dict[str, Any] = {
         "schema": SCHEMA,
         "title": _title(manifest),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -80,11 +84,12 @@ def report_tree(
         "repair": {
             "preset": preset,
             "channels": [_channel(channel) for channel in repair.channels],
-            "monitors": [_monitor(monitor) for monitor in repair.monitors],
             "selection": selection,
         },
     }
-    return to_tree(parts, WHAT)
+    if watched:
+        parts["repair"]["monitors"] = watched
+    return to_tree({key: part for key, part in parts.items() if part or key not in _LATER}, WHAT)
 
 
 def _title(manifest: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from care.data.example import Example, Suite
-from care.defenses.monitors.choosing import Said, fit_monitors
+from care.defenses.monitors.choosing import fit_monitors
 from care.defenses.repair.channel import MODALITIES, Channel, Modality, RepairData
 from care.defenses.repair.family_subspace import Classes, unsafe_subspace
 from care.defenses.repair.fitting_data import (
@@ -38,6 +38,7 @@ from care.defenses.repair.fitting_data import (
     content,
     contrast,
     gather,
+    said,
 )
 from care.defenses.repair.gate import Crossfit, Gate, GateConfig, crossfit
 from care.defenses.repair.presets import PRESETS, Preset, RepairConfig
@@ -101,14 +102,6 @@ def fit_repair(
         return repair
     found = fit_monitors(vlm, said(material), (), chosen.monitors, batch_size=batch_size)
     return replace(repair, monitors=found.monitors)
-
-
-def said(material: Material) -> list[Said]:
-    """The material as monitors are fitted on it: answers, and whether they are harmful."""
-    harmless = [*material.refused, *material.answered]
-    return [(e, answer, True) for e, answer in material.complied] + [
-        (e, answer, False) for e, answer in harmless
-    ]
 
 
 def chosen_sites(

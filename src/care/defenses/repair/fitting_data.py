@@ -44,6 +44,7 @@ from torch import Tensor
 from care.data.contamination import SCHEME, goal_digests
 from care.data.digests import example_digest
 from care.data.example import Example
+from care.defenses.monitors.choosing import Said
 from care.defenses.repair.attribution import AttributionConfig, attributed
 from care.errors import DataError, FitError
 from care.judges.refusal import certainly_refused
@@ -291,6 +292,14 @@ def activations(
                 rows[site].append(pooled.cpu())
     back = np.argsort(order)
     return {site: torch.cat(parts).numpy()[back] for site, parts in rows.items()}
+
+
+def said(material: Material) -> list[Said]:
+    """The material as monitors are fitted on it: answers, and whether they are harmful."""
+    harmless = [*material.refused, *material.answered]
+    return [(e, answer, True) for e, answer in material.complied] + [
+        (e, answer, False) for e, answer in harmless
+    ]
 
 
 # -- stored ----------------------------------------------------------------------------------------
