@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from care.defenses.monitors.detector import Detector
-from care.defenses.monitors.reading import Exchange, Reads, encoded, readable
+from care.defenses.monitors.reading import Exchange, Reads, over_batches, readable
 from care.models.short_pass import activations_of
 from care.models.sites import Site
 
 if TYPE_CHECKING:
+    from care.models.batches import Batch
     from care.models.vlm import VLM
 
 Base = Literal["mean", "last"]
@@ -107,11 +108,8 @@ def _over(
     batch_size: int,
 ) -> list[dict[Any, np.ndarray]]:
     """`work` on the activations at `sites` and the tokens that count, batch by batch."""
-    shown = [each.exchange.request for each in examples]
-    after = [each.exchange.answer for each in examples] if reads == "exchange" else None
 
-    def read(chunk: list[int]) -> list[dict[Any, np.ndarray]]:
-        batch, counted = encoded(vlm, reads, [examples[place].exchange for place in chunk])
+    def read(batch: Batch, counted: Tensor) -> list[dict[Any, np.ndarray]]:
         return work(activations_of(vlm, batch, sites), counted)
 
-    return vlm.in_batches(shown, batch_size, read, extra=after) if shown else []
+    return over_batches(vlm, reads, [each.exchange for each in examples], read, batch_size)

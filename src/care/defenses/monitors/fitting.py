@@ -40,7 +40,7 @@ from care.defenses.monitors.features import (
     pooled_activations,
     token_scores,
 )
-from care.defenses.monitors.monitor import POOLINGS, Monitor, Pooling, checkpoints, pooled
+from care.defenses.monitors.monitor import POOLINGS, Monitor, Pooling, pooled, read_at
 from care.defenses.monitors.reading import Reads
 from care.errors import FitError, UsageError
 from care.models.sites import Site, SiteKind
@@ -258,8 +258,7 @@ def _log_odds(
 
 def highest(scores: np.ndarray, reads: Reads, pooling: Pooling) -> float:
     """The greatest pooled score of all readings of one example."""
-    at = [len(scores)] if reads == "request" else checkpoints(len(scores))
-    return float(pooled(scores, pooling, at).max())
+    return float(pooled(scores, pooling, read_at(len(scores), reads)).max())
 
 
 def stated_threshold(harmless: Kinds, share: float) -> float:

@@ -19,12 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
 from care.defenses.monitors.detector import Detector
-from care.defenses.monitors.reading import READS, Exchange, Reads, encoded, readable
+from care.defenses.monitors.reading import READS, Exchange, Reads, over_batches, readable
 from care.errors import NotFiniteError, UsageError
 from care.models.alarms import Alarm
 from care.models.finite import not_finite
@@ -32,6 +33,9 @@ from care.models.short_pass import activations_of
 from care.models.sites import Site
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from care.models.batches import Batch
     from care.models.vlm import VLM
 
 Pooling = Literal["mean", "window", "last"]
@@ -122,19 +126,13 @@ class Monitor:
     def _distinct(
         self, vlm: VLM, exchanges: Sequence[Exchange], batch_size: int
     ) -> list[list[tuple[int, float]]]:
-        shown = [each.request for each in exchanges]
         if self.detector is None:
+            shown = [each.request for each in exchanges]
             return [[(0, float(odds))] for odds in vlm.refusal_log_odds(shown, batch_size)]
+        return over_batches(vlm, self.reads, exchanges, partial(self._read, vlm), batch_size)
 
-        def work(chunk: list[int]) -> list[list[tuple[int, float]]]:
-            return self._read(vlm, [exchanges[number] for number in chunk])
-
-        after = [each.answer for each in exchanges] if self.reads == "exchange" else None
-        return vlm.in_batches(shown, batch_size, work, extra=after)
-
-    def _read(self, vlm: VLM, exchanges: Sequence[Exchange]) -> list[list[tuple[int, float]]]:
+    def _read(self, vlm: VLM, batch: Batch, counted: Tensor) -> list[list[tuple[int, float]]]:
         assert self.site is not None and self.detector is not None
-        batch, counted = encoded(vlm, self.reads, exchanges)
         h = activations_of(vlm, batch, [self.site])[self.site].float()
         direction, mean = self.detector.on(h.device)
         scores = (((h - mean) @ direction).cpu().numpy(), counted.cpu().numpy())
@@ -143,8 +141,13 @@ class Monitor:
     def _at_checkpoints(self, vlm: VLM, scores: np.ndarray) -> list[tuple[int, float]]:
         if not np.isfinite(scores).all():
             raise NotFiniteError(not_finite(vlm.name, vlm.dtype))
-        at = [len(scores)] if self.reads == "request" else checkpoints(len(scores))
+        at = read_at(len(scores), self.reads)
         return list(zip(at, pooled(scores, self.pooling, at).tolist(), strict=True))
+
+
+def read_at(tokens: int, reads: Reads) -> list[int]:
+    """After how many of its tokens something is read: a request at its end alone."""
+    return [tokens] if reads == "request" else checkpoints(tokens)
 
 
 def checkpoints(tokens: int) -> list[int]:

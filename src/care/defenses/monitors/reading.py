@@ -13,9 +13,10 @@ input at all. Not here: what is made of the activations (`detector`, `monitor`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
 
 Reads = Literal["request", "answer", "exchange"]
 READS: tuple[Reads, ...] = get_args(Reads)
+
+Found = TypeVar("Found")
+
+_TEMPLATES: WeakKeyDictionary[VLM, tuple[Any, tuple[int, int]]] = WeakKeyDictionary()
+"""Chat template of each model that answers were read with, and its tokens before and after."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,25 @@ def encoded(vlm: VLM, reads: Reads, exchanges: Sequence[Exchange]) -> tuple[Batc
     return batch, _content(vlm, batch) if reads == "answer" else batch.roles == Role.TEXT
 
 
+def over_batches(
+    vlm: VLM,
+    reads: Reads,
+    exchanges: Sequence[Exchange],
+    work: Callable[[Batch, Tensor], Sequence[Found]],
+    batch_size: int,
+) -> list[Found]:
+    """`work` on readable exchanges batch by batch, as `encoded` gives them; results in order."""
+    if not exchanges:
+        return []
+
+    def read(chunk: list[int]) -> Sequence[Found]:
+        return work(*encoded(vlm, reads, [exchanges[place] for place in chunk]))
+
+    shown = [each.request for each in exchanges]
+    after = [each.answer for each in exchanges] if reads == "exchange" else None
+    return vlm.in_batches(shown, batch_size, read, extra=after)
+
+
 def _content(vlm: VLM, batch: Batch) -> Tensor:
     """Which tokens are the user's own, and not the chat template's (B, T)."""
     before, after = _template(vlm)
@@ -82,6 +107,14 @@ def _content(vlm: VLM, batch: Batch) -> Tensor:
 
 def _template(vlm: VLM) -> tuple[int, int]:
     """How many tokens the chat template puts before and after a user's text."""
+    template = getattr(vlm.processor, "chat_template", None)
+    known = _TEMPLATES.get(vlm)
+    if known is None or known[0] != template:
+        known = _TEMPLATES[vlm] = (template, _measured(vlm))
+    return known[1]
+
+
+def _measured(vlm: VLM) -> tuple[int, int]:
     one, other = (vlm.batch([Example("probe", text)]).inputs["input_ids"][0].tolist()
                   for text in ("a cat", "7 dogs!"))  # fmt: skip
     same = [first == second for first, second in zip(one, other, strict=False)]
