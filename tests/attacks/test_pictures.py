@@ -22,8 +22,9 @@ from care.attacks.word_attacks import word_attack
 from care.attacks.words import Search
 from care.data.example import Example, Suite
 from care.defenses.monitors.detector import Detector
-from care.defenses.monitors.monitor import POOLINGS, Monitor
+from care.defenses.monitors.monitor import Monitor
 from care.defenses.monitors.monitor import pooled as pooled_numbers
+from care.defenses.monitors.results import POOLINGS
 from care.errors import DataError, UsageError
 from care.judges.base import Verdict
 from care.models.gradients import differentiable

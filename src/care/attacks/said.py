@@ -31,8 +31,9 @@ from care.attacks.missed import Missed, watching
 from care.attacks.pictures import Wish
 from care.attacks.preprocessing import to_picture
 from care.data.example import Example
-from care.defenses.monitors.monitor import WINDOW, Monitor, Pooling
+from care.defenses.monitors.monitor import WINDOW, Monitor
 from care.defenses.monitors.reading import Exchange, encoded, readable
+from care.defenses.monitors.results import Pooling
 from care.models.batches import Batch
 from care.models.hooks import read
 from care.runs.settings import require

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from care.defenses.monitors.detector import Detector
-from care.defenses.monitors.monitor import Monitor, Pooling
-from care.defenses.monitors.reading import Reads
+from care.defenses.monitors.monitor import Monitor
+from care.defenses.monitors.results import Pooling, Reads
 from care.errors import ArtefactError
 from care.models.sites import Site
 from care.typed import Share

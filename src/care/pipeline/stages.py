@@ -17,11 +17,8 @@ from care.data.example import Example, Suite
 from care.data.small_world.suites import BASELINE, PGD
 from care.defenses.artefact import FACTS, NUMBERS
 from care.defenses.controls import means_control, random_control
-from care.defenses.monitors.choosing import (
-    MonitorsFit,
-    MonitorsTold,
-    fit_monitors,
-)
+from care.defenses.monitors.choosing import MonitorsFit, fit_monitors
+from care.defenses.monitors.results import MonitorsTold
 from care.defenses.neuron_suppression import NeuronSuppression
 from care.defenses.repair.channel import Modality
 from care.defenses.repair.fitting import Fitter

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from care.defenses.monitors.results import MonitorsTold, Pooling, Reads
 from care.typed import WHEN_SET, Count, Misfit, Share, same_count
 
 
@@ -79,50 +80,14 @@ class ChannelPart:
 class MonitorPart:
     """What watches requests or answers, reading them again as text."""
 
-    reads: str
+    reads: Reads
     """`request`, `answer` or `exchange`."""
     site: str | None
     """Where activations are taken; null for the refusal log-odds."""
-    pooling: str
+    pooling: Pooling
     """How the scores of the tokens are made one: `mean`, `window` or `last`."""
     threshold: float
     """The score above which it alarms (0: mean of what is harmless, 1: mean of what is harmful)."""
-
-
-@dataclass(frozen=True)
-class TriedPart:
-    """One site and pooling that was tried for a monitor."""
-
-    site: str | None
-    """Where it would read; null for the refusal log-odds."""
-    pooling: str
-    """How it would pool."""
-    caught: dict[str, Share]
-    """Family of harmful validation examples → share that raises the alarm."""
-    auc: Share
-    """Area under the ROC curve on validation."""
-
-
-@dataclass(frozen=True)
-class ChoicePart:
-    """A choice of what watches answers."""
-
-    reads: tuple[str, ...]
-    """What its monitors read."""
-    missed: dict[str, Share]
-    """Attack suite → share of validation's requests answered harmfully without an alarm."""
-    alarmed: dict[str, Share]
-    """Harmless suite → share of validation's answers that raise an alarm."""
-
-
-@dataclass(frozen=True)
-class MonitorsPart:
-    """What monitors were chosen between, on validation's bare answers."""
-
-    choices: tuple[ChoicePart, ...]
-    """The one that was taken first."""
-    tried: dict[str, tuple[TriedPart, ...]]
-    """What is read → sites and poolings, best first."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +122,7 @@ class Selection:
     `candidates`; empty if none were left out."""
     candidates: tuple[CandidatePart, ...]
     """Those judged by whole answers on the validation split."""
-    monitors: Annotated[MonitorsPart | None, WHEN_SET] = None
+    monitors: Annotated[MonitorsTold | None, WHEN_SET] = None
     """What monitors were chosen between; absent where there are none."""
 
     def check(self) -> None:

@@ -18,9 +18,17 @@ import numpy as np
 from care.data.contamination import goal_in_text
 from care.data.example import Example
 from care.defenses.monitors.features import Labelled
-from care.defenses.monitors.fitting import MonitorConfig, MonitorFit, MonitorTrial, fit_monitor
+from care.defenses.monitors.fitting import MonitorConfig, MonitorFit, fit_monitor
 from care.defenses.monitors.monitor import Monitor
-from care.defenses.monitors.reading import Exchange, Reads
+from care.defenses.monitors.reading import Exchange
+from care.defenses.monitors.results import (
+    Choice,
+    MonitorsTold,
+    MonitorTrial,
+    Reads,
+    mean_share,
+    shares,
+)
 
 if TYPE_CHECKING:
     from care.models.vlm import VLM
@@ -35,28 +43,6 @@ REFUSALS = "refusals"
 """Kind of the harmless answers to malicious requests."""
 
 _ALIKE = 0.01
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What watches answers, and what it would do to the answers that it was chosen on."""
-
-    reads: tuple[Reads, ...]
-    """What its monitors read."""
-    missed: Mapping[str, float]
-    """Share of each attack suite's requests that are answered harmfully without an alarm."""
-    alarmed: Mapping[str, float]
-    """Share of each harmless suite's answers that raise an alarm."""
-
-
-@dataclass(frozen=True)
-class MonitorsTold:
-    """What was chosen between, without the numbers of detectors."""
-
-    choices: tuple[Choice, ...]
-    """As in `MonitorsFit`."""
-    tried: Mapping[Reads, tuple[MonitorTrial, ...]]
-    """As in `MonitorsFit`."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +87,9 @@ def fit_monitors(
         fits[reads] = fit_monitor(vlm, reads, answers[0], answers[1], config, batch_size=batch_size)
     judged = answers[1] or answers[0]
     choices = [_choice(fits, reads, judged, config) for reads in CHOICES]
-    best = min(_mean(each.missed) for each in choices)
-    alike = [each for each in choices if _mean(each.missed) < best + _ALIKE]
-    taken = min(alike, key=lambda each: (len(each.reads), _mean(each.missed)))
+    best = min(mean_share(each.missed) for each in choices)
+    alike = [each for each in choices if mean_share(each.missed) < best + _ALIKE]
+    taken = min(alike, key=lambda each: (len(each.reads), mean_share(each.missed)))
     share = config.false_alarms / len(taken.reads)
     monitors = [fits["request"].best.monitor(config.request_false_alarms)]
     monitors += [fits[reads].best.monitor(share) for reads in taken.reads]
@@ -147,27 +133,18 @@ def _choice(
 ) -> Choice:
     watching = [fits[each].best for each in reads]
     limits = [each.monitor(config.false_alarms / len(reads)).threshold for each in watching]
-    missed: dict[str, list[bool]] = {}
-    alarmed: dict[str, list[bool]] = {}
+    missed: list[tuple[str, bool]] = []
+    alarmed: list[tuple[str, bool]] = []
     for place, each in enumerate(judged):
         raised = any(
             candidate.scores.get(place, -np.inf) > limit
             for candidate, limit in zip(watching, limits, strict=True)
         )
         if each.exchange.request.kind == "malicious":
-            suite = _suite(each.exchange.request)
-            missed.setdefault(suite, []).append(each.harmful and not raised)
+            missed.append((_suite(each.exchange.request), each.harmful and not raised))
         else:
-            alarmed.setdefault(each.kind, []).append(raised)
-    return Choice(reads, _shares(missed), _shares(alarmed))
-
-
-def _shares(told: Mapping[str, Sequence[bool]]) -> dict[str, float]:
-    return {name: float(np.mean(part)) for name, part in told.items()}
-
-
-def _mean(shares: Mapping[str, float]) -> float:
-    return float(np.mean(list(shares.values()))) if shares else 0.0
+            alarmed.append((each.kind, raised))
+    return Choice(reads, shares(missed), shares(alarmed))
 
 
 def _suite(example: Example) -> str:

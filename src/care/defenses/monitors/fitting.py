@@ -40,8 +40,15 @@ from care.defenses.monitors.features import (
     pooled_activations,
     token_scores,
 )
-from care.defenses.monitors.monitor import POOLINGS, Monitor, Pooling, pooled, read_at
-from care.defenses.monitors.reading import Reads
+from care.defenses.monitors.monitor import Monitor, pooled, read_at
+from care.defenses.monitors.results import (
+    POOLINGS,
+    MonitorTrial,
+    Pooling,
+    Reads,
+    mean_share,
+    shares,
+)
 from care.errors import FitError, UsageError
 from care.models.sites import Site, SiteKind
 from care.statistics.crossfit import FamilyRows
@@ -96,20 +103,6 @@ class MonitorConfig:
         return [Site(layer, kind) for layer in found for kind in self.kinds]
 
 
-@dataclass(frozen=True)
-class MonitorTrial:
-    """One candidate and what it does on validation."""
-
-    site: Site | None
-    """Where it reads; None for the refusal log-odds."""
-    pooling: Pooling
-    """How it pools."""
-    caught: Mapping[str, float]
-    """Share of each family of harmful examples above the threshold."""
-    auc: float
-    """Area under the ROC curve, harmful against harmless."""
-
-
 Kinds = tuple[tuple[str, float], ...]
 """(kind, score) of harmless examples."""
 
@@ -134,26 +127,19 @@ class MonitorCandidate:
     def monitor(self, false_alarms: float) -> Monitor:
         """The monitor at which at most this share of every harmless kind raises the alarm."""
         threshold = stated_threshold(self.harmless, false_alarms)
-        raised: dict[str, list[bool]] = {}
-        for kind, score in self.harmless:
-            raised.setdefault(kind, []).append(score > threshold)
-        alarmed = {kind: float(np.mean(part)) for kind, part in raised.items()}
+        alarmed = shares((kind, score > threshold) for kind, score in self.harmless)
         return Monitor(self.reads, threshold, self.site, self.detector, self.pooling, alarmed)
 
     def tried(self, judged: Sequence[Labelled], false_alarms: float) -> MonitorTrial:
         """What it catches of the examples it is judged on."""
         threshold = stated_threshold(self.harmless, false_alarms)
-        caught: dict[str, list[bool]] = {}
-        sides: tuple[list[float], list[float]] = ([], [])
-        for place, score in self.scores.items():
-            each = judged[place]
-            sides[each.harmful].append(score)
-            if each.harmful:
-                caught.setdefault(each.kind, []).append(score > threshold)
-        shares = {kind: float(np.mean(part)) for kind, part in caught.items()}
-        return MonitorTrial(
-            self.site, self.pooling, shares, auc(np.array(sides[1]), np.array(sides[0]))
+        scored = [(judged[place], score) for place, score in self.scores.items()]
+        caught = shares((each.kind, score > threshold) for each, score in scored if each.harmful)
+        harmful, harmless = (
+            np.array([score for each, score in scored if each.harmful is side])
+            for side in (True, False)
         )
+        return MonitorTrial(self.site, self.pooling, caught, auc(harmful, harmless))
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +175,7 @@ def fit_monitor(
     if reads != "exchange":
         found.append(_log_odds(vlm, reads, judged, batch_size))
     tried = [(candidate.tried(judged, share), candidate) for candidate in found]
-    tried.sort(key=lambda pair: (-_mean(pair[0].caught), -pair[0].auc))
+    tried.sort(key=lambda pair: (-mean_share(pair[0].caught), -pair[0].auc))
     return MonitorFit(tried[0][1], tuple(each for each, _ in tried))
 
 
@@ -318,10 +304,6 @@ def _harmless(examples: Sequence[Labelled], scores: Sequence[float] | np.ndarray
         for each, score in zip(examples, scores, strict=True)
         if not each.harmful
     )
-
-
-def _mean(caught: Mapping[str, float]) -> float:
-    return float(np.mean(list(caught.values()))) if caught else 0.0
 
 
 def _base(pooling: Pooling) -> Base:

@@ -20,12 +20,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from care.defenses.monitors.detector import Detector
-from care.defenses.monitors.reading import READS, Exchange, Reads, over_batches, readable
+from care.defenses.monitors.reading import Exchange, over_batches, readable
+from care.defenses.monitors.results import POOLINGS, READS, Pooling, Reads
 from care.errors import NotFiniteError, UsageError
 from care.models.alarms import Alarm
 from care.models.finite import not_finite
@@ -37,9 +38,6 @@ if TYPE_CHECKING:
 
     from care.models.batches import Batch
     from care.models.vlm import VLM
-
-Pooling = Literal["mean", "window", "last"]
-POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
 FIRST = 16
 """Tokens of an answer after which it is read for the first time; then after twice as many."""

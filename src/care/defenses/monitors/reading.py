@@ -15,22 +15,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from care.data.example import Example
+from care.defenses.monitors.results import Reads
 from care.models.sites import Role
 from care.models.thoughts import answer_of
 
 if TYPE_CHECKING:
     from care.models.batches import Batch
     from care.models.vlm import VLM
-
-Reads = Literal["request", "answer", "exchange"]
-READS: tuple[Reads, ...] = get_args(Reads)
 
 Found = TypeVar("Found")
 
