@@ -267,7 +267,7 @@ class Stages:
 
     def began_before_monitors(self) -> bool:
         """Whether the test split was asked already, by a version that had no monitors yet."""
-        return bool(self.run.rows()) and not (self.run.path / "monitors.json").exists()
+        return bool(self.run.rows()) and not self.run.stage_done("monitors")
 
     def watched(
         self, chosen: Candidate, table: Results, selection: dict[str, Any]
