@@ -50,10 +50,11 @@ def word_attack(name: str, given: Mapping[str, str] | None = None) -> WordAttack
             f"The attack {name} has no option {unknown[0]!r}; it takes "
             f"{', '.join((*fields, 'suite', 'as'))}."
         )
-    return kind(**{key: _read(key, value, types[key]) for key, value in given.items()})
+    return kind(**{key: option(key, value, types[key]) for key, value in given.items()})
 
 
-def _read(key: str, value: str, kind: Any) -> Any:
+def option(key: str, value: str, kind: Any) -> Any:
+    """An option of an attack, given as text, as a number (or text) of its kind."""
     try:
         return kind(value)
     except ValueError as error:

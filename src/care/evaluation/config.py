@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from care.attacks.config import AttackConfig
 from care.attacks.presets import PUBLISHED, PGDConfig
-from care.attacks.word_attacks import WORD_ATTACKS, word_attack
+from care.attacks.word_attacks import WORD_ATTACKS, option, word_attack
 from care.errors import UsageError
 from care.evaluation.attack_sets import expanded
 from care.models.spec import ModelSpec, Precision
@@ -122,7 +122,7 @@ class ImageAttack:
         options: dict[str, Any] = {key: given[key] for key in _TEXTS if key in given}
         for key, kind in _NUMBERS.items():
             if key in given:
-                options[key] = _number(key, given[key], kind)
+                options[key] = option(key, given[key], kind)
         if "requests" in given:
             options["requests"] = Path(given["requests"])
         name = check_file_name(given.get("as", preset), "an attack")
@@ -377,12 +377,3 @@ def defense_names(repairs: Sequence[Path]) -> list[str]:
         name if short.count(name) == 1 else str(path)
         for name, path in zip(short, repairs, strict=True)
     ]
-
-
-def _number(key: str, value: str, kind: type) -> Any:
-    try:
-        return kind(value)
-    except ValueError as error:
-        raise UsageError(
-            f"The option {key} of an attack is a number, got {value!r:.40}."
-        ) from error
