@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,27 +128,58 @@ def threats(
     cells = {suite.name: suite.defenses for suite in suites}
     found: list[Threat] = []
     for attack in attacks:
-        bare = cells.get(suite_name(attack, UNDEFENDED), {})
-        facts = {name: _facts(made) for name, made in made_on(path, attack, defenses).items()}
-        for name in defenses:
-            if name == UNDEFENDED:
-                continue
-            owner = name if name in facts else UNDEFENDED
-            own, made = cells.get(suite_name(attack, owner), {}), facts[owner]
-            found.append(
-                Threat(
-                    attack=attack.name,
-                    defense=name,
-                    steps=made.config.steps,
-                    epsilon=made.config.epsilon,
-                    loss_undefended=facts[UNDEFENDED].images["image"].loss,
-                    loss_adaptive=made.images["image"].loss,
-                    undefended=bare.get(UNDEFENDED),
-                    transfer=bare.get(name),
-                    adaptive=own.get(name),
-                    certified=certified(own.get(name) or bare.get(name)),
-                )
+        facts = {name: _facts(folder) for name, folder in made_on(path, attack, defenses).items()}
+        made = {
+            name: Made(each.images["image"].loss, each.config.steps, each.config.epsilon)
+            for name, each in facts.items()
+        }
+        found += threats_of(attack, made, defenses, cells)
+    return found
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was made on one defense."""
+
+    loss: float
+    """What its search has come to."""
+    steps: int
+    """Steps of the search."""
+    epsilon: float | None
+    """Radius of an image; None for an unconstrained one, and for words."""
+
+
+def threats_of(
+    attack: AskedAttack,
+    made: Mapping[str, Made],
+    defenses: Sequence[str],
+    cells: Mapping[str, Mapping[str, DefenseScores]],
+) -> list[Threat]:
+    """Transfer and adaptive figures of one attack, given what was `made` on which defense.
+
+    `cells` are the scores by suite and defense.
+    """
+    bare = cells.get(suite_name(attack, UNDEFENDED), {})
+    found: list[Threat] = []
+    for name in defenses:
+        if name == UNDEFENDED:
+            continue
+        owner = name if name in made else UNDEFENDED
+        own = cells.get(suite_name(attack, owner), {})
+        found.append(
+            Threat(
+                attack=attack.name,
+                defense=name,
+                steps=made[owner].steps,
+                epsilon=made[owner].epsilon,
+                loss_undefended=made[UNDEFENDED].loss,
+                loss_adaptive=made[owner].loss,
+                undefended=bare.get(UNDEFENDED),
+                transfer=bare.get(name),
+                adaptive=own.get(name),
+                certified=certified(own.get(name) or bare.get(name)),
             )
+        )
     return found
 
 

@@ -18,14 +18,15 @@ from care.data.registry import load_suite
 from care.defenses.loading import load_defense
 from care.errors import UsageError
 from care.evaluation.adaptive import (
-    certified,
+    Made,
     counting,
     folders,
     held_out,
     made_on,
     suite_name,
+    threats_of,
 )
-from care.evaluation.config import UNDEFENDED, AskedWords
+from care.evaluation.config import AskedWords
 from care.evaluation.leak_check import refuse_leaks
 from care.evaluation.scores import SuiteScores, Threat
 from care.models.spec import ModelSpec
@@ -136,27 +137,12 @@ def word_threats(
     for one in words:
         if one.attack.joins or not one.attack.through:
             continue
-        bare = cells.get(suite_name(one, UNDEFENDED), {})
-        made = made_on(path, one, defenses)
-        losses = {name: one.attack.loss_in(folder) for name, folder in made.items()}
-        for name in defenses:
-            if name != UNDEFENDED:
-                owner = name if name in losses else UNDEFENDED
-                own = cells.get(suite_name(one, owner), {})
-                found.append(
-                    Threat(
-                        attack=one.name,
-                        defense=name,
-                        steps=getattr(one.attack, "steps", 0),
-                        epsilon=None,
-                        loss_undefended=losses[UNDEFENDED],
-                        loss_adaptive=losses[owner],
-                        undefended=bare.get(UNDEFENDED),
-                        transfer=bare.get(name),
-                        adaptive=own.get(name),
-                        certified=certified(own.get(name) or bare.get(name)),
-                    )
-                )
+        steps = getattr(one.attack, "steps", 0)
+        made = {
+            name: Made(one.attack.loss_in(folder), steps, None)
+            for name, folder in made_on(path, one, defenses).items()
+        }
+        found += threats_of(one, made, defenses, cells)
     return found
 
 
