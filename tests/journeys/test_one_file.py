@@ -1,8 +1,5 @@
 """The example in one file computes the same as the package."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -19,11 +16,10 @@ from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import Subspace, principal_angles
 from care.models.hooks import read
 from care.models.sites import Site, scope_mask
-from care.models.vlm import VLM
 from care.statistics.crossfit import FamilyRows, folds_of
 from kit import tiny
+from kit.one_file import loaded, pair, vlm  # noqa: F401
 
-PATH = Path(__file__).parents[2] / "examples" / "care_in_one_file.py"
 LAYERS = (2, 3)
 PICTURED = [example for example in tiny.mixed_examples(6) if example.images]
 PLAIN = [example for example in tiny.mixed_examples(6) if not example.images]
@@ -32,21 +28,7 @@ both = pytest.mark.parametrize("examples", [PICTURED, PLAIN], ids=["pictured", "
 
 @pytest.fixture(scope="module")
 def one_file():
-    spec = importlib.util.spec_from_file_location("care_in_one_file", PATH)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def pair():
-    return tiny.tiny_llava()
-
-
-@pytest.fixture(scope="module")
-def vlm(pair):
-    return VLM(*pair, name="tiny")
+    return loaded("care_in_one_file")
 
 
 def drawn(one_file, seed, rank=3, filters=2):

@@ -1,8 +1,6 @@
 """The paper in one file computes the same as the package's preset."""
 
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,33 +18,18 @@ from care.defenses.repair.subspace import Subspace, SubspaceConfig, fit_subspace
 from care.diagnosis.ablation import ablate
 from care.diagnosis.results import PAPER_LAYERS
 from care.models.sites import Site
-from care.models.vlm import VLM
 from care.statistics.moments import Moments
 from care.statistics.token_kernels import cross_scores, self_scores
 from kit import tiny
 from kit.fits import material
+from kit.one_file import loaded, pair, vlm  # noqa: F401
 
-PATH = Path(__file__).parents[2] / "examples" / "paper_in_one_file.py"
 LAYERS = (1, 2)
 
 
 @pytest.fixture(scope="module")
 def one_file():
-    spec = importlib.util.spec_from_file_location("paper_in_one_file", PATH)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def pair():
-    return tiny.tiny_llava()
-
-
-@pytest.fixture(scope="module")
-def vlm(pair):
-    return VLM(*pair, name="tiny")
+    return loaded("paper_in_one_file")
 
 
 def small(rank=3):
