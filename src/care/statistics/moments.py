@@ -92,6 +92,22 @@ def spread_of_gram(gram: Array, width: int) -> Spread:
     return Spread(n, width, float(lengths.sum()) / n, frobenius, float(lengths @ lengths) / n)
 
 
+def towards_diagonal(scatter: Array, share: float) -> Array:
+    """(1 − share) scatter + share diag(scatter), in the place of a scatter (D, D).
+
+    FitError for coordinates that never vary.
+    """
+    spread = np.diagonal(scatter).copy()
+    if not (spread > 0).all():
+        raise FitError(
+            f"{int((spread <= 0).sum())} of {len(spread)} coordinates never vary; fit on examples "
+            "that differ."
+        )
+    scatter *= 1 - share
+    scatter[np.diag_indices(len(spread))] = spread
+    return scatter
+
+
 def ledoit_wolf(spread: Spread) -> float:
     """Ledoit–Wolf intensity ρ of (1 − ρ) C + ρ (tr C / D) I.
 

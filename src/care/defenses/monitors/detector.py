@@ -28,6 +28,7 @@ from torch import Tensor
 
 from care.errors import FitError, UsageError
 from care.statistics.crossfit import FamilyRows, folds_of
+from care.statistics.moments import towards_diagonal
 
 SHRINKAGE = 0.2
 """γ: weight of the diagonal in C."""
@@ -144,14 +145,7 @@ def _fitted(
     centres = [_mean_of_means(side, weights) for side, weights in sides]
     scatters = [_scatter_within(side, weights) for side, weights in sides]
     within = (scatters[0] + scatters[1]) / 2
-    spread = np.diagonal(within).copy()
-    if not (spread > 0).all():
-        raise FitError(
-            f"{int((spread <= 0).sum())} of {len(spread)} coordinates never vary; fit on examples "
-            "that differ."
-        )
-    within *= 1 - shrinkage
-    within[np.diag_indices(len(spread))] = spread
+    within = towards_diagonal(within, shrinkage)
     gap = centres[0] - centres[1]
     direction = cho_solve(cho_factor(within, lower=True, overwrite_a=True), gap)
     length = float(gap @ direction)

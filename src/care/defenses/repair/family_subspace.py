@@ -27,6 +27,7 @@ from scipy.linalg import cho_factor, cho_solve, eigh
 from care.defenses.repair.subspace import Projection, Subspace, oblique, orthonormal
 from care.errors import FitError
 from care.statistics.crossfit import FamilyRows
+from care.statistics.moments import towards_diagonal
 
 _LEAST_ROWS = 4
 
@@ -93,15 +94,7 @@ def pooled(
         covariance += (1 - within) * weight * _scatter(rows, mean)
     for rows in attacks:
         covariance += within / count * _scatter(rows, rows.mean(axis=0))
-    spread = np.diagonal(covariance).copy()
-    if not (spread > 0).all():
-        raise FitError(
-            f"{int((spread <= 0).sum())} of {len(spread)} coordinates never vary; fit on examples "
-            "that differ"
-        )
-    covariance *= 1 - shrinkage
-    covariance[np.diag_indices(len(spread))] = spread
-    return mean, covariance
+    return mean, towards_diagonal(covariance, shrinkage)
 
 
 def unsafe_subspace(
