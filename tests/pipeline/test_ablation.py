@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from care.defenses.monitors.results import READS
 from care.defenses.repair.presets import PRESETS
 from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import SubspaceConfig
@@ -37,6 +38,8 @@ SMALL = (
     Change("paper: K", "paper", {"subspace": SubspaceConfig(target="cov", rank=1000)}),
     Change("corrected: without text", "corrected", only="image"),
     Change("corrected: one layer", "corrected", one_layer=True),
+    Change("corrected: monitors", "corrected", watched=READS),
+    Change("corrected: requests", "corrected", watched=("request",), channels=False),
 )
 
 
@@ -50,6 +53,7 @@ def test_every_row_changes_one_thing_of_a_preset_that_is_a_row() -> None:
             change.config.facts() != PRESETS[change.of].facts(),
             change.one_layer,
             change.only is not None,
+            bool(change.watched),
         ]
         assert sum(differs) == (0 if whole else 1), change.name
     fields = {name for change in CHANGES for name in change.fields}
@@ -101,6 +105,10 @@ def test_a_killed_ablation_goes_on_and_ends_with_the_same_table(
     assert layers[0] == layers[1]
     assert {c.modality for c in made["corrected-without-text"].channels} == {"image"}
     assert len(made["corrected-one-layer"].channels) == 2
+    watched = Repair.load(tmp_path / "whole" / "repairs" / "corrected-monitors")
+    alone = Repair.load(tmp_path / "whole" / "repairs" / "corrected-requests")
+    assert watched.monitors[0].reads == "request" and watched.channels
+    assert [each.reads for each in alone.monitors] == ["request"] and not alone.channels
 
     fitted, fits, asked = ablation.fitted, [], []
 

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from care.defenses.artefact import FACTS
+from care.defenses.monitors.monitor import Monitor
 from care.defenses.repair.channel import Modality
 from care.defenses.repair.fitting import Fitter, chosen_sites
 from care.defenses.repair.fitting_data import CLASSES, Material
@@ -50,6 +51,7 @@ def ablate(
             work = Stages(job, run, progress)
         fitter = work.fitter()
         diagnosis = work.channels(fitter, work.diagnosis(fitter, BRIEF))
+        watching = monitors(work, fitter, changes)
         fitter = Fitter(work.vlm, thinned(fitter.material, MOST), fitter.config, job.batch)
         planned: list[Planned] = []
         repairs: list[tuple[str, Repair]] = []
@@ -59,7 +61,7 @@ def ablate(
                 try:
                     repair = Repair.load(folder) if (folder / FACTS).exists() else None
                     if repair is None:
-                        repair = fitted(change, fitter, diagnosis)
+                        repair = fitted(change, fitter, diagnosis, watching)
                         repair.save(folder)
                     repairs.append((change.name, repair))
                     planned.append(Planned(change.name, change.of))
@@ -73,11 +75,37 @@ def ablate(
     return AblationTable(tuple(rows), claims(rows, diagnosis))
 
 
-def fitted(change: Change, fitter: Fitter, diagnosis: Diagnosis) -> Repair:
-    """The repair of one row, at the sites that its preset would choose."""
+def monitors(work: Stages, fitter: Fitter, changes: Sequence[Change]) -> tuple[Monitor, ...]:
+    """The main job's monitors, if a row asks for any; none where they can't be fitted."""
+    if not any(change.watched for change in changes) or fitter.config.monitors is None:
+        return ()
+    with work.inner("selection") as inner:
+        table = work.ask(work.counted("validation"), [None], "selection", inner)
+    try:
+        return work.monitors(fitter, table).monitors
+    except FitError:
+        return ()
+
+
+def fitted(
+    change: Change, fitter: Fitter, diagnosis: Diagnosis, watching: Sequence[Monitor] = ()
+) -> Repair:
+    """The repair of one row, at the sites that its preset would choose.
+
+    FitError where there are no monitors of what it watches.
+    """
     own = fitter.with_config(change.config)
     repair = Repair.of(own.repair(change.places(_sites(change, fitter, diagnosis)), change.of))
     repair = repair if change.only is None else repair.only(change.only)
+    if change.watched:
+        kept = tuple(monitor for monitor in watching if monitor.reads in change.watched)
+        if not kept:
+            raise FitError(
+                f"There is no monitor of {', '.join(change.watched)} for the row {change.name!r}: "
+                "too few harmful or harmless answers to fit one on, or none were asked for."
+            )
+        repair = replace(repair, monitors=kept)
+    repair = repair if change.channels else repair.monitors_only()
     return replace(repair, name=change.name)
 
 

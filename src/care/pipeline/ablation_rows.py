@@ -1,6 +1,7 @@
 """The rows of an ablation, as data: the named presets, and each of two with one thing changed.
 
-A row changes fields of the preset's configuration, where its sites are, or which channels are kept.
+A row changes fields of the preset's configuration, where its sites are, which channels are kept, or
+what watches.
 What a row is fitted and asked on is the same for all of them (`care.pipeline.ablation`).
 """
 
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from care.defenses.monitors.results import READS, Reads
 from care.defenses.repair.attribution import AttributionConfig
 from care.defenses.repair.channel import Modality
 from care.defenses.repair.gate import GateConfig
@@ -36,6 +38,10 @@ class Change:
     """Whether the first of each modality's sites is left alone."""
     only: Modality | None = None
     """The modality whose channels are kept, if not both."""
+    watched: tuple[Reads, ...] = ()
+    """What the monitors read that watch; none: channels act on every request."""
+    channels: bool = True
+    """Whether there are channels to close after an alarm."""
 
     @property
     def config(self) -> RepairConfig:
@@ -60,9 +66,12 @@ def _corrected(name: str, **changes: Any) -> Change:
     return Change(f"corrected: {name}", "corrected", **_told(changes))
 
 
+_OWN = ("kind", "one_layer", "only", "watched", "channels")
+
+
 def _told(changes: dict[str, Any]) -> dict[str, Any]:
     """The fields of a `Change`; what isn't one is a field of the configuration."""
-    own = {key: changes.pop(key) for key in ("kind", "one_layer", "only") if key in changes}
+    own = {key: changes.pop(key) for key in _OWN if key in changes}
     return own | {"fields": changes}
 
 
@@ -104,5 +113,10 @@ CHANGES: tuple[Change, ...] = (
     _corrected("without visual", only="text"),
     _corrected("no gate", gate=None),
     _corrected("gate of RBF features", gate=GateConfig(features=256)),
+    _corrected("monitors", watched=READS),
+    _corrected("monitors, no channels", watched=READS, channels=False),
+    _corrected("monitor of requests alone", watched=("request",)),
+    _corrected("monitors of what is said alone", watched=("answer", "exchange")),
 )
-"""All rows, whole methods first. A gate is fitted at the decision position and acts there."""
+"""All rows, whole methods first. A gate is fitted at the decision position and acts there; with
+monitors, which are those of the main job, the corrected repair is the default one."""
