@@ -20,10 +20,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from care.defenses.artefact import FACTS
+from care.defenses.material import CLASSES, Material
 from care.defenses.monitors.monitor import Monitor
 from care.defenses.repair.channel import Modality
 from care.defenses.repair.fitting import Fitter, chosen_sites
-from care.defenses.repair.fitting_data import CLASSES, Material
 from care.defenses.repair.presets import PRESETS
 from care.defenses.repair.repair import Repair
 from care.diagnosis.activation_means import spread
