@@ -2,8 +2,9 @@
 
 One suffix is searched for requests that nothing is measured with (the small world's to fit on, or a
 file), and appended to all held-out ones; or, with `each=1`, one for each held-out request, as
-somebody would who wants that very answer. The search goes through the defense's edits (`suffix`).
-Its folder gets `suffixes.json`, which says by digests what they were made of, and checkpoints.
+somebody would who wants that very answer. The search goes through the defense's edits, or past its
+monitors (`suffix`). Its folder gets `suffixes.json`, which says by digests what they were made of,
+and checkpoints.
 """
 
 from __future__ import annotations
@@ -113,6 +114,12 @@ class GCG(WordAttack):
     def passes(self) -> int:
         """A gradient, and each candidate there, for each request of a step."""
         return (1 if self.each else self.n) * (self.width + 3)
+
+    def own(self, defense: Defense | None) -> bool:
+        """Monitors that see the request have a say in what is searched."""
+        from care.attacks.watched import Watching
+
+        return super().own(defense) or bool(Watching(defense))
 
     def suffix(self, seed: int) -> SuffixConfig:
         """Settings of the search."""
