@@ -111,8 +111,8 @@ def search_suffix(
     watching = Watching(defense)
     loss_of = SuffixLoss(vlm, examples, targets, config, watching)
     digest = "" if checkpoint is None else _digest(vlm, examples, targets, config, defense)
-    edited = defense is not None and not defense.revises
-    applied = defense.applied(vlm) if edited else nullcontext()
+    bare = nullcontext()
+    applied = bare if defense is None or defense.revises else defense.applied(vlm)
     with differentiable(vlm), applied, watching.reading(vlm) if watching else nullcontext():
         state = _read(checkpoint, digest) or _first(loss_of, config)
         saved = len(state.losses)
