@@ -18,7 +18,8 @@ from care.attacks.pictures import ALL, beside, pictures_in
 from care.attacks.preprocessing import PixelPath, to_picture
 from care.attacks.register_pictures import Pictured, Registers
 from care.attacks.registers import PLAIN, REGISTERS, opened
-from care.attacks.said import SoftTokens, excess, pooled
+from care.attacks.said import SoftTokens, excess
+from care.attacks.watched import pooled
 from care.attacks.word_attacks import word_attack
 from care.attacks.words import Search
 from care.data.example import Example, Suite

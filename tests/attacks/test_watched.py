@@ -95,9 +95,11 @@ def test_a_search_lowers_what_the_monitors_see(vlm):
 
 
 def test_a_suffix_is_searched_on_a_defense_whose_monitors_see_the_request(vlm):
-    attack = GCG()
-    assert attack.own(None) and attack.own(repair())
-    assert attack.own(watched(monitor(vlm, "exchange", "mean", 1)))
-    assert not attack.own(watched(monitor(vlm, "answer", "mean", 1)))
-    assert not attack.own(watched(Monitor("request", 0.0)))
+    attack, watching = GCG(), monitor(vlm, "exchange", "mean", 1)
+    seen = attack.sees(watched(watching))
+    assert attack.sees(None) is None and attack.sees(repair()) not in (None, seen)
+    assert seen == attack.sees(watched(watching, monitor(vlm, "answer", "mean", 1)))
+    assert seen != attack.sees(watched(replace(watching, threshold=0.5)))
+    assert attack.sees(watched(monitor(vlm, "answer", "mean", 1))) is None
+    assert attack.sees(watched(Monitor("request", 0.0))) is None
     assert not Watching(None) and Watching(None).excess() is None

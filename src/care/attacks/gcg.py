@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from care.attacks.config import AttackConfig
 from care.attacks.words import Search, Stage, Variant, WordAttack
-from care.data.digests import digest_of
 from care.data.example import Example, Suite
 from care.data.small_world.suites import OPENING
 from care.errors import UsageError
@@ -115,11 +114,11 @@ class GCG(WordAttack):
         """A gradient, and each candidate there, for each request of a step."""
         return (1 if self.each else self.n) * (self.width + 3)
 
-    def own(self, defense: Defense | None) -> bool:
-        """Monitors that see the request have a say in what is searched."""
+    def sees(self, defense: Defense | None) -> str | None:
+        """Of a defense with monitors those that see the request, which have a say in the search."""
         from care.attacks.watched import Watching
 
-        return super().own(defense) or bool(Watching(defense))
+        return Watching(defense).digest() or super().sees(defense)
 
     def suffix(self, seed: int) -> SuffixConfig:
         """Settings of the search."""
@@ -138,7 +137,7 @@ class GCG(WordAttack):
         examples, targets = self._asked(of, held_out)
         told = {
             "model": config_digest(dict(of.identity)),
-            "defense": str(digest_of(defense)),
+            "defense": str(self.sees(defense)),
             "requests": config_digest({"ids": [e.digest() for e in examples], "y": targets}),
             "settings": config_digest({**asdict(self), "seed": of.seed, "dtype": of.model.dtype}),
         }

@@ -46,6 +46,10 @@ class Watching:
     def __bool__(self) -> bool:
         return bool(self.monitors)
 
+    def digest(self) -> str | None:
+        """SHA-256 of the monitors; None where there are none."""
+        return Repair((), name="monitors", monitors=tuple(self.monitors)).digest() if self else None
+
     @contextmanager
     def reading(self, vlm: VLM) -> Iterator[None]:
         """Keep the activations that they read of each pass."""
