@@ -64,6 +64,19 @@ def readable(vlm: VLM, reads: Reads, exchange: Exchange) -> Exchange | None:
     return Exchange(request, answer)
 
 
+def beginning(vlm: VLM, reads: Reads, exchange: Exchange, tokens: int) -> Exchange:
+    """A readable answer or exchange as it was when the answer had so many tokens."""
+    text = vlm.tokenizer.decode(vlm.response_ids(exchange.answer)[:tokens]).strip()
+    request = replace(exchange.request, prompt=text) if reads == "answer" else exchange.request
+    return Exchange(request, text)
+
+
+def tokens_read(vlm: VLM, answer: str) -> int:
+    """Tokens of an answer, thoughts included, that a monitor reads."""
+    shown = readable(vlm, "answer", Exchange(Example("answer", answer or " "), answer))
+    return len(vlm.response_ids(shown.answer)) if shown else 0
+
+
 def encoded(vlm: VLM, reads: Reads, exchanges: Sequence[Exchange]) -> tuple[Batch, Tensor]:
     """Inputs for B readable exchanges, and which of their T tokens count, (B, T) of bool."""
     requests = [each.request for each in exchanges]
