@@ -122,7 +122,7 @@ def _parts(message: Mapping[str, Any]) -> list[Any]:
 
 
 def _part(each: Any) -> Iterator[Any]:
-    known = cast(Mapping[str, Any], each) if isinstance(each, Mapping) else {}
+    known: Mapping[str, Any] = cast(Any, each) if isinstance(each, Mapping) else {}
     text, image = known.get("text"), known.get("image")
     if known.get("type") == "text" and isinstance(text, str):
         if text:
