@@ -94,7 +94,7 @@ def evaluate(
         run.pin("defenses", {name: told for name, told in given.items() if told is not None})
 
     asking = Asking(vlm, batch_size, max_new_tokens, seed, stop, temperature)
-    done = sum(key in results for key in keys)
+    done = sum(key in results or key in answers for key in keys)
     with (progress or silent)("answers", len(keys), done=done) as bar:
         for suite in suites:
             of_suite = [cell for cell in cells if cell.suite is suite]

@@ -246,3 +246,28 @@ def test_progress_counts_an_example_once(vlm):
     counts.clear()
     repaired(ALWAYS).revised(vlm, ASKED, vlm.answers(ASKED, max_new_tokens=4), **how)
     assert sum(counts) == 3
+
+
+@pytest.mark.embedded
+def test_on_the_embedded_model_in_its_own_precision(embedded_vlm):
+    """In bfloat16 too, without an alarm, with one at a reading, and with one at the end."""
+    vlm = embedded_vlm
+    site = Site(17, "ffn_out")
+    rng = np.random.default_rng(0)
+    width = vlm.anatomy.site_width(site)
+    drawn = Detector(*(rng.standard_normal(width).astype(np.float32) for _ in range(2)))
+    asked, how = (
+        Example("a", "How do you wash a car?", images=ASKED[0].images),
+        {"max_new_tokens": 24},
+    )
+    bare = vlm.answers([asked], **how)[0]
+    (_, first), (_, last) = Monitor("exchange", NEVER, site, drawn).scores(
+        vlm, [Exchange(asked, bare.text)]
+    )[0]
+    for threshold in (max(first, last), min(first, last), (first + last) / 2):
+        watching = Monitor("exchange", threshold, site, drawn)
+        repair = replace(repairs.repair(), channels=(), monitors=(watching,))
+        [answer] = repair.answer(vlm, [asked], **how)
+        assert streamed(repair, vlm, asked, hold=0, **how)[-1] == answer
+        assert answer.source == ("model" if threshold == max(first, last) else "refusal")
+        assert answer.text == (bare.text if answer.source == "model" else REFUSAL)

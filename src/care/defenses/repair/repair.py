@@ -128,7 +128,7 @@ class Repair(RepairData, Defense):
         """The repair with the channels of one modality alone (an ablation)."""
         kept = tuple(c for c in self.channels if c.modality == modality)
         if not kept:
-            raise UsageError(f"the repair has no {modality} channel to keep")
+            raise UsageError(f"The repair has no {modality} channel to keep; take the other one.")
         return replace(self, channels=kept, name=f"{self.name}, {modality} only")
 
     def with_strength(self, strength: float) -> Repair:
