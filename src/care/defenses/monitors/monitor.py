@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from care.defenses.monitors.detector import Detector
-from care.defenses.monitors.reading import Exchange, over_batches, readable
+from care.defenses.monitors.reading import Exchange, log_odds, over_batches, readable
 from care.defenses.monitors.results import POOLINGS, READS, Pooling, Reads
 from care.errors import NotFiniteError, UsageError
 from care.models.alarms import Alarm
@@ -86,12 +86,10 @@ class Monitor:
         Raises NotFiniteError where the model computes NaN or infinity.
         """
         found = [readable(vlm, self.reads, each) for each in exchanges]
-        texts = list(dict.fromkeys(_key(each) for each in found if each is not None))
-        place = {text: number for number, text in enumerate(texts)}
-        first = {_key(each): each for each in found if each is not None}
-        distinct = [first[text] for text in texts]
-        scored = self._distinct(vlm, distinct, batch_size) if distinct else []
-        return [[] if each is None else scored[place[_key(each)]] for each in found]
+        shown = [each for each in found if each is not None]
+        read = partial(self._odds if self.detector is None else self._read, vlm)
+        scored = iter(over_batches(vlm, self.reads, shown, read, batch_size))
+        return [[] if each is None else next(scored) for each in found]
 
     def alarms(
         self,
@@ -121,13 +119,9 @@ class Monitor:
                 return Alarm(self.reads, score, limit, 0 if self.reads == "request" else tokens)
         return None
 
-    def _distinct(
-        self, vlm: VLM, exchanges: Sequence[Exchange], batch_size: int
-    ) -> list[list[tuple[int, float]]]:
-        if self.detector is None:
-            shown = [each.request for each in exchanges]
-            return [[(0, float(odds))] for odds in vlm.refusal_log_odds(shown, batch_size)]
-        return over_batches(vlm, self.reads, exchanges, partial(self._read, vlm), batch_size)
+    def _odds(self, vlm: VLM, batch: Batch, counted: Tensor) -> list[list[tuple[int, float]]]:
+        logits = vlm.forward(batch, logits_to_keep=1)
+        return [[(0, odds)] for odds in log_odds(vlm, logits)]
 
     def _read(self, vlm: VLM, batch: Batch, counted: Tensor) -> list[list[tuple[int, float]]]:
         assert self.site is not None and self.detector is not None
@@ -170,7 +164,3 @@ def pooled(scores: np.ndarray, pooling: Pooling, at: Sequence[int]) -> np.ndarra
     # Shorter windows stand in until there are 8 tokens, and then no longer count.
     full = np.maximum.accumulate(windows[WINDOW - 1 :]) if len(scores) >= WINDOW else windows[:0]
     return np.concatenate([windows[: WINDOW - 1], full])[ends]
-
-
-def _key(exchange: Exchange) -> tuple[str, str]:
-    return (repr(exchange.request.messages()), exchange.answer)
