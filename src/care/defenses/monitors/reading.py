@@ -14,7 +14,7 @@ input at all. Not here: what is made of the activations (`detector`, `monitor`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -62,6 +62,19 @@ def readable(vlm: VLM, reads: Reads, exchange: Exchange) -> Exchange | None:
     if reads == "answer":
         return Exchange(Example("answer", answer), answer)
     return Exchange(request, answer)
+
+
+def beginning(vlm: VLM, reads: Reads, exchange: Exchange, tokens: int) -> Exchange:
+    """A readable answer or exchange as it was when the answer had so many tokens."""
+    text = vlm.tokenizer.decode(vlm.response_ids(exchange.answer)[:tokens]).strip()
+    request = replace(exchange.request, prompt=text) if reads == "answer" else exchange.request
+    return Exchange(request, text)
+
+
+def tokens_read(vlm: VLM, answer: str) -> int:
+    """Tokens of an answer, thoughts included, that a monitor reads."""
+    shown = readable(vlm, "answer", Exchange(Example("answer", answer or " "), answer))
+    return len(vlm.response_ids(shown.answer)) if shown else 0
 
 
 def encoded(vlm: VLM, reads: Reads, exchanges: Sequence[Exchange]) -> tuple[Batch, Tensor]:
