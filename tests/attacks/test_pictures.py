@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from care.attacks import said as said_module
 from care.attacks.adaptive import Through
 from care.attacks.loss import Objective
 from care.attacks.missed import Missed, least_alarming
@@ -18,7 +17,8 @@ from care.attacks.pictures import ALL, beside, pictures_in
 from care.attacks.preprocessing import PixelPath, to_picture
 from care.attacks.register_pictures import Pictured, Registers
 from care.attacks.registers import PLAIN, REGISTERS, opened
-from care.attacks.said import SoftTokens, excess, pooled
+from care.attacks.said import SoftTokens, excess
+from care.attacks.watched import MARGIN, pooled
 from care.attacks.word_attacks import word_attack
 from care.attacks.words import Search
 from care.data.example import Example, Suite
@@ -266,7 +266,7 @@ def test_soft_tokens_score_as_their_text_and_pull_on_the_picture(reads):
         (gradient,) = torch.autograd.grad(found, pixels)
     assert gradient.abs().sum() > 0
     scores = [each[-1][1] for each in monitor.scores(vlm, [Exchange(*pair) for pair in said])]
-    expected = np.mean([score - monitor.threshold + said_module._MARGIN for score in scores])
+    expected = np.mean([score - monitor.threshold + MARGIN for score in scores])
     assert float(found.detach()) == pytest.approx(expected, rel=1e-4)
 
 
