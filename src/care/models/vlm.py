@@ -305,8 +305,6 @@ class VLM:
         that have been read keep their batches, and `PromptCache` says what edits do to them. Raises
         NotFiniteError where the model computes NaN or infinity, as `score` does.
         """
-        if not self.refusal_ids:
-            raise UsageError("refusal_ids is empty; set the first tokens of a refusal.")
         asked, read = _listed(examples), isinstance(examples, PromptCache)
 
         def log_odds(chunk: list[int], start: Start) -> list[float]:
@@ -323,8 +321,10 @@ class VLM:
     def log_odds(self, logits: Tensor) -> Tensor:
         """Refusal log-odds (B,) of logits (B, vocabulary); differentiable, and NaN of NaN.
 
-        Warns, once, if the model begins its answers with a thought.
+        Warns, once, if the model begins its answers with a thought. UsageError without refusals.
         """
+        if not self.refusal_ids:
+            raise UsageError("refusal_ids is empty; set the first tokens of a refusal.")
         if not self._first_token_seen:
             self._first_token_seen = True
             prompt = render(self.processor, Example("probe", "Hello"))

@@ -26,7 +26,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from care.defenses.monitors.detector import Detector
-from care.defenses.monitors.reading import Exchange, beginning, over_batches, readable
+from care.defenses.monitors.reading import (
+    Exchange,
+    beginning,
+    log_odds,
+    over_batches,
+    readable,
+)
 from care.defenses.monitors.results import POOLINGS, READS, Pooling, Reads
 from care.errors import NotFiniteError, UsageError
 from care.models.alarms import Alarm
@@ -156,29 +162,20 @@ class Monitor:
                 if len(readings[place]) > turn and all(s <= limits[place] for _, s in scores)
             ]
             # A turn's readings alone share batches: of one answer each is read for itself.
-            scored = self._distinct(vlm, [readings[place][turn][1] for place in places], batch_size)
+            scored = self._scored(vlm, [readings[place][turn][1] for place in places], batch_size)
             for place, (tokens, score) in zip(places, scored, strict=True):
                 found[place].append((readings[place][turn][0] or tokens, score))
         return found
 
-    def _distinct(
-        self, vlm: VLM, exchanges: Sequence[Exchange], batch_size: int
-    ) -> list[tuple[int, float]]:
-        """(tokens, score) of each exchange as it stands; of equal ones the same."""
-        keys, distinct = [_key(each) for each in exchanges], {}
-        for key, each in zip(keys, exchanges, strict=True):
-            distinct.setdefault(key, each)
-        found = self._scored(vlm, list(distinct.values()), batch_size)
-        scored = dict(zip(distinct, found, strict=True))
-        return [scored[key] for key in keys]
-
     def _scored(
         self, vlm: VLM, exchanges: Sequence[Exchange], batch_size: int
     ) -> list[tuple[int, float]]:
-        if self.detector is None:
-            shown = [each.request for each in exchanges]
-            return [(0, float(odds)) for odds in vlm.refusal_log_odds(shown, batch_size)]
-        return over_batches(vlm, self.reads, exchanges, partial(self._pass, vlm), batch_size)
+        """(tokens, score) of each exchange as it stands."""
+        read = self._odds if self.detector is None else self._pass
+        return over_batches(vlm, self.reads, exchanges, partial(read, vlm), batch_size)
+
+    def _odds(self, vlm: VLM, batch: Batch, counted: Tensor) -> list[tuple[int, float]]:
+        return [(0, odds) for odds in log_odds(vlm, vlm.forward(batch, logits_to_keep=1))]
 
     def _pass(self, vlm: VLM, batch: Batch, counted: Tensor) -> list[tuple[int, float]]:
         assert self.site is not None and self.detector is not None
@@ -222,7 +219,3 @@ def pooled(scores: np.ndarray, pooling: Pooling, at: Sequence[int]) -> np.ndarra
     # Shorter windows stand in until there are 8 tokens, and then no longer count.
     full = np.maximum.accumulate(windows[WINDOW - 1 :]) if len(scores) >= WINDOW else windows[:0]
     return np.concatenate([windows[: WINDOW - 1], full])[ends]
-
-
-def _key(exchange: Exchange) -> tuple[str, str]:
-    return (repr(exchange.request.messages()), exchange.answer)
