@@ -199,7 +199,7 @@ def test_what_monitors_decided_is_explained(watched, capsys):
     assert "certified" not in vqa["defenses"]["care"]
     shares = [(m["suite"], m["alarmed"]["request"]) for m in table()["monitors"]]
     assert shares == [("attack", 1.0), ("vqa", 0.0)]
-    assert out.count("care: request 1.50 > 0.50; its picture was left out") == 20
+    assert out.count("care: request 1.50 > 0.50; whatever came beside its text was left out") == 20
     assert "attack/a7, care: request" in out and "≤ 1.00" in out and "request alarmed" in out
     assert cli.main([*watched, "--resume"]) == 0
     assert "a7" not in capsys.readouterr().out
