@@ -38,6 +38,7 @@ from care.attacks.optimisers import Plateau
 from care.attacks.pgd import universal_image
 from care.attacks.presets import PGDConfig
 from care.attacks.registers import opened
+from care.attacks.watching import of_pictures
 from care.attacks.words import Search, Stage, Variant, WordAttack
 from care.data.example import Example, Suite
 from care.data.small_world.pictures import seeded
@@ -50,6 +51,7 @@ from care.typed import from_tree, to_tree
 
 if TYPE_CHECKING:
     from care.defenses.base import Defense
+    from care.defenses.monitors.monitor import Monitor
     from care.models.vlm import VLM
 
 FILE = "pictures.json"
@@ -171,6 +173,10 @@ class Pictures(WordAttack):
             seed=seed,
             restarts=self.restarts,
         )
+
+    def heeds(self, defense: Defense) -> list[Monitor]:
+        """Those that see the picture."""
+        return of_pictures(defense)
 
     def usual(self, of: Search) -> str:
         """How an answer shall begin that isn't in another register."""

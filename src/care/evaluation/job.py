@@ -34,6 +34,7 @@ from care.evaluation.adaptive import (
     threats,
 )
 from care.evaluation.config import (
+    CONTROLS,
     PARTS,
     RULES,
     UNDEFENDED,
@@ -48,6 +49,7 @@ from care.evaluation.config import (
     read_config,
     words_asked,
 )
+from care.evaluation.controls import check_controls, write_controls
 from care.evaluation.cost import cost, told
 from care.evaluation.joined import Attacked, choose, joined_suites
 from care.evaluation.leak_check import refuse_leaks, repair_leaks
@@ -104,6 +106,8 @@ def evaluate(
     given = dict(zip(defense_names(job.repairs), job.repairs, strict=True))
     if job.parts:
         check_parts(job.repairs)
+    if job.controls:
+        check_controls(job.repairs)
     for path in given.values():
         load_defense(path)  # a damaged one shows before the model is loaded
     leaking = repair_leaks(given, tested, job.allow_leaks)
@@ -114,10 +118,10 @@ def evaluate(
     with Run(job.run.out, resume=job.run.resume, config=job.config()) as run:
         if job.parts:
             write_parts(job.repairs, run)
-        repairs = {name: path for name, path in job.defenses.items() if path is not None}
+        repairs = {name: path for name, path in job.defenses.items() if name not in CONTROLS}
         words = plain_suites(job.words, asked)
         run.pin("suites", {suite.name: suite_digest(suite) for suite in (*tested, *words)})
-        run.pin("repairs", {name: _digest_of(path) for name, path in repairs.items()})
+        run.pin("repairs", {name: _digest_of(path) for name, path in repairs.items() if path})
         suites = [*suites, *words]
         _record(run, job, suites, leaking)
         rules = rules_for(job.model)
@@ -194,8 +198,9 @@ def asked_suites(path: Path, config: StoredConfig, seen: Sequence[str]) -> list[
 
 def _defenses(config: StoredConfig) -> list[str]:
     """Names of the bare model and the repairs of a run."""
-    parts = PARTS if config.parts else ()
-    return [UNDEFENDED, *parts, *defense_names([Path(path) for path in config.repairs])]
+    parts, controls = PARTS if config.parts else (), CONTROLS if config.controls else ()
+    given = defense_names([Path(path) for path in config.repairs])
+    return [UNDEFENDED, *parts, *given, *controls]
 
 
 # -- answers and judgements ----------------------------------------------------------------------
@@ -215,6 +220,8 @@ def _answer(
     `asked` by attacks in words; returns every suite that was asked."""
     attacks, places = job.attacks, job.defenses
     vlm = load_pinned(run, job.model.name, job.model.load)
+    if job.controls:
+        write_controls(job, run, vlm)
     defenses = [
         (name, None if path is None else load_defense(path, vlm)) for name, path in places.items()
     ]

@@ -28,7 +28,7 @@ from care.defenses.monitors.detector import Detector
 from care.defenses.monitors.reading import Exchange, over_batches, readable
 from care.defenses.monitors.results import POOLINGS, READS, Pooling, Reads
 from care.errors import NotFiniteError, UsageError
-from care.models.alarms import Alarm
+from care.models.alarms import PICTURED, Alarm
 from care.models.finite import not_finite
 from care.models.short_pass import activations_of
 from care.models.sites import Site
@@ -64,6 +64,8 @@ class Monitor:
     alarmed: Mapping[str, float] = field(default_factory=dict)
     """Share of each harmless suite's requests or bare answers, of those that the threshold rests
     on, that raise the alarm."""
+    with_picture: bool = False
+    """Whether a request is read beside its picture, which can then move the score: a control."""
 
     def __post_init__(self) -> None:
         if self.reads not in READS or self.pooling not in POOLINGS:
@@ -75,6 +77,8 @@ class Monitor:
             raise UsageError(f"The threshold of a monitor must be finite, got {self.threshold}.")
         if (self.site is None) != (self.detector is None):
             raise UsageError("A monitor has a site and a detector, or neither.")
+        if self.with_picture and (self.reads != "request" or self.detector is None):
+            raise UsageError("Beside its picture a request alone is read, and with a detector.")
         if self.detector is None and self.reads == "exchange":
             raise UsageError("An exchange has no refusal log-odds; fit a detector for it.")
 
@@ -85,7 +89,7 @@ class Monitor:
 
         Raises NotFiniteError where the model computes NaN or infinity.
         """
-        found = [readable(vlm, self.reads, each) for each in exchanges]
+        found = [readable(vlm, self.reads, each, self.with_picture) for each in exchanges]
         texts = list(dict.fromkeys(_key(each) for each in found if each is not None))
         place = {text: number for number, text in enumerate(texts)}
         first = {_key(each): each for each in found if each is not None}
@@ -110,6 +114,11 @@ class Monitor:
             for scores, before in zip(found, suspected or [False] * len(found), strict=True)
         ]
 
+    @property
+    def called(self) -> str:
+        """What its alarms are told by."""
+        return PICTURED if self.with_picture else self.reads
+
     def limit(self, suspected: bool) -> float:
         """What a score has to exceed; less where the request has raised an alarm."""
         lowered = suspected and self.reads != "request" and self.detector is not None
@@ -118,7 +127,7 @@ class Monitor:
     def _first(self, scores: Sequence[tuple[int, float]], limit: float) -> Alarm | None:
         for tokens, score in scores:
             if score > limit:
-                return Alarm(self.reads, score, limit, 0 if self.reads == "request" else tokens)
+                return Alarm(self.called, score, limit, 0 if self.reads == "request" else tokens)
         return None
 
     def _distinct(
@@ -173,4 +182,6 @@ def pooled(scores: np.ndarray, pooling: Pooling, at: Sequence[int]) -> np.ndarra
 
 
 def _key(exchange: Exchange) -> tuple[str, str]:
-    return (repr(exchange.request.messages()), exchange.answer)
+    request = exchange.request
+    shown = request.digest() if request.images else repr(request.messages())
+    return shown, exchange.answer

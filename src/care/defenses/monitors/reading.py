@@ -14,7 +14,7 @@ input at all. Not here: what is made of the activations (`detector`, `monitor`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -46,14 +46,17 @@ class Exchange:
     """The answer so far, thoughts included."""
 
 
-def readable(vlm: VLM, reads: Reads, exchange: Exchange) -> Exchange | None:
+def readable(
+    vlm: VLM, reads: Reads, exchange: Exchange, with_picture: bool = False
+) -> Exchange | None:
     """The exchange as a monitor reads it: without pictures, thoughts and special tokens.
 
-    None where there is nothing to read: a request that is only a picture, an answer that hasn't
-    begun.
+    `with_picture` leaves a request its pictures, for a control. None where there is nothing to
+    read: a request that is only a picture, an answer that hasn't begun.
     """
     request = exchange.request.text_alone()
     if reads == "request":
+        request = replace(exchange.request, opening="") if with_picture else request
         return Exchange(request) if exchange.request.prompt.strip() else None
     answer = _plain(vlm, answer_of(exchange.answer, vlm.thought_tags) or "")
     if not answer:

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from care.evaluation.config import EvaluationConfig, RejudgeConfig
+from care.evaluation.config import (
+    CONTROLS,
+    PARTS,
+    UNDEFENDED,
+    EvaluationConfig,
+    RejudgeConfig,
+)
 from care.interfaces.cli.options import takes
 from care.interfaces.cli.registry import command
 from care.interfaces.cli.shared import Explain, FailAbove, hide_loading_bars, hold_to
@@ -65,6 +71,7 @@ def show_decided(run: Path) -> None:
 def worst_asr(suites: "Sequence[SuiteScores]") -> float | None:
     """The greatest mean ASR of any repair; None if no attack suite has answers under one.
 
+    What a repair is compared with, its parts and controls, is none.
     As in a report, the direct request is a baseline and doesn't count beside other attacks.
     """
     from care.data.small_world.suites import BASELINE
@@ -74,6 +81,6 @@ def worst_asr(suites: "Sequence[SuiteScores]") -> float | None:
     rates: dict[str, list[float]] = {}
     for suite in attacks:
         for name, cell in suite.defenses.items():
-            if name != "none" and cell.rate is not None:
+            if name not in (UNDEFENDED, *PARTS, *CONTROLS) and cell.rate is not None:
                 rates.setdefault(name, []).append(cell.rate)
     return max((sum(found) / len(found) for found in rates.values()), default=None)
