@@ -316,7 +316,7 @@ def test_a_picture_past_a_repair_stays_below_what_is_certified(embedded_vlm, tmp
     assert limit and limit.n == 4 and limit.rate < 1
     assert table.rate(suite.name, "watched").rate <= limit.rate
     alarmed = [each for each in table.group(suite.name, "watched") if raised_by_request(each)]
-    alone = embedded_vlm.answers([example.without_pictures() for example in held])
+    alone = embedded_vlm.answers([example.text_alone() for example in held])
     texts = {example.id: answer.text for example, answer in zip(held, alone, strict=True)}
     assert alarmed
     for each in alarmed:
