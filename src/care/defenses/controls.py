@@ -101,11 +101,11 @@ def _random(
         monitor, detector=Detector(direction.astype(np.float32), np.zeros(width, np.float32))
     )
     found = raw.scores(vlm, [each.exchange for each in harmless], batch_size)
-    scored = [
+    scored = tuple(
         (each.kind, max(score for _, score in scores))
         for each, scores in zip(harmless, found, strict=True)
         if scores
-    ]
+    )
     if not scored:
         raise FitError(f"There is no harmless {monitor.reads} to set a random threshold by.")
     share = max(monitor.alarmed.values(), default=MonitorConfig().share())
