@@ -19,7 +19,7 @@ from care.attacks.preprocessing import PixelPath, to_picture
 from care.attacks.register_pictures import Pictured, Registers
 from care.attacks.registers import PLAIN, REGISTERS, opened
 from care.attacks.said import SoftTokens, excess
-from care.attacks.watching import MARGIN, pooled, scores_beside
+from care.attacks.watched import MARGIN, pooled, scores_beside
 from care.attacks.word_attacks import word_attack
 from care.attacks.words import Search
 from care.data.example import Example, Suite

@@ -22,7 +22,7 @@ What is attacked is what decides. A repair with monitors gives the *undefended* 
 long as there is no alarm, so the descent goes through the bare model: its edits act on answers that
 raised one, and nothing of a picture that is made through them is seen before. Its monitors read
 text, which has no gradient; `care.attacks.pictures` and `care.attacks.said` go at them. A control
-that sees the picture has one, which the descent takes into account (`care.attacks.watching`).
+that sees the picture has one, which the descent takes into account (`care.attacks.watched`).
 
 Of other defenses the attack sees what is `applied` alone: one that rewrites requests or owns its
 answers does so after the picture is made, and its figures hold against an attacker who doesn't see
@@ -43,7 +43,7 @@ from torch import Tensor
 
 from care.attacks.config import GateMode
 from care.attacks.loss import Objective, Term
-from care.attacks.watching import digest_of_monitors, of_pictures, picture_term
+from care.attacks.watched import digest_of_monitors, of_pictures, picture_term
 from care.defenses.base import Defense
 from care.defenses.repair.channel import Channel, Fusion
 from care.defenses.repair.edit import ChannelEdit, PassMasks, channel_edits

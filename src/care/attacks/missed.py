@@ -23,7 +23,7 @@ from weakref import WeakKeyDictionary
 
 from care.attacks.pictures import Pictures, goal_of
 from care.attacks.registers import REGISTERS, opened
-from care.attacks.watching import of_answers
+from care.attacks.watched import of_answers
 from care.attacks.words import Search
 from care.data.example import Example
 from care.data.small_world.jailbreak_templates import PLACE

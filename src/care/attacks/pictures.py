@@ -38,7 +38,7 @@ from care.attacks.optimisers import Plateau
 from care.attacks.pgd import universal_image
 from care.attacks.presets import PGDConfig
 from care.attacks.registers import opened
-from care.attacks.watching import of_pictures
+from care.attacks.watched import of_pictures
 from care.attacks.words import Search, Stage, Variant, WordAttack
 from care.data.example import Example, Suite
 from care.data.small_world.pictures import seeded

@@ -30,7 +30,7 @@ from care.attacks.loss import Objective, Term
 from care.attacks.missed import Missed
 from care.attacks.pictures import Wish
 from care.attacks.preprocessing import to_picture
-from care.attacks.watching import above, of_answers, pooled
+from care.attacks.watched import above, of_answers, pooled
 from care.data.example import Example
 from care.defenses.monitors.monitor import Monitor
 from care.defenses.monitors.reading import Exchange, encoded, readable

@@ -112,7 +112,7 @@ class WordAttack:
             return None
         if not defense.revises:
             return digest_of(defense) or defense.name
-        from care.attacks.watching import digest_of_monitors
+        from care.attacks.watched import digest_of_monitors
 
         return digest_of_monitors(self.heeds(defense))
 

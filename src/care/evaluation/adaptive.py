@@ -27,7 +27,7 @@ from typing import Any
 from care.attacks.config import AttackConfig
 from care.attacks.job import AttackFacts, made_of, requests_of
 from care.attacks.job import run as make_image
-from care.attacks.watching import of_pictures
+from care.attacks.watched import of_pictures
 from care.data.example import Example, Suite
 from care.data.registry import load_suite
 from care.defenses.base import Defense
