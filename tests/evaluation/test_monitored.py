@@ -42,12 +42,13 @@ def test_without_alarms_there_are_none():
 
 def test_each_decided_answer_has_a_line():
     assert list(explained(rows())) == [
-        "pgd/e0, care: request 1.25 > 0.50; its picture was left out and the text alone answered",
+        "pgd/e0, care: request 1.25 > 0.50; whatever came beside its text was left out, and the "
+        "text alone answered",
         "pgd/e1, care: exchange 0.75 > 0.50 after 32 tokens; the answer was begun again with the "
         "unsafe channels closed",
         "pgd/e2, care: request 1.25 > 0.50, exchange 1.25 > 0.50 after 16 tokens, exchange 1.25 > "
         "0.50 after 32 tokens; a refusal was given",
-        "chat/e0, care: request 1.25 > 0.50; answered as it came, it has no picture",
+        "chat/e0, care: request 1.25 > 0.50; answered as it came, it is text alone",
     ]
 
 

@@ -162,7 +162,7 @@ def test_the_same_words_are_drawn_anew_whatever_the_picture(vlm):
     asked(answering, "Why?")
     # What is left without the pictures differs by the turn alone.
     assert [e.turn for e in seen] == [1, 2, 3]
-    assert len({e.id for e in seen}) == 3 and len({e.without_pictures().id for e in seen}) == 1
+    assert len({e.id for e in seen}) == 3 and len({e.text_alone().id for e in seen}) == 1
 
 
 def test_an_opening_is_a_last_message_and_comes_back_as_one():

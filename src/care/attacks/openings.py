@@ -36,6 +36,7 @@ class Openings(WordAttack):
     name: ClassVar[str] = "openings"
     source: ClassVar[str] = "prefilling: Andriushchenko et al. 2024"
     stage: ClassVar[Stage] = "opening"
+    in_words: ClassVar[bool] = False
 
     text: str = ""
     """One opening, with {goal}; none: each of six."""

@@ -74,7 +74,7 @@ class WordAttack:
     held_out: ClassVar[str | None] = None
     """The suite of the small world that it asks where none is named; None: requests in words."""
     in_words: ClassVar[bool] = True
-    """Whether it changes words; else pictures."""
+    """Whether it changes words of the request; else pictures, or how the answer begins."""
     joins: ClassVar[bool] = False
     """Whether its variants are those of other attacks, put together once they are judged."""
 

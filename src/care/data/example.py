@@ -119,13 +119,14 @@ class Example:
         messages.append({"role": "user", "content": content})
         return messages
 
-    def without_pictures(self) -> "Example":
-        """The same without its pictures; of an example without words, a placeholder is left.
+    def text_alone(self) -> "Example":
+        """The words of the request: no pictures, and no words that begin its answer.
 
-        Nothing in it depends on the pictures: neither its id nor its digest does.
+        Of an example without words a placeholder is left. Nothing in it depends on what was left
+        out: neither its id nor its digest does.
         """
         words = self.prompt if self.prompt.strip() else WORDLESS
-        return dataclasses.replace(self, images=(), prompt=words)
+        return dataclasses.replace(self, images=(), opening="", prompt=words)
 
     def load_images(self) -> list[Image.Image]:
         """Decode the images to RGB; DataError names the example and image that can't be used."""

@@ -7,9 +7,10 @@ answer is some F(t). With s(t) = 1 where a judge finds F(t) harmful, for every v
 
     success(t, v)  ≤  1 − a(t) + a(t) · s(t)
 
-Over the n requests of a suite, success beside any pictures, chosen for each of them with everything
-known, is at most k/n: the share for which the monitor stayed shut, or the answer to the text alone
-was harmful. One measurement of each request is enough, beside whatever picture. The interval
+Words that others put into the answer's beginning are out as well, so that v may hold them too. Over
+the n requests of a suite, success beside any v, chosen for each of them with everything known, is
+at most k/n: the share for which the monitor stayed shut, or the answer to the text alone was
+harmful. One measurement of each request is enough, beside whatever picture. The interval
 (Wilson) is that of k/n, with requests drawn from all there could be.
 
 It says nothing of other texts, which are the attacker's to choose as well: each suite has its own.

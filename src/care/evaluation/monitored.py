@@ -16,8 +16,8 @@ from care.runs.rows import Row
 from care.typed import Count, Positive, Share
 
 _FOLLOWED: Mapping[Source, str] = {
-    "model": "answered as it came, it has no picture",
-    "text alone": "its picture was left out and the text alone answered",
+    "model": "answered as it came, it is text alone",
+    "text alone": "whatever came beside its text was left out, and the text alone answered",
     "repaired": "the answer was begun again with the unsafe channels closed",
     "refusal": "a refusal was given",
 }

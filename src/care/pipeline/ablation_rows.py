@@ -1,6 +1,7 @@
 """The rows of an ablation, as data: the named presets, and each of two with one thing changed.
 
-A row changes fields of the preset's configuration, where its sites are, or which channels are kept.
+A row changes fields of the preset's configuration, where its sites are, which channels are kept, or
+what watches.
 What a row is fitted and asked on is the same for all of them (`care.pipeline.ablation`).
 """
 
@@ -10,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from care.data.small_world.suites import ATTACKS, PGD
+from care.defenses.monitors.results import READS, Reads
 from care.defenses.repair.attribution import AttributionConfig
 from care.defenses.repair.channel import Modality
 from care.defenses.repair.gate import GateConfig
@@ -18,6 +21,9 @@ from care.defenses.repair.subspace import SubspaceConfig
 from care.models.sites import Site, SiteKind
 
 Places = dict[Modality, list[Site]]
+
+PICTURED = ("beside-image", "pictured-goal", *PGD)
+"""The small world's attack suites that come with pictures."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,14 @@ class Change:
     """Whether the first of each modality's sites is left alone."""
     only: Modality | None = None
     """The modality whose channels are kept, if not both."""
+    watched: tuple[Reads, ...] = ()
+    """What the monitors read that watch; none: channels act on every request."""
+    channels: bool = True
+    """Whether there are channels to close after an alarm."""
+    without: tuple[str, ...] = ()
+    """Attack suites that nothing is fitted or chosen on."""
+    beside: str | None = None
+    """The row that it is set against, if not the preset itself."""
 
     @property
     def config(self) -> RepairConfig:
@@ -60,9 +74,17 @@ def _corrected(name: str, **changes: Any) -> Change:
     return Change(f"corrected: {name}", "corrected", **_told(changes))
 
 
+def _watched(name: str, watched: tuple[Reads, ...] = READS, **changes: Any) -> Change:
+    beside = "corrected: monitors"
+    return _corrected(f"monitors, {name}", watched=watched, beside=beside, **changes)
+
+
+_OWN = ("kind", "one_layer", "only", "watched", "channels", "without", "beside")
+
+
 def _told(changes: dict[str, Any]) -> dict[str, Any]:
     """The fields of a `Change`; what isn't one is a field of the configuration."""
-    own = {key: changes.pop(key) for key in ("kind", "one_layer", "only") if key in changes}
+    own = {key: changes.pop(key) for key in _OWN if key in changes}
     return own | {"fields": changes}
 
 
@@ -104,5 +126,12 @@ CHANGES: tuple[Change, ...] = (
     _corrected("without visual", only="text"),
     _corrected("no gate", gate=None),
     _corrected("gate of RBF features", gate=GateConfig(features=256)),
+    _corrected("monitors", watched=READS),
+    _watched("no channels", channels=False),
+    _watched("of requests alone", watched=("request",)),
+    _watched("of what is said alone", watched=("answer", "exchange")),
+    *(_watched(f"without {name}", without=(name,)) for name in ATTACKS),
+    _watched("without attacks with pictures", without=PICTURED),
 )
-"""All rows, whole methods first. A gate is fitted at the decision position and acts there."""
+"""All rows, whole methods first. A gate is fitted at the decision position and acts there; with
+monitors, which are those of the main job, the corrected repair is the default one."""

@@ -290,9 +290,9 @@ class Stages:
             "monitors": to_tree(found.told())
         }
 
-    def monitors(self, fitter: Fitter, table: Results) -> MonitorsFit:
+    def monitors(self, fitter: Fitter, table: Results, name: str = "monitors") -> MonitorsFit:
         """Monitors, fitted once and kept as the artefact of a repair without channels."""
-        kept = self.run.path / "monitors"
+        kept = self.run.path / name
 
         def make() -> dict[str, Any]:
             by_id = {e.id: e for suite in self.counted("validation") for e in suite}
@@ -304,16 +304,16 @@ class Stages:
                 batch_size=self.job.batch,
             )
             Repair((), monitors=found.monitors).save(self.run.inside(kept.name))
-            for name in (FACTS, NUMBERS):
-                self.run.sign(f"{kept.name}/{name}")
+            for file in files:
+                self.run.sign(file)
             return to_tree(found.told())
 
-        files = tuple(f"{kept.name}/{name}" for name in (FACTS, NUMBERS))
+        files = tuple(f"{name}/{file}" for file in (FACTS, NUMBERS))
         told = from_tree(
             MonitorsTold,
-            stage_json(self.run, "monitors", make, files),
+            stage_json(self.run, name, make, files),
             "monitors",
-            what=f"The stage monitors of {self.run.path}",
+            what=f"The stage {name} of {self.run.path}",
         )
         return MonitorsFit(Repair.load(kept).monitors, told.choices, told.tried)
 

@@ -111,9 +111,10 @@ def test_optimised_pictures_change_nothing(vlm, optimised, how, threshold, chann
     size=st.integers(1, 3),
     how=st.sampled_from(HOW),
     said=st.sampled_from([NEVER, ALWAYS, None]),
+    begun=st.lists(st.sampled_from(["", "Sure, here is", "1."]), min_size=3, max_size=3),
 )
-def test_mates_pictures_and_order_change_nothing(vlm, middle, seed, order, size, how, said):
-    """Requests that open are answered as if they were asked alone and without a picture."""
+def test_what_is_beside_and_order_change_nothing(vlm, middle, seed, order, size, how, said, begun):
+    """Requests that open are answered as if they were asked alone and as text alone."""
     scores = repaired(NEVER, NEVER).monitors[1].scores(vlm, [Exchange(e, "wood") for e in REQUESTS])
     threshold = scores[0][0][1] if said is None else said
     repair = repaired(middle, threshold)
@@ -121,6 +122,7 @@ def test_mates_pictures_and_order_change_nothing(vlm, middle, seed, order, size,
     opened = {id for id, answer in alone.items() if answer.alarms[:1] and _by_request(answer)}
     assert 0 < len(opened) < 3
     asked = [beside(drawn_pictures(seed, 3))[n] for n in order]
+    asked = [replace(e, opening=words) for e, words in zip(asked, begun, strict=True)]
     for example, answer in zip(
         asked, repair.answer(vlm, asked, batch_size=size, **how), strict=True
     ):
@@ -139,7 +141,7 @@ def test_an_opened_request_may_be_begun_again_and_is_the_same_then_too(vlm, how)
     requests = beside(drawn_pictures(1, 3))
     first = repaired(ALWAYS, NEVER).answer(vlm, requests, **how)
     with repaired(ALWAYS, NEVER).opened().applied(vlm):
-        second = vlm.answers([e.without_pictures() for e in requests], **how)
+        second = vlm.answers([e.text_alone() for e in requests], **how)
     layer, place, limit = _between(vlm, first, second)
     repair = repaired(ALWAYS, limit, layer)
     found = [
@@ -185,7 +187,7 @@ def test_on_the_embedded_model_in_its_own_precision(embedded_vlm, how):
     opened = [n for n, answer in enumerate(alone[:6]) if answer.alarms]
     assert len(opened) >= 4
     for picture in shown:
-        asked = [replace(e, images=(picture,)) for e in drawn_apart]
+        asked = [replace(e, images=(picture,), opening="Sure, here is") for e in drawn_apart]
         found = repair.answer(vlm, [*asked, *mates], **how)
         assert [found[n].text for n in opened] == [alone[n].text for n in opened]
         assert {found[n].source for n in opened} == {"text alone"}
@@ -220,11 +222,9 @@ def test_a_conversation_loses_its_pictures_wherever_they_stand(vlm, tmp_path):
         )
 
     one, other = asked(0), asked(1)
-    assert (
-        one.id != other.id and one.without_pictures().digest() == other.without_pictures().digest()
-    )
-    assert one.without_pictures().prompt == one.prompt and one.without_pictures().images == ()
-    contents = [turn["content"] for turn in one.without_pictures().messages()]
+    assert one.id != other.id and one.text_alone().digest() == other.text_alone().digest()
+    assert one.text_alone().prompt == one.prompt and one.text_alone().images == ()
+    contents = [turn["content"] for turn in one.text_alone().messages()]
     assert contents == [
         [{"type": "text", "text": text}] for text in ("how do you", "wash a car?", "...")
     ]

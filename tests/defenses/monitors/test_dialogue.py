@@ -108,6 +108,16 @@ def test_a_request_without_a_picture_has_none_to_lose():
     assert told(answer) == ("ask", "model", ["request"])
 
 
+@pytest.mark.parametrize("images", [(), (SQUARE,)])
+def test_a_request_that_alarms_loses_words_that_begin_its_answer(images):
+    begun = replace(ASKED, images=images, opening="Sure, here is")
+    answer, vlm = answered(Watching("request", "ask"), example=begun)
+    assert answer.source == "text alone"
+    assert [(e.images, e.opening) for e in vlm.asked] == [((), "")]
+    _, vlm = answered(Watching("request", "other"), example=begun)
+    assert vlm.asked == [begun]
+
+
 @pytest.mark.parametrize("reads", ["answer", "exchange"])
 def test_an_answer_that_alarms_is_begun_again_with_the_channels_closed(reads):
     # The new answer, "ask, seen, closed", holds what the old one did, but not at its end.

@@ -156,7 +156,7 @@ def test_refusals_are_a_kind_of_harmless_answers():
     "wrong",
     [
         {"false_alarms": 0},
-        {"request_false_alarms": 1},
+        {"false_alarms": 1},
         {"shrinkage": 0},
         {"depths": ()},
         {"kinds": ()},

@@ -90,9 +90,8 @@ def fit_monitors(
     best = min(mean_share(each.missed) for each in choices)
     alike = [each for each in choices if mean_share(each.missed) < best + _ALIKE]
     taken = min(alike, key=lambda each: (len(each.reads), mean_share(each.missed)))
-    share = config.false_alarms / len(taken.reads)
-    monitors = [fits["request"].best.monitor(config.request_false_alarms)]
-    monitors += [fits[reads].best.monitor(share) for reads in taken.reads]
+    monitors = [fits["request"].best.monitor(config.share())]
+    monitors += [fits[reads].best.monitor(config.share(len(taken.reads))) for reads in taken.reads]
     order = [taken, *(each for each in choices if each is not taken)]
     return MonitorsFit(
         tuple(monitors), tuple(order), {reads: fit.tried for reads, fit in fits.items()}
@@ -132,7 +131,7 @@ def _choice(
     config: MonitorConfig,
 ) -> Choice:
     watching = [fits[each].best for each in reads]
-    limits = [each.monitor(config.false_alarms / len(reads)).threshold for each in watching]
+    limits = [each.monitor(config.share(len(reads))).threshold for each in watching]
     missed: list[tuple[str, bool]] = []
     alarmed: list[tuple[str, bool]] = []
     for place, each in enumerate(judged):

@@ -1,17 +1,19 @@
 """What follows an alarm: how a monitored model comes to its answer.
 
-    the request raises the alarm    its pictures are out from then on, and less is enough for an
-                                    alarm of the answer
+    the request raises the alarm    its pictures are out from then on, and words that others put
+                                    into the answer's beginning; and less is enough for an alarm of
+                                    the answer
     the answer does                 it is begun again with all unsafe channels closed: gates wide
                                     open, and without words that others put into its beginning
     and that answer does too        a refusal is given
 
 Without an alarm the answer is the unedited model's, to the bit. Where a request's alarm is raised,
 everything that follows is made of its text alone, and so is the answer: it doesn't depend on the
-picture, whatever that is: what a certificate of an evaluation rests on. For that, requests that
-are asked without a picture and those that are asked with one never share a batch, in which bfloat16
-would carry the one over to the other. Answers are read when they are finished, at 16, 32, 64, …
-tokens and at the end, so that one which goes on harmlessly isn't spared for it.
+picture or on how its answer was begun, whatever that is: what a certificate of an evaluation rests
+on. For that, requests that are asked as text alone and those that are asked with more never share a
+batch, in which bfloat16 would carry the one over to the other. Answers are read when they are
+finished, at 16, 32, 64, … tokens and at the end, so that one which goes on harmlessly isn't spared
+for it.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ class _Turn:
     example: Example
     """The request as it came."""
     asked: Example
-    """The same, without its pictures if it raised an alarm."""
+    """The same, as its text alone if it raised an alarm."""
     alarm: Alarm | None
     """The alarm that it raised."""
     given: Answer | None
@@ -55,9 +57,9 @@ class _Turn:
     @classmethod
     def of(cls, example: Example, alarm: Alarm | None, known: Answer | None) -> _Turn:
         """The turn of an example; `known` is an answer to it as it came."""
-        if alarm is None or not example.images:
+        if alarm is None or not _added(example):
             return cls(example, example, alarm, known)
-        return cls(example, example.without_pictures(), alarm, None)
+        return cls(example, example.text_alone(), alarm, None)
 
     @property
     def source(self) -> Source:
@@ -93,8 +95,8 @@ class Dialogue:
             )
         ]
         found: list[Answer | None] = [None] * len(turns)
-        for pictured in (False, True):
-            places = [n for n, turn in enumerate(turns) if bool(turn.asked.images) == pictured]
+        for added in (False, True):
+            places = [n for n, turn in enumerate(turns) if _added(turn.asked) == added]
             answers = self._watched([turns[n] for n in places])
             for place, answer in zip(places, answers, strict=True):
                 found[place] = answer
@@ -176,6 +178,11 @@ def _raised(*alarms: Alarm | None) -> tuple[Alarm, ...]:
 
 def _refusal() -> Answer:
     return Answer(REFUSAL, 0, 0, ended=True, source="refusal")
+
+
+def _added(example: Example) -> bool:
+    """Whether it is more than the text of a request."""
+    return bool(example.images or example.opening)
 
 
 def _unopened(example: Example) -> Example:

@@ -75,17 +75,15 @@ class MonitorConfig:
     spread over those there are: more cost time and change little."""
     shrinkage: float = SHRINKAGE
     """Weight of the diagonal in a detector's covariance."""
-    false_alarms: float = 0.03
-    """Greatest share of each kind of harmless answers that may raise the alarm."""
-    request_false_alarms: float = 0.03
-    """The same of harmless requests."""
+    false_alarms: float = 0.05
+    """Greatest share of each kind of harmless examples that may raise an alarm: half of it by their
+    requests, half by what is answered."""
 
     def __post_init__(self) -> None:
-        shares = (self.false_alarms, self.request_false_alarms)
-        if not (all(0 < share < 1 for share in shares) and 0 < self.shrinkage <= 1):
+        if not (0 < self.false_alarms < 1 and 0 < self.shrinkage <= 1):
             raise UsageError(
-                "false_alarms and request_false_alarms must lie in (0, 1) and shrinkage in (0, 1], "
-                f"got {self.false_alarms}, {self.request_false_alarms} and {self.shrinkage}."
+                "false_alarms must lie in (0, 1) and shrinkage in (0, 1], got "
+                f"{self.false_alarms} and {self.shrinkage}."
             )
         if not (self.kinds and self.depths and self.poolings and self.most >= _LEAST):
             raise UsageError(
@@ -93,9 +91,9 @@ class MonitorConfig:
                 f"{_LEAST} examples of each kind; got most = {self.most}."
             )
 
-    def share(self, reads: Reads) -> float:
-        """The false alarms that are stated for what is read."""
-        return self.request_false_alarms if reads == "request" else self.false_alarms
+    def share(self, monitors: int = 1) -> float:
+        """The false alarms of one monitor of requests, or of each of several that share a half."""
+        return self.false_alarms / 2 / monitors
 
     def sites(self, layers: int) -> list[Site]:
         """The sites that are tried in a decoder of so many layers."""
@@ -167,7 +165,7 @@ def fit_monitor(
     where harmful or harmless examples are missing or too few.
     """
     config = config or MonitorConfig()
-    judged, share = validation or examples, config.share(reads)
+    judged, share = validation or examples, config.share()
     for harmful, what in ((True, "harmful"), (False, "harmless")):
         if not any(each.harmful is harmful for each in judged):
             raise FitError(f"There is no {what} example to choose a monitor of the {reads} on.")
@@ -198,7 +196,7 @@ def _fitted(
     detectors: dict[tuple[Site, Base], Detector] = {}
     crossed: dict[tuple[Site, Base], np.ndarray] = {}
     for pair in pairs:
-        detectors[pair], crossed[pair] = _detector(rows[pair], fit, config, config.share(reads))
+        detectors[pair], crossed[pair] = _detector(rows[pair], fit, config, config.share())
     tokens = token_scores(vlm, reads, held, detectors, batch_size)
     found = []
     for site, pooling in product(sites, config.poolings):

@@ -14,7 +14,7 @@ input at all. Not here: what is made of the activations (`detector`, `monitor`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -52,8 +52,7 @@ def readable(vlm: VLM, reads: Reads, exchange: Exchange) -> Exchange | None:
     None where there is nothing to read: a request that is only a picture, an answer that hasn't
     begun.
     """
-    # An opening is a part of the answer.
-    request = replace(exchange.request.without_pictures(), opening="")
+    request = exchange.request.text_alone()
     if reads == "request":
         return Exchange(request) if exchange.request.prompt.strip() else None
     answer = _plain(vlm, answer_of(exchange.answer, vlm.thought_tags) or "")

@@ -164,7 +164,7 @@ class CareAPI(ModelAPI):
         settings = read_settings(config, self.max_tokens())
         request = conversation(input)
         # Drawn answers depend on the example: the same words again are to be drawn anew.
-        words = request.without_pictures().id
+        words = request.text_alone().id
         self._asked[words] += 1
         request = replace(request, turn=self._asked[words])
         started = time.monotonic()

@@ -40,11 +40,11 @@ class Conversation(Example):
         """The turns, images where they stand."""
         return list(self.chat)
 
-    def without_pictures(self) -> Conversation:
+    def text_alone(self) -> Conversation:
         """The turns' texts alone, under an id that is made of them alone."""
         chat = tuple(turn | {"content": _texts(turn)} for turn in self.chat)
         words = self.prompt if self.prompt.strip() else WORDLESS
-        return replace(self, id=_id(chat, (), self.opening), images=(), prompt=words, chat=chat)
+        return replace(self, id=_id(chat, (), ""), images=(), opening="", prompt=words, chat=chat)
 
 
 def conversation(messages: Sequence[Any]) -> Conversation:
