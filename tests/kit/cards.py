@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ def verdict_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+@cache
 def made_card() -> Scorecard:
     """The scorecard of those rows, with threats, losses, labels and facts."""
     rows = card_rows()

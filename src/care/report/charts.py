@@ -76,7 +76,7 @@ def _stack(counts: Mapping[str, int], scale: Scale, y: float, height: float, tit
     parts, done = [], 0
     for name in OUTCOMES:
         if not counts[name]:
-            continue
+            continue  # all of them, where every example failed
         x1, x2 = scale(done / total), scale((done + counts[name]) / total)
         done += counts[name]
         words = f"{title}: {counts[name]} of {total} {name} ({percent(counts[name] / total)})"

@@ -1,9 +1,9 @@
 """Loss curves of searches as small multiples, as inline SVG.
 
 A panel for each attack and what it was made on, all with one logarithmic scale of losses, so that
-what came to nothing and what is stuck can be told apart at a glance. Each line is one picture or suffix: drawn
-through, with a dot at its end, where the search was flat, and dashed, with a ring, where it still
-fell.
+what came to nothing and what is stuck can be told apart at a glance. Each line is one picture or
+suffix: drawn through, with a dot at its end, where the search was flat, and dashed, with a ring,
+where it still fell.
 """
 
 from __future__ import annotations
