@@ -3,8 +3,8 @@
     python tools/docs.py            write them anew
     python tools/docs.py --check    exit with 1 if they aren't what the types say
 
-A table stands between `<!-- table: TYPE -->` and `<!-- end -->`; TYPE is the name of a type that one
-of the three is made of. Everything else of the page is left alone.
+A table stands between `<!-- table: TYPE -->` and `<!-- end -->`; TYPE is the name of a type that
+one of the three is made of. Everything else of the page is left alone.
 """
 
 from __future__ import annotations

@@ -18,10 +18,11 @@ from care.evaluation import cost as costs
 from care.evaluation import job as evaluation_job
 from care.evaluation.attack_sets import expanded
 from care.evaluation.config import EvaluationConfig, ImageAttack, image_attacks, words_asked
-from care.evaluation.cost import AttackCost, cost, told
+from care.evaluation.cost import AttackCost, Pace, cost, pace, told
 from care.evaluation.results import Results
 from care.evaluation.scores import Scorecard
 from care.evaluation.union import WRITTEN, union_of
+from care.evaluation.words import word_requests
 from care.interfaces.cli import app as cli
 from care.judges.rules import RulesJudge
 from care.models.sites import Site
@@ -98,6 +99,46 @@ def test_a_repair_is_taken_apart_and_only_what_decides_is_attacked(world, capsys
     )
     assert cli.main(["judge", "run", "--judge", "rules"]) == 0
     assert json.loads(Path("run/table.json").read_text())["unions"] == json.loads(before)["unions"]
+
+
+def test_what_monitors_miss_is_made_once_for_all_that_have_them(world, monkeypatch, capsys):
+    monkeypatch.setattr(ModelSpec, "answer_length", lambda self, asked: 4)
+    attacks = ("missed,n=1,steps=1,restarts=1,requests=asked.jsonl",)
+    assert evaluate(attacks=attacks) == 0
+    folder = Path("run/attacks/missed")
+    assert sorted(p.name for p in folder.iterdir()) == ["0", "1", "2", "3.json"]
+    tree = json.loads(Path("run/table.json").read_text())
+    suites = {s["name"]: s["defenses"] for s in tree["suites"]}
+    assert [name for name in suites if name.startswith("missed")] == [
+        f"missed on {name}" for name in ("none", "edits only", "monitors only")
+    ]
+    losses = {t["defense"]: t["loss_adaptive"] for t in tree["threats"]}
+    made = {n: json.loads((folder / n / "pictures.json").read_text()) for n in ("1", "2")}
+    assert losses["care"] == losses["monitors only"] == made["2"]["pictures"][0]["loss"]
+    (threat,) = [t for t in tree["threats"] if t["defense"] == "care"]
+    assert threat["adaptive"] == suites["missed on monitors only"]["care"]
+    (folder / "3.json").write_text('{"made_on": "another"}')
+    assert evaluate("--resume", attacks=attacks) != 0
+    assert "names 'another', on which nothing is made" in capsys.readouterr().err
+    (folder / "3.json").unlink()
+    assert evaluate("--resume", attacks=attacks) == 0 and (folder / "3.json").exists()
+
+
+def test_some_requests_are_attacked_and_their_pictures_joined(world):
+    pictures = "registers,each=1,limit=2,n=1,steps=1,restarts=1,as=each"
+    assert evaluate(attacks=(pictures, "openings", "joined")) == 0
+    rows = [json.loads(line) for line in Path("run/rows.jsonl").read_text().splitlines()]
+    asked = {row["example"].partition("~")[0] for row in rows if row["suite"] == "each on none"}
+    every = sorted({row["example"] for row in rows if row["suite"] == "test"})
+    assert sorted(asked) == every[:2]
+    chosen = json.loads(Path("run/attacks/joined/0/chosen.json").read_text())["chosen"]
+    stages = {request: sorted(parts) for request, parts in chosen.items()}
+    both, alone = ["opening", "picture"], ["opening"]
+    assert stages == dict(zip(every, (both, both, alone), strict=True))
+    tree = json.loads(Path("run/table.json").read_text())
+    assert {f["attack"]: f["adaptive"]["n"] for f in tree["attacks"]} == {
+        "each": 2, "openings": 3, "joined": 3,
+    }  # fmt: skip
 
 
 def test_parts_need_one_repair_that_has_both(world, capsys):
@@ -182,6 +223,14 @@ def test_the_cost_counts_answers_and_steps_of_what_is_made():
     (pictures,) = words_asked(["registers,n=2,steps=5,restarts=2,batch=4"])
     found = cost([(pictures, held)], [], defenses)
     assert found == AttackCost(3 * 2 * 3 * 2, 2 * 5 * 2 * 2, 40 * 12)
+    (each,) = words_asked(["registers,n=2,steps=5,restarts=2,each=1,limit=2"])
+    found = cost([(each, each.attack.shown(held))], [], defenses)
+    assert found == AttackCost(2 * 2 * 3 * 2, 2 * 2 * 5 * 2 * 2, 80 * 3)
+    (missed,) = words_asked(["missed,n=1,steps=5,restarts=1,optimised=2"])
+    parts = {**defenses, "monitors": watched().monitors_only()}
+    assert cost([(missed, held)], [], parts) == AttackCost(3 * 4 * 3 + 24, 15, 15 * 6)
+    (joined,) = words_asked(["joined"])
+    assert cost([(joined, held)], [], parts).answers == 3 * joined.attack.tries * 4 * 4
     image = ImageAttack.parse("pgd-32,steps=7")
     assert cost([], [(image, held)], defenses) == AttackCost(3 * 3 * 2, 14, 14 * 24)
     (suffix,) = words_asked(["gcg,steps=3,width=4,n=2"])
@@ -192,3 +241,18 @@ def test_the_pace_is_measured_and_told(world):
     held = Suite("h", "attack", tuple(Example(f"{g}", g, goal=g) for g in GOALS))
     said = told(AttackCost(60, 4, 96), tiny_vlm(), held, 2, 2)
     assert said.startswith("The attacks ask for 60 answers and take at most 4 steps: up to ")
+    found = pace(tiny_vlm(), replace(held, examples=held.examples[:1]), 2, 2)
+    assert found.step == 0 < found.one_pass and found.answer > 0
+    assert Pace(2.0, 3.0, 0.5).minutes(AttackCost(60, 40, 120)) == 5
+
+
+def test_the_sets_fit_into_an_evening_on_two_cores():
+    """By the pace of an idle machine with two cores; docs/attacks.md states the hours."""
+    embedded = Pace(0.06, 0.35, 0.0105)
+    defenses = {"none": None, "edits": watched().edits_only(), "care": watched()}
+    for limit, hours in ((20, 2), (60, 5)):
+        asked = words_asked(["all"])
+        held = word_requests(asked, [], limit, 0)
+        assert all(len(suite) <= limit for suite in held)
+        total = cost(list(zip(asked, held, strict=True)), [], defenses | {"both": watched()})
+        assert embedded.minutes(total) < 60 * hours

@@ -2,8 +2,9 @@
 
 One suffix is searched for requests that nothing is measured with (the small world's to fit on, or a
 file), and appended to all held-out ones; or, with `each=1`, one for each held-out request, as
-somebody would who wants that very answer. The search goes through the defense's edits (`suffix`).
-Its folder gets `suffixes.json`, which says by digests what they were made of, and checkpoints.
+somebody would who wants that very answer. The search goes through the defense's edits, or past its
+monitors (`suffix`). Its folder gets `suffixes.json`, which says by digests what they were made of,
+and checkpoints.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from care.attacks.config import AttackConfig
 from care.attacks.facts import ALL, SUFFIXES, SuffixFacts, trace_of
 from care.attacks.words import Search, Stage, Variant, WordAttack
-from care.data.digests import digest_of
 from care.data.example import Example, Suite
 from care.data.small_world.suites import OPENING
 from care.errors import UsageError
@@ -95,6 +95,12 @@ class GCG(WordAttack):
         """A gradient, and each candidate there, for each request of a step."""
         return (1 if self.each else self.n) * (self.width + 3)
 
+    def sees(self, defense: Defense | None) -> str | None:
+        """Of a defense with monitors those that see the request, which have a say in the search."""
+        from care.attacks.watched import Watching
+
+        return Watching(defense).digest() or super().sees(defense)
+
     def suffix(self, seed: int) -> SuffixConfig:
         """Settings of the search."""
         return SuffixConfig(self.steps, self.width, self.topk, self.length, seed=seed)
@@ -112,7 +118,7 @@ class GCG(WordAttack):
         examples, targets = self._asked(of, held_out)
         told = {
             "model": config_digest(dict(of.identity)),
-            "defense": str(digest_of(defense)),
+            "defense": str(self.sees(defense)),
             "requests": config_digest({"ids": [e.digest() for e in examples], "y": targets}),
             "settings": config_digest({**asdict(self), "seed": of.seed, "dtype": of.model.dtype}),
         }

@@ -30,10 +30,10 @@ from care.attacks.loss import Objective, Term
 from care.attacks.missed import Missed, watching
 from care.attacks.pictures import Wish
 from care.attacks.preprocessing import to_picture
+from care.attacks.watched import MARGIN, pooled
 from care.data.example import Example
-from care.defenses.monitors.monitor import WINDOW, Monitor
+from care.defenses.monitors.monitor import Monitor
 from care.defenses.monitors.reading import Exchange, encoded, readable
-from care.defenses.monitors.results import Pooling
 from care.models.batches import Batch
 from care.models.hooks import read
 from care.runs.settings import require
@@ -41,9 +41,6 @@ from care.runs.settings import require
 if TYPE_CHECKING:
     from care.defenses.base import Defense
     from care.models.vlm import VLM
-
-_MARGIN = 0.05
-"""How far below its threshold a score is pushed."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +112,7 @@ def excess(
     total = torch.zeros((), device=vlm.device)
     for monitor in monitors:
         scores = soft_scores(vlm, monitor, said, wanted, counts, pull)
-        over = [(score - monitor.threshold + _MARGIN).clamp_min(0) for score in scores]
+        over = [(score - monitor.threshold + MARGIN).clamp_min(0) for score in scores]
         if over:
             total = total + torch.stack(over).mean()
     return total
@@ -154,12 +151,3 @@ def soft_scores(
     scores = (seen[-1].float() - mean) @ direction
     for row in range(len(places)):
         yield pooled(scores[row][counted[row]], monitor.pooling)
-
-
-def pooled(scores: Tensor, pooling: Pooling) -> Tensor:
-    """The pooled score of token scores (n,), at their end; differentiable."""
-    if pooling == "last":
-        return scores[-1]
-    if pooling == "mean" or len(scores) < WINDOW:
-        return scores.mean()
-    return scores.unfold(0, WINDOW, 1).mean(dim=-1).max()

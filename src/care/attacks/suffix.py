@@ -12,8 +12,10 @@ suffix of all steps is kept. A candidate counts only if its text, put after the 
 the tokenizer again, is made of the same tokens: what is found is text, not tokens.
 
 It all runs through the model's own forward pass with the defense applied, so its edits take part,
-gradient and all. What a defense does beside that (rewriting, watching answers) isn't seen. Not
-here: which requests and what becomes of the suffix (`gcg`).
+gradient and all. A repair with monitors gives the bare model's answers until one raises an alarm,
+so there it is the bare model's pass, and what the monitors make of request and wished answer is
+added to L (`watched`). What another defense does beside its edits isn't seen. Not here: which
+requests and what becomes of the suffix (`gcg`).
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from torch import Tensor
 
 from care.attacks.facts import SuffixState, SuffixTrace
 from care.attacks.gcg import SuffixConfig
+from care.attacks.watched import Watching
 from care.data.digests import digest_of
 from care.data.example import Example
 from care.defenses.base import Defense
@@ -82,9 +85,12 @@ def search_suffix(
     asked for. Raises UsageError for no requests, unequal numbers, empty targets or a checkpoint of
     another search, ModelError if no suffix stays the same when it is read again.
     """
-    loss_of = SuffixLoss(vlm, examples, targets, config)
+    watching = Watching(defense)
+    loss_of = SuffixLoss(vlm, examples, targets, config, watching)
     digest = "" if checkpoint is None else _digest(vlm, examples, targets, config, defense)
-    with differentiable(vlm), nullcontext() if defense is None else defense.applied(vlm):
+    bare = nullcontext()
+    applied = bare if defense is None or defense.revises else defense.applied(vlm)
+    with differentiable(vlm), applied, watching.reading(vlm) if watching else nullcontext():
         state = _read(checkpoint, digest) or _first(loss_of, config)
         saved = len(state.losses)
         try:
@@ -109,6 +115,7 @@ class SuffixLoss:
         examples: Sequence[Example],
         targets: Sequence[str],
         config: SuffixConfig,
+        watching: Watching | None = None,
     ) -> None:
         if not examples or len(examples) != len(targets):
             raise UsageError(
@@ -116,7 +123,7 @@ class SuffixLoss:
                 f"{len(targets)}."
             )
         self.vlm, self.examples, self.rows = vlm, list(examples), config.rows
-        self.targets = list(targets)
+        self.targets, self.watching = list(targets), watching
         self.answers = [vlm.response_ids(text) for text in targets]
         for example, answer in zip(examples, self.answers, strict=True):
             if not answer:
@@ -175,7 +182,7 @@ class SuffixLoss:
         return self.vlm.batch(asked, [self.targets[row] for _, row in pairs])
 
     def _losses(self, batch: Batch, rows: Sequence[int], grad: bool) -> Tensor:
-        """Summed −log p (nats) of the target of each row (B,)."""
+        """Summed −log p (nats) of the target of each row (B,), and what is watched of it."""
         counts = torch.tensor([len(self.answers[row]) for row in rows])
         longest = int(counts.max())
         logits = self.vlm.forward(batch, logits_to_keep=longest + 1, grad=grad)[:, :-1]
@@ -184,7 +191,11 @@ class SuffixLoss:
         check_logits(logits, self.vlm.name, kept)
         logits = logits.float()
         chosen = logits.gather(-1, wanted[..., None]).squeeze(-1) - logits.logsumexp(-1)
-        return -(chosen * kept).sum(dim=1)
+        losses = -(chosen * kept).sum(dim=1)
+        excess = self.watching.excess() if self.watching else None
+        # Losses are divided by all tokens in the end; every request's excess counts the same.
+        share = sum(map(len, self.answers)) / len(self.examples)
+        return losses if excess is None else losses + share * excess
 
 
 # -- the search ------------------------------------------------------------------------------------

@@ -25,7 +25,14 @@ from care.data.example import Suite
 from care.data.registry import fitted_suite, load_suite
 from care.defenses.loading import load_defense
 from care.errors import DataError
-from care.evaluation.adaptive import check_goals, held_out, image_suites, make_images, threats
+from care.evaluation.adaptive import (
+    check_goals,
+    held_out,
+    image_suites,
+    make_images,
+    owners,
+    threats,
+)
 from care.evaluation.config import (
     RULES,
     AskedWords,
@@ -329,6 +336,7 @@ def _scorecard(
         accuracies=accuracies,
         tried=suites_of(words, defenses),
         images=images,
+        owners={one.name: owners(run.path, one, defenses) for one in (*words, *images)},
         seed=seed,
     )
     found = threats(images, run.path, defenses, card.suites)

@@ -310,7 +310,7 @@ class AttackUnion:
     attacks: Count
     """Number of attacks."""
     strongest: str
-    """The attack that wins most requests."""
+    """The attack that wins the greatest share of the requests that it is made for."""
     alone: RateInterval
     """What it wins."""
     union: RateInterval

@@ -28,3 +28,21 @@ class Alarm:
 
     tokens: int = 0
     """Tokens of the answer that had been read; 0 for a request."""
+
+    @property
+    def shown(self) -> str:
+        """In words: "exchange 1.20 > 0.70 after 32 tokens"."""
+        after = f" after {self.tokens} tokens" if self.tokens else ""
+        return f"{self.monitor} {self.score:.2f} > {self.threshold:.2f}{after}"
+
+
+@dataclass(frozen=True)
+class Withdrawn:
+    """What was shown of a streamed answer doesn't stand; another text follows in its place."""
+
+    shown: str
+    """What was shown, which can't be unsaid; may be empty."""
+
+    alarm: Alarm | None = None
+    """The alarm that the answer raised; None where a tokenizer writes its beginning otherwise now
+    that more of it is known."""
