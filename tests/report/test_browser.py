@@ -92,7 +92,8 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, str, dict[str
 def test_charts_are_in_the_dom(shown: tuple[Page, str, dict[str, Any], Path]) -> None:
     page, _, tree, _ = shown
     n_suites, n_layers = len(tree["suites"]), len(tree["diagnosis"]["layers"])
-    assert page.count("line", "bar") == 2 * n_suites
+    attacks = sum(suite["role"] == "attack" for suite in tree["suites"])
+    assert page.count("line", "bar") == 2 * n_suites + attacks  # before and after; transfer
     assert page.count("rect", "o-refused") >= n_suites
     assert page.count("path", "band") == 3 + 2  # components, channel scan of each modality
     assert page.count("circle", "ring") == (2 + 1) + (1 + 1) + (
