@@ -13,8 +13,8 @@ from care.attacks.adaptive import Through
 from care.attacks.loss import Objective
 from care.attacks.missed import Missed, least_alarming
 from care.attacks.openings import Openings
-from care.attacks.optimisers import Plateau
 from care.attacks.pictures import ALL, beside, pictures_in
+from care.attacks.plateau import Plateau
 from care.attacks.preprocessing import PixelPath, to_picture
 from care.attacks.register_pictures import Pictured, Registers
 from care.attacks.registers import PLAIN, REGISTERS, opened

@@ -78,6 +78,7 @@ def test_a_repair_is_taken_apart_and_only_what_decides_is_attacked(world, capsys
     shown = capsys.readouterr()
     assert "up to" in shown.err and "answers a second" in shown.err
     assert "any of all" in shown.out and "monitors only" in shown.out
+    assert "registers on none: 2 of 2 losses still fell at their end, so what it" in shown.out
     card = from_tree(Scorecard, json.loads(Path("run/table.json").read_text()))
     defenses = ["none", "edits only", "monitors only", "care"]
     assert list(card.suites[0].defenses) == defenses
@@ -86,6 +87,9 @@ def test_a_repair_is_taken_apart_and_only_what_decides_is_attacked(world, capsys
     assert made == ["registers on none", "registers on edits only"]
     (threats,) = [{t.defense: t for t in card.threats if t.attack == "registers"}]
     assert threats["care"].adaptive == threats["care"].transfer
+    made_on = {(each.attack, each.defense): each.searches for each in card.losses}
+    assert made_on == {("registers", "none"): 2, ("registers", "edits only"): 2}
+    assert "a floor: 4 of 4 losses still fell" in Path("run/report.html").read_text()
     figures = {(f.attack, f.defense) for f in card.attacks}
     assert figures == {(a, d) for a in ("registers", "openings", "joined") for d in defenses}
     assert {(u.requests, u.defense, u.attacks) for u in card.unions} == {
@@ -274,7 +278,7 @@ def test_the_cost_counts_answers_and_steps_of_what_is_made():
     image = ImageAttack.parse("pgd-32,steps=7")
     assert cost([], [(image, held)], defenses) == AttackCost(3 * 3 * 2, 14, 14 * 24)
     (suffix,) = words_asked(["gcg,steps=3,width=4,n=2"])
-    assert cost([(suffix, held)], [], defenses).passes == 6 * 2 * 7
+    assert cost([(suffix, held)], [], defenses).passes == 9 * 2 * 7
 
 
 def test_the_pace_is_measured_and_told(world):

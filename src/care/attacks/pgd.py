@@ -30,12 +30,12 @@ from care.attacks.adaptive import Through
 from care.attacks.loss import Objective, Term
 from care.attacks.optimisers import (
     DescentState,
-    Plateau,
     advance,
     first_pixels,
     load,
     save,
 )
+from care.attacks.plateau import Plateau
 from care.attacks.preprocessing import PixelPath, to_picture
 from care.attacks.presets import PGDConfig
 from care.data.example import Example

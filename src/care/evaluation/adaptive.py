@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from care.attacks.config import AttackConfig
-from care.attacks.job import AttackFacts, made_of, requests_of
+from care.attacks.facts import AttackFacts
+from care.attacks.job import made_of, requests_of
 from care.attacks.job import run as make_image
 from care.attacks.watched import of_pictures
 from care.data.example import Example, Suite

@@ -375,6 +375,13 @@ def read_config(manifest: Mapping[str, Any]) -> StoredConfig:
     return from_tree(StoredConfig, tree, "config", strict=False, what=what)
 
 
+def stored_defenses(config: StoredConfig) -> list[str]:
+    """Names of the bare model and the defenses of a run, in the order in which they are asked."""
+    parts, controls = PARTS if config.parts else (), CONTROLS if config.controls else ()
+    given = defense_names([Path(path) for path in config.repairs])
+    return [UNDEFENDED, *parts, *given, *controls]
+
+
 def part_paths(out: Path) -> dict[str, Path]:
     """Where the parts of a repair lie in a run's folder, by their names."""
     return {name: out / "parts" / name.partition(" ")[0] for name in PARTS}

@@ -35,9 +35,7 @@ from care.evaluation.adaptive import (
 )
 from care.evaluation.config import (
     CONTROLS,
-    PARTS,
     RULES,
-    UNDEFENDED,
     AskedWords,
     EvaluationConfig,
     ImageAttack,
@@ -47,12 +45,14 @@ from care.evaluation.config import (
     defense_names,
     image_attacks,
     read_config,
+    stored_defenses,
     words_asked,
 )
 from care.evaluation.controls import check_controls, write_controls
 from care.evaluation.cost import cost, told
 from care.evaluation.joined import Attacked, choose, joined_suites
 from care.evaluation.leak_check import refuse_leaks, repair_leaks
+from care.evaluation.losses import losses_in
 from care.evaluation.parts import check_parts, write_parts
 from care.evaluation.rejudge import open_verdicts, record_identity, rejudge
 from care.evaluation.results import Results
@@ -186,21 +186,14 @@ def asked_suites(path: Path, config: StoredConfig, seen: Sequence[str]) -> list[
     limit, seed, named = config.limit, config.seed, config.suites
     attacks, words = image_attacks(config.adaptive), words_asked(config.adaptive)
     requests = held_out(attacks, named, limit, seed)
-    made = image_suites(attacks, path, _defenses(config), requests)
+    made = image_suites(attacks, path, stored_defenses(config), requests)
     asked = word_requests(words, named, limit, seed)
-    made += plain_suites(words, asked) + found_suites(words, path, _defenses(config), asked)
-    made += joined_suites(_attacked(path, _defenses(config), words, asked, attacks, requests))
+    made += plain_suites(words, asked) + found_suites(words, path, stored_defenses(config), asked)
+    made += joined_suites(_attacked(path, stored_defenses(config), words, asked, attacks, requests))
     ours = {suite.name for suite in made}
     names = [*config.suites, *config.utility]
     names = names or [name for name in dict.fromkeys(seen) if name not in ours]
     return [*(load_suite(name, limit=limit, seed=seed) for name in names), *made]
-
-
-def _defenses(config: StoredConfig) -> list[str]:
-    """Names of the bare model and the repairs of a run."""
-    parts, controls = PARTS if config.parts else (), CONTROLS if config.controls else ()
-    given = defense_names([Path(path) for path in config.repairs])
-    return [UNDEFENDED, *parts, *given, *controls]
 
 
 # -- answers and judgements ----------------------------------------------------------------------
@@ -339,7 +332,7 @@ def _scorecard(
         raise DataError(f"The run in {run.path} holds no judged answers; evaluate first.")
     accuracies = {report.judge: report.counts for report in reports}
     config = read_config(run.manifest)
-    words, defenses = words_asked(config.adaptive), _defenses(config)
+    words, defenses = words_asked(config.adaptive), stored_defenses(config)
     images = image_attacks(config.adaptive)
     card = scorecard(
         rows,
@@ -358,6 +351,7 @@ def _scorecard(
         card,
         labels=tuple(reports),
         threats=tuple(found),
+        losses=tuple(losses_in(run.path, defenses)),
         run=_facts(run),
         warnings=tuple(_broken(rows)),
     )

@@ -36,7 +36,7 @@ def evaluate(
     show(card)
     if explain:
         show_decided(job.run.out)
-    print(job.run.out / evaluation.TABLE)
+    show_files(job.run.out / evaluation.TABLE)
     hold_to(fail_above, worst_asr(card.suites))
 
 
@@ -52,7 +52,15 @@ def judge(asked: RejudgeConfig) -> None:
     from care.runs.progress import Progress
 
     show(evaluation.rejudge_run(asked, progress=Progress))
-    print((asked.out or asked.path) / evaluation.TABLE)
+    show_files((asked.out or asked.path) / evaluation.TABLE)
+
+
+def show_files(table: Path) -> None:
+    """Write the page of a table beside it, and say where both are."""
+    from care.report.evaluation import page_of
+
+    print(table)
+    print(page_of(table))
 
 
 def show_decided(run: Path) -> None:
