@@ -12,19 +12,22 @@ import torch
 from care.attacks.adaptive import Through
 from care.attacks.loss import Objective
 from care.attacks.missed import Missed, least_alarming
-from care.attacks.optimisers import Plateau
+from care.attacks.openings import Openings
 from care.attacks.pictures import ALL, beside, pictures_in
+from care.attacks.plateau import Plateau
 from care.attacks.preprocessing import PixelPath, to_picture
 from care.attacks.register_pictures import Pictured, Registers
 from care.attacks.registers import PLAIN, REGISTERS, opened
 from care.attacks.said import SoftTokens, excess
-from care.attacks.watched import MARGIN, pooled
+from care.attacks.watched import MARGIN, pooled, scores_beside
 from care.attacks.word_attacks import word_attack
 from care.attacks.words import Search
 from care.data.example import Example, Suite
+from care.defenses.controls import seeing_control
 from care.defenses.monitors.detector import Detector
 from care.defenses.monitors.monitor import Monitor
 from care.defenses.monitors.monitor import pooled as pooled_numbers
+from care.defenses.monitors.reading import Exchange
 from care.defenses.monitors.results import POOLINGS
 from care.errors import DataError, UsageError
 from care.judges.base import Verdict
@@ -172,8 +175,6 @@ def test_the_least_alarming_harmful_answers_are_wished_for(monkeypatch, tmp_path
     monitor = watched().monitors[0]
     ranked = least_alarming(vlm, [monitor], examples, of)
     assert [len(own) for own in ranked] == [len(REGISTERS) // 2] * 3
-    from care.defenses.monitors.reading import Exchange
-
     for example, own in zip(examples, ranked, strict=True):
         scores = monitor.scores(vlm, [Exchange(example, answer.text) for answer in own])
         highest = [max(score for _, score in each) for each in scores]
@@ -256,8 +257,6 @@ def test_soft_tokens_score_as_their_text_and_pull_on_the_picture(reads):
     answers = [answer.text for answer in vlm.answers(examples, max_new_tokens=5)]
     said = [pair for pair in zip(examples, answers, strict=True) if pair[1].strip()]
     assert said
-    from care.defenses.monitors.reading import Exchange
-
     with differentiable(vlm), torch.enable_grad():
         objective = Objective(vlm, path, examples, ["So"] * len(examples), 1)
         pixels = (levels / 255).requires_grad_()
@@ -317,3 +316,68 @@ def test_settings_are_checked_and_read_from_text():
     ):
         with pytest.raises(UsageError):
             word_attack(name, given)
+
+
+# -- a control that sees the picture ---------------------------------------------------------------
+
+
+def seeing(threshold=-1e3, pooling="last"):
+    """A repair whose monitor of requests reads them beside their pictures."""
+    return seeing_control(watched(threshold, "request", pooling))
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_the_score_beside_a_picture_is_the_monitors_and_pulls_on_it(pooling):
+    vlm, (monitor,) = tiny_vlm(), seeing(pooling=pooling).monitors
+    path, levels = PixelPath.of(vlm, picture(3, (28, 28)))
+    examples = [replace(e, images=(to_picture(levels),)) for e in held_out()]
+    with differentiable(vlm), torch.enable_grad():
+        objective = Objective(vlm, path, examples, ["So it"] * len(examples), 2)
+        pixels = (levels / 255).requires_grad_()
+        found = scores_beside(objective, monitor, range(3), objective.features(path(pixels)))
+        (gradient,) = torch.autograd.grad(torch.stack(found).sum(), pixels)
+    assert gradient.abs().sum() > 0
+    scores = [each[-1][1] for each in monitor.scores(vlm, [Exchange(e) for e in examples])]
+    assert [float(score.detach()) for score in found] == pytest.approx(scores, rel=1e-3, abs=1e-3)
+
+
+def test_a_picture_is_made_past_a_monitor_that_sees_it(tmp_path):
+    """The hinge takes its score below the threshold; without a seeing monitor nothing is added."""
+    vlm, suite = tiny_vlm(), held_out(images=True)
+    (plain,) = seeing().monitors
+    before = [each[0][1] for each in plain.scores(vlm, [Exchange(e) for e in suite])]
+    control = seeing(threshold=min(before) - 0.2)
+    attack = Pictured(kappa=64, steps=20, restarts=1)
+    losses, scores = {}, {}
+    for name, defense in (("bare", None), ("seeing", control)):
+        of, _ = search(attack, tmp_path, defense, suite, folder=name)
+        (variant,) = attack.found(of.folder)
+        shown = [Exchange(variant.change(example)) for example in suite]
+        scores[name] = [each[0][1] for each in plain.scores(vlm, shown)]
+        losses[name] = [made.losses[0] for made in pictures_in(of.folder).pictures]
+    excess = [score - control.monitors[0].threshold + MARGIN for score in before]
+    assert losses["seeing"] == pytest.approx(
+        [a + b for a, b in zip(losses["bare"], excess, strict=True)], rel=1e-3
+    )
+    assert np.mean(scores["seeing"]) < np.mean(scores["bare"])
+    both = replace(control, monitors=(*control.monitors, *watched().monitors))
+    assert attack.sees(control) == attack.sees(both) != Missed().sees(both)
+    assert None not in (attack.sees(control), Missed().sees(control))
+    assert Through(control).bare and Through(control).describe() == [attack.sees(control)]
+    assert Openings().sees(control) is None
+
+
+def test_monitors_of_both_kinds_are_in_the_loss_of_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(ModelSpec, "answer_length", lambda self, asked: 3)
+    attack = SoftTokens(steps=1, restarts=1, optimised=2, length=3, requests=requests(tmp_path))
+    defenses = {"said": watched(), "seen": seeing()}
+    monitors = tuple(each.monitors[0] for each in defenses.values())
+    defenses["both"] = replace(watched(), monitors=monitors)
+    losses = {}
+    for name, defense in {"bare": None, **defenses}.items():
+        of, _ = search(attack, tmp_path, defense, folder=name)
+        losses[name] = pictures_in(of.folder).pictures[0].losses[0]
+    added = {name: loss - losses["bare"] for name, loss in losses.items()}
+    # The monitors of answers choose the wish too, and with it the first loss.
+    assert added["both"] == pytest.approx(added["said"] + added["seen"], rel=0.05)
+    assert min(added["said"], added["seen"]) > 100

@@ -23,11 +23,11 @@ from weakref import WeakKeyDictionary
 
 from care.attacks.pictures import Pictures, goal_of
 from care.attacks.registers import REGISTERS, opened
+from care.attacks.watched import of_answers
 from care.attacks.words import Search
 from care.data.example import Example
 from care.data.small_world.jailbreak_templates import PLACE
 from care.defenses.monitors.reading import Exchange
-from care.defenses.repair.repair import Repair
 from care.judges.base import Verdict, ask
 from care.judges.rules import rules_for
 from care.runs.settings import require
@@ -63,12 +63,9 @@ class Missed(Pictures):
         """Each request in each register."""
         return self.optimised * len(REGISTERS)
 
-    def sees(self, defense: Defense | None) -> str | None:
-        """Of what decides first, the monitors of what is said, in whatever defense they are."""
-        monitors = watching(defense)
-        if defense is None or not defense.revises or not monitors:
-            return super().sees(defense)
-        return Repair((), name="monitors", monitors=tuple(monitors)).digest()
+    def heeds(self, defense: Defense) -> list[Monitor]:
+        """Those of what is said too."""
+        return [*super().heeds(defense), *of_answers(defense)]
 
     @property
     def pictures(self) -> list[str]:
@@ -79,7 +76,7 @@ class Missed(Pictures):
         self, vlm: VLM, defense: Defense | None, examples: Sequence[Example], of: Search
     ) -> list[list[str]]:
         """The least alarming harmful answers of each request, rank by rank."""
-        ranked = least_alarming(vlm, watching(defense), examples, of)
+        ranked = least_alarming(vlm, of_answers(defense), examples, of)
         # A request with fewer harmful answers lends its last one; one with none its usual way.
         return [
             [
@@ -93,7 +90,7 @@ class Missed(Pictures):
         """The least alarming harmful answers of all requests, with {goal} in place of theirs."""
         examples = self.optimised_on(of)
         found: dict[str, Begun] = {}
-        ranked = least_alarming(vlm, watching(defense), examples, of)
+        ranked = least_alarming(vlm, of_answers(defense), examples, of)
         for example, own in zip(examples, ranked, strict=True):
             for answer in own:
                 general = answer.for_any(goal_of(example))
@@ -120,12 +117,6 @@ class Begun:
         """With {goal} where it names its own; None if it doesn't, and so says nothing of others."""
         text = re.sub(re.escape(goal), PLACE, self.text, flags=re.IGNORECASE)
         return replace(self, text=text) if text != self.text else None
-
-
-def watching(defense: Defense | None) -> list[Monitor]:
-    """The monitors of what is said."""
-    found = defense.monitors if isinstance(defense, Repair) else ()
-    return [monitor for monitor in found if monitor.reads != "request"]
 
 
 def least_alarming(

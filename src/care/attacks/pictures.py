@@ -33,11 +33,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from PIL import Image
 
 from care.attacks.adaptive import Through
+from care.attacks.facts import ALL, PICTURES, MadePicture, PictureFacts
 from care.attacks.job import TARGET, asked_of
-from care.attacks.optimisers import Plateau
 from care.attacks.pgd import universal_image
+from care.attacks.plateau import Plateau
 from care.attacks.presets import PGDConfig
 from care.attacks.registers import opened
+from care.attacks.watched import of_pictures
 from care.attacks.words import Search, Stage, Variant, WordAttack
 from care.data.example import Example, Suite
 from care.data.small_world.pictures import seeded
@@ -50,43 +52,8 @@ from care.typed import from_tree, to_tree
 
 if TYPE_CHECKING:
     from care.defenses.base import Defense
+    from care.defenses.monitors.monitor import Monitor
     from care.models.vlm import VLM
-
-FILE = "pictures.json"
-"""What a folder of pictures is told by."""
-
-ALL = "*"
-"""Stands for every request among those that a picture is made for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MadePicture:
-    """A finished picture."""
-
-    variant: str
-    """The variant that shows it."""
-    request: str = ALL
-    """Id of the request it was made for; `*` is for all."""
-    file: str
-    """Its name in the folder."""
-    sha256: str
-    """SHA-256 of the file."""
-    loss: float
-    """Its loss (nats a token) under what is attacked."""
-    losses: tuple[float, ...]
-    """Loss of each step of the attempt that was kept."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PictureFacts:
-    """What pictures.json holds."""
-
-    made_of: dict[str, str]
-    """Digests of the model, the defense, the requests and the settings."""
-    steps: int
-    """Most steps of each attempt."""
-    pictures: tuple[MadePicture, ...] = ()
-    """Those that are finished."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +139,10 @@ class Pictures(WordAttack):
             restarts=self.restarts,
         )
 
+    def heeds(self, defense: Defense) -> list[Monitor]:
+        """Those that see the picture."""
+        return of_pictures(defense)
+
     def usual(self, of: Search) -> str:
         """How an answer shall begin that isn't in another register."""
         return self.target or (TARGET if of.model.name else OPENING)
@@ -240,7 +211,7 @@ class Pictures(WordAttack):
                 bar = None if progress is None else partial(progress, before)
                 made = self._made(vlm, defense, wish, of, number, bar)
                 done = replace(done, pictures=(*done.pictures, made))
-                write_whole(of.folder / FILE, to_json(to_tree(done), indent=1) + "\n")
+                write_whole(of.folder / PICTURES, to_json(to_tree(done), indent=1) + "\n")
 
     def search_steps(self, held_out: Suite) -> int:
         """Most steps of all pictures on each defense."""
@@ -298,8 +269,8 @@ class Pictures(WordAttack):
 def pictures_in(folder: Path) -> PictureFacts:
     """The facts in a folder of pictures; DataError for what care doesn't write there."""
     todo = "delete it and resume to make them again"
-    facts = read_json(folder / FILE, "pictures", otherwise=todo)
-    return from_tree(PictureFacts, facts, strict=False, what=str(folder / FILE), todo=todo)
+    facts = read_json(folder / PICTURES, "pictures", otherwise=todo)
+    return from_tree(PictureFacts, facts, strict=False, what=str(folder / PICTURES), todo=todo)
 
 
 def beside(files: Mapping[str, Path], example: Example) -> Example:
@@ -322,7 +293,7 @@ def unrelated_start(seed: int) -> Image.Image:
 
 def _begun(folder: Path, told: dict[str, str], steps: int) -> PictureFacts:
     """What is finished in a folder; UsageError if it was made of something else."""
-    if not (folder / FILE).exists():
+    if not (folder / PICTURES).exists():
         return PictureFacts(made_of=told, steps=steps)
     found = pictures_in(folder)
     differing = [key for key, value in told.items() if found.made_of.get(key) != value]

@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 
 from care.attacks.loss import Objective, Term
-from care.attacks.missed import Missed, watching
+from care.attacks.missed import Missed
 from care.attacks.pictures import Wish
 from care.attacks.preprocessing import to_picture
-from care.attacks.watched import MARGIN, pooled
+from care.attacks.watched import above, of_answers, pooled
 from care.data.example import Example
 from care.defenses.monitors.monitor import Monitor
 from care.defenses.monitors.reading import Exchange, encoded, readable
@@ -67,7 +67,7 @@ class SoftTokens(Missed):
 
     def term(self, vlm: VLM, defense: Defense | None, wish: Wish) -> Any:
         """The monitors' scores of the greedy answers, where there are monitors."""
-        monitors = [monitor for monitor in watching(defense) if monitor.site is not None]
+        monitors = [monitor for monitor in of_answers(defense) if monitor.site is not None]
         return partial(self._term, monitors, wish.examples) if monitors else None
 
     def _term(
@@ -111,10 +111,9 @@ def excess(
     pull = (p - p.detach()).to(table.dtype) @ table[: p.shape[-1]]
     total = torch.zeros((), device=vlm.device)
     for monitor in monitors:
-        scores = soft_scores(vlm, monitor, said, wanted, counts, pull)
-        over = [(score - monitor.threshold + MARGIN).clamp_min(0) for score in scores]
-        if over:
-            total = total + torch.stack(over).mean()
+        scores = list(soft_scores(vlm, monitor, said, wanted, counts, pull))
+        if scores:
+            total = total + above(scores, monitor.threshold)
     return total
 
 

@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from care.attacks.facts import SuffixState, SuffixTrace
 from care.attacks.gcg import SuffixConfig
 from care.attacks.watched import Watching
 from care.data.digests import digest_of
@@ -65,30 +66,6 @@ class FoundSuffix:
 
     losses: tuple[float, ...]
     """Loss of the suffix that each step began with."""
-
-
-@dataclass(frozen=True)
-class _State:
-    """Everything that a step changes."""
-
-    now: list[int]
-    """Tokens of the suffix that the next step begins with."""
-    best: list[int]
-    """Tokens of the suffix with the least loss."""
-    least: float
-    """Its loss."""
-    losses: tuple[float, ...] = ()
-    """Loss of the suffix that each step began with."""
-
-
-@dataclass(frozen=True)
-class _Checkpoint:
-    """What a checkpoint holds."""
-
-    digest: str
-    """SHA-256 of what is searched."""
-    state: _State
-    """How far the search has come."""
 
 
 def search_suffix(
@@ -224,21 +201,21 @@ class SuffixLoss:
 # -- the search ------------------------------------------------------------------------------------
 
 
-def _first(loss_of: SuffixLoss, config: SuffixConfig) -> _State:
+def _first(loss_of: SuffixLoss, config: SuffixConfig) -> SuffixState:
     """The suffix that a search starts from: `length` times the same mark."""
     for mark in ("!", "x", "."):
         text = " ".join([mark] * config.length)
         for start in (f" {text}", text):
             suffix = loss_of.vlm.response_ids(start)[: config.length]
             if loss_of.stays(suffix):
-                return _State(suffix, suffix, loss_of.of([suffix])[0])
+                return SuffixState(suffix, suffix, loss_of.of([suffix])[0])
     raise ModelError(
         f"No suffix to start from stays the same when {loss_of.vlm.name} reads it again after the "
         "requests; its tokenizer or chat template joins them."
     )
 
 
-def _step(loss_of: SuffixLoss, state: _State, config: SuffixConfig, step: int) -> _State:
+def _step(loss_of: SuffixLoss, state: SuffixState, config: SuffixConfig, step: int) -> SuffixState:
     """To the best of the candidates that differ in one token."""
     before = state.least if state.now == state.best else loss_of.of([state.now])[0]
     rng = np.random.default_rng([config.seed, step])
@@ -250,7 +227,7 @@ def _step(loss_of: SuffixLoss, state: _State, config: SuffixConfig, step: int) -
     values = loss_of.of(found)
     place = int(np.argmin(values))
     if values[place] < state.least:
-        return _State(found[place], found[place], values[place], losses)
+        return SuffixState(found[place], found[place], values[place], losses)
     return replace(state, now=found[place], losses=losses)
 
 
@@ -318,12 +295,12 @@ def _shifted(vlm: VLM) -> Iterator[list[Tensor]]:
 # -- checkpoints -----------------------------------------------------------------------------------
 
 
-def _read(path: Path | None, digest: str) -> _State | None:
+def _read(path: Path | None, digest: str) -> SuffixState | None:
     if path is None or not path.exists():
         return None
     todo = "delete it to search anew"
     tree = read_json(path, "checkpoint of a suffix", otherwise=todo, error=ArtefactError)
-    found = from_tree(_Checkpoint, tree, what=str(path), todo=todo, error=ArtefactError)
+    found = from_tree(SuffixTrace, tree, what=str(path), todo=todo, error=ArtefactError)
     if found.digest != digest:
         raise UsageError(
             f"The checkpoint {path} is of another search (another model, defense, request or "
@@ -332,10 +309,10 @@ def _read(path: Path | None, digest: str) -> _State | None:
     return found.state
 
 
-def _save(path: Path | None, state: _State, digest: str) -> int:
+def _save(path: Path | None, state: SuffixState, digest: str) -> int:
     """Write the state; the number of steps that it holds."""
     if path is not None:
-        write_whole(path, to_json(to_tree(_Checkpoint(digest, state))) + "\n")
+        write_whole(path, to_json(to_tree(SuffixTrace(digest, state))) + "\n")
     return len(state.losses)
 
 

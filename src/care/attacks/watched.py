@@ -1,18 +1,22 @@
-"""What monitors make of a request and of a wished answer to it, in the passes of a search.
+"""What attacks see of a defense's monitors, and what these add to a loss.
 
-A pass over a request in words with an answer to it is what monitors of requests and of exchanges
-read, token by token, so their scores come out of the search's own pass, with a gradient to every
-token of the request. Added to the loss of a request is `WEIGHT` times
+Of suffixes: a pass over a request in words with an answer to it is what monitors of requests and of
+exchanges read, token by token, so their scores come out of the search's own pass, with a gradient
+to every token of the request. Added to the loss of a request is `WEIGHT` times
 
     Σ over the monitors of max(s − threshold + 0.05, 0)
 
 with s read once, at the end of the request or of the wished answer. A monitor of answers alone
 reads what is said and nothing of the request: no suffix changes it but by what is said.
+
+Of pictures: a monitor of requests has no picture to read, and one of what is said has no gradient
+but a surrogate of it (`said`). A control that reads each request beside its picture has one: of it
+the mean over requests of max(s − threshold + 0.05, 0) is added to the loss, with s its own score.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -26,6 +30,7 @@ from care.models.hooks import read
 from care.models.sites import Role, Site
 
 if TYPE_CHECKING:
+    from care.attacks.loss import Objective, Term
     from care.defenses.base import Defense
     from care.models.vlm import VLM
 
@@ -39,16 +44,11 @@ class Watching:
     """The monitors of a defense that see what is asked, in passes while they are `reading`."""
 
     def __init__(self, defense: Defense | None) -> None:
-        monitors = defense.monitors if isinstance(defense, Repair) else ()
-        self.monitors = [m for m in monitors if m.detector is not None and m.reads != "answer"]
+        self.monitors = of_texts(defense)
         self._seen: dict[Site, tuple[Tensor, Tensor]] = {}
 
     def __bool__(self) -> bool:
         return bool(self.monitors)
-
-    def digest(self) -> str | None:
-        """SHA-256 of the monitors; None where there are none."""
-        return Repair((), name="monitors", monitors=tuple(self.monitors)).digest() if self else None
 
     @contextmanager
     def reading(self, vlm: VLM) -> Iterator[None]:
@@ -76,6 +76,62 @@ class Watching:
         counted = roles == (Role.TEXT if monitor.reads == "request" else Role.RESPONSE)
         each = [pooled(scores[row][own], monitor.pooling) for row, own in enumerate(counted)]
         return (torch.stack(each) - monitor.threshold + MARGIN).clamp_min(0)
+
+
+def of_texts(defense: Defense | None) -> list[Monitor]:
+    """The monitors that read the request, alone or with the answer, by a detector."""
+    return [m for m in _monitors(defense) if m.detector is not None and m.reads != "answer"]
+
+
+def of_answers(defense: Defense | None) -> list[Monitor]:
+    """The monitors of what is said."""
+    return [monitor for monitor in _monitors(defense) if monitor.reads != "request"]
+
+
+def of_pictures(defense: Defense | None) -> list[Monitor]:
+    """The monitors that see the picture."""
+    return [monitor for monitor in _monitors(defense) if monitor.with_picture]
+
+
+def digest_of_monitors(monitors: Sequence[Monitor]) -> str | None:
+    """SHA-256 of all that monitors do, in whatever defense they are; None of none."""
+    return Repair((), name="monitors", monitors=tuple(monitors)).digest() if monitors else None
+
+
+def above(scores: Sequence[Tensor], threshold: float) -> Tensor:
+    """The mean of what scores exceed a threshold by, with a margin."""
+    return torch.stack([(score - threshold + MARGIN).clamp_min(0) for score in scores]).mean()
+
+
+def picture_term(objective: Objective, monitors: Sequence[Monitor]) -> Term | None:
+    """What is added to the loss for monitors that see the picture; None without any."""
+    if not monitors:
+        return None
+
+    def term(rows: Sequence[int], pixels: Tensor, features: Tensor) -> Tensor:
+        found = [above(scores_beside(objective, m, rows, features), m.threshold) for m in monitors]
+        return torch.stack(found).sum()
+
+    return term
+
+
+def scores_beside(
+    objective: Objective, monitor: Monitor, rows: Sequence[int], features: Tensor
+) -> list[Tensor]:
+    """The monitor's score of each request beside the picture with these features (V, D)."""
+    assert monitor.site is not None and monitor.detector is not None
+    batch = objective.batch(rows, features)
+    seen: list[Tensor] = []
+    with read(objective.vlm, [monitor.site], sink=lambda site, h, roles: seen.append(h)):
+        objective.vlm.forward(batch, logits_to_keep=1, grad=True)
+    direction, mean = monitor.detector.on(seen[-1].device)
+    scores = (seen[-1].float() - mean) @ direction
+    counted = (batch.roles == Role.TEXT).to(scores.device)
+    return [pooled(own[told], monitor.pooling) for own, told in zip(scores, counted, strict=True)]
+
+
+def _monitors(defense: Defense | None) -> Sequence[Monitor]:
+    return defense.monitors if isinstance(defense, Repair) else ()
 
 
 def pooled(scores: Tensor, pooling: Pooling) -> Tensor:

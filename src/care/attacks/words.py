@@ -24,6 +24,7 @@ from care.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from care.defenses.base import Defense
+    from care.defenses.monitors.monitor import Monitor
     from care.models.vlm import VLM
 
 Stage = Literal["template", "suffix", "turns", "opening", "picture", "draw"]
@@ -107,9 +108,17 @@ class WordAttack:
         """Digest of what its search sees of a defense: of the same it finds the same. None is the
         bare model: with monitors it is what decides, until something is said.
         """
-        if defense is None or defense.revises:
+        if defense is None:
             return None
-        return digest_of(defense) or defense.name
+        if not defense.revises:
+            return digest_of(defense) or defense.name
+        from care.attacks.watched import digest_of_monitors
+
+        return digest_of_monitors(self.heeds(defense))
+
+    def heeds(self, defense: Defense) -> list[Monitor]:
+        """The monitors of a defense that its search goes by."""
+        return []
 
     def variants(self) -> list[Variant]:
         """Its variants, where they are the same for every defense."""

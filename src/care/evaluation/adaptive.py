@@ -25,10 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from care.attacks.config import AttackConfig
-from care.attacks.job import AttackFacts, made_of, requests_of
+from care.attacks.facts import AttackFacts
+from care.attacks.job import made_of, requests_of
 from care.attacks.job import run as make_image
+from care.attacks.watched import of_pictures
 from care.data.example import Example, Suite
 from care.data.registry import load_suite
+from care.defenses.base import Defense
 from care.defenses.loading import load_defense
 from care.errors import DataError, StorageError, UsageError
 from care.evaluation.certificate import Certificate
@@ -76,7 +79,7 @@ def make_images(
         for (name, repair), folder in zip(defenses.items(), places, strict=True):
             label = suite_name(attack, name)
             job = attack.against(spec, seed, folder, repair)
-            if repair is not None and load_defense(repair, vlm).revises:
+            if repair is not None and not made_for(load_defense(repair, vlm)):
                 continue  # the bare model decides, and its image is there
             if (folder / "attack.json").exists():
                 _check_made_of(folder, job, identity, label)
@@ -135,6 +138,11 @@ def threats(
         }
         found += threats_of(attack, made, owners(path, attack, defenses), defenses, cells)
     return found
+
+
+def made_for(defense: Defense | None) -> bool:
+    """Whether an image is made on a defense: on what decides, or on what sees the image."""
+    return defense is None or not defense.revises or bool(of_pictures(defense))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from care.data.example import Example, Suite
 from care.data.small_world.pictures import seeded
 from care.data.small_world.scenes import unrelated
 from care.defenses.base import Defense
+from care.evaluation.adaptive import made_for
 from care.evaluation.config import AskedWords, ImageAttack
 from care.models.vlm import VLM
 
@@ -59,7 +60,7 @@ def cost(
         total += AttackCost(answers, steps, steps * attack.passes)
     for one, held in images:
         config = one.settings()
-        made = sum(each is None or not each.revises for each in defenses.values())
+        made = sum(map(made_for, defenses.values()))
         steps = config.steps * config.restarts * made
         total += AttackCost(len(held) * len(defenses) * made, steps, steps * 3 * config.batch)
     return total

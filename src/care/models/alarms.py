@@ -13,12 +13,16 @@ Source = Literal["model", "text alone", "repaired", "refusal"]
 model begun again with its unsafe channels closed, or a refusal put in its place."""
 
 
+PICTURED = "pictured"
+"""Told in place of `request` where a request was read beside its picture (a control)."""
+
+
 @dataclass(frozen=True)
 class Alarm:
     """A monitor that was raised on the way to an answer."""
 
     monitor: str
-    """What it reads: `request`, `answer` or `exchange`."""
+    """What it reads: `request`, `answer` or `exchange`; `pictured` of a control."""
 
     score: float
     """Its score."""

@@ -35,7 +35,7 @@ from care.defenses.monitors.reading import (
 )
 from care.defenses.monitors.results import POOLINGS, READS, Pooling, Reads
 from care.errors import NotFiniteError, UsageError
-from care.models.alarms import Alarm
+from care.models.alarms import PICTURED, Alarm
 from care.models.finite import not_finite
 from care.models.short_pass import activations_of
 from care.models.sites import Site
@@ -71,6 +71,8 @@ class Monitor:
     alarmed: Mapping[str, float] = field(default_factory=dict)
     """Share of each harmless suite's requests or bare answers, of those that the threshold rests
     on, that raise the alarm."""
+    with_picture: bool = False
+    """Whether a request is read beside its picture, which can then move the score: a control."""
 
     def __post_init__(self) -> None:
         if self.reads not in READS or self.pooling not in POOLINGS:
@@ -82,6 +84,8 @@ class Monitor:
             raise UsageError(f"The threshold of a monitor must be finite, got {self.threshold}.")
         if (self.site is None) != (self.detector is None):
             raise UsageError("A monitor has a site and a detector, or neither.")
+        if self.with_picture and (self.reads != "request" or self.detector is None):
+            raise UsageError("Beside its picture a request alone is read, and with a detector.")
         if self.detector is None and self.reads == "exchange":
             raise UsageError("An exchange has no refusal log-odds; fit a detector for it.")
 
@@ -119,6 +123,11 @@ class Monitor:
             for scores, limit in zip(found, limits, strict=True)
         ]
 
+    @property
+    def called(self) -> str:
+        """What its alarms are told by."""
+        return PICTURED if self.with_picture else self.reads
+
     def limit(self, suspected: bool) -> float:
         """What a score has to exceed; less where the request has raised an alarm."""
         lowered = suspected and self.reads != "request" and self.detector is not None
@@ -127,13 +136,13 @@ class Monitor:
     def _alarm(self, tokens: int, score: float, limit: float) -> Alarm | None:
         if score <= limit:
             return None
-        return Alarm(self.reads, score, limit, 0 if self.reads == "request" else tokens)
+        return Alarm(self.called, score, limit, 0 if self.reads == "request" else tokens)
 
     def _readings(
         self, vlm: VLM, exchange: Exchange, after: int = 0, ended: bool = True
     ) -> list[_Reading]:
         """What is read of an exchange, in turn; nothing of one that has no text."""
-        whole = readable(vlm, self.reads, exchange)
+        whole = readable(vlm, self.reads, exchange, self.with_picture)
         if whole is None:
             return []
         if self.reads == "request" or self.detector is None:

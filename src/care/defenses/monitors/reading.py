@@ -47,14 +47,17 @@ class Exchange:
     """The answer so far, thoughts included."""
 
 
-def readable(vlm: VLM, reads: Reads, exchange: Exchange) -> Exchange | None:
+def readable(
+    vlm: VLM, reads: Reads, exchange: Exchange, with_picture: bool = False
+) -> Exchange | None:
     """The exchange as a monitor reads it: without pictures, thoughts and special tokens.
 
-    None where there is nothing to read: a request that is only a picture, an answer that hasn't
-    begun.
+    `with_picture` leaves a request its pictures, for a control. None where there is nothing to
+    read: a request that is only a picture, an answer that hasn't begun.
     """
     request = exchange.request.text_alone()
     if reads == "request":
+        request = replace(exchange.request, opening="") if with_picture else request
         return Exchange(request) if exchange.request.prompt.strip() else None
     answer = _plain(vlm, answer_of(exchange.answer, vlm.thought_tags) or "")
     if not answer:
@@ -96,7 +99,7 @@ def over_batches(
 ) -> list[Found]:
     """`work` on readable exchanges batch by batch, as `encoded` gives them; results in order.
 
-    What reads the same is read once: requests that differ in their pictures, answers that repeat.
+    What reads the same is read once: requests whose pictures are left out, answers that repeat.
     """
     distinct: dict[tuple[str, str], Exchange] = {}
     for each in exchanges:
@@ -124,7 +127,9 @@ def log_odds(vlm: VLM, logits: Tensor) -> list[float]:
 
 def _text(exchange: Exchange) -> tuple[str, str]:
     """What is read of a readable exchange."""
-    return repr(exchange.request.messages()), exchange.answer
+    request = exchange.request
+    shown = request.digest() if request.images else repr(request.messages())
+    return shown, exchange.answer
 
 
 def _content(vlm: VLM, batch: Batch) -> Tensor:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from care.data.example import Example
 from care.models.spec import ModelSpec
 from care.runs.settings import FILE, MAX_BATCH, MAX_SEED, Between, Said, check_bounds
+
+if TYPE_CHECKING:
+    from care.data.example import Example
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,8 @@ class AnswerConfig:
     @property
     def example(self) -> Example:
         """The request; DataError for one without words and pictures."""
+        from care.data.example import Example  # its pictures need numpy, and help doesn't
+
         return Example("request", self.prompt, images=self.images, system=self.system)
 
     @property
