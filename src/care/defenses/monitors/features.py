@@ -61,7 +61,7 @@ Pair = tuple[Site, Base]
 
 
 @dataclass(frozen=True)
-class TokenScores:
+class ReadText:
     """What is made of the n counted tokens of one text."""
 
     scores: Mapping[Pair, np.ndarray]
@@ -100,11 +100,11 @@ def token_scores(
     examples: Sequence[Labelled],
     detectors: Mapping[Pair, Detector],
     batch_size: int,
-) -> list[TokenScores]:
+) -> list[ReadText]:
     """Scores of the counted tokens of each readable example, and its log-odds if it has any."""
     sites = list(dict.fromkeys(site for site, _ in detectors))
 
-    def score(batch: Batch, counted: Tensor) -> list[TokenScores]:
+    def score(batch: Batch, counted: Tensor) -> list[ReadText]:
         if reads == "exchange":
             h, odds = activations_of(vlm, batch, sites), [None] * len(batch)
         else:
@@ -116,7 +116,7 @@ def token_scores(
             scores = (h[site][counted.to(h[site].device)].float() - mean) @ direction
             made[site, base] = np.split(scores.cpu().numpy(), ends)
         return [
-            TokenScores({pair: parts[row] for pair, parts in made.items()}, each)
+            ReadText({pair: parts[row] for pair, parts in made.items()}, each)
             for row, each in enumerate(odds)
         ]
 
