@@ -243,14 +243,16 @@ def highest(scores: np.ndarray, reads: Reads, pooling: Pooling) -> float:
 def stated_threshold(harmless: Kinds, share: float) -> float:
     """The least score that at most `share` of every kind of (kind, score) exceeds.
 
-    Kinds of fewer than 8 are taken together.
+    Kinds of fewer than 8 are taken together, and with the largest where they are few even so; that
+    one is held to the share by itself too.
     """
-    kinds = np.array(_merged([kind for kind, _ in harmless]))
+    names = [kind for kind, _ in harmless]
     scores = np.array([score for _, score in harmless])
-    return max(
-        float(np.quantile(scores[kinds == name], 1 - share, method="higher"))
-        for name in dict.fromkeys(kinds)
-    )
+    large = [name for name, count in Counter(names).items() if count >= _LEAST]
+    together = np.array(_merged(names))
+    parts = [scores[together == name] for name in dict.fromkeys(together)]
+    parts += [scores[np.array(names) == name] for name in large]
+    return max(float(np.quantile(part, 1 - share, method="higher")) for part in parts)
 
 
 def auc(harmful: np.ndarray, harmless: np.ndarray) -> float:
