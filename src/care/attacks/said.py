@@ -113,7 +113,7 @@ def excess(
     for monitor in monitors:
         scores = list(soft_scores(vlm, monitor, said, wanted, counts, pull))
         if scores:
-            total = total + above(scores, monitor.threshold)
+            total = total + above(scores, monitor.threshold).mean()
     return total
 
 
@@ -146,7 +146,6 @@ def soft_scores(
     seen: list[Tensor] = []
     with read(vlm, [monitor.site], sink=lambda site, h, roles: seen.append(h)):
         vlm.forward(Batch({**inputs, "inputs_embeds": embedded}, batch.roles), grad=True)
-    direction, mean = monitor.detector.on(seen[-1].device)
-    scores = (seen[-1].float() - mean) @ direction
+    scores = monitor.detector.of_tokens(seen[-1])
     for row in range(len(places)):
         yield pooled(scores[row][counted[row]], monitor.pooling)

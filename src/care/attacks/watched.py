@@ -71,11 +71,10 @@ class Watching:
     def _excess(self, monitor: Monitor) -> Tensor:
         assert monitor.site is not None and monitor.detector is not None
         h, roles = self._seen[monitor.site]
-        direction, mean = monitor.detector.on(h.device)
-        scores = (h.float() - mean) @ direction
+        scores = monitor.detector.of_tokens(h)
         counted = roles == (Role.TEXT if monitor.reads == "request" else Role.RESPONSE)
         each = [pooled(scores[row][own], monitor.pooling) for row, own in enumerate(counted)]
-        return (torch.stack(each) - monitor.threshold + MARGIN).clamp_min(0)
+        return above(each, monitor.threshold)
 
 
 def of_texts(defense: Defense | None) -> list[Monitor]:
@@ -99,8 +98,8 @@ def digest_of_monitors(monitors: Sequence[Monitor]) -> str | None:
 
 
 def above(scores: Sequence[Tensor], threshold: float) -> Tensor:
-    """The mean of what scores exceed a threshold by, with a margin."""
-    return torch.stack([(score - threshold + MARGIN).clamp_min(0) for score in scores]).mean()
+    """What each of B scores exceeds a threshold by, with a margin (B,)."""
+    return (torch.stack(list(scores)) - threshold + MARGIN).clamp_min(0)
 
 
 def picture_term(objective: Objective, monitors: Sequence[Monitor]) -> Term | None:
@@ -110,7 +109,7 @@ def picture_term(objective: Objective, monitors: Sequence[Monitor]) -> Term | No
 
     def term(rows: Sequence[int], pixels: Tensor, features: Tensor) -> Tensor:
         found = [above(scores_beside(objective, m, rows, features), m.threshold) for m in monitors]
-        return torch.stack(found).sum()
+        return torch.stack(found).mean(dim=1).sum()
 
     return term
 
@@ -124,8 +123,7 @@ def scores_beside(
     seen: list[Tensor] = []
     with read(objective.vlm, [monitor.site], sink=lambda site, h, roles: seen.append(h)):
         objective.vlm.forward(batch, logits_to_keep=1, grad=True)
-    direction, mean = monitor.detector.on(seen[-1].device)
-    scores = (seen[-1].float() - mean) @ direction
+    scores = monitor.detector.of_tokens(seen[-1])
     counted = (batch.roles == Role.TEXT).to(scores.device)
     return [pooled(own[told], monitor.pooling) for own, told in zip(scores, counted, strict=True)]
 

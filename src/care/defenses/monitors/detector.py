@@ -58,11 +58,12 @@ class Detector:
         if not all(np.isfinite(part).all() for part in (self.direction, self.mean)):
             raise UsageError("A detector needs finite numbers; fit it again.")
 
-    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """w and μ (D,) float32 on a device."""
-        return tuple(
-            torch.from_numpy(part).float().to(device) for part in (self.direction, self.mean)
-        )  # pyright: ignore[reportReturnType]
+    def of_tokens(self, h: Tensor) -> Tensor:
+        """s (…) of activations h (…, D) of single tokens, float32; differentiable."""
+        direction, mean = (
+            torch.from_numpy(part).float().to(h.device) for part in (self.direction, self.mean)
+        )
+        return (h.float() - mean) @ direction
 
     def __call__(self, h: np.ndarray) -> np.ndarray:
         """s (N,) of pooled activations h (N, D), float64."""

@@ -112,8 +112,7 @@ def token_scores(
         ends = counted.sum(dim=1).cumsum(dim=0).tolist()[:-1]
         made = {}
         for (site, base), detector in detectors.items():
-            direction, mean = detector.on(h[site].device)
-            scores = (h[site][counted.to(h[site].device)].float() - mean) @ direction
+            scores = detector.of_tokens(h[site][counted.to(h[site].device)])
             made[site, base] = np.split(scores.cpu().numpy(), ends)
         return [
             ReadText({pair: parts[row] for pair, parts in made.items()}, each)

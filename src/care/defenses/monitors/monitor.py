@@ -188,9 +188,8 @@ class Monitor:
 
     def _pass(self, vlm: VLM, batch: Batch, counted: Tensor) -> list[tuple[int, float]]:
         assert self.site is not None and self.detector is not None
-        h = activations_of(vlm, batch, [self.site])[self.site].float()
-        direction, mean = self.detector.on(h.device)
-        scores = ((h - mean) @ direction).cpu().numpy()
+        h = activations_of(vlm, batch, [self.site])[self.site]
+        scores = self.detector.of_tokens(h).cpu().numpy()
         rows = [s[own] for s, own in zip(scores, counted.cpu().numpy(), strict=True)]
         if not all(np.isfinite(row).all() for row in rows):
             raise NotFiniteError(not_finite(vlm.name, vlm.dtype))
