@@ -19,6 +19,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 
 from care.defenses.artefact import FACTS
 from care.defenses.monitors.monitor import Monitor
@@ -54,22 +55,28 @@ def ablate(
         fitter = work.fitter()
         diagnosis = work.channels(fitter, work.diagnosis(fitter, BRIEF))
         watching = monitors(work, fitter, changes)
+
+        @cache
+        def fitter_without(names: tuple[str, ...]) -> Fitter:
+            """One for all rows of a material, which share what is read of it."""
+            material = thinned(apart(fitter.material, names), MOST)
+            return Fitter(work.vlm, material, fitter.config, job.batch)
+
         planned: list[Planned] = []
         repairs: list[tuple[str, Repair]] = []
         with run.stage("fits"), (progress or silent)("fits", len(changes)) as bar:
             for change in changes:
+                beside = change.beside or change.of
                 folder = run.inside(f"repairs/{re.sub(r'[^A-Za-z0-9]+', '-', change.name)}")
                 try:
                     repair = Repair.load(folder) if (folder / FACTS).exists() else None
                     if repair is None:
-                        material = thinned(apart(fitter.material, change.without), MOST)
-                        own = Fitter(work.vlm, material, fitter.config, job.batch)
+                        own = fitter_without(change.without)
                         repair = fitted(change, own, diagnosis, watching[change.without])
                         repair.save(folder)
                     repairs.append((change.name, repair))
-                    planned.append(Planned(change.name, change.beside or change.of))
+                    planned.append(Planned(change.name, beside))
                 except FitError as error:
-                    beside = change.beside or change.of
                     planned.append(Planned(change.name, beside, failed=str(error)))
                 bar.advance(1)
         suites = [s for s in work.suites("test") if s.role != "utility" or s.name in COMPARED]
@@ -94,7 +101,7 @@ def monitors(
         table = work.ask(work.counted("validation"), [None], "selection", inner)
     for without in wanted:
         kept = Results([row for row in table.rows if row["suite"] not in without])
-        name = "-".join(("monitors", *(("without", *without) if without else ())))
+        name = f"monitors-without-{'-'.join(without)}" if without else "monitors"
         with suppress(FitError):
             material = apart(fitter.material, without)
             own = Fitter(work.vlm, material, fitter.config, work.job.batch)
