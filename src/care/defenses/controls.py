@@ -73,18 +73,17 @@ def random_discriminants(
 def seeing_control(repair: Repair) -> Repair:
     """The repair whose monitor of requests reads each beside its picture; UsageError without one
     that has a discriminant."""
-    if not any(m.reads == "request" and m.detector is not None for m in repair.monitors):
+    could = [m.reads == "request" and m.detector is not None for m in repair.monitors]
+    if not any(could):
         raise UsageError(
             f"The repair {repair.name!r} has no discriminant of requests that could see pictures; "
             "leave the controls out."
         )
-    monitors = tuple(
-        replace(monitor, with_picture=True)
-        if monitor.reads == "request" and monitor.detector is not None
-        else monitor
-        for monitor in repair.monitors
+    monitors = (
+        replace(monitor, with_picture=sees)
+        for monitor, sees in zip(repair.monitors, could, strict=True)
     )
-    return replace(repair, monitors=monitors, name="sees the picture")
+    return replace(repair, monitors=tuple(monitors), name="sees the picture")
 
 
 def _random(

@@ -42,7 +42,7 @@ from care.diagnosis.parts import DiagnosisParts
 from care.diagnosis.results import ChannelsFound, Diagnosis, SitesFound
 from care.diagnosis.scan import ScanRow
 from care.diagnosis.site_results import SiteEffects
-from care.evaluation.config import UNDEFENDED
+from care.evaluation.config import PARTS, UNDEFENDED
 from care.evaluation.results import Results
 from care.evaluation.rows import JudgedRow, check_rows
 from care.evaluation.runner import evaluate as run_evaluation
@@ -75,9 +75,6 @@ from care.runs.stages import stage_json
 from care.typed import from_tree, to_tree
 
 Found = TypeVar("Found")
-
-EDITS, MONITORS = "edits only", "monitors only"
-"""Names of the parts of a repair in its table."""
 
 COMPARED = ("benign", "vqa", "naming", "lookalike")
 """Suites besides the attacks that controls are measured on."""
@@ -368,7 +365,7 @@ class Stages:
         repair, suites = chosen.repair, self.suites("test")
         parts = []
         if repair.monitors:
-            parts = [(EDITS, repair.edits_only()), (MONITORS, repair.monitors_only())]
+            parts = [*zip(PARTS, (repair.edits_only(), repair.monitors_only()), strict=True)]
         self.ask(suites, [None, ("care", repair), *parts], "evaluation")
         controls = self.controls(chosen)
         compared = [s for s in suites if s.role == "attack" or s.name in COMPARED]
