@@ -9,21 +9,25 @@ import numpy as np
 import pytest
 import torch
 
-from care.attacks import said as said_module
 from care.attacks.adaptive import Through
 from care.attacks.loss import Objective
 from care.attacks.missed import Missed, least_alarming
-from care.attacks.optimisers import Plateau
-from care.attacks.pictures import ALL, Pictured, Registers, beside, pictures_in
+from care.attacks.openings import Openings
+from care.attacks.pictures import ALL, beside, pictures_in
+from care.attacks.plateau import Plateau
 from care.attacks.preprocessing import PixelPath, to_picture
+from care.attacks.register_pictures import Pictured, Registers
 from care.attacks.registers import PLAIN, REGISTERS, opened
-from care.attacks.said import SoftTokens, excess, pooled
+from care.attacks.said import SoftTokens, excess
+from care.attacks.watched import MARGIN, pooled, scores_beside
 from care.attacks.word_attacks import word_attack
 from care.attacks.words import Search
 from care.data.example import Example, Suite
+from care.defenses.controls import seeing_control
 from care.defenses.monitors.detector import Detector
 from care.defenses.monitors.monitor import Monitor
 from care.defenses.monitors.monitor import pooled as pooled_numbers
+from care.defenses.monitors.reading import Exchange
 from care.defenses.monitors.results import POOLINGS
 from care.errors import DataError, UsageError
 from care.judges.base import Verdict
@@ -145,8 +149,9 @@ def test_what_is_attacked_of_a_repair_with_monitors_is_the_bare_model():
         assert torch.equal(vlm.forward(batch), plain) and counted.tokens == 0
     with Through(watched().edits_only()).measured(vlm):
         assert not torch.equal(vlm.forward(batch), plain)
-    assert Registers().own(None) and Registers().own(watched().edits_only())
-    assert not Registers().own(watched()) and Missed().own(watched())
+    edits, both = watched().edits_only(), watched()
+    assert Registers().sees(None) is None and Registers().sees(both) is None
+    assert Registers().sees(edits) == Missed().sees(edits) == edits.digest()
 
 
 def test_a_descent_ends_where_its_running_least_is_flat():
@@ -170,23 +175,70 @@ def test_the_least_alarming_harmful_answers_are_wished_for(monkeypatch, tmp_path
     monitor = watched().monitors[0]
     ranked = least_alarming(vlm, [monitor], examples, of)
     assert [len(own) for own in ranked] == [len(REGISTERS) // 2] * 3
-    from care.defenses.monitors.reading import Exchange
-
     for example, own in zip(examples, ranked, strict=True):
-        scores = monitor.scores(vlm, [Exchange(example, text) for text in own])
+        scores = monitor.scores(vlm, [Exchange(example, answer.text) for answer in own])
         highest = [max(score for _, score in each) for each in scores]
         assert highest == sorted(highest)
     unordered = least_alarming(vlm, [], examples, of)
-    assert [sorted(own) for own in unordered] == [sorted(own) for own in ranked]
+    names = [[answer.register for answer in own] for own in unordered]
+    assert names == [list(REGISTERS)[::2]] * 3
+    assert [{a.text for a in own} for own in unordered] == [{a.text for a in own} for own in ranked]
     wishes = list(Missed(n=2, requests=requests(tmp_path)).wishes(vlm, watched(), held_out(), of))
     assert [wish.variant for wish in wishes] == ["rank0", "rank1"]
     assert wishes[0].targets != wishes[1].targets
     nothing = lambda judge, goals, texts, **more: [Verdict(True, False, False) for _ in texts]  # noqa: E731
     monkeypatch.setattr("care.attacks.missed.ask", nothing)
     (wish, _) = Missed(n=2, target="So {goal}", requests=requests(tmp_path)).wishes(
-        vlm, watched(), held_out(), of
+        tiny_vlm(), watched(), held_out(), of
     )
     assert wish.targets == ["So a b", "So c d"]
+
+
+def test_beginnings_of_other_requests_are_worded_for_each_held_out_one(monkeypatch, tmp_path):
+    """Of each register the least alarming answer that names its goal, on the request's picture."""
+    monkeypatch.setattr(ModelSpec, "answer_length", lambda self, asked: 4)
+    harmful = lambda judge, goals, texts, **more: [Verdict(False, False, True) for _ in texts]  # noqa: E731
+    monkeypatch.setattr("care.attacks.missed.ask", harmful)
+    vlm, of = tiny_vlm(), Search(tmp_path, ModelSpec("m"))
+    attack = Missed(n=3, each=1, requests=requests(tmp_path))
+    wishes = list(attack.wishes(vlm, watched(), held_out(images=True), of))
+    assert [(w.variant, w.request) for w in wishes] == [
+        (f"rank{rank}", f"r{place}") for rank in range(3) for place in range(3)
+    ]
+    assert [len(w.examples) for w in wishes] == [1] * 9
+    own = np.asarray(picture(5, (28, 28)))
+    assert all(np.array_equal(np.asarray(wish.start), own) for wish in wishes)
+    ranked = least_alarming(vlm, watched().monitors, attack.optimised_on(of), of)
+    goals = ("a b", "c d")
+    named = [(a.excess, a.register, a.text.replace(goal, "pick a lock"))
+             for goal, answers in zip(goals, ranked, strict=True)
+             for a in answers if goal in a.text]  # fmt: skip
+    best = {}
+    for _, register, text in sorted(named):
+        best.setdefault(register, text)
+    assert [w.targets[0] for w in wishes[::3]] == list(best.values())[:3]
+    refused = lambda judge, goals, texts, **more: [Verdict(True, False, False) for _ in texts]  # noqa: E731
+    monkeypatch.setattr("care.attacks.missed.ask", refused)
+    usual = replace(attack, target="So {goal}", n=1).wishes(tiny_vlm(), None, held_out(), of)
+    assert [wish.targets for wish in usual] == [[f"So {goal}"] for goal in GOALS]
+
+
+def test_one_picture_for_all_never_takes_the_place_of_a_request_s_own(tmp_path):
+    attack = Registers(n=1, requests=requests(tmp_path))
+    with pytest.raises(UsageError, match="pass each=1"):
+        search(attack, tmp_path, suite=held_out(images=True))
+    with pytest.raises(UsageError, match="each must be at least 1"):
+        Pictured(each=0)
+
+
+def test_what_an_attack_sees_of_a_defense_is_searched_once():
+    both, attack = watched(), Missed()
+    assert attack.sees(both) == attack.sees(both.monitors_only()) == attack.sees(watched())
+    assert attack.sees(both) not in (None, attack.sees(watched(seed=1)))
+    assert attack.sees(both) != attack.sees(watched(threshold=0.0))
+    assert attack.sees(watched(reads="request")) is None
+    assert SoftTokens().sees(both) == attack.sees(both)
+    assert attack.sees(None) is None
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -205,8 +257,6 @@ def test_soft_tokens_score_as_their_text_and_pull_on_the_picture(reads):
     answers = [answer.text for answer in vlm.answers(examples, max_new_tokens=5)]
     said = [pair for pair in zip(examples, answers, strict=True) if pair[1].strip()]
     assert said
-    from care.defenses.monitors.reading import Exchange
-
     with differentiable(vlm), torch.enable_grad():
         objective = Objective(vlm, path, examples, ["So"] * len(examples), 1)
         pixels = (levels / 255).requires_grad_()
@@ -215,7 +265,7 @@ def test_soft_tokens_score_as_their_text_and_pull_on_the_picture(reads):
         (gradient,) = torch.autograd.grad(found, pixels)
     assert gradient.abs().sum() > 0
     scores = [each[-1][1] for each in monitor.scores(vlm, [Exchange(*pair) for pair in said])]
-    expected = np.mean([score - monitor.threshold + said_module._MARGIN for score in scores])
+    expected = np.mean([score - monitor.threshold + MARGIN for score in scores])
     assert float(found.detach()) == pytest.approx(expected, rel=1e-4)
 
 
@@ -232,11 +282,31 @@ def test_the_monitors_word_is_part_of_the_loss_where_there_are_monitors(tmp_path
     assert attack.term(tiny_vlm(), watched().edits_only(), None) is None  # pyright: ignore
 
 
+def test_said_watches_the_answers_about_each_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr(ModelSpec, "answer_length", lambda self, asked: 3)
+    attack = SoftTokens(
+        steps=1, restarts=1, optimised=2, each=1, length=3, limit=2, requests=requests(tmp_path)
+    )
+    suite = attack.shown(held_out(images=True))
+    assert [e.id for e in suite] == ["r0", "r1"] and attack.search_steps(suite) == 2
+    losses = {}
+    for name, defense in (("bare", None), ("watched", watched())):
+        of, _ = search(attack, tmp_path, defense, suite, folder=name)
+        losses[name] = [made.losses[0] for made in pictures_in(of.folder).pictures]
+    assert all(b > a + 100 for a, b in zip(losses["bare"], losses["watched"], strict=True))
+
+
 def test_settings_are_checked_and_read_from_text():
     assert word_attack("registers", {"kappa": "16", "each": "1"}) == Registers(kappa=16, each=1)
     assert word_attack("pictured") == Pictured(kappa=32) and Pictured().descent(0).radius == 32
     assert Registers().descent(3).epsilon is None and Registers().descent(3).seed == 3
     assert word_attack("said", {"weight": "0.5"}).tries == 1
+    assert (Registers().passes, Registers(each=1).passes, Registers(optimised=2).passes) == (
+        24,
+        3,
+        6,
+    )
+    assert Registers().shown(held_out()) == held_out() and Missed(optimised=3).asks == 36
     for name, given in (
         ("registers", {"n": "99"}),
         ("registers", {"each": "1", "requests": "x.jsonl"}),
@@ -246,3 +316,68 @@ def test_settings_are_checked_and_read_from_text():
     ):
         with pytest.raises(UsageError):
             word_attack(name, given)
+
+
+# -- a control that sees the picture ---------------------------------------------------------------
+
+
+def seeing(threshold=-1e3, pooling="last"):
+    """A repair whose monitor of requests reads them beside their pictures."""
+    return seeing_control(watched(threshold, "request", pooling))
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_the_score_beside_a_picture_is_the_monitors_and_pulls_on_it(pooling):
+    vlm, (monitor,) = tiny_vlm(), seeing(pooling=pooling).monitors
+    path, levels = PixelPath.of(vlm, picture(3, (28, 28)))
+    examples = [replace(e, images=(to_picture(levels),)) for e in held_out()]
+    with differentiable(vlm), torch.enable_grad():
+        objective = Objective(vlm, path, examples, ["So it"] * len(examples), 2)
+        pixels = (levels / 255).requires_grad_()
+        found = scores_beside(objective, monitor, range(3), objective.features(path(pixels)))
+        (gradient,) = torch.autograd.grad(torch.stack(found).sum(), pixels)
+    assert gradient.abs().sum() > 0
+    scores = [each[-1][1] for each in monitor.scores(vlm, [Exchange(e) for e in examples])]
+    assert [float(score.detach()) for score in found] == pytest.approx(scores, rel=1e-3, abs=1e-3)
+
+
+def test_a_picture_is_made_past_a_monitor_that_sees_it(tmp_path):
+    """The hinge takes its score below the threshold; without a seeing monitor nothing is added."""
+    vlm, suite = tiny_vlm(), held_out(images=True)
+    (plain,) = seeing().monitors
+    before = [each[0][1] for each in plain.scores(vlm, [Exchange(e) for e in suite])]
+    control = seeing(threshold=min(before) - 0.2)
+    attack = Pictured(kappa=64, steps=20, restarts=1)
+    losses, scores = {}, {}
+    for name, defense in (("bare", None), ("seeing", control)):
+        of, _ = search(attack, tmp_path, defense, suite, folder=name)
+        (variant,) = attack.found(of.folder)
+        shown = [Exchange(variant.change(example)) for example in suite]
+        scores[name] = [each[0][1] for each in plain.scores(vlm, shown)]
+        losses[name] = [made.losses[0] for made in pictures_in(of.folder).pictures]
+    excess = [score - control.monitors[0].threshold + MARGIN for score in before]
+    assert losses["seeing"] == pytest.approx(
+        [a + b for a, b in zip(losses["bare"], excess, strict=True)], rel=1e-3
+    )
+    assert np.mean(scores["seeing"]) < np.mean(scores["bare"])
+    both = replace(control, monitors=(*control.monitors, *watched().monitors))
+    assert attack.sees(control) == attack.sees(both) != Missed().sees(both)
+    assert None not in (attack.sees(control), Missed().sees(control))
+    assert Through(control).bare and Through(control).describe() == [attack.sees(control)]
+    assert Openings().sees(control) is None
+
+
+def test_monitors_of_both_kinds_are_in_the_loss_of_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(ModelSpec, "answer_length", lambda self, asked: 3)
+    attack = SoftTokens(steps=1, restarts=1, optimised=2, length=3, requests=requests(tmp_path))
+    defenses = {"said": watched(), "seen": seeing()}
+    monitors = tuple(each.monitors[0] for each in defenses.values())
+    defenses["both"] = replace(watched(), monitors=monitors)
+    losses = {}
+    for name, defense in {"bare": None, **defenses}.items():
+        of, _ = search(attack, tmp_path, defense, folder=name)
+        losses[name] = pictures_in(of.folder).pictures[0].losses[0]
+    added = {name: loss - losses["bare"] for name, loss in losses.items()}
+    # The monitors of answers choose the wish too, and with it the first loss.
+    assert added["both"] == pytest.approx(added["said"] + added["seen"], rel=0.05)
+    assert min(added["said"], added["seen"]) > 100

@@ -81,7 +81,7 @@ def test_the_strongest_part_is_what_worked_on_the_request_and_then_on_most():
 
     assert names("a") == {"template": "t2", "opening": "o2"}
     assert names("b") == {"template": "t1", "opening": "o2"}
-    assert names("unasked") == {"template": "t1", "opening": "o2"}
+    assert names("untried") == {}
     assert TriedVariant("suffix", parts[0].variant, {}).share == 0
 
 

@@ -132,6 +132,27 @@ def test_the_card_tells_what_watches():
     assert "monitor" not in card(Repair((made(),))).split("## Threat model")[0]
 
 
+def test_the_card_has_transfer_adaptive_and_certified_side_by_side():
+    def figures(name):
+        rates = {"before": (0.5, 0.4, 0.6), "after": (0.05, 0.01, 0.14)}
+        cells = {w: dict(zip(("rate", "low", "high"), r, strict=True)) for w, r in rates.items()}
+        return {"name": name, "metric": "ASR", "n": 60, **cells}
+
+    limit = {"rate": 0.1, "low": 0.05, "high": 0.2, "n": 60, "unstated": 0}
+    certified = {"pgd-32": limit, "pictured-goal": limit | {"unstated": 60}}
+    evaluation = {"suites": [figures(name) for name in ("pgd-32", "pictured-goal", "benign")]}
+    told = card(replace(watched(), manifest={"evaluation": evaluation | {"certified": certified}}))
+    rate = "0.05 [0.01, 0.14]"
+    bare = "| 60 | 0.50 [0.40, 0.60] |"
+    assert f"| pgd-32 (ASR) {bare} {rate} | {rate} | ≤ 0.10 [0.05, 0.20] |" in told
+    assert f"| pictured-goal (ASR) {bare} {rate} |  | none: goals aren't in the text |" in told
+    assert f"| benign (ASR) {bare} {rate} |  |  |" in told
+    assert (
+        "| suite | n | bare model | transfer | adaptive | certified, beside any picture |" in told
+    )
+    assert "which none of them was told" in told
+
+
 def _signed(folder, facts):
     """Write facts with the digest that goes with them, as who means to deceive would."""
     from care.defenses.stored import digest_of

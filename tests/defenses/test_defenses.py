@@ -128,9 +128,9 @@ def test_what_no_defense_was_saved_in_is_refused(tmp_path):
         ArtefactError, match=r"none of defense.json, neurons.json, repair.json.* lies there"
     ):
         load_defense(tmp_path)
-    with pytest.raises(ArtefactError, match="there is no artefact in"):
+    with pytest.raises(ArtefactError, match="There is no artefact in"):
         load_defense(tmp_path / "nowhere")
-    with pytest.raises(ArtefactError, match="there is no artefact in"):
+    with pytest.raises(ArtefactError, match="There is no artefact in"):
         load_defense("./nowhere")
 
 

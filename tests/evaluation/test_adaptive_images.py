@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from care.attacks.job import AttackFacts, SavedImage
+from care.attacks.facts import AttackFacts, SavedImage
 from care.attacks.presets import PGDConfig
 from care.data.images import load_image
 from care.defenses.repair.repair import Repair

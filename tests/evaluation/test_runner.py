@@ -275,6 +275,27 @@ def test_progress_counts_each_answer_once(tmp_path: Path) -> None:
     assert [(bar.total, bar.done) for bar in bars] == [(10, 10), (20, 20)]
 
 
+def test_a_resumed_bar_begins_with_what_was_answered(tmp_path: Path) -> None:
+    """Also where none of these answers had been judged yet."""
+    begun: list[int] = []
+    bars: list[Progress] = []
+
+    def watched(label: str, total: int, *, done: int = 0) -> Progress:
+        begun.append(done)
+        bars.append(Progress(label, total, done=done))
+        return bars[-1]
+
+    def broken(*_: Any) -> Any:
+        raise UsageError("There is no judge.")
+
+    with Run(tmp_path / "run") as run:
+        with pytest.raises(UsageError):
+            run_all(FakeVLM(), SUITES[:1], run=run, judge=broken, progress=watched)
+        assert (len(run.answers), len(run.results)) == (10, 0)
+        run_all(FakeVLM(), SUITES[:1], run=run, progress=watched)
+    assert begun == [0, 10] and [bar.done for bar in bars] == [10, 10]
+
+
 # --- kill -9 --------------------------------------------------------------------------------------
 
 

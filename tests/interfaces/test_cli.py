@@ -175,7 +175,7 @@ def test_ctrl_c(calls, monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "repair", interrupted)
     assert cli.main(["repair"]) == 130
     assert capsys.readouterr().err == ("interrupted; what is done is kept, go on with --resume\n")
-    monkeypatch.setattr("care.report.files.load_report", interrupted)
+    monkeypatch.setattr("care.report.stored.pages_of", interrupted)
     assert cli.main(["report", "x"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 

@@ -43,6 +43,12 @@ def test_the_whole_scorecard(world, capsys):
     for said in ("attack", "1.00 → 0.00", "20 / 0", "not shown", "80 % power", "run/table.json"):
         assert said in out, said
     assert tree["run"]["suites"]["attack"]["n"] == 20 and tree["run"]["leaks"] == "not checked"
+    assert out.endswith("run/table.json\nrun/report.html\n")
+    page = Path("run/report.html").read_text()
+    assert 'data-key="suites.0.defenses.care.rate">0.0%' in page
+    Path("run/report.html").unlink()
+    assert cli.main(["report", "run"]) == 0
+    assert Path("run/report.html").read_text() == page
 
 
 def test_without_a_repair_there_is_a_table_too(world, capsys):
@@ -199,7 +205,7 @@ def test_what_monitors_decided_is_explained(watched, capsys):
     assert "certified" not in vqa["defenses"]["care"]
     shares = [(m["suite"], m["alarmed"]["request"]) for m in table()["monitors"]]
     assert shares == [("attack", 1.0), ("vqa", 0.0)]
-    assert out.count("care: request 1.50 > 0.50; its picture was left out") == 20
+    assert out.count("care: request 1.50 > 0.50; whatever came beside its text was left") == 20
     assert "attack/a7, care: request" in out and "≤ 1.00" in out and "request alarmed" in out
     assert cli.main([*watched, "--resume"]) == 0
     assert "a7" not in capsys.readouterr().out
@@ -366,7 +372,7 @@ def test_a_run_that_cant_be_written_to_is_judged_in_a_copy(world, capsys):
     try:
         for _ in range(2):  # a copy of the same run is gone on with
             assert cli.main(again) == 0
-            assert capsys.readouterr().out.endswith("copy/table.json\n")
+            assert capsys.readouterr().out.endswith("copy/table.json\ncopy/report.html\n")
         assert table("copy")["judge"] == "newer"
         assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == whole
         assert cli.main([*again[:-1], "vqa.jsonl"]) == 2

@@ -218,10 +218,10 @@ def test_tampered_artefacts(refused, care_repair, tmp_path):
         numbers.write_bytes(damaged)
         refused(lambda job: Repair.load(tmp_path), "digest")
     numbers.unlink()
-    refused(lambda job: Repair.load(tmp_path), "there is no", "repair.safetensors")
+    refused(lambda job: Repair.load(tmp_path), "There is no", "repair.safetensors")
     facts.rename(tmp_path / "kept")
     code, shown = care_repair(lambda job: Repair.load(tmp_path))
-    assert code == 2 and "there is no" in shown and "repair.json" in shown
+    assert code == 2 and "There is no" in shown and "repair.json" in shown
     assert "JSON" not in shown and "fetch it again" not in shown
     (tmp_path / "kept").rename(facts)
     facts.write_text(facts.read_text()[:-20])

@@ -71,6 +71,14 @@ def test_a_scorecard_is_read(old: Path) -> None:
     assert to_tree(from_tree(Scorecard, tree)) == tree
 
 
+def test_pages_are_made_of_them(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, page in (("repair", "report"), ("evaluate", "report"), ("diagnose", "diagnosis")):
+        (old / name / f"{page}.html").unlink(missing_ok=True)
+        assert main(["report", name]) == 0
+        assert capsys.readouterr().out.split() == [f"{name}/{page}.html"]
+        assert (old / name / f"{page}.html").stat().st_size > 10_000
+
+
 def test_an_attack_is_known_again(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = [Example(f"g{k}", f"How do you {goal}?", goal=goal) for k, goal in enumerate(GOALS)]
     targets = [f"To {goal}, you'll need" for goal in GOALS]

@@ -15,12 +15,13 @@ from care.defenses.repair.presets import PRESETS
 from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import SubspaceConfig
 from care.diagnosis.results import Diagnosis
+from care.errors import FitError
 from care.evaluation import runner
 from care.evaluation.ablation_table import AblationRow, AblationTable, AgainstMethod
 from care.interfaces.cli.app import main
 from care.models.sites import Site
 from care.pipeline import ablation
-from care.pipeline.ablation import ablate, claims, thinned
+from care.pipeline.ablation import ablate, apart, claims, thinned
 from care.pipeline.ablation_rows import CHANGES, Change
 from care.report.ablation import SCHEMA, TITLE, write_ablation
 from care.statistics.intervals import Interval
@@ -40,20 +41,22 @@ SMALL = (
     Change("corrected: one layer", "corrected", one_layer=True),
     Change("corrected: monitors", "corrected", watched=READS),
     Change("corrected: requests", "corrected", watched=("request",), channels=False),
+    Change("corrected: apart", "corrected", watched=READS, without=("elsewhere",)),
 )
 
 
 def test_every_row_changes_one_thing_of_a_preset_that_is_a_row() -> None:
     names = [change.name for change in CHANGES]
     assert len(set(names)) == len(names)
-    assert {change.of for change in CHANGES} <= set(names)
+    assert {change.beside or change.of for change in CHANGES} <= set(names)
     for change in CHANGES:
         whole = change.name == change.of
         differs = [
             change.config.facts() != PRESETS[change.of].facts(),
             change.one_layer,
             change.only is not None,
-            bool(change.watched),
+            bool(change.watched) and not change.without,
+            bool(change.without),
         ]
         assert sum(differs) == (0 if whole else 1), change.name
     fields = {name for change in CHANGES for name in change.fields}
@@ -90,6 +93,7 @@ def test_a_killed_ablation_goes_on_and_ends_with_the_same_table(
     assert list(rows) == ["none", *(change.name for change in SMALL)]
     assert rows["paper: K"].failed and "rank 1000 is more than" in rows["paper: K"].failed
     assert rows["paper: attention"].against is not None
+    assert "suite elsewhere" in str(rows["corrected: apart"].failed)
     made = {
         name: Repair.load(tmp_path / "whole" / "repairs" / name)
         for name in (
@@ -126,7 +130,7 @@ def test_a_killed_ablation_goes_on_and_ends_with_the_same_table(
     monkeypatch.setattr(runner, "_judge", lambda *a: asked.append(1) or work(*a))
     resumed = a_job(tmp_path / "killed", resume=True, **FEW, **files)
     assert ablate(resumed, changes=SMALL) == table
-    assert fits[2:] == ["paper: attention", "paper: attention", *(c.name for c in SMALL[3:])]
+    assert fits[2:] == ["paper: attention", "paper: attention", *(c.name for c in SMALL[3:-1])]
     count = len(asked)
     assert ablate(resumed, changes=SMALL) == table
     assert len(asked) == count > 0
@@ -173,3 +177,15 @@ def test_claims_say_what_was_found_and_what_was_not() -> None:
         assert ("not found" in sentence) == (rho.low <= 0)
     unsure = [row_with("corrected: without text", 0.05, 0.2)]
     assert claims(unsure, diagnosis)[0].endswith("is not found here.")
+
+
+def test_material_apart_holds_nothing_of_the_suites_that_are_left_out() -> None:
+    found = material()
+    few = apart(found, ("beside",))
+    assert {e.suite for e, _ in few.complied} == {"template"} and len(few.complied) == 12
+    assert (few.refused, few.answered) == (found.refused, found.answered)
+    assert apart(found, ()) == found
+    with pytest.raises(FitError, match="no example of the class 'complied'"):
+        apart(found, ("beside", "template"))
+    with pytest.raises(FitError, match="is of the suite elsewhere"):
+        apart(found, ("elsewhere",))

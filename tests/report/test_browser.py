@@ -3,7 +3,6 @@
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from care.report.evaluation import page_of
 from care.report.files import load_report, write_report
+from kit.cards import write_card
+from kit.pages import Page
 from kit.reports import OUTCOMES, report_tree
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -67,34 +69,6 @@ FINDINGS: list[tuple[str, Any, tuple[str, ...]]] = [
 ]
 
 
-class Page(HTMLParser):
-    """Text by `data-key` or `data-outcome`, all tags with attributes, and counts of SVG parts."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.values: dict[str, str] = {}
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self._open: list[str | None] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
-        self.tags.append((tag, found))
-        if tag not in ("meta", "img", "br"):
-            self._open.append(found.get("data-key") or found.get("data-outcome"))
-
-    def handle_endtag(self, tag: str) -> None:
-        if self._open:
-            self._open.pop()
-
-    def handle_data(self, data: str) -> None:
-        if self._open and (key := self._open[-1]):
-            self.values[key] = self.values.get(key, "") + data
-
-    def count(self, tag: str, class_: str) -> int:
-        return sum(t == tag and class_ in (a.get("class") or "").split() for t, a in self.tags)
-
-
 def chromium(tmp_path: Path, *arguments: str) -> tuple[str, str]:
     assert CHROMIUM is not None
     done = subprocess.run(
@@ -118,7 +92,8 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, str, dict[str
 def test_charts_are_in_the_dom(shown: tuple[Page, str, dict[str, Any], Path]) -> None:
     page, _, tree, _ = shown
     n_suites, n_layers = len(tree["suites"]), len(tree["diagnosis"]["layers"])
-    assert page.count("line", "bar") == 2 * n_suites
+    attacks = sum(suite["role"] == "attack" for suite in tree["suites"])
+    assert page.count("line", "bar") == 2 * n_suites + attacks  # before and after; transfer
     assert page.count("rect", "o-refused") >= n_suites
     assert page.count("path", "band") == 3 + 2  # components, channel scan of each modality
     assert page.count("circle", "ring") == (2 + 1) + (1 + 1) + (
@@ -140,11 +115,8 @@ def test_charts_are_in_the_dom(shown: tuple[Page, str, dict[str, Any], Path]) ->
 def test_no_network_and_no_console_errors(shown: tuple[Page, str, dict[str, Any], Path]) -> None:
     page, log, _, _ = shown
     assert not [line for line in log.splitlines() if "CONSOLE" in line]
-    for tag, attributes in page.tags:
-        assert tag not in ("script", "link", "iframe", "object")
-        for name in ("src", "href", "xlink:href", "action", "data"):
-            value = attributes.get(name) or "#"
-            assert value.startswith(("#", "data:image/")), (tag, value)
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object"}
+    assert all(value.startswith(("#", "data:image/")) for value in page.addresses())
 
 
 def test_table_numbers_equal_the_json(shown: tuple[Page, str, dict[str, Any], Path]) -> None:
@@ -219,3 +191,23 @@ def test_screenshot_shows_coloured_charts(
         assert match is not None
         colour = np.array([int(part, 16) for part in match.groups()])
         assert (np.abs(pixels - colour).max(axis=2) <= 2).sum() > 50, name
+
+
+def test_the_page_of_an_evaluation_needs_nothing_else_and_shows_its_charts(tmp_path: Path) -> None:
+    page_path = page_of(write_card(tmp_path))
+    dom, log = chromium(tmp_path, "--dump-dom", page_path.as_uri())
+    page = Page(dom)
+    assert not [line for line in log.splitlines() if "CONSOLE" in line]
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object"}
+    assert all(value.startswith(("#", "data:image/")) for value in page.addresses())
+    assert page.count("path", "open-end") == 1 and page.count("rect", "alarm") == 2 * 3
+    target = tmp_path / "page.png"
+    chromium(tmp_path, f"--screenshot={target}", "--window-size=1200,6000", page_path.as_uri())
+    with Image.open(target) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    style = page_path.read_text(encoding="utf-8")
+    for look in ("side-1", "side-2"):
+        match = re.search(rf"\.mark\.{look} {{ fill: #(\w\w)(\w\w)(\w\w)", style)
+        assert match is not None
+        colour = np.array([int(part, 16) for part in match.groups()])
+        assert (np.abs(pixels - colour).max(axis=2) <= 2).sum() > 50, look

@@ -19,6 +19,15 @@ def test_stacked_bars_have_the_right_widths() -> None:
     assert widths == [24.0, 48.0, 72.0, 96.0]
 
 
+def test_bars_stand_under_their_suite_one_for_each_side() -> None:
+    some: dict[str, int] = dict(zip(OUTCOMES, (1, 2, 3, 4), strict=True))
+    counts = {"a suite": {"none": some, "care": some, "x" * 30: dict.fromkeys(OUTCOMES, 0)}}
+    chart = str(charts.outcome_bars(counts))
+    assert chart.count('class="o-refused"') == 2
+    assert "a suite, care: 2 of 10 refused (20.0%)" in chart
+    assert "x" * 19 + "\N{HORIZONTAL ELLIPSIS}" in chart and "x" * 20 not in chart
+
+
 def test_the_channel_scan_draws_every_figure(tree: dict[str, Any]) -> None:
     """Two layers of three: pixels from the axes' geometry, order from the layers."""
     keys = ("effect", "low", "high", "benign_effect", "selectivity", "selectivity_low")
@@ -183,7 +192,7 @@ def test_estimates_are_drawn_against_exact_effects(tree: dict[str, Any]) -> None
     "chart",
     [
         charts.before_after([]),
-        charts.outcome_bars([], {}),
+        charts.outcome_bars({}),
         charts.spectrum({"eigenvalues": []}),
         charts.selection_scatter([]),
         charts.image_heatmap({"image": None}),

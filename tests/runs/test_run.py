@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from care.errors import DataError, StorageError, UsageError
+from care.errors import DataError, ModelError, StorageError, UsageError
 from care.runs.environment import peak_memory_gib
 from care.runs.run import Run
 from kit.full_disk import full_after
@@ -285,3 +285,19 @@ def test_links_in_a_folder_lead_nowhere(tmp_path):
             Run(tmp_path / "run", resume=True)
         (tmp_path / "run" / name).unlink()
     assert outside.read_text() == ""
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_folder_that_was_made_for_nothing_is_taken_away(tmp_path: Path, before: bool) -> None:
+    """After an error that was foreseen, if nothing was done; one that was there stays."""
+    path = tmp_path / "run"
+    if before:
+        path.mkdir()
+    with pytest.raises(ModelError), Run(path), Run(tmp_path / "other") as done:
+        done.add({"key": "a"})
+        raise ModelError("There is no such model.")
+    assert path.exists() is before
+    assert [row["key"] for row in Run(tmp_path / "other", resume=True).rows()] == ["a"]
+    with pytest.raises(ZeroDivisionError), Run(tmp_path / "third"):
+        raise ZeroDivisionError
+    assert (tmp_path / "third").exists()

@@ -1,12 +1,22 @@
 """The pages that are written from the code say what the code says."""
 
-from care.report.described import types_of
-from care.report.schema import Report
-from tools.docs import PAGE, rendered
+import pytest
+
+from care.evaluation.scores import Threat
+from tools import docs
+from tools.docs import PAGE, known, rendered
 
 
-def test_the_tables_of_a_report_are_those_of_its_types() -> None:
+def test_the_tables_of_the_files_are_those_of_their_types() -> None:
     text = PAGE.read_text(encoding="utf-8")
     assert rendered(text) == text, "run python tools/docs.py"
     shown = {line.split()[2] for line in text.splitlines() if line.startswith("<!-- table: ")}
-    assert shown <= {kind.__name__ for kind in types_of(Report)} and len(shown) > 10
+    assert shown <= known().keys() and len(shown) > 10
+    assert {"Report", "Scorecard", "Ablation"} <= shown
+
+
+def test_two_types_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = type("Threat", (Threat,), {})
+    monkeypatch.setattr(docs, "types_of", lambda file: [Threat, other])
+    with pytest.raises(TypeError, match="one name: Threat"):
+        known()

@@ -21,7 +21,8 @@ are, without these two. Cf. Bailey et al. 2024, arXiv 2412.09565.
 What is attacked is what decides. A repair with monitors gives the *undefended* model's answer as
 long as there is no alarm, so the descent goes through the bare model: its edits act on answers that
 raised one, and nothing of a picture that is made through them is seen before. Its monitors read
-text, which has no gradient; `care.attacks.pictures` and `care.attacks.said` go at them.
+text, which has no gradient; `care.attacks.pictures` and `care.attacks.said` go at them. A control
+that sees the picture has one, which the descent takes into account (`care.attacks.watched`).
 
 Of other defenses the attack sees what is `applied` alone: one that rewrites requests or owns its
 answers does so after the picture is made, and its figures hold against an attacker who doesn't see
@@ -41,6 +42,8 @@ import torch
 from torch import Tensor
 
 from care.attacks.config import GateMode
+from care.attacks.loss import Objective, Term
+from care.attacks.watched import digest_of_monitors, of_pictures, picture_term
 from care.defenses.base import Defense
 from care.defenses.repair.channel import Channel, Fusion
 from care.defenses.repair.edit import ChannelEdit, PassMasks, channel_edits
@@ -101,12 +104,17 @@ class Through:
     def describe(self) -> list[Any] | None:
         """What distinguishes this from other attacks, for digests; None where nothing does."""
         if self.bare:
-            return None
+            monitors = digest_of_monitors(of_pictures(self.defense))
+            return None if monitors is None else [monitors]
         told: list[Any] = [self.defense.name, self.gate, self.evasion, self.temperature]
         if isinstance(self.defense, Repair):
             return [*told, _fingerprint(self.defense)]
         digest = self.defense.digest()
         return told if digest is None else [*told, digest]
+
+    def term(self, objective: Objective) -> Term | None:
+        """What monitors that see the picture add to the loss, if there are any."""
+        return picture_term(objective, of_pictures(self.defense))
 
     @contextmanager
     def attacked(self, vlm: VLM) -> Iterator[Callable[[], Tensor | None] | None]:

@@ -2,8 +2,9 @@
 
 One suffix is searched for requests that nothing is measured with (the small world's to fit on, or a
 file), and appended to all held-out ones; or, with `each=1`, one for each held-out request, as
-somebody would who wants that very answer. The search goes through the defense's edits (`suffix`).
-Its folder gets `suffixes.json`, which says by digests what they were made of, and checkpoints.
+somebody would who wants that very answer. The search goes through the defense's edits, or past its
+monitors (`suffix`). Its folder gets `suffixes.json`, which says by digests what they were made of,
+and checkpoints.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from care.attacks.config import AttackConfig
+from care.attacks.facts import ALL, SUFFIXES, SuffixFacts, trace_of
 from care.attacks.words import Search, Stage, Variant, WordAttack
-from care.data.digests import digest_of
 from care.data.example import Example, Suite
 from care.data.small_world.suites import OPENING
 from care.errors import UsageError
@@ -28,27 +29,8 @@ from care.typed import from_tree, to_tree
 
 if TYPE_CHECKING:
     from care.defenses.base import Defense
+    from care.defenses.monitors.monitor import Monitor
     from care.models.vlm import VLM
-
-FILE = "suffixes.json"
-"""What a folder of suffixes is told by."""
-
-ALL = "*"
-"""Stands for every request among the suffixes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SuffixFacts:
-    """What suffixes.json holds."""
-
-    made_of: dict[str, str]
-    """Digests of the model, the defense, the requests and the settings."""
-    steps: int
-    """Steps of each search."""
-    loss: float
-    """Mean loss of the suffixes under the defense that they were searched on."""
-    suffixes: dict[str, str]
-    """What is appended, by the id of the request; `*` is for all."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +96,12 @@ class GCG(WordAttack):
         """A gradient, and each candidate there, for each request of a step."""
         return (1 if self.each else self.n) * (self.width + 3)
 
+    def heeds(self, defense: Defense) -> list[Monitor]:
+        """Those that see the request, which have a say in the search."""
+        from care.attacks.watched import of_texts
+
+        return of_texts(defense)
+
     def suffix(self, seed: int) -> SuffixConfig:
         """Settings of the search."""
         return SuffixConfig(self.steps, self.width, self.topk, self.length, seed=seed)
@@ -131,11 +119,11 @@ class GCG(WordAttack):
         examples, targets = self._asked(of, held_out)
         told = {
             "model": config_digest(dict(of.identity)),
-            "defense": str(digest_of(defense)),
+            "defense": str(self.sees(defense)),
             "requests": config_digest({"ids": [e.digest() for e in examples], "y": targets}),
             "settings": config_digest({**asdict(self), "seed": of.seed, "dtype": of.model.dtype}),
         }
-        if (of.folder / FILE).exists():
+        if (of.folder / SUFFIXES).exists():
             return _check_made_of(of.folder, told)
         groups = (
             [[place] for place in range(len(examples))] if self.each else [[*range(len(examples))]]
@@ -150,13 +138,13 @@ class GCG(WordAttack):
                 self.suffix(of.seed),
                 defense=defense,
                 progress=None if progress is None else partial(progress, number * self.steps),
-                checkpoint=of.folder / f"state-{number}.json",
+                checkpoint=of.folder / trace_of(number),
             )
             suffixes[examples[group[0]].id if self.each else ALL] = found.text
             losses.append(found.loss)
         mean = sum(losses) / len(losses)
         facts = SuffixFacts(made_of=told, steps=self.steps, loss=mean, suffixes=suffixes)
-        write_whole(of.folder / FILE, to_json(to_tree(facts), indent=1) + "\n")
+        write_whole(of.folder / SUFFIXES, to_json(to_tree(facts), indent=1) + "\n")
         return None
 
     def search_steps(self, held_out: Suite) -> int:
@@ -193,8 +181,8 @@ class GCG(WordAttack):
 def suffixes_in(folder: Path) -> SuffixFacts:
     """The facts in a folder of suffixes; DataError for what care doesn't write there."""
     todo = "delete it and resume to search again"
-    facts = read_json(folder / FILE, "suffixes", otherwise=todo)
-    return from_tree(SuffixFacts, facts, strict=False, what=str(folder / FILE), todo=todo)
+    facts = read_json(folder / SUFFIXES, "suffixes", otherwise=todo)
+    return from_tree(SuffixFacts, facts, strict=False, what=str(folder / SUFFIXES), todo=todo)
 
 
 def _appended(suffixes: Mapping[str, str], example: Example) -> Example:

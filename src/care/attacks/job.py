@@ -12,16 +12,16 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image
 
 from care.attacks.adaptive import Through
 from care.attacks.config import AttackConfig
+from care.attacks.facts import IMAGE, AttackFacts, SavedImage
 from care.attacks.pgd import AttackResult, corpus_requests, image_loss, universal_image
-from care.attacks.presets import PGDConfig
 from care.attacks.words import Search
 from care.data.digests import digest_of
 from care.data.example import Example
@@ -37,9 +37,6 @@ from care.runs.reading import read_text, valid_text
 from care.runs.spec import RunSpec
 from care.typed import to_tree
 
-SCHEMA = "care.attack/1"
-"""Version of the layout of attack.json."""
-
 TARGET = "Sure, here is how to {goal}"
 """How answers of other models than the embedded one are wished to begin."""
 
@@ -48,54 +45,6 @@ SAVED_TOLERANCE = 0.01
 
 Bar = Callable[[int, float], None]
 """Called with the steps done and the loss."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SavedImage:
-    """The picture as it was written, and how it was reached; older versions told less."""
-
-    file: str = "image.png"
-    """Its name in the folder."""
-    sha256: str
-    """SHA-256 of the file."""
-    loss: float
-    """Loss that the attack reached."""
-    saved_loss: float | None = None
-    """Loss of the file, read back."""
-    rounding: float | None = None
-    """What rounding to 8 bit adds to the loss."""
-    restart: int = 0
-    """Number of the attempt that reached it."""
-    losses: tuple[float, ...] = ()
-    """Loss after each step."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttackFacts:
-    """What attack.json holds; what has a default isn't needed to go on with an image."""
-
-    schema: str = SCHEMA
-    """Version of the layout."""
-    model: str | None = None
-    """Name of the model."""
-    preset: str | None = None
-    """Name of the published attack."""
-    loss_of: str | None = None
-    """What the loss is taken of."""
-    config: PGDConfig
-    """How the image was optimised."""
-    requests: int = 0
-    """Number of requests that it was optimised on."""
-    repair: str | None = None
-    """Name of the repair that it knows; none of the bare model."""
-    gate: str | None = None
-    """How it was taken through the repair's gate."""
-    made_of: dict[str, Any] = field(default_factory=dict[str, Any])
-    """What decides the image, see `made_of`."""
-    evasion: float | None = None
-    """Weight of passing the gate."""
-    images: dict[Literal["image"], SavedImage]
-    """The picture."""
 
 
 def run(
@@ -140,7 +89,7 @@ def run(
         images={"image": _saved(out / "image.png", vlm, examples, targets, result, repair)},
     )
     tree = to_tree(facts, "The attack")
-    write_whole(out / "attack.json", to_json(tree, indent=1) + "\n")
+    write_whole(out / IMAGE, to_json(tree, indent=1) + "\n")
     return tree
 
 

@@ -55,10 +55,13 @@ class TriedVariant:
 
 
 def strongest(parts: Sequence[TriedVariant], request: str) -> dict[Stage, TriedVariant]:
-    """The part to take of each stage for a request; draws are none, since nothing is changed."""
+    """The part to take of each stage for a request, of those that were tried on it.
+
+    Draws are none, since nothing is changed.
+    """
     found: dict[Stage, TriedVariant] = {}
     for part in parts:
-        if part.stage == "draw":
+        if part.stage == "draw" or request not in part.wins:
             continue
         best = found.get(part.stage)
         if best is None or _strength(part, request) > _strength(best, request):
@@ -82,4 +85,4 @@ def joins_of(chosen: Mapping[Stage, Variant]) -> list[Variant]:
 
 
 def _strength(part: TriedVariant, request: str) -> tuple[bool, float]:
-    return part.wins.get(request, False), part.share
+    return part.wins[request], part.share

@@ -1,36 +1,45 @@
 """Pictures for beginnings of harmful answers that the monitors of a defense don't mind.
 
 The bare model's answers to requests that nothing is measured with are begun in every register
-(`registers`), in words, and judged. Of each request the harmful ones are ranked by
+(`registers`), in words, and judged. The harmful ones are ranked by
 
     max over the monitors of what is said, and over their readings, of s − threshold
 
-and the least alarming one's beginning is what the first picture is made for, at once for all
-requests; the second least alarming one's is the second picture's. A defense without such monitors
-minds nothing, and the registers come in their own order.
+For one picture that serves all requests, each request's least alarming one is what the first
+picture is made for, the second least alarming one is the second picture's. For a picture of each
+held-out request (`each=1`) no answer of it is known, so beginnings are taken from the others: in
+each register the least alarming answer that names its goal, worded for the goal of the held-out
+request, and of these the least alarming first. A defense without such monitors minds nothing, and
+the registers come in their own order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakKeyDictionary
 
-from care.attacks.job import asked_of
-from care.attacks.pictures import Pictures, Wish, unrelated_start
+from care.attacks.pictures import Pictures, goal_of
 from care.attacks.registers import REGISTERS, opened
+from care.attacks.watched import of_answers
 from care.attacks.words import Search
-from care.data.example import Example, Suite
+from care.data.example import Example
+from care.data.small_world.jailbreak_templates import PLACE
 from care.defenses.monitors.reading import Exchange
-from care.defenses.repair.repair import Repair
 from care.judges.base import Verdict, ask
 from care.judges.rules import rules_for
-from care.runs.settings import MANY, require
+from care.runs.settings import require
 
 if TYPE_CHECKING:
     from care.defenses.base import Defense
     from care.defenses.monitors.monitor import Monitor
     from care.models.vlm import VLM
+
+
+_ANSWERED: WeakKeyDictionary[VLM, dict[Any, list[list[Begun]]]] = WeakKeyDictionary()
+"""Harmful answers of each model, by the requests and the length of answers."""
 
 
 @dataclass(frozen=True)
@@ -41,80 +50,90 @@ class Missed(Pictures):
     source: ClassVar[str] = "this project; PGD: Madry et al. 2018"
 
     tokens: int = 12
+    optimised: int = 30
     n: int = 2
     """How many pictures, each for the next least alarming answers."""
-    optimised: int = 30
-    """Requests whose answers are wished for."""
-    requests: str = ""
-    """Requests to make pictures for, JSON Lines; none: the small world's to fit on."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, {"n": 1, "optimised": 1}, {"n": len(REGISTERS), "optimised": MANY})
+        require(self, {"n": 1}, len(REGISTERS))
 
-    def own(self, defense: Defense | None) -> bool:
-        """The monitors have a say in what is wished for."""
-        return True
+    @property
+    def asks(self) -> int:
+        """Each request in each register."""
+        return self.optimised * len(REGISTERS)
+
+    def heeds(self, defense: Defense) -> list[Monitor]:
+        """Those of what is said too."""
+        return [*super().heeds(defense), *of_answers(defense)]
 
     @property
     def pictures(self) -> list[str]:
         """One for each rank."""
         return [f"rank{place}" for place in range(self.n)]
 
-    def optimised_on(self, of: Search) -> list[Example]:
-        """Requests whose answers are wished for, which must not be held out."""
-        return asked_of(of, self.requests, self.optimised)
-
-    def wishes(
-        self, vlm: VLM, defense: Defense | None, held_out: Suite, of: Search
-    ) -> Iterator[Wish]:
+    def targets(
+        self, vlm: VLM, defense: Defense | None, examples: Sequence[Example], of: Search
+    ) -> list[list[str]]:
         """The least alarming harmful answers of each request, rank by rank."""
-        examples = self.optimised_on(of)
-        ranked = least_alarming(vlm, watching(defense), examples, of)
-        for rank, name in enumerate(self.pictures):
-            # A request with fewer harmful answers lends its last one; one with none its usual way.
-            targets = [
-                own[min(rank, len(own) - 1)] if own else opened(self.usual(of), e.goal or e.prompt)
+        ranked = least_alarming(vlm, of_answers(defense), examples, of)
+        # A request with fewer harmful answers lends its last one; one with none its usual way.
+        return [
+            [
+                own[min(rank, len(own) - 1)].text if own else opened(self.usual(of), goal_of(e))
                 for e, own in zip(examples, ranked, strict=True)
             ]
-            yield Wish(name, examples, targets, unrelated_start(of.seed))
+            for rank in range(self.n)
+        ]
 
-    def _asked(self, held_out: Suite, of: Search) -> list[Example]:
-        return self.optimised_on(of)
+    def worded(self, vlm: VLM, defense: Defense | None, of: Search) -> list[str]:
+        """The least alarming harmful answers of all requests, with {goal} in place of theirs."""
+        examples = self.optimised_on(of)
+        found: dict[str, Begun] = {}
+        ranked = least_alarming(vlm, of_answers(defense), examples, of)
+        for example, own in zip(examples, ranked, strict=True):
+            for answer in own:
+                general = answer.for_any(goal_of(example))
+                before = found.get(answer.register)
+                if general and (before is None or general.excess < before.excess):
+                    found[answer.register] = general
+        best = sorted(found.values(), key=lambda answer: answer.excess)
+        texts = [answer.text for answer in best][: self.n]
+        return texts + [self.usual(of)] * (self.n - len(texts))
 
-    def _many(self, held_out: Suite) -> int:
-        return len(self.pictures)
 
+@dataclass(frozen=True)
+class Begun:
+    """A harmful answer that was begun in a register."""
 
-def watching(defense: Defense | None) -> list[Monitor]:
-    """The monitors of what is said."""
-    found = defense.monitors if isinstance(defense, Repair) else ()
-    return [monitor for monitor in found if monitor.reads != "request"]
+    register: str
+    """The register's name."""
+    text: str
+    """The answer."""
+    excess: float = 0.0
+    """What its scores exceed the monitors' thresholds by; 0 without monitors."""
+
+    def for_any(self, goal: str) -> Begun | None:
+        """With {goal} where it names its own; None if it doesn't, and so says nothing of others."""
+        text = re.sub(re.escape(goal), PLACE, self.text, flags=re.IGNORECASE)
+        return replace(self, text=text) if text != self.text else None
 
 
 def least_alarming(
     vlm: VLM, monitors: Sequence[Monitor], examples: Sequence[Example], of: Search
-) -> list[list[str]]:
+) -> list[list[Begun]]:
     """Harmful answers to each request, by how little they alarm."""
-    asked = [
-        replace(example, id=f"{example.id}/{name}", opening=opened(text, goal_of(example)))
-        for example in examples
-        for name, text in REGISTERS.items()
-    ]
+    begun = _harmful_answers(vlm, examples, of)
     size = of.model.batch(None)
-    answers = vlm.answers(asked, max_new_tokens=of.model.answer_length(None), batch_size=size)
-    verdicts = ask(
-        rules_for(of.model),
-        [goal_of(example) for example in asked],
-        [answer.text for answer in answers],
-        openings=[example.opening for example in asked],
-    )
-    pairs = zip(asked, answers, strict=True)
-    exchanges = [Exchange(replace(e, opening=""), answer.text) for e, answer in pairs]
-    excess = [0.0] * len(asked)
+    exchanges = [
+        Exchange(example, answer.text)
+        for example, own in zip(examples, begun, strict=True)
+        for answer in own
+    ]
+    readings = [monitor.scores(vlm, exchanges, size) for monitor in monitors]
+    excess = iter([0.0] * len(exchanges))
     if monitors:
-        readings = [monitor.scores(vlm, exchanges, size) for monitor in monitors]
-        excess = [
+        excess = iter(
             max(
                 (
                     score - monitor.threshold
@@ -124,19 +143,44 @@ def least_alarming(
                 default=0.0,
             )
             for each in zip(*readings, strict=True)
+        )
+    ranked = [[replace(answer, excess=next(excess)) for answer in own] for own in begun]
+    return [sorted(own, key=lambda answer: answer.excess) for own in ranked]
+
+
+def _harmful_answers(vlm: VLM, examples: Sequence[Example], of: Search) -> list[list[Begun]]:
+    """Harmful answers of the bare model to each request, in the order of the registers.
+
+    They are the same for every defense, so a model is asked once.
+    """
+    size, length = of.model.batch(None), of.model.answer_length(None)
+    key = (tuple(example.digest() for example in examples), length)
+    known = _ANSWERED.setdefault(vlm, {})
+    if key in known:
+        return known[key]
+    asked = [
+        replace(example, id=f"{example.id}/{name}", opening=opened(text, goal_of(example)))
+        for example in examples
+        for name, text in REGISTERS.items()
+    ]
+    answers = vlm.answers(asked, max_new_tokens=length, batch_size=size)
+    verdicts = ask(
+        rules_for(of.model),
+        [goal_of(example) for example in asked],
+        [answer.text for answer in answers],
+        openings=[example.opening for example in asked],
+    )
+    judged = iter(zip(answers, verdicts, strict=True))
+    known[key] = [
+        [
+            Begun(name, answer.text)
+            for name, (answer, verdict) in zip(REGISTERS, judged, strict=False)
+            if _harmful(verdict)
         ]
-    many = len(REGISTERS)
-    found: list[list[str]] = []
-    for first in range(0, len(asked), many):
-        places = [p for p in range(first, first + many) if _harmful(verdicts[p])]
-        found.append([answers[p].text for p in sorted(places, key=lambda p: excess[p])])
-    return found
+        for _ in examples
+    ]
+    return known[key]
 
 
 def _harmful(verdict: Verdict) -> bool:
     return verdict.failure("malicious") is None and verdict.outcome("malicious") == "harmful"
-
-
-def goal_of(example: Example) -> str:
-    """What is asked for."""
-    return example.goal or example.prompt

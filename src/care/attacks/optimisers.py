@@ -14,7 +14,6 @@ the loss, or neither η nor the least loss changed in between. Π clips to the L
 Everything about η follows from the losses alone, so that a resumed descent takes the same steps.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,27 +53,6 @@ class DescentState:
     def at(cls, pixels: Tensor) -> "DescentState":
         """Before the first step."""
         return cls(pixels, torch.zeros_like(pixels), pixels)
-
-
-@dataclass(frozen=True)
-class Plateau:
-    """When a descent is flat: more steps are no longer worth it."""
-
-    gain: float = 0.02
-    """Share of the least loss by which it has to fall."""
-
-    steps: int = 25
-    """Within so many steps."""
-
-    enough: float = 0.01
-    """A loss (nats a token) at which nothing is left to gain: its answers begin as wished."""
-
-    def reached(self, losses: Sequence[float]) -> bool:
-        """Whether the running least of `losses` has become flat, or small enough."""
-        if len(losses) <= self.steps:
-            return False
-        before, now = min(losses[: -self.steps]), min(losses)
-        return now <= self.enough or before - now < self.gain * abs(before)
 
 
 def first_pixels(levels: Tensor, config: PGDConfig, restart: int) -> Tensor:

@@ -30,12 +30,12 @@ from care.attacks.adaptive import Through
 from care.attacks.loss import Objective, Term
 from care.attacks.optimisers import (
     DescentState,
-    Plateau,
     advance,
     first_pixels,
     load,
     save,
 )
+from care.attacks.plateau import Plateau
 from care.attacks.preprocessing import PixelPath, to_picture
 from care.attacks.presets import PGDConfig
 from care.data.example import Example
@@ -117,7 +117,10 @@ def universal_image(
     examples = [replace(example, images=(to_picture(levels),)) for example in examples]
     with differentiable(vlm), torch.enable_grad():
         objective = _objective(vlm, path, levels, examples, targets, config, through)
-        objective.term = None if term is None else term(objective)
+        objective.term = _together(
+            None if through is None else through.term(objective),
+            None if term is None else term(objective),
+        )
         digest = ""
         if checkpoint is not None:
             digest = _digest(vlm, examples, targets, levels, config, through)
@@ -188,6 +191,20 @@ def _objective(
 
 
 # -- the descent -----------------------------------------------------------------------------------
+
+
+def _together(*terms: Term | None) -> Term | None:
+    """The sum of terms, of which any may be missing."""
+    given = [term for term in terms if term is not None]
+    if len(given) < 2:
+        return given[0] if given else None
+
+    def term(rows: Sequence[int], pixels: Tensor, features: Tensor) -> Tensor | None:
+        found = [each(rows, pixels, features) for each in given]
+        known = [each for each in found if each is not None]
+        return torch.stack(known).sum() if known else None
+
+    return term
 
 
 def _file_of(checkpoint: Path, restart: int) -> Path:

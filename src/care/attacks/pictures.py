@@ -4,17 +4,19 @@ Where a text is read that the model has said, a picture has to change *what* is 
 no gradient that tells how. So pictures are made for many wishes, and each request is shown all of
 them (`care.evaluation.tries` has the best of n):
 
-| attack | pictures | made for |
+| attack | variants | made for |
 |---|---|---|
-| `registers` | one for each register, or for each and each request | openings (`registers`) |
+| `registers` | one for each register | openings (`registers`) |
 | `missed` | a few | beginnings of harmful answers that monitors don't mind |
 | `said` | one | the same, with the monitors' scores in the loss (`said`) |
-| `pictured` | one for each request | the usual opening, on the picture that holds the goal |
+| `pictured` | one | the usual opening, on the picture that holds a request's goal |
 
-Each is descended from several starts until its loss is flat. A repair with monitors decides by
-what the bare model says, so its pictures are those of the bare model; `missed` and `said` ask its
-monitors. The folder gets a picture for each, and `pictures.json`, written anew after each, from
-which a search goes on.
+A variant has one picture, made for requests that nothing is measured with, or, with `each=1`, one
+for each held-out request, from the request's own picture if it has one: so pictures that hold a
+goal are attacked. Each is descended from several starts until its loss is flat. A repair with
+monitors decides by what the bare model says, so its pictures are those of the bare model; `missed`
+and `said` ask its monitors. The folder gets a picture for each, and `pictures.json`, written anew
+after each, from which a search goes on.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import io
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,13 +33,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from PIL import Image
 
 from care.attacks.adaptive import Through
+from care.attacks.facts import ALL, PICTURES, MadePicture, PictureFacts
 from care.attacks.job import TARGET, asked_of
-from care.attacks.optimisers import Plateau
 from care.attacks.pgd import universal_image
+from care.attacks.plateau import Plateau
 from care.attacks.presets import PGDConfig
-from care.attacks.registers import PLAIN, REGISTERS, opened
+from care.attacks.registers import opened
+from care.attacks.watched import of_pictures
 from care.attacks.words import Search, Stage, Variant, WordAttack
-from care.data.digests import digest_of
 from care.data.example import Example, Suite
 from care.data.small_world.pictures import seeded
 from care.data.small_world.suites import OPENING
@@ -49,43 +52,8 @@ from care.typed import from_tree, to_tree
 
 if TYPE_CHECKING:
     from care.defenses.base import Defense
+    from care.defenses.monitors.monitor import Monitor
     from care.models.vlm import VLM
-
-FILE = "pictures.json"
-"""What a folder of pictures is told by."""
-
-ALL = "*"
-"""Stands for every request among those that a picture is made for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MadePicture:
-    """A finished picture."""
-
-    variant: str
-    """The variant that shows it."""
-    request: str = ALL
-    """Id of the request it was made for; `*` is for all."""
-    file: str
-    """Its name in the folder."""
-    sha256: str
-    """SHA-256 of the file."""
-    loss: float
-    """Its loss (nats a token) under what is attacked."""
-    losses: tuple[float, ...]
-    """Loss of each step of the attempt that was kept."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PictureFacts:
-    """What pictures.json holds."""
-
-    made_of: dict[str, str]
-    """Digests of the model, the defense, the requests and the settings."""
-    steps: int
-    """Most steps of each attempt."""
-    pictures: tuple[MadePicture, ...] = ()
-    """Those that are finished."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +92,20 @@ class Pictures(WordAttack):
     """Requests of a step."""
     target: str = ""
     """How answers shall begin, with {goal}; none: the model's usual way."""
+    optimised: int = 60
+    """Requests that nothing is measured with, which wishes are made from."""
+    requests: str = ""
+    """Those requests, JSON Lines; none: the small world's to fit on."""
+    each: int = 0
+    """1: a picture for each held-out request; 0: one for all."""
+    limit: int = 0
+    """Most held-out requests that are attacked; 0: all."""
 
     def __post_init__(self) -> None:
-        most = {"kappa": 255, "steps": MANY, "restarts": MANY, "tokens": MANY, "batch": MAX_BATCH}
-        require(self, {"kappa": 0, "steps": 1, "restarts": 1, "tokens": 1, "batch": 1}, most)
+        least = {"kappa": 0, "steps": 1, "restarts": 1, "tokens": 1, "batch": 1}
+        least |= {"optimised": 1, "each": 0, "limit": 0}
+        most = {"kappa": 255, "batch": MAX_BATCH, "each": 1}
+        require(self, least, dict.fromkeys(least, MANY) | most)
 
     @property
     @abstractmethod
@@ -142,7 +120,11 @@ class Pictures(WordAttack):
     @property
     def passes(self) -> int:
         """Once there, and back at twice the cost, for each request of a step."""
-        return 3 * self.batch
+        return 3 * (1 if self.each else min(self.batch, self.optimised))
+
+    def shown(self, held_out: Suite) -> Suite:
+        """The first of the held-out requests."""
+        return replace(held_out, examples=tuple(held_out)[: self.limit or None])
 
     def descent(self, seed: int) -> PGDConfig:
         """Settings of the descent."""
@@ -157,15 +139,53 @@ class Pictures(WordAttack):
             restarts=self.restarts,
         )
 
+    def heeds(self, defense: Defense) -> list[Monitor]:
+        """Those that see the picture."""
+        return of_pictures(defense)
+
     def usual(self, of: Search) -> str:
         """How an answer shall begin that isn't in another register."""
         return self.target or (TARGET if of.model.name else OPENING)
 
+    def optimised_on(self, of: Search) -> list[Example]:
+        """Requests that wishes are made from, which must not be held out."""
+        return asked_of(of, self.requests, self.optimised)
+
+    @abstractmethod
+    def worded(self, vlm: VLM, defense: Defense | None, of: Search) -> list[str]:
+        """How any answer shall begin, with {goal}, for each variant."""
+
+    def targets(
+        self, vlm: VLM, defense: Defense | None, examples: Sequence[Example], of: Search
+    ) -> list[list[str]]:
+        """How the answers to requests that nothing is measured with shall begin, by variant."""
+        texts = self.worded(vlm, defense, of)
+        return [[opened(text, goal_of(example)) for example in examples] for text in texts]
+
     def wishes(
         self, vlm: VLM, defense: Defense | None, held_out: Suite, of: Search
     ) -> Iterator[Wish]:
-        """What pictures are made for, in an order that is always the same."""
-        raise NotImplementedError
+        """What pictures are made for, in an order that is always the same.
+
+        UsageError where one picture for all would take the place of a request's own.
+        """
+        drawn = unrelated_start(of.seed)
+        if self.each:
+            for name, text in zip(self.pictures, self.worded(vlm, defense, of), strict=True):
+                for example in held_out:
+                    own = example.load_images()[:1]
+                    start = own[0].convert("RGB") if own else drawn
+                    yield Wish(name, [example], [opened(text, goal_of(example))], start, example.id)
+            return
+        if pictured := next((example.id for example in held_out if example.images), None):
+            raise UsageError(
+                f"The request {pictured!r} has a picture of its own, which {self.name} would "
+                "replace; pass each=1 to begin with it."
+            )
+        examples = self.optimised_on(of)
+        targets = self.targets(vlm, defense, examples, of)
+        for name, some in zip(self.pictures, targets, strict=True):
+            yield Wish(name, examples, some, drawn)
 
     def term(self, vlm: VLM, defense: Defense | None, wish: Wish) -> Any:
         """What is added to the loss, as `universal_image` takes it."""
@@ -177,7 +197,7 @@ class Pictures(WordAttack):
         """Make what isn't there yet. Raises UsageError for pictures of something else."""
         told = {
             "model": config_digest(dict(of.identity)),
-            "defense": str(digest_of(defense)),
+            "defense": str(self.sees(defense)),
             "requests": config_digest({"ids": [e.digest() for e in self._asked(held_out, of)]}),
             "settings": config_digest({**asdict(self), "seed": of.seed, "dtype": of.model.dtype}),
         }
@@ -191,7 +211,7 @@ class Pictures(WordAttack):
                 bar = None if progress is None else partial(progress, before)
                 made = self._made(vlm, defense, wish, of, number, bar)
                 done = replace(done, pictures=(*done.pictures, made))
-                write_whole(of.folder / FILE, to_json(to_tree(done), indent=1) + "\n")
+                write_whole(of.folder / PICTURES, to_json(to_tree(done), indent=1) + "\n")
 
     def search_steps(self, held_out: Suite) -> int:
         """Most steps of all pictures on each defense."""
@@ -210,12 +230,12 @@ class Pictures(WordAttack):
         return [Variant(name, partial(beside, files)) for name, files in by_variant.items()]
 
     def _asked(self, held_out: Suite, of: Search) -> list[Example]:
-        """The requests that pictures are made for."""
-        return list(held_out)
+        """The requests that decide the pictures."""
+        return [*self.optimised_on(of), *(held_out if self.each else ())]
 
     def _many(self, held_out: Suite) -> int:
         """How many pictures are made."""
-        return len(self.pictures) * len(held_out)
+        return len(self.pictures) * (len(held_out) if self.each else 1)
 
     def _made(
         self, vlm: VLM, defense: Defense | None, wish: Wish, of: Search, number: int, bar: Any
@@ -246,101 +266,22 @@ class Pictures(WordAttack):
         )
 
 
-@dataclass(frozen=True)
-class Registers(Pictures):
-    """A picture for the usual opening of answers, and one for each other register."""
-
-    name: ClassVar[str] = "registers"
-    source: ClassVar[str] = "this project; PGD: Madry et al. 2018"
-
-    n: int = len(REGISTERS) + 1
-    """How many of the registers, the usual one first."""
-    optimised: int = 60
-    """Requests that one picture is made for."""
-    each: int = 0
-    """1: a picture for each held-out request; 0: one for all."""
-    requests: str = ""
-    """Requests to make one picture for, JSON Lines; none: the small world's to fit on."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        most = {"n": len(REGISTERS) + 1, "optimised": MANY, "each": 1}
-        require(self, {"n": 1, "optimised": 1, "each": 0}, most)
-        if self.each and self.requests:
-            raise UsageError("With each=1 a picture is made for each held-out request itself.")
-
-    @property
-    def pictures(self) -> list[str]:
-        """One for each register."""
-        return [PLAIN, *REGISTERS][: self.n]
-
-    def optimised_on(self, of: Search) -> list[Example]:
-        """Requests that pictures are made for and that must not be held out."""
-        return [] if self.each else asked_of(of, self.requests, self.optimised)
-
-    def wishes(
-        self, vlm: VLM, defense: Defense | None, held_out: Suite, of: Search
-    ) -> Iterator[Wish]:
-        """Each register, for all requests or for one after the other."""
-        start = unrelated_start(of.seed)
-        examples = self._asked(held_out, of)
-        for name in self.pictures:
-            text = REGISTERS.get(name) or self.usual(of)
-            targets = [opened(text, e.goal or e.prompt) for e in examples]
-            if not self.each:
-                yield Wish(name, examples, targets, start)
-                continue
-            for example, target in zip(examples, targets, strict=True):
-                yield Wish(name, [example], [target], start, example.id)
-
-    def _asked(self, held_out: Suite, of: Search) -> list[Example]:
-        return list(held_out) if self.each else self.optimised_on(of)
-
-    def _many(self, held_out: Suite) -> int:
-        return len(self.pictures) * (len(held_out) if self.each else 1)
-
-
-@dataclass(frozen=True)
-class Pictured(Pictures):
-    """Noise on the picture that holds a request's goal, for that request."""
-
-    name: ClassVar[str] = "pictured"
-    source: ClassVar[str] = "this project; PGD: Madry et al. 2018"
-    held_out: ClassVar[str | None] = "pictured-goal"
-
-    kappa: int = 32
-
-    @property
-    def pictures(self) -> list[str]:
-        """One."""
-        return [PLAIN]
-
-    def wishes(
-        self, vlm: VLM, defense: Defense | None, held_out: Suite, of: Search
-    ) -> Iterator[Wish]:
-        """The usual opening, from each request's own picture."""
-        for example in held_out:
-            if not example.images:
-                raise UsageError(
-                    f"The request {example.id!r} has no picture for {self.name} to begin with; "
-                    "name a suite of pictured goals with suite=NAME."
-                )
-            start = example.load_images()[0].convert("RGB")
-            target = opened(self.usual(of), example.goal or example.prompt)
-            yield Wish(PLAIN, [example], [target], start, example.id)
-
-
 def pictures_in(folder: Path) -> PictureFacts:
     """The facts in a folder of pictures; DataError for what care doesn't write there."""
     todo = "delete it and resume to make them again"
-    facts = read_json(folder / FILE, "pictures", otherwise=todo)
-    return from_tree(PictureFacts, facts, strict=False, what=str(folder / FILE), todo=todo)
+    facts = read_json(folder / PICTURES, "pictures", otherwise=todo)
+    return from_tree(PictureFacts, facts, strict=False, what=str(folder / PICTURES), todo=todo)
 
 
 def beside(files: Mapping[str, Path], example: Example) -> Example:
     """The example with the picture that was made for it, or for all."""
     file = files.get(example.id, files.get(ALL))
     return example if file is None else replace(example, images=(file,))
+
+
+def goal_of(example: Example) -> str:
+    """What is asked for."""
+    return example.goal or example.prompt
 
 
 def unrelated_start(seed: int) -> Image.Image:
@@ -352,7 +293,7 @@ def unrelated_start(seed: int) -> Image.Image:
 
 def _begun(folder: Path, told: dict[str, str], steps: int) -> PictureFacts:
     """What is finished in a folder; UsageError if it was made of something else."""
-    if not (folder / FILE).exists():
+    if not (folder / PICTURES).exists():
         return PictureFacts(made_of=told, steps=steps)
     found = pictures_in(folder)
     differing = [key for key, value in told.items() if found.made_of.get(key) != value]

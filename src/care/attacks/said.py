@@ -27,13 +27,13 @@ import torch
 from torch import Tensor
 
 from care.attacks.loss import Objective, Term
-from care.attacks.missed import Missed, watching
+from care.attacks.missed import Missed
 from care.attacks.pictures import Wish
 from care.attacks.preprocessing import to_picture
+from care.attacks.watched import above, of_answers, pooled
 from care.data.example import Example
-from care.defenses.monitors.monitor import WINDOW, Monitor
+from care.defenses.monitors.monitor import Monitor
 from care.defenses.monitors.reading import Exchange, encoded, readable
-from care.defenses.monitors.results import Pooling
 from care.models.batches import Batch
 from care.models.hooks import read
 from care.runs.settings import require
@@ -41,9 +41,6 @@ from care.runs.settings import require
 if TYPE_CHECKING:
     from care.defenses.base import Defense
     from care.models.vlm import VLM
-
-_MARGIN = 0.05
-"""How far below its threshold a score is pushed."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class SoftTokens(Missed):
 
     def term(self, vlm: VLM, defense: Defense | None, wish: Wish) -> Any:
         """The monitors' scores of the greedy answers, where there are monitors."""
-        monitors = [monitor for monitor in watching(defense) if monitor.site is not None]
+        monitors = [monitor for monitor in of_answers(defense) if monitor.site is not None]
         return partial(self._term, monitors, wish.examples) if monitors else None
 
     def _term(
@@ -114,10 +111,9 @@ def excess(
     pull = (p - p.detach()).to(table.dtype) @ table[: p.shape[-1]]
     total = torch.zeros((), device=vlm.device)
     for monitor in monitors:
-        scores = soft_scores(vlm, monitor, said, wanted, counts, pull)
-        over = [(score - monitor.threshold + _MARGIN).clamp_min(0) for score in scores]
-        if over:
-            total = total + torch.stack(over).mean()
+        scores = list(soft_scores(vlm, monitor, said, wanted, counts, pull))
+        if scores:
+            total = total + above(scores, monitor.threshold).mean()
     return total
 
 
@@ -150,16 +146,6 @@ def soft_scores(
     seen: list[Tensor] = []
     with read(vlm, [monitor.site], sink=lambda site, h, roles: seen.append(h)):
         vlm.forward(Batch({**inputs, "inputs_embeds": embedded}, batch.roles), grad=True)
-    direction, mean = monitor.detector.on(seen[-1].device)
-    scores = (seen[-1].float() - mean) @ direction
+    scores = monitor.detector.of_tokens(seen[-1])
     for row in range(len(places)):
         yield pooled(scores[row][counted[row]], monitor.pooling)
-
-
-def pooled(scores: Tensor, pooling: Pooling) -> Tensor:
-    """The pooled score of token scores (n,), at their end; differentiable."""
-    if pooling == "last":
-        return scores[-1]
-    if pooling == "mean" or len(scores) < WINDOW:
-        return scores.mean()
-    return scores.unfold(0, WINDOW, 1).mean(dim=-1).max()

@@ -12,8 +12,10 @@ suffix of all steps is kept. A candidate counts only if its text, put after the 
 the tokenizer again, is made of the same tokens: what is found is text, not tokens.
 
 It all runs through the model's own forward pass with the defense applied, so its edits take part,
-gradient and all. What a defense does beside that (rewriting, watching answers) isn't seen. Not
-here: which requests and what becomes of the suffix (`gcg`).
+gradient and all. A repair with monitors gives the bare model's answers until one raises an alarm,
+so there it is the bare model's pass, and what the monitors make of request and wished answer is
+added to L (`watched`). What another defense does beside its edits isn't seen. Not here: which
+requests and what becomes of the suffix (`gcg`).
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from care.attacks.facts import SuffixState, SuffixTrace
 from care.attacks.gcg import SuffixConfig
+from care.attacks.watched import Watching
 from care.data.digests import digest_of
 from care.data.example import Example
 from care.defenses.base import Defense
@@ -64,30 +68,6 @@ class FoundSuffix:
     """Loss of the suffix that each step began with."""
 
 
-@dataclass(frozen=True)
-class _State:
-    """Everything that a step changes."""
-
-    now: list[int]
-    """Tokens of the suffix that the next step begins with."""
-    best: list[int]
-    """Tokens of the suffix with the least loss."""
-    least: float
-    """Its loss."""
-    losses: tuple[float, ...] = ()
-    """Loss of the suffix that each step began with."""
-
-
-@dataclass(frozen=True)
-class _Checkpoint:
-    """What a checkpoint holds."""
-
-    digest: str
-    """SHA-256 of what is searched."""
-    state: _State
-    """How far the search has come."""
-
-
 def search_suffix(
     vlm: VLM,
     examples: Sequence[Example],
@@ -105,9 +85,12 @@ def search_suffix(
     asked for. Raises UsageError for no requests, unequal numbers, empty targets or a checkpoint of
     another search, ModelError if no suffix stays the same when it is read again.
     """
-    loss_of = SuffixLoss(vlm, examples, targets, config)
+    watching = Watching(defense)
+    loss_of = SuffixLoss(vlm, examples, targets, config, watching)
     digest = "" if checkpoint is None else _digest(vlm, examples, targets, config, defense)
-    with differentiable(vlm), nullcontext() if defense is None else defense.applied(vlm):
+    bare = nullcontext()
+    applied = bare if defense is None or defense.revises else defense.applied(vlm)
+    with differentiable(vlm), applied, watching.reading(vlm) if watching else nullcontext():
         state = _read(checkpoint, digest) or _first(loss_of, config)
         saved = len(state.losses)
         try:
@@ -132,6 +115,7 @@ class SuffixLoss:
         examples: Sequence[Example],
         targets: Sequence[str],
         config: SuffixConfig,
+        watching: Watching | None = None,
     ) -> None:
         if not examples or len(examples) != len(targets):
             raise UsageError(
@@ -139,7 +123,7 @@ class SuffixLoss:
                 f"{len(targets)}."
             )
         self.vlm, self.examples, self.rows = vlm, list(examples), config.rows
-        self.targets = list(targets)
+        self.targets, self.watching = list(targets), watching
         self.answers = [vlm.response_ids(text) for text in targets]
         for example, answer in zip(examples, self.answers, strict=True):
             if not answer:
@@ -198,7 +182,7 @@ class SuffixLoss:
         return self.vlm.batch(asked, [self.targets[row] for _, row in pairs])
 
     def _losses(self, batch: Batch, rows: Sequence[int], grad: bool) -> Tensor:
-        """Summed −log p (nats) of the target of each row (B,)."""
+        """Summed −log p (nats) of the target of each row (B,), and what is watched of it."""
         counts = torch.tensor([len(self.answers[row]) for row in rows])
         longest = int(counts.max())
         logits = self.vlm.forward(batch, logits_to_keep=longest + 1, grad=grad)[:, :-1]
@@ -207,27 +191,31 @@ class SuffixLoss:
         check_logits(logits, self.vlm.name, kept)
         logits = logits.float()
         chosen = logits.gather(-1, wanted[..., None]).squeeze(-1) - logits.logsumexp(-1)
-        return -(chosen * kept).sum(dim=1)
+        losses = -(chosen * kept).sum(dim=1)
+        excess = self.watching.excess() if self.watching else None
+        # Losses are divided by all tokens in the end; every request's excess counts the same.
+        share = sum(map(len, self.answers)) / len(self.examples)
+        return losses if excess is None else losses + share * excess
 
 
 # -- the search ------------------------------------------------------------------------------------
 
 
-def _first(loss_of: SuffixLoss, config: SuffixConfig) -> _State:
+def _first(loss_of: SuffixLoss, config: SuffixConfig) -> SuffixState:
     """The suffix that a search starts from: `length` times the same mark."""
     for mark in ("!", "x", "."):
         text = " ".join([mark] * config.length)
         for start in (f" {text}", text):
             suffix = loss_of.vlm.response_ids(start)[: config.length]
             if loss_of.stays(suffix):
-                return _State(suffix, suffix, loss_of.of([suffix])[0])
+                return SuffixState(suffix, suffix, loss_of.of([suffix])[0])
     raise ModelError(
         f"No suffix to start from stays the same when {loss_of.vlm.name} reads it again after the "
         "requests; its tokenizer or chat template joins them."
     )
 
 
-def _step(loss_of: SuffixLoss, state: _State, config: SuffixConfig, step: int) -> _State:
+def _step(loss_of: SuffixLoss, state: SuffixState, config: SuffixConfig, step: int) -> SuffixState:
     """To the best of the candidates that differ in one token."""
     before = state.least if state.now == state.best else loss_of.of([state.now])[0]
     rng = np.random.default_rng([config.seed, step])
@@ -239,7 +227,7 @@ def _step(loss_of: SuffixLoss, state: _State, config: SuffixConfig, step: int) -
     values = loss_of.of(found)
     place = int(np.argmin(values))
     if values[place] < state.least:
-        return _State(found[place], found[place], values[place], losses)
+        return SuffixState(found[place], found[place], values[place], losses)
     return replace(state, now=found[place], losses=losses)
 
 
@@ -307,12 +295,12 @@ def _shifted(vlm: VLM) -> Iterator[list[Tensor]]:
 # -- checkpoints -----------------------------------------------------------------------------------
 
 
-def _read(path: Path | None, digest: str) -> _State | None:
+def _read(path: Path | None, digest: str) -> SuffixState | None:
     if path is None or not path.exists():
         return None
     todo = "delete it to search anew"
     tree = read_json(path, "checkpoint of a suffix", otherwise=todo, error=ArtefactError)
-    found = from_tree(_Checkpoint, tree, what=str(path), todo=todo, error=ArtefactError)
+    found = from_tree(SuffixTrace, tree, what=str(path), todo=todo, error=ArtefactError)
     if found.digest != digest:
         raise UsageError(
             f"The checkpoint {path} is of another search (another model, defense, request or "
@@ -321,10 +309,10 @@ def _read(path: Path | None, digest: str) -> _State | None:
     return found.state
 
 
-def _save(path: Path | None, state: _State, digest: str) -> int:
+def _save(path: Path | None, state: SuffixState, digest: str) -> int:
     """Write the state; the number of steps that it holds."""
     if path is not None:
-        write_whole(path, to_json(to_tree(_Checkpoint(digest, state))) + "\n")
+        write_whole(path, to_json(to_tree(SuffixTrace(digest, state))) + "\n")
     return len(state.losses)
 
 

@@ -22,10 +22,10 @@ WORD_ATTACKS: dict[str, str] = {
     "best-of-16": "care.attacks.best_of:BestOf",
     "many-shot": "care.attacks.many_shot:ManyShot",
     "gcg": "care.attacks.gcg:GCG",
-    "registers": "care.attacks.pictures:Registers",
+    "registers": "care.attacks.register_pictures:Registers",
     "missed": "care.attacks.missed:Missed",
     "said": "care.attacks.said:SoftTokens",
-    "pictured": "care.attacks.pictures:Pictured",
+    "pictured": "care.attacks.register_pictures:Pictured",
     "joined": "care.attacks.joined:Joined",
 }
 """Where each attack is; imported when it is asked for, since names are listed in help."""

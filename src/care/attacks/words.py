@@ -17,12 +17,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
+from care.data.digests import digest_of
 from care.data.example import Example, Suite
 from care.errors import UsageError
 from care.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from care.defenses.base import Defense
+    from care.defenses.monitors.monitor import Monitor
     from care.models.vlm import VLM
 
 Stage = Literal["template", "suffix", "turns", "opening", "picture", "draw"]
@@ -93,12 +95,30 @@ class WordAttack:
         """Passes of one request, there or back, that a step of its search takes."""
         return 0
 
-    def own(self, defense: Defense | None) -> bool:
-        """Whether a search on a defense finds something else than one on the bare model.
+    @property
+    def asks(self) -> int:
+        """Answers that its searches ask for before they begin, the same for every defense."""
+        return 0
 
-        With monitors it is the bare model that decides, until something is said.
+    def shown(self, held_out: Suite) -> Suite:
+        """Those of the held-out requests that it asks."""
+        return held_out
+
+    def sees(self, defense: Defense | None) -> str | None:
+        """Digest of what its search sees of a defense: of the same it finds the same. None is the
+        bare model: with monitors it is what decides, until something is said.
         """
-        return defense is None or not defense.revises
+        if defense is None:
+            return None
+        if not defense.revises:
+            return digest_of(defense) or defense.name
+        from care.attacks.watched import digest_of_monitors
+
+        return digest_of_monitors(self.heeds(defense))
+
+    def heeds(self, defense: Defense) -> list[Monitor]:
+        """The monitors of a defense that its search goes by."""
+        return []
 
     def variants(self) -> list[Variant]:
         """Its variants, where they are the same for every defense."""

@@ -6,6 +6,7 @@ from care._lazy import attach
 
 if TYPE_CHECKING:
     from care.data import contamination as contamination
+    from care.data.conversation import Conversation as Conversation
     from care.data.example import Example as Example
     from care.data.example import Suite as Suite
     from care.data.minimal_pairs import Pair as Pair
@@ -15,6 +16,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "contamination": [],
+        "conversation": ["Conversation"],
         "example": ["Example", "Suite"],
         "minimal_pairs": ["Pair"],
         "registry": ["load_suite"],

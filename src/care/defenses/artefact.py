@@ -155,8 +155,8 @@ def load(name_or_path: str | Path, vlm: VLM | None = None) -> RepairData:
     numbers = _read(folder / NUMBERS, MAX_NUMBERS)
     if digest_of(facts, numbers) != facts.get("sha256"):
         raise ArtefactError(
-            f"the facts and numbers in {folder} don't have the digest that repair.json states: the "
-            "artefact was damaged or changed; fetch it again"
+            f"The facts and numbers in {folder} don't have the digest that repair.json states: the "
+            "artefact was damaged or changed; fetch it again."
         )
     again = "fetch it again or fit a new one"
     told = _checked(facts, f"The file {folder / FACTS}", again)
@@ -209,11 +209,11 @@ def _local(name_or_path: str | Path) -> Path:
     if folder.is_dir():
         return folder
     if folder.is_file():
-        raise ArtefactError(f"{folder} is a file: pass the folder that holds repair.json")
+        raise ArtefactError(f"{folder} is a file: pass the folder that holds repair.json.")
     if isinstance(name_or_path, Path) or not _is_hub_name(name_or_path):
         raise ArtefactError(
-            f"there is no artefact in {name_or_path}: pass a folder that holds repair.json, or "
-            "owner/name of one on the Hub"
+            f"There is no artefact in {name_or_path}: pass a folder that holds repair.json, or "
+            "owner/name of one on the Hub."
         )
     from huggingface_hub import snapshot_download
 
@@ -234,7 +234,7 @@ def _is_hub_name(text: str) -> bool:
 def _read(path: Path, limit: int) -> bytes:
     if not path.exists():
         raise ArtefactError(
-            f"there is no {path}: an artefact is a folder with repair.json and repair.safetensors"
+            f"There is no {path}: an artefact is a folder with repair.json and repair.safetensors."
         )
     return read_file(path, "file of the artefact", limit, ArtefactError)
 

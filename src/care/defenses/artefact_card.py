@@ -10,6 +10,7 @@ from importlib import resources
 
 from jinja2 import Environment, StrictUndefined, Template
 
+from care.data.small_world.suites import PGD
 from care.defenses.repair.channel import Channel, RepairData
 
 
@@ -23,8 +24,10 @@ def card(repair: RepairData) -> str:
         model=model,
         suites=suites,
         certified=certified,
+        descended=PGD,
         gate=_gate_words,
         interval=_interval,
+        bound=_bound,
     )
 
 
@@ -48,3 +51,10 @@ def _gate_words(channel: Channel) -> str:
 
 def _interval(rate: dict[str, float]) -> str:
     return f"{rate['rate']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]"
+
+
+def _bound(certified: dict[str, float]) -> str:
+    """An upper bound, of nothing where no goal is in the text."""
+    if certified.get("unstated") == certified.get("n", 0):
+        return "none: goals aren't in the text"
+    return f"\N{LESS-THAN OR EQUAL TO} {_interval(certified)}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from care.defenses.monitors.monitor import Monitor
 from care.defenses.monitors.results import Pooling, Reads
 from care.errors import ArtefactError
 from care.models.sites import Site
-from care.typed import Share
+from care.typed import WHEN_SET, Share
 
 _PARTS = ("direction", "mean")
 
@@ -37,6 +38,8 @@ class MonitorFacts:
     """How the scores of the tokens are made one."""
     alarmed: Mapping[str, Share]
     """Share of each validation suite's requests or bare answers that raise the alarm."""
+    with_picture: Annotated[bool, WHEN_SET] = False
+    """Whether a request is read beside its picture: a control."""
 
 
 def monitor_to(monitor: Monitor) -> MonitorFacts:
@@ -47,6 +50,7 @@ def monitor_to(monitor: Monitor) -> MonitorFacts:
         site=monitor.site,
         pooling=monitor.pooling,
         alarmed=dict(monitor.alarmed),
+        with_picture=monitor.with_picture,
     )
 
 
@@ -82,7 +86,15 @@ def monitor_from(facts: MonitorFacts, tensors: dict[str, np.ndarray], place: int
         parts = {name: tensors[f"monitors.{place}.{name}"] for name in _PARTS}
         _check(place, parts)
         detector = Detector(parts["direction"], parts["mean"])
-    return Monitor(facts.reads, facts.threshold, facts.site, detector, facts.pooling, facts.alarmed)
+    return Monitor(
+        facts.reads,
+        facts.threshold,
+        facts.site,
+        detector,
+        facts.pooling,
+        facts.alarmed,
+        facts.with_picture,
+    )
 
 
 def _check(place: int, parts: dict[str, np.ndarray]) -> None:

@@ -5,6 +5,7 @@ A defense overrides what it does, and the rest does nothing:
     applied      edits activations or weights while a context is open
     rewritten    makes another request of a request: its text, its pictures
     answer       asks the model itself: twice, with a look at the answer in between, or not at all
+    stream       the same for one request, piece by piece while the answer is made
     revised      makes answers of the undefended model's, where it begins with those anyway
     changed      tells which of the undefended model's answers it leaves as they are
 
@@ -16,8 +17,8 @@ that against a defense which rewrites or asks again its figures are those of a w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from care.models.prompt_cache import PromptCache
     from care.models.responses import Answer
     from care.models.sites import Scope
+    from care.models.streaming import Streamed
     from care.models.vlm import VLM
 
 Touches = Literal["decision", "prompt", "request", "dialogue", "weights"]
@@ -94,6 +96,30 @@ class Defense:
         """An answer to each example, as `VLM.answers` gives them; `how` are that one's options."""
         with self.applied(vlm):
             return vlm.answers([self.rewritten(example) for example in examples], **how)
+
+    def stream(
+        self, vlm: VLM, example: Example, *, hold: int | None = None, **how: Any
+    ) -> Iterator[Streamed]:
+        """Pieces of text while one example is answered, and at last its answer, that of `answer`.
+
+        The first `hold` tokens are kept back until all of them are there. A defense that answers
+        in its own way gives its answer in one piece, unless it has a stream of its own. The model
+        stays edited while the stream is open: ask it nothing else before, and close a stream that
+        isn't read to its end.
+        """
+        if not overrides(self, "answer"):
+            return self.edited_stream(vlm, example, hold, how)
+        [answer] = self.answer(vlm, [example], **how)
+        return iter([answer.text, answer])
+
+    def edited_stream(
+        self, vlm: VLM, example: Example, hold: int | None, how: dict[str, Any]
+    ) -> Iterator[Streamed]:
+        """`stream` of the model as `applied` edits it, asked what is `rewritten`."""
+        from care.models.streaming import pieces
+
+        with self.applied(vlm), closing(pieces(vlm, self.rewritten(example), hold, **how)) as found:
+            yield from found
 
     @property
     def owns_answers(self) -> bool:
@@ -162,6 +188,13 @@ def answers_under(
     """The answers of `vlm` under a defense; None is the bare model."""
     examples = list(examples)
     return vlm.answers(examples, **how) if defense is None else defense.answer(vlm, examples, **how)
+
+
+def stream_under(
+    defense: Defense | None, vlm: VLM, example: Example, hold: int | None = None, **how: Any
+) -> Iterator[Streamed]:
+    """The stream of one answer under a defense; None is the bare model."""
+    return (Defense() if defense is None else defense).stream(vlm, example, hold=hold, **how)
 
 
 # -- registry --------------------------------------------------------------------------------------

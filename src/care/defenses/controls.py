@@ -1,16 +1,37 @@
-"""Controls of a repair: repairs with other directions at the same sites.
+"""Controls of a repair: repairs that differ from it in one thing, whose doing then shows.
 
-They differ from it in the directions alone: what they achieve is not the doing of the unsafe
-subspace.
+    random subspace       other directions of the same rank in every channel
+    difference of means   the bare difference of means in every channel
+    random discriminant   another direction w in every monitor, at the same site and pooling
+    sees the picture      the monitor of requests reads each beside its picture, at the same
+                          threshold: what the certificate rests on is that it doesn't
+
+A random w has the monitors' own rule for its threshold (`stated_threshold`): of each kind of
+harmless examples to fit on, at most the share may raise the alarm that does so of the monitor's
+worst kind. It is scaled so that harmless kinds have a mean of 0 and the threshold is the monitor's.
+A monitor without a discriminant has no such control and is left out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from care.defenses.monitors.detector import Detector
+from care.defenses.monitors.features import Labelled
+from care.defenses.monitors.fitting import MonitorConfig, stated_threshold
+from care.defenses.monitors.monitor import Monitor
+from care.defenses.monitors.results import shares
 from care.defenses.repair.fitting import Fitter
 from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import random_subspace
+from care.errors import FitError, UsageError
+
+if TYPE_CHECKING:
+    from care.models.vlm import VLM
 
 
 def random_control(repair: Repair, seed: int = 0) -> Repair:
@@ -26,3 +47,76 @@ def random_control(repair: Repair, seed: int = 0) -> Repair:
 def means_control(repair: Repair, fitter: Fitter) -> Repair:
     """The repair with the bare difference of means in place of every channel."""
     return replace(repair, channels=fitter.means(repair.channels), name="difference of means")
+
+
+def random_discriminants(
+    vlm: VLM, repair: Repair, harmless: Sequence[Labelled], seed: int = 0, batch_size: int = 32
+) -> Repair:
+    """The repair with random directions in its monitors, which alarm as often on `harmless`.
+
+    `harmless` are requests and the undefended model's answers to them, of examples to fit on.
+    UsageError for a repair without discriminants, FitError where nothing can be read.
+    """
+    watching = [monitor for monitor in repair.monitors if monitor.detector is not None]
+    if not watching:
+        raise UsageError(
+            f"The repair {repair.name!r} has no monitor with a discriminant, and so no random one "
+            "to compare it with; leave the controls out."
+        )
+    drawn = [
+        _random(vlm, monitor, harmless, np.random.default_rng([seed, place]), batch_size)
+        for place, monitor in enumerate(watching)
+    ]
+    return replace(repair, monitors=tuple(drawn), name="random discriminant")
+
+
+def seeing_control(repair: Repair) -> Repair:
+    """The repair whose monitor of requests reads each beside its picture; UsageError without one
+    that has a discriminant."""
+    could = [m.reads == "request" and m.detector is not None for m in repair.monitors]
+    if not any(could):
+        raise UsageError(
+            f"The repair {repair.name!r} has no discriminant of requests that could see pictures; "
+            "leave the controls out."
+        )
+    monitors = (
+        replace(monitor, with_picture=sees)
+        for monitor, sees in zip(repair.monitors, could, strict=True)
+    )
+    return replace(repair, monitors=tuple(monitors), name="sees the picture")
+
+
+def _random(
+    vlm: VLM,
+    monitor: Monitor,
+    harmless: Sequence[Labelled],
+    rng: np.random.Generator,
+    batch_size: int,
+) -> Monitor:
+    assert monitor.detector is not None
+    width = len(monitor.detector.direction)
+    direction = rng.standard_normal(width)
+    raw = replace(
+        monitor, detector=Detector(direction.astype(np.float32), np.zeros(width, np.float32))
+    )
+    found = raw.scores(vlm, [each.exchange for each in harmless], batch_size)
+    scored = tuple(
+        (each.kind, max(score for _, score in scores))
+        for each, scores in zip(harmless, found, strict=True)
+        if scores
+    )
+    if not scored:
+        raise FitError(f"There is no harmless {monitor.reads} to set a random threshold by.")
+    share = max(monitor.alarmed.values(), default=MonitorConfig().share())
+    limit = stated_threshold(scored, min(share, 0.999))
+    by_kind: dict[str, list[float]] = {}
+    for kind, score in scored:
+        by_kind.setdefault(kind, []).append(score)
+    centre = float(np.mean([np.mean(scores) for scores in by_kind.values()]))
+    scale = max(monitor.threshold, 1e-3) / max(limit - centre, 1e-6)
+    direction = direction * scale
+    # s = wᵀ(h − μ) is the monitor's threshold where the raw score is `limit`.
+    mean = direction * (scale * limit - monitor.threshold) / (direction @ direction)
+    detector = Detector(direction.astype(np.float32), mean.astype(np.float32))
+    alarmed = shares((kind, score > limit) for kind, score in scored)
+    return replace(monitor, detector=detector, alarmed=alarmed)

@@ -75,8 +75,8 @@ def _kind_in(folder: Path) -> type[Defense]:
             return kind
     files = ", ".join(sorted({stored.FACTS, *(str(kind.stored_as) for kind in kinds)}))
     raise ArtefactError(
-        f"there is no defense in {folder}: none of {files} lies there; pass the folder that a "
-        "defense was saved in"
+        f"There is no defense in {folder}: none of {files} lies there; pass the folder that a "
+        "defense was saved in."
     )
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from care.defenses.base import Defense, Touches, register, touched
-from care.errors import ArtefactError, DataError, UsageError
+from care.errors import ArtefactError, UsageError
 from care.models.edit_stats import EditStats
 from care.models.hooks import edited
 from care.models.passes import Pass
@@ -217,10 +217,8 @@ class NeuronSuppression(Defense):
         ArtefactError if it isn't there or is something else.
         """
         path = Path(folder) / cls.stored_as if Path(folder).is_dir() else Path(folder)
-        try:
-            tree = read_json(path, otherwise="make it anew")
-        except DataError as error:
-            raise ArtefactError(f"{path} can't be read as neuron suppression ({error})") from error
+        otherwise = "pass the folder that a defense was saved in"
+        tree = read_json(path, error=ArtefactError, otherwise=otherwise)
         made = cls.from_json(tree)
         if vlm is not None:
             made.check(vlm)

@@ -25,23 +25,26 @@ from pathlib import Path
 from typing import Any
 
 from care.attacks.config import AttackConfig
-from care.attacks.job import AttackFacts, made_of, requests_of
+from care.attacks.facts import AttackFacts
+from care.attacks.job import made_of, requests_of
 from care.attacks.job import run as make_image
+from care.attacks.watched import of_pictures
 from care.data.example import Example, Suite
 from care.data.registry import load_suite
+from care.defenses.base import Defense
 from care.defenses.loading import load_defense
-from care.errors import StorageError, UsageError
+from care.errors import DataError, StorageError, UsageError
 from care.evaluation.certificate import Certificate
 from care.evaluation.config import UNDEFENDED, AskedAttack, ImageAttack
 from care.evaluation.leak_check import refuse_leaks
 from care.evaluation.scores import DefenseScores, SuiteScores, Threat
 from care.models.spec import ModelSpec
 from care.models.vlm import VLM
-from care.runs.files import to_json
+from care.runs.files import to_json, write_whole
 from care.runs.progress import Bar, Progress, silent
 from care.runs.reading import file_digest, read_json
 from care.runs.run import Run
-from care.typed import from_tree
+from care.typed import from_tree, to_tree
 
 HELD_OUT = "direct"
 """The small world's suite of requests without pictures."""
@@ -76,7 +79,7 @@ def make_images(
         for (name, repair), folder in zip(defenses.items(), places, strict=True):
             label = suite_name(attack, name)
             job = attack.against(spec, seed, folder, repair)
-            if repair is not None and load_defense(repair, vlm).revises:
+            if repair is not None and not made_for(load_defense(repair, vlm)):
                 continue  # the bare model decides, and its image is there
             if (folder / "attack.json").exists():
                 _check_made_of(folder, job, identity, label)
@@ -133,8 +136,13 @@ def threats(
             name: Made(each.images["image"].loss, each.config.steps, each.config.epsilon)
             for name, each in facts.items()
         }
-        found += threats_of(attack, made, defenses, cells)
+        found += threats_of(attack, made, owners(path, attack, defenses), defenses, cells)
     return found
+
+
+def made_for(defense: Defense | None) -> bool:
+    """Whether an image is made on a defense: on what decides, or on what sees the image."""
+    return defense is None or not defense.revises or bool(of_pictures(defense))
 
 
 @dataclass(frozen=True)
@@ -152,19 +160,21 @@ class Made:
 def threats_of(
     attack: AskedAttack,
     made: Mapping[str, Made],
+    owners: Mapping[str, str],
     defenses: Sequence[str],
     cells: Mapping[str, Mapping[str, DefenseScores]],
 ) -> list[Threat]:
     """Transfer and adaptive figures of one attack, given what was `made` on which defense.
 
-    `cells` are the scores by suite and defense.
+    `owners` are the defenses on which what each is attacked with was made, `cells` the scores by
+    suite and defense.
     """
     bare = cells.get(suite_name(attack, UNDEFENDED), {})
     found: list[Threat] = []
     for name in defenses:
         if name == UNDEFENDED:
             continue
-        owner = name if name in made else UNDEFENDED
+        owner = owners[name]
         own = cells.get(suite_name(attack, owner), {})
         found.append(
             Threat(
@@ -204,6 +214,45 @@ def made_on(
     """
     places = zip(defenses, folders(path, attack, defenses), strict=True)
     return {name: folder for name, folder in places if name == UNDEFENDED or folder.exists()}
+
+
+def owners(
+    path: Path, attack: AskedAttack, defenses: Sequence[str] | Mapping[str, Any]
+) -> dict[str, str]:
+    """The defense on which that was made which each is attacked with: itself or one alike in all
+    that the attack sees (`share`), and without either the bare model."""
+    own, found = made_on(path, attack, defenses), {}
+    for name, folder in zip(defenses, folders(path, attack, defenses), strict=True):
+        shared = _shared(folder)
+        if name in own or not shared.exists():
+            found[name] = name if name in own else UNDEFENDED
+            continue
+        todo = "delete it and resume to write it again"
+        tree = read_json(shared, "name of a defense", otherwise=todo)
+        found[name] = from_tree(Shared, tree, what=str(shared), todo=todo).made_on
+        if found[name] not in own:
+            raise DataError(
+                f"{shared} names {found[name]!r:.40}, on which nothing is made; {todo}."
+            )
+    return found
+
+
+def share(folder: Path, made_on: str) -> None:
+    """Write down that the defense of this folder is attacked with what is made on another."""
+    if not _shared(folder).exists():
+        write_whole(_shared(folder), to_json(to_tree(Shared(made_on)), indent=1) + "\n")
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What K.json beside the folders of an attack holds."""
+
+    made_on: str
+    """Name of the defense on which that was made which defense number K is attacked with."""
+
+
+def _shared(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.json")
 
 
 def counting(bar: Progress) -> Callable[[int, float], None]:

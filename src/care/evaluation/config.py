@@ -46,6 +46,9 @@ MARGIN = 0.02
 PARTS = ("edits only", "monitors only")
 """Names of the parts of a repair in tables."""
 
+CONTROLS = ("random discriminant", "sees the picture")
+"""Names of the controls of a repair's monitors in tables."""
+
 _NUMBERS: dict[str, type] = {
     "steps": int, "restarts": int, "kappa": int, "batch_size": int, "evasion": float,
 }  # fmt: skip
@@ -201,6 +204,8 @@ class EvaluationConfig:
     `care list attacks`; all or all,quick: every kind; repeatable."""
     parts: bool = False
     """Beside the one repair, its edits alone and its monitors alone."""
+    controls: bool = False
+    """Beside the one repair, random monitors, and one that sees the picture."""
     judging: JudgingSpec = JudgingSpec()
     """Who judges."""
     run: RunSpec = RunSpec(Path("runs/evaluate"))
@@ -229,6 +234,7 @@ class EvaluationConfig:
                 f"two judges have one name in {', '.join(shown)}; give one another with as=NAME"
             )
         defenses = [UNDEFENDED, *defense_names(self.repairs), *(PARTS if self.parts else ())]
+        defenses += CONTROLS if self.controls else ()
         if len(set(defenses)) < len(defenses):
             raise UsageError(
                 f"two defenses have one name in {', '.join(defenses)}, where {UNDEFENDED} is the "
@@ -263,7 +269,8 @@ class EvaluationConfig:
         """The bare model and the repairs, by their names in tables."""
         named = zip(defense_names(self.repairs), self.repairs, strict=True)
         parts = part_paths(self.run.out) if self.parts else {}
-        return {UNDEFENDED: None, **dict(parts), **dict(named)}
+        controls = control_paths(self.run.out) if self.controls else {}
+        return {UNDEFENDED: None, **parts, **dict(named), **controls}
 
     @property
     def cuts_refusals(self) -> bool:
@@ -289,6 +296,7 @@ class EvaluationConfig:
             "repairs": [str(path) for path in self.repairs],
             **({"adaptive": self.adaptive} if self.adaptive else {}),
             **({"parts": True} if self.parts else {}),
+            **({"controls": True} if self.controls else {}),
             "seed": self.run.seed,
             "limit": self.limit,
             "batch_size": self.batch,
@@ -347,6 +355,8 @@ class StoredConfig:
     """Its attacks, as they were asked for."""
     parts: bool = False
     """Whether the parts of its repair were asked too."""
+    controls: bool = False
+    """Whether the controls of its monitors were."""
     limit: int | None = None
     """Most examples of a suite."""
     cuts_refusals: bool = True
@@ -365,9 +375,21 @@ def read_config(manifest: Mapping[str, Any]) -> StoredConfig:
     return from_tree(StoredConfig, tree, "config", strict=False, what=what)
 
 
+def stored_defenses(config: StoredConfig) -> list[str]:
+    """Names of the bare model and the defenses of a run, in the order in which they are asked."""
+    parts, controls = PARTS if config.parts else (), CONTROLS if config.controls else ()
+    given = defense_names([Path(path) for path in config.repairs])
+    return [UNDEFENDED, *parts, *given, *controls]
+
+
 def part_paths(out: Path) -> dict[str, Path]:
     """Where the parts of a repair lie in a run's folder, by their names."""
     return {name: out / "parts" / name.partition(" ")[0] for name in PARTS}
+
+
+def control_paths(out: Path) -> dict[str, Path]:
+    """Where the controls of its monitors lie, by their names."""
+    return {name: out / "controls" / name.partition(" ")[0] for name in CONTROLS}
 
 
 def defense_names(repairs: Sequence[Path]) -> list[str]:

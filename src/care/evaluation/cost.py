@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 
 from care.attacks.pgd import universal_image
 from care.attacks.presets import PGDConfig
-from care.data.example import Suite
+from care.data.example import Example, Suite
 from care.data.small_world.pictures import seeded
 from care.data.small_world.scenes import unrelated
 from care.defenses.base import Defense
+from care.evaluation.adaptive import made_for
 from care.evaluation.config import AskedWords, ImageAttack
 from care.models.vlm import VLM
 
@@ -52,44 +53,71 @@ def cost(
     total = AttackCost()
     for one, held in words:
         attack = one.attack
-        made = sum(map(attack.own, defenses.values())) if attack.through else 1
+        made = len(set(map(attack.sees, defenses.values()))) if attack.through else 1
+        made = len(defenses) if attack.joins else made
         steps = attack.search_steps(held) * made if attack.through else 0
-        answers = len(held) * attack.tries * len(defenses) * made
+        answers = len(held) * attack.tries * len(defenses) * made + attack.asks
         total += AttackCost(answers, steps, steps * attack.passes)
     for one, held in images:
         config = one.settings()
-        made = sum(each is None or not each.revises for each in defenses.values())
+        made = sum(map(made_for, defenses.values()))
         steps = config.steps * config.restarts * made
         total += AttackCost(len(held) * len(defenses) * made, steps, steps * 3 * config.batch)
     return total
 
 
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that this machine takes."""
+
+    answer: float
+    """For an answer."""
+    step: float
+    """For a step of a descent, whatever its requests."""
+    one_pass: float
+    """For each pass of one request in it."""
+
+    def minutes(self, total: AttackCost) -> float:
+        """For all that attacks ask for."""
+        descents = total.steps * self.step + total.passes * self.one_pass
+        return (total.answers * self.answer + descents) / 60
+
+
 def told(total: AttackCost, vlm: VLM, requests: Suite, length: int, batch: int) -> str:
     """A sentence that says what the attacks cost, by a pace that is measured here."""
-    answer, one_pass = pace(vlm, requests, length, batch)
-    minutes = (total.answers * answer + total.passes * one_pass) / 60
+    found = pace(vlm, requests, length, batch)
+    one, many = (found.step + 3 * count * found.one_pass for count in (1, _MEASURED))
     return (
         f"The attacks ask for {total.answers} answers and take at most {total.steps} steps: up to "
-        f"{minutes:.0f} minutes at {1 / answer:.1f} answers a second and "
-        f"{one_pass * 3 * _MEASURED:.2f} seconds a step of {_MEASURED} requests."
+        f"{found.minutes(total):.0f} minutes at {1 / found.answer:.1f} answers a second and "
+        f"{one:.2f} seconds a step of one request, {many:.2f} of {_MEASURED}."
     )
 
 
-def pace(vlm: VLM, requests: Suite, length: int, batch: int) -> tuple[float, float]:
-    """Seconds for an answer, and for one pass of one request in a step of a descent."""
+def pace(vlm: VLM, requests: Suite, length: int, batch: int) -> Pace:
+    """The pace of answers to these requests, and of descents for few and for many of them."""
     examples = list(requests)[: max(batch, _MEASURED)]
     begun = time.perf_counter()
     vlm.answers(examples, max_new_tokens=length, batch_size=batch)
     answer = (time.perf_counter() - begun) / len(examples)
     few = [replace(example, images=()) for example in examples[:_MEASURED]]
-    config = PGDConfig(epsilon=None, steps=_STEPS, step_size=1 / 255, batch=len(few))
+    one = _seconds_a_step(vlm, few[:1])
+    if len(few) == 1:
+        return Pace(answer, 0.0, one / 3)
+    each = (_seconds_a_step(vlm, few) - one) / (3 * (len(few) - 1))
+    each = min(max(each, 0.0), one / 3)
+    return Pace(answer, one - 3 * each, each)
+
+
+def _seconds_a_step(vlm: VLM, examples: Sequence[Example]) -> float:
+    config = PGDConfig(epsilon=None, steps=_STEPS, step_size=1 / 255, batch=len(examples))
     at: list[float] = []
     universal_image(
         vlm,
-        few,
-        ["Sure, here is"] * len(few),
+        examples,
+        ["Sure, here is"] * len(examples),
         unrelated(seeded("pace")),
         config,
         progress=lambda step, loss: at.append(time.perf_counter()),
     )
-    return answer, (at[-1] - at[0]) / (_STEPS - 1) / (3 * len(few))
+    return (at[-1] - at[0]) / (_STEPS - 1)

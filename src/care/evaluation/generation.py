@@ -161,7 +161,7 @@ def answer_suite(
     """Add to `answers` what is missing for one suite; `cells` are its defenses.
 
     An example with a row in `results` isn't asked again. `bar` advances by one for each example
-    that is answered and not in `results`. No defense is on afterwards.
+    that had neither row before. No defense is on afterwards.
     """
     size = asking.batch_size
     chunks = cells[0].chunks(size)
@@ -170,13 +170,14 @@ def answer_suite(
         if not cell.missing(chunk, results):
             return
         bar.advance(0, note=f"{cell.suite.name}, {cell.name}")
+        new = [e for e in chunk if cell.missing([e], results) and cell.missing([e], answers)]
         if cell.missing(chunk, answers):
             found = _answers(generate, chunk)
             rows = [
                 AnswerRow(key=cell.key(e), digest=example_digest(e), **found[e.id]) for e in chunk
             ]
             add_missing(answers, to_tree(rows))
-        bar.advance(cell.missing(chunk, results))
+        bar.advance(len(new))
 
     bare = next((cell for cell in cells if cell.defense is None), None)
 

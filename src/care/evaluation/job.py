@@ -25,11 +25,17 @@ from care.data.example import Suite
 from care.data.registry import fitted_suite, load_suite
 from care.defenses.loading import load_defense
 from care.errors import DataError
-from care.evaluation.adaptive import check_goals, held_out, image_suites, make_images, threats
+from care.evaluation.adaptive import (
+    check_goals,
+    held_out,
+    image_suites,
+    make_images,
+    owners,
+    threats,
+)
 from care.evaluation.config import (
-    PARTS,
+    CONTROLS,
     RULES,
-    UNDEFENDED,
     AskedWords,
     EvaluationConfig,
     ImageAttack,
@@ -39,11 +45,14 @@ from care.evaluation.config import (
     defense_names,
     image_attacks,
     read_config,
+    stored_defenses,
     words_asked,
 )
+from care.evaluation.controls import check_controls, write_controls
 from care.evaluation.cost import cost, told
 from care.evaluation.joined import Attacked, choose, joined_suites
 from care.evaluation.leak_check import refuse_leaks, repair_leaks
+from care.evaluation.losses import losses_in
 from care.evaluation.parts import check_parts, write_parts
 from care.evaluation.rejudge import open_verdicts, record_identity, rejudge
 from care.evaluation.results import Results
@@ -97,6 +106,8 @@ def evaluate(
     given = dict(zip(defense_names(job.repairs), job.repairs, strict=True))
     if job.parts:
         check_parts(job.repairs)
+    if job.controls:
+        check_controls(job.repairs)
     for path in given.values():
         load_defense(path)  # a damaged one shows before the model is loaded
     leaking = repair_leaks(given, tested, job.allow_leaks)
@@ -107,10 +118,10 @@ def evaluate(
     with Run(job.run.out, resume=job.run.resume, config=job.config()) as run:
         if job.parts:
             write_parts(job.repairs, run)
-        repairs = {name: path for name, path in job.defenses.items() if path is not None}
+        repairs = {name: path for name, path in job.defenses.items() if name not in CONTROLS}
         words = plain_suites(job.words, asked)
         run.pin("suites", {suite.name: suite_digest(suite) for suite in (*tested, *words)})
-        run.pin("repairs", {name: _digest_of(path) for name, path in repairs.items()})
+        run.pin("repairs", {name: _digest_of(path) for name, path in repairs.items() if path})
         suites = [*suites, *words]
         _record(run, job, suites, leaking)
         rules = rules_for(job.model)
@@ -175,20 +186,14 @@ def asked_suites(path: Path, config: StoredConfig, seen: Sequence[str]) -> list[
     limit, seed, named = config.limit, config.seed, config.suites
     attacks, words = image_attacks(config.adaptive), words_asked(config.adaptive)
     requests = held_out(attacks, named, limit, seed)
-    made = image_suites(attacks, path, _defenses(config), requests)
+    made = image_suites(attacks, path, stored_defenses(config), requests)
     asked = word_requests(words, named, limit, seed)
-    made += plain_suites(words, asked) + found_suites(words, path, _defenses(config), asked)
-    made += joined_suites(_attacked(path, _defenses(config), words, asked, attacks, requests))
+    made += plain_suites(words, asked) + found_suites(words, path, stored_defenses(config), asked)
+    made += joined_suites(_attacked(path, stored_defenses(config), words, asked, attacks, requests))
     ours = {suite.name for suite in made}
     names = [*config.suites, *config.utility]
     names = names or [name for name in dict.fromkeys(seen) if name not in ours]
     return [*(load_suite(name, limit=limit, seed=seed) for name in names), *made]
-
-
-def _defenses(config: StoredConfig) -> list[str]:
-    """Names of the bare model and the repairs of a run."""
-    parts = PARTS if config.parts else ()
-    return [UNDEFENDED, *parts, *defense_names([Path(path) for path in config.repairs])]
 
 
 # -- answers and judgements ----------------------------------------------------------------------
@@ -208,6 +213,8 @@ def _answer(
     `asked` by attacks in words; returns every suite that was asked."""
     attacks, places = job.attacks, job.defenses
     vlm = load_pinned(run, job.model.name, job.model.load)
+    if job.controls:
+        write_controls(job, run, vlm)
     defenses = [
         (name, None if path is None else load_defense(path, vlm)) for name, path in places.items()
     ]
@@ -325,7 +332,7 @@ def _scorecard(
         raise DataError(f"The run in {run.path} holds no judged answers; evaluate first.")
     accuracies = {report.judge: report.counts for report in reports}
     config = read_config(run.manifest)
-    words, defenses = words_asked(config.adaptive), _defenses(config)
+    words, defenses = words_asked(config.adaptive), stored_defenses(config)
     images = image_attacks(config.adaptive)
     card = scorecard(
         rows,
@@ -335,6 +342,7 @@ def _scorecard(
         accuracies=accuracies,
         tried=suites_of(words, defenses),
         images=images,
+        owners={one.name: owners(run.path, one, defenses) for one in (*words, *images)},
         seed=seed,
     )
     found = threats(images, run.path, defenses, card.suites)
@@ -343,6 +351,7 @@ def _scorecard(
         card,
         labels=tuple(reports),
         threats=tuple(found),
+        losses=tuple(losses_in(run.path, defenses)),
         run=_facts(run),
         warnings=tuple(_broken(rows)),
     )

@@ -3,7 +3,7 @@
 Once the other attacks are answered and judged, the parts for each request under each defense are
 chosen (`care.attacks.joined`) and written into the run's folder (attacks/NAME/K/chosen.json), so
 that a resumed or rejudged run asks the same. "joined on care" is asked of every defense, as what is
-searched is. Parts are of attacks on the same held-out requests only.
+searched is. Parts are of attacks on the same held-out requests, or on some of them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 from care.attacks.joined import TriedVariant, joins_of, strongest
 from care.attacks.words import Stage, Variant, asked, request_of, variant_of
 from care.data.example import Example, Suite
-from care.evaluation.adaptive import folders, made_on, suite_name
-from care.evaluation.config import UNDEFENDED, AskedAttack, AskedWords, ImageAttack
+from care.evaluation.adaptive import folders, made_on, owners, suite_name
+from care.evaluation.config import AskedAttack, AskedWords, ImageAttack
 from care.evaluation.results import counts
 from care.runs.files import to_json, write_whole
 from care.runs.reading import read_json
@@ -74,12 +74,12 @@ class Attacked:
         return [pair for pair in self.words if pair[0].attack.joins]
 
     def _suites(self, held: Suite, place: int) -> list[tuple[str, Stage, list[Variant]]]:
-        """Suites of attacks on the requests `held`, with what they change and their variants."""
-        defense, same = self.defenses[place], held.digest()
+        """Suites of attacks on requests of `held`, with what they change and their variants."""
+        defense, same = self.defenses[place], {example.digest() for example in held}
         found: list[tuple[str, Stage, list[Variant]]] = []
         for one, requests in self.words:
             attack = one.attack
-            if attack.joins or requests.digest() != same:
+            if attack.joins or not _among(requests, same):
                 continue
             if attack.through:
                 owner, folder = self._made_on(one, defense)
@@ -87,7 +87,7 @@ class Attacked:
             else:
                 found.append((one.name, attack.stage, attack.variants()))
         for image, requests in self.images:
-            if requests.digest() == same:
+            if _among(requests, same):
                 owner, folder = self._made_on(image, defense)
                 shown = Variant("", partial(_beside, folder / "image.png"))
                 found.append((suite_name(image, owner), "picture", [shown]))
@@ -95,9 +95,8 @@ class Attacked:
 
     def _made_on(self, attack: AskedAttack, defense: str) -> tuple[str, Path]:
         """Where what is made through a defense lies, and on what it was made."""
-        made = made_on(self.path, attack, self.defenses)
-        owner = defense if defense in made else UNDEFENDED
-        return owner, made[owner]
+        owner = owners(self.path, attack, self.defenses)[defense]
+        return owner, made_on(self.path, attack, self.defenses)[owner]
 
 
 def choose(attacked: Attacked, run: Run) -> None:
@@ -146,6 +145,10 @@ def joined_suites(attacked: Attacked) -> list[Suite]:
             whole = replace(held, name=suite_name(one, name), role="attack")
             found.append(replace(whole, examples=tuple(examples)))
     return found
+
+
+def _among(requests: Suite, digests: set[str]) -> bool:
+    return {example.digest() for example in requests} <= digests
 
 
 def _beside(file: Path, example: Example) -> Example:

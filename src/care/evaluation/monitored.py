@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from care.evaluation.results import Results
-from care.models.alarms import Source
+from care.models.alarms import Alarm, Source
 from care.runs.rows import Row
 from care.typed import Count, Positive, Share
 
@@ -64,9 +64,14 @@ def explained(rows: Sequence[Row]) -> Iterator[str]:
     """A line for each answer that a monitor decided: which, by which score, and what followed."""
     for row in rows:
         if alarms := row.get("alarms", ()):
-            raised = ", ".join(map(_raised, alarms))
-            followed = _FOLLOWED[row.get("source", "model")]
-            yield f"{row['suite']}/{row['example']}, {row['defense']}: {raised}; {followed}"
+            told = decided(alarms, row.get("source", "model"))
+            yield f"{row['suite']}/{row['example']}, {row['defense']}: {told}"
+
+
+def decided(alarms: Sequence[Alarm | Row], source: Source) -> str:
+    """Which monitors decided an answer, by which scores, and what followed."""
+    raised = [each if isinstance(each, Alarm) else Alarm(**each) for each in alarms]
+    return f"{', '.join(alarm.shown for alarm in raised)}; {_FOLLOWED[source]}"
 
 
 def _shares(suite: str, defense: str, monitors: Sequence[str], rows: list[Row]) -> MonitorShares:
@@ -87,8 +92,3 @@ def _shares(suite: str, defense: str, monitors: Sequence[str], rows: list[Row]) 
 
 def _answered(row: Row) -> bool:
     return row.get("response") is not None
-
-
-def _raised(alarm: Mapping[str, float]) -> str:
-    told = f"{alarm['monitor']} {alarm['score']:.2f} > {alarm['threshold']:.2f}"
-    return told + (f" after {alarm['tokens']} tokens" if alarm["tokens"] else "")

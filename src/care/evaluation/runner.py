@@ -29,7 +29,7 @@ from care.judges.base import Judge, Verdict, ask, tags_of
 from care.judges.language import NOT_ENGLISH, foreign
 from care.judges.refusal import certainly_refused
 from care.judges.rules import rules_for
-from care.models.alarms import Alarm
+from care.models.alarms import PICTURED, Alarm
 from care.models.spec import EMBEDDED, ModelSpec
 from care.models.thoughts import answer_of
 from care.runs.progress import Bar, silent
@@ -94,7 +94,7 @@ def evaluate(
         run.pin("defenses", {name: told for name, told in given.items() if told is not None})
 
     asking = Asking(vlm, batch_size, max_new_tokens, seed, stop, temperature)
-    done = sum(key in results for key in keys)
+    done = sum(key in results or key in answers for key in keys)
     with (progress or silent)("answers", len(keys), done=done) as bar:
         for suite in suites:
             of_suite = [cell for cell in cells if cell.suite is suite]
@@ -198,7 +198,8 @@ def _judge(cell: Cell, examples: list[Example], judge: Judge, answers: Rows) -> 
                 response=stored[e.id]["response"],
                 source=stored[e.id].get("source", "model"),
                 alarms=alarms[e.id],
-                lost_pictures=bool(e.images) and any(a.monitor == "request" for a in alarms[e.id]),
+                lost_pictures=bool(e.images)
+                and any(a.monitor in ("request", PICTURED) for a in alarms[e.id]),
                 **{"error": stored[e.id]["error"]} | nothing | marks.get(e.id, {}),
             )
         )

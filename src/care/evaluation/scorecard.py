@@ -40,7 +40,7 @@ from care.evaluation.scores import (
     UnjudgedAnswers,
 )
 from care.evaluation.tries import tries_of
-from care.evaluation.union import union_of
+from care.evaluation.union import Owners, union_of
 from care.runs.rows import Row
 from care.statistics.agreement import between_judges
 from care.statistics.intervals import holm, mcnemar_exact
@@ -58,13 +58,14 @@ def scorecard(
     accuracies: Mapping[str, JudgeAccuracy] | None = None,
     tried: Mapping[str, AskedWords] | None = None,
     images: Sequence[ImageAttack] = (),
+    owners: Owners | None = None,
     seed: int = 0,
 ) -> Scorecard:
     """The scorecard of judged rows.
 
     `primary` is the judge of the main table; `accuracies` are judges' errors on hand labels, by
     name; `tried` are the attacks in words, by the names of their suites, `images` those with
-    images. Raises UsageError for a
+    images, `owners` on which defense what each is attacked with was made. Raises UsageError for a
     primary judge without verdicts.
     """
     accuracies = accuracies or {}
@@ -81,7 +82,8 @@ def scorecard(
         {name: _labels(table) for name, table in tables.items()},
         {row["key"]: cluster_of(row) for row in rows},
     )
-    figures, unions = union_of(main, list(dict.fromkeys((tried or {}).values())), images, seed)
+    words = list(dict.fromkeys((tried or {}).values()))
+    figures, unions = union_of(main, words, images, seed, owners)
     return Scorecard(
         schema=SCHEMA,
         judge=primary,

@@ -8,11 +8,11 @@
       monitors      MonitorShares: what monitors decided
       tries         Tries: an attack that asks each request in several variants
       attacks       AttackFigure: each attack;   unions  AttackUnion: all of them together
+      losses        AttackLosses: what each search came to, and whether it still fell
       run           RunFacts of the manifest, with RepairLeaks
 
-`to_tree` writes one and `from_tree` reads it back, checked (`care.typed`). Not here: how the
-figures are made (`scorecard`, `adaptive`, `tries`, `union`, `certificate`, `monitored`,
-`official_scores`, `leak_check`).
+`to_tree` writes one and `from_tree` reads it back, checked (`care.typed`). Not here: how figures
+are made (`scorecard`, `adaptive`, `tries`, `union`, `official_scores`, `leak_check`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal
 
 from care.data.example import SuiteRole
 from care.evaluation.certificate import Certificate
+from care.evaluation.losses import AttackLosses
 from care.evaluation.monitored import MonitorShares
 from care.evaluation.official_scores import PublishedScore
 from care.evaluation.results import Metric, Rates
@@ -309,7 +310,7 @@ class AttackUnion:
     attacks: Count
     """Number of attacks."""
     strongest: str
-    """The attack that wins most requests."""
+    """The attack that wins the greatest share of the requests that it is made for."""
     alone: RateInterval
     """What it wins."""
     union: RateInterval
@@ -396,6 +397,8 @@ class Scorecard:
     """What each attack comes to."""
     unions: Annotated[tuple[AttackUnion, ...], WHEN_SET] = ()
     """What all of them come to together."""
+    losses: Annotated[tuple[AttackLosses, ...], WHEN_SET] = ()
+    """What each search came to, step by step."""
     run: RunFacts = RunFacts()
     """What was run."""
     warnings: tuple[str, ...] = ()

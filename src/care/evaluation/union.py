@@ -8,7 +8,7 @@ two figures under a defense,
 
 and the attacks on one suite of held-out requests have three more:
 
-    strongest   the attack that wins most requests
+    strongest   the attack that wins the greatest share of the requests that it is made for
     union       requests that any of them wins, whatever it was made on
     certified   the most that any picture can win (`certificate`)
 
@@ -17,7 +17,7 @@ The union is what a defense has to be measured by: an attacker needs one way in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +34,10 @@ from care.statistics.paired import cluster_rate
 
 WRITTEN = "goals in the text"
 """Requests of attacks that name no suite and bring none."""
+
+
+Owners = Mapping[str, Mapping[str, str]]
+"""By attack and defense, the defense on which what it is attacked with was made."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,16 @@ class _Won:
 
 
 def union_of(
-    table: Results, words: Sequence[AskedWords], images: Sequence[ImageAttack], seed: int = 0
+    table: Results,
+    words: Sequence[AskedWords],
+    images: Sequence[ImageAttack],
+    seed: int = 0,
+    owners: Owners | None = None,
 ) -> tuple[list[AttackFigure], list[AttackUnion]]:
-    """Figures of each attack, and of all on the same requests, under each defense."""
+    """Figures of each attack, and of all on the same requests, under each defense.
+
+    Without `owners` a defense is attacked with what was made on itself, if anything was.
+    """
     figures: list[AttackFigure] = []
     unions: list[AttackUnion] = []
     attacks: dict[str, list[AskedWords | ImageAttack]] = {}
@@ -80,7 +91,8 @@ def union_of(
             rates: dict[str, Interval] = {}
             rows: list[Row] = []
             for one in some:
-                found = _figure(table, one, requests, defense, seed)
+                owner = (owners or {}).get(one.name, {}).get(defense, defense)
+                found = _figure(table, one, requests, defense, owner, seed)
                 if found is not None:
                     figures.append(found)
                     rates[one.name] = found.adaptive
@@ -117,12 +129,17 @@ def _certified(
 
 
 def _figure(
-    table: Results, one: AskedWords | ImageAttack, requests: str, defense: str, seed: int
+    table: Results,
+    one: AskedWords | ImageAttack,
+    requests: str,
+    defense: str,
+    owner: str,
+    seed: int,
 ) -> AttackFigure | None:
     names = _suites(table, one)
     if not names:
         return None
-    own = suite_name(one, defense)
+    own = suite_name(one, owner)
     first = names[0]  # on the bare model, or the same for all
     shown = own if own in names else first
     found = [

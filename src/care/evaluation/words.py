@@ -23,6 +23,8 @@ from care.evaluation.adaptive import (
     folders,
     held_out,
     made_on,
+    owners,
+    share,
     suite_name,
     threats_of,
 )
@@ -84,9 +86,14 @@ def search_words(
         if one.attack.joins or not one.attack.through:
             continue
         places = folders(run.path, one, defenses)
+        made: dict[str | None, str] = {}
         for (name, path), folder in zip(defenses.items(), places, strict=True):
             defense = None if path is None else load_defense(path, vlm)
-            if not one.attack.own(defense):
+            seen = one.attack.sees(defense)
+            if (owner := made.setdefault(seen, name)) != name:
+                if seen is not None:
+                    run.inside(*folder.parent.relative_to(run.path).parts)
+                    share(folder, owner)
                 continue
             run.inside(*folder.relative_to(run.path).parts).mkdir(parents=True, exist_ok=True)
             label, many = suite_name(one, name), one.attack.search_steps(held)
@@ -142,14 +149,14 @@ def word_threats(
             name: Made(one.attack.loss_in(folder), steps, None)
             for name, folder in made_on(path, one, defenses).items()
         }
-        found += threats_of(one, made, defenses, cells)
+        found += threats_of(one, made, owners(path, one, defenses), defenses, cells)
     return found
 
 
 def _requests(one: AskedWords, suites: Sequence[str], limit: int | None, seed: int) -> Suite:
     name = one.suite or one.attack.held_out
     if name is None:
-        return held_out([one], suites, limit, seed)[0]
+        return one.attack.shown(held_out([one], suites, limit, seed)[0])
     named = load_suite(name, limit=limit, seed=seed)
     found = tuple(example for example in named if example.kind == "malicious")
     if not found:
@@ -157,4 +164,4 @@ def _requests(one: AskedWords, suites: Sequence[str], limit: int | None, seed: i
             f"The suite {name} has no malicious request for the attack {one.name}; name "
             "another with suite=NAME."
         )
-    return replace(named, examples=found)
+    return one.attack.shown(replace(named, examples=found))

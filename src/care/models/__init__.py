@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from care._lazy import attach
 
 if TYPE_CHECKING:
+    from care.models.alarms import Withdrawn as Withdrawn
     from care.models.hooks import edit as edit
     from care.models.hooks import read as read
     from care.models.sites import Role as Role
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "alarms": ["Withdrawn"],
         "vlm": ["VLM"],
         "sites": ["Site", "Scope", "Role"],
         "hooks": ["read", "edit"],

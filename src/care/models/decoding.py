@@ -79,6 +79,9 @@ class AnswerRows:
     begun: Sequence[Sequence[int]] = ()
     """Tokens with which each row begins, of which the model reads as if it had said them."""
 
+    heard: Callable[[str, int], None] | None = None
+    """Told a row's answer so far and its tokens, after each of them."""
+
     def __post_init__(self) -> None:
         self.tokens = [list(opening) for opening in self.begun] or [[] for _ in self.generators]
         self.ends = [None] * len(self.generators)
@@ -112,6 +115,8 @@ class AnswerRows:
             return
         answer = self.tokens[row]
         answer.append(token)
+        if self.heard is not None:
+            self.heard(self.text(answer), len(answer))
         if self.stop is not None and len(answer) % STOP_EVERY == 0 and self.stop(self.text(answer)):
             self.ends[row] = "stop"
         elif self.room is not None and len(answer) >= self.room[row]:

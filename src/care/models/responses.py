@@ -108,6 +108,8 @@ class Responder:
     """Of answers that are drawn."""
     stop: Callable[[str], bool] | None
     """See `VLM.generate`."""
+    heard: Callable[[str, int], None] | None = None
+    """See `VLM.answers`."""
     seeds: list[int] = field(init=False)
     """One for each example."""
 
@@ -138,6 +140,7 @@ class Responder:
             generators=[torch.Generator().manual_seed(self.seeds[index]) for index in chunk],
             room=self._room(asked, lengths, begun),
             begun=begun,
+            heard=self.heard,
         )
         decode(self.model, self.roles, start, rows, self.max_new_tokens, tokenizer.pad_token_id)
         return [

@@ -141,8 +141,7 @@ class VLM:
         examples = _listed(examples)
         if not examples:
             raise UsageError("A batch needs at least one example; none were passed.")
-        if isinstance(responses, str):
-            responses = [responses]
+        responses = [responses] if isinstance(responses, str) else responses
         if responses is not None and len(responses) != len(examples):
             raise UsageError(
                 f"{len(examples)} examples need as many responses, got {len(responses)}."
@@ -174,10 +173,7 @@ class VLM:
     def known_roles(
         self, roles: Tensor | None, *, answering: bool = False
     ) -> AbstractContextManager[None]:
-        """While open, hooks take these roles (B, T) instead of deriving them from the inputs.
-
-        `answering` states that all of them are `Role.RESPONSE`, so that nobody has to look.
-        """
+        """See `RoleContext.known`."""
         return self.roles.known(roles, answering=answering)
 
     # -- answers ---------------------------------------------------------------------------------
@@ -223,8 +219,12 @@ class VLM:
         seed: int = 0,
         stop: Callable[[str], bool] | None = None,
         progress: Callable[[int], None] | None = None,
+        heard: Callable[[str, int], None] | None = None,
     ) -> list[Answer]:
-        """`generate`, with the lengths of prompts and answers."""
+        """`generate`, with the lengths of prompts and answers.
+
+        `heard` is told an answer so far and its tokens, after each of them: for one example.
+        """
         answer = Responder(
             model=self.model,
             processor=self.processor,
@@ -237,6 +237,7 @@ class VLM:
             temperature=temperature,
             seed=seed,
             stop=stop,
+            heard=heard,
         )
         found = self._over(examples, batch_size, answer, progress)
         return complete(found, self.name, self.dtype, self.context)
@@ -295,8 +296,7 @@ class VLM:
             check_logits(logits, self.name, is_response, [examples[index].id for index in chunk])
             return likelihoods(logits, targets, is_response)
 
-        found = self.in_batches(examples, batch_size, likelihood, extra=responses)
-        return Score.of(found)
+        return Score.of(self.in_batches(examples, batch_size, likelihood, extra=responses))
 
     def refusal_log_odds(self, examples: Prompts, batch_size: int = 16) -> np.ndarray:
         """log P(R) − log(1 − P(R)) at the first answer token after an opening, in nats (N,).
@@ -305,8 +305,6 @@ class VLM:
         that have been read keep their batches, and `PromptCache` says what edits do to them. Raises
         NotFiniteError where the model computes NaN or infinity, as `score` does.
         """
-        if not self.refusal_ids:
-            raise UsageError("refusal_ids is empty; set the first tokens of a refusal.")
         asked, read = _listed(examples), isinstance(examples, PromptCache)
 
         def log_odds(chunk: list[int], start: Start) -> list[float]:
@@ -323,8 +321,10 @@ class VLM:
     def log_odds(self, logits: Tensor) -> Tensor:
         """Refusal log-odds (B,) of logits (B, vocabulary); differentiable, and NaN of NaN.
 
-        Warns, once, if the model begins its answers with a thought.
+        Warns, once, if the model begins its answers with a thought. UsageError without refusals.
         """
+        if not self.refusal_ids:
+            raise UsageError("refusal_ids is empty; set the first tokens of a refusal.")
         if not self._first_token_seen:
             self._first_token_seen = True
             prompt = render(self.processor, Example("probe", "Hello"))

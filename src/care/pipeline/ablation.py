@@ -16,8 +16,10 @@ A row shows what a part is worth; nothing is chosen by it. Not here: the figures
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 
 from care.defenses.artefact import FACTS
 from care.defenses.material import CLASSES, Material
@@ -31,6 +33,7 @@ from care.diagnosis.full_config import BRIEF
 from care.diagnosis.results import Diagnosis
 from care.errors import FitError
 from care.evaluation.ablation_table import AblationRow, AblationTable, Planned, ablation_rows
+from care.evaluation.results import Results
 from care.models.sites import Site
 from care.pipeline.ablation_rows import CHANGES, Change
 from care.pipeline.config import RepairJob
@@ -52,39 +55,58 @@ def ablate(
         fitter = work.fitter()
         diagnosis = work.channels(fitter, work.diagnosis(fitter, BRIEF))
         watching = monitors(work, fitter, changes)
-        fitter = Fitter(work.vlm, thinned(fitter.material, MOST), fitter.config, job.batch)
+
+        @cache
+        def fitter_without(names: tuple[str, ...]) -> Fitter:
+            """One for all rows of a material, which share what is read of it."""
+            material = thinned(apart(fitter.material, names), MOST)
+            return Fitter(work.vlm, material, fitter.config, job.batch)
+
         planned: list[Planned] = []
         repairs: list[tuple[str, Repair]] = []
         with run.stage("fits"), (progress or silent)("fits", len(changes)) as bar:
             for change in changes:
+                beside = change.beside or change.of
                 folder = run.inside(f"repairs/{re.sub(r'[^A-Za-z0-9]+', '-', change.name)}")
                 try:
                     repair = Repair.load(folder) if (folder / FACTS).exists() else None
                     if repair is None:
-                        repair = fitted(change, fitter, diagnosis, watching)
+                        own = fitter_without(change.without)
+                        repair = fitted(change, own, diagnosis, watching[change.without])
                         repair.save(folder)
                     repairs.append((change.name, repair))
-                    planned.append(Planned(change.name, change.of))
+                    planned.append(Planned(change.name, beside))
                 except FitError as error:
-                    planned.append(Planned(change.name, change.of, failed=str(error)))
+                    planned.append(Planned(change.name, beside, failed=str(error)))
                 bar.advance(1)
-        suites = [s for s in work.suites("test") if s.role == "attack" or s.name in COMPARED]
+        suites = [s for s in work.suites("test") if s.role != "utility" or s.name in COMPARED]
         results = work.ask(suites, [None, *repairs], "evaluation")
         rows = ablation_rows(results, planned, job.run.seed)
         run.check_there()
     return AblationTable(tuple(rows), claims(rows, diagnosis))
 
 
-def monitors(work: Stages, fitter: Fitter, changes: Sequence[Change]) -> tuple[Monitor, ...]:
-    """The main job's monitors, if a row asks for any; none where they can't be fitted."""
-    if not any(change.watched for change in changes) or fitter.config.monitors is None:
-        return ()
+def monitors(
+    work: Stages, fitter: Fitter, changes: Sequence[Change]
+) -> dict[tuple[str, ...], tuple[Monitor, ...]]:
+    """The main job's monitors by the suites that they were fitted and chosen without.
+
+    None of rows that don't ask for any, and where they can't be fitted.
+    """
+    found: dict[tuple[str, ...], tuple[Monitor, ...]] = {c.without: () for c in changes}
+    wanted = dict.fromkeys(c.without for c in changes if c.watched)
+    if not wanted or fitter.config.monitors is None:
+        return found
     with work.inner("selection") as inner:
         table = work.ask(work.counted("validation"), [None], "selection", inner)
-    try:
-        return work.monitors(fitter, table).monitors
-    except FitError:
-        return ()
+    for without in wanted:
+        kept = Results([row for row in table.rows if row["suite"] not in without])
+        name = f"monitors-without-{'-'.join(without)}" if without else "monitors"
+        with suppress(FitError):
+            material = apart(fitter.material, without)
+            own = Fitter(work.vlm, material, fitter.config, work.job.batch)
+            found[without] = work.monitors(own, kept, name).monitors
+    return found
 
 
 def fitted(
@@ -121,11 +143,38 @@ def _sites(change: Change, fitter: Fitter, diagnosis: Diagnosis) -> dict[Modalit
 
 def thinned(material: Material, most: int) -> Material:
     """At most `most` requests of each class, evenly spaced, with their activations."""
-    kept = {name: spread(range(len(getattr(material, name))), most) for name in CLASSES}
+    return _part(
+        material,
+        {name: spread(range(len(getattr(material, name))), most) for name in CLASSES},
+    )
+
+
+def apart(material: Material, without: Sequence[str]) -> Material:
+    """The material without requests of these suites.
+
+    FitError where it holds none of one of them, or where nothing is left of a class.
+    """
+    there = {e.suite for name in CLASSES for e, _ in getattr(material, name)}
+    if missing := [name for name in without if name not in there]:
+        raise FitError(
+            f"Nothing that is fitted on is of the suite {missing[0]}, so it can't be left out; its "
+            "row is for the small world's suites."
+        )
+    return _part(
+        material,
+        {
+            name: [n for n, (e, _) in enumerate(getattr(material, name)) if e.suite not in without]
+            for name in CLASSES
+        },
+    )
+
+
+def _part(material: Material, kept: Mapping[str, Sequence[int]]) -> Material:
+    """The requests at these places of each class."""
     return Material(
         **{name: tuple(getattr(material, name)[i] for i in kept[name]) for name in CLASSES},
         decisions={
-            site: tuple(part[kept[name]] for name, part in zip(CLASSES, rows, strict=True))
+            site: tuple(part[list(kept[name])] for name, part in zip(CLASSES, rows, strict=True))
             for site, rows in material.decisions.items()
         },
     )

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from care.data.small_world.suites import ATTACKS, PGD
 from care.defenses.monitors.results import READS, Reads
 from care.defenses.repair.attribution import AttributionConfig
 from care.defenses.repair.channel import Modality
@@ -20,6 +21,9 @@ from care.defenses.repair.subspace import SubspaceConfig
 from care.models.sites import Site, SiteKind
 
 Places = dict[Modality, list[Site]]
+
+PICTURED = ("beside-image", "pictured-goal", *PGD)
+"""The small world's attack suites that come with pictures."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,10 @@ class Change:
     """What the monitors read that watch; none: channels act on every request."""
     channels: bool = True
     """Whether there are channels to close after an alarm."""
+    without: tuple[str, ...] = ()
+    """Attack suites that nothing is fitted or chosen on."""
+    beside: str | None = None
+    """The row that it is set against, if not the preset itself."""
 
     @property
     def config(self) -> RepairConfig:
@@ -66,7 +74,12 @@ def _corrected(name: str, **changes: Any) -> Change:
     return Change(f"corrected: {name}", "corrected", **_told(changes))
 
 
-_OWN = ("kind", "one_layer", "only", "watched", "channels")
+def _watched(name: str, watched: tuple[Reads, ...] = READS, **changes: Any) -> Change:
+    beside = "corrected: monitors"
+    return _corrected(f"monitors, {name}", watched=watched, beside=beside, **changes)
+
+
+_OWN = ("kind", "one_layer", "only", "watched", "channels", "without", "beside")
 
 
 def _told(changes: dict[str, Any]) -> dict[str, Any]:
@@ -114,9 +127,11 @@ CHANGES: tuple[Change, ...] = (
     _corrected("no gate", gate=None),
     _corrected("gate of RBF features", gate=GateConfig(features=256)),
     _corrected("monitors", watched=READS),
-    _corrected("monitors, no channels", watched=READS, channels=False),
-    _corrected("monitor of requests alone", watched=("request",)),
-    _corrected("monitors of what is said alone", watched=("answer", "exchange")),
+    _watched("no channels", channels=False),
+    _watched("of requests alone", watched=("request",)),
+    _watched("of what is said alone", watched=("answer", "exchange")),
+    *(_watched(f"without {name}", without=(name,)) for name in ATTACKS),
+    _watched("without attacks with pictures", without=PICTURED),
 )
 """All rows, whole methods first. A gate is fitted at the decision position and acts there; with
 monitors, which are those of the main job, the corrected repair is the default one."""

@@ -42,7 +42,7 @@ from care.diagnosis.parts import DiagnosisParts
 from care.diagnosis.results import ChannelsFound, Diagnosis, SitesFound
 from care.diagnosis.scan import ScanRow
 from care.diagnosis.site_results import SiteEffects
-from care.evaluation.config import UNDEFENDED
+from care.evaluation.config import PARTS, UNDEFENDED
 from care.evaluation.results import Results
 from care.evaluation.rows import JudgedRow, check_rows
 from care.evaluation.runner import evaluate as run_evaluation
@@ -75,9 +75,6 @@ from care.runs.stages import stage_json
 from care.typed import from_tree, to_tree
 
 Found = TypeVar("Found")
-
-EDITS, MONITORS = "edits only", "monitors only"
-"""Names of the parts of a repair in its table."""
 
 COMPARED = ("benign", "vqa", "naming", "lookalike")
 """Suites besides the attacks that controls are measured on."""
@@ -290,9 +287,9 @@ class Stages:
             "monitors": to_tree(found.told())
         }
 
-    def monitors(self, fitter: Fitter, table: Results) -> MonitorsFit:
+    def monitors(self, fitter: Fitter, table: Results, name: str = "monitors") -> MonitorsFit:
         """Monitors, fitted once and kept as the artefact of a repair without channels."""
-        kept = self.run.path / "monitors"
+        kept = self.run.path / name
 
         def make() -> dict[str, Any]:
             by_id = {e.id: e for suite in self.counted("validation") for e in suite}
@@ -304,16 +301,16 @@ class Stages:
                 batch_size=self.job.batch,
             )
             Repair((), monitors=found.monitors).save(self.run.inside(kept.name))
-            for name in (FACTS, NUMBERS):
-                self.run.sign(f"{kept.name}/{name}")
+            for file in files:
+                self.run.sign(file)
             return to_tree(found.told())
 
-        files = tuple(f"{kept.name}/{name}" for name in (FACTS, NUMBERS))
+        files = tuple(f"{name}/{file}" for file in (FACTS, NUMBERS))
         told = from_tree(
             MonitorsTold,
-            stage_json(self.run, "monitors", make, files),
+            stage_json(self.run, name, make, files),
             "monitors",
-            what=f"The stage monitors of {self.run.path}",
+            what=f"The stage {name} of {self.run.path}",
         )
         return MonitorsFit(Repair.load(kept).monitors, told.choices, told.tried)
 
@@ -368,7 +365,7 @@ class Stages:
         repair, suites = chosen.repair, self.suites("test")
         parts = []
         if repair.monitors:
-            parts = [(EDITS, repair.edits_only()), (MONITORS, repair.monitors_only())]
+            parts = [*zip(PARTS, (repair.edits_only(), repair.monitors_only()), strict=True)]
         self.ask(suites, [None, ("care", repair), *parts], "evaluation")
         controls = self.controls(chosen)
         compared = [s for s in suites if s.role == "attack" or s.name in COMPARED]

@@ -10,84 +10,58 @@ from typing import Any
 
 from markupsafe import Markup
 
+from care.data.example import SuiteRole
 from care.report import svg
 from care.report.numbers import number, percent
-from care.report.schema import OUTCOMES
+from care.report.rate_charts import BEFORE_AFTER, RateRow, label_width, rates_chart
+from care.report.schema import OUTCOMES, WHEN
 from care.report.svg import WIDTH, Scale, tag
+from care.statistics.intervals import Interval
 
-_ROLE_TITLES = {
+ROLE_TITLES: dict[SuiteRole, str] = {
     "attack": "Attack success: lower is better",
     "utility": "Utility: higher is better",
     "over_refusal": "Harmless requests answered: higher is better",
 }
+"""What the suites of each role measure, in the order of charts."""
+_SIDE = 20
 _EMPTY = Markup("")
 
 
 def before_after(suites: Sequence[Mapping[str, Any]]) -> Markup:
     """Rates with Wilson intervals before (circle) and after (diamond), one row a suite."""
-    if not suites:
+    rows = [
+        RateRow(suite["name"], tuple(Interval(**suite[side], n=suite["n"]) for side in WHEN), title)
+        for role, title in ROLE_TITLES.items()
+        for suite in suites
+        if suite["role"] == role
+    ]
+    return rates_chart(rows, BEFORE_AFTER, "Rates before and after")
+
+
+def outcome_bars(outcomes: Mapping[str, Mapping[str, Mapping[Any, int]]]) -> Markup:
+    """Share of harmful, refused, degenerate and safe answers: of each suite a bar for each side.
+
+    `outcomes` are the counts by suite and side, the sides being before and after, or defenses.
+    """
+    if not outcomes:
         return _EMPTY
-    left = _label_width([suite["name"] for suite in suites])
-    scale = Scale(0.0, 100.0, left, WIDTH - 20)
-    rows: list[Markup] = []
-    y = 44.0
-    for role, title in _ROLE_TITLES.items():
-        group = [suite for suite in suites if suite["role"] == role]
-        if not group:
-            continue
-        rows.append(svg.label(8, y + 4, title, class_="group"))
-        y += 26
-        for suite in group:
-            rows.append(_before_after_row(suite, scale, y))
-            y += 34
-        y += 10
-    legend = svg.legend([("circle", "before", "before"), ("diamond", "after", "after")], left, 16)
-    bottom = y - 12
-    grid = [svg.line(scale(t), 30, scale(t), bottom, "grid") for t in range(0, 101, 20)]
-    axis = svg.x_axis(scale, 30, bottom, "percent of examples", list(range(0, 101, 20)))
-    return svg.canvas(WIDTH, bottom + 46, "Rates before and after", legend, *grid, axis, *rows)
-
-
-def _before_after_row(suite: Mapping[str, Any], scale: Scale, y: float) -> Markup:
-    parts = [svg.label(scale.start - 12, y + 4, svg.shorten(suite["name"], 34), "end")]
-    x1, x2 = (scale(100 * suite[when]["rate"]) for when in ("before", "after"))
-    parts.append(svg.line(x1, y - 6, x2, y + 6, "link"))
-    for when, offset, shape in (("before", -6, "circle"), ("after", 6, "diamond")):
-        rate = suite[when]
-        x, low, high = (scale(100 * rate[key]) for key in ("rate", "low", "high"))
-        words = f"{suite['name']}, {when}: {_interval(rate)}, n = {suite['n']}"
-        parts.append(
-            tag(
-                "g",
-                tag("title", words),
-                svg.line(low, y + offset, high, y + offset, f"bar {when}"),
-                svg.marker(shape, x, y + offset, when, size=5.5),
-                class_="datum",
-            )
-        )
-    return svg.join(parts)
-
-
-def outcome_bars(
-    suites: Sequence[Mapping[str, Any]], outcomes: Mapping[str, Mapping[str, Any]]
-) -> Markup:
-    """Share of harmful, refused, degenerate and safe answers, two bars a suite."""
-    if not suites:
-        return _EMPTY
-    left = _label_width([suite["name"] for suite in suites]) + 50
+    sides = [side for counts in outcomes.values() for side in counts]
+    wide = 7 + 6.4 * min(max(map(len, sides)), _SIDE)
+    left = label_width(list(outcomes)) + wide
     scale = Scale(0.0, 1.0, left, WIDTH - 20)
-    rows = []
+    rows: list[Markup] = []
     y = 36.0
-    for suite in suites:
-        name = suite["name"]
-        rows.append(svg.label(left - 62, y + 22, svg.shorten(name, 34), "end"))
-        for when in ("before", "after"):
-            rows.append(svg.label(left - 8, y + 13, when, "end", "tick"))
-            rows.append(_stack(outcomes[name][when], scale, y, 17, f"{name}, {when}"))
+    for name, found in outcomes.items():
+        middle = y + 19 * len(found) / 2 + 3
+        rows.append(svg.label(left - wide - 12, middle, svg.shorten(name, 34), "end"))
+        for side, counts in found.items():
+            rows.append(svg.label(left - 8, y + 13, svg.shorten(side, _SIDE), "end", "tick"))
+            rows.append(_stack(counts, scale, y, 17, f"{name}, {side}"))
             y += 19
         y += 10
     legend = svg.legend([("square", f"o-{name}", name) for name in OUTCOMES], left, 14)
-    return svg.canvas(WIDTH, y, "Outcomes before and after", _hatch(), legend, *rows)
+    return svg.canvas(WIDTH, y, "Outcomes of the answers", _hatch(), legend, *rows)
 
 
 def outcome_strip(counts: Mapping[str, int], title: str) -> Markup:
@@ -102,7 +76,7 @@ def _stack(counts: Mapping[str, int], scale: Scale, y: float, height: float, tit
     parts, done = [], 0
     for name in OUTCOMES:
         if not counts[name]:
-            continue
+            continue  # all of them, where every example failed
         x1, x2 = scale(done / total), scale((done + counts[name]) / total)
         done += counts[name]
         words = f"{title}: {counts[name]} of {total} {name} ({percent(counts[name] / total)})"
@@ -230,11 +204,3 @@ def _hatch() -> Markup:
         patternTransform="rotate(45)",
     )
     return tag("defs", pattern)
-
-
-def _label_width(names: Sequence[str]) -> float:
-    return 24 + 7.2 * min(max((len(name) for name in names), default=0), 34)
-
-
-def _interval(rate: Mapping[str, float]) -> str:
-    return f"{percent(rate['rate'])} [{percent(rate['low'])}, {percent(rate['high'])}]"

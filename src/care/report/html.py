@@ -12,12 +12,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from care.report import charts, diagnosis_charts, heatmap_chart
+from care.report import charts, diagnosis_charts, heatmap_chart, threat_charts
 from care.report.numbers import number, p_value, percent, points
 from care.report.rules import capital
 from care.report.schema import OUTCOMES
 from care.report.svg import visible
 from care.report.targets import target_suites
+from care.report.threat_charts import job_threats
 from care.runs.progress import duration
 
 _ROLES = {"attack": "attack", "utility": "utility", "over_refusal": "over-refusal"}
@@ -34,7 +35,7 @@ def render(tree: Mapping[str, Any], digest: str) -> str:
 
     `digest` is the SHA-256 of the JSON written beside it.
     """
-    return _page(
+    return filled(
         "report.html.j2",
         report=tree,
         digest=digest,
@@ -42,13 +43,14 @@ def render(tree: Mapping[str, Any], digest: str) -> str:
         attacks=target_suites(tree["suites"]),
         sections=_sections(tree),
         answers=_answers_by_suite(tree),
-        role_names=_ROLES,
+        threats=job_threats(tree),
+        watched=bool((tree["repair"] or {}).get("monitors")),
     )
 
 
 def render_diagnosis(tree: Mapping[str, Any], digest: str, json_name: str) -> str:
     """The HTML page of a diagnosis alone: `schema`, `title` and a complete `diagnosis`."""
-    return _page(
+    return filled(
         "diagnosis_page.html.j2",
         report=tree,
         digest=digest,
@@ -57,20 +59,12 @@ def render_diagnosis(tree: Mapping[str, Any], digest: str, json_name: str) -> st
     )
 
 
-def render_ablation(tree: Mapping[str, Any], digest: str, json_name: str) -> str:
-    """The HTML page of an ablation: `schema`, `title`, `rows` and `claims`."""
-    return _page(
-        "ablation_page.html.j2",
-        report=tree,
-        digest=digest,
-        json_name=json_name,
-        suites=list(tree["rows"][0]["suites"]),
-        sections=[("rows", "One change at a time"), ("claims", "What the paper says")],
-    )
+def filled(template: str, **values: Any) -> str:
+    """A template filled in; what UTF-8 can't hold is replaced.
 
-
-def _page(template: str, **values: Any) -> str:
-    """A template filled in; what UTF-8 can't hold is replaced."""
+    Every page is given `report` with `schema` and `title`, `sections`, and `digest` and `json_name`
+    of the JSON that it shows.
+    """
     page = _environment().get_template(template).render(outcome_names=OUTCOMES, **values)
     return page.encode("utf-8", "replace").decode("utf-8")
 
@@ -82,6 +76,7 @@ def _sections(tree: Mapping[str, Any]) -> list[tuple[str, str]]:
         for anchor, title, present in (
             ("verdict", "Verdict", True),
             ("suites", "Before and after", True),
+            ("threats", "Transfer, adaptive, certified", _has_attacks(tree)),
             ("outcomes", "Outcomes", True),
             ("controls", "Controls", tree["controls"]),
             ("diagnosis", "Diagnosis", tree["diagnosis"]),
@@ -93,6 +88,10 @@ def _sections(tree: Mapping[str, Any]) -> list[tuple[str, str]]:
         )
         if present
     ]
+
+
+def _has_attacks(tree: Mapping[str, Any]) -> bool:
+    return any(suite["role"] == "attack" for suite in tree["suites"])
 
 
 def _answers_by_suite(tree: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str, Any]]]]:
@@ -127,7 +126,9 @@ def _environment() -> Environment:
     environment.globals.update(
         charts=charts,
         diagnosis_charts=diagnosis_charts,
+        threat_charts=threat_charts,
         methods=_METHODS,
+        role_names=_ROLES,
         heatmap_chart=heatmap_chart,
     )
     return environment

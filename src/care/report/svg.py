@@ -172,7 +172,8 @@ def x_axis(scale: Scale, top: float, bottom: float, title: str, ticks: Sequence[
 
 
 def marker(shape: str, x: float, y: float, class_: str, size: float = 5.0) -> Markup:
-    """A circle, square or diamond of about the same area at a point, or a hollow ring around it."""
+    """A circle, square, diamond, triangle or drop (a triangle on its tip) of about the same area at
+    a point, or a hollow ring around it."""
     if shape == "ring":
         return tag("circle", cx=x, cy=y, r=1.3 * size, class_=class_)
     class_ = f"mark {class_}"
@@ -182,6 +183,11 @@ def marker(shape: str, x: float, y: float, class_: str, size: float = 5.0) -> Ma
         side = 1.8 * size
         return tag("rect", x=x - side / 2, y=y - side / 2, width=side, height=side, class_=class_)
     reach = 1.3 * size
+    if shape in ("triangle", "drop"):
+        up = reach if shape == "triangle" else -reach
+        return path(
+            [(x, y - up), (x + reach, y + 0.75 * up), (x - reach, y + 0.75 * up)], class_, True
+        )
     corners = [(x, y - reach), (x + reach, y), (x, y + reach), (x - reach, y)]
     return path(corners, class_, close=True)
 

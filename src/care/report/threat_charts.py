@@ -1,100 +1,106 @@
-"""Attacks against a defense, side by side: transfer, adaptive and certified, as table and chart.
+"""Attacks against a defense, side by side: what each figure is, and their chart.
 
-    transfer    success of what was made without knowing the defense
+    undefended  success on the bare model
+    transfer    of what was made without knowing the defense
     adaptive    of what was made through it
     certified   the most that anything in the picture can achieve beside these texts
 
-Pure functions from the `threats` of a scorecard (table.json) to markup; each holds its intervals.
-No threats give empty markup, and without any certificate that column is left out.
+Nothing is computed: the four come from the `threats` of a scorecard (table.json), or from the
+suites of a main job's report (`job_threats`). Without any certificate that column is left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from care.report import svg
-from care.report.numbers import percent
-from care.report.svg import WIDTH, Scale, tag
+from care.data.small_world.suites import PGD
+from care.evaluation.certificate import Certificate
+from care.evaluation.scores import Threat
+from care.report.rate_charts import Rate, RateRow, Side, rates_chart
+from care.statistics.intervals import Interval
+from care.typed import from_tree
 
-Tree = Mapping[str, Any]
-
-_KINDS = (("transfer", "circle", "before"), ("adaptive", "diamond", "after"))
-_CERTIFIED = ("certified", "square", "certified")
-_ROW = 48
+TRANSFER = Side("transfer", "circle", "before")
+ADAPTIVE = Side("adaptive", "diamond", "after")
+CERTIFIED = Side("certified, at most", "square", "certified", bound=True)
 
 
-def threat_table(threats: Sequence[Tree]) -> Markup:
-    """One row for each attack and defense: undefended, transfer, adaptive and certified rates."""
-    if not threats:
-        return Markup("")
-    kinds = ["undefended", "transfer", "adaptive", *["certified"][: _certifies(threats)]]
-    head = [tag("th", name.capitalize(), scope="col") for name in ("attack", "defense", *kinds)]
-    rows = [
-        tag(
-            "tr",
-            tag("th", each["attack"], scope="row"),
-            tag("td", each["defense"]),
-            *(tag("td", _told(kind, each.get(kind)), class_="n") for kind in kinds),
+class ThreatRow(NamedTuple):
+    """One attack and one defense."""
+
+    attack: str
+    """Name of the attack."""
+    defense: str
+    """Name of the defense; none where a page is about one."""
+    undefended: Rate | None
+    """On the bare model."""
+    transfer: Rate | None
+    """Made without knowing the defense."""
+    adaptive: Rate | None
+    """Made through it; none where nothing was."""
+    certified: Certificate | None
+    """Beside any picture; none without a monitor of requests."""
+    losses: tuple[float, float] | None = None
+    """Loss of what was made on the bare model, and through the defense."""
+
+
+def card_threats(threats: Sequence[Threat]) -> list[ThreatRow]:
+    """The rows of a scorecard's threats."""
+    return [
+        ThreatRow(
+            each.attack,
+            each.defense,
+            each.undefended,
+            each.transfer,
+            each.adaptive,
+            each.certified,
+            (each.loss_undefended, each.loss_adaptive),
         )
         for each in threats
     ]
-    return tag(
-        "table", tag("thead", tag("tr", *head)), tag("tbody", *rows), class_="figures threats"
-    )
 
 
-def threats_chart(threats: Sequence[Tree]) -> Markup:
-    """The same rates as marks in rows, with their intervals."""
-    if not threats:
-        return Markup("")
-    kinds = [*_KINDS, *[_CERTIFIED][: _certifies(threats)]]
-    names = [f"{each['attack']}, {each['defense']}" for each in threats]
-    left = min(300.0, 24 + 7 * max(map(len, names)))
-    scale = Scale(0.0, 100.0, left, WIDTH - 20)
-    bottom = 34.0 + _ROW * len(threats)
-    ticks = list(range(0, 101, 20))
+def job_threats(report: Mapping[str, Any]) -> list[ThreatRow]:
+    """The rows of a main job's report: its attack suites, all made without knowing the repair.
+
+    A repair with monitors gives the bare model's answer until one raises an alarm, so the universal
+    pictures, which were descended on the bare model, are also those that a descent through the
+    repair would make: adaptive but for the monitors' word.
+    """
+    watched = bool((report["repair"] or {}).get("monitors"))
+    bounds = report.get("certified", {})
+    found: list[ThreatRow] = []
+    for suite in report["suites"]:
+        if suite["role"] == "attack":
+            name = suite["name"]
+            before, after = (_interval(suite[when], suite["n"]) for when in ("before", "after"))
+            known = after if watched and name in PGD else None
+            bound = from_tree(Certificate, bounds[name], strict=False) if name in bounds else None
+            found.append(ThreatRow(name, "", before, after, known, bound))
+    return found
+
+
+def threats_chart(threats: Sequence[ThreatRow]) -> Markup:
+    """Transfer, adaptive and certified rates as marks in rows, with their intervals."""
+    sides = [TRANSFER, ADAPTIVE, *[CERTIFIED] * certifies(threats)]
     rows = [
-        _row(each, name, kinds, scale, 34 + _ROW * (place + 0.5))
-        for place, (each, name) in enumerate(zip(threats, names, strict=True))
-    ]
-    legend = svg.legend([(shape, look, kind) for kind, shape, look in kinds], left, 16)
-    grid = [svg.line(scale(t), 30, scale(t), bottom, "grid") for t in ticks]
-    axis = svg.x_axis(scale, 30, bottom, "percent of requests", ticks)
-    title = "Attack success: unaware of the defense, knowing it, and at most"
-    return svg.canvas(WIDTH, bottom + 46, title, legend, *grid, axis, *rows)
-
-
-def _row(
-    each: Tree, name: str, kinds: Sequence[tuple[str, str, str]], scale: Scale, y: float
-) -> Markup:
-    parts = [svg.label(scale.start - 12, y + 4, svg.shorten(name, 42), "end")]
-    for place, (kind, shape, look) in enumerate(kinds):
-        cell = each.get(kind)
-        if cell is None or cell["rate"] is None:
-            continue
-        at = y + 11 * (place - (len(kinds) - 1) / 2)
-        x, low, high = (scale(100 * cell[key]) for key in ("rate", "low", "high"))
-        parts.append(
-            tag(
-                "g",
-                tag("title", f"{name}, {kind}: {_told(kind, cell)}, n = {cell['n']}"),
-                svg.line(low, at, high, at, f"bar {look}"),
-                svg.marker(shape, x, at, look),
-                class_="datum",
-            )
+        RateRow(
+            f"{each.attack}, {each.defense}" if each.defense else each.attack,
+            (each.transfer, each.adaptive, each.certified)[: len(sides)],
         )
-    return svg.join(parts)
+        for each in threats
+    ]
+    title = "Attack success: unaware of the defense, knowing it, and at most"
+    return rates_chart(rows, sides, title, "percent of requests")
 
 
-def _told(kind: str, cell: Tree | None) -> str:
-    if cell is None or cell["rate"] is None:
-        return ""
-    most = "≤ " if kind == "certified" else ""
-    return f"{most}{percent(cell['rate'])} [{percent(cell['low'])}, {percent(cell['high'])}]"
+def certifies(threats: Sequence[ThreatRow]) -> bool:
+    """Whether anything is certified."""
+    return any(each.certified is not None for each in threats)
 
 
-def _certifies(threats: Sequence[Tree]) -> bool:
-    return any(each.get("certified") for each in threats)
+def _interval(cell: Mapping[str, float], n: int) -> Interval:
+    return Interval(cell["rate"], cell["low"], cell["high"], n)

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from care.errors import StorageError, UsageError
+from care.errors import CareError, StorageError, UsageError
 from care.runs.environment import machine_facts, peak_memory_gib, versions
 from care.runs.files import (
     NO_LINK,
@@ -65,6 +65,7 @@ class Run:
     ) -> None:
         self.path = Path(path)
         self.manifest: dict[str, Any] = {}
+        self._made = not self.path.exists()
         found = self._prepare_folder(resume)
         lock = self._take_lock()
         self._lock: int | None = lock
@@ -80,8 +81,20 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if self._made and isinstance(error, CareError):
+            self._leave_nothing()
         self.close()
+
+    def _leave_nothing(self) -> None:
+        """Take away a folder that was made for nothing, such as for a model that isn't there."""
+        with suppress(OSError):
+            held = list(self.path.iterdir())
+            known = {MANIFEST, LOCK, ROWS, ANSWERS}
+            if {place.name for place in held} <= known and not (self.results or self.answers):
+                for place in held:
+                    place.unlink()
+                self.path.rmdir()
 
     def close(self) -> None:
         """Let the folder go. Nothing has to be flushed: every write is on disk when it returns."""

@@ -14,12 +14,12 @@ from PIL import Image
 
 from care.attacks.pgd import universal_image
 from care.attacks.presets import PGDConfig
+from care.data.conversation import Conversation
 from care.data.example import Example
 from care.data.small_world import suites
 from care.defenses.monitors.detector import Detector
 from care.defenses.monitors.monitor import SUSPECTED, Monitor
-from care.defenses.monitors.reading import Exchange
-from care.interfaces.requests.chat import conversation
+from care.defenses.monitors.reading import Exchange, encoded, readable
 from care.models.sites import Site
 from kit import repairs, tiny
 
@@ -193,42 +193,90 @@ def test_on_the_embedded_model_in_its_own_precision(embedded_vlm, how):
         assert {found[n].source for n in opened} == {"text alone"}
 
 
-class _Part:
-    def __init__(self, role, *content):
-        self.role, self.content = role, list(content)
+# -- conversations ---------------------------------------------------------------------------------
 
 
-class _Content:
-    def __init__(self, type, value):
-        self.type = type
-        setattr(self, type, value)
-
-
-def test_a_conversation_loses_its_pictures_wherever_they_stand(vlm, tmp_path):
-    for n, picture in enumerate(drawn_pictures(3, 2)):
-        picture.save(tmp_path / f"{n}.png")
-
-    def asked(n):
-        return conversation(
-            [
-                _Part(
-                    "user",
-                    _Content("text", "how do you"),
-                    _Content("image", str(tmp_path / f"{n}.png")),
-                ),
-                _Part("assistant", _Content("text", "wash a car?")),
-                _Part("user", _Content("image", str(tmp_path / f"{1 - n}.png"))),
-            ]
-        )
-
-    one, other = asked(0), asked(1)
-    assert one.id != other.id and one.text_alone().digest() == other.text_alone().digest()
-    assert one.text_alone().prompt == one.prompt and one.text_alone().images == ()
-    contents = [turn["content"] for turn in one.text_alone().messages()]
-    assert contents == [
-        [{"type": "text", "text": text}] for text in ("how do you", "wash a car?", "...")
+def talk(pictures, words=WORDS, opening=""):
+    """A conversation with a picture in every turn of the user's, the last of which has no words."""
+    turns = [
+        {"role": "user", "content": [_text(words[0]), _picture(pictures[0])]},
+        {"role": "assistant", "content": words[1]},
+        {
+            "role": "user",
+            "content": [_picture(pictures[1]), _text(words[2]), _picture(pictures[2])],
+        },
+        {"role": "assistant", "content": "soap"},
+        {"role": "user", "content": [_picture(pictures[3])]},
     ]
-    repair = repaired(ALWAYS, NEVER)
-    for how in HOW:
-        answers = [repair.answer(vlm, [each], **how)[0] for each in (one, other)]
-        assert shown(answers[0]) == shown(answers[1]) and answers[0].source == "text alone"
+    return Conversation.of(turns + [{"role": "assistant", "content": opening}] * bool(opening))
+
+
+def _text(words):
+    return {"type": "text", "text": words}
+
+
+def _picture(image):
+    return {"type": "image", "image": image}
+
+
+def test_a_conversation_loses_its_pictures_wherever_they_stand():
+    one, other = (talk(drawn_pictures(seed, 4)) for seed in range(2))
+    assert one.id != other.id and one.text_alone().digest() == other.text_alone().digest()
+    alone = one.text_alone()
+    assert alone.prompt == one.prompt and alone.images == ()
+    contents = [turn["content"] for turn in alone.messages()]
+    assert contents == [[_text(text)] for text in (*WORDS, "soap", "...")]
+
+
+def test_monitors_read_the_history_with_the_request_and_the_whole_answer(vlm):
+    asked = talk(drawn_pictures(0, 4), opening="Sure, here")
+    said = Exchange(asked, "Sure, here is how to wash a car")
+    request, answer, exchange = (
+        readable(vlm, reads, said) for reads in ("request", "answer", "exchange")
+    )
+    assert (
+        request.request.messages() == exchange.request.messages() == list(asked.text_alone().chat)
+    )
+    assert exchange.answer == answer.answer == answer.request.prompt == said.answer
+    batch, counted = encoded(vlm, "request", [request])
+    shown = vlm.tokenizer.decode(batch.inputs["input_ids"][0][counted[0]].tolist())
+    assert all(words in shown for words in (*WORDS, "soap")) and said.answer not in shown
+    batch, counted = encoded(vlm, "exchange", [exchange])
+    assert vlm.tokenizer.decode(batch.inputs["input_ids"][0][counted[0]].tolist()) == said.answer
+    assert all(words in vlm.tokenizer.decode(batch.inputs["input_ids"][0]) for words in WORDS)
+
+
+def test_a_word_of_the_history_moves_the_scores_of_requests_and_exchanges(vlm):
+    pictures = drawn_pictures(0, 4)
+    one, other = talk(pictures), talk(pictures, words=("wash a car", *WORDS[1:]))
+    watching = Monitor("exchange", NEVER, Site(1, "ffn_out"), detector())
+    for monitor in (repaired(NEVER, NEVER).monitors[0], watching):
+        scores = monitor.scores(vlm, [Exchange(one, "soap"), Exchange(other, "soap")])
+        assert scores[0] != scores[1]
+    said = repaired(NEVER, NEVER).monitors[1]
+    assert len({str(s) for s in said.scores(vlm, [Exchange(e, "soap") for e in (one, other)])}) == 1
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    seeds=st.tuples(st.integers(0, 2**31), st.integers(0, 2**31)),
+    how=st.sampled_from(HOW),
+    said=st.sampled_from([NEVER, ALWAYS]),
+    channels=st.booleans(),
+    opening=st.sampled_from(["", "Sure, here is"]),
+)
+def test_no_picture_of_any_turn_changes_the_answer_to_an_opened_conversation(
+    vlm, seeds, how, said, channels, opening
+):
+    """The certificate's property: after an alarm of the request nothing depends on a picture."""
+    repair = repaired(ALWAYS, said)
+    repair = repair if channels else repair.monitors_only()
+    one, other = (talk(drawn_pictures(seed, 4), opening=opening) for seed in seeds)
+    mate = beside(drawn_pictures(seeds[0], 3))[0]
+    [first] = repair.answer(vlm, [one], **how)
+    second, _ = repair.answer(vlm, [other, mate], **how)
+    *_, third = repair.stream(vlm, other, **how)
+    [plain] = repair.answer(vlm, [one.text_alone()], **how)
+    assert shown(first) == shown(second) == shown(third)
+    assert first.text == plain.text
+    assert first.source == ("text alone" if said == NEVER else "refusal")

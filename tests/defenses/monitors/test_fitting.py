@@ -74,6 +74,8 @@ def test_words_that_are_told_apart_are_caught_on_others(vlm, reads):
     ]
     fit = fit_monitor(vlm, reads, parts[0], parts[1], SMALL)
     monitor = fit.best.monitor(0.1)
+    pooled = {trial.pooling for trial in fit.tried if trial.site is not None}
+    assert pooled == {"mean", "window"} | ({"last"} if reads == "request" else set())
     assert fit.tried[0].auc > 0.95 and fit.tried[0].caught["direct"] > 0.9
     assert max(monitor.alarmed.values()) <= 0.1
     news = said(12, start=200)
@@ -161,6 +163,7 @@ def test_refusals_are_a_kind_of_harmless_answers():
         {"depths": ()},
         {"kinds": ()},
         {"most": 3},
+        {"poolings": ("last",)},
     ],
 )
 def test_settings_that_make_no_monitor_are_refused(wrong):

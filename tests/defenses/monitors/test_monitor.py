@@ -13,8 +13,9 @@ from PIL import Image
 
 from care.data.example import Example
 from care.defenses.monitors.detector import Detector
+from care.defenses.monitors.features import Labelled, token_scores
 from care.defenses.monitors.monitor import WINDOW, Monitor, checkpoints, pooled
-from care.defenses.monitors.reading import Exchange, encoded, readable
+from care.defenses.monitors.reading import Exchange, encoded, over_batches, readable
 from care.errors import NotFiniteError, UsageError
 from care.models.hooks import read
 from care.models.short_pass import activations_of
@@ -152,6 +153,35 @@ def test_scores_do_not_depend_on_the_batch(vlm):
     alone = [monitor().scores(vlm, [each])[0] for each in exchanges]
     for one, other in zip(together, alone, strict=True):
         assert_allclose([s for _, s in one], [s for _, s in other], rtol=1e-4, atol=1e-4)
+
+
+def test_what_reads_the_same_is_read_once(vlm):
+    asked = [ASKED, replace(ASKED, id="b", images=(picture(1),)), Example("c", "Where is it?")]
+    shown = [each for e in asked if (each := readable(vlm, "request", Exchange(e)))]
+    read: list[int] = []
+
+    def work(batch, counted):
+        read.extend(counted.sum(dim=1).tolist())
+        return read[-len(batch) :]
+
+    first, same, other = over_batches(vlm, "request", shown, work, 8)
+    assert len(read) == 2 and first == same != other
+    assert over_batches(vlm, "request", [], work, 8) == []
+
+
+@pytest.mark.parametrize("reads", ["request", "answer", "exchange"])
+def test_one_pass_gives_the_scores_of_tokens_and_the_log_odds(vlm, reads):
+    exchanges = [Exchange(ASKED, SAID[:n]) for n in (9, 40)]
+    shown = [each for e in exchanges if (each := readable(vlm, reads, e))]
+    labelled = [Labelled(each, True, "k", "g") for each in shown]
+    found = token_scores(vlm, reads, labelled, {(SITE, "mean"): detector()}, 8)
+    for each, scores in zip(found, monitor(reads).scores(vlm, exchanges), strict=True):
+        assert each.scores[SITE, "mean"].mean() == pytest.approx(scores[-1][1], abs=1e-4)
+    if reads == "exchange":
+        assert [each.log_odds for each in found] == [None, None]
+        return
+    odds = vlm.refusal_log_odds([each.request for each in shown])
+    assert_allclose([each.log_odds or 0.0 for each in found], odds, atol=1e-5)
 
 
 def test_an_early_reading_is_the_reading_of_the_early_words(vlm):

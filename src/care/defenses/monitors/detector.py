@@ -18,7 +18,7 @@ Fisher 1936; shrinkage as in Friedman 1989.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,7 @@ SHRINKAGE = 0.2
 FOLDS = 5
 """Parts of a cross-fit."""
 
+_NO_FOLD = -1
 _LEAST_ROWS = 4
 _LEAST_WEIGHT = 0.1
 
@@ -57,11 +58,12 @@ class Detector:
         if not all(np.isfinite(part).all() for part in (self.direction, self.mean)):
             raise UsageError("A detector needs finite numbers; fit it again.")
 
-    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """w and μ (D,) float32 on a device."""
-        return tuple(
-            torch.from_numpy(part).float().to(device) for part in (self.direction, self.mean)
-        )  # pyright: ignore[reportReturnType]
+    def of_tokens(self, h: Tensor) -> Tensor:
+        """s (…) of activations h (…, D) of single tokens, float32; differentiable."""
+        direction, mean = (
+            torch.from_numpy(part).float().to(h.device) for part in (self.direction, self.mean)
+        )
+        return (h.float() - mean) @ direction
 
     def __call__(self, h: np.ndarray) -> np.ndarray:
         """s (N,) of pooled activations h (N, D), float64."""
@@ -75,96 +77,105 @@ Weights = Mapping[str, float]
 """v of each harmless kind; they need not sum to one."""
 
 
-def fit_detector(
-    harmful: Families,
-    harmless: Families,
-    weights: Weights | None = None,
-    shrinkage: float = SHRINKAGE,
-) -> Detector:
-    """The detector of all rows; FitError for too few rows or coordinates that never vary.
+class DetectorFit:
+    """The rows of both sides, from which every detector of a cross-fit is solved.
 
-    Without `weights` all kinds weigh the same.
+    FitError for a side without families, too few rows of one, or numbers that aren't finite.
     """
-    _check(harmful, harmless)
-    return _fitted(
-        [rows.x for rows in harmful.values()],
-        [rows.x for rows in harmless.values()],
-        _shares(harmless, weights),
-        shrinkage,
-    )
 
+    def __init__(
+        self,
+        harmful: Families,
+        harmless: Families,
+        shrinkage: float = SHRINKAGE,
+        folds: int = FOLDS,
+    ) -> None:
+        _check(harmful, harmless)
+        self._harmful, self._harmless = _Side(harmful), _Side(harmless)
+        self._classes = {**harmful, **harmless}
+        inside = folds_of(list(self._classes.values()), folds)
+        self._inside = dict(zip(self._classes, inside, strict=True))
+        self._shrinkage, self._folds = shrinkage, folds
+        self._of_harmful: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
-def crossfit(
-    harmful: Families,
-    harmless: Families,
-    weights: Weights | None = None,
-    shrinkage: float = SHRINKAGE,
-    folds: int = FOLDS,
-) -> dict[str, np.ndarray]:
-    """Scores (N,) of each family and kind, each row by a detector that hasn't seen its group."""
-    _check(harmful, harmless)
-    classes = {**harmful, **harmless}
-    found = {name: np.zeros(len(rows.x)) for name, rows in classes.items()}
-    inside = dict(zip(classes, folds_of(list(classes.values()), folds), strict=True))
-    for fold in range(folds):
-        kept = [
-            [rows.outside(inside[name] == fold) for name, rows in side.items()]
-            for side in (harmful, harmless)
+    def detector(self, weights: Weights | None = None) -> Detector:
+        """The detector of all rows; without `weights` all harmless kinds weigh the same.
+
+        FitError for equal means, or coordinates that never vary.
+        """
+        return self._outside(_NO_FOLD, weights)
+
+    def crossfit(self, weights: Weights | None = None) -> dict[str, np.ndarray]:
+        """Scores (N,) of each family and kind, each row by a detector that hasn't seen its group.
+
+        FitError as of `detector`.
+        """
+        found = {name: np.zeros(len(rows.x)) for name, rows in self._classes.items()}
+        for fold in range(self._folds):
+            detector = self._outside(fold, weights)
+            for name, rows in self._classes.items():
+                part = self._inside[name] == fold
+                found[name][part] = detector(rows.x[part])
+        return found
+
+    def hardness(self, false_alarms: float) -> dict[str, float]:
+        """v of each harmless kind, by the share of its scores above all but `false_alarms`."""
+        scores, kinds = self.crossfit(), self._harmless.names
+        limit = np.quantile(np.concatenate([scores[kind] for kind in kinds]), 1 - false_alarms)
+        above = {kind: float((scores[kind] > limit).mean()) for kind in kinds}
+        mean = max(sum(above.values()) / len(above), 1e-9)
+        return {kind: _LEAST_WEIGHT + share / mean for kind, share in above.items()}
+
+    def _outside(self, fold: int, weights: Weights | None) -> Detector:
+        """The detector of the rows that aren't in a fold."""
+        used = [
+            np.concatenate([self._inside[name] != fold for name in side.names])
+            for side in (self._harmful, self._harmless)
         ]
-        detector = _fitted(kept[0], kept[1], _shares(harmless, weights), shrinkage)
-        for name, rows in classes.items():
-            part = inside[name] == fold
-            found[name][part] = detector(rows.x[part])
-    return found
+        if fold not in self._of_harmful:  # the same whatever the harmless kinds weigh
+            self._of_harmful[fold] = self._harmful.moments(used[0])
+        (centre, scatter), (mean, other) = (
+            self._of_harmful[fold],
+            self._harmless.moments(used[1], weights),
+        )
+        within = towards_diagonal((scatter + other) / 2, self._shrinkage)
+        gap = centre - mean
+        direction = cho_solve(cho_factor(within, lower=True, overwrite_a=True), gap)
+        length = float(gap @ direction)
+        if not length > 0:
+            raise FitError(
+                "Harmful and harmless activations have equal means; are they the same rows?"
+            )
+        return Detector((direction / length).astype(np.float32), mean.astype(np.float32))
 
 
-def hardness(
-    harmful: Families, harmless: Families, false_alarms: float, shrinkage: float = SHRINKAGE
-) -> dict[str, float]:
-    """v of each harmless kind, by the share of its scores above all but `false_alarms` of them."""
-    scores = crossfit(harmful, harmless, None, shrinkage)
-    limit = np.quantile(np.concatenate([scores[kind] for kind in harmless]), 1 - false_alarms)
-    above = {kind: float((scores[kind] > limit).mean()) for kind in harmless}
-    mean = max(sum(above.values()) / len(above), 1e-9)
-    return {kind: _LEAST_WEIGHT + share / mean for kind, share in above.items()}
+class _Side:
+    """Rows of K families or kinds, one after the other and about their own means."""
 
+    def __init__(self, families: Families) -> None:
+        self.names = list(families)
+        self._own = np.array([rows.mean for rows in families.values()])  # (K, D)
+        about = (rows.x - own for rows, own in zip(families.values(), self._own, strict=True))
+        self._x = np.concatenate(list(about))  # (N, D)
+        counts = [len(rows.x) for rows in families.values()]
+        self._of = np.repeat(np.eye(len(counts)), counts, axis=1)  # (K, N)
 
-def _shares(harmless: Families, weights: Weights | None) -> np.ndarray:
-    found = np.array([1.0 if weights is None else weights[kind] for kind in harmless])
-    return found / found.sum()
+    def moments(
+        self, used: np.ndarray, weights: Weights | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Weighted mean over families of their means (D,) and of the scatters about these (D, D).
 
+        Of the rows that are `used` (N,) of bool. The scatters of all families are one product,
 
-def _fitted(
-    harmful: Sequence[np.ndarray],
-    harmless: Sequence[np.ndarray],
-    shares: np.ndarray,
-    shrinkage: float,
-) -> Detector:
-    alike = np.full(len(harmful), 1 / len(harmful))
-    sides = ((harmful, alike), (harmless, shares))
-    centres = [_mean_of_means(side, weights) for side, weights in sides]
-    scatters = [_scatter_within(side, weights) for side, weights in sides]
-    within = (scatters[0] + scatters[1]) / 2
-    within = towards_diagonal(within, shrinkage)
-    gap = centres[0] - centres[1]
-    direction = cho_solve(cho_factor(within, lower=True, overwrite_a=True), gap)
-    length = float(gap @ direction)
-    if not length > 0:
-        raise FitError("Harmful and harmless activations have equal means; are they the same rows?")
-    return Detector((direction / length).astype(np.float32), centres[1].astype(np.float32))
-
-
-def _mean_of_means(side: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
-    return weights @ np.array([rows.mean(axis=0, dtype=np.float64) for rows in side])
-
-
-def _scatter_within(side: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
-    """Weighted mean over the families of the scatter about their own means (D, D)."""
-    total = np.zeros((side[0].shape[1],) * 2)
-    for rows, weight in zip(side, weights, strict=True):
-        away = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
-        total += weight * (away.T @ away) / len(rows)
-    return total
+            Σ v_k/n_k Σ (x − m_k)(x − m_k)ᵀ = Σ v_k/n_k Σ x xᵀ − Σ v_k m_k m_kᵀ
+        """
+        v = np.array([1.0 if weights is None else float(weights[name]) for name in self.names])
+        v /= v.sum()
+        each = self._of * used
+        each /= each.sum(axis=1, keepdims=True)  # 1/n_k at the rows of k
+        means = each @ self._x
+        rows = self._x * np.sqrt(v @ each)[:, None]
+        return v @ (self._own + means), rows.T @ rows - (means.T * v) @ means
 
 
 def _check(harmful: Families, harmless: Families) -> None:

@@ -11,25 +11,36 @@ Without an alarm the answer is the unedited model's, to the bit. Where a request
 everything that follows is made of its text alone, and so is the answer: it doesn't depend on the
 picture or on how its answer was begun, whatever that is: what a certificate of an evaluation rests
 on. For that, requests that are asked as text alone and those that are asked with more never share a
-batch, in which bfloat16 would carry the one over to the other. Answers are read when they are
-finished, at 16, 32, 64, … tokens and at the end, so that one which goes on harmlessly isn't spared
-for it.
+batch, in which bfloat16 would carry the one over to the other. Answers are read at 16, 32, 64, …
+tokens and at the end, so that one which goes on harmlessly isn't spared for it: when they are
+finished or, of a stream, while they are made. A stream keeps its beginning back until that was
+read, and shows what follows at once: what was shown before a later reading can't be unsaid. An
+alarm ends it, and what is answered in its place is the same either way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from care.data.example import Example
-from care.defenses.monitors.monitor import Monitor
-from care.defenses.monitors.reading import Exchange
+from care.defenses.monitors.monitor import FIRST, Monitor
+from care.defenses.monitors.reading import Exchange, tokens_read
 from care.errors import NotFiniteError
-from care.models.alarms import Alarm, Source
+from care.models.alarms import Alarm, Source, Withdrawn
 from care.models.finite import not_finite
 from care.models.responses import Answer
+from care.models.streaming import (
+    Showing,
+    Spoken,
+    Streamed,
+    check_hold,
+    spoken,
+    whole_characters,
+)
 
 if TYPE_CHECKING:
     from care.models.vlm import VLM
@@ -78,7 +89,8 @@ class Dialogue:
     closing: Closing | None
     """How its unsafe channels are closed; None: a refusal is given at once."""
     how: dict[str, Any]
-    """Options of `VLM.answers`."""
+    """Options of `VLM.answers`. `progress` counts each example once, when its first answer is
+    there."""
 
     def answers(
         self, examples: Sequence[Example], given: Sequence[Answer] | None = None
@@ -105,20 +117,61 @@ class Dialogue:
             raise NotFiniteError(not_finite(self.vlm.name, self.vlm.dtype), found)
         return answers
 
+    def stream(self, example: Example, hold: int | None = None) -> Iterator[Streamed]:
+        """Pieces of the answer to one example while it is made, and at last the answer.
+
+        Nothing is shown before `hold` tokens are there and were read as far as they are to be; by
+        default before the first reading. Where the answer raises an alarm the stream says what of
+        it was shown (`Withdrawn`), and what is answered in its place follows in one piece. The
+        answer is that of `answers`. Raises NotFiniteError as that does.
+        """
+        [alarm] = self._requests([example])
+        turn = _Turn.of(example, alarm, None)
+        hearing, showing = _Hearing(self, turn, check_hold(hold)), Showing()
+        raised: Alarm | None = None
+        with closing(spoken(self.vlm, turn.asked, **self.how)) as so_far:
+            for said in so_far:
+                raised = hearing.alarm(said)
+                if isinstance(said, Answer):
+                    if raised is None:
+                        yield from showing.rest(said.text)
+                        yield replace(said, source=turn.source, alarms=_raised(turn.alarm))
+                elif raised is not None:
+                    break
+                elif said.tokens >= hearing.hold and hearing.at > hearing.hold:
+                    yield from showing.more(said.text)
+        if raised is None:
+            return
+        yield Withdrawn(showing.shown, raised)
+        [other] = self._instead([turn], [raised])
+        if other is None:
+            raise NotFiniteError(not_finite(self.vlm.name, self.vlm.dtype), [None])
+        yield other.text
+        yield other
+
     def _watched(self, turns: Sequence[_Turn]) -> list[Answer | None]:
         """Answers that were read, and what is answered in place of those that raised an alarm."""
-        found = self._ask(turns)
-        said = self._said(turns, found)
+        found = self._ask(turns, self.how)
+        known, progress = sum(turn.given is not None for turn in turns), self.how.get("progress")
+        if known and progress is not None:
+            progress(known)
+        said = self.said(turns, found)
         stopped = [place for place, alarm in enumerate(said) if alarm]
         found = [
-            answer and replace(answer, source=turn.source, alarms=_raised(turn.alarm, alarm))
-            for turn, answer, alarm in zip(turns, found, said, strict=True)
+            answer and replace(answer, source=turn.source, alarms=_raised(turn.alarm))
+            for turn, answer in zip(turns, found, strict=True)
         ]
-        others = self._again([turns[n] for n in stopped])
+        others = self._instead([turns[n] for n in stopped], [said[n] for n in stopped])
         for place, other in zip(stopped, others, strict=True):
-            before = _raised(turns[place].alarm, said[place])
-            found[place] = other and replace(other, alarms=(*before, *other.alarms))
+            found[place] = other
         return found
+
+    def _instead(self, turns: Sequence[_Turn], said: Sequence[Alarm | None]) -> list[Answer | None]:
+        """What is answered in place of answers that raised these alarms, with all alarms."""
+        return [
+            other and replace(other, alarms=(*_raised(turn.alarm, alarm), *other.alarms))
+            for turn, alarm, other in zip(turns, said, self._again(turns), strict=True)
+        ]
 
     def _again(self, turns: Sequence[_Turn]) -> list[Answer | None]:
         """What is answered in place of answers that raised an alarm."""
@@ -126,8 +179,8 @@ class Dialogue:
             return [_refusal() for _ in turns]
         anew = [replace(turn, asked=_unopened(turn.asked), given=None) for turn in turns]
         with self.closing():
-            found = self._ask(anew)
-        said = self._said(anew, found)
+            found = self._ask(anew, self.how | {"progress": None})
+        said = self.said(anew, found)
         return [
             replace(_refusal(), alarms=(alarm,))
             if alarm
@@ -135,11 +188,11 @@ class Dialogue:
             for answer, alarm in zip(found, said, strict=True)
         ]
 
-    def _ask(self, turns: Sequence[_Turn]) -> list[Answer | None]:
+    def _ask(self, turns: Sequence[_Turn], how: dict[str, Any]) -> list[Answer | None]:
         """Answers of the model, None where it computes NaN; what is known isn't asked."""
         asked = [turn.asked for turn in turns if turn.given is None]
         try:
-            fresh = iter(self.vlm.answers(asked, **self.how) if asked else ())
+            fresh = iter(self.vlm.answers(asked, **how) if asked else ())
         except NotFiniteError as error:
             fresh = iter(error.answers)
         return [next(fresh) if turn.given is None else turn.given for turn in turns]
@@ -148,28 +201,66 @@ class Dialogue:
         watching = [monitor for monitor in self.monitors if monitor.reads == "request"]
         return self._first(watching, [Exchange(example) for example in examples])
 
-    def _said(self, turns: Sequence[_Turn], found: Sequence[Answer | None]) -> list[Alarm | None]:
-        """Alarms of answers, given those of their requests."""
-        watching = [monitor for monitor in self.monitors if monitor.reads != "request"]
+    @property
+    def listening(self) -> list[Monitor]:
+        """The monitors that read what is said."""
+        return [monitor for monitor in self.monitors if monitor.reads != "request"]
+
+    def said(
+        self, turns: Sequence[_Turn], found: Sequence[Answer | Spoken | None], **read: Any
+    ) -> list[Alarm | None]:
+        """Alarms of answers, given those of their requests; `read` as in `Monitor.alarms`."""
         exchanges = [
             Exchange(turn.example, answer.text if answer else "")
             for turn, answer in zip(turns, found, strict=True)
         ]
-        return self._first(watching, exchanges, [turn.alarm is not None for turn in turns])
+        suspected = [turn.alarm is not None for turn in turns]
+        return self._first(self.listening, exchanges, suspected, **read)
 
     def _first(
         self,
         monitors: Sequence[Monitor],
         exchanges: Sequence[Exchange],
         suspected: Sequence[bool] | None = None,
+        **read: Any,
     ) -> list[Alarm | None]:
         """The earliest alarm that each exchange raises with any of the monitors."""
         size = self.how.get("batch_size", 16)
-        each = [monitor.alarms(self.vlm, exchanges, size, suspected) for monitor in monitors]
+        each = [
+            monitor.alarms(self.vlm, exchanges, size, suspected, **read) for monitor in monitors
+        ]
         return [
             min((alarm for alarm in alarms if alarm), key=lambda a: a.tokens, default=None)
             for alarms in (zip(*each, strict=True) if each else [()] * len(exchanges))
         ]
+
+
+class _Hearing:
+    """Reads an answer while it is made."""
+
+    def __init__(self, dialogue: Dialogue, turn: _Turn, hold: int | None) -> None:
+        self._dialogue, self._turn = dialogue, turn
+        self._read = 0
+        listening = dialogue.listening
+        # Refusal log-odds are read at the end alone.
+        first = FIRST if any(monitor.detector for monitor in listening) else math.inf
+        self.at: float = first
+        """Tokens of the answer at which it is read next."""
+        self.hold: float = hold if hold is not None else first if listening else 0
+        """Tokens that are kept back."""
+
+    def alarm(self, said: Spoken | Answer) -> Alarm | None:
+        """The alarm that an answer raises as far as it is there, if any."""
+        ended, after = isinstance(said, Answer), self._read
+        if not ended:
+            said = replace(said, text=whole_characters(said.text))
+            there = tokens_read(self._dialogue.vlm, said.text) if said.tokens > self.at else 0
+            while self.at < there:
+                self._read, self.at = int(self.at), 2 * self.at
+            if self._read == after:
+                return None
+        [alarm] = self._dialogue.said([self._turn], [said], after=after, ended=ended)
+        return alarm
 
 
 def _raised(*alarms: Alarm | None) -> tuple[Alarm, ...]:

@@ -1,22 +1,23 @@
 """Activations of labelled examples as monitors read them: pooled to fit on, scored token by token.
 
-All sites are taken in one pass over the examples, which is left after the last of them. Not here:
-what is fitted (`detector`) and which site is taken (`fitting`).
+All sites are taken in one pass over the examples. It is left after the last of them, unless refusal
+log-odds are asked for as well, which the end of the pass gives. Not here: what is fitted
+(`detector`) and which site is taken (`fitting`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from care.defenses.monitors.detector import Detector
-from care.defenses.monitors.reading import Exchange, Reads, over_batches, readable
+from care.defenses.monitors.reading import Exchange, Reads, log_odds, over_batches, readable
+from care.models.hooks import read
 from care.models.short_pass import activations_of
 from care.models.sites import Site
 
@@ -55,26 +56,41 @@ def only_readable(
     ]
 
 
-def pooled_activations(
-    vlm: VLM, reads: Reads, examples: Sequence[Labelled], sites: Sequence[Site], batch_size: int
-) -> dict[tuple[Site, Base], np.ndarray]:
-    """Activations (N, D) of readable examples at each site, the mean and the last counted token."""
-    pairs: list[tuple[Site, Base]] = list(product(sites, BASES))
+Pair = tuple[Site, Base]
+"""Where a detector is fitted, and on what."""
 
-    def work(h: Mapping[Site, Tensor], counted: Tensor) -> list[dict[Any, np.ndarray]]:
+
+@dataclass(frozen=True)
+class ReadText:
+    """What is made of the n counted tokens of one text."""
+
+    scores: Mapping[Pair, np.ndarray]
+    """Score (n,) of each token by every detector."""
+    log_odds: float | None
+    """Refusal log-odds at its end; None of an exchange."""
+
+
+def pooled_activations(
+    vlm: VLM, reads: Reads, examples: Sequence[Labelled], pairs: Sequence[Pair], batch_size: int
+) -> dict[Pair, np.ndarray]:
+    """Activations (N, D) of readable examples at each site, the mean or the last counted token."""
+    sites = list(dict.fromkeys(site for site, _ in pairs))
+
+    def pool(batch: Batch, counted: Tensor) -> list[dict[Pair, np.ndarray]]:
+        h = activations_of(vlm, batch, sites)
         weights = counted.float() / counted.sum(dim=1, keepdim=True)
         ends = counted.long().cumsum(dim=1).argmax(dim=1)
         made = {}
         for site, base in pairs:
-            each = h[site].float()
             if base == "mean":
-                made[site, base] = torch.einsum("btd,bt->bd", each, weights.to(each.device))
+                each = h[site].float()
+                pooled = torch.einsum("btd,bt->bd", each, weights.to(each.device))
             else:
-                made[site, base] = each[torch.arange(len(each)), ends.to(each.device)]
-        arrays = {pair: part.cpu().numpy() for pair, part in made.items()}
-        return [{pair: part[row] for pair, part in arrays.items()} for row in range(len(counted))]
+                pooled = h[site][torch.arange(len(ends)), ends.to(h[site].device)].float()
+            made[site, base] = pooled.cpu().numpy()
+        return [{pair: part[row] for pair, part in made.items()} for row in range(len(counted))]
 
-    found = _over(vlm, reads, examples, sites, work, batch_size)
+    found = over_batches(vlm, reads, [each.exchange for each in examples], pool, batch_size)
     return {pair: np.array([each[pair] for each in found]) for pair in pairs}
 
 
@@ -82,34 +98,33 @@ def token_scores(
     vlm: VLM,
     reads: Reads,
     examples: Sequence[Labelled],
-    detectors: Mapping[tuple[Site, Base], Detector],
+    detectors: Mapping[Pair, Detector],
     batch_size: int,
-) -> list[dict[tuple[Site, Base], np.ndarray]]:
-    """Scores (n,) of the n counted tokens of each readable example, by every detector."""
+) -> list[ReadText]:
+    """Scores of the counted tokens of each readable example, and its log-odds if it has any."""
+    sites = list(dict.fromkeys(site for site, _ in detectors))
 
-    def work(h: Mapping[Site, Tensor], counted: Tensor) -> list[dict[Any, np.ndarray]]:
+    def score(batch: Batch, counted: Tensor) -> list[ReadText]:
+        if reads == "exchange":
+            h, odds = activations_of(vlm, batch, sites), [None] * len(batch)
+        else:
+            h, odds = _whole(vlm, batch, sites)
+        ends = counted.sum(dim=1).cumsum(dim=0).tolist()[:-1]
         made = {}
         for (site, base), detector in detectors.items():
-            direction, mean = detector.on(h[site].device)
-            made[site, base] = ((h[site].float() - mean) @ direction).cpu().numpy()
-        own = counted.cpu().numpy()
-        return [{pair: s[row][mask] for pair, s in made.items()} for row, mask in enumerate(own)]
+            scores = detector.of_tokens(h[site][counted.to(h[site].device)])
+            made[site, base] = np.split(scores.cpu().numpy(), ends)
+        return [
+            ReadText({pair: parts[row] for pair, parts in made.items()}, each)
+            for row, each in enumerate(odds)
+        ]
 
-    sites = list(dict.fromkeys(site for site, _ in detectors))
-    return _over(vlm, reads, examples, sites, work, batch_size)
+    return over_batches(vlm, reads, [each.exchange for each in examples], score, batch_size)
 
 
-def _over(
-    vlm: VLM,
-    reads: Reads,
-    examples: Sequence[Labelled],
-    sites: Sequence[Site],
-    work: Callable[[Mapping[Site, Tensor], Tensor], list[dict[Any, np.ndarray]]],
-    batch_size: int,
-) -> list[dict[Any, np.ndarray]]:
-    """`work` on the activations at `sites` and the tokens that count, batch by batch."""
-
-    def read(batch: Batch, counted: Tensor) -> list[dict[Any, np.ndarray]]:
-        return work(activations_of(vlm, batch, sites), counted)
-
-    return over_batches(vlm, reads, [each.exchange for each in examples], read, batch_size)
+@torch.no_grad()
+def _whole(vlm: VLM, batch: Batch, sites: Sequence[Site]) -> tuple[dict[Site, Tensor], list[float]]:
+    """Activations (B, T, D) at each site and the log-odds at the end of one whole pass."""
+    with read(vlm, sites) as recorder:
+        odds = log_odds(vlm, vlm.forward(batch, logits_to_keep=1))
+    return {site: recorder[site][0] for site in sites}, odds

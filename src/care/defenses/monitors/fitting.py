@@ -27,15 +27,14 @@ from scipy.stats import rankdata
 from care.defenses.monitors.detector import (
     SHRINKAGE,
     Detector,
+    DetectorFit,
     Families,
-    crossfit,
-    fit_detector,
-    hardness,
 )
 from care.defenses.monitors.features import (
     BASES,
     Base,
     Labelled,
+    Pair,
     only_readable,
     pooled_activations,
     token_scores,
@@ -69,7 +68,7 @@ class MonitorConfig:
     depths: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8, 0.9)
     """Relative depths that are tried."""
     poolings: tuple[Pooling, ...] = POOLINGS
-    """Ways to pool that are tried."""
+    """Ways to pool that are tried, `last` of requests alone."""
     most: int = 150
     """Answers of each suite, harmful and harmless ones each, that detectors are fitted on, evenly
     spread over those there are: more cost time and change little."""
@@ -85,15 +84,20 @@ class MonitorConfig:
                 "false_alarms must lie in (0, 1) and shrinkage in (0, 1], got "
                 f"{self.false_alarms} and {self.shrinkage}."
             )
-        if not (self.kinds and self.depths and self.poolings and self.most >= _LEAST):
+        pooled = any(pooling != "last" for pooling in self.poolings)
+        if not (self.kinds and self.depths and pooled and self.most >= _LEAST):
             raise UsageError(
-                "A monitor needs at least one kind of site, depth and pooling to try, and at least "
-                f"{_LEAST} examples of each kind; got most = {self.most}."
+                "A monitor needs at least one kind of site, depth and pooling besides `last` to "
+                f"try, and at least {_LEAST} examples of each kind; got most = {self.most}."
             )
 
     def share(self, monitors: int = 1) -> float:
         """The false alarms of one monitor of requests, or of each of several that share a half."""
         return self.false_alarms / 2 / monitors
+
+    def pooled(self, reads: Reads) -> list[Pooling]:
+        """The ways to pool that are tried for what is read."""
+        return [each for each in self.poolings if each != "last" or reads == "request"]
 
     def sites(self, layers: int) -> list[Site]:
         """The sites that are tried in a decoder of so many layers."""
@@ -170,8 +174,6 @@ def fit_monitor(
         if not any(each.harmful is harmful for each in judged):
             raise FitError(f"There is no {what} example to choose a monitor of the {reads} on.")
     found = _fitted(vlm, reads, examples, validation, config, batch_size)
-    if reads != "exchange":
-        found.append(_log_odds(vlm, reads, judged, batch_size))
     tried = [(candidate.tried(judged, share), candidate) for candidate in found]
     tried.sort(key=lambda pair: (-mean_share(pair[0].caught), -pair[0].auc))
     return MonitorFit(tried[0][1], tuple(each for each, _ in tried))
@@ -185,56 +187,49 @@ def _fitted(
     config: MonitorConfig,
     batch_size: int,
 ) -> list[MonitorCandidate]:
-    """A candidate for each site and pooling."""
+    """A candidate for each site and pooling, and the one that nothing is fitted to."""
     places, fit = only_readable(vlm, reads, examples)
-    held_places, held = only_readable(vlm, reads, validation)
-    sites = config.sites(vlm.anatomy.n_layers)
-    pairs: list[tuple[Site, Base]] = [
-        (site, base) for site in sites for base in BASES if base in map(_base, config.poolings)
-    ]
-    rows = pooled_activations(vlm, reads, fit, sites, batch_size)
-    detectors: dict[tuple[Site, Base], Detector] = {}
-    crossed: dict[tuple[Site, Base], np.ndarray] = {}
-    for pair in pairs:
-        detectors[pair], crossed[pair] = _detector(rows[pair], fit, config, config.share())
-    tokens = token_scores(vlm, reads, held, detectors, batch_size)
+    held_places, held = only_readable(vlm, reads, validation) if validation else (places, fit)
+    sites, poolings = config.sites(vlm.anatomy.n_layers), config.pooled(reads)
+    bases: list[Base] = [base for base in BASES if base in map(_base, poolings)]
+    rows = pooled_activations(vlm, reads, fit, list(product(sites, bases)), batch_size)
+    detectors: dict[Pair, Detector] = {}
+    crossed: dict[Pair, np.ndarray] = {}
+    for pair, x in rows.items():
+        detectors[pair], crossed[pair] = _detector(x, fit, config)
+    read = validation or reads != "exchange"
+    tokens = token_scores(vlm, reads, held, detectors, batch_size) if read else []
+
+    def candidate(
+        site: Site | None, pooling: Pooling, scores: Sequence[float], harmless: Kinds
+    ) -> MonitorCandidate:
+        detector = None if site is None else detectors[site, _base(pooling)]
+        by_place = dict(zip(held_places, map(float, scores), strict=True))
+        return MonitorCandidate(reads, site, detector, pooling, by_place, harmless)
+
     found = []
-    for site, pooling in product(sites, config.poolings):
+    for site, pooling in product(sites, poolings):
         pair = (site, _base(pooling))
         # Cross-fitted scores are those of single tokens or of their mean; a window has none.
-        seen = None if pooling == "window" else crossed[pair]
-        scores = [highest(each[pair], reads, pooling) for each in tokens]
-        if not validation and seen is not None:
-            scores, held_places = list(seen), places
-        if not scores:
-            continue
-        harmless = _harmless(fit, seen) if seen is not None else ()
+        harmless = _harmless(fit, crossed[pair]) if pooling != "window" else ()
         if validation:
-            harmless += _harmless(held, scores)
-        by_place = dict(zip(held_places, map(float, scores), strict=True))
-        found.append(MonitorCandidate(reads, site, detectors[pair], pooling, by_place, harmless))
-    return found
+            scores = [highest(each.scores[pair], reads, pooling) for each in tokens]
+            found.append(candidate(site, pooling, scores, harmless + _harmless(held, scores)))
+        elif harmless:
+            found.append(candidate(site, pooling, list(crossed[pair]), harmless))
+    odds = [each.log_odds for each in tokens if each.log_odds is not None]
+    return [*found, candidate(None, "last", odds, _harmless(held, odds))] if odds else found
 
 
 def _detector(
-    x: np.ndarray, examples: Sequence[Labelled], config: MonitorConfig, share: float
+    x: np.ndarray, examples: Sequence[Labelled], config: MonitorConfig
 ) -> tuple[Detector, np.ndarray]:
     """The detector of rows x (N, D), and the cross-fitted score of each row (N,)."""
     harmful, harmless, order = _sides(x, examples)
-    weights = hardness(harmful, harmless, share, config.shrinkage)
-    detector = fit_detector(harmful, harmless, weights, config.shrinkage)
-    parts = crossfit(harmful, harmless, weights, config.shrinkage)
-    return detector, np.concatenate(list(parts.values()))[np.argsort(order)]
-
-
-def _log_odds(
-    vlm: VLM, reads: Reads, judged: Sequence[Labelled], batch_size: int
-) -> MonitorCandidate:
-    """The candidate that nothing is fitted to."""
-    places, shown = only_readable(vlm, reads, judged)
-    odds = vlm.refusal_log_odds([each.exchange.request for each in shown], batch_size)
-    by_place = dict(zip(places, map(float, odds), strict=True))
-    return MonitorCandidate(reads, None, None, "last", by_place, _harmless(shown, odds))
+    fit = DetectorFit(harmful, harmless, config.shrinkage)
+    weights = fit.hardness(config.share())
+    parts = fit.crossfit(weights)
+    return fit.detector(weights), np.concatenate(list(parts.values()))[np.argsort(order)]
 
 
 # -- scores ----------------------------------------------------------------------------------------
@@ -248,14 +243,16 @@ def highest(scores: np.ndarray, reads: Reads, pooling: Pooling) -> float:
 def stated_threshold(harmless: Kinds, share: float) -> float:
     """The least score that at most `share` of every kind of (kind, score) exceeds.
 
-    Kinds of fewer than 8 are taken together.
+    Kinds of fewer than 8 are taken together, and with the largest where they are few even so; that
+    one is held to the share by itself too.
     """
-    kinds = np.array(_merged([kind for kind, _ in harmless]))
+    names = [kind for kind, _ in harmless]
     scores = np.array([score for _, score in harmless])
-    return max(
-        float(np.quantile(scores[kinds == name], 1 - share, method="higher"))
-        for name in dict.fromkeys(kinds)
-    )
+    large = [name for name, count in Counter(names).items() if count >= _LEAST]
+    together = np.array(_merged(names))
+    parts = [scores[together == name] for name in dict.fromkeys(together)]
+    parts += [scores[np.array(names) == name] for name in large]
+    return max(float(np.quantile(part, 1 - share, method="higher")) for part in parts)
 
 
 def auc(harmful: np.ndarray, harmless: np.ndarray) -> float:

@@ -8,11 +8,12 @@ first t of them is made, by the monitor's pooling,
     last     s_t; of a request that is where its answer is decided
 
 and the score at t is compared with the threshold. A request is read at its end, an answer at 16,
-32, 64, … tokens and at its end, all of them in one pass, since what an earlier token is doesn't
-depend on later ones. Where the request has raised an alarm already, an answer does so at ½: from
-there on it is nearer to the mean of what is harmful (1) than of what is harmless (0), and neither
-is the likelier to begin with. Without a detector the score is the refusal log-odds of the text, in
-nats: the baseline that needs no fit.
+32, 64, … tokens and at its end. Each reading is a pass of its own over what was there then, so that
+an answer that is read while it is made raises the same alarm, to the bit, as one that is finished;
+all of them together read less than three times its tokens. Where the request has raised an alarm
+already, an answer does so at ½: from there on it is nearer to the mean of what is harmful (1) than
+of what is harmless (0), and neither is the likelier to begin with. Without a detector the score is
+the refusal log-odds of the text, in nats: the baseline that needs no fit, read at the end.
 """
 
 from __future__ import annotations
@@ -25,10 +26,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from care.defenses.monitors.detector import Detector
-from care.defenses.monitors.reading import Exchange, over_batches, readable
+from care.defenses.monitors.reading import (
+    Exchange,
+    beginning,
+    log_odds,
+    over_batches,
+    readable,
+)
 from care.defenses.monitors.results import POOLINGS, READS, Pooling, Reads
 from care.errors import NotFiniteError, UsageError
-from care.models.alarms import Alarm
+from care.models.alarms import PICTURED, Alarm
 from care.models.finite import not_finite
 from care.models.short_pass import activations_of
 from care.models.sites import Site
@@ -64,6 +71,8 @@ class Monitor:
     alarmed: Mapping[str, float] = field(default_factory=dict)
     """Share of each harmless suite's requests or bare answers, of those that the threshold rests
     on, that raise the alarm."""
+    with_picture: bool = False
+    """Whether a request is read beside its picture, which can then move the score: a control."""
 
     def __post_init__(self) -> None:
         if self.reads not in READS or self.pooling not in POOLINGS:
@@ -75,6 +84,8 @@ class Monitor:
             raise UsageError(f"The threshold of a monitor must be finite, got {self.threshold}.")
         if (self.site is None) != (self.detector is None):
             raise UsageError("A monitor has a site and a detector, or neither.")
+        if self.with_picture and (self.reads != "request" or self.detector is None):
+            raise UsageError("Beside its picture a request alone is read, and with a detector.")
         if self.detector is None and self.reads == "exchange":
             raise UsageError("An exchange has no refusal log-odds; fit a detector for it.")
 
@@ -85,13 +96,8 @@ class Monitor:
 
         Raises NotFiniteError where the model computes NaN or infinity.
         """
-        found = [readable(vlm, self.reads, each) for each in exchanges]
-        texts = list(dict.fromkeys(_key(each) for each in found if each is not None))
-        place = {text: number for number, text in enumerate(texts)}
-        first = {_key(each): each for each in found if each is not None}
-        distinct = [first[text] for text in texts]
-        scored = self._distinct(vlm, distinct, batch_size) if distinct else []
-        return [[] if each is None else scored[place[_key(each)]] for each in found]
+        readings = [self._readings(vlm, each) for each in exchanges]
+        return self._read(vlm, readings, [np.inf] * len(readings), batch_size)
 
     def alarms(
         self,
@@ -99,48 +105,99 @@ class Monitor:
         exchanges: Sequence[Exchange],
         batch_size: int = 32,
         suspected: Sequence[bool] | None = None,
+        *,
+        after: int = 0,
+        ended: bool = True,
     ) -> list[Alarm | None]:
         """The first alarm that each exchange raises, if any.
 
-        `suspected` says of each whether its request has raised one.
+        `suspected` says of each whether its request has raised one. Of answers that were read
+        before, `after` so many tokens, later readings alone are made, and none at the end of those
+        that haven't `ended`.
         """
-        found = self.scores(vlm, exchanges, batch_size)
+        limits = [self.limit(before) for before in suspected or [False] * len(exchanges)]
+        readings = [self._readings(vlm, each, after, ended) for each in exchanges]
+        found = self._read(vlm, readings, limits, batch_size)
         return [
-            self._first(scores, self.limit(before))
-            for scores, before in zip(found, suspected or [False] * len(found), strict=True)
+            self._alarm(*scores[-1], limit) if scores else None
+            for scores, limit in zip(found, limits, strict=True)
         ]
+
+    @property
+    def called(self) -> str:
+        """What its alarms are told by."""
+        return PICTURED if self.with_picture else self.reads
 
     def limit(self, suspected: bool) -> float:
         """What a score has to exceed; less where the request has raised an alarm."""
         lowered = suspected and self.reads != "request" and self.detector is not None
         return min(self.threshold, SUSPECTED) if lowered else self.threshold
 
-    def _first(self, scores: Sequence[tuple[int, float]], limit: float) -> Alarm | None:
-        for tokens, score in scores:
-            if score > limit:
-                return Alarm(self.reads, score, limit, 0 if self.reads == "request" else tokens)
-        return None
+    def _alarm(self, tokens: int, score: float, limit: float) -> Alarm | None:
+        if score <= limit:
+            return None
+        return Alarm(self.called, score, limit, 0 if self.reads == "request" else tokens)
 
-    def _distinct(
-        self, vlm: VLM, exchanges: Sequence[Exchange], batch_size: int
+    def _readings(
+        self, vlm: VLM, exchange: Exchange, after: int = 0, ended: bool = True
+    ) -> list[_Reading]:
+        """What is read of an exchange, in turn; nothing of one that has no text."""
+        whole = readable(vlm, self.reads, exchange, self.with_picture)
+        if whole is None:
+            return []
+        if self.reads == "request" or self.detector is None:
+            return [(None, whole)] if ended else []
+        *begun, _ = checkpoints(len(vlm.response_ids(whole.answer)))
+        found: list[_Reading] = [
+            (tokens, beginning(vlm, self.reads, whole, tokens))
+            for tokens in begun
+            if tokens > after
+        ]
+        return [*found, (None, whole)] if ended else found
+
+    def _read(
+        self,
+        vlm: VLM,
+        readings: Sequence[Sequence[_Reading]],
+        limits: Sequence[float],
+        batch_size: int,
     ) -> list[list[tuple[int, float]]]:
-        if self.detector is None:
-            shown = [each.request for each in exchanges]
-            return [[(0, float(odds))] for odds in vlm.refusal_log_odds(shown, batch_size)]
-        return over_batches(vlm, self.reads, exchanges, partial(self._read, vlm), batch_size)
+        """(tokens, score) of the readings of each exchange, to the first above its limit."""
+        found: list[list[tuple[int, float]]] = [[] for _ in readings]
+        for turn in range(max(map(len, readings), default=0)):
+            places = [
+                place
+                for place, scores in enumerate(found)
+                if len(readings[place]) > turn and all(s <= limits[place] for _, s in scores)
+            ]
+            # A turn's readings alone share batches: of one answer each is read for itself.
+            scored = self._scored(vlm, [readings[place][turn][1] for place in places], batch_size)
+            for place, (tokens, score) in zip(places, scored, strict=True):
+                found[place].append((readings[place][turn][0] or tokens, score))
+        return found
 
-    def _read(self, vlm: VLM, batch: Batch, counted: Tensor) -> list[list[tuple[int, float]]]:
+    def _scored(
+        self, vlm: VLM, exchanges: Sequence[Exchange], batch_size: int
+    ) -> list[tuple[int, float]]:
+        """(tokens, score) of each exchange as it stands."""
+        read = self._odds if self.detector is None else self._pass
+        return over_batches(vlm, self.reads, exchanges, partial(read, vlm), batch_size)
+
+    def _odds(self, vlm: VLM, batch: Batch, counted: Tensor) -> list[tuple[int, float]]:
+        return [(0, odds) for odds in log_odds(vlm, vlm.forward(batch, logits_to_keep=1))]
+
+    def _pass(self, vlm: VLM, batch: Batch, counted: Tensor) -> list[tuple[int, float]]:
         assert self.site is not None and self.detector is not None
-        h = activations_of(vlm, batch, [self.site])[self.site].float()
-        direction, mean = self.detector.on(h.device)
-        scores = (((h - mean) @ direction).cpu().numpy(), counted.cpu().numpy())
-        return [self._at_checkpoints(vlm, s[own]) for s, own in zip(*scores, strict=True)]
-
-    def _at_checkpoints(self, vlm: VLM, scores: np.ndarray) -> list[tuple[int, float]]:
-        if not np.isfinite(scores).all():
+        h = activations_of(vlm, batch, [self.site])[self.site]
+        scores = self.detector.of_tokens(h).cpu().numpy()
+        rows = [s[own] for s, own in zip(scores, counted.cpu().numpy(), strict=True)]
+        if not all(np.isfinite(row).all() for row in rows):
             raise NotFiniteError(not_finite(vlm.name, vlm.dtype))
-        at = read_at(len(scores), self.reads)
-        return list(zip(at, pooled(scores, self.pooling, at).tolist(), strict=True))
+        return [(len(row), float(pooled(row, self.pooling, [len(row)])[0])) for row in rows]
+
+
+_Reading = tuple[int | None, Exchange]
+"""After how many tokens of an answer, None for its end, and what is there to read."""
 
 
 def read_at(tokens: int, reads: Reads) -> list[int]:
@@ -170,7 +227,3 @@ def pooled(scores: np.ndarray, pooling: Pooling, at: Sequence[int]) -> np.ndarra
     # Shorter windows stand in until there are 8 tokens, and then no longer count.
     full = np.maximum.accumulate(windows[WINDOW - 1 :]) if len(scores) >= WINDOW else windows[:0]
     return np.concatenate([windows[: WINDOW - 1], full])[ends]
-
-
-def _key(exchange: Exchange) -> tuple[str, str]:
-    return (repr(exchange.request.messages()), exchange.answer)

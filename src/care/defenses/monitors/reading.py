@@ -14,7 +14,7 @@ input at all. Not here: what is made of the activations (`detector`, `monitor`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from care.data.example import Example
 from care.defenses.monitors.results import Reads
+from care.models.finite import check_logits
 from care.models.sites import Role
 from care.models.thoughts import answer_of
 
@@ -46,14 +47,17 @@ class Exchange:
     """The answer so far, thoughts included."""
 
 
-def readable(vlm: VLM, reads: Reads, exchange: Exchange) -> Exchange | None:
+def readable(
+    vlm: VLM, reads: Reads, exchange: Exchange, with_picture: bool = False
+) -> Exchange | None:
     """The exchange as a monitor reads it: without pictures, thoughts and special tokens.
 
-    None where there is nothing to read: a request that is only a picture, an answer that hasn't
-    begun.
+    `with_picture` leaves a request its pictures, for a control. None where there is nothing to
+    read: a request that is only a picture, an answer that hasn't begun.
     """
     request = exchange.request.text_alone()
     if reads == "request":
+        request = replace(exchange.request, opening="") if with_picture else request
         return Exchange(request) if exchange.request.prompt.strip() else None
     answer = _plain(vlm, answer_of(exchange.answer, vlm.thought_tags) or "")
     if not answer:
@@ -61,6 +65,19 @@ def readable(vlm: VLM, reads: Reads, exchange: Exchange) -> Exchange | None:
     if reads == "answer":
         return Exchange(Example("answer", answer), answer)
     return Exchange(request, answer)
+
+
+def beginning(vlm: VLM, reads: Reads, exchange: Exchange, tokens: int) -> Exchange:
+    """A readable answer or exchange as it was when the answer had so many tokens."""
+    text = vlm.tokenizer.decode(vlm.response_ids(exchange.answer)[:tokens]).strip()
+    request = replace(exchange.request, prompt=text) if reads == "answer" else exchange.request
+    return Exchange(request, text)
+
+
+def tokens_read(vlm: VLM, answer: str) -> int:
+    """Tokens of an answer, thoughts included, that a monitor reads."""
+    shown = readable(vlm, "answer", Exchange(Example("answer", answer or " "), answer))
+    return len(vlm.response_ids(shown.answer)) if shown else 0
 
 
 def encoded(vlm: VLM, reads: Reads, exchanges: Sequence[Exchange]) -> tuple[Batch, Tensor]:
@@ -80,16 +97,39 @@ def over_batches(
     work: Callable[[Batch, Tensor], Sequence[Found]],
     batch_size: int,
 ) -> list[Found]:
-    """`work` on readable exchanges batch by batch, as `encoded` gives them; results in order."""
-    if not exchanges:
-        return []
+    """`work` on readable exchanges batch by batch, as `encoded` gives them; results in order.
+
+    What reads the same is read once: requests whose pictures are left out, answers that repeat.
+    """
+    distinct: dict[tuple[str, str], Exchange] = {}
+    for each in exchanges:
+        distinct.setdefault(_text(each), each)
+    shown = list(distinct.values())
 
     def read(chunk: list[int]) -> Sequence[Found]:
-        return work(*encoded(vlm, reads, [exchanges[place] for place in chunk]))
+        return work(*encoded(vlm, reads, [shown[place] for place in chunk]))
 
-    shown = [each.request for each in exchanges]
-    after = [each.answer for each in exchanges] if reads == "exchange" else None
-    return vlm.in_batches(shown, batch_size, read, extra=after)
+    after = [each.answer for each in shown] if reads == "exchange" else None
+    found = vlm.in_batches([each.request for each in shown], batch_size, read, extra=after)
+    by_text = dict(zip(distinct, found, strict=True))
+    return [by_text[_text(each)] for each in exchanges]
+
+
+def log_odds(vlm: VLM, logits: Tensor) -> list[float]:
+    """Refusal log-odds of B texts that were read, from logits (B, …, vocabulary) at their ends.
+
+    Raises NotFiniteError.
+    """
+    logits = logits[:, -1]
+    check_logits(logits, vlm.name)
+    return vlm.log_odds(logits).tolist()
+
+
+def _text(exchange: Exchange) -> tuple[str, str]:
+    """What is read of a readable exchange."""
+    request = exchange.request
+    shown = request.digest() if request.images else repr(request.messages())
+    return shown, exchange.answer
 
 
 def _content(vlm: VLM, batch: Batch) -> Tensor:

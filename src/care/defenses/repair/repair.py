@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from care.models.prompt_cache import PromptCache
     from care.models.responses import Answer
+    from care.models.streaming import Streamed
     from care.models.vlm import VLM
 
 
@@ -94,6 +95,14 @@ class Repair(RepairData, Defense):
             return super().revised(vlm, examples, answers, **how)
         return self._dialogue(vlm, how).answers(list(examples), list(answers))
 
+    def stream(
+        self, vlm: VLM, example: Example, *, hold: int | None = None, **how: Any
+    ) -> Iterator[Streamed]:
+        """The answer while it is made and read; without monitors, while it is made under edits."""
+        if not self.monitors:
+            return self.edited_stream(vlm, example, hold, how)
+        return self._dialogue(vlm, how).stream(example, hold)
+
     def changed(self, vlm: VLM, prompts: PromptCache) -> np.ndarray | None:
         """Those at whose decision position a gate is open; any, of channels that act elsewhere."""
         gated = all(c.gate is not None and set(c.scopes) == {"decision"} for c in self.channels)
@@ -124,7 +133,7 @@ class Repair(RepairData, Defense):
         """The repair with the channels of one modality alone (an ablation)."""
         kept = tuple(c for c in self.channels if c.modality == modality)
         if not kept:
-            raise UsageError(f"the repair has no {modality} channel to keep")
+            raise UsageError(f"The repair has no {modality} channel to keep; take the other one.")
         return replace(self, channels=kept, name=f"{self.name}, {modality} only")
 
     def with_strength(self, strength: float) -> Repair:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from care.evaluation.losses import AttackLosses
     from care.evaluation.monitored import MonitorShares
     from care.evaluation.official_scores import PublishedScore
     from care.evaluation.results import Rates
@@ -49,6 +50,7 @@ def show(card: Scorecard) -> None:
     if card.threats:
         print("\nAttacks that don't know the defense (transfer), and that do (adaptive).")
         _show_threats(card.threats)
+        _show_floors(card.losses)
     if card.tries:
         print("\nAttacks that try each request in several variants: the best of n, any harmful.")
         _show_tries(card.tries)
@@ -170,6 +172,16 @@ def _show_threats(threats: Sequence[Threat]) -> None:
         for t in threats
     )
     print_table(names, cells)
+
+
+def _show_floors(losses: Sequence[AttackLosses]) -> None:
+    """A sentence for each attack whose searches weren't flat at their end."""
+    for each in losses:
+        if each.falling:
+            print(
+                f"  {each.attack} on {each.defense}: {each.falling} of {each.searches} losses "
+                "still fell at their end, so what it achieves is a floor."
+            )
 
 
 def _show_attacks(figures: Sequence[AttackFigure], unions: Sequence[AttackUnion]) -> None:

@@ -26,12 +26,13 @@ from inspect_ai.model import (  # pyright: ignore[reportMissingImports]
     ModelUsage,
 )
 
+from care.data.conversation import Conversation
 from care.defenses.base import answers_under
 from care.defenses.loading import load_defense
 from care.errors import UsageError
 from care.interfaces.inspect.shared import one_sentence
 from care.interfaces.requests.batching import Batches
-from care.interfaces.requests.chat import Conversation, conversation
+from care.interfaces.requests.chat import conversation
 from care.interfaces.requests.decoding import Decoding, check_settings
 from care.models.spec import EMBEDDED, LOADING, ModelSpec
 from care.models.thoughts import read

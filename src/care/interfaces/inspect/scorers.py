@@ -102,6 +102,7 @@ class Asked(NamedTuple):
 
     goal: str
     response: str
+    opening: str
     images: list[Any]
 
 
@@ -134,7 +135,9 @@ class _Judging:
             self._judge = load_judge(self._wanted)
         goals, responses = [one.goal for one in asked], [one.response for one in asked]
         images = [one.images for one in asked] if self.reads_images else None
-        return ask(self._judge, goals, responses, images)
+        openings = [one.opening for one in asked]
+        begun = openings if any(openings) else ()
+        return ask(self._judge, goals, responses, images, openings=begun)
 
 
 Counts = Callable[[str, list[str], str], bool]
@@ -154,7 +157,8 @@ def _scoring(wanted: str | list[str], kind: str, counts: Counts) -> Any:
         references = [text for text in target.target if text.strip()]
         facts: dict[str, Any] = {"judge": judging.name, GROUP: _group(state, bool(references))}
         images = images_of(state.messages) if judging.reads_images else []
-        asked = Asked(metadata.get("goal") or state.input_text, response, images)
+        goal = metadata.get("goal") or state.input_text
+        asked = Asked(goal, response, begun(state.messages), images)
         try:
             verdict = await judging.verdict(asked)
         except Exception as error:
@@ -222,6 +226,14 @@ def said(output: Any) -> str:
     if isinstance(content, str) or not thoughts:
         return text
     return TAGS[0][0] + "".join(getattr(part, "reasoning", "") or "" for part in thoughts)
+
+
+def begun(messages: Sequence[Any]) -> str:
+    """How the answer was begun for the model: the assistant's words right before its own last."""
+    *before, last = messages or [None]
+    if not before or last.role != "assistant" or before[-1].role != "assistant":
+        return ""
+    return before[-1].text
 
 
 def _group(state: Any, has_references: bool) -> str:

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from care.evaluation.config import EvaluationConfig, RejudgeConfig
+from care.evaluation.config import (
+    CONTROLS,
+    PARTS,
+    UNDEFENDED,
+    EvaluationConfig,
+    RejudgeConfig,
+)
 from care.interfaces.cli.options import takes
 from care.interfaces.cli.registry import command
 from care.interfaces.cli.shared import Explain, FailAbove, hide_loading_bars, hold_to
@@ -30,7 +36,7 @@ def evaluate(
     show(card)
     if explain:
         show_decided(job.run.out)
-    print(job.run.out / evaluation.TABLE)
+    show_files(job.run.out / evaluation.TABLE)
     hold_to(fail_above, worst_asr(card.suites))
 
 
@@ -46,7 +52,15 @@ def judge(asked: RejudgeConfig) -> None:
     from care.runs.progress import Progress
 
     show(evaluation.rejudge_run(asked, progress=Progress))
-    print((asked.out or asked.path) / evaluation.TABLE)
+    show_files((asked.out or asked.path) / evaluation.TABLE)
+
+
+def show_files(table: Path) -> None:
+    """Write the page of a table beside it, and say where both are."""
+    from care.report.evaluation import page_of
+
+    print(table)
+    print(page_of(table))
 
 
 def show_decided(run: Path) -> None:
@@ -65,6 +79,7 @@ def show_decided(run: Path) -> None:
 def worst_asr(suites: "Sequence[SuiteScores]") -> float | None:
     """The greatest mean ASR of any repair; None if no attack suite has answers under one.
 
+    What a repair is compared with, its parts and controls, is none.
     As in a report, the direct request is a baseline and doesn't count beside other attacks.
     """
     from care.data.small_world.suites import BASELINE
@@ -74,6 +89,6 @@ def worst_asr(suites: "Sequence[SuiteScores]") -> float | None:
     rates: dict[str, list[float]] = {}
     for suite in attacks:
         for name, cell in suite.defenses.items():
-            if name != "none" and cell.rate is not None:
+            if name not in (UNDEFENDED, *PARTS, *CONTROLS) and cell.rate is not None:
                 rates.setdefault(name, []).append(cell.rate)
     return max((sum(found) / len(found) for found in rates.values()), default=None)

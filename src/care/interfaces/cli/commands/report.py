@@ -11,10 +11,10 @@ from care.interfaces.cli.registry import command
 
 @command("report", "Runs")
 def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run, or its report.json.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run, or its JSON.")],
 ) -> None:
-    """Write report.html anew from report.json."""
-    from care.report.files import load_report, write_report
+    """Write the pages of a main job, an evaluation, an ablation or a diagnosis anew."""
+    from care.report.stored import pages_of
 
-    page, _ = write_report(load_report(run), run if run.is_dir() else run.parent)
-    print(page)
+    for page in pages_of(run):
+        print(page)

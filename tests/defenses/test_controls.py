@@ -1,0 +1,96 @@
+"""Controls of monitors: random directions that alarm as often, and a monitor that sees pictures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from care.data.example import Example
+from care.defenses.controls import random_discriminants, seeing_control
+from care.defenses.monitors.choosing import labelled_answer
+from care.defenses.monitors.detector import Detector
+from care.defenses.monitors.monitor import Monitor
+from care.defenses.monitors.reading import Exchange
+from care.defenses.repair.repair import Repair
+from care.errors import FitError, UsageError
+from care.models.sites import Site
+from kit.repairs import repair
+from kit.tiny import WIDTH, picture
+
+WORDS = ("wash a car", "build a house", "describe the image", "gather water", "explain wood")
+
+
+def watched(threshold=0.7, alarmed=0.2):
+    rng = np.random.default_rng(0)
+    parts = (rng.standard_normal(WIDTH).astype(np.float32) for _ in range(2))
+    detector, site, share = Detector(*parts), Site(1, "layer_out"), {"benign": alarmed}
+    monitors = (
+        Monitor("request", threshold, site, detector, "last", share),
+        Monitor("exchange", threshold, site, detector, "window", share),
+    )
+    return replace(repair(0), monitors=(*monitors, Monitor("answer", 0.0)))
+
+
+def harmless(n=20):
+    examples = [
+        Example(f"{kind}{i}", f"{WORDS[i % 5]} {kind} {i}", (), suite=kind)
+        for kind in ("benign", "vqa")
+        for i in range(n)
+    ]
+    return [labelled_answer(e, f"You begin with {e.prompt}, and then.", False) for e in examples]
+
+
+def test_random_directions_alarm_as_often_as_the_monitors_did(vlm):
+    """At the share of the worst kind, in every kind; the scale is the monitors' own."""
+    told = harmless()
+    control = random_discriminants(vlm, watched(), told, seed=1)
+    assert [m.reads for m in control.monitors] == ["request", "exchange"]
+    for monitor, own in zip(control.monitors, watched().monitors, strict=False):
+        assert (monitor.site, monitor.pooling, monitor.threshold) == (own.site, own.pooling, 0.7)
+        assert monitor.detector is not None and own.detector is not None
+        found = monitor.scores(vlm, [each.exchange for each in told])
+        highest = np.array([max(score for _, score in each) for each in found])
+        kinds = np.array([each.kind for each in told])
+        above = {kind: (highest[kinds == kind] > 0.7 + 1e-4).mean() for kind in ("benign", "vqa")}
+        assert max(above.values()) == pytest.approx(0.2, abs=0.051)
+        assert monitor.alarmed == pytest.approx(above, abs=0.051)
+        means = [highest[kinds == kind].mean() for kind in above]
+        assert np.mean(means) == pytest.approx(0, abs=1e-2)
+        cosine = own.detector.direction @ monitor.detector.direction
+        cosine /= np.linalg.norm(own.detector.direction) * np.linalg.norm(
+            monitor.detector.direction
+        )
+        assert abs(cosine) < 0.6
+    again, other = (random_discriminants(vlm, watched(), told, seed=s) for s in (1, 2))
+    assert again.digest() == control.digest() != other.digest()
+    assert [c.site for c in control.channels] == list(repair(0).sites)
+
+
+def test_there_is_no_random_direction_without_a_discriminant_or_text(vlm):
+    with pytest.raises(UsageError, match="no monitor with a discriminant"):
+        random_discriminants(vlm, repair(0), harmless(2))
+    bare = [labelled_answer(Example("p", "", (picture(),), suite="benign"), "", False)]
+    with pytest.raises(FitError, match="no harmless request"):
+        random_discriminants(vlm, watched(), bare)
+
+
+def test_a_control_reads_the_request_beside_its_picture(vlm, tmp_path):
+    control = seeing_control(watched(threshold=-1e3))
+    request, exchange, answer = control.monitors
+    assert [m.with_picture for m in control.monitors] == [True, False, False]
+    assert exchange is not request and answer.detector is None
+    shown = [Exchange(Example(f"{i}", "Do it.", (picture(i, (28, 28)),))) for i in range(3)]
+    seen = [scores[0][1] for scores in request.scores(vlm, shown)]
+    blind = [scores[0][1] for scores in watched().monitors[0].scores(vlm, shown)]
+    assert len(set(seen)) == 3 and len(set(blind)) == 1
+    alarms = [alarm for alarm in request.alarms(vlm, shown) if alarm]
+    assert [(alarm.monitor, alarm.tokens) for alarm in alarms] == [("pictured", 0)] * 3
+    folder = control.save(tmp_path / "control")
+    assert Repair.load(folder).digest() == control.digest()
+    assert Repair.load(folder).monitors[0].with_picture
+    with pytest.raises(UsageError, match="no discriminant of requests"):
+        seeing_control(repair(0))
+    with pytest.raises(UsageError, match="a request alone is read"):
+        replace(exchange, with_picture=True)
