@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,8 +26,20 @@ from kit import fits, tiny
 from kit.tiny import hooks_of
 
 FITTED: dict[str, dict[str, Any]] = {
+    "alphasteer": {"depths": (0.5, 0.75)},
     "astra": {"pictures": 2, "draws": 2, "masks": 16, "grid": 2},
+    "autosteer": {"steps": 4, "strength": 1.0},
+    "cast": {"depths": (0.5, 0.75)},
+    "cmrm": {},
+    "cpca": {"rank": 2},
     "difference-of-means": {},
+    "iti": {"share": 0.2},
+    "leace": {},
+    "refusal-direction": {"most_divergence": np.inf, "least_induced": -np.inf},
+    "safesteer": {"rank": 4},
+    "shiftdc": {"caption_tokens": 3},
+    "spo-vlm": {"steps": 2},
+    "vlm-guard": {},
 }
 
 MATERIAL = fits.material(6, 6)
