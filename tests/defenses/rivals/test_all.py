@@ -18,7 +18,8 @@ import torch
 from care.data.contamination import goal_digests
 from care.defenses import load_defense
 from care.defenses.base import Defense, answers_under, overrides
-from care.defenses.known import DEFENSES, kind_of
+from care.defenses.known import DEFENSES
+from care.defenses.known import kind_of as known_kind
 from care.errors import ArtefactError, CareError, FitError
 from care.evaluation.leak_check import stated_goals
 from care.models.vlm import VLM
@@ -47,6 +48,11 @@ ATTACKS = [example for example, _ in (*MATERIAL.complied, *MATERIAL.refused)]
 BENIGN = [example for example, _ in MATERIAL.answered]
 EXAMPLES = [*tiny.mixed_examples(4), *ATTACKS[4:8]]
 
+
+def kind_of(name: str) -> Any:
+    return known_kind(name)
+
+
 every = pytest.mark.parametrize("name", FITTED)
 
 
@@ -57,7 +63,7 @@ def options(name: str, **others: Any) -> dict[str, Any]:
 
 
 @cache
-def fitted(name: str) -> Defense:
+def fitted(name: str) -> Any:
     return kind_of(name).fit(tiny.tiny_vlm(), ATTACKS, BENIGN, **options(name))
 
 
@@ -86,9 +92,10 @@ def test_the_model_is_what_it_was_once_a_rival_is_taken_off(vlm, name):
 
 @every
 def test_at_strength_zero_nothing_changes(vlm, name):
-    if not hasattr(fitted(name), "with_strength"):
+    found = fitted(name)
+    if not hasattr(found, "with_strength"):
         pytest.skip(f"{name} has no strength")
-    defense = fitted(name).with_strength(0.0)
+    defense = found.with_strength(0.0)
     batch = vlm.batch(EXAMPLES)
     before = vlm.forward(batch)
     with defense.applied(vlm):

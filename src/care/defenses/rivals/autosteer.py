@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -120,6 +120,7 @@ class AutoSteer(Gated, Steering):
         found = decision_rows(vlm, material, sites, batch_size)
         classes = {site: (np.concatenate(rows[:2]), rows[2]) for site, rows in found.items()}
         site = max(sites, key=lambda each: awareness(*classes[each]))
+        told = probe(*classes[site], seed)
         matrix = refusal_matrix(vlm, material, strength or 0.1, steps, rate, seed, batch_size)
         return cls(
             layers=(vlm.anatomy.n_layers - 1,),
@@ -127,7 +128,10 @@ class AutoSteer(Gated, Steering):
             threshold=threshold,
             matrix=matrix[None],
             probe_layer=site.layer,
-            **probe(*classes[site], seed),
+            first=told.first,
+            first_bias=told.first_bias,
+            second=told.second,
+            second_bias=told.second_bias,
             manifest=fitted_on(vlm, [*attacks, *benign]),
         )
 
@@ -141,8 +145,17 @@ def awareness(harmful: np.ndarray, harmless: np.ndarray) -> float:
     return float((total @ total - (units**2).sum()) / max(count * (count - 1), 1))
 
 
-def probe(harmful: np.ndarray, harmless: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """The numbers of a probe of harmful (N, D) against harmless (M, D) activations."""
+class Probe(NamedTuple):
+    """The numbers of a probe."""
+
+    first: np.ndarray
+    first_bias: np.ndarray
+    second: np.ndarray
+    second_bias: np.ndarray
+
+
+def probe(harmful: np.ndarray, harmless: np.ndarray, seed: int) -> Probe:
+    """A probe of harmful (N, D) against harmless (M, D) activations."""
     rows = np.concatenate([harmful, harmless]).astype(np.float64)
     mean, spread = rows.mean(axis=0), rows.std(axis=0)
     spread = np.where(spread > 0, spread, 1.0)
@@ -150,12 +163,8 @@ def probe(harmful: np.ndarray, harmless: np.ndarray, seed: int) -> dict[str, np.
     made = MLPClassifier((HIDDEN,), max_iter=500, random_state=seed, tol=1e-3)
     made.fit((rows - mean) / spread, labels)
     first = made.coefs_[0].T / spread
-    return {
-        "first": first,
-        "first_bias": made.intercepts_[0] - first @ mean,
-        "second": made.coefs_[1][:, 0],
-        "second_bias": made.intercepts_[1],
-    }
+    bias = made.intercepts_[0] - first @ mean
+    return Probe(first, bias, made.coefs_[1][:, 0], made.intercepts_[1])
 
 
 def refusal_matrix(

@@ -30,7 +30,7 @@ from care.defenses.asking import Gated
 from care.defenses.base import register
 from care.defenses.cost import Cost
 from care.defenses.material import Material, gather
-from care.defenses.steering import Steering, at_least, layer_at, layers_between
+from care.defenses.steering import Steering, layer_at, layers_between
 from care.defenses.stored import fitted_on
 from care.models.sites import Scope, Site
 from care.models.vlm import VLM
@@ -91,7 +91,6 @@ class Cast(Gated, Steering):
         batch_size: int = 16,
     ) -> Self:
         """Fit on requests; `material` is what they were answered, where that is known."""
-        at_least(1, list(attacks) if material is None else material.complied, "attacks")
         material = material or gather(vlm, list(attacks), list(benign))
         layers = layers_between(vlm, depths)
         at, condition, threshold, above = _condition(vlm, material, batch_size)

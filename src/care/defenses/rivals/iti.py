@@ -34,7 +34,7 @@ from care.errors import FitError
 from care.models.devices import weight_of
 from care.models.hooks import hooked
 from care.models.passes import Pass
-from care.models.sites import Site, SiteKind
+from care.models.sites import SiteKind
 from care.models.vlm import VLM
 
 SHARE = 48 / 1024

@@ -38,7 +38,7 @@ from care.models.vlm import VLM
 @register("safesteer")
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SafeSteer(Steering):
-    """A refusing vector within a safety subspace is added, as far as an activation looks harmful."""
+    """A refusing vector in a safety subspace is added, as far as an activation looks harmful."""
 
     paper: ClassVar[str] = "Zeng et al. 2025, 2509.21400"
     cost: ClassVar[Cost] = Cost(needs=("attacks that worked", "refusals", "benign requests"))

@@ -8,8 +8,8 @@ towards what looks safe. At the last token of a prompt, at some layers,
     h' = h − a (mᵀ s / ‖s‖²) s
 
 with a caption of the picture by the model itself. Zou et al. 2025, arXiv 2502.13095: 160 requests
-of each kind, layers 10 to 31 of 32, captions of at most 128 tokens, a = 1; an answer costs a caption
-and a pass more. Requests without a picture are the bare model's.
+of each kind, layers 10 to 31 of 32, captions of at most 128 tokens, a = 1; an answer costs a
+caption and a pass more. Requests without a picture are the bare model's.
 
 What had to be chosen: what is asked for a caption, that it stands in a line before the request, and
 that h in m is what earlier layers' edits leave, so that nothing is taken out twice. Unsafe text is
@@ -67,7 +67,7 @@ class ShiftDC(Gated, Steering):
     caption_tokens: int = 128
     """Most of a caption."""
 
-    applied = Defense.applied  # what is edited depends on the request
+    applied = Defense.applied  # pyright: ignore[reportAssignmentType]  edits are of one request
 
     def opened(self, vlm: VLM, examples: Sequence[Example], batch_size: int) -> np.ndarray:
         """Requests with a picture (N,)."""

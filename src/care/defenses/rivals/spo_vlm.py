@@ -2,8 +2,8 @@
 
     I.   at each layer l, over sources s (suites of attacks) that worked,
          v_l = mean_s [ μ_l(refused) − μ_l(complied, s) ],      h' = h + a v_l
-    II.  with answers y⁺ preferred to y⁻ and the bare model π₀, the v_l are descended, all else frozen,
-         −log σ( b [ log π_v(y⁺|x)/π₀(y⁺|x) − log π_v(y⁻|x)/π₀(y⁻|x) ] )
+    II.  with answers y⁺ preferred to y⁻ and the bare model π₀, the v_l are descended by
+         −log σ( b [ log π_v(y⁺|x)/π₀(y⁺|x) − log π_v(y⁻|x)/π₀(y⁻|x) ] ), all else frozen
 
 Wu et al. 2025, arXiv 2509.00373, of which the abstract says: layer-specific steering vectors from
 diverse data sources; their refinement by sequence-level preference optimisation, with rewards of a
@@ -14,7 +14,7 @@ What had to be chosen: contrasts and tokens (activations at the last token of pr
 there on), layers from 0.3 to 0.7 of the depth, the loss (direct preference optimisation, b = 0.1),
 Adam at 0.05 of the vectors' mean size, 60 steps of 8 pairs. Rewards become pairs, since no caption
 reward is here offline: for an attack that worked a refusal is preferred to what the model said
-(less toxic), for a benign request the model's own answer to a refusal (consistent with its picture).
+(less toxic), for a benign request the model's own answer to a refusal (consistent with its image).
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class SpoVlm(Steering):
         sites = [Site(layer, "layer_out") for layer in layers]
         found = decision_rows(vlm, material, sites, batch_size)
         sources = [example.suite for example, _ in material.complied]
-        vectors = np.array([by_source(*found[site][:2], sources) for site in sites])
+        vectors = np.array([by_source(found[site][0], found[site][1], sources) for site in sites])
         if steps and strength:
             pairs = preferences(material)
             vectors = refined(vlm, pairs, sites, vectors, strength, steps, rate, sharpness, seed)
