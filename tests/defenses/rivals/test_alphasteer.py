@@ -29,7 +29,8 @@ def test_benign_activations_stay_and_malicious_ones_get_the_vector():
     """Benign activations in the first two axes, malicious ones with a third: it is read off."""
     rng = np.random.default_rng(0)
     benign = np.pad(rng.standard_normal((7, 2)), ((0, 0), (0, 2)))
-    malicious = np.pad(rng.standard_normal((5, 2)), ((0, 0), (0, 2))) + [0, 0, 2.0, 0]
+    malicious = np.pad(rng.standard_normal((5, 2)), ((0, 0), (0, 2)))
+    malicious[:, 2] = 2.0
     reading = null_reading(malicious, benign, 0.5, 1e-9)
     np.testing.assert_allclose(benign @ reading, 0, atol=1e-9)
     np.testing.assert_allclose(malicious @ reading, 1, atol=1e-6)

@@ -21,7 +21,7 @@ def test_the_contrast_decides_which_variance_counts(contrast, axis):
 
 def test_a_shifted_mean_counts():
     signs = np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
-    found = contrasted(signs + [0, 5], signs, 1, 1.0)
+    found = contrasted(signs + np.array([0, 5]), signs, 1, 1.0)
     assert abs(found[0, 1]) == pytest.approx(1)
 
 

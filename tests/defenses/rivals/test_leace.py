@@ -24,7 +24,7 @@ def erased(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
     made = Leace(
         layers=(0,), writing=writing[None], reading=reading[None], mean=rows.mean(axis=0)[None]
     )
-    return made.moved(torch.from_numpy(rows[None]), 0)[0].double().numpy()
+    return made.moved(torch.from_numpy(rows[None]).float(), 0)[0].double().numpy()
 
 
 @pytest.mark.parametrize("width", [4, 40])

@@ -46,7 +46,5 @@ def test_attacks_that_look_benign_and_too_few_of_them_are_refused(vlm):
     complied, refused, _ = fits.three_classes()
     with pytest.raises(FitError, match="same activations as benign requests"):
         subspace_steering(complied, refused, complied, 2)
-    with pytest.raises(
-        FitError, match="attacks that worked, of which a subspace is made, number 4"
-    ):
+    with pytest.raises(FitError, match="of which a subspace is made, number 4"):
         SafeSteer.fit(vlm, [], [], material=fits.material(2, 2))
