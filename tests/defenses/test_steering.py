@@ -20,7 +20,7 @@ from care.defenses.steering import (
 from care.errors import ArtefactError, FitError, UsageError
 from care.models.hooks import read
 from care.models.sites import Scope, Site, scope_mask
-from kit import tiny
+from kit import fits, tiny
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -126,12 +126,11 @@ def test_directions_without_a_length_and_too_few_rows_are_refused():
 
 
 def test_each_request_is_moved_by_itself_at_its_last_token_alone(vlm):
-    site, examples = Site(1, "layer_out"), tiny.mixed_examples(3)
+    site, examples = Site(1, "layer_out"), fits.asked("a", 3, "malicious", True, 0)
     batch, rows = vlm.batch(examples, ["No."] * 3), torch.randn(3, tiny.WIDTH)
     with read(vlm, [site]) as before:
         vlm.forward(batch)
-    with decisions_moved(vlm, {site: lambda h: h + rows}, 3), read(vlm, [site]) as after:
-        vlm.forward(batch)
+    with decisions_moved(vlm, {site: lambda h: h + rows}, 3):
         vlm.generate(examples, max_new_tokens=2, batch_size=3)  # decode steps have no last token
     with decisions_moved(vlm, {site: lambda h: h + rows}, 3), read(vlm, [site]) as after:
         vlm.forward(batch)
