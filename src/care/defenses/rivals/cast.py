@@ -7,12 +7,13 @@ over refusing and complying answers to the same requests, v, at each layer of th
     p = tanh(c cᵀ h̄),      the condition holds where cos(h̄, p) is above (or below) θ
     h' = h + a v at every token, if it holds for the prompt.
 
-Lee et al. 2024, arXiv 2409.05907 (sections 3 and 4): layer, θ and side by the best F1 over a grid,
-on what is fitted on, within the first third of the layers; behaviour in the middle to late layers
-(about 0.47 to 0.75 of the depth), a between 1 and 2.
+Lee et al. 2024, arXiv 2409.05907: layer, θ and side by the best F1 over a grid, on what is fitted
+on, within the first third of the layers; behaviour in the middle to late layers (about 0.45 to 0.75
+of the depth), a between 1 and 2.
 
-Deviations: θ is sought among all values that tell two examples apart, in place of a grid. The
-condition is read in a pass of its own that ends at its layer, where it could be read on the way.
+Deviations: θ is sought among all values that tell two examples apart, in place of a grid. v is as
+long as half the mean difference along it, so that a means the same in every model. The condition is
+read in a pass of its own that ends at its layer, where it could be read on the way.
 """
 
 from __future__ import annotations
