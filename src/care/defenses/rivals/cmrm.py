@@ -46,8 +46,8 @@ class Cmrm(Gated, Steering):
     paper: ClassVar[str] = "Liu et al. 2024, 2410.09047"
     cost: ClassVar[Cost] = Cost(needs=("malicious requests", "pictures of attacks"))
     searched: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "depths": ((0.01, 1.0), (0.3, 0.7), (0.5, 1.0)),
-        "strength": (0.25, 0.5, 1.0, 1.5),
+        "depths": ((0.01, 1.0), (0.3, 0.7), (0.5, 0.5)),
+        "strength": (0.05, 0.1, 0.25, 0.5, 1.0),
         "anchor": ("data", "request"),
     }
 
