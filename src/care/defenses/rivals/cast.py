@@ -1,7 +1,7 @@
 """CAST: a refusing vector is added to requests that meet a condition on their activations.
 
 Both vectors are first principal components, of activations centred between two classes. With the
-means h̄ over the tokens of malicious and benign prompts, c, at a layer of the condition; with those
+means h̄ over the words of malicious and benign prompts, c, at a layer of the condition; with those
 over refusing and complying answers to the same requests, v, at each layer of the behaviour. Then
 
     p = tanh(c cᵀ h̄),      the condition holds where cos(h̄, p) is above (or below) θ
@@ -11,7 +11,8 @@ Lee et al. 2024, arXiv 2409.05907: layer, θ and side by the best F1 over a grid
 on, within the first third of the layers; behaviour in the middle to late layers (about 0.45 to 0.75
 of the depth), a between 1 and 2.
 
-Deviations: θ is sought among all values that tell two examples apart, in place of a grid. v is as
+Deviations: tokens of pictures aren't averaged, or c would tell requests with a picture from others.
+θ is sought among all values that tell two examples apart, in place of a grid. v is as
 long as half the mean difference along it, so that a means the same in every model. The condition is
 read in a pass of its own that ends at its layer, where it could be read on the way.
 """
@@ -110,12 +111,10 @@ class Cast(Gated, Steering):
 def prompts(
     vlm: VLM, examples: Sequence[Example], sites: Sequence[Site], batch_size: int
 ) -> dict[Site, np.ndarray]:
-    """Means (N, D) over the tokens of prompts, pictures included."""
-
-    def pooling(h: Tensor, roles: Tensor) -> Tensor:
-        return pool(h, roles, "text", "image")
-
-    return pooled_activations(vlm, examples, sites, pooling, batch_size=batch_size)
+    """Means (N, D) over the words of prompts."""
+    return pooled_activations(
+        vlm, examples, sites, lambda h, roles: pool(h, roles, "text"), batch_size=batch_size
+    )
 
 
 def likeness(rows: np.ndarray, condition: np.ndarray) -> np.ndarray:

@@ -10,8 +10,8 @@ Li et al. 2023, arXiv 2306.03341 (section 3): K = 48 of 1024 heads, a = 15 for L
 mean shift as θ; attention's output is x + Σ Q (z + a σ θ), so the shift is added as Q a σ θ here.
 
 Deviations: where the paper has true and false answers at their last token, here are requests that
-the model refuses and ones that it complies with, at the last token of the prompt, since the words of
-a refusal tell it from anything, in any head. K is a share of all heads (48 / 1024); every fifth
+the model refuses and ones that it complies with, at the last token of the prompt, since the words
+of a refusal tell it from anything, in any head. K is a share of all heads (48 / 1024); every fifth
 request is held out for the probes; of equal accuracies the likelier held-out labels are better.
 """
 
