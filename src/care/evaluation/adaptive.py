@@ -34,8 +34,12 @@ from care.data.registry import load_suite
 from care.defenses.base import Defense
 from care.defenses.loading import load_defense
 from care.errors import DataError, StorageError, UsageError
+from care.evaluation.asked_attacks import (
+    AskedAttack,
+    ImageAttack,
+)
 from care.evaluation.certificate import Certificate
-from care.evaluation.config import UNDEFENDED, AskedAttack, ImageAttack
+from care.evaluation.config import UNDEFENDED
 from care.evaluation.leak_check import refuse_leaks
 from care.evaluation.scores import DefenseScores, SuiteScores, Threat
 from care.models.spec import ModelSpec
