@@ -16,10 +16,11 @@ from care.evaluation.asked_attacks import (
     AskedVariants,
     ImageAttack,
 )
+from care.evaluation.attack_scores import BestOfTries
 from care.evaluation.config import EvaluationConfig
 from care.evaluation.joined import Attacked
 from care.evaluation.results import Results
-from care.evaluation.scores import BestOfTries, Scorecard
+from care.evaluation.scores import Scorecard
 from care.evaluation.tries import tries_of
 from care.evaluation.variants import fixed_suites, suites_of, variant_requests
 from care.interfaces.cli import app as cli

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from care.evaluation.asked_attacks import attacks_in_variants, image_attacks
+from care.evaluation.attack_scores import Threat
 from care.evaluation.losses import AttackLosses, LossCurve
 from care.evaluation.scorecard import scorecard
-from care.evaluation.scores import RunFacts, Scorecard, Threat
+from care.evaluation.scores import RunFacts, Scorecard
 from care.evaluation.variants import suites_of
 from care.judges.labels import LabelReport
 from care.statistics.intervals import wilson

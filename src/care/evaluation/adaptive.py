@@ -38,10 +38,11 @@ from care.evaluation.asked_attacks import (
     AskedAttack,
     ImageAttack,
 )
+from care.evaluation.attack_scores import Threat
 from care.evaluation.certificate import Certificate
 from care.evaluation.config import UNDEFENDED
 from care.evaluation.leak_check import refuse_leaks
-from care.evaluation.scores import DefenseScores, SuiteScores, Threat
+from care.evaluation.suite_scores import DefenseScores, SuiteScores
 from care.models.spec import ModelSpec
 from care.models.vlm import VLM
 from care.runs.files import to_json, write_whole

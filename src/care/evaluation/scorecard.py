@@ -33,13 +33,15 @@ from care.evaluation.rejudge import judged, judges_of, latest
 from care.evaluation.results import Results, counts
 from care.evaluation.scores import (
     SCHEMA,
-    CorrectedRate,
     DefenseEffect,
-    DefenseScores,
     JudgeRate,
     PictureShare,
     RateChange,
     Scorecard,
+)
+from care.evaluation.suite_scores import (
+    CorrectedRate,
+    DefenseScores,
     SuiteScores,
     UnjudgedAnswers,
 )

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from care.attacks.variants import request_of, variant_of
 from care.evaluation.asked_attacks import AskedVariants
+from care.evaluation.attack_scores import BestOfTries, Tries
 from care.evaluation.results import Results, counts
-from care.evaluation.scores import BestOfTries, Tries
 from care.runs.rows import Row
 from care.statistics.best_of import best_of, mean_best_of
 

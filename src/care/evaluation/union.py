@@ -28,10 +28,10 @@ from care.evaluation.asked_attacks import (
     AskedVariants,
     ImageAttack,
 )
+from care.evaluation.attack_scores import AttackFigure, AttackUnion
 from care.evaluation.certificate import Certificate, certificate, raised_by_request
 from care.evaluation.config import UNDEFENDED
 from care.evaluation.results import Results, counts
-from care.evaluation.scores import AttackFigure, AttackUnion
 from care.runs.rows import Row
 from care.statistics.intervals import Interval, wilson
 from care.statistics.paired import cluster_rate

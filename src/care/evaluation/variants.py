@@ -29,8 +29,9 @@ from care.evaluation.adaptive import (
     threats_of,
 )
 from care.evaluation.asked_attacks import AskedVariants
+from care.evaluation.attack_scores import Threat
 from care.evaluation.leak_check import refuse_leaks
-from care.evaluation.scores import SuiteScores, Threat
+from care.evaluation.suite_scores import SuiteScores
 from care.models.spec import ModelSpec
 from care.models.vlm import VLM
 from care.runs.progress import Bar, silent
