@@ -15,7 +15,12 @@ from typing import Any
 from care.data.example import Example, Suite
 from care.data.small_world.suites import PGD
 from care.defenses.artefact import FACTS, NUMBERS
-from care.defenses.controls import means_control, random_control
+from care.defenses.controls import (
+    harmless_answers,
+    means_control,
+    random_control,
+    random_discriminants,
+)
 from care.defenses.monitors.choosing import MonitorsFit, fit_monitors
 from care.defenses.monitors.results import MonitorsTold
 from care.defenses.neuron_suppression import NeuronSuppression
@@ -41,7 +46,7 @@ from care.diagnosis.parts import DiagnosisParts
 from care.diagnosis.results import ChannelsFound, Diagnosis, SitesFound
 from care.diagnosis.scan import ScanRow
 from care.diagnosis.site_results import SiteEffects
-from care.evaluation.config import PARTS, UNDEFENDED
+from care.evaluation.config import CONTROLS, PARTS, UNDEFENDED
 from care.evaluation.results import Results
 from care.evaluation.rows import JudgedRow, check_rows
 from care.models.sites import Site
@@ -69,6 +74,9 @@ from care.typed import from_tree, to_tree
 
 COMPARED = ("benign", "vqa", "naming", "lookalike")
 """Suites besides the attacks that controls are measured on."""
+
+RANDOM = CONTROLS[0]
+"""The control of a repair's monitors that is part of every job that fits some."""
 
 
 class Stages(Workspace):
@@ -301,7 +309,8 @@ class Stages(Workspace):
         return [candidate for candidate in tried if candidate.name in best], rows
 
     def controls(self, chosen: Candidate) -> list[tuple[str, Repair]]:
-        """What the repair is compared with: edits with other directions, and half of them."""
+        """What the repair is compared with: edits with other directions, half of them, and monitors
+        with other directions, which alarm as often on harmless answers to fit on."""
         repair = chosen.repair.edits_only()
         found = [
             ("random subspace", random_control(repair, self.job.run.seed)),
@@ -311,7 +320,16 @@ class Stages(Workspace):
         if modalities == {"image", "text"}:
             found.append(("without text", repair.only("image")))
             found.append(("without visual", repair.only("text")))
+        if any(monitor.detector is not None for monitor in chosen.repair.monitors):
+            found.append((RANDOM, self.random_monitors(chosen)))
         return found
+
+    def random_monitors(self, chosen: Candidate) -> Repair:
+        """The repair with random directions in its monitors; it reads answers that are there."""
+        harmless = harmless_answers(chosen.fitter.material.answered)
+        seed, batch = self.job.run.seed, self.job.batch
+        with self.run.stage(RANDOM):
+            return random_discriminants(self.vlm, chosen.repair, harmless, seed, batch)
 
     def prove(self, chosen: Candidate) -> tuple[Results, list[str], list[str]]:
         """Everything on the test split: bare, repaired; names of its parts and of controls."""
