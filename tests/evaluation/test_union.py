@@ -136,7 +136,7 @@ def test_what_monitors_miss_is_made_once_for_all_that_have_them(world, monkeypat
 
 
 def test_controls_are_made_stored_and_asked(world, monkeypatch, capsys):
-    monkeypatch.setattr("care.evaluation.controls._MOST", 3)
+    monkeypatch.setattr("care.evaluation.controls.HARMLESS", 3)
     arguments = ["evaluate", "m", "--suite", "test.jsonl", "--max-new-tokens", "4", "--out", "run"]
     picture(5, (28, 28)).save("p.png")
     rows = [
