@@ -292,7 +292,7 @@ def test_of_several_attempts_the_least_of_what_is_descended_is_kept():
 
     def term(objective):
         def of(rows, pixels, features):
-            return torch.tensor(100.0 * ((pixels.detach() - minded).abs().mean() < 0.1))
+            return 100.0 * ((pixels.detach() - minded).abs().mean() < 0.1)
 
         return of
 
