@@ -32,7 +32,7 @@ from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from care.defenses.repair import fitting_data as material
+from care.defenses import material
 from care.evaluation import job as evaluation_job
 from care.evaluation.config import EvaluationConfig
 from care.interfaces.cli.registry import commands

@@ -155,8 +155,8 @@ def test_the_card_has_transfer_adaptive_and_certified_side_by_side():
 
 def _signed(folder, facts):
     """Write facts with the digest that goes with them, as who means to deceive would."""
-    from care.defenses.artefact import _digest_of
+    from care.defenses.stored import digest_of
 
     facts.pop("sha256")
-    facts["sha256"] = _digest_of(facts, (folder / "repair.safetensors").read_bytes())
+    facts["sha256"] = digest_of(facts, (folder / "repair.safetensors").read_bytes())
     (folder / "repair.json").write_text(json.dumps(facts))

@@ -11,6 +11,7 @@ import torch
 from care.data.example import Example
 from care.defenses import Defense, load_defense, register
 from care.defenses.base import answers_under, reads_undefended, registered
+from care.defenses.known import DEFENSES, kind_of
 from care.defenses.neuron_suppression import NeuronSuppression
 from care.defenses.repair.repair import Repair
 from care.errors import ArtefactError, UsageError
@@ -23,7 +24,7 @@ MADE: dict[str, Callable[[VLM], Defense]] = {
     "repair": lambda vlm: Repair((made(), made(seed=1, gate=a_gate(), scopes=("decision",)))),
     "neurons": lambda vlm: NeuronSuppression.of(vlm, [(1, 3), (2, 5)], "zero"),
 }
-"""One of each registered class; a new defense gets a line."""
+"""One of each class of the package; rivals have a matrix of their own (`rivals/test_all.py`)."""
 
 EXAMPLES = tiny.mixed_examples(4)
 
@@ -32,8 +33,15 @@ def texts(vlm: VLM, defense: Defense | None) -> list[str]:
     return [a.text for a in answers_under(defense, vlm, EXAMPLES, max_new_tokens=4)]
 
 
-def test_every_registered_class_is_in_the_matrix():
-    assert {n for n, kind in registered().items() if kind.__module__.startswith("care.")} == {*MADE}
+def test_every_class_is_in_the_matrix_or_that_of_rivals():
+    assert {name for name, place in DEFENSES.items() if ".rivals." not in place} == {*MADE}
+    assert {*MADE} <= registered().keys()
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_each_is_registered_by_the_name_that_it_is_listed_by(name):
+    kind = kind_of(name)
+    assert kind is registered()[name] and kind.registered_as == name
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -116,7 +124,9 @@ def test_an_unknown_name_is_answered_with_near_and_known_ones():
 
 
 def test_what_no_defense_was_saved_in_is_refused(tmp_path):
-    with pytest.raises(ArtefactError, match=r"none of neurons.json, repair.json.* lies there"):
+    with pytest.raises(
+        ArtefactError, match=r"none of defense.json, neurons.json, repair.json.* lies there"
+    ):
         load_defense(tmp_path)
     with pytest.raises(ArtefactError, match="There is no artefact in"):
         load_defense(tmp_path / "nowhere")

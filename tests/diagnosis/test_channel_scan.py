@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from care.defenses.material import Material, material_from, material_to
 from care.defenses.repair.channel import MODALITIES, Channel, Modality
-from care.defenses.repair.fitting_data import Material, material_from, material_to
 from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import random_subspace
 from care.diagnosis.channel_scan import (

@@ -11,8 +11,8 @@ from care.data.contamination import SCHEME, goal_digests
 from care.data.example import Example, Suite
 from care.data.registry import fitted_suite
 from care.data.small_world import suites as world
+from care.defenses.material import Material
 from care.defenses.neuron_suppression import NeuronSuppression
-from care.defenses.repair.fitting_data import Material
 from care.errors import ArtefactError, UsageError
 from care.evaluation.leak_check import refuse_leaks, repair_leaks, stated_goals
 from care.evaluation.scores import RepairLeaks, SuiteLeak

@@ -21,8 +21,9 @@ from care.attacks.presets import PRESETS
 from care.data.example import Example
 from care.data.jsonl import read_suite
 from care.defenses.artefact import FORMATS
+from care.defenses.material import Material
 from care.defenses.repair.channel import Channel
-from care.defenses.repair.fitting_data import Contrast, Material, activations
+from care.defenses.repair.fitting_data import Contrast, activations
 from care.defenses.repair.gate import Gate
 from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import SubspaceConfig, fit_subspace, random_subspace

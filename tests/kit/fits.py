@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from care.data.example import Example
-from care.defenses.repair.fitting_data import Material
+from care.defenses.material import Material
 from kit import tiny
 
 WORDS = (

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from care.defenses.repair import fitting_data as material
+from care.defenses import material
 from care.diagnosis.full_config import DiagnosisConfig
 from care.diagnosis.neurons.search import NeuronConfig
 from care.diagnosis.reliability import ReliabilityConfig

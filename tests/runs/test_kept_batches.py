@@ -11,8 +11,8 @@ import pytest
 
 from care.data.example import Example
 from care.data.minimal_pairs import Pair
-from care.defenses.repair import fitting_data as material
-from care.defenses.repair.fitting_data import gather
+from care.defenses import material
+from care.defenses.material import gather
 from care.defenses.repair.repair import Repair
 from care.diagnosis.causal_mediation import EffectsConfig, site_effects
 from care.diagnosis.channel_scan import refused_under

@@ -5,9 +5,13 @@ a suffix), and asks every request in each of them. It wins a goal by any variant
 figure is that of the best of n tries (`care.evaluation.tries`), beside the mean of one. Ids get the
 variant's name appended, after `MARK`.
 
+    FixedAttack       variants known beforehand: templates, openings, turns, draws
+    SearchedAttack    variants searched on each defense: suffixes, pictures
+
 A change is a function of an example, so variants of several attacks can be put one upon the other
 (`composed`), in the order of `STAGES`: what writes the request anew comes before what is added to
-it. Here is what attacks share; `word_attacks` lists them. Not here: answering and judging.
+it; `joined` is the attack that does. Here is what attacks share; `variant_attacks` lists them. Not
+here: answering and judging.
 """
 
 from __future__ import annotations

@@ -114,6 +114,11 @@ def goal_digest(example: Example) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+def goals_told(examples: Iterable[Example]) -> dict[str, Any]:
+    """What an artefact states of the goals that it was fitted on: scheme and sorted digests."""
+    return {"scheme": SCHEME, "digests": sorted(goal_digests(examples))}
+
+
 def goal_digests(examples: Iterable[Example]) -> dict[str, list[str]]:
     """The ids (suite/id) of the examples of each digest, which is cut to `DIGITS`.
 

@@ -32,6 +32,14 @@ def example_digest(example: Example) -> str:
         return hashlib.sha256(told.encode()).hexdigest()
 
 
+def picture_digests(example: Example) -> tuple[str, ...]:
+    """SHA-256 of the size and pixels of each picture, whatever it was loaded from."""
+    return tuple(
+        hashlib.sha256(f"{image.width}x{image.height}".encode() + image.tobytes()).hexdigest()
+        for image in example.load_images()
+    )
+
+
 def suite_digest(suite: Suite) -> str:
     """SHA-256 of name, role, version and examples, whether their pictures can be read or not."""
     hasher = hashlib.sha256(ascii((suite.name, suite.role, suite.version)).encode())

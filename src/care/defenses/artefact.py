@@ -13,11 +13,9 @@ damage and changes by accident; who means to deceive can state another.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import tempfile
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from care.defenses import stored
 from care.defenses.artefact_card import card
 from care.defenses.artefact_channels import (
     ChannelFacts,
@@ -43,8 +42,8 @@ from care.defenses.artefact_monitors import (
     monitor_to,
 )
 from care.defenses.repair.channel import Fusion, RepairData
+from care.defenses.stored import digest_of
 from care.errors import ArtefactError, CareError
-from care.models.identity import model_facts
 from care.runs.files import to_json, write_whole
 from care.runs.reading import GIB, parse_json, read_file
 from care.typed import WHEN_SET, from_tree, to_tree
@@ -140,7 +139,7 @@ def _packed(repair: RepairData) -> tuple[dict[str, Any], bytes]:
         told["monitors"] = [monitor_to(monitor) for monitor in repair.monitors]
     told = to_tree(told, "The repair", ArtefactError) | {"manifest": repair.manifest}
     facts = json.loads(to_json(told))  # as a reader gets them
-    facts |= {"sha256": _digest_of(facts, numbers)}
+    facts |= {"sha256": digest_of(facts, numbers)}
     _checked(facts, "The repair", "correct it")
     return facts, numbers
 
@@ -149,19 +148,12 @@ def _checked(facts: dict[str, Any], what: str, todo: str) -> ArtefactFacts:
     return from_tree(ArtefactFacts, facts, strict=False, what=what, error=ArtefactError, todo=todo)
 
 
-def _digest_of(facts: dict[str, Any], numbers: bytes) -> str:
-    others = {key: value for key, value in facts.items() if key != "sha256"}
-    # ASCII, so that text which has no UTF-8 has a digest too.
-    canonical = json.dumps(others, sort_keys=True, separators=(",", ":"))
-    return _digest(canonical.encode() + b"\n" + numbers)
-
-
 def load(name_or_path: str | Path, vlm: VLM | None = None) -> RepairData:
     """Read and check an artefact; ArtefactError says what is wrong with it."""
     folder = _local(name_or_path)
     facts = _facts(folder)
     numbers = _read(folder / NUMBERS, MAX_NUMBERS)
-    if _digest_of(facts, numbers) != facts.get("sha256"):
+    if digest_of(facts, numbers) != facts.get("sha256"):
         raise ArtefactError(
             f"The facts and numbers in {folder} don't have the digest that repair.json states: the "
             "artefact was damaged or changed; fetch it again."
@@ -197,22 +189,7 @@ def check_model(repair: RepairData, vlm: VLM) -> None:
     parts = from_tree(
         ManifestParts, manifest, "manifest", strict=False, what=what, error=ArtefactError
     )
-    stated, found = parts.model, model_facts(vlm)
-    if not stated:
-        return
-    for key in ("class", "layers", "width"):
-        if stated.get(key) != found[key]:
-            raise ArtefactError(
-                f"the repair was fitted on {stated.get('name')} with {key} {stated.get(key)}, but "
-                f"{vlm.name} has {found[key]}; fit a repair for this model"
-            )
-    for key in ("revision", "config_sha256", "chat_template_sha256"):
-        if stated.get(key) != found[key]:
-            warnings.warn(
-                f"the repair was fitted on another {key.removesuffix('_sha256')} of "
-                f"{stated.get('name')}: {stated.get(key)}, here {found[key]}",
-                stacklevel=3,
-            )
+    stored.check_model(parts.model, vlm, "the repair", "fit a repair for this model")
 
 
 def push(repair: RepairData, repo_id: str, **options: Any) -> str:
@@ -224,10 +201,6 @@ def push(repair: RepairData, repo_id: str, **options: Any) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         folder = save(repair, Path(scratch) / "repair")
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **options))
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def _local(name_or_path: str | Path) -> Path:

@@ -17,11 +17,12 @@ that against a defense which rewrites or asks again its figures are those of a w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
+from care.defenses.cost import Cost
 from care.errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,6 +54,19 @@ class Defense:
 
     stored_as: ClassVar[str | None] = None
     """Name of the file by which a folder of this class is told; None: it can't be stored."""
+
+    registered_as: ClassVar[str] = ""
+    """The name that it is registered by, which `register` sets."""
+
+    paper: ClassVar[str] = ""
+    """Where it was published, as authors, year and arXiv number."""
+
+    cost: Cost = Cost()
+    """What it costs beyond the bare model, as its method has it."""
+
+    searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """Options of `fit` that the paper leaves open, or chooses for each model, with the values that
+    are tried when it is set at its best."""
 
     @classmethod
     def fit(
@@ -209,6 +223,7 @@ def register(name: str) -> Callable[[Kind], Kind]:
                 f"A defense called {name!r} is registered already ({_home(taken)}); register "
                 f"{_home(kind)} by another name."
             )
+        kind.registered_as = name
         if not hasattr(kind, "name"):
             kind.name = name
         _REGISTERED[name] = kind

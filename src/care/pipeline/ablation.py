@@ -22,10 +22,10 @@ from dataclasses import replace
 from functools import cache
 
 from care.defenses.artefact import FACTS
+from care.defenses.material import CLASSES, Material
 from care.defenses.monitors.monitor import Monitor
 from care.defenses.repair.channel import Modality
 from care.defenses.repair.fitting import Fitter, chosen_sites
-from care.defenses.repair.fitting_data import CLASSES, Material
 from care.defenses.repair.presets import PRESETS
 from care.defenses.repair.repair import Repair
 from care.diagnosis.activation_means import spread

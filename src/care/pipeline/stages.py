@@ -21,19 +21,19 @@ from care.defenses.controls import (
     random_control,
     random_discriminants,
 )
+from care.defenses.material import (
+    gather,
+    load_decisions,
+    material_from,
+    material_to,
+    save_decisions,
+)
 from care.defenses.monitors.choosing import MonitorsFit, fit_monitors
 from care.defenses.monitors.results import MonitorsTold
 from care.defenses.neuron_suppression import NeuronSuppression
 from care.defenses.repair.channel import Modality
 from care.defenses.repair.fitting import Fitter
-from care.defenses.repair.fitting_data import (
-    gather,
-    load_decisions,
-    material_from,
-    material_to,
-    said,
-    save_decisions,
-)
+from care.defenses.repair.fitting_data import said
 from care.defenses.repair.presets import PRESETS
 from care.defenses.repair.repair import Repair
 from care.diagnosis.activation_means import spread

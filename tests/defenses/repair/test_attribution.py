@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from care.defenses.activations import pool
 from care.defenses.repair.attribution import AttributionConfig, attributed
 from care.defenses.repair.fitting import Fitter
-from care.defenses.repair.fitting_data import activations, pool
+from care.defenses.repair.fitting_data import activations
 from care.defenses.repair.presets import PRESETS
 from care.errors import FitError, UsageError
 from care.models.hooks import read

@@ -10,16 +10,11 @@ import torch
 
 from care.data.contamination import goal_digests
 from care.defenses.controls import means_control
+from care.defenses.material import CLASSES, gather, load_decisions, save_decisions
 from care.defenses.repair.edit import ChannelEdit
 from care.defenses.repair.family_subspace import unsafe_subspace
 from care.defenses.repair.fitting import Fitter, chosen_sites, depth_sites, fit_repair
-from care.defenses.repair.fitting_data import (
-    CLASSES,
-    activations,
-    gather,
-    load_decisions,
-    save_decisions,
-)
+from care.defenses.repair.fitting_data import activations
 from care.defenses.repair.gate import GateConfig, fit_gate
 from care.defenses.repair.presets import PRESETS, RepairConfig
 from care.defenses.repair.repair import Repair

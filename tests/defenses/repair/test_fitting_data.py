@@ -10,14 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from care.data.example import Example
-from care.defenses.repair.fitting_data import (
-    Contrast,
-    Material,
-    activations,
-    contrast,
-    decisions,
-    pool,
-)
+from care.defenses.activations import decisions, pool
+from care.defenses.material import Material
+from care.defenses.repair.fitting_data import Contrast, activations, contrast
 from care.errors import FitError
 from care.models.sites import Role, Site
 from kit import tiny

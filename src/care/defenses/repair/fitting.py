@@ -24,22 +24,13 @@ from typing import Any
 
 import numpy as np
 
+from care.data.digests import picture_digests
 from care.data.example import Example, Suite
+from care.defenses.material import CLASSES, Answered, Material, gather
 from care.defenses.monitors.choosing import fit_monitors
 from care.defenses.repair.channel import MODALITIES, Channel, Modality, RepairData
 from care.defenses.repair.family_subspace import Classes, unsafe_subspace
-from care.defenses.repair.fitting_data import (
-    CLASSES,
-    Answered,
-    Contrast,
-    ContrastName,
-    Material,
-    activations,
-    content,
-    contrast,
-    gather,
-    said,
-)
+from care.defenses.repair.fitting_data import Contrast, ContrastName, activations, contrast, said
 from care.defenses.repair.gate import Crossfit, Gate, GateConfig, crossfit
 from care.defenses.repair.presets import PRESETS, Preset, RepairConfig
 from care.defenses.repair.subspace import Subspace, difference_of_means, fit_subspace
@@ -284,7 +275,7 @@ class Fitter:
         """The examples of a class, each with what tells its pictures apart; "" without pictures."""
         if name not in self._pictures:
             part: Sequence[Answered] = getattr(self.material, name)
-            self._pictures[name] = [(e, "|".join(content(e))) for e, _ in part]
+            self._pictures[name] = [(e, "|".join(picture_digests(e))) for e, _ in part]
         return self._pictures[name]
 
     def _gate(self, site: Site, modality: Modality, config: GateConfig) -> Gate:

@@ -21,6 +21,7 @@ from care.data.example import Example, Suite
 from care.defenses import artefact
 from care.defenses.artefact import FACTS
 from care.defenses.base import Defense, Touches, register, touched
+from care.defenses.cost import Cost
 from care.defenses.monitors.dialogue import Dialogue
 from care.defenses.repair.channel import Modality, RepairData
 from care.defenses.repair.edit import ChannelEdit, channel_edits
@@ -45,6 +46,10 @@ class Repair(RepairData, Defense):
     """Channels and how they are fused, closed while a model is repaired."""
 
     stored_as: ClassVar[str] = FACTS
+    paper: ClassVar[str] = "Fu et al. 2026, 2603.27240"
+    cost: ClassVar[Cost] = Cost(
+        needs=("malicious requests", "benign requests", "attacks that worked", "refusals")
+    )
 
     @property
     def touches(self) -> Touches:

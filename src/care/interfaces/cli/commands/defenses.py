@@ -9,12 +9,13 @@ from care.interfaces.cli.tables import print_table
 
 @command("list defenses")
 def list_defenses() -> None:
-    """Every defense, what it is, and the file by which --repair tells its folder."""
-    from care.defenses.loading import registered  # that module imports those of the package
+    """Every defense, what it is, where it was published, and the file that tells its folder."""
+    from care.defenses import known
     from care.evaluation.config import UNDEFENDED
 
-    cells = [[UNDEFENDED, "The bare model, which stands in every table.", ""]]
-    for name, kind in sorted(registered().items()):
+    cells = [[UNDEFENDED, "The bare model, which stands in every table.", "", ""]]
+    for name in known.names():
+        kind = known.kind_of(name)
         what, *_ = (inspect.getdoc(kind) or "").split("\n")
-        cells.append([name, what, kind.stored_as or ""])
-    print_table(["defense", "what it is", "its file"], cells)
+        cells.append([name, what, kind.paper if kind else "", (kind and kind.stored_as) or ""])
+    print_table(["defense", "what it is", "paper", "its file"], cells)

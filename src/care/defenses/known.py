@@ -1,0 +1,32 @@
+"""Every defense of the package by name, and where its class is.
+
+To add a defense: a class in a module of its own, and a line here. A class of one's own is known
+once its module is imported (`care.defenses.base.register`).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from care.defenses.base import Defense, registered
+
+DEFENSES: dict[str, str] = {
+    "repair": "care.defenses.repair.repair:Repair",
+    "astra": "care.defenses.rivals.astra:Astra",
+    "difference-of-means": "care.defenses.rivals.difference_of_means:DifferenceOfMeans",
+    "neurons": "care.defenses.neuron_suppression:NeuronSuppression",
+}
+"""Where each defense is; imported when it is asked for, since most runs need one or two."""
+
+
+def names() -> list[str]:
+    """The names of all defenses: those of the package and those that are registered."""
+    return sorted({*DEFENSES, *registered()})
+
+
+def kind_of(name: str) -> type[Defense] | None:
+    """The class of the defense `name`; None for an unknown name."""
+    if name in DEFENSES:
+        module, _, kind = DEFENSES[name].partition(":")
+        return getattr(import_module(module), kind)
+    return registered().get(name)

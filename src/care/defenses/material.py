@@ -1,0 +1,213 @@
+"""What defenses are fitted on: requests with the model's own answers, sorted by their outcome.
+
+    complied   attacks that worked
+    refused    malicious requests that were refused
+    answered   benign requests that were answered
+
+Answers are the model's own, so activations are those that occur. Those at the decision position,
+the last of the prompt, may be taken from the same reading of the prompts. Material can be stored
+and read back; nothing here fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from care.data.contamination import goals_told
+from care.data.digests import example_digest
+from care.data.example import Example
+from care.defenses.activations import decisions
+from care.errors import DataError, FitError
+from care.judges.refusal import certainly_refused
+from care.judges.rules import RulesJudge
+from care.models.sites import Site
+from care.models.vlm import VLM
+from care.runs.files import write_whole
+from care.runs.kept_batches import KeptBatches, texts_from, texts_to
+
+Answered = tuple[Example, str]
+
+CLASSES = ("complied", "refused", "answered")
+"""The classes of a `Material`, in order."""
+
+_CLASS_OF = {
+    ("malicious", "harmful"): "complied",
+    ("malicious", "refused"): "refused",
+    ("benign", "safe"): "answered",
+}
+"""Class of an answer by the kind of its request and its outcome; others are left out."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a defense is fitted on: requests with the model's own answers, sorted by outcome."""
+
+    complied: tuple[Answered, ...]
+    """Attacks that worked, with the model's answers."""
+    refused: tuple[Answered, ...]
+    """Malicious requests that the model refused, with its refusals."""
+    answered: tuple[Answered, ...]
+    """Benign requests, with the model's answers."""
+    decisions: Mapping[Site, tuple[np.ndarray, ...]] = field(default_factory=dict, compare=False)
+    """Activations at the decision position, (N, D) of each of the three classes, of the sites at
+    which they were taken when the requests were answered."""
+
+    def __post_init__(self) -> None:
+        for name in CLASSES:
+            if not getattr(self, name):
+                raise FitError(
+                    f"no example of the class {name!r} to fit on: a fit needs attacks that "
+                    "worked, malicious requests that were refused, and answered benign requests"
+                )
+
+    @cached_property
+    def goals(self) -> dict[str, Any]:
+        """Digests of all goals, by which an artefact's leaks are told
+        (`care.evaluation.leak_check`)."""
+        examples = [e for name in CLASSES for e, _ in getattr(self, name)]
+        return goals_told(examples)
+
+
+def gather(
+    vlm: VLM,
+    attacks: Sequence[Example],
+    benign: Sequence[Example],
+    *,
+    judge: RulesJudge | None = None,
+    batch_size: int = 32,
+    max_new_tokens: int = 12,
+    sites: Sequence[Site] = (),
+    progress: Callable[[int], None] | None = None,
+    seen: Callable[[Sequence[Example], Sequence[str]], None] | None = None,
+    kept: KeptBatches | None = None,
+) -> Material:
+    """Let the model answer, and sort its answers by outcome.
+
+    With `sites`, activations at the decision position are taken on the way, from the same reading
+    of the prompts. Batches that are `kept` aren't asked again; `seen` gets the requests and answers
+    of each batch when it is there. FitError if no attack worked, no
+    malicious request was refused, or no benign one answered.
+    """
+    requests = [*attacks, *benign]
+
+    def work(chunk: list[int]) -> list[tuple[str, dict[Site, np.ndarray]]]:
+        reading = vlm.prefill([requests[place] for place in chunk], batch_size=len(chunk))
+        answers = vlm.generate(reading, max_new_tokens=max_new_tokens, stop=certainly_refused)
+        rows = decisions(vlm, reading, sites) if sites else {}
+        return [(a, {site: rows[site][place] for site in sites}) for place, a in enumerate(answers)]
+
+    asking = work
+    if kept is not None:
+        facts = {"sites": [str(site) for site in sites], "max_new_tokens": max_new_tokens}
+        digests = [example_digest(request) for request in requests]
+        asking = kept.over(work, digests, facts, _packed, partial(_unpacked, sites))
+
+    def showing(chunk: list[int]) -> list[tuple[str, dict[Site, np.ndarray]]]:
+        done = asking(chunk)
+        if seen is not None:
+            seen([requests[place] for place in chunk], [answer for answer, _ in done])
+        return done
+
+    found = vlm.in_batches(requests, batch_size, showing, progress)
+    verdicts = (judge or RulesJudge())([e.goal for e in requests], [answer for answer, _ in found])
+    classes: dict[str, list[int]] = {name: [] for name in CLASSES}
+    for place, (example, verdict) in enumerate(zip(requests, verdicts, strict=True)):
+        if verdict.failure(example.kind) is not None:
+            continue  # what can't be judged belongs to no class
+        name = _CLASS_OF.get((example.kind, verdict.outcome(example.kind)))
+        if name is not None:
+            classes[name].append(place)
+    return Material(
+        **{name: tuple((requests[i], found[i][0]) for i in part) for name, part in classes.items()},
+        decisions={
+            site: tuple(np.array([found[i][1][site] for i in part]) for part in classes.values())
+            for site in sites
+        },
+    )
+
+
+def decision_rows(
+    vlm: VLM, material: Material, sites: Sequence[Site], batch_size: int = 16
+) -> dict[Site, tuple[np.ndarray, ...]]:
+    """Activations (N, D) at the decision position of the three classes, at each site.
+
+    Those that were taken when the requests were answered aren't taken again.
+    """
+    found = {site: material.decisions[site] for site in sites if site in material.decisions}
+    missing = [site for site in sites if site not in found]
+    if missing:
+        parts = [[example for example, _ in getattr(material, name)] for name in CLASSES]
+        rows = [decisions(vlm, vlm.prefill(part, batch_size=batch_size), missing) for part in parts]
+        found |= {site: tuple(part[site] for part in rows) for site in missing}
+    return found
+
+
+_Found = list[tuple[str, dict[Site, np.ndarray]]]
+"""Of each request of a batch the answer and the activations."""
+
+
+def _packed(found: _Found) -> dict[str, np.ndarray]:
+    sites = found[0][1]
+    rows = {str(site): np.array([each[site] for _, each in found]) for site in sites}
+    return {"answers": texts_to([answer for answer, _ in found])} | rows
+
+
+def _unpacked(sites: Sequence[Site], arrays: dict[str, np.ndarray]) -> _Found:
+    answers = texts_from(arrays["answers"])
+    return [(a, {s: arrays[str(s)][place] for s in sites}) for place, a in enumerate(answers)]
+
+
+# -- stored ----------------------------------------------------------------------------------------
+
+
+def material_to(material: Material) -> dict[str, Any]:
+    """Answers by class, as plain values; without activations."""
+    return {name: [[e.id, answer] for e, answer in getattr(material, name)] for name in CLASSES}
+
+
+def material_from(
+    facts: Mapping[str, Any],
+    examples: Sequence[Example],
+    decisions: Mapping[Site, tuple[np.ndarray, ...]] | None = None,
+) -> Material:
+    """Inverse of `material_to`, given the examples that were asked and activations, if any."""
+    known = {example.id: example for example in examples}
+    if len(known) < len(examples):
+        raise DataError("two examples to fit on have the same id; give each its own")
+
+    def part(name: str) -> tuple[Answered, ...]:
+        return tuple((known[i], answer) for i, answer in facts[name])
+
+    return Material(part("complied"), part("refused"), part("answered"), decisions or {})
+
+
+def save_decisions(path: Path, material: Material) -> None:
+    """Write the activations of `material` as safetensors, whole or not at all."""
+    tensors = {
+        f"{site}/{name}": np.ascontiguousarray(rows)
+        for site, parts in material.decisions.items()
+        for name, rows in zip(CLASSES, parts, strict=True)
+    }
+    write_whole(path, safetensors.numpy.save(tensors))
+
+
+def load_decisions(path: Path) -> dict[Site, tuple[np.ndarray, ...]]:
+    """What `save_decisions` wrote; empty if there is no such file."""
+    if not path.exists():
+        return {}
+    try:
+        tensors = safetensors.numpy.load_file(path)
+    except SafetensorError as error:
+        raise DataError(f"{path} is damaged ({error}): delete it and resume") from error
+    sites = dict.fromkeys(key.rsplit("/", 1)[0] for key in tensors)
+    return {
+        Site.parse(site): tuple(tensors[f"{site}/{name}"] for name in CLASSES) for site in sites
+    }
