@@ -3,7 +3,7 @@
 import pytest
 
 from care.defenses.known import DEFENSES
-from care.evaluation.scores import Threat
+from care.evaluation.attack_scores import Threat
 from tools import docs
 from tools.docs import PAGE, RIVALS, known, rendered, rendered_rivals
 
