@@ -12,9 +12,22 @@ from care.defenses.base import Defense, registered
 
 DEFENSES: dict[str, str] = {
     "repair": "care.defenses.repair.repair:Repair",
+    "adashield-s": "care.defenses.rivals.adashield_s:AdaShieldS",
+    "always-refuse": "care.defenses.rivals.always_refuse:AlwaysRefuse",
     "astra": "care.defenses.rivals.astra:Astra",
     "difference-of-means": "care.defenses.rivals.difference_of_means:DifferenceOfMeans",
+    "ecso": "care.defenses.rivals.ecso:Ecso",
+    "eta-lite": "care.defenses.rivals.eta_lite:EtaLite",
+    "hiddendetect": "care.defenses.rivals.hiddendetect:HiddenDetect",
+    "jpeg": "care.defenses.rivals.purification:Jpeg",
     "neurons": "care.defenses.neuron_suppression:NeuronSuppression",
+    "noise": "care.defenses.rivals.purification:Noise",
+    "random-monitor": "care.defenses.rivals.random_monitor:RandomMonitor",
+    "random-subspace": "care.defenses.rivals.random_subspace:RandomSubspace",
+    "resize": "care.defenses.rivals.purification:Resize",
+    "self-reminder": "care.defenses.rivals.self_reminder:SelfReminder",
+    "smoothing": "care.defenses.rivals.smoothing:Smoothing",
+    "text-first": "care.defenses.rivals.text_first:TextFirst",
 }
 """Where each defense is; imported when it is asked for, since most runs need one or two."""
 
