@@ -66,7 +66,7 @@ class Asking:
         """
         if not examples:
             return []
-        how = self.how | {"progress": None} | other
+        how: dict[str, Any] = {**self.how, "progress": None, **other}
         if how["progress"] is not None:
             self.told += len(examples)
         return _or_none(lambda: self.vlm.answers(list(examples), **how), len(examples))

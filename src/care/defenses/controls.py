@@ -10,8 +10,9 @@
 A random w has the monitors' own rule for its threshold (`stated_threshold`): of each kind of
 harmless examples to fit on, at most the share may raise the alarm that does so of the monitor's
 worst kind. It is scaled so that harmless kinds have a mean of 0 and the threshold is the monitor's.
-A monitor without a discriminant has no such control and is left out. Controls that aren't made of a
-defense (refuse always, refuse at random, a random subspace at a layer) lie in `care.defenses.rivals`.
+A monitor without a discriminant has no such control and is left out. Controls that are
+made of no defense (to refuse always or at random, a random subspace at a layer) are in
+`care.defenses.rivals`.
 """
 
 from __future__ import annotations

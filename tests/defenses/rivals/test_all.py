@@ -16,6 +16,7 @@ import torch
 
 from care.data.contamination import goal_digests
 from care.defenses import load_defense
+from care.defenses.asking import Turns
 from care.defenses.base import Defense, answers_under, overrides
 from care.defenses.known import DEFENSES, kind_of
 from care.errors import ArtefactError, CareError, FitError
@@ -48,6 +49,10 @@ BENIGN = [example for example, _ in MATERIAL.answered]
 EXAMPLES = [*tiny.mixed_examples(4), *ATTACKS[4:8]]
 
 every = pytest.mark.parametrize("name", FITTED)
+steering = pytest.mark.parametrize(
+    "name", [name for name in FITTED if hasattr(kind_of(name), "with_strength")]
+)
+of_examples = pytest.mark.parametrize("name", [n for n in FITTED if kind_of(n).cost.needs])
 
 
 def options(name: str, **others: Any) -> dict[str, Any]:
@@ -84,10 +89,8 @@ def test_the_model_is_what_it_was_once_a_rival_is_taken_off(vlm, name):
         assert not torch.equal(during, before)
 
 
-@every
+@steering
 def test_at_strength_zero_nothing_changes(vlm, name):
-    if not hasattr(fitted(name), "with_strength"):
-        pytest.skip(f"{name} has no strength")
     defense = fitted(name).with_strength(0.0)
     batch = vlm.batch(EXAMPLES)
     before = vlm.forward(batch)
@@ -130,13 +133,20 @@ def test_it_states_the_goals_that_it_was_fitted_on(name):
         assert stated == goal_digests([*ATTACKS, *BENIGN]).keys()
 
 
-@every
+@pytest.mark.parametrize("name", [n for n in FITTED if issubclass(kind_of(n), Turns)])
+def test_known_answers_are_revised_as_if_it_had_asked(vlm, name):
+    defense, how = fitted(name), {"max_new_tokens": 4}
+    bare = vlm.answers(EXAMPLES, **how)
+    found = defense.revised(vlm, EXAMPLES, bare, **how)
+    assert [answer.text for answer in found] == texts(vlm, defense)
+
+
+@of_examples
 def test_too_little_to_fit_on_is_one_sentence(vlm, name):
     needs = kind_of(name).cost.needs
-    if needs:
-        with pytest.raises(FitError) as told:
-            kind_of(name).fit(vlm, [], [], **FITTED[name])
-        assert "\n" not in str(told.value)
+    with pytest.raises(FitError) as told:
+        kind_of(name).fit(vlm, [], [], **FITTED[name])
+    assert "\n" not in str(told.value)
     for need, part in (
         ("pictures of attacks", "complied"),
         ("pictures of benign requests", "answered"),
@@ -152,10 +162,8 @@ def test_too_little_to_fit_on_is_one_sentence(vlm, name):
             kind_of(name).fit(vlm, *given, **known)
 
 
-@every
+@of_examples
 def test_another_model_is_refused(name):
-    if not fitted(name).manifest:
-        pytest.skip(f"{name} isn't fitted, so it suits any model")
     with pytest.raises(ArtefactError, match="for this model"):
         fitted(name).check(VLM(*tiny.tiny_gemma3()))
 

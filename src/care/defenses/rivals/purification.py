@@ -94,11 +94,11 @@ class Resize(Purification):
 
     def purified(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         """The picture on black, scaled and put somewhere at random."""
-        canvas = _scaled(image.size, self.most)
+        found = Image.new("RGB", _scaled(image.size, self.most))
         size = _scaled(image.size, rng.uniform(self.least, self.most))
-        corner = tuple(int(rng.integers(c - s + 1)) for c, s in zip(canvas, size, strict=True))
-        found = Image.new("RGB", canvas)
-        found.paste(image.convert("RGB").resize(size, Image.Resampling.BILINEAR), corner)
+        left = int(rng.integers(found.width - size[0] + 1))
+        top = int(rng.integers(found.height - size[1] + 1))
+        found.paste(image.convert("RGB").resize(size, Image.Resampling.BILINEAR), (left, top))
         return found
 
 
