@@ -28,3 +28,9 @@ def test_an_answer_beside_an_unsafe_picture_is_begun_with_the_prefix():
         "…",
         "…",
     ]
+
+
+def test_without_pictures_nothing_is_asked_beyond_the_answers():
+    vlm = Scripted(lambda example: "yes")
+    assert [answer.text for answer in EtaLite().answer(vlm, EXAMPLES[2:])] == ["yes"]
+    assert len(vlm.asked) == 1

@@ -8,7 +8,7 @@ import torch
 
 from care.defenses.rivals import hiddendetect
 from care.defenses.rivals.hiddendetect import HiddenDetect
-from care.errors import UsageError
+from care.errors import ModelError, UsageError
 from care.models.responses import REFUSAL
 from kit import fits, tiny
 from kit.scripted import Scripted
@@ -35,8 +35,10 @@ def test_the_score_is_the_area_under_the_cosines(vlm):
 
 def test_the_cosine_is_that_of_one_coordinate(vlm, monkeypatch):
     """With the identity as norm and head, logits are the activations: by hand."""
-    monkeypatch.setattr(vlm.model.get_decoder(), "norm", torch.nn.Identity())
-    monkeypatch.setattr(vlm.model, "get_output_embeddings", lambda: torch.nn.Identity())
+    same = torch.nn.Linear(3, 3, bias=False)
+    same.weight.data = torch.eye(3)
+    monkeypatch.setattr(vlm.model.get_decoder(), "norm", same)
+    monkeypatch.setattr(vlm.model, "get_output_embeddings", lambda: same)
     rows = np.array([[3.0, 4.0, 0.0], [0.0, -1.0, 0.0]], dtype=np.float32)
     expected = [[0.6, 0.0], [7 / (5 * 2**0.5), -1 / 2**0.5]]
     for tokens, cosines in zip(([0], [0, 1]), expected, strict=True):
@@ -73,3 +75,9 @@ def test_settings_that_mean_nothing_are_one_sentence(vlm):
         HiddenDetect(layers=(1,), tokens=(3,), threshold=0.5)
     with pytest.raises(UsageError, match="false_alarms"):
         HiddenDetect.fit(vlm, [], fits.asked("b", 1, "benign", False, 0), false_alarms=1.0)
+
+
+def test_a_model_without_a_final_norm_is_one_sentence(vlm, monkeypatch):
+    monkeypatch.setattr(vlm.model.get_decoder(), "norm", None)
+    with pytest.raises(ModelError, match="no final norm"):
+        hiddendetect.nearness(vlm, np.zeros((1, tiny.WIDTH), np.float32), [1])

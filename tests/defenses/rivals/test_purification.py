@@ -68,5 +68,5 @@ def test_settings_that_mean_nothing_are_one_sentence():
         (Resize, {"least": 0.0}),
         (Noise, {"sigma": -1.0}),
     ):
-        with pytest.raises(UsageError, match="between|lie"):
+        with pytest.raises(UsageError, match="between"):
             kind(**wrong)

@@ -86,11 +86,11 @@ class HiddenDetect(Gated, StoredDefense):
             raise UsageError(f"false_alarms must lie in [0, 1), got {false_alarms!r:.40}.")
         layers = layers_between(vlm, depths)
         tokens = first_tokens(vlm.tokenizer, [*WORDS, *(word.capitalize() for word in WORDS)])
-        scores = refusal_areas(vlm, benign, layers, tokens, batch_size)
+        scores = np.sort(refusal_areas(vlm, benign, layers, tokens, batch_size))[::-1]
         return cls(
             layers=layers,
             tokens=tuple(tokens),
-            threshold=float(np.quantile(scores, 1 - false_alarms, method="higher")),
+            threshold=float(scores[int(false_alarms * len(scores) + 1e-9)]),
             manifest=fitted_on(vlm, [*attacks, *benign]),
         )
 
