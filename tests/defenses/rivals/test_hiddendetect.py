@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -33,16 +35,22 @@ def test_the_score_is_the_area_under_the_cosines(vlm):
         assert area == pytest.approx((f[0] + f[1]) / 2 + (f[1] + f[2]) / 2, abs=1e-5)
 
 
-def test_the_cosine_is_that_of_one_coordinate(vlm, monkeypatch):
+def headed(norm):
+    """A model of which only the norm and the head are there; the head is the identity."""
+    head = torch.nn.Linear(3, 3, bias=False)
+    head.weight.data = torch.eye(3)
+    decoder = SimpleNamespace(norm=norm and head)
+    model = SimpleNamespace(get_decoder=lambda: decoder, get_output_embeddings=lambda: head)
+    return SimpleNamespace(model=model, dtype=torch.float32, name="headed")
+
+
+def test_the_cosine_is_that_of_one_coordinate():
     """With the identity as norm and head, logits are the activations: by hand."""
-    same = torch.nn.Linear(3, 3, bias=False)
-    same.weight.data = torch.eye(3)
-    monkeypatch.setattr(vlm.model.get_decoder(), "norm", same)
-    monkeypatch.setattr(vlm.model, "get_output_embeddings", lambda: same)
     rows = np.array([[3.0, 4.0, 0.0], [0.0, -1.0, 0.0]], dtype=np.float32)
     expected = [[0.6, 0.0], [7 / (5 * 2**0.5), -1 / 2**0.5]]
     for tokens, cosines in zip(([0], [0, 1]), expected, strict=True):
-        np.testing.assert_allclose(hiddendetect.nearness(vlm, rows, tokens), cosines, atol=1e-6)
+        found = hiddendetect.nearness(headed(True), rows, tokens)
+        np.testing.assert_allclose(found, cosines, atol=1e-6)
 
 
 def test_at_most_the_share_of_benign_requests_is_refused(vlm, monkeypatch):
@@ -77,7 +85,6 @@ def test_settings_that_mean_nothing_are_one_sentence(vlm):
         HiddenDetect.fit(vlm, [], fits.asked("b", 1, "benign", False, 0), false_alarms=1.0)
 
 
-def test_a_model_without_a_final_norm_is_one_sentence(vlm, monkeypatch):
-    monkeypatch.setattr(vlm.model.get_decoder(), "norm", None)
+def test_a_model_without_a_final_norm_is_one_sentence():
     with pytest.raises(ModelError, match="no final norm"):
-        hiddendetect.nearness(vlm, np.zeros((1, tiny.WIDTH), np.float32), [1])
+        hiddendetect.nearness(headed(False), np.zeros((1, 3), np.float32), [1])
