@@ -1,9 +1,10 @@
 """What monitors add to the time of an answer that raises no alarm (embedded model, one at a time).
 
-    share(n) = (request read + n tokens of an answer read) / (prompt and picture + n decode steps)
+    share(n) = (request + n tokens of what is said read) / (prompt and picture + n decode steps)
 
-A decode step is timed as the difference between answers of 24 tokens and of one, and the reading of
-n tokens on a text of n tokens; both interleaved in one process. Medians of the rounds, with the
+What is said is read as an answer and as an exchange, which are told apart too. A decode step is
+timed as the difference between answers of 24 tokens and of one, and the reading of n tokens on a
+text of n tokens; all interleaved in one process. Medians of the rounds, with the
 interval of their bootstrap. The last line is one JSON object.
 """
 
@@ -11,6 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
+from functools import partial
+from itertools import product
 from time import perf_counter
 
 import numpy as np
@@ -25,6 +29,7 @@ from care.defenses.monitors.monitor import Monitor
 from care.defenses.monitors.reading import Exchange
 from care.models.sites import Site
 
+BOTH = ("answer", "exchange")
 WORDS = "To plant a small tree in the garden you will need a spade, some water and a sunny place. "
 
 
@@ -44,7 +49,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     detector = Detector(*(rng.standard_normal(width).astype(np.float32) for _ in range(2)))
     watching = [
-        Monitor(reads, 1e9, Site(layer, "layer_out"), detector) for reads in ("request", "answer")
+        Monitor(reads, 1e9, Site(layer, "layer_out"), detector) for reads in ("request", *BOTH)
     ]
     asked = Example("a", "How do I plant a tree?", images=(unrelated(seeded("monitors")),))
     texts = {n: vlm.tokenizer.decode(vlm.response_ids(WORDS * 40)[:n]) for n in (24, 256)}
@@ -56,9 +61,10 @@ def main() -> None:
         "one": lambda: answer(1),
         "24": lambda: answer(24),
         "request": lambda: watching[0].alarms(vlm, [Exchange(asked)], 1),
-        "read 24": lambda: watching[1].alarms(vlm, [Exchange(asked, texts[24])], 1),
-        "read 256": lambda: watching[1].alarms(vlm, [Exchange(asked, texts[256])], 1),
     }
+    for monitor, n in product(watching[1:], texts):
+        read = partial(monitor.alarms, vlm, [Exchange(asked, texts[n])], 1)
+        works[f"{monitor.reads} {n}"] = read
     said = vlm.answers([asked], max_new_tokens=24)[0].tokens
     for work in works.values():
         work()
@@ -68,18 +74,21 @@ def main() -> None:
             taken[name].append(seconds(work))
     rows = {name: np.array(part) for name, part in taken.items()}
 
-    def share(n: int, pick: np.ndarray) -> float:
+    def share(n: int, reads: Sequence[str], pick: np.ndarray) -> float:
         median = {name: float(np.median(part[pick])) for name, part in rows.items()}
         step = (median["24"] - median["one"]) / (said - 1)
-        return (median["request"] + median[f"read {n}"]) / (median["one"] + (n - 1) * step)
+        read = median["request"] + sum(median[f"{each} {n}"] for each in reads)
+        return read / (median["one"] + (n - 1) * step)
 
     drawn = [rng.integers(0, rounds, rounds) for _ in range(1000)]
     found = {
-        f"share_{n}": {
-            "median": share(n, np.arange(rounds)),
-            "interval": np.quantile([share(n, pick) for pick in drawn], [0.025, 0.975]).tolist(),
+        f"{'_and_'.join(reads)}_{n}": {
+            "median": share(n, reads, np.arange(rounds)),
+            "interval": np.quantile(
+                [share(n, reads, pick) for pick in drawn], [0.025, 0.975]
+            ).tolist(),
         }
-        for n in (24, 256)
+        for reads, n in product([("answer",), ("exchange",), BOTH], texts)
     }
     medians = {name: round(1000 * float(np.median(part)), 2) for name, part in rows.items()}
     print("milliseconds:", medians)

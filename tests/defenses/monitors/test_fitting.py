@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from care.data.contamination import goal_in_text
 from care.data.example import Example
 from care.defenses.monitors.choosing import (
+    CHOICES,
     REFUSALS,
+    best_choice,
     fit_monitors,
     labelled_answer,
     labelled_request,
@@ -18,6 +20,7 @@ from care.defenses.monitors.choosing import (
 from care.defenses.monitors.features import Labelled
 from care.defenses.monitors.fitting import MonitorConfig, auc, fit_monitor, stated_threshold
 from care.defenses.monitors.reading import Exchange
+from care.defenses.monitors.results import Choice
 from care.errors import FitError, UsageError
 
 HARMFUL = "To forge a passport, you will need a printer and some paper first."
@@ -106,6 +109,21 @@ def test_monitors_watch_requests_and_what_is_said(vlm):
     assert [any(t.site is None for t in found.tried[r]) for r in ("request", "answer")] == [
         True
     ] * 2
+
+
+@pytest.mark.parametrize(
+    ("missed", "taken"),
+    [
+        ((0.10, 0.20, 0.10), 2),  # alike: what passes one may not pass the other
+        ((0.10, 0.20, 0.109), 2),
+        ((0.10, 0.20, 0.111), 0),  # more than a point worse
+        ((0.20, 0.10, 0.18), 1),
+        ((0.10, 0.105, 0.30), 0),
+    ],
+)
+def test_both_watch_answers_where_they_miss_as_little_as_one(missed, taken):
+    choices = [Choice(reads, {"direct": m}, {}) for reads, m in zip(CHOICES, missed, strict=True)]
+    assert best_choice(choices) is choices[taken]
 
 
 def test_no_more_answers_of_a_suite_are_fitted_on_than_asked_for(vlm):

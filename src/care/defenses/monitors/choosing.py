@@ -3,8 +3,10 @@
 They are fitted on the model's own answers, and chosen on others. A monitor of requests is always
 there, since its answers are what can be certified. Of answer and exchange, either or both are
 taken, by one rule: the share of harmful answers that raise no alarm, meaned over the attack suites,
-is to be least; of choices that are less than a point apart, the one with fewer monitors. Two
-monitors of answers share the stated false alarms.
+is to be least; of choices that are less than a point apart, the one with more monitors. Two
+monitors of answers share the stated false alarms, and what passes one may not pass the other: a
+suffix can be searched that moves the score of an exchange, which holds it, but it moves that of the
+answer by what is said alone.
 """
 
 from __future__ import annotations
@@ -87,15 +89,20 @@ def fit_monitors(
         fits[reads] = fit_monitor(vlm, reads, answers[0], answers[1], config, batch_size=batch_size)
     judged = answers[1] or answers[0]
     choices = [_choice(fits, reads, judged, config) for reads in CHOICES]
-    best = min(mean_share(each.missed) for each in choices)
-    alike = [each for each in choices if mean_share(each.missed) < best + _ALIKE]
-    taken = min(alike, key=lambda each: (len(each.reads), mean_share(each.missed)))
+    taken = best_choice(choices)
     monitors = [fits["request"].best.monitor(config.share())]
     monitors += [fits[reads].best.monitor(config.share(len(taken.reads))) for reads in taken.reads]
     order = [taken, *(each for each in choices if each is not taken)]
     return MonitorsFit(
         tuple(monitors), tuple(order), {reads: fit.tried for reads, fit in fits.items()}
     )
+
+
+def best_choice(choices: Sequence[Choice]) -> Choice:
+    """Of those that miss less than a point more than the best, the one with most monitors."""
+    best = min(mean_share(each.missed) for each in choices)
+    alike = [each for each in choices if mean_share(each.missed) < best + _ALIKE]
+    return min(alike, key=lambda each: (-len(each.reads), mean_share(each.missed)))
 
 
 def _spread(said: Sequence[Said], most: int) -> list[Said]:
