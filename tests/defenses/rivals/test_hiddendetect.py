@@ -39,7 +39,7 @@ def headed(norm):
     """A model of which only the norm and the head are there; the head is the identity."""
     head = torch.nn.Linear(3, 3, bias=False)
     head.weight.data = torch.eye(3)
-    decoder = SimpleNamespace(norm=norm and head)
+    decoder = SimpleNamespace(norm=head if norm else None)
     model = SimpleNamespace(get_decoder=lambda: decoder, get_output_embeddings=lambda: head)
     return SimpleNamespace(model=model, dtype=torch.float32, name="headed")
 
