@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,7 +19,8 @@ from care.data.contamination import goal_digests
 from care.defenses import load_defense
 from care.defenses.asking import Turns
 from care.defenses.base import Defense, answers_under, overrides
-from care.defenses.known import DEFENSES, kind_of
+from care.defenses.known import DEFENSES
+from care.defenses.known import kind_of as known_kind
 from care.errors import ArtefactError, CareError, FitError
 from care.evaluation.leak_check import stated_goals
 from care.models.vlm import VLM
@@ -27,26 +29,45 @@ from kit.tiny import hooks_of
 
 FITTED: dict[str, dict[str, Any]] = {
     "adashield-s": {},
+    "alphasteer": {"depths": (0.5, 0.75)},
     "always-refuse": {},
     "astra": {"pictures": 2, "draws": 2, "masks": 16, "grid": 2},
+    "autosteer": {"steps": 4, "strength": 1.0},
+    "cast": {"depths": (0.5, 0.75)},
+    "circuit-breakers": {"steps": 2, "rank": 2, "rate": 1e-2, "batch_size": 4},
+    "cmrm": {},
+    "cpca": {"rank": 2},
     "difference-of-means": {},
     "ecso": {"threshold": -1.0},
     "eta-lite": {"threshold": -1.0},
     "hiddendetect": {"false_alarms": 0.5},
+    "iti": {"share": 0.2},
     "jpeg": {"quality": 10},
+    "leace": {},
     "noise": {"sigma": 0.3},
     "random-monitor": {"rate": 0.5},
     "random-subspace": {"rank": 2},
+    "refusal-direction": {"most_divergence": np.inf, "least_induced": -np.inf},
+    "refusal-pairs": {"steps": 2, "rank": 2, "rate": 1e-2, "batch_size": 4},
     "resize": {"least": 0.5},
+    "safesteer": {"rank": 4},
     "self-reminder": {},
+    "shiftdc": {"caption_tokens": 3},
     "smoothing": {"copies": 2},
+    "spo-vlm": {"steps": 2},
     "text-first": {},
+    "vlm-guard": {},
 }
 
 MATERIAL = fits.material(6, 6)
 ATTACKS = [example for example, _ in (*MATERIAL.complied, *MATERIAL.refused)]
 BENIGN = [example for example, _ in MATERIAL.answered]
 EXAMPLES = [*tiny.mixed_examples(4), *ATTACKS[4:8]]
+
+
+def kind_of(name: str) -> Any:
+    return known_kind(name)
+
 
 every = pytest.mark.parametrize("name", FITTED)
 steering = pytest.mark.parametrize(
@@ -62,7 +83,7 @@ def options(name: str, **others: Any) -> dict[str, Any]:
 
 
 @cache
-def fitted(name: str) -> Defense:
+def fitted(name: str) -> Any:
     return kind_of(name).fit(tiny.tiny_vlm(), ATTACKS, BENIGN, **options(name))
 
 
