@@ -206,6 +206,7 @@ def adapters(
             yield made
         finally:
             tuner.unload()
+            vars(vlm.model).pop("peft_config", None)  # which older releases leave
 
 
 def linear_maps(vlm: VLM, layers: Sequence[int]) -> list[str]:
