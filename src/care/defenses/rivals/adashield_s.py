@@ -1,8 +1,8 @@
 """AdaShield-S: a fixed prompt has the model look at picture and instruction before it answers.
 
-Wang et al. 2024, arXiv 2403.09513 (section 3). The static prompt is made by four rules: have the
-picture examined, step by step; have the instruction examined too; say with which words a harmful
-request is to be answered; and say that a harmless one is to be followed.
+Wang et al. 2024, arXiv 2403.09513. The static prompt is made by four rules: have the picture
+examined, step by step; have the instruction examined too; say with which words a harmful request is
+to be answered; and say that a harmless one is to be followed.
 
 What had to be chosen: the words are this package's, by those rules, and the request is put after
 them. Requests without a picture get them as well, though the paper has none such. Not here:

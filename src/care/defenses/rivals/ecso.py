@@ -5,10 +5,10 @@
     c  = F(v, T(x)) if s is yes      what in the picture matters to the request
     y' = F(G(x, c))                  the answer to request and caption, without the picture
 
-Gou et al. 2024, arXiv 2403.09572 (section 4; no setting but the prompts). What had to be chosen:
-the words of D, T and G; that s is read off the likelihoods of "Yes" and "No" in place of a decoded
-judgement, which a small model often doesn't give (`threshold` is log P(Yes) − log P(No), 0 as
-published); and the length of a caption. A request without a picture gets the bare answer.
+Gou et al. 2024, arXiv 2403.09572 (no setting but the prompts). What had to be chosen: the words of
+D, T and G; that s is read off the likelihoods of "Yes" and "No" in place of a decoded judgement,
+which a small model often doesn't give (`threshold` is on log P(Yes) − log P(No); above 0 yes is
+likelier); and the length of a caption. A request without a picture gets the bare answer.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
     y' = "As an AI assistant, " + …   where the picture is unsafe,      y elsewhere
 
-Ding, Li, Zhang 2025, arXiv 2410.06625 (sections 4.1 and 4.2). ETA evaluates, then aligns. It calls
-a request unsafe if a CLIP has the picture near a description of harm (cosine above 0.16) *and* a
-reward model has the answer below 0.06; then it begins the answer with a prefix and searches for the
-best of 5 sentences at a time by both scores. No reward model is used here, so what is left out is
-the evaluation of answers and the search; of the two halves of the alignment the prefix stays.
+Ding, Li, Zhang 2025, arXiv 2410.06625. ETA evaluates, then aligns. It calls a request unsafe if a
+CLIP has the picture near a description of harm (cosine above 0.16) *and* a reward model has the
+answer below 0.06; then it begins the answer with a prefix and searches for the best of 5 sentences
+at a time by both scores. No reward model is used here, so what is left out is the evaluation of
+answers and the search; of the two halves of the alignment the prefix stays.
 
 Deviations: that, and that the picture is evaluated by the model itself, which needs no CLIP either:
 unsafe is what it says yes to, log P(Yes) − log P(No) > `threshold`. Since the answer isn't

@@ -7,11 +7,11 @@ compared with a vector r that is one at tokens which refusals use:
 
 which is the area under F by the trapezoid rule. Requests with s above a threshold are refused.
 
-Jiang et al. 2025, arXiv 2502.14744 (section 3; layers 16 to 29 of 32 of LLaVA). It is a detector;
-what follows a detection had to be chosen. So were the words of refusals, of which the first token
-counts, with and without a space before it, where the paper takes them from the model's refusals;
-the range is the published share of depth, not found anew for each model; and the threshold is what
-at most a share of benign requests exceed, where the paper compares by the area under a ROC curve.
+Jiang et al. 2025, arXiv 2502.14744 (layers 16 to 29 of 32 of LLaVA). It is a detector; what follows
+a detection had to be chosen. So were the words of refusals, of which the first token counts, with
+and without a space before it, where the paper takes them from the model's refusals; the range is
+the published share of depth, not found anew for each model; and the threshold is what at most a
+share of benign requests exceed, where the paper compares by the area under a ROC curve.
 """
 
 from __future__ import annotations

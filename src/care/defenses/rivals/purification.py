@@ -4,9 +4,9 @@
     resize    drawn from s ~ U[least, most], scaled by s, and put anywhere on black of `most`
     noise     x + σ z, z ~ N(0, 1), pixels in [0, 1]
 
-jpeg: Guo et al. 2018, arXiv 1711.00117 (section 3, q = 75). resize: Xie et al. 2018, arXiv
-1711.01991 (section 3: pictures of 299 pixels are scaled to 299 up to 331 and padded to 331). noise:
-one draw of the Gaussian noise of Cohen et al. 2019, arXiv 1902.02918 (σ = 0.12, its smallest).
+jpeg: Guo et al. 2018, arXiv 1711.00117 (q = 75). resize: Xie et al. 2018, arXiv 1711.01991
+(pictures of 299 pixels are scaled to 299 up to 331 and padded to 331). noise: one draw of the
+Gaussian noise of Cohen et al. 2019, arXiv 1902.02918 (σ = 0.12, its smallest).
 
 All three were published for classifiers; what was made for one picture in many copies is
 `smoothing`. What is drawn depends on the picture (`care.defenses.pictures`). A request without a

@@ -4,10 +4,10 @@
     y' = the first answer that refuses if r ≥ ½, else the first that doesn't
 
 Noise: Cohen, Rosenfeld, Kolter 2019, arXiv 1902.02918 (σ 0.12 to 1, pixels in [0, 1]); the majority
-of answers: Robey et al. 2023, arXiv 2310.03684 (SmoothLLM, section 4: n = 10 copies, an answer of
-the majority; it perturbs letters, not pictures). What had to be chosen: a tie refuses; the answer
-is the first of the majority's, not one at random; no certificate is computed, since n = 10 is far
-too few for one. The words are the same in all copies, so a request without a picture gets the bare
+of answers: Robey et al. 2023, arXiv 2310.03684 (SmoothLLM: n = 10 copies, an answer of the
+majority; it perturbs letters, not pictures). What had to be chosen: a tie refuses; the answer is
+the first of the majority's, not one at random; no certificate is computed, since n = 10 is far too
+few for one. The words are the same in all copies, so a request without a picture gets the bare
 answer.
 """
 
