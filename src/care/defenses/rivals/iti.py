@@ -151,7 +151,7 @@ def probed(refused: np.ndarray, complied: np.ndarray) -> tuple[np.ndarray, np.nd
     rows = np.concatenate([refused, complied])
     labels = np.arange(len(rows)) < len(refused)
     held = np.concatenate([np.arange(len(part)) for part in (refused, complied)]) % 5 == 1
-    accuracy, likelihood = np.zeros((2, *rows.shape[1:3]))
+    accuracy, likelihood = (np.zeros(rows.shape[1:3]) for _ in range(2))
     for layer, head in np.ndindex(accuracy.shape):
         z = rows[:, layer, head]
         probe = LogisticRegression(max_iter=1000).fit(z[~held], labels[~held])
