@@ -1,4 +1,4 @@
-"""Parts of the material: fewer requests, other ones for each number, without suites, mislabelled."""
+"""Parts of the material: fewer requests, others for each number, without suites, mislabelled."""
 
 from __future__ import annotations
 
