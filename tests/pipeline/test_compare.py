@@ -52,6 +52,7 @@ def untimed(table: ComparisonTable) -> ComparisonTable:
     return replace(table, rows=tuple(rows))
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_goes_on_and_ends_with_the_same_table(
     files: dict[str, Path],
     tmp_path: Path,

@@ -37,6 +37,7 @@ from care.evaluation.comparison_table import (
     comparison_rows,
 )
 from care.evaluation.config import UNDEFENDED
+from care.evaluation.scores import AttackFigure
 from care.pipeline.comparison_attacks import AskedAttacks, attacked
 from care.pipeline.comparison_rows import (
     QUICKER,
@@ -132,10 +133,11 @@ class _Comparison:
             raise FitError(care.fits[0].failed)
         tests = self._tests()
         results = work.ask(tests, [None, *(d for row in rows for d in row.named())], "evaluation")
-        first = {row.plan.name: row.fits[0].defense for row in rows}
-        there = {name: defense for name, defense in first.items() if defense is not None}
+        first = {row.plan.name: row.fits[0] for row in rows}
+        there = {name: fit.defense for name, fit in first.items() if fit.defense is not None}
         ratios = self._overheads(there)
-        found = attacked(work, attacks, there, self.fits.folder, tests)
+        folders = {name: fit.folder for name, fit in first.items() if fit.folder is not None}
+        found = attacked(work, attacks, there, folders, tests)
         planned = [self._planned(row, materials.counts(), ratios, found) for row in rows]
         made = comparison_rows(results, planned, job.run.seed)
         self.run.check_there()
@@ -219,7 +221,13 @@ class _Comparison:
 
         return stage_json(self.run, "overhead", make)
 
-    def _planned(self, row: _Row, counts: tuple[int, int], ratios: Mapping[str, float], found):
+    def _planned(
+        self,
+        row: _Row,
+        counts: tuple[int, int],
+        ratios: Mapping[str, float],
+        found: Sequence[AttackFigure],
+    ) -> PlannedRow:
         plan, first = row.plan, row.fits[0]
         harmful, harmless = counts if plan.cost.needs else (0, 0)
         return PlannedRow(

@@ -8,7 +8,7 @@ join others (`care evaluate`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -57,30 +57,29 @@ def attacked(
     work: Stages,
     attacks: AskedAttacks,
     defenses: Mapping[str, Defense],
-    folder: Callable[[str], Path],
+    folders: Mapping[str, Path],
     tests: Sequence[Suite],
 ) -> list[AttackFigure]:
     """Transfer and adaptive figures of every attack under every defense; empty without attacks.
 
-    `folder` says where a defense lies.
+    `folders` are those of defenses that are stored; through others no picture is made.
     """
     images, words = attacks.images, attacks.words
     if not (images or words):
         return []
     job, run = work.job, work.run
     held = _held_out(tests)
-    stored = {name: d for name, d in defenses.items() if d.stored_as is not None}
-    places: dict[str, Path | None] = {UNDEFENDED: None} | {name: folder(name) for name in stored}
+    places: dict[str, Path | None] = {UNDEFENDED: None, **folders}
     make_images(images, places, run, job.model, job.run.seed, work.vlm, work.progress)
     made = image_suites(images, run.path, list(places), [held] * len(images))
     by_name = {suite.name: suite for suite in made}
     asked = [by_name[suite_name(one, UNDEFENDED)] for one in images]
     asked += plain_suites(words, [held] * len(words))
     found = list(work.ask(asked, [None, *defenses.items()], "attacks").rows)
-    for name, defense in stored.items():
+    for name in folders:
         own = [by_name[n] for one in images if (n := suite_name(one, name)) in by_name]
         if own:
-            found += work.ask(own, [(name, defense)], "attacks").rows
+            found += work.ask(own, [(name, defenses[name])], "attacks").rows
     made_on = {one.name: owners(run.path, one, places) for one in images}
     figures, _ = union_of(Results(found), words, images, job.run.seed, made_on)
     return figures

@@ -41,6 +41,8 @@ class Fit:
     """How long it took."""
     failed: str | None
     """Why there is none."""
+    folder: Path | None = None
+    """Where it is kept, if it can be stored."""
 
 
 class Fits:
@@ -56,17 +58,14 @@ class Fits:
     def __exit__(self, *_: object) -> None:
         self.rows.close()
 
-    def folder(self, key: str) -> Path:
-        """Where a fit is kept."""
-        return self.run.inside("fits", re.sub(r"[^A-Za-z0-9]+", "-", key))
-
     def made(self, key: str, make: Callable[[], Made]) -> Fit:
         """The fit `key`, made now or read back."""
         row = self.rows.get(key)
         if row is not None and row["failed"] is not None:
             return Fit(None, row["seconds"], row["failed"])
         if row is not None and row["stored"]:
-            return Fit(load_defense(self.folder(key), self.vlm), row["seconds"], None)
+            folder = self._folder(key)
+            return Fit(load_defense(folder, self.vlm), row["seconds"], None, folder)
         begun = time.perf_counter()
         try:
             defense, seconds = make()
@@ -74,11 +73,12 @@ class Fits:
             seconds = time.perf_counter() - begun
             self._add(row, key, seconds, str(error), False)
             return Fit(None, seconds, str(error))
-        stored = defense.stored_as is not None
-        if stored:
-            defense.save(self.folder(key))
-        self._add(row, key, seconds, None, stored)
-        return Fit(defense, seconds, None)
+        folder = None if defense.stored_as is None else defense.save(self._folder(key))
+        self._add(row, key, seconds, None, folder is not None)
+        return Fit(defense, seconds, None, folder)
+
+    def _folder(self, key: str) -> Path:
+        return self.run.inside("fits", re.sub(r"[^A-Za-z0-9]+", "-", key))
 
     def _add(
         self, row: Row | None, key: str, seconds: float, failed: str | None, stored: bool
