@@ -24,7 +24,7 @@ from care.runs.spec import RunSpec
 from care.typed import from_tree
 from kit.jobs import files, tiny_parts  # noqa: F401
 
-FEW = {"test_length": 6, "max_new_tokens": 4, "fitted_on": 16}
+FEW = {"test_length": 6, "max_new_tokens": 4, "fitted_on": 30}
 SIZE = TuningSize(3, {"attack": 6, "utility": 6, "over_refusal": 6})
 OWN = [
     "none",
@@ -33,9 +33,9 @@ OWN = [
     "care: edits only",
     "care: monitors only",
     "care",
-    "control: random subspace",
-    "control: random monitors",
-    "control: shuffled labels",
+    "care: random subspace",
+    "care: random monitors",
+    "care: shuffled labels",
 ]
 
 

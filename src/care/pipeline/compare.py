@@ -45,15 +45,25 @@ from care.pipeline.comparison_rows import (
     Materials,
     RivalFits,
     RowPlan,
+    plan_of,
     rivals,
 )
 from care.pipeline.config import QUICKLY, CompareJob
-from care.pipeline.fits import Fit, Fits
+from care.pipeline.fits import Fit, Fits, Made
 from care.pipeline.overheads import BATCH, overheads
 from care.pipeline.selection import RULE as CARES_RULE
 from care.pipeline.selection import mean_rates
 from care.pipeline.stages import COMPARED, Stages
-from care.pipeline.tuning import FULL, QUICK, Options, budget_of, sample_of, settings_of, taken
+from care.pipeline.tuning import (
+    FULL,
+    QUICK,
+    Options,
+    budget_of,
+    sample_of,
+    settings_of,
+    taken,
+    told,
+)
 from care.pipeline.workflow import open_run
 from care.runs.progress import Bar, silent
 from care.runs.run import Run
@@ -123,7 +133,7 @@ class _Comparison:
             bare = work.ask(work.counted("validation"), [None], "selection", inner)
         own = CareRows(work, diagnosis, chosen, bare, materials).plans()
         with self.run.stage("fits"), self.bar("fits", len(own) * job.fits) as bar:
-            rows = [self._row(plan, lambda: bar.advance(1)) for plan in own]
+            rows = [self._row(plan, make, bar.advance) for plan, make in own]
         with self.run.stage("rivals"), self.bar("rivals", len(kinds)) as bar:
             for name, kind in kinds.items():
                 bar.advance(0, note=name)
@@ -152,12 +162,13 @@ class _Comparison:
 
     # -- fits ------------------------------------------------------------------------------------
 
-    def _row(self, plan: RowPlan, advance: Callable[[], None] = lambda: None) -> _Row:
+    def _row(
+        self, plan: RowPlan, make: Callable[[int], Made], advance: Callable[[int], None]
+    ) -> _Row:
         found = []
         for number in range(self.job.fits):
-            made = self.fits.made(name_of(plan.name, number), lambda n=number: plan.make(n))
-            found.append(made)
-            advance()
+            found.append(self.fits.made(name_of(plan.name, number), lambda n=number: make(n)))
+            advance(1)
         return _Row(plan, tuple(found))
 
     def _rival(self, name: str, kind: type[Defense], materials: Materials) -> _Row:
@@ -176,15 +187,15 @@ class _Comparison:
                 self.fits.made(name_of(name, number), lambda n=number: rival.made(wanted[best], n))
                 for number in range(1, self.job.fits)
             ]
-        plan = RowPlan(name, "rival", lambda n: rival.made(wanted[best], n), kind.cost, kind.paper)
-        return _Row(plan, tuple(found), tried)
+        return _Row(plan_of(name, kind), tuple(found), tried)
 
     def _tuned(
         self, name: str, wanted: Sequence[Options], found: Sequence[Fit]
     ) -> tuple[TriedSettings, ...]:
         """The settings that were tried of a rival, the best of them marked."""
         if len(wanted) == 1:
-            return (TriedSettings(wanted[0], found[0].failed, None, None, None, True),)
+            failed = found[0].failed
+            return (TriedSettings(told(wanted[0]), failed, None, None, None, failed is None),)
         defenses = {
             _setting(name, place): each.defense
             for place, each in enumerate(found)
@@ -197,7 +208,7 @@ class _Comparison:
             rates = dict.fromkeys(("asr", "utility", "answered"))
             if each.failed is None:
                 rates = {key: mean_rates(table, _setting(name, place))[key] for key in rates}
-            tried.append(TriedSettings(options, each.failed, **rates, chosen=False))
+            tried.append(TriedSettings(told(options), each.failed, **rates, chosen=False))
         return taken(mean_rates(table, UNDEFENDED), tried)
 
     # -- figures ---------------------------------------------------------------------------------

@@ -42,6 +42,9 @@ from care.pipeline.tuning import Options
 NO_RIVALS = ("repair", "neurons")
 """Registered defenses that are rows of CARE, or belong to its diagnosis."""
 
+CONTROLS = ("always-refuse", "random-monitor", "random-subspace")
+"""Registered ones that nobody proposes: what a defense has to be better than."""
+
 QUICKER: Mapping[str, Options] = {"astra": {"pictures": 4, "draws": 1, "masks": 32, "grid": 7}}
 """Options of fits in a quick comparison that take minutes as published; the table tells them."""
 
@@ -54,8 +57,6 @@ class RowPlan:
     """Its name."""
     group: Group
     """What it is."""
-    make: Callable[[int], Made]
-    """Its fit of a number."""
     cost: Cost
     """What it declares."""
     paper: str = ""
@@ -92,11 +93,17 @@ def rivals(names: Sequence[str]) -> dict[str, type[Defense]]:
     return {name: kind for name in names or there if (kind := known.kind_of(name)) is not None}
 
 
+def plan_of(name: str, kind: type[Defense]) -> RowPlan:
+    """The row of a rival or of a registered control."""
+    group: Group = "control" if name in CONTROLS else "rival"
+    return RowPlan(name, group, kind.cost, kind.paper)
+
+
 class RivalFits:
     """The fits of one rival.
 
-    Settings that differ in strength alone are one fit, since it doesn't enter one
-    (`care.defenses.steering`).
+    Settings that differ in strength alone are one fit, which it doesn't enter unless something is
+    trained under it (`care.defenses.steering`).
     """
 
     def __init__(
@@ -112,7 +119,8 @@ class RivalFits:
 
     def made(self, options: Options, number: int) -> Made:
         """The rival with these options on the part of that number, which is its seed too."""
-        if not (issubclass(self.kind, Steering) and "strength" in options):
+        shares = issubclass(self.kind, Steering) and not self.kind.cost.trains
+        if not shares or "strength" not in options:
             return self._fitted(options, number)
         others = {name: value for name, value in options.items() if name != "strength"}
         key = (number, *sorted(others.items()))
@@ -161,20 +169,20 @@ class CareRows:
             self.places.setdefault(channel.modality, []).append(channel.site)
         self._edits, self._whole = cache(self._fit_edits), cache(self._fit_whole)
 
-    def plans(self) -> list[RowPlan]:
-        """All rows: CARE's presets, parts and default, then controls."""
+    def plans(self) -> list[tuple[RowPlan, Callable[[int], Made]]]:
+        """All rows with their fits of a number: presets, parts, the default, then controls."""
         rows: list[tuple[str, Group, Callable[[int], Made]]] = [
             ("care: paper", "care", lambda n: self._preset("paper", n)),
             ("care: official", "care", lambda n: self._preset("official", n)),
             ("care: edits only", "care", self._edits),
             ("care: monitors only", "care", self._monitors),
             (CARE, "care", lambda n: (self._whole(n)[0], sum(self._whole(n)[1:]))),
-            ("control: random subspace", "control", self._random_subspace),
-            ("control: random monitors", "control", self._random_monitors),
-            ("control: shuffled labels", "control", self._shuffled),
+            ("care: random subspace", "control", self._random_subspace),
+            ("care: random monitors", "control", self._random_monitors),
+            ("care: shuffled labels", "control", self._shuffled),
         ]
         return [
-            RowPlan(name, group, make, Repair.cost, Repair.paper if group == "care" else "")
+            (RowPlan(name, group, Repair.cost, Repair.paper if group == "care" else ""), make)
             for name, group, make in rows
         ]
 

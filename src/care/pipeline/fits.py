@@ -69,6 +69,7 @@ class Fits:
         begun = time.perf_counter()
         try:
             defense, seconds = make()
+            defense.check(self.vlm)
         except _UNFIT as error:
             seconds = time.perf_counter() - begun
             self._add(row, key, seconds, str(error), False)
