@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ from care.runs.spec import RunSpec
 from care.typed import from_tree
 from kit.jobs import files, tiny_parts  # noqa: F401
 
-FEW = {"test_length": 6, "max_new_tokens": 4, "fitted_on": 30}
+FEW: dict[str, Any] = {"test_length": 6, "max_new_tokens": 4, "fitted_on": 30}
 SIZE = TuningSize(3, {"attack": 6, "utility": 6, "over_refusal": 6})
 OWN = [
     "none",
@@ -39,7 +40,7 @@ OWN = [
 ]
 
 
-def a_job(out: Path, *, resume: bool = False, **more) -> CompareJob:
+def a_job(out: Path, *, resume: bool = False, **more: Any) -> CompareJob:
     return CompareJob(run=RunSpec(out, resume, 0, 8), **(FEW | more))
 
 
@@ -60,7 +61,7 @@ def test_a_killed_comparison_goes_on_and_ends_with_the_same_table(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(comparing, "FULL", SIZE)
-    asked = {"defenses": ("difference-of-means",), "seeds": 2, **files}
+    asked: dict[str, Any] = {"defenses": ("difference-of-means",), "seeds": 2, **files}
     asked["adaptive"] = ("pgd-32,steps=2,restarts=1,batch_size=2", "openings,text=Sure")
     table = compare(a_job(tmp_path / "whole", **asked))
     rows = {row.name: row for row in table.rows}
@@ -121,8 +122,8 @@ def test_settings_that_cannot_be_fitted_are_told_and_others_are_taken(
 
     monkeypatch.setattr(comparing, "QUICK", replace(SIZE, settings=6))
     monkeypatch.setattr(DifferenceOfMeans, "fit", classmethod(fails_deep))
-    job = a_job(tmp_path / "out", quick=True, defenses=("difference-of-means",), **files)
-    table = compare(job)
+    asked: dict[str, Any] = {"defenses": ("difference-of-means",), "quick": True, **files}
+    table = compare(a_job(tmp_path / "out", **asked))
     row = table.rows[-1]
     deep = [each for each in row.tried if each.options["depth"] > 0.5]
     assert deep and all(each.failed == "too deep" and each.asr is None for each in deep)

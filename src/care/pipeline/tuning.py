@@ -107,6 +107,11 @@ def budget_of(size: TuningSize, suites: Sequence[Suite]) -> Budget:
     return Budget(size.settings, sum(map(len, suites)), RULE)
 
 
+def told(options: Options) -> Options:
+    """Options as JSON has them: lists in place of tuples."""
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in options.items()}
+
+
 def taken(before: Mapping[str, float], tried: Sequence[TriedSettings]) -> tuple[TriedSettings, ...]:
     """The settings with the best of them marked; none is where all failed.
 
