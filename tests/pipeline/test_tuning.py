@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from care.data.example import Example, Suite
+from care.data.example import Example, Suite, SuiteRole
 from care.defenses.base import Defense
 from care.evaluation.comparison_table import TriedSettings
 from care.pipeline.tuning import TuningSize, sample_of, settings_of, taken, told
@@ -52,7 +52,7 @@ def test_a_large_grid_is_filled_evenly_by_the_seed() -> None:
     assert len({tuple(each.items()) for each in points}) == 40
     for name, values in Wide.searched.items():
         counts = [sum(each[name] == value for each in points) for value in values]
-        assert min(counts) >= 2 and max(counts) <= 6, name
+        assert min(counts) >= 3 and max(counts) <= 5, name
     halves = {tuple(each[name] > 4.5 for name in each) for each in points}
     assert len(halves) == 8  # every corner of the grid is visited
     assert found == settings_of(Wide, 41, seed=3) != settings_of(Wide, 41, seed=4)
@@ -87,9 +87,10 @@ def test_what_was_not_asked_of_sets_no_limit() -> None:
 
 
 def test_the_sample_is_drawn_evenly_from_all_suites_of_a_role() -> None:
+    roles: dict[str, SuiteRole] = {"a": "attack", "b": "attack", "c": "utility"}
     suites = [
         Suite(name, role, tuple(Example(f"{name}{n}", "?") for n in range(10)))
-        for name, role in (("a", "attack"), ("b", "attack"), ("c", "utility"))
+        for name, role in roles.items()
     ]
     size = TuningSize(3, {"attack": 6, "utility": 20, "over_refusal": 5})
     found = sample_of(suites, size)

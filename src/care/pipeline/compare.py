@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from care.data.example import Example, Suite
+from care.data.example import Example, Suite, SuiteRole
 from care.defenses.base import Defense
 from care.defenses.repair.fitting import Fitter
 from care.diagnosis.activation_means import spread
@@ -151,7 +151,7 @@ class _Comparison:
         planned = [self._planned(row, materials.counts(), ratios, found) for row in rows]
         made = comparison_rows(results, planned, job.run.seed)
         self.run.check_there()
-        suites = {suite.name: results.role(suite.name) for suite in tests}
+        suites: dict[str, SuiteRole] = {name: results.role(name) for name in results.suites}
         return ComparisonTable(
             suites,
             tuple(made),

@@ -1,13 +1,10 @@
 """Each rival at its best: which settings are tried, and which are taken, by one rule for all.
 
 A rival declares what its paper leaves open (`Defense.searched`). Of the grid of those values at
-most `BUDGET` settings are tried: first the published ones, which are the defaults of its fit, then
-the whole grid if it is small enough, else points that fill it evenly: setting number n takes of the
-i-th option the value at
-
-    u_ni = (s_i + n φ⁻ⁱ) mod 1,      φ^(d + 1) = φ + 1
-
-of its list, with d options and s drawn by the seed (an additive recurrence; Roberts 2018). All are
+most so many settings are tried (`TuningSize`): first the published ones, which are the defaults of
+its fit, then the whole grid if it is small enough, else points that fill it evenly: each option
+runs through its values in an order that the seed draws, and again in another, so that every value
+is tried as often as any other (a Latin square of the grid; McKay et al. 1979). All settings are
 fitted on the same part of the material and asked the same validation examples. Taken is the least
 attack success among those that lose at most 1 point of utility and 3 points of answered harmless
 requests; if none does, the one that loses least beyond that; ties go to the earlier.
@@ -18,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
-from itertools import count, product
+from itertools import product
 from math import prod
 from typing import Any
 
@@ -78,18 +75,15 @@ def _grid(searched: Mapping[str, Sequence[Any]]) -> Iterator[Options]:
 
 def _filling(searched: Mapping[str, Sequence[Any]], seed: int) -> Iterator[Options]:
     """Points of the grid, without an end, which fill it evenly."""
-    d = len(searched)
-    phi = 2.0
-    for _ in range(60):  # a contraction: converges to float precision
-        phi = (1.0 + phi) ** (1.0 / (d + 1))
-    steps = phi ** -np.arange(1.0, d + 1.0)
-    start = np.random.default_rng([seed, d]).random(d)
-    for n in count():
-        shares = (start + n * steps) % 1.0
-        yield {
-            name: values[int(share * len(values))]
-            for (name, values), share in zip(searched.items(), shares, strict=True)
-        }
+    columns = [_orders(values, [seed, place]) for place, values in enumerate(searched.values())]
+    for values in zip(*columns, strict=True):
+        yield dict(zip(searched, values, strict=True))
+
+
+def _orders(values: Sequence[Any], seed: Sequence[int]) -> Iterator[Any]:
+    rng = np.random.default_rng(seed)
+    while True:
+        yield from (values[place] for place in rng.permutation(len(values)))
 
 
 def sample_of(suites: Sequence[Suite], size: TuningSize) -> list[Suite]:
