@@ -1,10 +1,11 @@
-"""The tables of docs/report.md, from the types of a report, an evaluation and an ablation.
+"""The tables of docs/report.md, from the types of a report, an evaluation, an ablation and a
+comparison.
 
     python tools/docs.py            write them anew
     python tools/docs.py --check    exit with 1 if they aren't what the types say
 
 A table stands between `<!-- table: TYPE -->` and `<!-- end -->`; TYPE is the name of a type that
-one of the three is made of. Everything else of the page is left alone.
+one of the four is made of. Everything else of the page is left alone.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from pathlib import Path
 
 from care.evaluation.scores import Scorecard
 from care.report.ablation import Ablation
+from care.report.comparison import ComparisonFile
 from care.report.described import table, types_of
 from care.report.schema import Report
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "report.md"
-FILES = (Report, Scorecard, Ablation)
-"""The types of report.json, table.json and ablation.json."""
+FILES = (Report, Scorecard, Ablation, ComparisonFile)
+"""The types of report.json, table.json, ablation.json and a comparison's table.json."""
 _TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ def test_a_killed_comparison_goes_on_and_ends_with_the_same_table(
 
     tried, fitted = DifferenceOfMeans.fit.__func__, []
 
+    @wraps(tried)
     def once(cls, *given, **options):
         fitted.append(options["depth"])
         if len(fitted) == 2:
@@ -115,6 +117,7 @@ def test_settings_that_cannot_be_fitted_are_told_and_others_are_taken(
 ) -> None:
     fit = DifferenceOfMeans.fit.__func__
 
+    @wraps(fit)
     def fails_deep(cls, *given, **options):
         if options["depth"] > 0.5:
             raise FitError("too deep")

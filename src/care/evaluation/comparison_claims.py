@@ -39,7 +39,7 @@ def comparison_claims(
 
 def _losses(care: ComparedRow, bare: ComparedRow) -> str:
     lost = ", ".join(
-        f"{-100 * change:.1f} points of {words}"
+        f"{0.0 - 100 * change:.1f} points of {words}"
         for name, words in (("utility", "utility"), ("answered", "answered harmless requests"))
         if (change := _change(care, bare, name)) is not None
     )

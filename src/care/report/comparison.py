@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from care.evaluation.comparison_table import ComparedRow, ComparisonTable
 from care.report.comparison_charts import cost_chart, forest, pareto_chart
+from care.report.evaluation import page_beside
 from care.report.html import filled
 from care.runs.files import write_whole
 from care.runs.reading import file_digest, read_json
@@ -55,7 +56,7 @@ def page_of(file: Path) -> Path:
 
     DataError for what isn't one, StorageError if the page can't be written.
     """
-    page = file.with_name("report.html")
+    page = page_beside(file)
     html = render_comparison(load_comparison(file), file_digest(file, "comparison"), file.name)
     write_whole(page, html.encode("utf-8"))
     return page
