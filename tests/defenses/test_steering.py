@@ -9,11 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from care.defenses.steering import Steering, at_least, layer_at, layers_between, unit
+from care.defenses.steering import (
+    Steering,
+    at_least,
+    decisions_moved,
+    layer_at,
+    layers_between,
+    unit,
+)
 from care.errors import ArtefactError, FitError, UsageError
 from care.models.hooks import read
 from care.models.sites import Scope, Site, scope_mask
-from kit import tiny
+from kit import fits, tiny
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -116,3 +123,19 @@ def test_directions_without_a_length_and_too_few_rows_are_refused():
     at_least(1, [1], "ones")
     with pytest.raises(FitError, match="ones number 1, and at least 2 are needed"):
         at_least(2, [1], "ones")
+
+
+def test_each_request_is_moved_by_itself_at_its_last_token_alone(vlm):
+    site, examples = Site(1, "layer_out"), fits.asked("a", 3, "malicious", True, 0)
+    batch, rows = vlm.batch(examples, ["No."] * 3), torch.randn(3, tiny.WIDTH)
+    with read(vlm, [site]) as before:
+        vlm.forward(batch)
+    with decisions_moved(vlm, {site: lambda h: h + rows}, 3):
+        vlm.generate(examples, max_new_tokens=2, batch_size=3)  # decode steps have no last token
+    with decisions_moved(vlm, {site: lambda h: h + rows}, 3), read(vlm, [site]) as after:
+        vlm.forward(batch)
+        with pytest.raises(UsageError, match="made for 3 requests can't be made in a pass over 1"):
+            vlm.forward(vlm.batch(examples[0]))
+    moved, inside = after[site][0] - before[site][0], scope_mask(batch.roles, ("decision",))
+    torch.testing.assert_close(moved[inside], rows, atol=1e-4, rtol=0)
+    assert not moved[~inside].any()

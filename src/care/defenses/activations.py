@@ -1,6 +1,7 @@
 """Activations that defenses are fitted on: one vector of each request, with or without an answer.
 
     decisions            at the last position of prompts that have been read
+    at_decision          the same of requests that have not
     pooled_activations   any pooling of a pass over requests, with answers appended or without
 
 In the order of the requests, float32, whatever the batches were. Not here: which requests
@@ -42,12 +43,22 @@ def decisions(vlm: VLM, prefill: PromptCache, sites: Sequence[Site]) -> dict[Sit
     return found
 
 
-def pool(h: Tensor, roles: Tensor, scope: Scope) -> Tensor:
+def at_decision(
+    vlm: VLM, examples: Sequence[Example], sites: Sequence[Site], batch_size: int = 16
+) -> dict[Site, np.ndarray]:
+    """Activations (N, D) at the decision position of requests, in their order."""
+    return pooled_activations(
+        vlm, examples, sites, lambda h, roles: pool(h, roles, "decision"), batch_size=batch_size
+    )
+
+
+def pool(h: Tensor, roles: Tensor, *scopes: Scope) -> Tensor:
     """Mean activation of each row over the tokens in scope: (B, T, D), (B, T) -> (B, D)."""
-    weights = scope_mask(roles, (scope,)).to(torch.float32)
+    weights = scope_mask(roles, scopes).to(torch.float32)
     counts = weights.sum(1, keepdim=True)
     if bool((counts == 0).any()):
-        raise FitError(f"an example has no token in scope {scope!r}; fit on examples that have one")
+        told = " or ".join(map(repr, scopes))
+        raise FitError(f"an example has no token in scope {told}; fit on examples that have one")
     return torch.einsum("btd,bt->bd", h.float(), weights) / counts
 
 

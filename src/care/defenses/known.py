@@ -12,8 +12,20 @@ from care.defenses.base import Defense, registered
 
 DEFENSES: dict[str, str] = {
     "repair": "care.defenses.repair.repair:Repair",
+    "alphasteer": "care.defenses.rivals.alphasteer:AlphaSteer",
     "astra": "care.defenses.rivals.astra:Astra",
+    "autosteer": "care.defenses.rivals.autosteer:AutoSteer",
+    "cast": "care.defenses.rivals.cast:Cast",
+    "cmrm": "care.defenses.rivals.cmrm:Cmrm",
+    "cpca": "care.defenses.rivals.cpca:ContrastivePca",
     "difference-of-means": "care.defenses.rivals.difference_of_means:DifferenceOfMeans",
+    "iti": "care.defenses.rivals.iti:HeadSteering",
+    "leace": "care.defenses.rivals.leace:Leace",
+    "refusal-direction": "care.defenses.rivals.refusal_direction:RefusalDirection",
+    "safesteer": "care.defenses.rivals.safesteer:SafeSteer",
+    "shiftdc": "care.defenses.rivals.shiftdc:ShiftDC",
+    "spo-vlm": "care.defenses.rivals.spo_vlm:SpoVlm",
+    "vlm-guard": "care.defenses.rivals.vlm_guard:VlmGuard",
     "neurons": "care.defenses.neuron_suppression:NeuronSuppression",
 }
 """Where each defense is; imported when it is asked for, since most runs need one or two."""

@@ -68,6 +68,12 @@ class Material:
                     "worked, malicious requests that were refused, and answered benign requests"
                 )
 
+    @property
+    def refusing(self) -> list[str]:
+        """One of the model's own refusals for each attack that worked, in turn."""
+        refusals = [answer for _, answer in self.refused]
+        return [refusals[place % len(refusals)] for place in range(len(self.complied))]
+
     @cached_property
     def goals(self) -> dict[str, Any]:
         """Digests of all goals, by which an artefact's leaks are told

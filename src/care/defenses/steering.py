@@ -9,7 +9,7 @@ float32, differentiable, and at strength 0 nothing is touched. Not here: any met
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -115,6 +115,28 @@ class Steering(StoredDefense):
         if context.answering and context.unpadded:
             return new
         return torch.where(scope_mask(context.roles, self.scopes)[..., None], new, h)
+
+
+def decisions_moved(
+    vlm: VLM, edits: Mapping[Site, Callable[[Tensor], Tensor]], rows: int
+) -> AbstractContextManager[EditStats]:
+    """While open, activations (B, D) at the last position of prompts become what `edits` make of
+    them, in float32, in passes over the same B = `rows` requests; nothing else is edited."""
+
+    def within(edit: Callable[[Tensor], Tensor], h: Tensor, context: Pass) -> Tensor:
+        if context.answering:
+            return h
+        if len(h) != rows:
+            raise UsageError(
+                f"Edits that were made for {rows} requests can't be made in a pass over {len(h)}; "
+                "ask for fewer at once."
+            )
+        inside = scope_mask(context.roles, ("decision",))
+        new = h.clone()
+        new[inside] = edit(h[inside].float()).to(h)
+        return new
+
+    return edited(vlm, {site: partial(within, edit) for site, edit in edits.items()})
 
 
 def layer_at(vlm: VLM, depth: float) -> int:

@@ -11,13 +11,15 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from care.data.contamination import goal_digests
 from care.defenses import load_defense
 from care.defenses.base import Defense, answers_under, overrides
-from care.defenses.known import DEFENSES, kind_of
+from care.defenses.known import DEFENSES
+from care.defenses.known import kind_of as known_kind
 from care.errors import ArtefactError, CareError, FitError
 from care.evaluation.leak_check import stated_goals
 from care.models.vlm import VLM
@@ -25,14 +27,31 @@ from kit import fits, tiny
 from kit.tiny import hooks_of
 
 FITTED: dict[str, dict[str, Any]] = {
+    "alphasteer": {"depths": (0.5, 0.75)},
     "astra": {"pictures": 2, "draws": 2, "masks": 16, "grid": 2},
+    "autosteer": {"steps": 4, "strength": 1.0},
+    "cast": {"depths": (0.5, 0.75)},
+    "cmrm": {},
+    "cpca": {"rank": 2},
     "difference-of-means": {},
+    "iti": {"share": 0.2},
+    "leace": {},
+    "refusal-direction": {"most_divergence": np.inf, "least_induced": -np.inf},
+    "safesteer": {"rank": 4},
+    "shiftdc": {"caption_tokens": 3},
+    "spo-vlm": {"steps": 2},
+    "vlm-guard": {},
 }
 
 MATERIAL = fits.material(6, 6)
 ATTACKS = [example for example, _ in (*MATERIAL.complied, *MATERIAL.refused)]
 BENIGN = [example for example, _ in MATERIAL.answered]
 EXAMPLES = [*tiny.mixed_examples(4), *ATTACKS[4:8]]
+
+
+def kind_of(name: str) -> Any:
+    return known_kind(name)
+
 
 every = pytest.mark.parametrize("name", FITTED)
 
@@ -44,7 +63,7 @@ def options(name: str, **others: Any) -> dict[str, Any]:
 
 
 @cache
-def fitted(name: str) -> Defense:
+def fitted(name: str) -> Any:
     return kind_of(name).fit(tiny.tiny_vlm(), ATTACKS, BENIGN, **options(name))
 
 
@@ -73,9 +92,10 @@ def test_the_model_is_what_it_was_once_a_rival_is_taken_off(vlm, name):
 
 @every
 def test_at_strength_zero_nothing_changes(vlm, name):
-    if not hasattr(fitted(name), "with_strength"):
+    found = fitted(name)
+    if not hasattr(found, "with_strength"):
         pytest.skip(f"{name} has no strength")
-    defense = fitted(name).with_strength(0.0)
+    defense = found.with_strength(0.0)
     batch = vlm.batch(EXAMPLES)
     before = vlm.forward(batch)
     with defense.applied(vlm):

@@ -72,9 +72,9 @@ def contrast(name: ContrastName, material: Material) -> Contrast:
         return Contrast(material.complied, material.refused + material.answered, "response")
     if name != "comply-refuse":
         raise FitError(f"unknown contrast {name!r}: use images, comply-refuse or comply-rest")
-    refusals = tuple(answer for _, answer in material.refused)
     same = tuple(
-        (example, refusals[i % len(refusals)]) for i, (example, _) in enumerate(material.complied)
+        (example, refusal)
+        for (example, _), refusal in zip(material.complied, material.refusing, strict=True)
     )
     return Contrast(material.complied, same, "response")
 

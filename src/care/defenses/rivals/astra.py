@@ -32,7 +32,7 @@ from torch import Tensor
 
 from care.data.digests import picture_digests
 from care.data.example import Example, Suite
-from care.defenses.activations import pool, pooled_activations
+from care.defenses.activations import at_decision, pool, pooled_activations
 from care.defenses.base import register
 from care.defenses.cost import Cost
 from care.defenses.material import Material, gather
@@ -126,8 +126,7 @@ class Astra(Steering):
         whole = [_worded(known[example.id], "") for example in without]
         site = Site(layer, "layer_out")
         first, second = (
-            pooled_activations(vlm, part, [site], _decision, batch_size=batch_size)[site]
-            for part in (whole, without)
+            at_decision(vlm, part, [site], batch_size)[site] for part in (whole, without)
         )
         return cls(
             layers=(layer,),
@@ -214,7 +213,3 @@ def _calibration(vlm: VLM, clean: list[Example], site: Site, batch_size: int) ->
 def _worded(example: Example, prompt: str) -> Example:
     """The pictures of an example with another prompt, and nothing else of it."""
     return Example(example.id, prompt, example.images, goal=example.goal, kind=example.kind)
-
-
-def _decision(h: Tensor, roles: Tensor) -> Tensor:
-    return pool(h, roles, "decision")

@@ -66,9 +66,8 @@ class DifferenceOfMeans(Steering):
         material = material or gather(vlm, list(attacks), list(benign))
         layer = layer_at(vlm, depth)
         site, asked = Site(layer, "layer_out"), [example for example, _ in material.complied]
-        refusals = [answer for _, answer in material.refused]
         said = {
-            "refusing": [refusals[place % len(refusals)] for place in range(len(asked))],
+            "refusing": material.refusing,
             "complying": [answer for _, answer in material.complied],
         }
         means = {
