@@ -24,7 +24,7 @@ from care.pipeline.tuning import TuningSize
 from care.report.comparison import SCHEMA, TITLE, write_comparison
 from care.runs.spec import RunSpec
 from care.typed import from_tree
-from kit.jobs import files, tiny_parts  # noqa: F401
+from kit.jobs import files, own_files, tiny_parts  # noqa: F401
 
 FEW: dict[str, Any] = {"test_length": 6, "max_new_tokens": 4, "fitted_on": 30}
 SIZE = TuningSize(3, {"attack": 6, "utility": 6, "over_refusal": 6})
@@ -110,8 +110,8 @@ def test_a_killed_comparison_goes_on_and_ends_with_the_same_table(
     assert "difference-of-means" in said and table.claims[0] in said and "report.html" in said
 
 
+@pytest.mark.slow
 def test_settings_that_cannot_be_fitted_are_told_and_others_are_taken(
-    files: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -125,8 +125,8 @@ def test_settings_that_cannot_be_fitted_are_told_and_others_are_taken(
 
     monkeypatch.setattr(comparing, "QUICK", replace(SIZE, settings=6))
     monkeypatch.setattr(DifferenceOfMeans, "fit", classmethod(fails_deep))
-    asked: dict[str, Any] = {"defenses": ("difference-of-means",), "quick": True, **files}
-    table = compare(a_job(tmp_path / "out", **asked))
+    asked: dict[str, Any] = {"defenses": ("difference-of-means",), "quick": True}
+    table = compare(a_job(tmp_path / "out", **asked, **own_files(tmp_path, 480)))
     row = table.rows[-1]
     deep = [each for each in row.tried if each.options["depth"] > 0.5]
     assert deep and all(each.failed == "too deep" and each.asr is None for each in deep)
