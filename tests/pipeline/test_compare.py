@@ -126,7 +126,8 @@ def test_settings_that_cannot_be_fitted_are_told_and_others_are_taken(
     monkeypatch.setattr(comparing, "QUICK", replace(SIZE, settings=6))
     monkeypatch.setattr(DifferenceOfMeans, "fit", classmethod(fails_deep))
     asked: dict[str, Any] = {"defenses": ("difference-of-means",), "quick": True}
-    table = compare(a_job(tmp_path / "out", **asked, **own_files(tmp_path, 480)))
+    asked |= own_files(tmp_path, 480)
+    table = compare(a_job(tmp_path / "out", **asked))
     row = table.rows[-1]
     deep = [each for each in row.tried if each.options["depth"] > 0.5]
     assert deep and all(each.failed == "too deep" and each.asr is None for each in deep)
