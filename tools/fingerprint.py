@@ -37,8 +37,8 @@ from care.evaluation import job as evaluation_job
 from care.evaluation.config import EvaluationConfig
 from care.interfaces.cli.registry import commands
 from care.models.spec import ModelSpec
-from care.pipeline import stages
 from care.pipeline import workflow as pipeline
+from care.pipeline import workspace
 from care.pipeline.config import RepairJob
 from care.runs.spec import RunSpec
 from kit import tiny
@@ -114,7 +114,7 @@ def tiny_job(folder: Path, resume: bool = False) -> dict[str, Any]:
 
     with (
         patch.object(ModelSpec, "load", lambda self: vlm),
-        patch.object(stages, "rules_for", lambda model: MadeUpJudge()),
+        patch.object(workspace, "rules_for", lambda model: MadeUpJudge()),
         patch.object(pipeline, "DiagnosisConfig", lambda: SMALL),
         patch.object(material, "RulesJudge", MadeUpJudge),
         patch.object(evaluation_job, "rules_for", lambda model: MadeUpJudge()),

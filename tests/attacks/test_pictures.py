@@ -12,16 +12,16 @@ import torch
 from care.attacks.adaptive import Through
 from care.attacks.loss import Objective
 from care.attacks.missed import Missed, least_alarming
-from care.attacks.openings import Openings
+from care.attacks.pgd import universal_image
 from care.attacks.pictures import ALL, beside, pictures_in
 from care.attacks.plateau import Plateau
 from care.attacks.preprocessing import PixelPath, to_picture
 from care.attacks.register_pictures import Pictured, Registers
 from care.attacks.registers import PLAIN, REGISTERS, opened
 from care.attacks.said import SoftTokens, excess
+from care.attacks.variant_attacks import variant_attack
+from care.attacks.variants import Search
 from care.attacks.watched import MARGIN, pooled, scores_beside
-from care.attacks.word_attacks import word_attack
-from care.attacks.words import Search
 from care.data.example import Example, Suite
 from care.defenses.controls import seeing_control
 from care.defenses.monitors.detector import Detector
@@ -282,6 +282,58 @@ def test_the_monitors_word_is_part_of_the_loss_where_there_are_monitors(tmp_path
     assert attack.term(tiny_vlm(), watched().edits_only(), None) is None  # pyright: ignore
 
 
+def test_of_several_attempts_the_least_of_what_is_descended_is_kept():
+    """Not the least loss alone: an attempt that monitors mind gives way to another."""
+    vlm, start = tiny_vlm(), picture(3, (28, 28))
+    examples, targets = list(held_out()), ["So it"] * len(GOALS)
+    config = SoftTokens(steps=2, restarts=2).descent(0)
+    alone = universal_image(vlm, examples, targets, start, config)
+    minded = torch.from_numpy(np.array(alone.image)).permute(2, 0, 1) / 255
+
+    def term(objective):
+        def of(rows, pixels, features):
+            return 100.0 * ((pixels.detach() - minded).abs().mean() < 0.1)
+
+        return of
+
+    other = universal_image(vlm, examples, targets, start, config, term=term)
+    assert other.restart == 1 - alone.restart
+    assert alone.loss < other.loss < 100  # what is told is the loss, without what is added
+
+
+def test_what_is_added_to_a_loss_is_weighed_by_tokens():
+    vlm, start = tiny_vlm(), picture(3, (28, 28))
+    path, levels = PixelPath.of(vlm, start)
+    examples = [replace(e, images=(start,)) for e in held_out()]
+    objective = Objective(vlm, path, examples, ["So", "So", "So it goes on"], None)
+    assert objective.added(levels / 255, range(3), 2) == 0.0
+    objective.term = lambda rows, pixels, features: torch.tensor(1.0) if 2 in rows else None
+    counts = objective.rows.counts.tolist()
+    assert counts[0] == counts[1] < counts[2]
+    expected = counts[2] / sum(counts)
+    assert objective.added(levels / 255, range(3), 2) == pytest.approx(expected)
+
+
+def test_wishes_are_chosen_from_answers_of_the_length_that_is_asked_for(monkeypatch, tmp_path):
+    harmful = lambda judge, goals, texts, **more: [Verdict(False, False, True) for _ in texts]  # noqa: E731
+    monkeypatch.setattr("care.attacks.missed.ask", harmful)
+    vlm, lengths = tiny_vlm(), []
+    answers = vlm.answers
+
+    def counting(*given, max_new_tokens, **more):
+        lengths.append(max_new_tokens)
+        return answers(*given, max_new_tokens=max_new_tokens, **more)
+
+    monkeypatch.setattr(vlm, "answers", counting)
+    of = Search(tmp_path, ModelSpec("m"), max_new_tokens=3)
+    for length in (3, 5, 3):
+        least_alarming(vlm, [], list(held_out())[:1], replace(of, max_new_tokens=length))
+    assert lengths == [3, 5]  # of each length they are asked for once
+    assert Missed().settings(of)["max_new_tokens"] == 3
+    assert "max_new_tokens" not in Missed().settings(replace(of, max_new_tokens=None))
+    assert Registers().settings(of) == Registers().settings(replace(of, max_new_tokens=None))
+
+
 def test_said_watches_the_answers_about_each_picture(tmp_path, monkeypatch):
     monkeypatch.setattr(ModelSpec, "answer_length", lambda self, asked: 3)
     attack = SoftTokens(
@@ -297,10 +349,10 @@ def test_said_watches_the_answers_about_each_picture(tmp_path, monkeypatch):
 
 
 def test_settings_are_checked_and_read_from_text():
-    assert word_attack("registers", {"kappa": "16", "each": "1"}) == Registers(kappa=16, each=1)
-    assert word_attack("pictured") == Pictured(kappa=32) and Pictured().descent(0).radius == 32
+    assert variant_attack("registers", {"kappa": "16", "each": "1"}) == Registers(kappa=16, each=1)
+    assert variant_attack("pictured") == Pictured(kappa=32) and Pictured().descent(0).radius == 32
     assert Registers().descent(3).epsilon is None and Registers().descent(3).seed == 3
-    assert word_attack("said", {"weight": "0.5"}).tries == 1
+    assert variant_attack("said", {"weight": "0.5"}).tries == 1
     assert (Registers().passes, Registers(each=1).passes, Registers(optimised=2).passes) == (
         24,
         3,
@@ -315,7 +367,7 @@ def test_settings_are_checked_and_read_from_text():
         ("pictured", {"kappa": "256"}),
     ):
         with pytest.raises(UsageError):
-            word_attack(name, given)
+            variant_attack(name, given)
 
 
 # -- a control that sees the picture ---------------------------------------------------------------
@@ -364,7 +416,6 @@ def test_a_picture_is_made_past_a_monitor_that_sees_it(tmp_path):
     assert attack.sees(control) == attack.sees(both) != Missed().sees(both)
     assert None not in (attack.sees(control), Missed().sees(control))
     assert Through(control).bare and Through(control).describe() == [attack.sees(control)]
-    assert Openings().sees(control) is None
 
 
 def test_monitors_of_both_kinds_are_in_the_loss_of_said(tmp_path, monkeypatch):

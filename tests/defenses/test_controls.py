@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from care.data.example import Example
-from care.defenses.controls import random_discriminants, seeing_control
+from care.defenses.controls import (
+    HARMLESS,
+    harmless_answers,
+    random_discriminants,
+    seeing_control,
+)
 from care.defenses.monitors.choosing import labelled_answer
 from care.defenses.monitors.detector import Detector
 from care.defenses.monitors.monitor import Monitor
@@ -40,6 +45,16 @@ def harmless(n=20):
         for i in range(n)
     ]
     return [labelled_answer(e, f"You begin with {e.prompt}, and then.", False) for e in examples]
+
+
+def test_thresholds_are_set_by_some_answers_of_each_suite():
+    """At most so many, evenly spread; the kind is the suite."""
+    examples = [Example(f"{s}{i}", f"{s} {i}", suite=s) for s, n in (("a", 100), ("b", 3))
+                for i in range(n)]  # fmt: skip
+    found = harmless_answers([(example, "Yes.") for example in examples])
+    asked = {s: [e.exchange.request.id for e in found if e.kind == s] for s in ("a", "b")}
+    assert asked["a"] == [f"a{i}" for i in range(0, 100, 3)] and len(asked["a"]) <= HARMLESS
+    assert asked["b"] == ["b0", "b1", "b2"] and not any(each.harmful for each in found)
 
 
 def test_random_directions_alarm_as_often_as_the_monitors_did(vlm):

@@ -15,7 +15,10 @@ from care.errors import UsageError
 from care.evaluation import adaptive as evaluation_attacks
 from care.evaluation import job as evaluation_job
 from care.evaluation.adaptive import held_out, image_suites
-from care.evaluation.config import EvaluationConfig, ImageAttack, read_config
+from care.evaluation.asked_attacks import (
+    ImageAttack,
+)
+from care.evaluation.config import EvaluationConfig, read_config
 from care.evaluation.scorecard import scorecard
 from care.interfaces.cli import app as cli
 from care.judges.rules import RulesJudge

@@ -11,7 +11,7 @@ import pytest
 
 from care.attacks.pictures import pictures_in
 from care.attacks.register_pictures import Registers
-from care.attacks.words import Search, asked, request_of
+from care.attacks.variants import Search, asked, request_of
 from care.data.example import Example, Suite
 from care.data.registry import load_suite
 from care.defenses.monitors.detector import Detector
@@ -20,15 +20,20 @@ from care.defenses.repair.repair import Repair
 from care.errors import UsageError
 from care.evaluation import cost as costs
 from care.evaluation import job as evaluation_job
+from care.evaluation.asked_attacks import (
+    ImageAttack,
+    attacks_in_variants,
+    image_attacks,
+)
 from care.evaluation.attack_sets import expanded
 from care.evaluation.certificate import raised_by_request
-from care.evaluation.config import EvaluationConfig, ImageAttack, image_attacks, words_asked
+from care.evaluation.config import EvaluationConfig
 from care.evaluation.cost import AttackCost, Pace, cost, pace, told
 from care.evaluation.results import Results
 from care.evaluation.runner import evaluate as evaluate_suites
 from care.evaluation.scores import Scorecard
 from care.evaluation.union import WRITTEN, union_of
-from care.evaluation.words import word_requests
+from care.evaluation.variants import variant_requests
 from care.interfaces.cli import app as cli
 from care.judges.rules import RulesJudge
 from care.models.sites import Site
@@ -131,7 +136,7 @@ def test_what_monitors_miss_is_made_once_for_all_that_have_them(world, monkeypat
 
 
 def test_controls_are_made_stored_and_asked(world, monkeypatch, capsys):
-    monkeypatch.setattr("care.evaluation.controls._MOST", 3)
+    monkeypatch.setattr("care.evaluation.controls.HARMLESS", 3)
     arguments = ["evaluate", "m", "--suite", "test.jsonl", "--max-new-tokens", "4", "--out", "run"]
     picture(5, (28, 28)).save("p.png")
     rows = [
@@ -207,7 +212,10 @@ def test_an_image_of_a_preset_is_made_on_what_decides(world):
 
 
 def test_a_request_is_won_by_any_variant_and_the_union_by_any_attack():
-    attacks = [*words_asked(["registers,n=2", "openings"]), *words_asked(["pictured"])]
+    attacks = [
+        *attacks_in_variants(["registers,n=2", "openings"]),
+        *attacks_in_variants(["pictured"]),
+    ]
     images = image_attacks(["pgd-32"])
 
     def rows(suite, defense, won):
@@ -247,37 +255,37 @@ def test_a_request_is_won_by_any_variant_and_the_union_by_any_attack():
 def test_all_stands_for_every_kind_and_quick_for_a_part_of_each():
     every, quick = expanded(["pgd-32", "all"]), expanded(["all,quick"])
     assert every[0] == "pgd-32" and len(quick) < len(every)
-    kinds = {one.preset for one in words_asked(["all"])}
-    from care.attacks.word_attacks import WORD_ATTACKS
+    kinds = {one.preset for one in attacks_in_variants(["all"])}
+    from care.attacks.variant_attacks import VARIANT_ATTACKS
 
-    assert kinds == set(WORD_ATTACKS)
-    names = [one.name for one in words_asked(["all"])]
+    assert kinds == set(VARIANT_ATTACKS)
+    names = [one.name for one in attacks_in_variants(["all"])]
     assert len(set(names)) == len(names)
     with pytest.raises(UsageError, match="quick alone"):
         expanded(["all,fast"])
     config = EvaluationConfig(adaptive=("all,quick",), run=RunSpec(Path("x")))
-    assert config.attacks == [] and len(config.words) == len(quick)
+    assert config.attacks == [] and len(config.in_variants) == len(quick)
 
 
 def test_the_cost_counts_answers_and_steps_of_what_is_made():
     held = Suite("h", "attack", tuple(Example(f"{g}", g, goal=g) for g in GOALS))
     defenses = {"none": None, "edits": watched().edits_only(), "care": watched()}
-    (openings,) = words_asked(["openings"])
+    (openings,) = attacks_in_variants(["openings"])
     assert cost([(openings, held)], [], defenses) == AttackCost(answers=3 * 6 * 3)
-    (pictures,) = words_asked(["registers,n=2,steps=5,restarts=2,batch=4"])
+    (pictures,) = attacks_in_variants(["registers,n=2,steps=5,restarts=2,batch=4"])
     found = cost([(pictures, held)], [], defenses)
     assert found == AttackCost(3 * 2 * 3 * 2, 2 * 5 * 2 * 2, 40 * 12)
-    (each,) = words_asked(["registers,n=2,steps=5,restarts=2,each=1,limit=2"])
+    (each,) = attacks_in_variants(["registers,n=2,steps=5,restarts=2,each=1,limit=2"])
     found = cost([(each, each.attack.shown(held))], [], defenses)
     assert found == AttackCost(2 * 2 * 3 * 2, 2 * 2 * 5 * 2 * 2, 80 * 3)
-    (missed,) = words_asked(["missed,n=1,steps=5,restarts=1,optimised=2"])
+    (missed,) = attacks_in_variants(["missed,n=1,steps=5,restarts=1,optimised=2"])
     parts = {**defenses, "monitors": watched().monitors_only()}
     assert cost([(missed, held)], [], parts) == AttackCost(3 * 4 * 3 + 24, 15, 15 * 6)
-    (joined,) = words_asked(["joined"])
+    (joined,) = attacks_in_variants(["joined"])
     assert cost([(joined, held)], [], parts).answers == 3 * joined.attack.tries * 4 * 4
     image = ImageAttack.parse("pgd-32,steps=7")
     assert cost([], [(image, held)], defenses) == AttackCost(3 * 3 * 2, 14, 14 * 24)
-    (suffix,) = words_asked(["gcg,steps=3,width=4,n=2"])
+    (suffix,) = attacks_in_variants(["gcg,steps=3,width=4,n=2"])
     assert cost([(suffix, held)], [], defenses).passes == 9 * 2 * 7
 
 
@@ -295,8 +303,8 @@ def test_the_sets_fit_into_an_evening_on_two_cores():
     embedded = Pace(0.06, 0.35, 0.0105)
     defenses = {"none": None, "edits": watched().edits_only(), "care": watched()}
     for limit, hours in ((20, 2), (60, 5)):
-        asked = words_asked(["all"])
-        held = word_requests(asked, [], limit, 0)
+        asked = attacks_in_variants(["all"])
+        held = variant_requests(asked, [], limit, 0)
         assert all(len(suite) <= limit for suite in held)
         total = cost(list(zip(asked, held, strict=True)), [], defenses | {"both": watched()})
         assert embedded.minutes(total) < 60 * hours

@@ -8,11 +8,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from care.evaluation.config import image_attacks, words_asked
+from care.evaluation.asked_attacks import attacks_in_variants, image_attacks
+from care.evaluation.attack_scores import Threat
 from care.evaluation.losses import AttackLosses, LossCurve
 from care.evaluation.scorecard import scorecard
-from care.evaluation.scores import RunFacts, Scorecard, Threat
-from care.evaluation.words import suites_of
+from care.evaluation.scores import RunFacts, Scorecard
+from care.evaluation.variants import suites_of
 from care.judges.labels import LabelReport
 from care.statistics.intervals import wilson
 from care.statistics.judge_error import JudgeAccuracy
@@ -67,11 +68,11 @@ def verdict_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def made_card() -> Scorecard:
     """The scorecard of those rows, with threats, losses, labels and facts."""
     rows = card_rows()
-    words = words_asked(["openings"])
+    in_variants = attacks_in_variants(["openings"])
     card = scorecard(
         rows,
         verdict_rows(rows),
-        tried=suites_of(words, DEFENSES),
+        tried=suites_of(in_variants, DEFENSES),
         images=image_attacks(["pgd-32"]),
     )
     cells = {suite.name: suite.defenses for suite in card.suites}

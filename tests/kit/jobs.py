@@ -17,7 +17,7 @@ from care.diagnosis.site_scan_config import SiteScanConfig
 from care.judges.base import Verdict
 from care.judges.rules import RulesJudge
 from care.models.spec import ModelSpec
-from care.pipeline import stages
+from care.pipeline import workspace
 from care.pipeline.config import RepairJob
 from care.runs.spec import RunSpec
 from care.statistics.sampling import SamplingSpec
@@ -98,7 +98,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 def tiny_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     vlm = tiny.tiny_vlm()
     monkeypatch.setattr(ModelSpec, "load", lambda self: vlm)
-    monkeypatch.setattr(stages, "rules_for", lambda model: MadeUpJudge())
+    monkeypatch.setattr(workspace, "rules_for", lambda model: MadeUpJudge())
     monkeypatch.setattr(material, "RulesJudge", MadeUpJudge)
 
 

@@ -54,6 +54,7 @@ def test_a_job_killed_again_and_again_ends_with_the_same_numbers(
     whole = pipeline.repair(a_job(tmp_path / "whole", **options))
     outcomes = whole["outcomes"]["attacks"]["before"]
     assert outcomes["harmful"] > 0 and outcomes["refused"] > 0
+    check_the_control_of_monitors(whole, tmp_path / "whole")
     places = np.sort(np.random.default_rng(0).choice(written - 1, 8, replace=False)) + 1
     kills = 0
     for steps in np.diff(places, prepend=0):
@@ -68,6 +69,18 @@ def test_a_job_killed_again_and_again_ends_with_the_same_numbers(
     assert parts(again) == parts(whole)
     assert (tmp_path / "killed" / "repair").is_dir()
     check_damaged_parts(tmp_path / "killed", whole, options)
+
+
+def check_the_control_of_monitors(tree: dict, folder: Path) -> None:
+    """It is asked what the other controls are, and stands beside them on the page."""
+    assert tree["repair"]["monitors"] and stages.RANDOM == "random discriminant"
+    controls = tree["controls"]
+    assert controls[stages.RANDOM]["suites"].keys() == controls["random subspace"]["suites"].keys()
+    asked = {row["suite"] for row in Rows(folder / "rows.jsonl").all()
+             if row["defense"] == stages.RANDOM}  # fmt: skip
+    assert asked == controls[stages.RANDOM]["suites"].keys()
+    page = (folder / "report.html").read_text()
+    assert stages.RANDOM in page[page.index("Controls") :]
 
 
 def check_damaged_parts(run: Path, whole: dict, options: dict) -> None:

@@ -18,7 +18,10 @@ from care.diagnosis.optimal_constants import ConstantConfig
 from care.diagnosis.reliability import ReliabilityConfig
 from care.diagnosis.site_scan_config import SiteScanConfig
 from care.errors import UsageError
-from care.evaluation.config import EvaluationConfig, ImageAttack
+from care.evaluation.asked_attacks import (
+    ImageAttack,
+)
+from care.evaluation.config import EvaluationConfig
 from care.interfaces.cli import app as cli
 from care.judges.registry import load_judge
 from care.models.spec import ModelSpec

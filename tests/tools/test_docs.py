@@ -2,7 +2,7 @@
 
 import pytest
 
-from care.evaluation.scores import Threat
+from care.evaluation.attack_scores import Threat
 from tools import docs
 from tools.docs import PAGE, known, rendered
 

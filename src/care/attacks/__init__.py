@@ -1,4 +1,4 @@
-"""Attacks: pictures optimised against a model or through a defense, and attacks in words."""
+"""Attacks: pictures optimised against a model or through a defense, and attacks in variants."""
 
 from typing import TYPE_CHECKING
 
@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from care.attacks.presets import preset as preset
     from care.attacks.suffix import FoundSuffix as FoundSuffix
     from care.attacks.suffix import search_suffix as search_suffix
-    from care.attacks.word_attacks import WORD_ATTACKS as WORD_ATTACKS
-    from care.attacks.word_attacks import word_attack as word_attack
-    from care.attacks.words import WordAttack as WordAttack
+    from care.attacks.variant_attacks import VARIANT_ATTACKS as VARIANT_ATTACKS
+    from care.attacks.variant_attacks import variant_attack as variant_attack
+    from care.attacks.variants import FixedAttack as FixedAttack
+    from care.attacks.variants import SearchedAttack as SearchedAttack
+    from care.attacks.variants import VariantAttack as VariantAttack
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
@@ -39,7 +41,7 @@ __getattr__, __dir__, __all__ = attach(
         "openings": ["with_opening"],
         "suffix": ["FoundSuffix", "search_suffix"],
         "gcg": ["SuffixConfig"],
-        "words": ["WordAttack"],
-        "word_attacks": ["WORD_ATTACKS", "word_attack"],
+        "variants": ["FixedAttack", "SearchedAttack", "VariantAttack"],
+        "variant_attacks": ["VARIANT_ATTACKS", "variant_attack"],
     },
 )

@@ -10,14 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from care.attacks.words import Stage, Variant, WordAttack
+from care.attacks.variants import FixedAttack, Stage, Variant
 from care.data.example import Example
 from care.errors import UsageError
 from care.runs.settings import require
 
 
 @dataclass(frozen=True)
-class BestOf(WordAttack):
+class BestOf(FixedAttack):
     """The plain request, drawn 16 times at temperature 1."""
 
     name: ClassVar[str] = "best-of-16"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from care.attacks.config import AttackConfig
 from care.attacks.facts import ALL, SUFFIXES, SuffixFacts, trace_of
-from care.attacks.words import Search, Stage, Variant, WordAttack
+from care.attacks.variants import Search, SearchedAttack, Stage, Variant
 from care.data.example import Example, Suite
 from care.data.small_world.suites import OPENING
 from care.errors import UsageError
@@ -55,13 +55,12 @@ class SuffixConfig:
 
 
 @dataclass(frozen=True)
-class GCG(WordAttack):
+class GCG(SearchedAttack):
     """A suffix that makes answers begin as wished, searched through each defense."""
 
     name: ClassVar[str] = "gcg"
     source: ClassVar[str] = "Zou et al. 2023"
     stage: ClassVar[Stage] = "suffix"
-    through: ClassVar[bool] = True
 
     steps: int = SuffixConfig.steps
     """Exchanges of a token."""

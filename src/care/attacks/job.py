@@ -22,7 +22,7 @@ from care.attacks.adaptive import Through
 from care.attacks.config import AttackConfig
 from care.attacks.facts import IMAGE, AttackFacts, SavedImage
 from care.attacks.pgd import AttackResult, corpus_requests, image_loss, universal_image
-from care.attacks.words import Search
+from care.attacks.variants import Search
 from care.data.digests import digest_of
 from care.data.example import Example
 from care.data.images import load_image

@@ -15,21 +15,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from care.attacks.words import STAGES, Stage, Variant, WordAttack, composed
+from care.attacks.variants import STAGES, Stage, Variant, VariantAttack, composed
 
 ALL = "all"
 """Name of the variant in which everything is joined."""
 
 
 @dataclass(frozen=True)
-class Joined(WordAttack):
+class Joined(VariantAttack):
     """The strongest variants of the other attacks asked for, all at once."""
 
     name: ClassVar[str] = "joined"
     source: ClassVar[str] = "McKenzie et al. 2025"
     stage: ClassVar[Stage] = "template"
-    through: ClassVar[bool] = True
-    joins: ClassVar[bool] = True
 
     @property
     def tries(self) -> int:

@@ -146,6 +146,21 @@ class Objective:
         parts = [self.total(chunk, features, grad=False) for chunk in chunks]
         return sum(float(total) for total, _ in parts) / sum(count for _, count in parts)
 
+    def added(self, pixels: Tensor, rows: Sequence[int], batch: int) -> float:
+        """What `term` adds to the loss of a finished image (3, H, W), as `gradient` weighs it."""
+        if self.term is None:
+            return 0.0
+        added, tokens = 0.0, 0
+        with torch.no_grad():
+            features = self.features(self.path(pixels))
+        for begin in range(0, len(rows), batch):
+            part = rows[begin : begin + batch]
+            count = int(self.rows.counts[list(part)].sum())
+            more = self.term(part, pixels, features)
+            added += 0.0 if more is None else count * float(more.detach())
+            tokens += count
+        return added / tokens
+
     @torch.no_grad()
     def verify(self, example: Example, levels: Tensor) -> None:
         """ModelError unless the first answer logits are finite and those of the model's own path.

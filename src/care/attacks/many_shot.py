@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
-from care.attacks.words import Stage, Variant, WordAttack
+from care.attacks.variants import FixedAttack, Stage, Variant
 from care.data.example import Example
 from care.data.small_world.goals import goals, sample
 from care.data.small_world.pictures import seeded
@@ -26,7 +26,7 @@ SHOTS = (4, 16, 64)
 
 
 @dataclass(frozen=True)
-class ManyShot(WordAttack):
+class ManyShot(FixedAttack):
     """Invented questions with compliant answers before the request."""
 
     name: ClassVar[str] = "many-shot"

@@ -23,8 +23,8 @@ from weakref import WeakKeyDictionary
 
 from care.attacks.pictures import Pictures, goal_of
 from care.attacks.registers import REGISTERS, opened
+from care.attacks.variants import Search
 from care.attacks.watched import of_answers
-from care.attacks.words import Search
 from care.data.example import Example
 from care.data.small_world.jailbreak_templates import PLACE
 from care.defenses.monitors.reading import Exchange
@@ -66,6 +66,11 @@ class Missed(Pictures):
     def heeds(self, defense: Defense) -> list[Monitor]:
         """Those of what is said too."""
         return [*super().heeds(defense), *of_answers(defense)]
+
+    def settings(self, of: Search) -> dict[str, Any]:
+        """With the length of the answers that wishes are chosen from, where it isn't the usual."""
+        length = of.max_new_tokens
+        return super().settings(of) | ({} if length is None else {"max_new_tokens": length})
 
     @property
     def pictures(self) -> list[str]:
@@ -153,7 +158,7 @@ def _harmful_answers(vlm: VLM, examples: Sequence[Example], of: Search) -> list[
 
     They are the same for every defense, so a model is asked once.
     """
-    size, length = of.model.batch(None), of.model.answer_length(None)
+    size, length = of.model.batch(None), of.answer_length
     key = (tuple(example.digest() for example in examples), length)
     known = _ANSWERED.setdefault(vlm, {})
     if key in known:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
-from care.attacks.words import MARK, Stage, Variant, WordAttack
+from care.attacks.variants import MARK, FixedAttack, Stage, Variant
 from care.data.example import Example, Suite
 from care.data.small_world.jailbreak_templates import PLACE
 from care.data.small_world.suites import OPENING
@@ -30,7 +30,7 @@ OPENINGS = (
 
 
 @dataclass(frozen=True)
-class Openings(WordAttack):
+class Openings(FixedAttack):
     """The answer is begun with words of consent."""
 
     name: ClassVar[str] = "openings"

@@ -3,8 +3,8 @@
 One image serves all requests (universal; Qi et al. 2023), of which there may be just one. The loss
 L is in `care.attacks.loss`: openings of answers to requests (the jailbreak loss), or the sentences
 of a corpus after an empty prompt (the toxic loss, `corpus_requests`). How it is descended, by PGD,
-MI-FGSM or APGD, is in `care.attacks.optimisers`; with restarts the image with the least loss is
-kept.
+MI-FGSM or APGD, is in `care.attacks.optimisers`; with restarts the image is kept that has the least
+of what was descended: its loss, and whatever monitors add to it.
 
 Edits by `care.models.hooks` that are active take part, so a defended model is attacked through its
 defense; but an attack should be given the defense (`through`, see `care.attacks.adaptive`), whose
@@ -131,7 +131,7 @@ def universal_image(
             state = _begin(file, told, levels.to(vlm.device), config, restart)
             state = _descend(objective, levels, state, config, through, until, progress, file, told)
             results.append(_result(objective, state, config, through, restart))
-    best = min(results, key=lambda result: result.loss)
+        best = results[0] if len(results) == 1 else _least(objective, results, through)
     _warn_of_rounding(best)
     return best
 
@@ -287,6 +287,21 @@ def _result(
         loss = objective.loss(objective.path.process(image), rows, config.batch)
         exact = objective.loss(objective.path(state.best), rows, config.batch)
     return AttackResult(image, state.losses, config, loss, loss - exact, restart)
+
+
+def _least(
+    objective: Objective, results: list[AttackResult], through: Through | None
+) -> AttackResult:
+    """The attempt whose image has the least loss with what is added to it."""
+    rows = range(min(len(objective), _MEASURED))
+
+    def descended(result: AttackResult) -> float:
+        pixels = torch.from_numpy(np.array(result.image)).permute(2, 0, 1).float() / 255
+        pixels = pixels.to(objective.vlm.device)
+        with nullcontext() if through is None else through.measured(objective.vlm):
+            return result.loss + objective.added(pixels, rows, result.config.batch)
+
+    return min(results, key=descended)
 
 
 def _warn_of_rounding(result: AttackResult) -> None:

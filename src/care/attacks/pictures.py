@@ -39,8 +39,8 @@ from care.attacks.pgd import universal_image
 from care.attacks.plateau import Plateau
 from care.attacks.presets import PGDConfig
 from care.attacks.registers import opened
+from care.attacks.variants import Search, SearchedAttack, Stage, Variant
 from care.attacks.watched import of_pictures
-from care.attacks.words import Search, Stage, Variant, WordAttack
 from care.data.example import Example, Suite
 from care.data.small_world.pictures import seeded
 from care.data.small_world.suites import OPENING
@@ -73,11 +73,10 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Pictures(WordAttack):
+class Pictures(SearchedAttack):
     """Settings and search that attacks with pictures in variants share."""
 
     stage: ClassVar[Stage] = "picture"
-    through: ClassVar[bool] = True
     in_words: ClassVar[bool] = False
 
     kappa: int = 0
@@ -191,6 +190,10 @@ class Pictures(WordAttack):
         """What is added to the loss, as `universal_image` takes it."""
         return None
 
+    def settings(self, of: Search) -> dict[str, Any]:
+        """What decides its pictures, beside the model, the defense and the requests."""
+        return {**asdict(self), "seed": of.seed, "dtype": of.model.dtype}
+
     def search(
         self, vlm: VLM, defense: Defense | None, held_out: Suite, of: Search, progress: Any = None
     ) -> None:
@@ -199,7 +202,7 @@ class Pictures(WordAttack):
             "model": config_digest(dict(of.identity)),
             "defense": str(self.sees(defense)),
             "requests": config_digest({"ids": [e.digest() for e in self._asked(held_out, of)]}),
-            "settings": config_digest({**asdict(self), "seed": of.seed, "dtype": of.model.dtype}),
+            "settings": config_digest(self.settings(of)),
         }
         done = _begun(of.folder, told, self.steps)
         if len(done.pictures) == self._many(held_out):

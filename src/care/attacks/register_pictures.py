@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from care.attacks.pictures import Pictures, Wish
 from care.attacks.registers import PLAIN, REGISTERS
-from care.attacks.words import Search
+from care.attacks.variants import Search
 from care.data.example import Example, Suite
 from care.errors import UsageError
 from care.runs.settings import require

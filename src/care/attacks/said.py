@@ -12,7 +12,8 @@ the loss is `weight` times the mean over requests, summed over the monitors, of
 
     max(s − threshold + 0.05, 0)
 
-with the answer read once, at its end. Where a tokenizer cuts the answer otherwise when it is read
+with the answer read once, at its end; of several attempts the picture is kept that has the least
+sum of both. Where a tokenizer cuts the answer otherwise when it is read
 again, it has no gradient; nor has a monitor without a detector.
 """
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
-from care.attacks.words import Stage, Variant, WordAttack
+from care.attacks.variants import FixedAttack, Stage, Variant
 from care.data.example import Example
 from care.data.small_world.jailbreak_templates import filled, templates
 from care.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Templates(WordAttack):
+class Templates(FixedAttack):
     """Each goal in every unseen template."""
 
     name: ClassVar[str] = "templates"

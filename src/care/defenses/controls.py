@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from care.data.example import Example
+from care.defenses.monitors.choosing import labelled_answer
 from care.defenses.monitors.detector import Detector
 from care.defenses.monitors.features import Labelled
 from care.defenses.monitors.fitting import MonitorConfig, stated_threshold
@@ -32,6 +34,18 @@ from care.errors import FitError, UsageError
 
 if TYPE_CHECKING:
     from care.models.vlm import VLM
+
+
+HARMLESS = 40
+"""Harmless examples of each suite that thresholds of random discriminants are set by."""
+
+
+def harmless_answers(answered: Sequence[tuple[Example, str]]) -> list[Labelled]:
+    """Answers to harmless requests, for thresholds: at most `HARMLESS` a suite, evenly spread."""
+    by_suite: dict[str, list[Labelled]] = {}
+    for example, answer in answered:
+        by_suite.setdefault(example.suite, []).append(labelled_answer(example, answer, False))
+    return [each for own in by_suite.values() for each in own[:: -(-len(own) // HARMLESS)]]
 
 
 def random_control(repair: Repair, seed: int = 0) -> Repair:

@@ -34,10 +34,15 @@ from care.data.registry import load_suite
 from care.defenses.base import Defense
 from care.defenses.loading import load_defense
 from care.errors import DataError, StorageError, UsageError
+from care.evaluation.asked_attacks import (
+    AskedAttack,
+    ImageAttack,
+)
+from care.evaluation.attack_scores import Threat
 from care.evaluation.certificate import Certificate
-from care.evaluation.config import UNDEFENDED, AskedAttack, ImageAttack
+from care.evaluation.config import UNDEFENDED
 from care.evaluation.leak_check import refuse_leaks
-from care.evaluation.scores import DefenseScores, SuiteScores, Threat
+from care.evaluation.suite_scores import DefenseScores, SuiteScores
 from care.models.spec import ModelSpec
 from care.models.vlm import VLM
 from care.runs.files import to_json, write_whole

@@ -1,7 +1,7 @@
-"""What `care evaluate` is asked for, and the attacks that are part of it.
+"""What `care evaluate` and `care judge` are asked for, and what a manifest stores of it.
 
-Plain data, which the command line shows and a manifest stores. What is done with it is in `job`.
-The attacks in words are imported where one is asked for: the help of a command needs none.
+Plain data, which the command line shows. The attacks that are part of it are read in
+`asked_attacks`; what is done with it is in `job`.
 """
 
 from __future__ import annotations
@@ -9,30 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import Annotated, Any
 
-from care.attacks.config import AttackConfig
-from care.attacks.presets import PUBLISHED, PGDConfig
-from care.attacks.word_attacks import WORD_ATTACKS, option, word_attack
+from care.attacks.joined import Joined
 from care.errors import UsageError
-from care.evaluation.attack_sets import expanded
+from care.evaluation.asked_attacks import (
+    AskedVariants,
+    ImageAttack,
+    attacks_in_variants,
+    image_attacks,
+)
 from care.models.spec import ModelSpec, Precision
 from care.models.thoughts import known_tags
-from care.runs.settings import (
-    FILE,
-    MANY,
-    MAX_BATCH,
-    Between,
-    Said,
-    check_bounds,
-    check_file_name,
-    named_options,
-)
+from care.runs.settings import FILE, MANY, MAX_BATCH, Between, Said, check_bounds
 from care.runs.spec import RunSpec
 from care.typed import from_tree
-
-if TYPE_CHECKING:
-    from care.attacks.words import WordAttack
 
 UNDEFENDED = "none"
 """Name of the bare model where a defense could stand, in rows and tables."""
@@ -48,105 +39,6 @@ PARTS = ("edits only", "monitors only")
 
 CONTROLS = ("random discriminant", "sees the picture")
 """Names of the controls of a repair's monitors in tables."""
-
-_NUMBERS: dict[str, type] = {
-    "steps": int, "restarts": int, "kappa": int, "batch_size": int, "evasion": float,
-}  # fmt: skip
-_TEXTS = ("method", "gate", "target")
-_OPTIONS = (*_NUMBERS, *_TEXTS, "requests", "suite", "as")
-
-
-class AskedAttack(Protocol):
-    """Any attack as it is asked for, on held-out requests."""
-
-    @property
-    def name(self) -> str:
-        """Its name in tables."""
-        ...
-
-    @property
-    def preset(self) -> str:
-        """What it is called where attacks are listed."""
-        ...
-
-    @property
-    def suite(self) -> str | None:
-        """The suite of held-out requests, if one is named."""
-        ...
-
-
-@dataclass(frozen=True)
-class AskedWords:
-    """An attack in words as it is asked for: NAME[,option=value]…, see `care list attacks`."""
-
-    name: str
-    """Its name in tables: its own, or what `as` says."""
-    attack: WordAttack
-    """The attack with its options."""
-    suite: str | None
-    """The suite of held-out requests; None for the small world's, or the first text-only one."""
-
-    @property
-    def preset(self) -> str:
-        """What it is called where attacks are listed."""
-        return self.attack.name
-
-    @classmethod
-    def parse(cls, wanted: str) -> AskedWords:
-        """From text; UsageError for what no attack has."""
-
-        preset, given = named_options(wanted, "an attack")
-        own = {key: value for key, value in given.items() if key not in ("as", "suite")}
-        name = check_file_name(given.get("as", preset), "an attack")
-        return cls(name, word_attack(preset, own), given.get("suite"))
-
-
-@dataclass(frozen=True)
-class ImageAttack:
-    """One attack as it is asked for: PRESET[,option=value]…, see `care.attacks.presets`."""
-
-    name: str
-    """Its name in tables: the preset, or what `as` says."""
-    preset: str
-    """Settings to begin with."""
-    options: Mapping[str, Any]
-    """Fields of `AttackConfig` in place of the preset's, and `batch_size`."""
-    suite: str | None
-    """The suite of held-out requests; None for the small world's, or the first text-only one."""
-
-    @classmethod
-    def parse(cls, wanted: str) -> ImageAttack:
-        """From text; UsageError for what no attack has."""
-        preset, given = named_options(wanted, "an attack")
-        if unknown := sorted(given.keys() - set(_OPTIONS)):
-            raise UsageError(
-                f"The attack {preset} has no option {unknown[0]!r}; it takes {', '.join(_OPTIONS)}."
-            )
-        options: dict[str, Any] = {key: given[key] for key in _TEXTS if key in given}
-        for key, kind in _NUMBERS.items():
-            if key in given:
-                options[key] = option(key, given[key], kind)
-        if "requests" in given:
-            options["requests"] = Path(given["requests"])
-        name = check_file_name(given.get("as", preset), "an attack")
-        attack = cls(name, preset, options, given.get("suite"))
-        attack.against(ModelSpec(), 0, Path()).pgd()  # raises what is wrong
-        return attack
-
-    def settings(self) -> PGDConfig:
-        """How its image is optimised."""
-        return self.against(ModelSpec(), 0, Path()).pgd()
-
-    def against(
-        self, model: ModelSpec, seed: int, out: Path, repair: Path | None = None
-    ) -> AttackConfig:
-        """The attack on the bare model, or through a repair."""
-        options = dict(self.options)
-        if repair is None:
-            options = {key: options[key] for key in options if key not in ("gate", "evasion")}
-        batch = options.pop("batch_size", None)
-        run = RunSpec(out, resume=True, seed=seed, batch_size=batch)
-        return AttackConfig(run=run, preset=self.preset, repair=repair, model=model, **options)
 
 
 @dataclass(frozen=True)
@@ -240,15 +132,16 @@ class EvaluationConfig:
                 f"two defenses have one name in {', '.join(defenses)}, where {UNDEFENDED} is the "
                 "bare model; name each repair once, or give its folder another name"
             )
-        names = [attack.name for attack in (*self.attacks, *self.words)]
+        names = [attack.name for attack in (*self.attacks, *self.in_variants)]
         if len(set(names)) < len(names):
             raise UsageError(
                 f"two attacks have one name in {', '.join(names)}; give one another with as=NAME"
             )
 
-        stages = {one.attack.stage for one in self.words if not one.attack.joins} - {"draw"}
+        attacks = [one.attack for one in self.in_variants]
+        stages = {each.stage for each in attacks if not isinstance(each, Joined)} - {"draw"}
         stages |= {"picture"} if self.attacks else set()
-        if any(one.attack.joins for one in self.words) and len(stages) < 2:
+        if any(isinstance(each, Joined) for each in attacks) and len(stages) < 2:
             raise UsageError(
                 "joined puts together what other attacks change; ask for two of them that change "
                 "different things, such as templates and openings"
@@ -260,9 +153,9 @@ class EvaluationConfig:
         return image_attacks(self.adaptive)
 
     @property
-    def words(self) -> list[AskedWords]:
-        """The attacks in words; UsageError for one that can't be read."""
-        return words_asked(self.adaptive)
+    def in_variants(self) -> list[AskedVariants]:
+        """The attacks in variants; UsageError for one that can't be read."""
+        return attacks_in_variants(self.adaptive)
 
     @property
     def defenses(self) -> dict[str, Path | None]:
@@ -303,32 +196,6 @@ class EvaluationConfig:
             "max_new_tokens": self.answer_length,
             "cuts_refusals": self.cuts_refusals,
         }
-
-
-def image_attacks(adaptive: Sequence[str]) -> list[ImageAttack]:
-    """The image attacks among those that are asked for; UsageError for one that can't be read."""
-    adaptive = expanded(adaptive)
-    for name in map(_called, adaptive):
-        if name not in PUBLISHED and not _in_words(name):
-            raise UsageError(
-                f"There is no attack {name!r}; there are {', '.join(WORD_ATTACKS)}, and `care list "
-                "attacks` shows those with a single image too."
-            )
-    return [ImageAttack.parse(wanted) for wanted in adaptive if not _in_words(wanted)]
-
-
-def words_asked(adaptive: Sequence[str]) -> list[AskedWords]:
-    """The attacks in words among them; UsageError for one that can't be read."""
-    return [AskedWords.parse(wanted) for wanted in expanded(adaptive) if _in_words(wanted)]
-
-
-def _in_words(wanted: str) -> bool:
-
-    return _called(wanted) in WORD_ATTACKS
-
-
-def _called(wanted: str) -> str:
-    return wanted.partition(",")[0].strip()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING
 from care.data.digests import digest_of
 from care.data.registry import load_suite
 from care.data.small_world.suites import NAMES, role
-from care.defenses.controls import random_discriminants, seeing_control
+from care.defenses.controls import HARMLESS, harmless_answers, random_discriminants, seeing_control
 from care.defenses.loading import load_defense
-from care.defenses.monitors.choosing import labelled_answer
 from care.defenses.monitors.features import Labelled
 from care.defenses.repair.repair import Repair
 from care.errors import UsageError
@@ -29,9 +28,6 @@ from care.runs.run import Run
 
 if TYPE_CHECKING:
     from care.models.vlm import VLM
-
-_MOST = 40
-"""Examples of each suite that thresholds are set by."""
 
 
 def check_controls(repairs: Sequence[Path]) -> Repair:
@@ -64,10 +60,9 @@ def _harmless(job: EvaluationConfig, vlm: VLM) -> list[Labelled]:
         example
         for name in NAMES
         if role(name) != "attack"
-        for example in load_suite(name, "fit", limit=_MOST, seed=job.run.seed)
+        for example in load_suite(name, "fit", limit=HARMLESS, seed=job.run.seed)
     ]
     answers = vlm.answers(examples, max_new_tokens=job.answer_length, batch_size=job.batch)
-    return [
-        labelled_answer(example, answer.text, False)
-        for example, answer in zip(examples, answers, strict=True)
-    ]
+    return harmless_answers(
+        [(example, answer.text) for example, answer in zip(examples, answers, strict=True)]
+    )

@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 
 from care.attacks.pgd import universal_image
 from care.attacks.presets import PGDConfig
+from care.attacks.variants import SearchedAttack
 from care.data.example import Example, Suite
 from care.data.small_world.pictures import seeded
 from care.data.small_world.scenes import unrelated
 from care.defenses.base import Defense
 from care.evaluation.adaptive import made_for
-from care.evaluation.config import AskedWords, ImageAttack
+from care.evaluation.asked_attacks import AskedVariants, ImageAttack
 from care.models.vlm import VLM
 
 _MEASURED = 8
@@ -45,19 +46,19 @@ class AttackCost:
 
 
 def cost(
-    words: Sequence[tuple[AskedWords, Suite]],
+    in_variants: Sequence[tuple[AskedVariants, Suite]],
     images: Sequence[tuple[ImageAttack, Suite]],
     defenses: Mapping[str, Defense | None],
 ) -> AttackCost:
     """What attacks on held-out requests take, one pair each."""
     total = AttackCost()
-    for one, held in words:
-        attack = one.attack
-        made = len(set(map(attack.sees, defenses.values()))) if attack.through else 1
-        made = len(defenses) if attack.joins else made
-        steps = attack.search_steps(held) * made if attack.through else 0
-        answers = len(held) * attack.tries * len(defenses) * made + attack.asks
-        total += AttackCost(answers, steps, steps * attack.passes)
+    for one, held in in_variants:
+        attack, made = one.attack, len(defenses) if one.by_defense else 1
+        if isinstance(attack, SearchedAttack):
+            made = len(set(map(attack.sees, defenses.values())))
+            steps = attack.search_steps(held) * made
+            total += AttackCost(attack.asks, steps, steps * attack.passes)
+        total += AttackCost(len(held) * attack.tries * len(defenses) * made)
     for one, held in images:
         config = one.settings()
         made = sum(map(made_for, defenses.values()))

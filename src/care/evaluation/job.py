@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from care.attacks.variants import Search
 from care.data.digests import digest_of, suite_digest
 from care.data.example import Suite
 from care.data.registry import fitted_suite, load_suite
@@ -33,20 +34,22 @@ from care.evaluation.adaptive import (
     owners,
     threats,
 )
+from care.evaluation.asked_attacks import (
+    AskedVariants,
+    ImageAttack,
+    attacks_in_variants,
+    image_attacks,
+)
 from care.evaluation.config import (
     CONTROLS,
     RULES,
-    AskedWords,
     EvaluationConfig,
-    ImageAttack,
     JudgingSpec,
     RejudgeConfig,
     StoredConfig,
     defense_names,
-    image_attacks,
     read_config,
     stored_defenses,
-    words_asked,
 )
 from care.evaluation.controls import check_controls, write_controls
 from care.evaluation.cost import cost, told
@@ -61,14 +64,14 @@ from care.evaluation.runner import evaluate as answer_and_judge
 from care.evaluation.scorecard import scorecard
 from care.evaluation.scores import RepairLeaks, RunFacts, Scorecard
 from care.evaluation.suites import chosen_suites
-from care.evaluation.words import (
-    check_word_goals,
+from care.evaluation.variants import (
+    check_variant_goals,
+    fixed_suites,
     found_suites,
-    plain_suites,
-    search_words,
+    search_variants,
     suites_of,
-    word_requests,
-    word_threats,
+    variant_requests,
+    variant_threats,
 )
 from care.judges.labels import LabelReport, read_labels, with_labels
 from care.judges.refusal import certainly_refused
@@ -101,7 +104,7 @@ def evaluate(
     for wanted in job.judging.judges:
         check_judge(wanted)
     requests = held_out(job.attacks, job.suites, job.limit, job.run.seed)
-    asked = word_requests(job.words, job.suites, job.limit, job.run.seed)
+    asked = variant_requests(job.in_variants, job.suites, job.limit, job.run.seed)
     tested = list({suite.name: suite for suite in (*requests, *asked, *suites)}.values())
     given = dict(zip(defense_names(job.repairs), job.repairs, strict=True))
     if job.parts:
@@ -113,16 +116,16 @@ def evaluate(
     leaking = repair_leaks(given, tested, job.allow_leaks)
     if not job.allow_leaks:
         check_goals(job.attacks, job.model, job.run.seed, requests)
-        check_word_goals(job.words, job.model, job.run.seed, asked)
+        check_variant_goals(job.in_variants, job.model, job.run.seed, asked)
         refuse_leaks([fitted_suite(name) for name in job.fitted_on], tested)
     with Run(job.run.out, resume=job.run.resume, config=job.config()) as run:
         if job.parts:
             write_parts(job.repairs, run)
         repairs = {name: path for name, path in job.defenses.items() if name not in CONTROLS}
-        words = plain_suites(job.words, asked)
-        run.pin("suites", {suite.name: suite_digest(suite) for suite in (*tested, *words)})
+        fixed = fixed_suites(job.in_variants, asked)
+        run.pin("suites", {suite.name: suite_digest(suite) for suite in (*tested, *fixed)})
         run.pin("repairs", {name: _digest_of(path) for name, path in repairs.items() if path})
-        suites = [*suites, *words]
+        suites = [*suites, *fixed]
         _record(run, job, suites, leaking)
         rules = rules_for(job.model)
         suites = _answer(job, run, suites, requests, asked, rules, progress, tell)
@@ -184,12 +187,13 @@ def asked_suites(path: Path, config: StoredConfig, seen: Sequence[str]) -> list[
     none.
     """
     limit, seed, named = config.limit, config.seed, config.suites
-    attacks, words = image_attacks(config.adaptive), words_asked(config.adaptive)
-    requests = held_out(attacks, named, limit, seed)
-    made = image_suites(attacks, path, stored_defenses(config), requests)
-    asked = word_requests(words, named, limit, seed)
-    made += plain_suites(words, asked) + found_suites(words, path, stored_defenses(config), asked)
-    made += joined_suites(_attacked(path, stored_defenses(config), words, asked, attacks, requests))
+    images, in_variants = image_attacks(config.adaptive), attacks_in_variants(config.adaptive)
+    defenses = stored_defenses(config)
+    requests = held_out(images, named, limit, seed)
+    asked = variant_requests(in_variants, named, limit, seed)
+    made = image_suites(images, path, defenses, requests)
+    made += fixed_suites(in_variants, asked) + found_suites(in_variants, path, defenses, asked)
+    made += joined_suites(_attacked(path, defenses, in_variants, asked, images, requests))
     ours = {suite.name for suite in made}
     names = [*config.suites, *config.utility]
     names = names or [name for name in dict.fromkeys(seen) if name not in ours]
@@ -210,7 +214,7 @@ def _answer(
     tell: Callable[[str], None] | None,
 ) -> list[Suite]:
     """Answer all suites, the held-out `requests` beside the image attacks' pictures and those
-    `asked` by attacks in words; returns every suite that was asked."""
+    `asked` by attacks in variants; returns every suite that was asked."""
     attacks, places = job.attacks, job.defenses
     vlm = load_pinned(run, job.model.name, job.model.load)
     if job.controls:
@@ -219,16 +223,18 @@ def _answer(
         (name, None if path is None else load_defense(path, vlm)) for name, path in places.items()
     ]
     if tell is not None and job.adaptive:
-        pairs = zip(job.words, asked, strict=True), zip(attacks, requests, strict=True)
+        pairs = zip(job.in_variants, asked, strict=True), zip(attacks, requests, strict=True)
         total = cost(list(pairs[0]), list(pairs[1]), dict(defenses))
         tell(told(total, vlm, [*requests, *asked][0], job.answer_length, job.batch))
     make_images(attacks, places, run, job.model, job.run.seed, vlm, progress)
-    search_words(job.words, asked, places, run, job.model, job.run.seed, vlm, progress)
+    identity = run.manifest["pinned"]["model"]
+    of = Search(run.path, job.model, job.run.seed, identity, job.max_new_tokens)
+    search_variants(job.in_variants, asked, places, run, of, vlm, progress)
     made = image_suites(attacks, run.path, list(places), requests)
-    made += found_suites(job.words, run.path, list(places), asked)
+    made += found_suites(job.in_variants, run.path, list(places), asked)
     _made(run, made)
     suites = [*suites, *made]
-    drawn = suites_of(job.words, list(places))
+    drawn = suites_of(job.in_variants, list(places))
 
     def ask(some: Sequence[Suite], temperature: float) -> None:
         answer_and_judge(
@@ -252,7 +258,7 @@ def _answer(
     with run.stage("evaluation"):
         for temperature, some in by_temperature.items():
             ask(some, temperature)
-        attacked = _attacked(run.path, places, job.words, asked, attacks, requests)
+        attacked = _attacked(run.path, places, job.in_variants, asked, attacks, requests)
         if attacked.joining():
             choose(attacked, run)
             joined = joined_suites(attacked)
@@ -273,12 +279,12 @@ def _made(run: Run, suites: Sequence[Suite]) -> None:
 def _attacked(
     path: Path,
     defenses: Iterable[str],
-    words: Sequence[AskedWords],
+    in_variants: Sequence[AskedVariants],
     asked: Sequence[Suite],
     images: Sequence[ImageAttack],
     requests: Sequence[Suite],
 ) -> Attacked:
-    pairs = list(zip(words, asked, strict=True)), list(zip(images, requests, strict=True))
+    pairs = list(zip(in_variants, asked, strict=True)), list(zip(images, requests, strict=True))
     return Attacked(path, list(defenses), *pairs)
 
 
@@ -332,7 +338,7 @@ def _scorecard(
         raise DataError(f"The run in {run.path} holds no judged answers; evaluate first.")
     accuracies = {report.judge: report.counts for report in reports}
     config = read_config(run.manifest)
-    words, defenses = words_asked(config.adaptive), stored_defenses(config)
+    in_variants, defenses = attacks_in_variants(config.adaptive), stored_defenses(config)
     images = image_attacks(config.adaptive)
     card = scorecard(
         rows,
@@ -340,13 +346,13 @@ def _scorecard(
         primary=names[0] if names else RULES,
         margin=margin,
         accuracies=accuracies,
-        tried=suites_of(words, defenses),
+        tried=suites_of(in_variants, defenses),
         images=images,
-        owners={one.name: owners(run.path, one, defenses) for one in (*words, *images)},
+        owners={one.name: owners(run.path, one, defenses) for one in (*in_variants, *images)},
         seed=seed,
     )
     found = threats(images, run.path, defenses, card.suites)
-    found += word_threats(words, run.path, defenses, card.suites)
+    found += variant_threats(in_variants, run.path, defenses, card.suites)
     return replace(
         card,
         labels=tuple(reports),

@@ -13,11 +13,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from care.attacks.joined import TriedVariant, joins_of, strongest
-from care.attacks.words import Stage, Variant, asked, request_of, variant_of
+from care.attacks.joined import Joined, TriedVariant, joins_of, strongest
+from care.attacks.variants import (
+    FixedAttack,
+    SearchedAttack,
+    Stage,
+    Variant,
+    asked,
+    request_of,
+    variant_of,
+)
 from care.data.example import Example, Suite
 from care.evaluation.adaptive import folders, made_on, owners, suite_name
-from care.evaluation.config import AskedAttack, AskedWords, ImageAttack
+from care.evaluation.asked_attacks import AskedAttack, AskedVariants, ImageAttack
 from care.evaluation.results import counts
 from care.runs.files import to_json, write_whole
 from care.runs.reading import read_json
@@ -45,8 +53,8 @@ class Attacked:
     """Folder of the run."""
     defenses: Sequence[str]
     """The bare model and the defenses, by name."""
-    words: Sequence[tuple[AskedWords, Suite]]
-    """Attacks in words."""
+    in_variants: Sequence[tuple[AskedVariants, Suite]]
+    """Attacks in variants."""
     images: Sequence[tuple[ImageAttack, Suite]]
     """Image attacks."""
 
@@ -69,22 +77,22 @@ class Attacked:
                 found.append(TriedVariant(stage, named, wins))
         return found
 
-    def joining(self) -> list[tuple[AskedWords, Suite]]:
+    def joining(self) -> list[tuple[AskedVariants, Suite]]:
         """The attacks that join others."""
-        return [pair for pair in self.words if pair[0].attack.joins]
+        return [pair for pair in self.in_variants if isinstance(pair[0].attack, Joined)]
 
     def _suites(self, held: Suite, place: int) -> list[tuple[str, Stage, list[Variant]]]:
         """Suites of attacks on requests of `held`, with what they change and their variants."""
         defense, same = self.defenses[place], {example.digest() for example in held}
         found: list[tuple[str, Stage, list[Variant]]] = []
-        for one, requests in self.words:
+        for one, requests in self.in_variants:
             attack = one.attack
-            if attack.joins or not _among(requests, same):
+            if not _among(requests, same):
                 continue
-            if attack.through:
+            if isinstance(attack, SearchedAttack):
                 owner, folder = self._made_on(one, defense)
                 found.append((suite_name(one, owner), attack.stage, attack.found(folder)))
-            else:
+            elif isinstance(attack, FixedAttack):
                 found.append((one.name, attack.stage, attack.variants()))
         for image, requests in self.images:
             if _among(requests, same):

@@ -22,20 +22,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from care.errors import DataError, UsageError
-from care.evaluation.config import MARGIN, RULES, UNDEFENDED, AskedWords, ImageAttack
+from care.evaluation.asked_attacks import (
+    AskedVariants,
+    ImageAttack,
+)
+from care.evaluation.config import MARGIN, RULES, UNDEFENDED
 from care.evaluation.monitored import monitor_shares
 from care.evaluation.official_scores import published
 from care.evaluation.rejudge import judged, judges_of, latest
 from care.evaluation.results import Results, counts
 from care.evaluation.scores import (
     SCHEMA,
-    CorrectedRate,
     DefenseEffect,
-    DefenseScores,
     JudgeRate,
     PictureShare,
     RateChange,
     Scorecard,
+)
+from care.evaluation.suite_scores import (
+    CorrectedRate,
+    DefenseScores,
     SuiteScores,
     UnjudgedAnswers,
 )
@@ -56,7 +62,7 @@ def scorecard(
     primary: str = RULES,
     margin: float = MARGIN,
     accuracies: Mapping[str, JudgeAccuracy] | None = None,
-    tried: Mapping[str, AskedWords] | None = None,
+    tried: Mapping[str, AskedVariants] | None = None,
     images: Sequence[ImageAttack] = (),
     owners: Owners | None = None,
     seed: int = 0,
@@ -64,7 +70,7 @@ def scorecard(
     """The scorecard of judged rows.
 
     `primary` is the judge of the main table; `accuracies` are judges' errors on hand labels, by
-    name; `tried` are the attacks in words, by the names of their suites, `images` those with
+    name; `tried` are the attacks in variants, by the names of their suites, `images` those with
     images, `owners` on which defense what each is attacked with was made. Raises UsageError for a
     primary judge without verdicts.
     """
@@ -82,8 +88,8 @@ def scorecard(
         {name: _labels(table) for name, table in tables.items()},
         {row["key"]: cluster_of(row) for row in rows},
     )
-    words = list(dict.fromkeys((tried or {}).values()))
-    figures, unions = union_of(main, words, images, seed, owners)
+    in_variants = list(dict.fromkeys((tried or {}).values()))
+    figures, unions = union_of(main, in_variants, images, seed, owners)
     return Scorecard(
         schema=SCHEMA,
         judge=primary,

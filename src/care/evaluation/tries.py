@@ -8,10 +8,10 @@ differ by chance alone.
 
 from __future__ import annotations
 
-from care.attacks.words import request_of, variant_of
-from care.evaluation.config import AskedWords
+from care.attacks.variants import request_of, variant_of
+from care.evaluation.asked_attacks import AskedVariants
+from care.evaluation.attack_scores import BestOfTries, Tries
 from care.evaluation.results import Results, counts
-from care.evaluation.scores import BestOfTries, Tries
 from care.runs.rows import Row
 from care.statistics.best_of import best_of, mean_best_of
 
@@ -19,7 +19,7 @@ NUMBERS = (1, 4, 16)
 """n of the best of n, beside all tries there are."""
 
 
-def tries_of(table: Results, suite: str, of: AskedWords, seed: int) -> list[Tries]:
+def tries_of(table: Results, suite: str, of: AskedVariants, seed: int) -> list[Tries]:
     """One entry for each defense to which the attack's `suite` was put."""
     return [
         _tries(table.group(suite, defense), suite, defense, of, seed)
@@ -28,7 +28,7 @@ def tries_of(table: Results, suite: str, of: AskedWords, seed: int) -> list[Trie
     ]
 
 
-def _tries(rows: list[Row], suite: str, defense: str, of: AskedWords, seed: int) -> Tries:
+def _tries(rows: list[Row], suite: str, defense: str, of: AskedVariants, seed: int) -> Tries:
     judged: dict[str, list[Row]] = {}
     for row in rows:
         if row["error"] is None:

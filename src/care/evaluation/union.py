@@ -22,12 +22,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from care.attacks.words import request_of
+from care.attacks.variants import request_of
 from care.evaluation.adaptive import suite_name
+from care.evaluation.asked_attacks import (
+    AskedVariants,
+    ImageAttack,
+)
+from care.evaluation.attack_scores import AttackFigure, AttackUnion
 from care.evaluation.certificate import Certificate, certificate, raised_by_request
-from care.evaluation.config import UNDEFENDED, AskedWords, ImageAttack
+from care.evaluation.config import UNDEFENDED
 from care.evaluation.results import Results, counts
-from care.evaluation.scores import AttackFigure, AttackUnion
 from care.runs.rows import Row
 from care.statistics.intervals import Interval, wilson
 from care.statistics.paired import cluster_rate
@@ -71,7 +75,7 @@ class _Won:
 
 def union_of(
     table: Results,
-    words: Sequence[AskedWords],
+    in_variants: Sequence[AskedVariants],
     images: Sequence[ImageAttack],
     seed: int = 0,
     owners: Owners | None = None,
@@ -82,9 +86,9 @@ def union_of(
     """
     figures: list[AttackFigure] = []
     unions: list[AttackUnion] = []
-    attacks: dict[str, list[AskedWords | ImageAttack]] = {}
-    for one in (*images, *words):
-        own = one.attack.held_out if isinstance(one, AskedWords) else None
+    attacks: dict[str, list[AskedVariants | ImageAttack]] = {}
+    for one in (*images, *in_variants):
+        own = one.attack.held_out if isinstance(one, AskedVariants) else None
         attacks.setdefault(one.suite or own or WRITTEN, []).append(one)
     for requests, some in attacks.items():
         for defense in table.defenses:
@@ -112,13 +116,13 @@ def union_of(
 
 
 def _certified(
-    table: Results, some: Sequence[AskedWords | ImageAttack], defense: str
+    table: Results, some: Sequence[AskedVariants | ImageAttack], defense: str
 ) -> Certificate | None:
     """That of the requests as they stand: beside any picture, each once."""
     watched = any(raised_by_request(row) for row in table.rows if row["defense"] == defense)
     if not watched:
         return None
-    beside = [one for one in some if not isinstance(one, AskedWords) or not one.attack.in_words]
+    beside = [one for one in some if not isinstance(one, AskedVariants) or not one.attack.in_words]
     once: dict[str, Row] = {}
     for one in beside:
         for name in _suites(table, one):
@@ -130,7 +134,7 @@ def _certified(
 
 def _figure(
     table: Results,
-    one: AskedWords | ImageAttack,
+    one: AskedVariants | ImageAttack,
     requests: str,
     defense: str,
     owner: str,
@@ -151,12 +155,9 @@ def _figure(
     return AttackFigure(one.name, requests, defense, found[0], found[1])
 
 
-def _suites(table: Results, one: AskedWords | ImageAttack) -> list[str]:
+def _suites(table: Results, one: AskedVariants | ImageAttack) -> list[str]:
     """The suites of an attack, that of the bare model first."""
-    searched = not isinstance(one, AskedWords) or one.attack.through
-    names = (
-        [suite_name(one, name) for name in (UNDEFENDED, *table.defenses)]
-        if searched
-        else [one.name]
-    )
+    names = [one.name]
+    if one.by_defense:
+        names = [suite_name(one, name) for name in (UNDEFENDED, *table.defenses)]
     return [name for name in dict.fromkeys(names) if name in table.suites]

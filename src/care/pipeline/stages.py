@@ -1,22 +1,26 @@
 """The stages of one job: each is made once, kept in the run's folder, and read back when resumed.
 
 material, sites, effects, neurons, curves, channels, screening, selection, evaluation, controls: a
-method each, of a model, a judge and the splits of the examples, which the stages share. Not here:
-which of them a command goes through, and the report (`care.pipeline.workflow`).
+method each. Not here: the model, judge and splits of the examples, which they share
+(`care.pipeline.workspace`), which of them a command goes through, and the report (`workflow`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
-from care.data.digests import suite_digest
 from care.data.example import Example, Suite
-from care.data.small_world.suites import BASELINE, PGD
+from care.data.small_world.suites import PGD
 from care.defenses.artefact import FACTS, NUMBERS
-from care.defenses.controls import means_control, random_control
+from care.defenses.controls import (
+    harmless_answers,
+    means_control,
+    random_control,
+    random_discriminants,
+)
 from care.defenses.material import (
     gather,
     load_decisions,
@@ -42,16 +46,10 @@ from care.diagnosis.parts import DiagnosisParts
 from care.diagnosis.results import ChannelsFound, Diagnosis, SitesFound
 from care.diagnosis.scan import ScanRow
 from care.diagnosis.site_results import SiteEffects
-from care.evaluation.config import PARTS, UNDEFENDED
+from care.evaluation.config import CONTROLS, PARTS, UNDEFENDED
 from care.evaluation.results import Results
 from care.evaluation.rows import JudgedRow, check_rows
-from care.evaluation.runner import evaluate as run_evaluation
-from care.judges.refusal import certainly_refused
-from care.judges.rules import RulesJudge, rules_for
-from care.models.identity import load_pinned
 from care.models.sites import Site
-from care.models.vlm import VLM
-from care.pipeline.config import RepairJob
 from care.pipeline.first_attacks import FirstAttacks
 from care.pipeline.neuron_comparison import NEURONS, SUBSPACE, compare_answers, remaining
 from care.pipeline.selection import (
@@ -66,52 +64,23 @@ from care.pipeline.selection import (
     said_of,
     screen,
 )
-from care.pipeline.splits import pairs_of, sampled, split_examples, suites_of
-from care.runs.kept_batches import KeptBatches
-from care.runs.progress import Bar, silent
+from care.pipeline.splits import pairs_of, split_examples
+from care.pipeline.workspace import Workspace
+from care.runs.progress import silent
 from care.runs.rows import Rows
-from care.runs.run import ROWS, Run
+from care.runs.run import ROWS
 from care.runs.stages import stage_json
 from care.typed import from_tree, to_tree
-
-Found = TypeVar("Found")
 
 COMPARED = ("benign", "vqa", "naming", "lookalike")
 """Suites besides the attacks that controls are measured on."""
 
+RANDOM = CONTROLS[0]
+"""The control of a repair's monitors that is part of every job that fits some."""
 
-class Stages:
-    """One job under way: model, judge, splits, run folder."""
 
-    def __init__(
-        self, job: RepairJob, run: Run, progress: Bar | None, sampled: bool = False
-    ) -> None:
-        """`sampled`: a part of the examples to fit on, and of harmless others, is asked."""
-        self.job, self.run, self.progress, self.sampled = job, run, progress, sampled
-        self.vlm: VLM = load_pinned(run, job.model.name, job.model.load)
-        self.judge: RulesJudge = rules_for(job.model)
-        self.splits: dict[str, list[Suite]] = {}
-
-    def suites(self, split: Any) -> list[Suite]:
-        """The suites of one split, made once; UsageError if an earlier attempt had others."""
-        if split not in self.splits:
-            made = suites_of(self.job, split)
-            if self.sampled:
-                made = [sampled(suite, split) for suite in made]
-            self.run.pin("suites", {f"{suite.name}/{split}": suite_digest(suite) for suite in made})
-            self.splits[split] = made
-        return self.splits[split]
-
-    def stage(
-        self, name: str, kind: type[Found], make: Callable[[], Any], also: Sequence[str] = ()
-    ) -> Found:
-        """What a stage found, of the type `kind`, made now or read back."""
-        tree = stage_json(self.run, name, lambda: to_tree(make()), also)
-        return from_tree(kind, tree, name, what=f"The stage {name} of {self.run.path}")
-
-    def kept(self, stage: str) -> KeptBatches:
-        """The finished batches of a stage."""
-        return KeptBatches(self.run, stage)
+class Stages(Workspace):
+    """What is done in the workspace of a job, stage by stage."""
 
     def fitter(self) -> Fitter:
         """Answers to the fit split, sorted; activations are taken when they are needed."""
@@ -199,10 +168,6 @@ class Stages:
         with self.inner("neuron-answers") as inner:
             table = self.ask(suites, defenses, "neuron answers", inner)
         return compare_answers(table, neurons, self.job.run.seed)
-
-    def inner(self, name: str) -> Run:
-        """A run within the run's folder, for answers that aren't the job's own."""
-        return Run(self.run.inside(name), resume=True, config=self.job.config())
 
     def parts(self, fitter: Fitter, config: DiagnosisConfig) -> DiagnosisParts:
         """The diagnosis of this job, of attacks that worked."""
@@ -343,12 +308,9 @@ class Stages:
         rows.insert(0, {"name": "none", **before, "chosen": False})
         return [candidate for candidate in tried if candidate.name in best], rows
 
-    def counted(self, split: Any) -> list[Suite]:
-        """The suites of one split without the baseline, which is shown but not counted."""
-        return [suite for suite in self.suites(split) if suite.name != BASELINE]
-
     def controls(self, chosen: Candidate) -> list[tuple[str, Repair]]:
-        """What the repair is compared with: edits with other directions, and half of them."""
+        """What the repair is compared with: edits with other directions, half of them, and monitors
+        with other directions, which alarm as often on harmless answers to fit on."""
         repair = chosen.repair.edits_only()
         found = [
             ("random subspace", random_control(repair, self.job.run.seed)),
@@ -358,7 +320,16 @@ class Stages:
         if modalities == {"image", "text"}:
             found.append(("without text", repair.only("image")))
             found.append(("without visual", repair.only("text")))
+        if any(monitor.detector is not None for monitor in chosen.repair.monitors):
+            found.append((RANDOM, self.random_monitors(chosen)))
         return found
+
+    def random_monitors(self, chosen: Candidate) -> Repair:
+        """The repair with random directions in its monitors; it reads answers that are there."""
+        harmless = harmless_answers(chosen.fitter.material.answered)
+        seed, batch = self.job.run.seed, self.job.batch
+        with self.run.stage(RANDOM):
+            return random_discriminants(self.vlm, chosen.repair, harmless, seed, batch)
 
     def prove(self, chosen: Candidate) -> tuple[Results, list[str], list[str]]:
         """Everything on the test split: bare, repaired; names of its parts and of controls."""
@@ -374,26 +345,3 @@ class Stages:
         check_rows(JudgedRow, self.run.rows(), self.run.path / ROWS)
         names = [[name for name, _ in part] for part in (parts, controls)]
         return Results(self.run.rows()), names[0], names[1]
-
-    def ask(
-        self,
-        suites: Sequence[Suite],
-        defenses: Sequence[Any],
-        stage: str,
-        rows: Run | None = None,
-    ) -> Results:
-        """Answer and judge as a stage of the run; rows go to `rows`, by default the run itself."""
-        with self.run.stage(stage):
-            return run_evaluation(
-                self.vlm,
-                suites,
-                defenses,
-                judge=self.judge,
-                run=rows or self.run,
-                seed=self.job.run.seed,
-                batch_size=self.job.batch,
-                max_new_tokens=self.job.max_new_tokens,
-                stop=certainly_refused,
-                progress=self.progress,
-                hold_to_defenses=False,  # fitted anew when a job is resumed, equal up to rounding
-            )

@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from care.evaluation.attack_scores import AttackFigure, AttackUnion
 from care.evaluation.config import PARTS, UNDEFENDED, read_config, stored_defenses
 from care.evaluation.losses import losses_in
-from care.evaluation.scores import AttackFigure, AttackUnion, Scorecard, SuiteScores
+from care.evaluation.scores import Scorecard
+from care.evaluation.suite_scores import SuiteScores
 from care.report.charts import ROLE_TITLES, outcome_bars
 from care.report.html import filled
 from care.report.loss_charts import losses_chart

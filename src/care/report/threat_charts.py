@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from care.data.small_world.suites import PGD
+from care.evaluation.attack_scores import Threat
 from care.evaluation.certificate import Certificate
-from care.evaluation.scores import Threat
 from care.report.rate_charts import Rate, RateRow, Side, rates_chart
 from care.statistics.intervals import Interval
 from care.typed import from_tree

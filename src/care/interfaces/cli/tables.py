@@ -9,24 +9,24 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from care.evaluation.attack_scores import (
+        AttackFigure,
+        AttackUnion,
+        BestOfTries,
+        Threat,
+        Tries,
+    )
     from care.evaluation.losses import AttackLosses
     from care.evaluation.monitored import MonitorShares
     from care.evaluation.official_scores import PublishedScore
     from care.evaluation.results import Rates
     from care.evaluation.scores import (
-        AttackFigure,
-        AttackUnion,
-        BestOfTries,
-        CorrectedRate,
         DefenseEffect,
-        DefenseScores,
         JudgeRate,
         RepairLeaks,
         Scorecard,
-        SuiteScores,
-        Threat,
-        Tries,
     )
+    from care.evaluation.suite_scores import CorrectedRate, DefenseScores, SuiteScores
     from care.judges.labels import LabelReport
     from care.statistics.intervals import Interval
 

@@ -5,7 +5,8 @@ import json
 
 from care.attacks.config import AttackConfig
 from care.attacks.presets import PUBLISHED
-from care.attacks.word_attacks import WORD_ATTACKS, kind_of
+from care.attacks.variant_attacks import VARIANT_ATTACKS, kind_of
+from care.attacks.variants import FixedAttack
 from care.interfaces.cli.options import takes
 from care.interfaces.cli.registry import command
 from care.interfaces.cli.shared import AsJson, check_folder, hide_loading_bars
@@ -52,19 +53,19 @@ def list_attacks(as_json: AsJson = False) -> None:
         }
         for name, each in PUBLISHED.items()
     ]
-    words = [
+    in_variants = [
         {
             "name": name,
             "changes": kind.stage,
             "tries": kind().tries,
-            "searched": kind.through,
+            "searched": not issubclass(kind, FixedAttack),
             "source": kind.source,
             "about": (kind.__doc__ or "").splitlines()[0],
         }
-        for name, kind in ((name, kind_of(name)) for name in WORD_ATTACKS)
+        for name, kind in ((name, kind_of(name)) for name in VARIANT_ATTACKS)
     ]
     if as_json:
-        print(json.dumps([*rows, *words], indent=1))
+        print(json.dumps([*rows, *in_variants], indent=1))
         return
     cells = (
         [
@@ -78,5 +79,5 @@ def list_attacks(as_json: AsJson = False) -> None:
     )
     print_table(["preset", "loss", "method", "radius", "steps"], cells)
     print("\nIn variants, the best of which counts, for care evaluate --adaptive:")
-    shown = ([str(row[key]) for key in ("name", "tries", "about")] for row in words)
+    shown = ([str(row[key]) for key in ("name", "tries", "about")] for row in in_variants)
     print_table(["attack", "tries", "what"], shown)

@@ -19,7 +19,7 @@ from care.interfaces.cli.shared import Explain, FailAbove, hide_loading_bars, ho
 from care.interfaces.cli.tables import show
 
 if TYPE_CHECKING:
-    from care.evaluation.scores import SuiteScores
+    from care.evaluation.suite_scores import SuiteScores
 
 
 @command("evaluate", "Work")

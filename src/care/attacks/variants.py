@@ -5,13 +5,18 @@ a suffix), and asks every request in each of them. It wins a goal by any variant
 figure is that of the best of n tries (`care.evaluation.tries`), beside the mean of one. Ids get the
 variant's name appended, after `MARK`.
 
+    FixedAttack       variants known beforehand: templates, openings, turns, draws
+    SearchedAttack    variants searched on each defense: suffixes, pictures
+
 A change is a function of an example, so variants of several attacks can be put one upon the other
 (`composed`), in the order of `STAGES`: what writes the request anew comes before what is added to
-it. Here is what attacks share; `word_attacks` lists them. Not here: answering and judging.
+it; `joined` is the attack that does. Here is what attacks share; `variant_attacks` lists them. Not
+here: answering and judging.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -59,11 +64,18 @@ class Search:
     """Seed of everything random."""
     identity: Mapping[str, Any] = field(default_factory=dict)
     """What `care.models.identity` says of the model."""
+    max_new_tokens: int | None = None
+    """Length of the answers that are asked for; none: the model's usual one."""
+
+    @property
+    def answer_length(self) -> int:
+        """Length of an answer in tokens."""
+        return self.model.answer_length(self.max_new_tokens)
 
 
 @dataclass(frozen=True)
-class WordAttack:
-    """An attack in words with its options, which are the fields of its class."""
+class VariantAttack(ABC):
+    """An attack in variants with its options, which are the fields of its class."""
 
     name: ClassVar[str]
     """What it is called where attacks are named."""
@@ -71,14 +83,10 @@ class WordAttack:
     """Where it comes from."""
     stage: ClassVar[Stage]
     """What its variants change."""
-    through: ClassVar[bool] = False
-    """Whether its variants are searched on each defense, and not the same for all."""
     held_out: ClassVar[str | None] = None
     """The suite of the small world that it asks where none is named; None: requests in words."""
     in_words: ClassVar[bool] = True
     """Whether it changes words of the request; else pictures, or how the answer begins."""
-    joins: ClassVar[bool] = False
-    """Whether its variants are those of other attacks, put together once they are judged."""
 
     @property
     def draws(self) -> float:
@@ -86,23 +94,45 @@ class WordAttack:
         return 0.0
 
     @property
+    @abstractmethod
     def tries(self) -> int:
         """How often it asks each request."""
-        return len(self.variants())
+
+    def shown(self, held_out: Suite) -> Suite:
+        """Those of the held-out requests that it asks."""
+        return held_out
+
+
+@dataclass(frozen=True)
+class FixedAttack(VariantAttack):
+    """An attack whose variants are known beforehand, and the same for every defense."""
 
     @property
+    def tries(self) -> int:
+        """Each request is asked in all variants."""
+        return len(self.variants())
+
+    @abstractmethod
+    def variants(self) -> list[Variant]:
+        """Its variants."""
+
+
+@dataclass(frozen=True)
+class SearchedAttack(VariantAttack):
+    """An attack whose variants are searched on each defense, and shown to all of them."""
+
+    steps: int
+    """Steps of a search at most."""
+
+    @property
+    @abstractmethod
     def passes(self) -> int:
         """Passes of one request, there or back, that a step of its search takes."""
-        return 0
 
     @property
     def asks(self) -> int:
         """Answers that its searches ask for before they begin, the same for every defense."""
         return 0
-
-    def shown(self, held_out: Suite) -> Suite:
-        """Those of the held-out requests that it asks."""
-        return held_out
 
     def sees(self, defense: Defense | None) -> str | None:
         """Digest of what its search sees of a defense: of the same it finds the same. None is the
@@ -116,18 +146,15 @@ class WordAttack:
 
         return digest_of_monitors(self.heeds(defense))
 
+    @abstractmethod
     def heeds(self, defense: Defense) -> list[Monitor]:
         """The monitors of a defense that its search goes by."""
-        return []
 
-    def variants(self) -> list[Variant]:
-        """Its variants, where they are the same for every defense."""
-        raise NotImplementedError
-
+    @abstractmethod
     def optimised_on(self, of: Search) -> list[Example]:
         """Requests that a search optimises on, which must not be held out."""
-        return []
 
+    @abstractmethod
     def search(
         self, vlm: VLM, defense: Defense | None, held_out: Suite, of: Search, progress: Any = None
     ) -> None:
@@ -135,22 +162,21 @@ class WordAttack:
 
         `progress` gets steps done before, steps done since, and the loss.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def search_steps(self, held_out: Suite) -> int:
-        """How many steps a search takes on each defense."""
-        return 0
+        """How many steps its searches take on each defense."""
 
+    @abstractmethod
     def loss_in(self, folder: Path) -> float:
         """The loss that a search has come to, in a folder."""
-        raise NotImplementedError
 
+    @abstractmethod
     def found(self, folder: Path) -> list[Variant]:
         """The variants that a search has written into a folder."""
-        raise NotImplementedError
 
 
-def asked(attack: WordAttack, requests: Suite, name: str, variants: Sequence[Variant]) -> Suite:
+def asked(attack: VariantAttack, requests: Suite, name: str, variants: Sequence[Variant]) -> Suite:
     """Every request in every variant, as an attack suite called `name`; goals stay what they are.
 
     Raises UsageError for a request whose id holds `MARK` already.
@@ -198,12 +224,3 @@ def composed(changes: Sequence[tuple[Stage, Variant]]) -> Variant:
         return example
 
     return Variant("+".join(variant.name for variant in ordered) or "plain", change)
-
-
-def cost(attack: WordAttack, requests: Suite, defenses: int) -> int:
-    """Answers asked of the model: each request in each variant under each of the defenses.
-
-    An attack that searches does so on each defense, and what it finds is shown to all of them.
-    """
-    made = defenses if attack.through else 1
-    return len(requests) * attack.tries * defenses * made

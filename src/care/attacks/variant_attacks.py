@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from care.errors import UsageError
 
 if TYPE_CHECKING:
-    from care.attacks.words import WordAttack
+    from care.attacks.variants import VariantAttack
 
-WORD_ATTACKS: dict[str, str] = {
+VARIANT_ATTACKS: dict[str, str] = {
     "templates": "care.attacks.templates:Templates",
     "openings": "care.attacks.openings:Openings",
     "best-of-16": "care.attacks.best_of:BestOf",
@@ -31,15 +31,17 @@ WORD_ATTACKS: dict[str, str] = {
 """Where each attack is; imported when it is asked for, since names are listed in help."""
 
 
-def kind_of(name: str) -> type[WordAttack]:
+def kind_of(name: str) -> type[VariantAttack]:
     """The class of the attack `name`; UsageError for an unknown name."""
-    if name not in WORD_ATTACKS:
-        raise UsageError(f"There is no attack {name!r} in words; use {', '.join(WORD_ATTACKS)}.")
-    module, _, kind = WORD_ATTACKS[name].partition(":")
+    if name not in VARIANT_ATTACKS:
+        raise UsageError(
+            f"There is no attack {name!r} in variants; use {', '.join(VARIANT_ATTACKS)}."
+        )
+    module, _, kind = VARIANT_ATTACKS[name].partition(":")
     return getattr(import_module(module), kind)
 
 
-def word_attack(name: str, given: Mapping[str, str] | None = None) -> WordAttack:
+def variant_attack(name: str, given: Mapping[str, str] | None = None) -> VariantAttack:
     """The attack `name` with options as text; UsageError for an unknown name or option."""
     kind = kind_of(name)
     types = get_type_hints(kind)

@@ -1,4 +1,4 @@
-"""Attacks in words within an evaluation: what is asked, drawn, told, and resumed."""
+"""Attacks in variants within an evaluation: what is asked, drawn, told, and resumed."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from care.attacks.words import request_of, variant_of
+from care.attacks.variants import request_of, variant_of
 from care.data.example import Example, Suite
 from care.defenses.repair.repair import Repair
 from care.errors import UsageError
 from care.evaluation import job as evaluation_job
-from care.evaluation.config import AskedWords, EvaluationConfig, ImageAttack
+from care.evaluation.asked_attacks import (
+    AskedVariants,
+    ImageAttack,
+)
+from care.evaluation.attack_scores import BestOfTries
+from care.evaluation.config import EvaluationConfig
 from care.evaluation.joined import Attacked
 from care.evaluation.results import Results
-from care.evaluation.scores import BestOfTries, Scorecard
+from care.evaluation.scores import Scorecard
 from care.evaluation.tries import tries_of
-from care.evaluation.words import plain_suites, suites_of, word_requests
+from care.evaluation.variants import fixed_suites, suites_of, variant_requests
 from care.interfaces.cli import app as cli
 from care.judges.base import Verdict
 from care.judges.rules import RulesJudge
@@ -105,16 +110,18 @@ def test_requests_are_the_named_suite_s_with_pictures_or_the_first_without(world
     )
     Path("test.jsonl").write_text(lines)
     Path("kind.jsonl").write_text(json.dumps({"prompt": "Hi", "kind": "benign"}))
-    named, first = (AskedWords.parse(f"openings{end}") for end in (",suite=test.jsonl", ""))
-    requests = word_requests([named, first], ["test.jsonl"], None, 0)
+    named, first = (AskedVariants.parse(f"openings{end}") for end in (",suite=test.jsonl", ""))
+    requests = variant_requests([named, first], ["test.jsonl"], None, 0)
     assert [len(suite) for suite in requests] == [4, 3]
-    (suite, _) = plain_suites([named, first], requests)
+    (suite, _) = fixed_suites([named, first], requests)
     assert sum(bool(e.images) for e in suite) == named.attack.tries
     with pytest.raises(UsageError, match="no malicious request"):
-        word_requests([AskedWords.parse("openings,suite=kind.jsonl")], [], None, 0)
-    words = [AskedWords.parse(each) for each in ("best-of-16", "openings", "gcg,as=suffix")]
+        variant_requests([AskedVariants.parse("openings,suite=kind.jsonl")], [], None, 0)
+    in_variants = [
+        AskedVariants.parse(each) for each in ("best-of-16", "openings", "gcg,as=suffix")
+    ]
     names = ["best-of-16", "openings", "suffix on none", "suffix on one"]
-    assert list(found := suites_of(words, ["none", "one"])) == names
+    assert list(found := suites_of(in_variants, ["none", "one"])) == names
     assert [one.attack.draws for one in found.values()] == [1, 0, 0, 0]
 
 
@@ -125,7 +132,7 @@ def test_names_and_options_are_checked_beforehand(world, capsys):
     assert "is a number" in capsys.readouterr().err
     config = EvaluationConfig(adaptive=("pgd-32", "templates", "openings,as=begun"))
     assert [a.name for a in config.attacks] == ["pgd-32"]
-    assert [w.name for w in config.words] == ["templates", "begun"]
+    assert [w.name for w in config.in_variants] == ["templates", "begun"]
 
 
 def variants(outcomes, defense="none"):
@@ -141,7 +148,7 @@ def variants(outcomes, defense="none"):
 def test_tries_are_counted_by_request():
     bad, safe = "harmful", "refused"
     table = Results(variants([[bad, safe, safe], [safe] * 3, [safe, bad, None], [None] * 3]))
-    (found,) = tries_of(table, "s", AskedWords.parse("templates,n=3"), 0)
+    (found,) = tries_of(table, "s", AskedVariants.parse("templates,n=3"), 0)
     assert (found.requests, found.tries, found.errors) == (3, 3, 4)
     one, every = found.best
     goals = ["goal 0", "goal 1", "goal 2"]
@@ -150,9 +157,9 @@ def test_tries_are_counted_by_request():
         assert (best.n, best.rate, best.low, best.high) == (n, *list(vars(expected).values())[:3])
     assert one.rate == pytest.approx((1 / 3 + 0 + 1 / 2) / 3) and every.rate == pytest.approx(2 / 3)
     assert found.variants == {"v0": 1 / 3, "v1": 1 / 3, "v2": 0.0}
-    (single,) = tries_of(Results(variants([[bad, safe]])), "s", AskedWords.parse("templates"), 0)
+    (single,) = tries_of(Results(variants([[bad, safe]])), "s", AskedVariants.parse("templates"), 0)
     assert single.best == (BestOfTries(1, 0.5, None, None), BestOfTries(2, 1.0, None, None))
-    (none,) = tries_of(Results(variants([[None]])), "s", AskedWords.parse("best-of-16"), 0)
+    (none,) = tries_of(Results(variants([[None]])), "s", AskedVariants.parse("best-of-16"), 0)
     assert none.best == () and none.variants == {} and none.errors == 1
 
 
@@ -281,9 +288,11 @@ def test_there_is_nothing_to_join_in_one_attack(world, capsys):
 def test_parts_are_of_attacks_on_the_same_requests(tmp_path):
     held = Suite("direct", "attack", (Example("a", "Hi", kind="malicious"),))
     other = Suite("other", "attack", (Example("b", "Ho", kind="malicious"),))
-    words = [AskedWords.parse(name) for name in ("openings,text=Yes", "templates,n=1", "joined")]
+    in_variants = [
+        AskedVariants.parse(name) for name in ("openings,text=Yes", "templates,n=1", "joined")
+    ]
     images = [(ImageAttack.parse("pgd-32"), held), (ImageAttack.parse("pgd-32,as=o"), other)]
-    pairs = list(zip(words, (held, other, held), strict=True))
+    pairs = list(zip(in_variants, (held, other, held), strict=True))
     attacked = Attacked(tmp_path, ["none", "one"], pairs, images)
     (tmp_path / "attacks" / "pgd-32" / "1").mkdir(parents=True)
     rows = [
