@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from care.data.example import SuiteRole
+from care.evaluation.attack_scores import AttackFigure
 from care.evaluation.comparison_claims import comparison_claims
 from care.evaluation.comparison_table import (
     CARE,
@@ -17,7 +18,6 @@ from care.evaluation.comparison_table import (
     comparison_rows,
 )
 from care.evaluation.results import Results
-from care.evaluation.scores import AttackFigure
 from care.runs.rows import Row
 from care.statistics.intervals import Interval
 

@@ -19,10 +19,11 @@ from care.data.example import SuiteRole
 from care.data.small_world.suites import BASELINE
 from care.defenses.cost import Need
 from care.evaluation.ablation_table import AgainstMethod, paired_change, pooled_rate
+from care.evaluation.attack_scores import AttackFigure
 from care.evaluation.certificate import Certificate
 from care.evaluation.config import UNDEFENDED
 from care.evaluation.results import Rates, Results
-from care.evaluation.scores import AttackFigure, RateInterval
+from care.evaluation.suite_scores import RateInterval
 from care.statistics.intervals import holm
 from care.typed import WHEN_SET, Count, Misfit, NonNegative, Positive, Share
 

@@ -27,6 +27,7 @@ from care.defenses.repair.fitting import Fitter
 from care.diagnosis.activation_means import spread
 from care.diagnosis.full_config import BRIEF
 from care.errors import FitError
+from care.evaluation.attack_scores import AttackFigure
 from care.evaluation.comparison_claims import comparison_claims
 from care.evaluation.comparison_table import (
     CARE,
@@ -37,7 +38,6 @@ from care.evaluation.comparison_table import (
     comparison_rows,
 )
 from care.evaluation.config import UNDEFENDED
-from care.evaluation.scores import AttackFigure
 from care.pipeline.comparison_attacks import AskedAttacks, attacked
 from care.pipeline.comparison_rows import (
     QUICKER,

@@ -1,9 +1,9 @@
 """Attacks that know the defense, in a comparison: the same budget against every row.
 
 A picture is made against the bare model and through every row that edits or reads pictures, and
-shown to that row beside the bare model's own; attacks in words ask every row the same. Held-out are
-the test requests without pictures. Not here: attacks in words that search on each defense, or that
-join others (`care evaluate`).
+shown to that row beside the bare model's own; attacks in variants ask every row the same. Held-out are
+the test requests without pictures. Not here: attacks that search their variants on each defense,
+or that join others (`care evaluate`).
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from care.data.example import Suite
 from care.defenses.base import Defense
 from care.errors import UsageError
 from care.evaluation.adaptive import image_suites, make_images, owners, suite_name
-from care.evaluation.config import (
-    UNDEFENDED,
-    AskedWords,
+from care.evaluation.asked_attacks import (
+    AskedVariants,
     ImageAttack,
+    attacks_in_variants,
     image_attacks,
-    words_asked,
 )
+from care.evaluation.attack_scores import AttackFigure
+from care.evaluation.config import UNDEFENDED
 from care.evaluation.results import Results
-from care.evaluation.scores import AttackFigure
 from care.evaluation.union import union_of
-from care.evaluation.words import plain_suites
+from care.evaluation.variants import fixed_suites
 from care.pipeline.stages import Stages
 
 
@@ -37,20 +37,20 @@ class AskedAttacks:
 
     images: tuple[ImageAttack, ...]
     """With pictures."""
-    words: tuple[AskedWords, ...]
-    """In words."""
+    in_variants: tuple[AskedVariants, ...]
+    """In variants of each request."""
 
     @classmethod
     def of(cls, adaptive: Sequence[str]) -> Self:
         """From text; UsageError for what can't be read, or can't be asked of every row alike."""
-        words = words_asked(adaptive)
-        for one in words:
-            if one.attack.joins or one.attack.through:
+        in_variants = attacks_in_variants(adaptive)
+        for one in in_variants:
+            if one.by_defense:
                 raise UsageError(
                     f"The attack {one.name} searches on each defense or joins others, which a "
                     "comparison doesn't; ask for it with care evaluate --adaptive."
                 )
-        return cls(tuple(image_attacks(adaptive)), tuple(words))
+        return cls(tuple(image_attacks(adaptive)), tuple(in_variants))
 
 
 def attacked(
@@ -64,8 +64,8 @@ def attacked(
 
     `folders` are those of defenses that are stored; through others no picture is made.
     """
-    images, words = attacks.images, attacks.words
-    if not (images or words):
+    images, in_variants = attacks.images, attacks.in_variants
+    if not (images or in_variants):
         return []
     job, run = work.job, work.run
     held = _held_out(tests)
@@ -74,14 +74,14 @@ def attacked(
     made = image_suites(images, run.path, list(places), [held] * len(images))
     by_name = {suite.name: suite for suite in made}
     asked = [by_name[suite_name(one, UNDEFENDED)] for one in images]
-    asked += plain_suites(words, [held] * len(words))
+    asked += fixed_suites(in_variants, [held] * len(in_variants))
     found = list(work.ask(asked, [None, *defenses.items()], "attacks").rows)
     for name in folders:
         own = [by_name[n] for one in images if (n := suite_name(one, name)) in by_name]
         if own:
             found += work.ask(own, [(name, defenses[name])], "attacks").rows
     made_on = {one.name: owners(run.path, one, places) for one in images}
-    figures, _ = union_of(Results(found), words, images, job.run.seed, made_on)
+    figures, _ = union_of(Results(found), in_variants, images, job.run.seed, made_on)
     return figures
 
 
