@@ -1,9 +1,9 @@
 """Attacks that know the defense, in a comparison: the same budget against every row.
 
 A picture is made against the bare model and through every row that edits or reads pictures, and
-shown to that row beside the bare model's own; attacks in variants ask every row the same. Held-out are
-the test requests without pictures. Not here: attacks that search their variants on each defense,
-or that join others (`care evaluate`).
+shown to that row beside the bare model's own; attacks in variants ask every row the same. Held-out
+are the test requests without pictures. Not here: attacks that search their variants on each
+defense, or that join others (`care evaluate`).
 """
 
 from __future__ import annotations
