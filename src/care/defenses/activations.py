@@ -52,13 +52,12 @@ def at_decision(
     )
 
 
-def pool(h: Tensor, roles: Tensor, *scopes: Scope) -> Tensor:
+def pool(h: Tensor, roles: Tensor, scope: Scope) -> Tensor:
     """Mean activation of each row over the tokens in scope: (B, T, D), (B, T) -> (B, D)."""
-    weights = scope_mask(roles, scopes).to(torch.float32)
+    weights = scope_mask(roles, (scope,)).to(torch.float32)
     counts = weights.sum(1, keepdim=True)
     if bool((counts == 0).any()):
-        told = " or ".join(map(repr, scopes))
-        raise FitError(f"an example has no token in scope {told}; fit on examples that have one")
+        raise FitError(f"an example has no token in scope {scope!r}; fit on examples that have one")
     return torch.einsum("btd,bt->bd", h.float(), weights) / counts
 
 

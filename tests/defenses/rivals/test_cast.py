@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from care.defenses.rivals.cast import Cast, best_threshold, leading, likeness
+from care.models.sites import Role
 from kit import fits, tiny
 
 
@@ -56,7 +57,7 @@ def test_it_acts_where_the_condition_holds(vlm):
     for example in examples:
         batch = vlm.batch(example)
         states = vlm.model(**batch.inputs, output_hidden_states=True).hidden_states[1][0]
-        values.append(states.mean(0).detach().numpy())
+        values.append(states[batch.roles[0] == Role.TEXT].mean(0).detach().numpy())
     scores = likeness(np.array(values), made["condition"][0])
     threshold = float(scores.mean())
     for above in (True, False):

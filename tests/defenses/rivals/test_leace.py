@@ -29,7 +29,7 @@ def erased(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("width", [4, 40])
 def test_nothing_linear_tells_the_classes_any_more(width):
-    """Equal means of the classes: no linear classifier beats a constant (theorem 3.1)."""
+    """Equal means of the classes: no linear classifier beats a constant."""
     rows, labels = labelled(width)
     found = erased(rows, labels)
     assert np.linalg.norm(rows[labels].mean(axis=0) - rows[~labels].mean(axis=0)) > 2

@@ -10,8 +10,8 @@ at some layers. Since every column of R is r, the map has rank one: Δ̃ P = r w
 
     w = Û (A Aᵀ + γ I)⁻¹ A 1,      A = Ûᵀ H_m.
 
-Sheng et al. 2025, arXiv 2506.07022 (equations 6 to 10); r is the difference of the means of refused
-and complied requests, as there; a, p and layers are chosen for each model.
+Sheng et al. 2025, arXiv 2506.07022; r is the difference of the means of refused and complied
+requests, as there; a, p and layers are chosen for each model.
 
 What had to be chosen: layers from 0.3 to 0.6 of the depth, p = 0.6, γ = 0.01 of the mean eigenvalue
 of A Aᵀ, and tokens: activations are of the last token of a prompt, and are edited from there on.

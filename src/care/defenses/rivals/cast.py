@@ -1,18 +1,20 @@
 """CAST: a refusing vector is added to requests that meet a condition on their activations.
 
 Both vectors are first principal components, of activations centred between two classes. With the
-means h̄ over the tokens of malicious and benign prompts, c, at a layer of the condition; with those
+means h̄ over the words of malicious and benign prompts, c, at a layer of the condition; with those
 over refusing and complying answers to the same requests, v, at each layer of the behaviour. Then
 
     p = tanh(c cᵀ h̄),      the condition holds where cos(h̄, p) is above (or below) θ
     h' = h + a v at every token, if it holds for the prompt.
 
-Lee et al. 2024, arXiv 2409.05907 (sections 3 and 4): layer, θ and side by the best F1 over a grid,
-on what is fitted on, within the first third of the layers; behaviour in the middle to late layers
-(about 0.47 to 0.75 of the depth), a between 1 and 2.
+Lee et al. 2024, arXiv 2409.05907: layer, θ and side by the best F1 over a grid, on what is fitted
+on, within the first third of the layers; behaviour in the middle to late layers (about 0.45 to 0.75
+of the depth), a between 1 and 2.
 
-Deviations: θ is sought among all values that tell two examples apart, in place of a grid. The
-condition is read in a pass of its own that ends at its layer, where it could be read on the way.
+Deviations: tokens of pictures aren't averaged, or c would tell requests with a picture from others.
+θ is sought among all values that tell two examples apart, in place of a grid. v is as
+long as half the mean difference along it, so that a means the same in every model. The condition is
+read in a pass of its own that ends at its layer, where it could be read on the way.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ class Cast(Gated, Steering):
     )
     searched: ClassVar[dict[str, tuple[Any, ...]]] = {
         "depths": ((0.45, 0.75), (0.3, 0.5), (0.6, 0.9)),
-        "strength": (0.5, 1.0, 2.0, 4.0),
+        "strength": (0.1, 0.25, 0.5, 1.0, 2.0),
     }
     scopes: ClassVar[tuple[Scope, ...]] = ("all",)
 
@@ -109,12 +111,10 @@ class Cast(Gated, Steering):
 def prompts(
     vlm: VLM, examples: Sequence[Example], sites: Sequence[Site], batch_size: int
 ) -> dict[Site, np.ndarray]:
-    """Means (N, D) over the tokens of prompts, pictures included."""
-
-    def pooling(h: Tensor, roles: Tensor) -> Tensor:
-        return pool(h, roles, "text", "image")
-
-    return pooled_activations(vlm, examples, sites, pooling, batch_size=batch_size)
+    """Means (N, D) over the words of prompts."""
+    return pooled_activations(
+        vlm, examples, sites, lambda h, roles: pool(h, roles, "text"), batch_size=batch_size
+    )
 
 
 def likeness(rows: np.ndarray, condition: np.ndarray) -> np.ndarray:

@@ -5,8 +5,8 @@ A picture shifts activations from what the same words give; at the last token, a
     v = mean over anchors of [ h(text) − h(picture, text) ],      h' = h + a v.
 
 Liu et al. 2024, arXiv 2410.09047: anchors are either a data set (one v for all requests, the
-default) or the request itself (`anchor="request"`: a pass more, and v of its own); a = 1 for the
-models in their tables, chosen for each.
+default) or the request itself (`anchor="request"`: a pass more, and v of its own); a is chosen for
+each model, 1 by default here.
 
 What had to be chosen: anchors of the data set are malicious requests with a picture and the same
 without; requests without a picture are the bare model's. With a data set v is added from the last
@@ -46,8 +46,8 @@ class Cmrm(Gated, Steering):
     paper: ClassVar[str] = "Liu et al. 2024, 2410.09047"
     cost: ClassVar[Cost] = Cost(needs=("malicious requests", "pictures of attacks"))
     searched: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "depths": ((0.01, 1.0), (0.3, 0.7), (0.5, 1.0)),
-        "strength": (0.25, 0.5, 1.0, 1.5),
+        "depths": ((0.01, 1.0), (0.3, 0.7), (0.5, 0.5)),
+        "strength": (0.05, 0.1, 0.25, 0.5, 1.0),
         "anchor": ("data", "request"),
     }
 

@@ -1,22 +1,24 @@
-"""ITI: the heads of attention that know best whether an answer refuses are moved towards it.
+"""ITI: the heads of attention that know best whether an answer will refuse are moved towards it.
 
-For each head, with its output z at the last token of an answer to a request, refusing or complying,
+For each head, with its output z at the last token of malicious prompts, refused or complied with,
 
     a probe (logistic regression) is fitted, and its accuracy taken on held-out requests
-    θ = (μ_refusing − μ_complying) / ‖·‖,      σ the standard deviation of θᵀ z
+    θ = (μ_refused − μ_complied) / ‖·‖,      σ the standard deviation of θᵀ z
     z' = z + a σ θ in the K heads with the best accuracy, from the last token of a prompt on.
 
 Li et al. 2023, arXiv 2306.03341 (section 3): K = 48 of 1024 heads, a = 15 for LLaMA-7B; the mass
 mean shift as θ; attention's output is x + Σ Q (z + a σ θ), so the shift is added as Q a σ θ here.
 
-Deviations: truthful and false answers are refusing and complying ones, both the model's own; K is
-a share of all heads (48 / 1024); every fifth request is held out for the probes.
+Deviations: where the paper has true and false answers at their last token, here are requests that
+the model refuses and ones that it complies with, at the last token of the prompt, since the words
+of a refusal tell it from anything, in any head. K is a share of all heads (48 / 1024); every fifth
+request is held out for the probes; of equal accuracies the likelier held-out labels are better.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -44,7 +46,7 @@ SHARE = 48 / 1024
 @register("iti")
 @dataclass(frozen=True, eq=False, kw_only=True)
 class HeadSteering(Steering):
-    """The heads that know best whether an answer refuses are shifted towards refusing."""
+    """The heads that know best whether an answer will refuse are shifted towards refusing."""
 
     paper: ClassVar[str] = "Li et al. 2023, 2306.03341"
     cost: ClassVar[Cost] = Cost(needs=("attacks that worked", "refusals"))
@@ -76,19 +78,19 @@ class HeadSteering(Steering):
         """Fit on requests; `material` is what they were answered, where that is known."""
         projections(vlm)  # refuses before anything is asked
         material = material or gather(vlm, list(attacks), list(benign))
-        at_least(4, material.complied, "attacks that worked, to fit probes and to hold out,")
-        asked = [example for example, _ in material.complied]
-        refusing, complying = (
-            head_outputs(vlm, asked, answers, batch_size)
-            for answers in (material.refusing, [answer for _, answer in material.complied])
+        parts = material.refused, material.complied
+        for part, what in zip(parts, ("refused requests", "attacks that worked"), strict=True):
+            at_least(4, part, f"{what}, to fit probes and to hold out,")
+        refused, complied = (
+            head_outputs(vlm, [example for example, _ in part], batch_size) for part in parts
         )
-        accuracy = probed(refusing, complying)
+        accuracy, likelihood = probed(refused, complied)
         count = max(round(share * accuracy.size), 1)
-        best = np.argsort(-accuracy.ravel(), kind="stable")[:count]
-        shifts = np.zeros((*accuracy.shape, refusing.shape[-1]))
+        best = np.lexsort((-likelihood.ravel(), -accuracy.ravel()))[:count]
+        shifts = np.zeros((*accuracy.shape, refused.shape[-1]))
         for place in best:
             layer, head = np.unravel_index(place, accuracy.shape)
-            shifts[layer, head] = shift(refusing[:, layer, head], complying[:, layer, head])
+            shifts[layer, head] = shift(refused[:, layer, head], complied[:, layer, head])
         layers = tuple(int(layer) for layer in np.flatnonzero(shifts.any(axis=(1, 2))))
         weights = projections(vlm)
         return cls(
@@ -120,10 +122,9 @@ def projections(vlm: VLM) -> list[nn.Module]:
     return found
 
 
-def head_outputs(
-    vlm: VLM, examples: Sequence[Example], answers: Sequence[str], batch_size: int
-) -> np.ndarray:
-    """z (N, L, heads, D / heads) at the last token of each answer."""
+def head_outputs(vlm: VLM, examples: Sequence[Example], batch_size: int) -> np.ndarray:
+    """z (N, L, heads, D / heads) at the last token of each prompt."""
+    asked = [replace(example, opening="") for example in examples]
     modules, sites = projections(vlm), vlm.anatomy.sites("mhsa_out")
     heads = int(vlm.model.config.get_text_config().num_attention_heads)
 
@@ -137,33 +138,34 @@ def head_outputs(
             return visit
 
         visits = {site: keeping(site.layer) for site in sites}
-        batch = vlm.batch([examples[i] for i in chunk], [answers[i] for i in chunk])
         with hooked(vlm, visits, inputs=modules):
-            vlm.forward(batch, logits_to_keep=1)
+            vlm.forward(vlm.batch([asked[i] for i in chunk]), logits_to_keep=1)
         rows = torch.stack([found[site.layer] for site in sites], dim=1)
         return list(rows.unflatten(-1, (heads, -1)).numpy())
 
-    return np.array(vlm.in_batches(list(examples), batch_size, work, extra=answers))
+    return np.array(vlm.in_batches(asked, batch_size, work))
 
 
-def probed(refusing: np.ndarray, complying: np.ndarray) -> np.ndarray:
-    """Accuracy (L, heads) of a probe of each head, on every fifth request."""
-    held = np.arange(len(refusing)) % 5 == 1
-    found = np.zeros(refusing.shape[1:3])
-    for layer, head in np.ndindex(found.shape):
-        parts = refusing[:, layer, head], complying[:, layer, head]
-        kept, others = (np.concatenate([part[side] for part in parts]) for side in (~held, held))
-        labels = [np.repeat([1, 0], side.sum()) for side in (~held, held)]
-        probe = LogisticRegression(max_iter=1000).fit(kept, labels[0])
-        found[layer, head] = probe.score(others, labels[1])
-    return found
+def probed(refused: np.ndarray, complied: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracy and mean log-likelihood (L, heads) of a probe of each head, on every fifth row."""
+    rows = np.concatenate([refused, complied])
+    labels = np.arange(len(rows)) < len(refused)
+    held = np.concatenate([np.arange(len(part)) for part in (refused, complied)]) % 5 == 1
+    accuracy, likelihood = (np.zeros(rows.shape[1:3]) for _ in range(2))
+    for layer, head in np.ndindex(accuracy.shape):
+        z = rows[:, layer, head]
+        probe = LogisticRegression(max_iter=1000).fit(z[~held], labels[~held])
+        signed = np.where(labels[held], 1, -1) * probe.decision_function(z[held])
+        accuracy[layer, head] = (signed > 0).mean()
+        likelihood[layer, head] = -np.logaddexp(0, -signed).mean()
+    return accuracy, likelihood
 
 
-def shift(refusing: np.ndarray, complying: np.ndarray) -> np.ndarray:
-    """σ θ (D / heads,) of one head's outputs (N, D / heads)."""
-    apart = refusing.mean(axis=0, dtype=np.float64) - complying.mean(axis=0, dtype=np.float64)
+def shift(refused: np.ndarray, complied: np.ndarray) -> np.ndarray:
+    """σ θ (D / heads,) of one head's outputs (N, D / heads) and (M, D / heads)."""
+    apart = refused.mean(axis=0, dtype=np.float64) - complied.mean(axis=0, dtype=np.float64)
     length = np.linalg.norm(apart)
     if not length > 0:
         return np.zeros_like(apart)
-    along = np.concatenate([refusing, complying]) @ (apart / length)
+    along = np.concatenate([refused, complied]) @ (apart / length)
     return along.std() * apart / length

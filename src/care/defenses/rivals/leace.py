@@ -7,7 +7,7 @@ square in x after which no linear classifier predicts z better than a constant i
 
 which for one label is h' = h − a Σ_xz (Σ_xzᵀ Σ⁻¹ (h − μ)) / (Σ_xzᵀ Σ⁻¹ Σ_xz), at a = 1.
 
-Belrose et al. 2023, arXiv 2306.03819 (theorem 4.3).
+Belrose et al. 2023, arXiv 2306.03819.
 
 What had to be chosen, since it was no defense: z is whether a request is an attack that worked,
 against refused and benign ones; x are the activations at the last token of prompts at one layer,
