@@ -4,9 +4,9 @@
     python tools/docs.py --check    exit with 1 if they aren't what the types say
 
 A table stands between `<!-- table: TYPE -->` and `<!-- end -->`; TYPE is the name of a type that
-a report, an evaluation, an ablation or a comparison is made of. Rivals stand between `<!-- rivals -->` and
-`<!-- end -->`: the header of each one's module, and what its class declares. Everything else of a
-page is left alone.
+a report, an evaluation, an ablation or a comparison is made of. Rivals stand between
+`<!-- rivals -->` and `<!-- end -->`: the header of each one's module, and what its class declares.
+Everything else of a page is left alone.
 """
 
 from __future__ import annotations
