@@ -164,16 +164,14 @@ class Choosing:
         is out."""
         if not np.linalg.norm(r) > 0:
             return None
-        with ablated(self.vlm, r):
-            apart = self._first()
-        if not divergence(self.bare, apart) < self.most_divergence:
-            return None
-        added = torch.from_numpy(r).float()
+        added = torch.from_numpy(r).float()  # first, since an edit of one site costs least
         with edit(self.vlm, {site: lambda h, roles: _everywhere(h, roles, h + added.to(h))}):
             induced = self.vlm.refusal_log_odds(self.harmless, self.batch_size).mean()
         if not induced > self.least_induced:
             return None
         with ablated(self.vlm, r):
+            if not divergence(self.bare, self._first()) < self.most_divergence:
+                return None
             return float(self.vlm.refusal_log_odds(self.harmful, self.batch_size).mean())
 
     def _first(self) -> Tensor:
