@@ -13,7 +13,9 @@ from care.defenses.controls import (
     harmless_answers,
     random_discriminants,
     seeing_control,
+    shuffled_labels,
 )
+from care.defenses.material import CLASSES
 from care.defenses.monitors.choosing import labelled_answer
 from care.defenses.monitors.detector import Detector
 from care.defenses.monitors.monitor import Monitor
@@ -21,6 +23,7 @@ from care.defenses.monitors.reading import Exchange
 from care.defenses.repair.repair import Repair
 from care.errors import FitError, UsageError
 from care.models.sites import Site
+from kit import fits
 from kit.repairs import repair
 from kit.tiny import WIDTH, picture
 
@@ -109,3 +112,20 @@ def test_a_control_reads_the_request_beside_its_picture(vlm, tmp_path):
         seeing_control(repair(0))
     with pytest.raises(UsageError, match="a request alone is read"):
         replace(exchange, with_picture=True)
+
+
+def test_shuffled_labels_deal_the_same_requests_out_anew():
+    told = fits.material(3, 3)
+    sizes = [len(getattr(told, name)) for name in CLASSES]
+    places = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    site = Site(1, "layer_out")
+    told = replace(told, decisions={site: tuple(part[:, None] for part in places)})
+    found = shuffled_labels(told, seed=1)
+    assert [len(getattr(found, name)) for name in CLASSES] == sizes
+    before = [each for name in CLASSES for each in getattr(told, name)]
+    for name, part, rows in zip(CLASSES, places, found.decisions[site], strict=True):
+        assert [before[place] for place in rows[:, 0]] == list(getattr(found, name))
+        assert set(rows[:, 0]) != set(part)
+    after = [each for name in CLASSES for each in getattr(found, name)]
+    assert sorted(e.id for e, _ in after) == sorted(e.id for e, _ in before)
+    assert shuffled_labels(told, seed=1) == found != shuffled_labels(told, seed=2)

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from care.data.example import Example
-from care.defenses.monitors.dialogue import REFUSAL
 from care.defenses.monitors.monitor import Monitor
 from care.interfaces.cli import app as cli
+from care.models.responses import REFUSAL
 from care.models.vlm import VLM
 from care.runs.settings import MAX_BATCH
 from kit import repairs, tiny

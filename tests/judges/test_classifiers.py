@@ -190,11 +190,12 @@ def test_a_template_has_two_places(tmp_path):
         read_template(tmp_path / "nothing.txt")
 
 
-def test_what_is_not_to_be_had_is_one_sentence(tmp_path):
+def test_what_is_not_to_be_had_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "p.txt").write_text(PROMPT)
     with pytest.raises(ModelError, match="could not be loaded"):
         load_judge(f"harmbench,model={tmp_path},template={tmp_path / 'p.txt'}")
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "x"}')
+    monkeypatch.setattr("transformers.utils.import_utils.is_peft_available", lambda: False)
     with pytest.raises(ImportError, match="care-vlm\\[peft\\]"):
         load_judge(f"strongreject,model={tmp_path},template={tmp_path / 'p.txt'}")
 

@@ -1,9 +1,13 @@
-"""Ways of asking that defenses share: some requests only, or batches with something of their own.
+"""Ways of asking that defenses share: in several turns, some requests only, or batch by batch.
 
-    Gated               a defense of the requests that it opens to; all others get the bare answer
+    Asking              one call of `answer`: what is asked, what is known of it, and how
+    Turns               a defense that asks more than once, or looks at the bare model's answers
+    Gated               one of them: it opens to some requests, all others get the bare answer
+    spoken, refusing    what answers say, and which of them refuse
+    yes_odds            how much likelier a model says yes than no
     answers_by_batch    answers of batches, each under what was made of its requests
 
-Not here: what opens a gate, and what is made of a batch (`care.defenses.rivals`).
+Not here: what is asked, what opens a gate, and what is made of a batch (`care.defenses.rivals`).
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,20 +23,91 @@ import numpy as np
 from care.data.example import Example
 from care.defenses.base import Defense, Touches
 from care.errors import NotFiniteError
+from care.judges.refusal import judge_refusals
 from care.models.responses import Answer, complete
+from care.models.thoughts import answer_of
 from care.models.vlm import VLM
 
 BATCH_SIZE = 16
 """Requests that are asked together where nobody says how many."""
 
 
-class Gated(Defense):
+@dataclass
+class Asking:
+    """One call of `answer` or `revised`: a model, its requests, and how it is asked."""
+
+    vlm: VLM
+    """Who is asked."""
+    examples: list[Example]
+    """The requests."""
+    known: list[Answer] | None
+    """The bare model's answers to them, where they are known."""
+    how: dict[str, Any]
+    """Options of `VLM.answers`."""
+    told: int = field(init=False, default=0)
+    """How many of the requests are told to be finished."""
+
+    @property
+    def batch_size(self) -> int:
+        """Requests that are asked together."""
+        return self.how.get("batch_size", BATCH_SIZE)
+
+    def bare(self, places: Sequence[int]) -> list[Answer | None]:
+        """The bare model's answers to some of the requests; None where it computed NaN."""
+        if self.known is not None:
+            return [self.known[place] for place in places]
+        asked = [self.examples[place] for place in places]
+        return self.ask(asked, progress=self.how.get("progress"))
+
+    def ask(self, examples: Sequence[Example], **other: Any) -> list[Answer | None]:
+        """Answers to requests of the defense's own; None where the model computed NaN.
+
+        `other` are options that differ from `how`. Without `progress` nothing of it is told.
+        """
+        if not examples:
+            return []
+        how: dict[str, Any] = {**self.how, "progress": None, **other}
+        if how["progress"] is not None:
+            self.told += len(examples)
+        return _or_none(lambda: self.vlm.answers(list(examples), **how), len(examples))
+
+    def finish(self, found: Sequence[Answer | None]) -> list[Answer]:
+        """All answers, those that weren't told to be finished told; NotFiniteError if one isn't
+        there."""
+        progress = self.how.get("progress")
+        if progress is not None and self.told < len(found):
+            progress(len(found) - self.told)
+        return complete(found, self.vlm.name, self.vlm.dtype, self.vlm.context)
+
+
+class Turns(Defense):
+    """A defense that asks more than once, or looks at the bare model's answers."""
+
+    touches: Touches = "dialogue"
+
+    @abstractmethod
+    def turns(self, asking: Asking) -> list[Answer | None]:
+        """An answer to each request, in order; None where the model computed NaN."""
+
+    def answer(self, vlm: VLM, examples: Sequence[Example], **how: Any) -> list[Answer]:
+        """What comes of its turns; NotFiniteError, which holds the other answers."""
+        return self._asked(Asking(vlm, list(examples), None, how))
+
+    def revised(
+        self, vlm: VLM, examples: Sequence[Example], answers: Sequence[Answer], **how: Any
+    ) -> list[Answer]:
+        """The same where the bare model's answers are known."""
+        return self._asked(Asking(vlm, list(examples), list(answers), how))
+
+    def _asked(self, asking: Asking) -> list[Answer]:
+        return asking.finish(self.turns(asking)) if asking.examples else []
+
+
+class Gated(Turns):
     """A defense that acts on some requests: the others get the undefended model's answer.
 
     What `applied` edits is edited while those are answered that it opens to.
     """
-
-    touches: Touches = "dialogue"
 
     @abstractmethod
     def opened(self, vlm: VLM, examples: Sequence[Example], batch_size: int) -> np.ndarray:
@@ -42,34 +118,50 @@ class Gated(Defense):
         with self.applied(vlm):
             return vlm.answers(list(examples), **how)
 
-    def answer(self, vlm: VLM, examples: Sequence[Example], **how: Any) -> list[Answer]:
+    def turns(self, asking: Asking) -> list[Answer | None]:
         """The bare model's answers to those it is shut to, its own to the others."""
-        return self._merged(vlm, list(examples), None, how)
+        opened = self.opened(asking.vlm, asking.examples, asking.batch_size)
+        acted_on = [e for e, acts in zip(asking.examples, opened, strict=True) if acts]
+        how = asking.how | {"progress": None}
+        found = merged(~opened, asking.bare(np.flatnonzero(~opened).tolist()))
+        if acted_on:
+            guarded = _or_none(lambda: self.guarded(asking.vlm, acted_on, **how), len(acted_on))
+            fill(found, opened, guarded)
+        return found
 
-    def revised(
-        self, vlm: VLM, examples: Sequence[Example], answers: Sequence[Answer], **how: Any
-    ) -> list[Answer]:
-        """The same where the bare model's answers are known."""
-        return self._merged(vlm, list(examples), list(answers), how)
 
-    def _merged(
-        self, vlm: VLM, examples: list[Example], bare: list[Answer] | None, how: dict[str, Any]
-    ) -> list[Answer]:
-        if not examples:
-            return []
-        opened = self.opened(vlm, examples, how.get("batch_size", BATCH_SIZE))
-        guarded, others = (np.flatnonzero(opened == side).tolist() for side in (True, False))
-        found: list[Answer | None] = [None] * len(examples)
-        if bare is not None:
-            for place in others:
-                found[place] = bare[place]
-        elif others:
-            asked = [examples[place] for place in others]
-            _fill(found, others, lambda: vlm.answers(asked, **how))
-        if guarded:
-            acted_on = [examples[place] for place in guarded]
-            _fill(found, guarded, lambda: self.guarded(vlm, acted_on, **how))
-        return complete(found, vlm.name, vlm.dtype, vlm.context)
+def merged(places: np.ndarray, answers: Sequence[Answer | None]) -> list[Answer | None]:
+    """N places, those that are told (N,) of bool with these answers, in order; the others empty."""
+    found: list[Answer | None] = [None] * len(places)
+    fill(found, places, answers)
+    return found
+
+
+def fill(found: list[Answer | None], places: np.ndarray, answers: Sequence[Answer | None]) -> None:
+    """Put answers into the places that are told (N,) of bool, in order."""
+    for place, answer in zip(np.flatnonzero(places), answers, strict=True):
+        found[place] = answer
+
+
+def refusing(vlm: VLM, answers: Sequence[Answer | None]) -> np.ndarray:
+    """Which of N answers refuse (N,) of bool, as the offline judge decides it; thoughts aren't
+    looked at, and what isn't there refuses nothing."""
+    return judge_refusals([text or "" for text in spoken(vlm, answers)]).combined
+
+
+def spoken(vlm: VLM, answers: Sequence[Answer | None]) -> list[str | None]:
+    """What N answers say, without thoughts; None of one that isn't there, "" while it thinks."""
+    return [each and (answer_of(each.text, vlm.thought_tags) or "") for each in answers]
+
+
+def yes_odds(vlm: VLM, examples: Sequence[Example], batch_size: int = BATCH_SIZE) -> np.ndarray:
+    """log P(Yes) − log P(No) as the answers to N questions (N,), in nats."""
+    if not examples:
+        return np.zeros(0)
+    yes, no = (
+        vlm.score(examples, [word] * len(examples), batch_size).logprob for word in ("Yes", "No")
+    )
+    return yes - no
 
 
 def answers_by_batch(
@@ -88,26 +180,18 @@ def answers_by_batch(
 
     def work(chunk: list[int]) -> list[Answer | None]:
         asked = [examples[place] for place in chunk]
-        found: list[Answer | None] = [None] * len(asked)
         with applied(asked):
-            _fill(
-                found, range(len(asked)), lambda: vlm.answers(asked, batch_size=len(asked), **how)
-            )
-        return found
+            return _or_none(lambda: vlm.answers(asked, batch_size=len(asked), **how), len(asked))
 
     answers = vlm.in_batches(examples, size, work, progress)
     return complete(answers, vlm.name, vlm.dtype, vlm.context)
 
 
-def _fill(
-    found: list[Answer | None], places: Sequence[int], ask: Callable[[], list[Answer]]
-) -> None:
-    """Put answers into their places; None where the model computed no finite numbers."""
+def _or_none(ask: Callable[[], list[Answer]], count: int) -> list[Answer | None]:
+    """`count` answers; None where the model computed no finite numbers."""
     try:
-        answers: Sequence[Answer | None] = ask()
+        return list(ask())
     except NotFiniteError as error:
-        if len(error.answers) != len(places):  # it isn't about answers
+        if len(error.answers) != count:  # it isn't about answers
             raise
-        answers = error.answers
-    for place, answer in zip(places, answers, strict=True):
-        found[place] = answer
+        return list(error.answers)

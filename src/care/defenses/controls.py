@@ -1,15 +1,18 @@
-"""Controls of a repair: repairs that differ from it in one thing, whose doing then shows.
+"""Controls of a repair, or of any defense: what differs in one thing, whose doing then shows.
 
     random subspace       other directions of the same rank in every channel
     difference of means   the bare difference of means in every channel
     random discriminant   another direction w in every monitor, at the same site and pooling
     sees the picture      the monitor of requests reads each beside its picture, at the same
                           threshold: what the certificate rests on is that it doesn't
+    shuffled labels       any defense fitted on the same answers, their classes dealt out at random
 
 A random w has the monitors' own rule for its threshold (`stated_threshold`): of each kind of
 harmless examples to fit on, at most the share may raise the alarm that does so of the monitor's
 worst kind. It is scaled so that harmless kinds have a mean of 0 and the threshold is the monitor's.
-A monitor without a discriminant has no such control and is left out.
+A monitor without a discriminant has no such control and is left out. Controls that are
+made of no defense (to refuse always or at random, a random subspace at a layer) are in
+`care.defenses.rivals`.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from care.data.example import Example
+from care.defenses.material import CLASSES, Material
 from care.defenses.monitors.choosing import labelled_answer
 from care.defenses.monitors.detector import Detector
 from care.defenses.monitors.features import Labelled
@@ -98,6 +102,23 @@ def seeing_control(repair: Repair) -> Repair:
         for monitor, sees in zip(repair.monitors, could, strict=True)
     )
     return replace(repair, monitors=tuple(monitors), name="sees the picture")
+
+
+def shuffled_labels(material: Material, seed: int = 0) -> Material:
+    """The same requests and answers in classes of the same sizes, dealt out at random.
+
+    A defense that is fitted on it, `Kind.fit(…, material=shuffled_labels(material))`, has all that
+    the fit brings, but nothing of what the classes say.
+    """
+    parts = [getattr(material, name) for name in CLASSES]
+    order = np.random.default_rng(seed).permutation(sum(map(len, parts)))
+    dealt = np.split(order, np.cumsum([len(part) for part in parts])[:-1])
+    pool = [each for part in parts for each in part]
+    rows = {site: np.concatenate(each) for site, each in material.decisions.items()}
+    return Material(
+        *(tuple(pool[place] for place in part) for part in dealt),
+        decisions={site: tuple(each[part] for part in dealt) for site, each in rows.items()},
+    )
 
 
 def _random(

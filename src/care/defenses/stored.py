@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from functools import cache
 from pathlib import Path
@@ -27,7 +27,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from care.data.contamination import goals_told
-from care.data.example import Example
+from care.data.example import Example, Suite
 from care.defenses.base import Defense
 from care.errors import ArtefactError, CareError, UsageError
 from care.models.identity import model_facts
@@ -70,6 +70,19 @@ class StoredDefense(Defense):
                     "other examples."
                 )
             object.__setattr__(self, name, rows)
+
+    @classmethod
+    def fit(
+        cls,
+        vlm: VLM,
+        attacks: Suite | Sequence[Example],
+        benign: Suite | Sequence[Example],
+        **options: Any,
+    ) -> Self:
+        """Of a class that needs no examples: what is chosen are its settings, by name."""
+        if cls.cost.needs:
+            return super().fit(vlm, attacks, benign, **options)
+        return cls(**options)
 
     def check(self, vlm: VLM) -> None:
         """ArtefactError where it was fitted on another model; a warning of another revision."""

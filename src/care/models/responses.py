@@ -26,6 +26,9 @@ from care.models.prompt_cache import Start
 from care.models.sites import RoleContext
 from care.models.thoughts import Tags, opened_by, outside_thoughts, text_of
 
+REFUSAL = "I'm sorry, but I can't help with that."
+"""The answer that is given where none of the model's is."""
+
 
 @dataclass(frozen=True)
 class Score:
@@ -80,6 +83,11 @@ class Answer:
 
     alarms: tuple[Alarm, ...] = ()
     """What monitors raised, in order."""
+
+
+def refusal() -> Answer:
+    """A refusal in the place of an answer, for which nothing was read or decoded."""
+    return Answer(REFUSAL, 0, 0, ended=True, source="refusal")
 
 
 @dataclass(frozen=True, kw_only=True)

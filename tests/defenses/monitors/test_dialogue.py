@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from care.data.example import Example
-from care.defenses.monitors.dialogue import REFUSAL, Dialogue
+from care.defenses.monitors.dialogue import Dialogue
 from care.errors import NotFiniteError
 from care.models.alarms import Alarm
-from care.models.responses import Answer
+from care.models.responses import REFUSAL, Answer
 
 SQUARE = Image.new("RGB", (28, 28), "red")
 ASKED = Example("a", "ask", images=(SQUARE,))

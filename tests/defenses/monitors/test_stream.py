@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from care.data.example import Example
 from care.defenses.base import Defense, stream_under
 from care.defenses.monitors.detector import Detector
-from care.defenses.monitors.dialogue import REFUSAL, Dialogue
+from care.defenses.monitors.dialogue import Dialogue
 from care.defenses.monitors.monitor import FIRST, Monitor
 from care.defenses.monitors.reading import Exchange
 from care.errors import NotFiniteError
 from care.models.alarms import Withdrawn
-from care.models.responses import Answer
+from care.models.responses import REFUSAL, Answer
 from care.models.sites import Site
 from care.models.vlm import VLM
 from kit import repairs, tiny

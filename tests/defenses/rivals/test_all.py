@@ -17,9 +17,11 @@ import torch
 
 from care.data.contamination import goal_digests
 from care.defenses import load_defense
+from care.defenses.asking import Turns
 from care.defenses.base import Defense, answers_under, overrides
 from care.defenses.known import DEFENSES
 from care.defenses.known import kind_of as known_kind
+from care.defenses.steering import Steering
 from care.errors import ArtefactError, CareError, FitError
 from care.evaluation.leak_check import stated_goals
 from care.models.vlm import VLM
@@ -27,19 +29,34 @@ from kit import fits, tiny
 from kit.tiny import hooks_of
 
 FITTED: dict[str, dict[str, Any]] = {
+    "adashield-s": {},
     "alphasteer": {"depths": (0.5, 0.75)},
+    "always-refuse": {},
     "astra": {"pictures": 2, "draws": 2, "masks": 16, "grid": 2},
     "autosteer": {"steps": 4, "strength": 1.0},
     "cast": {"depths": (0.5, 0.75)},
+    "circuit-breakers": {"steps": 2, "rank": 2, "rate": 1e-2, "batch_size": 4},
     "cmrm": {},
     "cpca": {"rank": 2},
     "difference-of-means": {},
+    "ecso": {"threshold": -1.0},
+    "eta-lite": {"threshold": -1.0},
+    "hiddendetect": {"false_alarms": 0.5},
     "iti": {"share": 0.2},
+    "jpeg": {"quality": 10},
     "leace": {},
+    "noise": {"sigma": 0.3},
+    "random-monitor": {"rate": 0.5},
+    "random-subspace": {"rank": 2},
     "refusal-direction": {"most_divergence": np.inf, "least_induced": -np.inf},
+    "refusal-pairs": {"steps": 2, "rank": 2, "rate": 1e-2, "batch_size": 4},
+    "resize": {"least": 0.5},
     "safesteer": {"rank": 4},
+    "self-reminder": {},
     "shiftdc": {"caption_tokens": 3},
+    "smoothing": {"copies": 2},
     "spo-vlm": {"steps": 2},
+    "text-first": {},
     "vlm-guard": {},
 }
 
@@ -54,6 +71,10 @@ def kind_of(name: str) -> Any:
 
 
 every = pytest.mark.parametrize("name", FITTED)
+steering = pytest.mark.parametrize(
+    "name", [name for name in FITTED if hasattr(kind_of(name), "with_strength")]
+)
+of_examples = pytest.mark.parametrize("name", [n for n in FITTED if kind_of(n).cost.needs])
 
 
 def options(name: str, **others: Any) -> dict[str, Any]:
@@ -90,17 +111,23 @@ def test_the_model_is_what_it_was_once_a_rival_is_taken_off(vlm, name):
         assert not torch.equal(during, before)
 
 
-@every
+@steering
 def test_at_strength_zero_nothing_changes(vlm, name):
-    found = fitted(name)
-    if not hasattr(found, "with_strength"):
-        pytest.skip(f"{name} has no strength")
-    defense = found.with_strength(0.0)
+    defense = fitted(name).with_strength(0.0)
     batch = vlm.batch(EXAMPLES)
     before = vlm.forward(batch)
     with defense.applied(vlm):
         assert torch.equal(vlm.forward(batch), before)
     assert texts(vlm, defense) == texts(vlm, None)
+
+
+@every
+def test_strength_does_not_enter_a_fit_that_trains_nothing(vlm, name):
+    kind = kind_of(name)
+    if kind.cost.trains or not issubclass(kind, Steering):
+        pytest.skip(f"{name} has no strength, or trains at it")
+    again = kind.fit(vlm, ATTACKS, BENIGN, **options(name, strength=0.25))
+    assert again.digest() == fitted(name).with_strength(0.25).digest()
 
 
 @every
@@ -123,7 +150,7 @@ def test_answers_do_not_depend_on_the_batch(vlm, name):
 def test_it_says_what_it_is_and_what_is_searched(name):
     kind = kind_of(name)
     assert kind.__doc__ and kind.paper and inspect.getmodule(kind).__doc__
-    known = inspect.signature(kind.fit).parameters
+    known = inspect.signature(kind.fit if kind.cost.needs else kind).parameters
     assert kind.searched.keys() <= known.keys()
     assert all(len(set(values)) == len(values) > 1 for values in kind.searched.values())
 
@@ -137,13 +164,20 @@ def test_it_states_the_goals_that_it_was_fitted_on(name):
         assert stated == goal_digests([*ATTACKS, *BENIGN]).keys()
 
 
-@every
+@pytest.mark.parametrize("name", [n for n in FITTED if issubclass(kind_of(n), Turns)])
+def test_known_answers_are_revised_as_if_it_had_asked(vlm, name):
+    defense, how = fitted(name), {"max_new_tokens": 4}
+    bare = vlm.answers(EXAMPLES, **how)
+    found = defense.revised(vlm, EXAMPLES, bare, **how)
+    assert [answer.text for answer in found] == texts(vlm, defense)
+
+
+@of_examples
 def test_too_little_to_fit_on_is_one_sentence(vlm, name):
     needs = kind_of(name).cost.needs
-    if needs:
-        with pytest.raises(FitError) as told:
-            kind_of(name).fit(vlm, [], [], **FITTED[name])
-        assert "\n" not in str(told.value)
+    with pytest.raises(FitError) as told:
+        kind_of(name).fit(vlm, [], [], **FITTED[name])
+    assert "\n" not in str(told.value)
     for need, part in (
         ("pictures of attacks", "complied"),
         ("pictures of benign requests", "answered"),
@@ -159,10 +193,8 @@ def test_too_little_to_fit_on_is_one_sentence(vlm, name):
             kind_of(name).fit(vlm, *given, **known)
 
 
-@every
+@of_examples
 def test_another_model_is_refused(name):
-    if not fitted(name).manifest:
-        pytest.skip(f"{name} isn't fitted, so it suits any model")
     with pytest.raises(ArtefactError, match="for this model"):
         fitted(name).check(VLM(*tiny.tiny_gemma3()))
 

@@ -32,7 +32,7 @@ from care.defenses.monitors.reading import Exchange, tokens_read
 from care.errors import NotFiniteError
 from care.models.alarms import Alarm, Source, Withdrawn
 from care.models.finite import not_finite
-from care.models.responses import Answer
+from care.models.responses import Answer, refusal
 from care.models.streaming import (
     Showing,
     Spoken,
@@ -44,9 +44,6 @@ from care.models.streaming import (
 
 if TYPE_CHECKING:
     from care.models.vlm import VLM
-
-REFUSAL = "I'm sorry, but I can't help with that."
-"""The answer that is given in the end."""
 
 Closing = Callable[[], AbstractContextManager[Any]]
 """Opens a context in which all unsafe channels are closed."""
@@ -176,13 +173,13 @@ class Dialogue:
     def _again(self, turns: Sequence[_Turn]) -> list[Answer | None]:
         """What is answered in place of answers that raised an alarm."""
         if self.closing is None or not turns:
-            return [_refusal() for _ in turns]
+            return [refusal() for _ in turns]
         anew = [replace(turn, asked=_unopened(turn.asked), given=None) for turn in turns]
         with self.closing():
             found = self._ask(anew, self.how | {"progress": None})
         said = self.said(anew, found)
         return [
-            replace(_refusal(), alarms=(alarm,))
+            replace(refusal(), alarms=(alarm,))
             if alarm
             else answer and replace(answer, source="repaired")
             for answer, alarm in zip(found, said, strict=True)
@@ -265,10 +262,6 @@ class _Hearing:
 
 def _raised(*alarms: Alarm | None) -> tuple[Alarm, ...]:
     return tuple(alarm for alarm in alarms if alarm is not None)
-
-
-def _refusal() -> Answer:
-    return Answer(REFUSAL, 0, 0, ended=True, source="refusal")
 
 
 def _added(example: Example) -> bool:
