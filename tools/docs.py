@@ -4,9 +4,9 @@
     python tools/docs.py --check    exit with 1 if they aren't what the types say
 
 A table stands between `<!-- table: TYPE -->` and `<!-- end -->`; TYPE is the name of a type that
-a report, an evaluation or an ablation is made of. Rivals stand between `<!-- rivals -->` and
-`<!-- end -->`: the header of each one's module, and what its class declares. Everything else of a
-page is left alone.
+a report, an evaluation, an ablation or a comparison is made of. Rivals stand between
+`<!-- rivals -->` and `<!-- end -->`: the header of each one's module, and what its class declares.
+Everything else of a page is left alone.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from care.defenses.base import Defense
 from care.defenses.known import DEFENSES, kind_of
 from care.evaluation.scores import Scorecard
 from care.report.ablation import Ablation
+from care.report.comparison import ComparisonFile
 from care.report.described import table, types_of
 from care.report.schema import Report
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "report.md"
 RIVALS = PAGE.with_name("rivals.md")
-FILES = (Report, Scorecard, Ablation)
-"""The types of report.json, table.json and ablation.json."""
+FILES = (Report, Scorecard, Ablation, ComparisonFile)
+"""The types of report.json, table.json, ablation.json and a comparison's table.json."""
 _RIVALS = re.compile(r"(<!-- rivals -->\n).*(<!-- end -->)", re.DOTALL)
 _TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from care.defenses.monitors.results import READS
@@ -15,18 +13,16 @@ from care.defenses.repair.presets import PRESETS
 from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import SubspaceConfig
 from care.diagnosis.results import Diagnosis
-from care.errors import FitError
 from care.evaluation import runner
 from care.evaluation.ablation_table import AblationRow, AblationTable, AgainstMethod
 from care.interfaces.cli.app import main
 from care.models.sites import Site
 from care.pipeline import ablation
-from care.pipeline.ablation import ablate, apart, claims, thinned
+from care.pipeline.ablation import ablate, claims
 from care.pipeline.ablation_rows import CHANGES, Change
 from care.report.ablation import SCHEMA, TITLE, write_ablation
 from care.statistics.intervals import Interval
 from care.typed import from_tree
-from kit.fits import material
 from kit.jobs import a_job, files, tiny_parts  # noqa: F401
 from kit.reports import report_tree
 
@@ -69,17 +65,6 @@ def test_a_rows_sites_are_those_of_its_preset_elsewhere_or_fewer() -> None:
     moved = Change("b", "corrected", kind="ffn_out", one_layer=True)
     assert moved.places(sites) == {"image": [Site(3, "ffn_out")], "text": []}
     assert (moved.config.kind, moved.config.fit_kind) == ("ffn_out", None)
-
-
-def test_material_is_thinned_evenly_with_its_activations() -> None:
-    found = material()
-    site = Site(2, "layer_out")
-    rows = tuple(np.arange(len(getattr(found, n)))[:, None] for n in ablation.CLASSES)
-    few = thinned(replace(found, decisions={site: rows}), 6)
-    for name, kept in zip(ablation.CLASSES, few.decisions[site], strict=True):
-        part = getattr(found, name)
-        assert getattr(few, name) == tuple(part[i] for i in kept[:, 0])
-        assert len(kept) == 6
 
 
 def test_a_killed_ablation_goes_on_and_ends_with_the_same_table(
@@ -177,15 +162,3 @@ def test_claims_say_what_was_found_and_what_was_not() -> None:
         assert ("not found" in sentence) == (rho.low <= 0)
     unsure = [row_with("corrected: without text", 0.05, 0.2)]
     assert claims(unsure, diagnosis)[0].endswith("is not found here.")
-
-
-def test_material_apart_holds_nothing_of_the_suites_that_are_left_out() -> None:
-    found = material()
-    few = apart(found, ("beside",))
-    assert {e.suite for e, _ in few.complied} == {"template"} and len(few.complied) == 12
-    assert (few.refused, few.answered) == (found.refused, found.answered)
-    assert apart(found, ()) == found
-    with pytest.raises(FitError, match="no example of the class 'complied'"):
-        apart(found, ("beside", "template"))
-    with pytest.raises(FitError, match="is of the suite elsewhere"):
-        apart(found, ("elsewhere",))

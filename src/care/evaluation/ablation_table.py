@@ -108,7 +108,7 @@ def ablation_rows(results: Results, planned: Sequence[Planned], seed: int = 0) -
     rows += [_row(results, each, seed) for each in planned]
     own = {row.name: row for row in rows}
     changed = [r for r in rows if r.of != r.name and not r.failed and not own[r.of].failed]
-    found = [_difference(results, row, seed) for row in changed]
+    found = [paired_change(results, row.of, row.name, seed) for row in changed]
     adjusted = dict(zip([r.name for r in changed], holm([p for _, p in found]), strict=True))
     against = {
         row.name: AgainstMethod(change, p, float(adjusted[row.name]))
@@ -129,15 +129,15 @@ def _row(results: Results, planned: Planned, seed: int) -> AblationRow:
         planned.of,
         None,
         {suite: results.rates(suite, planned.name) for suite in results.suites},
-        _rate(results, planned.name, "attack", seed),
-        _rate(results, planned.name, "over_refusal", seed),
-        _rate(results, planned.name, "utility", seed),
+        pooled_rate(results, planned.name, "attack", seed),
+        pooled_rate(results, planned.name, "over_refusal", seed),
+        pooled_rate(results, planned.name, "utility", seed),
         sum(found["degenerate"] for found in outcomes) / max(1, asked),
         None,
     )
 
 
-def _rate(results: Results, defense: str, role: SuiteRole, seed: int) -> Interval | None:
+def pooled_rate(results: Results, defense: str, role: SuiteRole, seed: int = 0) -> Interval | None:
     """Share of all answers of one role that its suites count; None without such suites."""
     rows = [
         row
@@ -151,16 +151,19 @@ def _rate(results: Results, defense: str, role: SuiteRole, seed: int) -> Interva
     return cluster_rate([counts(row) for row in rows], [_goal(row) for row in rows], seed=seed)
 
 
-def _difference(results: Results, row: AblationRow, seed: int) -> tuple[Interval, float]:
-    """Change of attack success, and its p, on attacks answered under both."""
+def paired_change(
+    results: Results, first: str, second: str, seed: int = 0
+) -> tuple[Interval, float]:
+    """Attack success under the second less that under the first, and its p, on attacks that were
+    answered under both."""
     pairs = [
         pair
         for suite in results.suites
         if results.role(suite) == "attack"
-        for pair in results.pairs(suite, row.of, row.name)
+        for pair in results.pairs(suite, first, second)
     ]
     before, after = (np.array([counts(pair[side]) for pair in pairs]) for side in (0, 1))
-    found = paired_difference(before, after, [_goal(first) for first, _ in pairs], seed=seed)
+    found = paired_difference(before, after, [_goal(row) for row, _ in pairs], seed=seed)
     return found.interval, found.p
 
 

@@ -16,19 +16,17 @@ A row shows what a part is worth; nothing is chosen by it. Not here: the figures
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 
 from care.defenses.artefact import FACTS
-from care.defenses.material import CLASSES, Material
 from care.defenses.monitors.monitor import Monitor
 from care.defenses.repair.channel import Modality
 from care.defenses.repair.fitting import Fitter, chosen_sites
 from care.defenses.repair.presets import PRESETS
 from care.defenses.repair.repair import Repair
-from care.diagnosis.activation_means import spread
 from care.diagnosis.full_config import BRIEF
 from care.diagnosis.results import Diagnosis
 from care.errors import FitError
@@ -37,6 +35,7 @@ from care.evaluation.results import Results
 from care.models.sites import Site
 from care.pipeline.ablation_rows import CHANGES, Change
 from care.pipeline.config import RepairJob
+from care.pipeline.material_parts import apart, thinned
 from care.pipeline.stages import COMPARED, Stages
 from care.pipeline.workflow import open_run
 from care.runs.progress import Bar, silent
@@ -139,45 +138,6 @@ def _sites(change: Change, fitter: Fitter, diagnosis: Diagnosis) -> dict[Modalit
         return {modality: layers or part for modality, part in by_depth.items()}
     scanned = diagnosis.sites if preset.layers_by == "channels" and diagnosis.channels else {}
     return {modality: list(scanned.get(modality, part)) for modality, part in by_depth.items()}
-
-
-def thinned(material: Material, most: int) -> Material:
-    """At most `most` requests of each class, evenly spaced, with their activations."""
-    return _part(
-        material,
-        {name: spread(range(len(getattr(material, name))), most) for name in CLASSES},
-    )
-
-
-def apart(material: Material, without: Sequence[str]) -> Material:
-    """The material without requests of these suites.
-
-    FitError where it holds none of one of them, or where nothing is left of a class.
-    """
-    there = {e.suite for name in CLASSES for e, _ in getattr(material, name)}
-    if missing := [name for name in without if name not in there]:
-        raise FitError(
-            f"Nothing that is fitted on is of the suite {missing[0]}, so it can't be left out; its "
-            "row is for the small world's suites."
-        )
-    return _part(
-        material,
-        {
-            name: [n for n, (e, _) in enumerate(getattr(material, name)) if e.suite not in without]
-            for name in CLASSES
-        },
-    )
-
-
-def _part(material: Material, kept: Mapping[str, Sequence[int]]) -> Material:
-    """The requests at these places of each class."""
-    return Material(
-        **{name: tuple(getattr(material, name)[i] for i in kept[name]) for name in CLASSES},
-        decisions={
-            site: tuple(part[list(kept[name])] for name, part in zip(CLASSES, rows, strict=True))
-            for site, rows in material.decisions.items()
-        },
-    )
 
 
 # -- the paper's claims ----------------------------------------------------------------------------

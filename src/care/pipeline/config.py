@@ -1,4 +1,4 @@
-"""What `care repair`, `care diagnose` and `care fit` are asked for.
+"""What `care repair`, `care diagnose`, `care fit`, `care ablate` and `care compare` are asked for.
 
 Plain data, which the command line shows and a manifest stores. What a job works on is in `splits`,
 what it does in `workflow`.
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from care.errors import UsageError
 from care.models.spec import ModelSpec
-from care.runs.settings import FILE, MANY, MAX_BATCH, Between, check_bounds
+from care.runs.settings import FILE, MANY, MAX_BATCH, Between, Said, check_bounds
 from care.runs.spec import RunSpec
 
 Preset = Literal["paper", "official", "corrected"]
@@ -68,3 +68,37 @@ class RepairJob:
             "test_length": self.test_length,
             **quick,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareJob(RepairJob):
+    """One comparison of defenses."""
+
+    run: RunSpec = RunSpec(Path("runs/compare"))
+    """Where it goes."""
+    quick: bool = False
+    """A quarter of the examples, fewer settings and one fit, for a first look."""
+    defenses: Annotated[tuple[str, ...], Said("--defense")] = ()
+    """A rival to compare, see `care list defenses`; none: all there are; repeatable."""
+    seeds: Annotated[int | None, Between(1, 100)] = None
+    """Fits of every row, each on another part of the material; none: 3, or 1 of a quick one."""
+    fitted_on: Annotated[int | None, Between(8, MANY)] = None
+    """Most requests of each class that every row is fitted on; none: 240, or 60 of a quick one."""
+    adaptive: tuple[str, ...] = ()
+    """Attack to make against every row, NAME[,option=value]…, see `care list attacks`; repeatable.
+    """
+
+    @property
+    def fits(self) -> int:
+        """Fits of every row."""
+        return self.seeds or (1 if self.quick else 3)
+
+    @property
+    def most(self) -> int:
+        """Most requests of each class to fit on."""
+        return self.fitted_on or (60 if self.quick else 240)
+
+    def config(self) -> dict[str, Any]:
+        """Everything that decides the numbers, for the manifest."""
+        asked = {"defenses": self.defenses, "fits": self.fits, "fitted_on": self.most}
+        return super().config() | asked | {"adaptive": self.adaptive}

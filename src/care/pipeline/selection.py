@@ -174,8 +174,13 @@ def choose(before: Mapping[str, float], rates: Mapping[str, Mapping[str, float]]
     return ranked(before, rates)[0]
 
 
-def ranked(before: Mapping[str, float], rates: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """The names of all candidates by `RULE`, best first."""
+def ranked(
+    before: Mapping[str, float],
+    rates: Mapping[str, Mapping[str, float]],
+    margins: Mapping[str, float] = MARGINS,
+) -> list[str]:
+    """The names of all candidates, best first: the least loss beyond `margins`, then the least ASR,
+    then the earlier. With the default margins that is `RULE`."""
 
     def excess(after: Mapping[str, float]) -> float:
         lost = {
@@ -183,7 +188,7 @@ def ranked(before: Mapping[str, float], rates: Mapping[str, Mapping[str, float]]
             "answered": before["answered"] - after["answered"],
             "degenerate": after["degenerate"] - before["degenerate"],
         }
-        return sum(max(0.0, lost[name] - margin - 1e-9) for name, margin in MARGINS.items())
+        return sum(max(0.0, lost[name] - margin - 1e-9) for name, margin in margins.items())
 
     return sorted(rates, key=lambda name: (excess(rates[name]), rates[name]["asr"]))
 

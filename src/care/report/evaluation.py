@@ -56,11 +56,16 @@ def page_of(file: Path) -> Path:
     DataError for what isn't one, StorageError if the page can't be written.
     """
     card = load_card(file)
-    owned = (file.parent / BELONGS).exists()
-    page = file.with_name("table.html" if owned else "report.html")
+    page = page_beside(file)
     html = render_card(card, file_digest(file, "table"), file.name)
     write_whole(page, html.encode("utf-8"))
     return page
+
+
+def page_beside(file: Path) -> Path:
+    """Where the page of a table.json goes: beside a main job's it has another name."""
+    owned = (file.parent / BELONGS).exists()
+    return file.with_name("table.html" if owned else "report.html")
 
 
 def load_card(file: Path) -> Scorecard:

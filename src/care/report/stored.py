@@ -2,6 +2,7 @@
 
     report.json      a main job          report.html
     table.json       an evaluation       report.html, or table.html beside a main job's
+                     a comparison        report.html
     ablation.json    an ablation         ablation.html
     diagnosis.json   a diagnosis         diagnosis.html
 
@@ -17,9 +18,10 @@ from pathlib import Path
 from care.diagnosis.results import JSON_NAME as DIAGNOSIS
 from care.diagnosis.results import Diagnosis
 from care.errors import DataError
-from care.report import ablation, evaluation
+from care.report import ablation, comparison, evaluation
 from care.report.files import JSON_NAME, load_report, write_diagnosis, write_report
 from care.runs.manifest import MANIFEST, read_manifest
+from care.runs.reading import read_json
 
 
 def pages_of(run: Path) -> list[Path]:
@@ -44,6 +46,12 @@ def _report(file: Path) -> Path:
     return write_report(load_report(file), file.parent)[0]
 
 
+def _table(file: Path) -> Path:
+    """Of an evaluation or a comparison, as its schema says."""
+    found = read_json(file, "table", otherwise="pass the table.json of a finished run")
+    return (comparison if comparison.is_comparison(found) else evaluation).page_of(file)
+
+
 def _diagnosis(file: Path) -> Path:
     manifest = file.with_name(MANIFEST)
     model = read_manifest(manifest).get("model") if manifest.is_file() else None
@@ -52,7 +60,7 @@ def _diagnosis(file: Path) -> Path:
 
 _MAKERS: dict[str, Callable[[Path], Path]] = {
     JSON_NAME: _report,
-    evaluation.NAME: evaluation.page_of,
+    evaluation.NAME: _table,
     ablation.NAME: ablation.page_of,
     DIAGNOSIS: _diagnosis,
 }

@@ -21,6 +21,7 @@ from care.defenses.asking import Turns
 from care.defenses.base import Defense, answers_under, overrides
 from care.defenses.known import DEFENSES
 from care.defenses.known import kind_of as known_kind
+from care.defenses.steering import Steering
 from care.errors import ArtefactError, CareError, FitError
 from care.evaluation.leak_check import stated_goals
 from care.models.vlm import VLM
@@ -118,6 +119,15 @@ def test_at_strength_zero_nothing_changes(vlm, name):
     with defense.applied(vlm):
         assert torch.equal(vlm.forward(batch), before)
     assert texts(vlm, defense) == texts(vlm, None)
+
+
+@every
+def test_strength_does_not_enter_a_fit_that_trains_nothing(vlm, name):
+    kind = kind_of(name)
+    if kind.cost.trains or not issubclass(kind, Steering):
+        pytest.skip(f"{name} has no strength, or trains at it")
+    again = kind.fit(vlm, ATTACKS, BENIGN, **options(name, strength=0.25))
+    assert again.digest() == fitted(name).with_strength(0.25).digest()
 
 
 @every

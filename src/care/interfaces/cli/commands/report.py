@@ -13,7 +13,7 @@ from care.interfaces.cli.registry import command
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run, or its JSON.")],
 ) -> None:
-    """Write the pages of a main job, an evaluation, an ablation or a diagnosis anew."""
+    """Write the pages of a run anew: main job, evaluation, comparison, ablation or diagnosis."""
     from care.report.stored import pages_of
 
     for page in pages_of(run):

@@ -1,0 +1,283 @@
+"""Every defense in one table: fitted on the same, asked the same, each at its best.
+
+Material, diagnosis and CARE's own selection are stages of the main job (`stages`). Every rival is
+tuned by one rule on validation (`tuning`), then all rows (`comparison_rows`) are fitted on the same
+parts of the material and asked the same test examples. A killed job goes on with the setting, the
+row and the batch where it stopped:
+
+    fits.jsonl, fits/    every fit: settings that were tried, and rows
+    tuning/              answers to validation under every setting
+    rows.jsonl           judged answers to test, bare and under every row and fit
+    overhead.json        seconds of the same answers under each, in turns
+    attacks/             pictures that were made against each row, where they were asked for
+    table.json, report.html, table.md
+
+Nothing is chosen on test examples. Not here: figures (`care.evaluation.comparison_table`), the page
+(`care.report.comparison`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from care.data.example import Example, Suite, SuiteRole
+from care.defenses.base import Defense
+from care.defenses.repair.fitting import Fitter
+from care.diagnosis.activation_means import spread
+from care.diagnosis.full_config import BRIEF
+from care.errors import FitError
+from care.evaluation.attack_scores import AttackFigure
+from care.evaluation.comparison_claims import comparison_claims
+from care.evaluation.comparison_table import (
+    CARE,
+    ComparisonTable,
+    FitCost,
+    PlannedRow,
+    TriedSettings,
+    comparison_rows,
+)
+from care.evaluation.config import UNDEFENDED
+from care.pipeline.comparison_attacks import AskedAttacks, attacked
+from care.pipeline.comparison_rows import (
+    QUICKER,
+    CareRows,
+    Materials,
+    RivalFits,
+    RowPlan,
+    plan_of,
+    rivals,
+)
+from care.pipeline.config import QUICKLY, CompareJob
+from care.pipeline.fits import Fit, Fits, Made
+from care.pipeline.overheads import BATCH, overheads
+from care.pipeline.selection import RULE as CARES_RULE
+from care.pipeline.selection import mean_rates
+from care.pipeline.stages import COMPARED, Stages
+from care.pipeline.tuning import (
+    FULL,
+    QUICK,
+    Options,
+    budget_of,
+    sample_of,
+    settings_of,
+    taken,
+    told,
+)
+from care.pipeline.workflow import open_run
+from care.runs.progress import Bar, silent
+from care.runs.run import Run
+from care.runs.stages import stage_json
+
+TIMED, TIMED_QUICKLY = 4 * BATCH, BATCH
+"""Answers that are timed under each defense."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row with its fits."""
+
+    plan: RowPlan
+    fits: tuple[Fit, ...]
+    tried: tuple[TriedSettings, ...] = ()
+
+    def named(self) -> list[tuple[str, Defense]]:
+        """Its defenses, by their names in judged answers."""
+        return [
+            (name_of(self.plan.name, number), fit.defense)
+            for number, fit in enumerate(self.fits)
+            if fit.defense is not None
+        ]
+
+
+def name_of(row: str, number: int) -> str:
+    """Name of one fit of a row in judged answers."""
+    return f"{row}, fit {number + 1}" if number else row
+
+
+def compare(job: CompareJob, progress: Bar | None = None) -> ComparisonTable:
+    """The whole comparison. UsageError for a rival or an attack that there isn't."""
+    kinds, attacks = rivals(job.defenses), AskedAttacks.of(job.adaptive)
+    with open_run(job) as run:
+        with run.stage("model"):
+            work = Stages(job, run, progress)
+        with Fits(run, work.vlm) as fits:
+            return _Comparison(job, run, work, fits, progress).table(kinds, attacks)
+
+
+def _setting(rival: str, place: int) -> str:
+    """Name of a rival with the settings that are tried at this place."""
+    return f"{rival}, setting {place + 1}"
+
+
+class _Comparison:
+    """One comparison under way."""
+
+    def __init__(
+        self, job: CompareJob, run: Run, work: Stages, fits: Fits, progress: Bar | None
+    ) -> None:
+        self.job, self.run, self.work, self.fits = job, run, work, fits
+        self.bar = progress or silent
+        self.size = QUICK if job.quick else FULL
+        self.sample = sample_of(work.counted("validation"), self.size)
+
+    def table(self, kinds: Mapping[str, type[Defense]], attacks: AskedAttacks) -> ComparisonTable:
+        """All of it."""
+        work, job = self.work, self.job
+        fitter = work.fitter()
+        diagnosis = work.channels(fitter, work.diagnosis(fitter, BRIEF))
+        materials = Materials(fitter.material, job.most, job.run.seed)
+        shared = Fitter(work.vlm, materials.of(0), fitter.config, job.batch)
+        chosen, _ = work.select(shared, diagnosis)
+        with work.inner("selection") as inner:
+            bare = work.ask(work.counted("validation"), [None], "selection", inner)
+        own = CareRows(work, diagnosis, chosen, bare, materials).plans()
+        with self.run.stage("fits"), self.bar("fits", len(own) * job.fits) as bar:
+            rows = [self._row(plan, make, bar.advance) for plan, make in own]
+        with self.run.stage("rivals"), self.bar("rivals", len(kinds)) as bar:
+            for name, kind in kinds.items():
+                bar.advance(0, note=name)
+                rows.append(self._rival(name, kind, materials))
+                bar.advance(1)
+        if (care := next(row for row in rows if row.plan.name == CARE)).fits[0].failed:
+            raise FitError(care.fits[0].failed)
+        tests = self._tests()
+        results = work.ask(tests, [None, *(d for row in rows for d in row.named())], "evaluation")
+        first = {row.plan.name: row.fits[0] for row in rows}
+        there = {name: fit.defense for name, fit in first.items() if fit.defense is not None}
+        ratios = self._overheads(there)
+        folders = {name: fit.folder for name, fit in first.items() if fit.folder is not None}
+        found = attacked(work, attacks, there, folders, tests)
+        planned = [self._planned(row, materials.counts(), ratios, found) for row in rows]
+        made = comparison_rows(results, planned, job.run.seed)
+        self.run.check_there()
+        suites: dict[str, SuiteRole] = {name: results.role(name) for name in results.suites}
+        return ComparisonTable(
+            suites,
+            tuple(made),
+            comparison_claims(made, suites),
+            self._notes(kinds),
+            budget_of(self.size, self.sample),
+        )
+
+    # -- fits ------------------------------------------------------------------------------------
+
+    def _row(
+        self, plan: RowPlan, make: Callable[[int], Made], advance: Callable[[int], None]
+    ) -> _Row:
+        found = []
+        for number in range(self.job.fits):
+            found.append(self.fits.made(name_of(plan.name, number), lambda n=number: make(n)))
+            advance(1)
+        return _Row(plan, tuple(found))
+
+    def _rival(self, name: str, kind: type[Defense], materials: Materials) -> _Row:
+        """A rival at its best: tuned on validation, then fitted by every number."""
+        rival = RivalFits(self.work, kind, materials, QUICKER.get(name) if self.job.quick else None)
+        wanted = settings_of(kind, self.size.settings, self.job.run.seed)
+        first = [
+            self.fits.made(_setting(name, place), lambda o=options: rival.made(o, 0))
+            for place, options in enumerate(wanted)
+        ]
+        tried = self._tuned(name, wanted, first)
+        best = next((place for place, each in enumerate(tried) if each.chosen), 0)
+        found = [first[best]]
+        if found[0].defense is not None:
+            found += [
+                self.fits.made(name_of(name, number), lambda n=number: rival.made(wanted[best], n))
+                for number in range(1, self.job.fits)
+            ]
+        return _Row(plan_of(name, kind), tuple(found), tried)
+
+    def _tuned(
+        self, name: str, wanted: Sequence[Options], found: Sequence[Fit]
+    ) -> tuple[TriedSettings, ...]:
+        """The settings that were tried of a rival, the best of them marked."""
+        if len(wanted) == 1:
+            failed = found[0].failed
+            return (TriedSettings(told(wanted[0]), failed, None, None, None, failed is None),)
+        defenses = {
+            _setting(name, place): each.defense
+            for place, each in enumerate(found)
+            if each.defense is not None
+        }
+        with self.work.inner("tuning") as inner:
+            table = self.work.ask(self.sample, [None, *defenses.items()], "tuning", inner)
+        tried = []
+        for place, (options, each) in enumerate(zip(wanted, found, strict=True)):
+            rates = dict.fromkeys(("asr", "utility", "answered"))
+            if each.failed is None:
+                rates = {key: mean_rates(table, _setting(name, place))[key] for key in rates}
+            tried.append(TriedSettings(told(options), each.failed, **rates, chosen=False))
+        return taken(mean_rates(table, UNDEFENDED), tried)
+
+    # -- figures ---------------------------------------------------------------------------------
+
+    def _tests(self) -> list[Suite]:
+        suites = self.work.suites("test")
+        if not self.job.quick or self.job.attacks is not None:
+            return suites
+        return [suite for suite in suites if suite.role == "attack" or suite.name in COMPARED]
+
+    def _overheads(self, defenses: Mapping[str, Defense]) -> dict[str, float]:
+        suites = [suite for suite in self.work.counted("validation") if suite.role != "attack"]
+        examples: list[Example] = [example for suite in suites for example in suite]
+        timed = spread(examples, TIMED_QUICKLY if self.job.quick else TIMED)
+
+        def make() -> dict[str, float]:
+            batches = -(-len(timed) // BATCH)
+            with self.bar("overhead", batches * len(defenses)) as bar:
+                length = self.job.max_new_tokens
+                return overheads(self.work.vlm, defenses, timed, length, bar.advance)
+
+        return stage_json(self.run, "overhead", make)
+
+    def _planned(
+        self,
+        row: _Row,
+        counts: tuple[int, int],
+        ratios: Mapping[str, float],
+        found: Sequence[AttackFigure],
+    ) -> PlannedRow:
+        plan, first = row.plan, row.fits[0]
+        harmful, harmless = counts if plan.cost.needs else (0, 0)
+        return PlannedRow(
+            plan.name,
+            plan.group,
+            plan.paper,
+            first.failed,
+            FitCost(
+                plan.cost.forwards,
+                plan.cost.answers,
+                plan.cost.trains,
+                plan.cost.needs,
+                ratios.get(plan.name),
+                first.seconds,
+                harmful,
+                harmless,
+            ),
+            row.tried,
+            tuple(
+                (number, name_of(plan.name, number))
+                for number, fit in enumerate(row.fits)
+                if number and fit.failed is None
+            ),
+            tuple(figure for figure in found if figure.defense == plan.name),
+        )
+
+    def _notes(self, kinds: Sequence[str] | Mapping[str, object]) -> tuple[str, ...]:
+        size, asked = self.size, sum(map(len, self.sample))
+        quick = {name: QUICKER[name] for name in kinds if name in QUICKER and self.job.quick}
+        notes = [
+            f"Every row is fitted on the same requests, at most {self.job.most} of each class.",
+            f"Rivals: at most {size.settings} settings of what their papers leave open, each asked "
+            f"the same {asked} validation examples, the published settings first.",
+            f"CARE by default: the main job's own rule on validation, {CARES_RULE}. Its presets "
+            "are as published.",
+        ]
+        if self.job.quick:
+            notes.append(f"Quick: {QUICKLY}, and one part of the suites.")
+        for name, options in quick.items():
+            told = ", ".join(f"{key} = {value}" for key, value in options.items())
+            notes.append(f"Quick: {name} is fitted with {told}.")
+        return tuple(notes)

@@ -1,0 +1,244 @@
+"""What is compared: CARE and its parts, controls, and every rival; how each is fitted anew.
+
+A row is fitted on a part of the material that its number names (`material_parts.drawn`), the same
+for all rows: number 0 is evenly spaced, others are drawn. CARE's sites and gates are those that the
+main job's own rule takes on validation (`selection`); its monitors are fitted and chosen anew for
+each part. The presets `paper` and `official` are as they are published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from inspect import signature
+from typing import Any
+
+from care.data.example import Example
+from care.defenses import known
+from care.defenses.base import Defense
+from care.defenses.controls import random_control, random_discriminants
+from care.defenses.cost import Cost
+from care.defenses.material import Material
+from care.defenses.monitors.choosing import fit_monitors, labelled_answer
+from care.defenses.repair.channel import Modality
+from care.defenses.repair.fitting import Fitter
+from care.defenses.repair.fitting_data import said
+from care.defenses.repair.repair import Repair
+from care.defenses.steering import Steering
+from care.diagnosis.results import Diagnosis
+from care.errors import UsageError
+from care.evaluation.comparison_table import CARE, Group
+from care.evaluation.results import Results
+from care.models.sites import Site
+from care.pipeline.ablation import fitted as fitted_change
+from care.pipeline.ablation_rows import Change
+from care.pipeline.fits import Made, timed
+from care.pipeline.material_parts import drawn, shuffled
+from care.pipeline.selection import Candidate
+from care.pipeline.stages import Stages
+from care.pipeline.tuning import Options
+
+NO_RIVALS = ("repair", "neurons")
+"""Registered defenses that are rows of CARE, or belong to its diagnosis."""
+
+CONTROLS = ("always-refuse", "random-monitor", "random-subspace")
+"""Registered ones that nobody proposes: what a defense has to be better than."""
+
+QUICKER: Mapping[str, Options] = {"astra": {"pictures": 4, "draws": 1, "masks": 32, "grid": 7}}
+"""Options of fits in a quick comparison that take minutes as published; the table tells them."""
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """A row of the table."""
+
+    name: str
+    """Its name."""
+    group: Group
+    """What it is."""
+    cost: Cost
+    """What it declares."""
+    paper: str = ""
+    """Where it was published."""
+
+
+class Materials:
+    """What each number of a fit is fitted on."""
+
+    def __init__(self, material: Material, most: int, seed: int) -> None:
+        self._material, self._most, self._seed = material, most, seed
+
+    def of(self, number: int) -> Material:
+        """The part of that number."""
+        return drawn(self._material, self._most, number, self._seed)
+
+    def counts(self) -> tuple[int, int]:
+        """Harmful and harmless requests of each part."""
+        part = self.of(0)
+        return len(part.complied) + len(part.refused), len(part.answered)
+
+
+def rivals(names: Sequence[str]) -> dict[str, type[Defense]]:
+    """The rivals of these names, or all there are; UsageError for an unknown one."""
+    there = [name for name in known.names() if name not in NO_RIVALS]
+    for name in names:
+        if name not in there:
+            raise UsageError(
+                f"There is no rival {name!r} to compare; there are {', '.join(there)}. CARE's own "
+                "rows are always there."
+            )
+    if len(set(names)) < len(names):
+        raise UsageError(f"A rival is named twice in {', '.join(names)}; name it once.")
+    return {name: kind for name in names or there if (kind := known.kind_of(name)) is not None}
+
+
+def plan_of(name: str, kind: type[Defense]) -> RowPlan:
+    """The row of a rival or of a registered control."""
+    group: Group = "control" if name in CONTROLS else "rival"
+    return RowPlan(name, group, kind.cost, kind.paper)
+
+
+class RivalFits:
+    """The fits of one rival.
+
+    Settings that differ in strength alone are one fit, which it doesn't enter unless something is
+    trained under it (`care.defenses.steering`).
+    """
+
+    def __init__(
+        self,
+        work: Stages,
+        kind: type[Defense],
+        materials: Materials,
+        always: Options | None = None,
+    ) -> None:
+        """`always`: options of every fit."""
+        self.work, self.kind, self.materials, self.always = work, kind, materials, always or {}
+        self._shared: dict[tuple[Any, ...], Made] = {}
+
+    def made(self, options: Options, number: int) -> Made:
+        """The rival with these options on the part of that number, which is its seed too."""
+        shares = issubclass(self.kind, Steering) and not self.kind.cost.trains
+        if not shares or "strength" not in options:
+            return self._fitted(options, number)
+        others = {name: value for name, value in options.items() if name != "strength"}
+        key = (number, *sorted(others.items()))
+        if key not in self._shared:
+            self._shared[key] = self._fitted(options, number)
+        fitted, seconds = self._shared[key]
+        assert isinstance(fitted, Steering)
+        return fitted.with_strength(options["strength"]), seconds
+
+    def _fitted(self, options: Options, number: int) -> Made:
+        if self.kind.fit.__func__ is Defense.fit.__func__:  # pyright: ignore[reportFunctionMemberAccess]
+            return timed(self.kind)
+        material, job = self.materials.of(number), self.work.job
+        offered = {
+            "material": material,
+            "seed": job.run.seed + number,
+            "batch_size": job.batch,
+        }
+        takes = signature(self.kind.fit).parameters
+        given = {name: value for name, value in offered.items() if name in takes}
+        given |= self.always | options
+        attacks = _asked(material, "complied", "refused")
+        benign = _asked(material, "answered")
+        return timed(lambda: self.kind.fit(self.work.vlm, attacks, benign, **given))
+
+
+def _asked(material: Material, *classes: str) -> list[Example]:
+    return [example for name in classes for example, _ in getattr(material, name)]
+
+
+class CareRows:
+    """The rows of CARE and of its controls."""
+
+    def __init__(
+        self,
+        work: Stages,
+        diagnosis: Diagnosis,
+        chosen: Candidate,
+        validation: Results,
+        materials: Materials,
+    ) -> None:
+        self.work, self.diagnosis, self.validation = work, diagnosis, validation
+        self.config, self.materials = chosen.fitter.config, materials
+        self.places: dict[Modality, list[Site]] = {}
+        for channel in chosen.repair.channels:
+            self.places.setdefault(channel.modality, []).append(channel.site)
+        self._edits, self._whole = cache(self._fit_edits), cache(self._fit_whole)
+
+    def plans(self) -> list[tuple[RowPlan, Callable[[int], Made]]]:
+        """All rows with their fits of a number: presets, parts, the default, then controls."""
+        rows: list[tuple[str, Group, Callable[[int], Made]]] = [
+            ("care: paper", "care", lambda n: self._preset("paper", n)),
+            ("care: official", "care", lambda n: self._preset("official", n)),
+            ("care: edits only", "care", self._edits),
+            ("care: monitors only", "care", self._monitors),
+            (CARE, "care", lambda n: (self._whole(n)[0], sum(self._whole(n)[1:]))),
+            ("care: random subspace", "control", self._random_subspace),
+            ("care: random monitors", "control", self._random_monitors),
+            ("care: shuffled labels", "control", self._shuffled),
+        ]
+        return [
+            (RowPlan(name, group, Repair.cost, Repair.paper if group == "care" else ""), make)
+            for name, group, make in rows
+        ]
+
+    def _preset(self, name: Any, number: int) -> Made:
+        fitter = self._fitter(self.materials.of(number))
+        return timed(lambda: fitted_change(Change(name, name), fitter, self.diagnosis))
+
+    def _fitter(self, material: Material) -> Fitter:
+        return Fitter(self.work.vlm, material, self.config, self.work.job.batch)
+
+    def _fit_edits(self, number: int) -> Made:
+        return timed(lambda: self._edited(self.materials.of(number)))
+
+    def _edited(self, material: Material) -> Repair:
+        made = Repair.of(self._fitter(material).repair(self.places, "corrected"))
+        return replace(made, name=CARE)
+
+    def _fit_whole(self, number: int) -> tuple[Repair, float, float]:
+        """The default, and seconds of its edits and of its monitors."""
+        edits, seconds = self._edits(number)
+        assert isinstance(edits, Repair)
+        stage = f"monitors-{number}" if number else "monitors"
+        fitter = self._fitter(self.materials.of(number))
+        found = self.work.monitors(fitter, self.validation, stage)
+        told = next(s["seconds"] for s in self.work.run.stages if s["name"] == stage)
+        return replace(edits, monitors=found.monitors), seconds, told
+
+    def _monitors(self, number: int) -> Made:
+        repair, _, seconds = self._whole(number)
+        return repair.monitors_only(), seconds
+
+    def _random_subspace(self, number: int) -> Made:
+        edits, seconds = self._edits(number)
+        assert isinstance(edits, Repair)
+        return random_control(edits, self.work.job.run.seed + number), seconds
+
+    def _random_monitors(self, number: int) -> Made:
+        repair, *seconds = self._whole(number)
+        harmless = [labelled_answer(e, a, False) for e, a in self.materials.of(number).answered]
+        seed, batch = self.work.job.run.seed + number, self.work.job.batch
+        made, more = timed(
+            lambda: random_discriminants(self.work.vlm, repair, harmless, seed, batch)
+        )
+        return made, sum(seconds) + more
+
+    def _shuffled(self, number: int) -> Made:
+        material = shuffled(self.materials.of(number), number, self.work.job.run.seed)
+
+        def make() -> Repair:
+            found = fit_monitors(
+                self.work.vlm,
+                said(material),
+                (),
+                self.config.monitors,
+                batch_size=self.work.job.batch,
+            )
+            return replace(self._edited(material), monitors=found.monitors)
+
+        return timed(make)

@@ -1,0 +1,89 @@
+"""Parts of what is fitted on: fewer requests of each class, without some suites, or mislabelled.
+
+    thinned     at most so many requests of each class, evenly spaced
+    drawn       the same, but another part for each number
+    apart       without the requests of some suites
+    shuffled    the same requests with their classes drawn anew: what a fit can't learn from
+
+The activations that come with the material go along. Nothing is asked of a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from care.defenses.material import CLASSES, Material
+from care.diagnosis.activation_means import spread
+from care.errors import FitError
+
+
+def thinned(material: Material, most: int) -> Material:
+    """At most `most` requests of each class, evenly spaced, with their activations."""
+    return _part(
+        material,
+        {name: spread(range(len(getattr(material, name))), most) for name in CLASSES},
+    )
+
+
+def apart(material: Material, without: Sequence[str]) -> Material:
+    """The material without requests of these suites.
+
+    FitError where it holds none of one of them, or where nothing is left of a class.
+    """
+    there = {e.suite for name in CLASSES for e, _ in getattr(material, name)}
+    if missing := [name for name in without if name not in there]:
+        raise FitError(
+            f"Nothing that is fitted on is of the suite {missing[0]}, so it can't be left out; its "
+            "row is for the small world's suites."
+        )
+    return _part(
+        material,
+        {
+            name: [n for n, (e, _) in enumerate(getattr(material, name)) if e.suite not in without]
+            for name in CLASSES
+        },
+    )
+
+
+def drawn(material: Material, most: int, number: int, seed: int = 0) -> Material:
+    """As `thinned` of number 0; of others a draw of `most` requests of each class by both seeds."""
+    if number == 0:
+        return thinned(material, most)
+    rng = np.random.default_rng([seed, number])
+    counts = {name: len(getattr(material, name)) for name in CLASSES}
+    return _part(
+        material,
+        {
+            name: sorted(rng.permutation(count)[: min(most, count)].tolist())
+            for name, count in counts.items()
+        },
+    )
+
+
+def shuffled(material: Material, number: int = 0, seed: int = 0) -> Material:
+    """The same requests and answers, each in a class that is drawn; classes keep their sizes."""
+    parts = [getattr(material, name) for name in CLASSES]
+    pooled = [each for part in parts for each in part]
+    ends = np.cumsum([len(part) for part in parts])[:-1]
+    order = np.random.default_rng([seed, number, 1]).permutation(len(pooled))
+    places = dict(zip(CLASSES, np.split(order, ends), strict=True))
+    return Material(
+        **{name: tuple(pooled[place] for place in part) for name, part in places.items()},
+        decisions={
+            site: tuple(np.concatenate(rows)[part] for part in places.values())
+            for site, rows in material.decisions.items()
+        },
+    )
+
+
+def _part(material: Material, kept: Mapping[str, Sequence[int]]) -> Material:
+    """The requests at these places of each class."""
+    return Material(
+        **{name: tuple(getattr(material, name)[i] for i in kept[name]) for name in CLASSES},
+        decisions={
+            site: tuple(part[list(kept[name])] for name, part in zip(CLASSES, rows, strict=True))
+            for site, rows in material.decisions.items()
+        },
+    )

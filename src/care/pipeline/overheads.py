@@ -1,0 +1,54 @@
+"""What defenses cost per answer, measured: the same answers under each, beside the bare model's.
+
+Harmless requests, half of them from each of two kinds of suites, are answered in batches; for each
+batch and defense the bare model is timed just before, so that whatever else the machine does meets
+both alike:
+
+    overhead    Σ seconds under the defense / Σ seconds of the bare model just before
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from care.data.example import Example
+from care.defenses.base import Defense, answers_under
+from care.judges.refusal import certainly_refused
+from care.models.vlm import VLM
+
+BATCH = 16
+"""Requests that are timed together."""
+
+
+def overheads(
+    vlm: VLM,
+    defenses: Mapping[str, Defense],
+    examples: Sequence[Example],
+    max_new_tokens: int,
+    advance: Callable[[int], None],
+) -> dict[str, float]:
+    """Seconds of the answers under each defense as a multiple of the bare model's."""
+    batches = [examples[at : at + BATCH] for at in range(0, len(examples), BATCH)]
+
+    def seconds(defense: Defense | None, batch: Sequence[Example]) -> float:
+        begun = time.perf_counter()
+        answers_under(
+            defense,
+            vlm,
+            batch,
+            max_new_tokens=max_new_tokens,
+            batch_size=BATCH,
+            stop=certainly_refused,
+        )
+        return time.perf_counter() - begun
+
+    seconds(None, batches[0])  # what is made once isn't timed
+    found: dict[str, tuple[float, float]] = dict.fromkeys(defenses, (0.0, 0.0))
+    for batch in batches:
+        for name, defense in defenses.items():
+            bare = seconds(None, batch)
+            own = seconds(defense, batch)
+            found[name] = found[name][0] + own, found[name][1] + bare
+            advance(1)
+    return {name: own / bare for name, (own, bare) in found.items()}

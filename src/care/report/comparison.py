@@ -1,0 +1,146 @@
+"""Write a comparison of defenses: `table.json`, a page, and a table in Markdown for a README.
+
+All three are from one table (`care.evaluation.comparison_table`); nothing here computes a figure.
+`load_comparison` reads the first, and `page_of` makes the second of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from care.evaluation.comparison_table import ComparedRow, ComparisonTable
+from care.report.comparison_charts import cost_chart, forest, pareto_chart
+from care.report.evaluation import page_beside
+from care.report.html import filled
+from care.runs.files import write_whole
+from care.runs.reading import file_digest, read_json
+from care.statistics.intervals import Interval
+from care.typed import from_tree, to_tree
+
+SCHEMA = "care.compare/1"
+"""Name and version of the layout of table.json."""
+TITLE = "Every defense in one table"
+NAME = "table.json"
+
+
+@dataclass(frozen=True)
+class ComparisonFile(ComparisonTable):
+    """The whole of a comparison's table.json."""
+
+    schema: Literal["care.compare/1"]
+    """Name and version of this layout."""
+    title: str
+    """Heading of the page."""
+
+
+def write_comparison(table: ComparisonTable, folder: Path | str) -> Path:
+    """Write the three files into `folder`; the page's path. StorageError if that fails."""
+    tree = {"schema": SCHEMA, "title": TITLE, **to_tree(table, "The comparison")}
+    file = Path(folder) / NAME
+    write_whole(file, (json.dumps(tree, indent=1, allow_nan=False) + "\n").encode("ascii"))
+    write_whole(file.with_suffix(".md"), as_markdown(table).encode("utf-8"))
+    return page_of(file)
+
+
+def is_comparison(tree: Any) -> bool:
+    """Whether what a table.json holds is a comparison, and not an evaluation."""
+    return isinstance(tree, Mapping) and str(tree.get("schema", "")).startswith("care.compare/")
+
+
+def page_of(file: Path) -> Path:
+    """Write the page of a comparison's table.json beside it; its path.
+
+    DataError for what isn't one, StorageError if the page can't be written.
+    """
+    page = page_beside(file)
+    html = render_comparison(load_comparison(file), file_digest(file, "comparison"), file.name)
+    write_whole(page, html.encode("utf-8"))
+    return page
+
+
+def load_comparison(file: Path) -> ComparisonFile:
+    """Read a comparison's table.json; DataError for what isn't one."""
+    tree = read_json(file, "comparison", otherwise="pass the table.json of a finished comparison")
+    return from_tree(ComparisonFile, tree, strict=False, what=f"The comparison {file}")
+
+
+def render_comparison(found: ComparisonFile, digest: str, json_name: str) -> str:
+    """The HTML page; `digest` is the SHA-256 of the JSON."""
+    attacks = [(f.attack, f.requests) for row in found.rows for f in row.adaptive]
+    return filled(
+        "comparison_page.html.j2",
+        report=found,
+        digest=digest,
+        json_name=json_name,
+        attacks=list(dict.fromkeys(attacks)),
+        certified=_certified(found),
+        pareto=pareto_chart(found.rows),
+        forest=forest(found.rows),
+        costs=cost_chart(found.rows),
+        settings=lambda options: _settings(options) or "as published",
+        sections=_sections(found),
+    )
+
+
+def _sections(found: ComparisonFile) -> list[tuple[str, str]]:
+    sections = [
+        ("claims", "What it shows"),
+        ("pareto", "Safety and utility"),
+        ("forest", "Attack success"),
+        ("rows", "Every row"),
+        ("suites", "By suite"),
+        ("costs", "Cost"),
+        ("adaptive", "Attacks that know the defense"),
+        ("tuning", "Settings that were tried"),
+    ]
+    adaptive = any(row.adaptive for row in found.rows)
+    return [part for part in sections if part[0] != "adaptive" or adaptive]
+
+
+def _certified(found: ComparisonFile) -> str | None:
+    """The attack suite whose certificates are shown: the first that has any."""
+    return next((name for row in found.rows for name in row.certified), None)
+
+
+def as_markdown(table: ComparisonTable) -> str:
+    """The rows as a table, and the claims as a list."""
+    head = ["defense", "mean ASR", "against CARE", "p (Holm)", "utility", "harmless answered"]
+    head += ["overhead", "fit, s", "examples"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines += ["| " + " | ".join(_cells(row)) + " |" for row in table.rows]
+    told = [*table.claims, *table.notes]
+    return "\n".join([*lines, "", *(f"- {sentence}" for sentence in told)]) + "\n"
+
+
+def _cells(row: ComparedRow) -> list[str]:
+    if row.failed is not None:
+        return [row.name, f"not fitted: {row.failed}", *[""] * 7]
+    against, cost = row.against, row.cost
+    measured = ["", "", ""]
+    if cost is not None:
+        over = "" if cost.overhead is None else f"× {cost.overhead:.2f}"
+        measured = [over, f"{cost.fit_seconds:.0f}", f"{cost.harmful} + {cost.harmless}"]
+    return [
+        row.name,
+        _told(row.asr),
+        "" if against is None else _told(against.change, "+"),
+        "" if against is None else f"{against.p_holm:.2g}",
+        _told(row.utility),
+        _told(row.answered),
+        *measured,
+    ]
+
+
+def _told(part: Interval | None, sign: str = "") -> str:
+    if part is None:
+        return ""
+    return f"{part.rate:{sign}.2f} [{part.low:{sign}.2f}, {part.high:{sign}.2f}]"
+
+
+def _settings(options: Mapping[str, Any]) -> str:
+    """Settings in words."""
+    return ", ".join(f"{name} = {value}" for name, value in options.items())

@@ -1,0 +1,149 @@
+"""A comparison on a tiny model: every rival at its best, and a killed job goes on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from care.defenses.rivals.difference_of_means import DifferenceOfMeans
+from care.errors import FitError, UsageError
+from care.evaluation import runner
+from care.evaluation.comparison_table import CARE, ComparisonTable
+from care.interfaces.cli.app import main
+from care.pipeline import compare as comparing
+from care.pipeline.compare import compare
+from care.pipeline.comparison_attacks import AskedAttacks
+from care.pipeline.comparison_rows import rivals
+from care.pipeline.config import CompareJob
+from care.pipeline.tuning import TuningSize
+from care.report.comparison import SCHEMA, TITLE, write_comparison
+from care.runs.spec import RunSpec
+from care.typed import from_tree
+from kit.jobs import files, own_files, tiny_parts  # noqa: F401
+
+FEW: dict[str, Any] = {"test_length": 6, "max_new_tokens": 4, "fitted_on": 30}
+SIZE = TuningSize(3, {"attack": 6, "utility": 6, "over_refusal": 6})
+OWN = [
+    "none",
+    "care: paper",
+    "care: official",
+    "care: edits only",
+    "care: monitors only",
+    "care",
+    "care: random subspace",
+    "care: random monitors",
+    "care: shuffled labels",
+]
+
+
+def a_job(out: Path, *, resume: bool = False, **more: Any) -> CompareJob:
+    return CompareJob(run=RunSpec(out, resume, 0, 8), **(FEW | more))
+
+
+def untimed(table: ComparisonTable) -> ComparisonTable:
+    """The table without what a clock tells."""
+    rows = [
+        replace(row, cost=row.cost and replace(row.cost, fit_seconds=0.0, overhead=None))
+        for row in table.rows
+    ]
+    return replace(table, rows=tuple(rows))
+
+
+@pytest.mark.slow
+def test_a_killed_comparison_goes_on_and_ends_with_the_same_table(
+    files: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(comparing, "FULL", SIZE)
+    asked: dict[str, Any] = {"defenses": ("difference-of-means",), "seeds": 2, **files}
+    asked["adaptive"] = ("pgd-32,steps=2,restarts=1,batch_size=2", "openings,text=Sure")
+    table = compare(a_job(tmp_path / "whole", **asked))
+    rows = {row.name: row for row in table.rows}
+    assert list(rows) == [*OWN, "difference-of-means"]
+    rival, care = rows["difference-of-means"], rows[CARE]
+    assert rival.group == "rival" and "Rimsky" in rival.paper
+    assert len(rival.tried) == 3 and [each.chosen for each in rival.tried].count(True) == 1
+    assert rival.tried[0].options == {"depth": 0.4375, "strength": 1.0}
+    assert [fit.number for fit in rival.fits] == [0, 1] == [fit.number for fit in care.fits]
+    assert care.against is None and rival.against is not None
+    assert rival.cost is not None and rival.cost.harmful and rival.cost.overhead
+    assert care.cost is not None and care.cost.fit_seconds > 0
+    for row in (rival, care):
+        assert [figure.attack for figure in row.adaptive] == ["pgd-32", "openings"]
+    assert table.budget.answers == 12  # of the user's own files, which have no utility suite
+
+    tried, fitted = DifferenceOfMeans.fit.__func__, []
+
+    @wraps(tried)
+    def once(cls, *given, **options):
+        fitted.append(options["depth"])
+        if len(fitted) == 2:
+            raise KeyboardInterrupt
+        return tried(cls, *given, **options)
+
+    monkeypatch.setattr(DifferenceOfMeans, "fit", classmethod(once))
+    with pytest.raises(KeyboardInterrupt):
+        compare(a_job(tmp_path / "killed", **asked))
+    work, judged = runner._judge, []
+    monkeypatch.setattr(runner, "_judge", lambda *a: judged.append(1) or work(*a))
+    job = a_job(tmp_path / "killed", resume=True, **asked)
+    assert untimed(compare(job)) == untimed(table)
+    count = len(judged)
+    again = compare(job)
+    assert untimed(again) == untimed(table) and len(judged) == count > 0
+
+    page = write_comparison(table, tmp_path / "whole")
+    tree = json.loads((tmp_path / "whole" / "table.json").read_text())
+    assert (tree.pop("schema"), tree.pop("title")) == (SCHEMA, TITLE)
+    assert from_tree(ComparisonTable, tree, "comparison") == table
+    assert all(row.name in page.read_text() for row in table.rows)
+    monkeypatch.setattr(comparing, "compare", lambda job, progress: table)
+    assert main(["compare", "--out", str(tmp_path / "told")]) == 0
+    said = capsys.readouterr().out
+    assert "difference-of-means" in said and table.claims[0] in said and "report.html" in said
+
+
+@pytest.mark.slow
+def test_settings_that_cannot_be_fitted_are_told_and_others_are_taken(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fit = DifferenceOfMeans.fit.__func__
+
+    @wraps(fit)
+    def fails_deep(cls, *given, **options):
+        if options["depth"] > 0.5:
+            raise FitError("too deep")
+        return fit(cls, *given, **options)
+
+    monkeypatch.setattr(comparing, "QUICK", replace(SIZE, settings=6))
+    monkeypatch.setattr(DifferenceOfMeans, "fit", classmethod(fails_deep))
+    asked: dict[str, Any] = {"defenses": ("difference-of-means",), "quick": True}
+    asked |= own_files(tmp_path, 480)
+    table = compare(a_job(tmp_path / "out", **asked))
+    row = table.rows[-1]
+    deep = [each for each in row.tried if each.options["depth"] > 0.5]
+    assert deep and all(each.failed == "too deep" and each.asr is None for each in deep)
+    assert [each.chosen for each in row.tried].count(True) == 1 and row.failed is None
+    assert len(row.fits) == 1 and any("Quick" in note for note in table.notes)
+
+
+def test_wrong_names_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no rival 'astro' to compare; there are .*astra"):
+        rivals(["astro"])
+    with pytest.raises(UsageError, match="no rival 'repair'"):
+        rivals(["repair"])
+    with pytest.raises(UsageError, match="named twice"):
+        rivals(["astra", "astra"])
+    with pytest.raises(UsageError, match="gcg searches on each defense"):
+        AskedAttacks.of(["gcg"])
+    assert {"astra", "difference-of-means"} <= rivals([]).keys()
+    assert not {"repair", "neurons"} & rivals([]).keys()
+    assert not (tmp_path / "out").exists()
