@@ -82,7 +82,7 @@ def test_damage_is_one_sentence(tmp_path):
     ("change", "said"),
     [
         (lambda facts: facts | {"format": 2}, "has format 2 of a defense"),
-        (lambda facts: facts | {"defense": "nobody"}, "'nobody', which is not among astra, "),
+        (lambda facts: facts | {"defense": "nobody"}, "'nobody', which is not among "),
         (lambda facts: facts | {"settings": {}}, "`settings.layers` is missing; fit it again"),
         (lambda facts: facts | {"manifest": 3}, "is malformed"),
         (

@@ -22,12 +22,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from care.data.digests import digest_of
-from care.data.example import Example, Suite
 from care.errors import UsageError
 from care.models.spec import ModelSpec
 
 if TYPE_CHECKING:
+    from care.data.example import Example, Suite
     from care.defenses.base import Defense
     from care.defenses.monitors.monitor import Monitor
     from care.models.vlm import VLM
@@ -140,10 +139,11 @@ class SearchedAttack(VariantAttack):
         """
         if defense is None:
             return None
+        from care.attacks.watched import digest_of_monitors
+        from care.data.digests import digest_of
+
         if not defense.revises:
             return digest_of(defense) or defense.name
-        from care.attacks.watched import digest_of_monitors
-
         return digest_of_monitors(self.heeds(defense))
 
     @abstractmethod

@@ -1,6 +1,6 @@
 """Ways of asking that defenses share: in several turns, some requests only, or batch by batch.
 
-    Asking              one call of `answer`: what is asked, what is known of it, and how
+    AnswerCall          one call of `answer`: what is asked, what is known of it, and how
     Turns               a defense that asks more than once, or looks at the bare model's answers
     Gated               one of them: it opens to some requests, all others get the bare answer
     spoken, refusing    what answers say, and which of them refuse
@@ -33,7 +33,7 @@ BATCH_SIZE = 16
 
 
 @dataclass
-class Asking:
+class AnswerCall:
     """One call of `answer` or `revised`: a model, its requests, and how it is asked."""
 
     vlm: VLM
@@ -86,21 +86,21 @@ class Turns(Defense):
     touches: Touches = "dialogue"
 
     @abstractmethod
-    def turns(self, asking: Asking) -> list[Answer | None]:
+    def turns(self, call: AnswerCall) -> list[Answer | None]:
         """An answer to each request, in order; None where the model computed NaN."""
 
     def answer(self, vlm: VLM, examples: Sequence[Example], **how: Any) -> list[Answer]:
         """What comes of its turns; NotFiniteError, which holds the other answers."""
-        return self._asked(Asking(vlm, list(examples), None, how))
+        return self._asked(AnswerCall(vlm, list(examples), None, how))
 
     def revised(
         self, vlm: VLM, examples: Sequence[Example], answers: Sequence[Answer], **how: Any
     ) -> list[Answer]:
         """The same where the bare model's answers are known."""
-        return self._asked(Asking(vlm, list(examples), list(answers), how))
+        return self._asked(AnswerCall(vlm, list(examples), list(answers), how))
 
-    def _asked(self, asking: Asking) -> list[Answer]:
-        return asking.finish(self.turns(asking)) if asking.examples else []
+    def _asked(self, call: AnswerCall) -> list[Answer]:
+        return call.finish(self.turns(call)) if call.examples else []
 
 
 class Gated(Turns):
@@ -118,14 +118,14 @@ class Gated(Turns):
         with self.applied(vlm):
             return vlm.answers(list(examples), **how)
 
-    def turns(self, asking: Asking) -> list[Answer | None]:
+    def turns(self, call: AnswerCall) -> list[Answer | None]:
         """The bare model's answers to those it is shut to, its own to the others."""
-        opened = self.opened(asking.vlm, asking.examples, asking.batch_size)
-        acted_on = [e for e, acts in zip(asking.examples, opened, strict=True) if acts]
-        how = asking.how | {"progress": None}
-        found = merged(~opened, asking.bare(np.flatnonzero(~opened).tolist()))
+        opened = self.opened(call.vlm, call.examples, call.batch_size)
+        acted_on = [e for e, acts in zip(call.examples, opened, strict=True) if acts]
+        how = call.how | {"progress": None}
+        found = merged(~opened, call.bare(np.flatnonzero(~opened).tolist()))
         if acted_on:
-            guarded = _or_none(lambda: self.guarded(asking.vlm, acted_on, **how), len(acted_on))
+            guarded = _or_none(lambda: self.guarded(call.vlm, acted_on, **how), len(acted_on))
             fill(found, opened, guarded)
         return found
 

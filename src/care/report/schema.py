@@ -267,7 +267,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Cost:
+class RunCost:
     """What the run cost."""
 
     stages: tuple[Stage, ...]
@@ -294,7 +294,7 @@ class Report:
     """What was measured before and after the repair, at least one suite."""
     outcomes: dict[str, dict[When, dict[Outcome, Count]]]
     """Suite name → answers counted by outcome; exactly the names in `suites`."""
-    cost: Cost
+    cost: RunCost
     """Time and memory."""
     manifest: dict[str, Any]
     """Free-form: model, revision, digests, versions, seed, suites with licences, command."""

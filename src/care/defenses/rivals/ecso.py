@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from care.data.example import Example
-from care.defenses.asking import Asking, Turns, fill, merged, spoken, yes_odds
+from care.defenses.asking import AnswerCall, Turns, fill, merged, spoken, yes_odds
 from care.defenses.base import register
 from care.defenses.cost import Cost
 from care.defenses.stored import StoredDefense
@@ -49,35 +49,35 @@ class Ecso(Turns, StoredDefense):
     threshold: float = 0.0
     """Least log P(Yes) − log P(No) of an answer that is given again."""
 
-    def turns(self, asking: Asking) -> list[Answer | None]:
+    def turns(self, call: AnswerCall) -> list[Answer | None]:
         """The bare answers, and of those that the model says are harmful others."""
-        found = asking.bare(range(len(asking.examples)))
-        harmful = self._harmful(asking, found)
-        examples = [e for e, bad in zip(asking.examples, harmful, strict=True) if bad]
-        captions = asking.ask(
+        found = call.bare(range(len(call.examples)))
+        harmful = self._harmful(call, found)
+        examples = [e for e, bad in zip(call.examples, harmful, strict=True) if bad]
+        captions = call.ask(
             [_again(e, CAPTIONED, request=e.prompt) for e in examples],
             max_new_tokens=CAPTION_TOKENS,
         )
         there = np.array([caption is not None for caption in captions], dtype=bool)
         blind = [
             replace(e, images=(), prompt=ANSWERED.format(caption=said, request=e.prompt))
-            for e, said in zip(examples, spoken(asking.vlm, captions), strict=True)
+            for e, said in zip(examples, spoken(call.vlm, captions), strict=True)
             if said is not None
         ]
-        fill(found, harmful, merged(there, asking.ask(blind)))
+        fill(found, harmful, merged(there, call.ask(blind)))
         return found
 
-    def _harmful(self, asking: Asking, found: list[Answer | None]) -> np.ndarray:
+    def _harmful(self, call: AnswerCall, found: list[Answer | None]) -> np.ndarray:
         """Which answers (N,) of bool the model says are harmful, beside the picture."""
-        said = spoken(asking.vlm, found)
-        asked = np.array([bool(e.images and a) for e, a in zip(asking.examples, said, strict=True)])
+        said = spoken(call.vlm, found)
+        asked = np.array([bool(e.images and a) for e, a in zip(call.examples, said, strict=True)])
         questions = [
             _again(e, JUDGED, request=e.prompt, answer=a)
-            for e, a in zip(asking.examples, said, strict=True)
+            for e, a in zip(call.examples, said, strict=True)
             if e.images and a
         ]
         harmful = np.zeros(len(found), dtype=bool)
-        harmful[asked] = yes_odds(asking.vlm, questions, asking.batch_size) > self.threshold
+        harmful[asked] = yes_odds(call.vlm, questions, call.batch_size) > self.threshold
         return harmful
 
 

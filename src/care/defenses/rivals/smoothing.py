@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from care.data.example import Example
-from care.defenses.asking import Asking, Turns, fill, merged, refusing
+from care.defenses.asking import AnswerCall, Turns, fill, merged, refusing
 from care.defenses.base import register
 from care.defenses.cost import Cost
 from care.defenses.pictures import noisy, repictured
@@ -53,13 +53,13 @@ class Smoothing(Turns, StoredDefense):
                 f"{self.sigma!r:.40} and {self.copies}."
             )
 
-    def turns(self, asking: Asking) -> list[Answer | None]:
+    def turns(self, call: AnswerCall) -> list[Answer | None]:
         """The majority's answer to requests with a picture, the bare one to others."""
-        pictured = np.array([bool(e.images) for e in asking.examples])
-        copies = [copy for e in asking.examples if e.images for copy in self.noisy_copies(e)]
-        answers = asking.ask(copies)
-        refused = refusing(asking.vlm, answers)
-        found = merged(~pictured, asking.bare(np.flatnonzero(~pictured).tolist()))
+        pictured = np.array([bool(e.images) for e in call.examples])
+        copies = [copy for e in call.examples if e.images for copy in self.noisy_copies(e)]
+        answers = call.ask(copies)
+        refused = refusing(call.vlm, answers)
+        found = merged(~pictured, call.bare(np.flatnonzero(~pictured).tolist()))
         starts = range(0, len(copies), self.copies)
         parts = [slice(start, start + self.copies) for start in starts]
         fill(found, pictured, [majority(answers[part], refused[part]) for part in parts])

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from care.defenses.asking import Asking, Turns, fill, merged, refusing
+from care.defenses.asking import AnswerCall, Turns, fill, merged, refusing
 from care.defenses.base import register
 from care.defenses.cost import Cost
 from care.defenses.stored import StoredDefense
@@ -30,12 +30,12 @@ class TextFirst(Turns, StoredDefense):
     paper: ClassVar[str] = "none: a baseline"
     cost: ClassVar[Cost] = Cost(answers=1)
 
-    def turns(self, asking: Asking) -> list[Answer | None]:
+    def turns(self, call: AnswerCall) -> list[Answer | None]:
         """Refusals of the text alone where it is refused, the bare answers elsewhere."""
-        added = np.array([bool(e.images or e.opening) for e in asking.examples])
-        alone = asking.ask([e.text_alone() for e in asking.examples if e.images or e.opening])
+        added = np.array([bool(e.images or e.opening) for e in call.examples])
+        alone = call.ask([e.text_alone() for e in call.examples if e.images or e.opening])
         found = merged(added, alone)
         others = ~added
-        others[added] = ~refusing(asking.vlm, alone)
-        fill(found, others, asking.bare(np.flatnonzero(others).tolist()))
+        others[added] = ~refusing(call.vlm, alone)
+        fill(found, others, call.bare(np.flatnonzero(others).tolist()))
         return found

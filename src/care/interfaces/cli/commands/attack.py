@@ -6,7 +6,6 @@ import json
 from care.attacks.config import AttackConfig
 from care.attacks.presets import PUBLISHED
 from care.attacks.variant_attacks import VARIANT_ATTACKS, kind_of
-from care.attacks.variants import FixedAttack
 from care.interfaces.cli.options import takes
 from care.interfaces.cli.registry import command
 from care.interfaces.cli.shared import AsJson, check_folder, hide_loading_bars
@@ -43,6 +42,8 @@ def attack(job: AttackConfig) -> None:
 @command("list attacks")
 def list_attacks(as_json: AsJson = False) -> None:
     """Every image attack by the paper that it is from, and every attack in variants."""
+    from care.attacks.variants import FixedAttack
+
     rows = [
         {
             "name": name,
