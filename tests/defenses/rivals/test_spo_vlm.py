@@ -72,4 +72,4 @@ def test_without_steps_the_vectors_are_those_of_the_first_stage(vlm):
     expected = by_source(complied, refused, [e.suite for e, _ in material.complied])
     np.testing.assert_allclose(found.direction[0], expected, atol=1e-4)
     h = torch.zeros(1, 1, tiny.WIDTH)
-    torch.testing.assert_close(found.moved(h, 0)[0, 0], 0.5 * torch.from_numpy(found.direction[0]))
+    torch.testing.assert_close(found.moved(h, 0)[0, 0], 0.25 * torch.from_numpy(found.direction[0]))

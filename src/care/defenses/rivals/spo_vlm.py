@@ -12,7 +12,7 @@ settings are public.
 
 What had to be chosen: contrasts and tokens (activations at the last token of prompts, edited from
 there on), layers from 0.3 to 0.7 of the depth, the loss (direct preference optimisation, b = 0.1),
-Adam at 0.05 of the vectors' mean size, 60 steps of 8 pairs. Rewards become pairs, since no caption
+Adam at 0.005 of the vectors' mean size, 60 steps of 8 pairs. Rewards become pairs, since no caption
 reward is here offline: for an attack that worked a refusal is preferred to what the model said
 (less toxic), for a benign request the model's own answer to a refusal (consistent with its image).
 """
@@ -62,7 +62,7 @@ class SpoVlm(Steering):
     )
     searched: ClassVar[dict[str, tuple[Any, ...]]] = {
         "depths": ((0.3, 0.7), (0.2, 0.5), (0.5, 0.9)),
-        "strength": (0.25, 0.5, 1.0),
+        "strength": (0.1, 0.25, 0.5),
         "steps": (0, 60),
     }
 
@@ -82,9 +82,9 @@ class SpoVlm(Steering):
         *,
         material: Material | None = None,
         depths: tuple[float, float] = (0.3, 0.7),
-        strength: float = 0.5,
+        strength: float = 0.25,
         steps: int = 60,
-        rate: float = 0.05,
+        rate: float = 0.005,
         sharpness: float = 0.1,
         seed: int = 0,
         batch_size: int = 16,
