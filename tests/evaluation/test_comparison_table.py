@@ -63,10 +63,10 @@ def test_the_claims_say_what_was_found_and_what_was_not() -> None:
         "CARE by default loses 0.0 points of utility, 0.0 points of answered harmless requests: "
         "within the limits of 1 and 3."
     )
-    assert "Of 1 rivals" in best and "careful has the lowest mean ASR, 0.60" in best
+    assert "1 of 1 stay within" in best and "that of careful, 0.60 beside CARE's 0.05" in best
     assert "+55 points" in best and best.endswith("is found here.")
     assert harsh == "harsh lets fewer attacks through than CARE on pgd <b>, beyond these limits."
-    assert adaptive.endswith("is found here.") and "careful, the best of 1" in adaptive
+    assert adaptive.endswith("is found here.") and "careful, which lets the least" in adaptive
 
 
 def test_the_claims_follow_the_figures() -> None:

@@ -18,9 +18,9 @@ from care.interfaces.cli.app import main
 from care.pipeline import compare as comparing
 from care.pipeline.compare import compare
 from care.pipeline.comparison_attacks import AskedAttacks
-from care.pipeline.comparison_rows import rivals
+from care.pipeline.comparison_rows import QUICKER, rivals
 from care.pipeline.config import CompareJob
-from care.pipeline.tuning import TuningSize
+from care.pipeline.tuning import TuningSize, options_of, settings_of
 from care.report.comparison import SCHEMA, TITLE, write_comparison
 from care.runs.spec import RunSpec
 from care.typed import from_tree
@@ -133,6 +133,18 @@ def test_settings_that_cannot_be_fitted_are_told_and_others_are_taken(
     assert deep and all(each.failed == "too deep" and each.asr is None for each in deep)
     assert [each.chosen for each in row.tried].count(True) == 1 and row.failed is None
     assert len(row.fits) == 1 and any("Quick" in note for note in table.notes)
+
+
+def test_what_a_quick_one_shortens_are_options_of_its_rivals() -> None:
+    there = rivals([])
+    known = [name for name in QUICKER if name in there]
+    assert known
+    for name in known:
+        kind = there[name]
+        takes = options_of(kind)
+        assert QUICKER[name].keys() <= takes.keys(), name
+        assert any(takes[key].default != value for key, value in QUICKER[name].items()), name
+        assert settings_of(kind, 3, always=QUICKER[name])
 
 
 def test_wrong_names_are_one_sentence(tmp_path: Path) -> None:

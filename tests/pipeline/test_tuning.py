@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pytest
@@ -10,7 +10,7 @@ import pytest
 from care.data.example import Example, Suite, SuiteRole
 from care.defenses.base import Defense
 from care.evaluation.comparison_table import TriedSettings
-from care.pipeline.tuning import TuningSize, sample_of, settings_of, taken, told
+from care.pipeline.tuning import TuningSize, is_fitted, sample_of, settings_of, taken, told
 
 
 class Grid(Defense):
@@ -37,12 +37,24 @@ class Nothing(Defense):
     """A stand-in with nothing to choose."""
 
 
+@dataclass
+class Unfitted(Defense):
+    """A stand-in that is made, not fitted."""
+
+    searched: ClassVar[dict[str, tuple[Any, ...]]] = {"threshold": (0.0, 1.0)}
+
+    threshold: float = 0.5
+
+
 def test_a_small_grid_is_tried_whole_after_the_published_settings() -> None:
     found = settings_of(Grid, 8)
     assert found[0] == {"depth": 2, "strength": 1.0}
     assert len(found) == 8 == len({tuple(each.items()) for each in found})
     assert settings_of(Nothing, 8) == [{}]
     assert settings_of(Grid, 1) == found[:1]
+    assert [each["threshold"] for each in settings_of(Unfitted, 3)] == [0.5, 0.0, 1.0]
+    assert settings_of(Grid, 8, always=("depth",)) == [{"strength": 1.0}, {"strength": 2.0}]
+    assert is_fitted(Grid) and not is_fitted(Unfitted)
 
 
 def test_a_large_grid_is_filled_evenly_by_the_seed() -> None:

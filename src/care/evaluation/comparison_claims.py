@@ -28,7 +28,7 @@ def comparison_claims(
     free = [row for row in rivals if row.cost is not None and not row.cost.trains]
     found = [_losses(care, bare)]
     if within := [row for row in free if not _beyond(row, bare)]:
-        found.append(_best(care, within))
+        found.append(_best(care, within, len(free)))
     elif free:
         found.append("No rival without training stays within these limits.")
     attacks = [name for name, role in suites.items() if role == "attack"]
@@ -49,16 +49,17 @@ def _losses(care: ComparedRow, bare: ComparedRow) -> str:
     )
 
 
-def _best(care: ComparedRow, within: Sequence[ComparedRow]) -> str:
+def _best(care: ComparedRow, within: Sequence[ComparedRow], of: int) -> str:
     best = min(within, key=lambda row: _rate(row.asr))
     assert best.against is not None
     change, p = best.against.change, best.against.p_holm
     lower = change.rate > 0 and p < LEVEL
     return (
-        f"Of {len(within)} rivals without training that stay within these limits {best.name} has "
-        f"the lowest mean ASR, {_rate(best.asr):.2f}; it lets {100 * change.rate:+.0f} points "
-        f"[{100 * change.low:+.0f}, {100 * change.high:+.0f}] more attacks through than CARE "
-        f"(p = {p:.2g}, Holm): that CARE's is lower is {'found' if lower else 'not found'} here."
+        f"Of the rivals without training {len(within)} of {of} stay within these limits, and the "
+        f"lowest mean ASR is that of {best.name}, {_rate(best.asr):.2f} beside CARE's "
+        f"{_rate(care.asr):.2f}: it lets {100 * change.rate:+.0f} points "
+        f"[{100 * change.low:+.0f}, {100 * change.high:+.0f}] more attacks through "
+        f"(p = {p:.2g}, Holm). That CARE's is lower is {'found' if lower else 'not found'} here."
     )
 
 
@@ -97,9 +98,9 @@ def _adaptive(care: ComparedRow, rivals: Sequence[ComparedRow]) -> list[str]:
         best = min(others, key=lambda name: others[name])
         half = own.adaptive.rate <= others[best] / 2
         found.append(
-            f"Attacked by {own.attack}, CARE lets {own.adaptive.rate:.2f} through and {best}, the "
-            f"best of {len(others)} rivals, {others[best]:.2f}: at most half of every rival's is "
-            f"{'found' if half else 'not found'} here."
+            f"Attacked by {own.attack}, CARE lets {own.adaptive.rate:.2f} through and {best}, "
+            f"which lets the least through of the rivals, {others[best]:.2f}: that it is at most "
+            f"half of every rival's is {'found' if half else 'not found'} here."
         )
     return found
 

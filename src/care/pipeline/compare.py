@@ -173,8 +173,9 @@ class _Comparison:
 
     def _rival(self, name: str, kind: type[Defense], materials: Materials) -> _Row:
         """A rival at its best: tuned on validation, then fitted by every number."""
-        rival = RivalFits(self.work, kind, materials, QUICKER.get(name) if self.job.quick else None)
-        wanted = settings_of(kind, self.size.settings, self.job.run.seed)
+        always = QUICKER.get(name, {}) if self.job.quick else {}
+        rival = RivalFits(self.work, kind, materials, always)
+        wanted = settings_of(kind, self.size.settings, self.job.run.seed, always)
         first = [
             self.fits.made(_setting(name, place), lambda o=options: rival.made(o, 0))
             for place, options in enumerate(wanted)

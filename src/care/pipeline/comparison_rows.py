@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from inspect import signature
 from typing import Any
 
 from care.data.example import Example
@@ -37,7 +36,7 @@ from care.pipeline.fits import Made, timed
 from care.pipeline.material_parts import drawn, shuffled
 from care.pipeline.selection import Candidate
 from care.pipeline.stages import Stages
-from care.pipeline.tuning import Options
+from care.pipeline.tuning import Options, is_fitted, options_of
 
 NO_RIVALS = ("repair", "neurons")
 """Registered defenses that are rows of CARE, or belong to its diagnosis."""
@@ -45,8 +44,15 @@ NO_RIVALS = ("repair", "neurons")
 CONTROLS = ("always-refuse", "random-monitor", "random-subspace")
 """Registered ones that nobody proposes: what a defense has to be better than."""
 
-QUICKER: Mapping[str, Options] = {"astra": {"pictures": 4, "draws": 1, "masks": 32, "grid": 7}}
-"""Options of fits in a quick comparison that take minutes as published; the table tells them."""
+QUICKER: Mapping[str, Options] = {
+    "astra": {"pictures": 4, "draws": 1, "masks": 32, "grid": 7},
+    "autosteer": {"steps": 15},
+    "circuit-breakers": {"steps": 10},
+    "refusal-pairs": {"steps": 10},
+    "smoothing": {"copies": 3},
+    "spo-vlm": {"steps": 10},
+}
+"""Options of a quick comparison in place of those that take minutes; the table tells them."""
 
 
 @dataclass(frozen=True)
@@ -131,17 +137,17 @@ class RivalFits:
         return fitted.with_strength(options["strength"]), seconds
 
     def _fitted(self, options: Options, number: int) -> Made:
-        if self.kind.fit.__func__ is Defense.fit.__func__:  # pyright: ignore[reportFunctionMemberAccess]
-            return timed(self.kind)
         material, job = self.materials.of(number), self.work.job
         offered = {
             "material": material,
             "seed": job.run.seed + number,
             "batch_size": job.batch,
         }
-        takes = signature(self.kind.fit).parameters
+        takes = options_of(self.kind)
         given = {name: value for name, value in offered.items() if name in takes}
-        given |= self.always | options
+        given |= options | self.always
+        if not is_fitted(self.kind):
+            return timed(lambda: self.kind(**given))
         attacks = _asked(material, "complied", "refused")
         benign = _asked(material, "answered")
         return timed(lambda: self.kind.fit(self.work.vlm, attacks, benign, **given))

@@ -12,9 +12,9 @@ requests; if none does, the one that loses least beyond that; ties go to the ear
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from inspect import signature
+from inspect import Parameter, signature
 from itertools import product
 from math import prod
 from typing import Any
@@ -23,6 +23,7 @@ import numpy as np
 
 from care.data.example import Suite, SuiteRole
 from care.defenses.base import Defense
+from care.defenses.stored import StoredDefense
 from care.diagnosis.activation_means import spread
 from care.evaluation.comparison_table import Budget, TriedSettings
 from care.pipeline.selection import ranked
@@ -54,10 +55,15 @@ QUICK = TuningSize(3, {"attack": 15, "utility": 12, "over_refusal": 12})
 """Of a quick comparison."""
 
 
-def settings_of(kind: type[Defense], most: int, seed: int = 0) -> list[Options]:
-    """The settings that are tried of a class, the published ones first; at least one."""
-    searched = kind.searched
-    known = signature(kind.fit).parameters
+def settings_of(
+    kind: type[Defense], most: int, seed: int = 0, always: Collection[str] = ()
+) -> list[Options]:
+    """The settings that are tried of a class, the published ones first; at least one.
+
+    Options that are `always` given aren't searched.
+    """
+    searched = {name: values for name, values in kind.searched.items() if name not in always}
+    known = options_of(kind)
     found: list[Options] = [{name: known[name].default for name in searched}]
     small = prod(map(len, searched.values())) <= most
     for point in _grid(searched) if small else _filling(searched, seed):
@@ -66,6 +72,17 @@ def settings_of(kind: type[Defense], most: int, seed: int = 0) -> list[Options]:
         if point not in found:
             found.append(point)
     return found
+
+
+def is_fitted(kind: type[Defense]) -> bool:
+    """Whether a class is fitted on requests, and not only made with its settings."""
+    makes = (Defense.fit.__func__, StoredDefense.fit.__func__)  # pyright: ignore[reportFunctionMemberAccess]
+    return kind.fit.__func__ not in makes  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def options_of(kind: type[Defense]) -> Mapping[str, Parameter]:
+    """The options of its fit, or of its constructor where nothing is fitted."""
+    return signature(kind.fit if is_fitted(kind) else kind).parameters
 
 
 def _grid(searched: Mapping[str, Sequence[Any]]) -> Iterator[Options]:

@@ -28,7 +28,7 @@ LOOKS = {
 """Shape and class of the mark of each group."""
 _WORDS = {"bare": "bare model", "care": "CARE", "rival": "rivals", "control": "controls"}
 _ROW = 22.0
-_HEIGHT = 440.0
+_TOP, _HEIGHT = 58.0, 452.0
 
 
 def harmless_use(row: ComparedRow) -> Interval | None:
@@ -67,14 +67,17 @@ def pareto_chart(rows: Sequence[ComparedRow]) -> Markup:
     uses = [use for row in there if (use := harmless_use(row)) is not None]
     x = Scale(0.0, 100.0, 70, WIDTH - 30)
     least = 100 * min(use.low for use in uses)
-    y = Scale(max(0.0, least - 3), 101.0, _HEIGHT, 46)
+    y = Scale(max(0.0, least - 3), 101.0, _HEIGHT, _TOP)
     parts = [svg.y_axis(y, x.start, x.end, "harmless use, percent")]
     best = [(x(100 * _asr(row)), y(100 * _use(row))) for row in front(there)]
     if len(best) > 1:
         parts.append(svg.path(best, "link", fill="none"))
+    named = [row.name for row in front(there)]
     for row, use in zip(there, uses, strict=True):
         parts.append(_point(row, use, x, y))
-    lines = svg.x_axis(x, 46, _HEIGHT, "mean attack success, percent", x.ticks(6))
+        if row.name in named or row.group in ("bare", "care"):
+            parts.append(_name(row, use, x, y))
+    lines = svg.x_axis(x, _TOP, _HEIGHT, "mean attack success, percent", x.ticks(6))
     title = "Attack success against harmless use"
     return svg.canvas(WIDTH, _HEIGHT + 46, title, _legend(there), lines, *parts)
 
@@ -134,19 +137,21 @@ def _point(row: ComparedRow, use: Interval, x: Scale, y: Scale) -> Markup:
     shape, look = LOOKS[row.group]
     at, up = x(100 * row.asr.rate), y(100 * use.rate)
     words = f"{row.name}: attack success {told(row.asr)}, harmless use {told(use)}"
-    return svg.join(
-        [
-            tag(
-                "g",
-                tag("title", words),
-                svg.line(x(100 * row.asr.low), up, x(100 * row.asr.high), up, f"whisker {look}"),
-                svg.line(at, y(100 * use.low), at, y(100 * use.high), f"whisker {look}"),
-                svg.marker(shape, at, up, look),
-                class_="datum",
-            ),
-            svg.label(at + 9, up - 7, svg.shorten(row.name, 24), class_="value"),
-        ]
+    return tag(
+        "g",
+        tag("title", words),
+        svg.line(x(100 * row.asr.low), up, x(100 * row.asr.high), up, f"whisker {look}"),
+        svg.line(at, y(100 * use.low), at, y(100 * use.high), f"whisker {look}"),
+        svg.marker(shape, at, up, look),
+        class_="datum",
     )
+
+
+def _name(row: ComparedRow, use: Interval, x: Scale, y: Scale) -> Markup:
+    """Its name beside its mark, on the side where there is room."""
+    at, right = x(100 * _asr(row)), _asr(row) > 0.7
+    place = (at - 9, "end") if right else (at + 9, "start")
+    return svg.label(place[0], y(100 * use.rate) - 7, svg.shorten(row.name, 24), place[1], "value")
 
 
 def _bar(row: ComparedRow, scale: Scale, y: float) -> Markup:
