@@ -83,7 +83,7 @@ class CompareJob(RepairJob):
     seeds: Annotated[int | None, Between(1, 100)] = None
     """Fits of every row, each on another part of the material; none: 3, or 1 of a quick one."""
     fitted_on: Annotated[int | None, Between(8, MANY)] = None
-    """Most requests of each class that every row is fitted on; none: 240, or 60 of a quick one."""
+    """Most requests of each class that every row is fitted on; none: 240, or 100 of a quick one."""
     adaptive: tuple[str, ...] = ()
     """Attack to make against every row, NAME[,option=value]…, see `care list attacks`; repeatable.
     """
@@ -96,7 +96,7 @@ class CompareJob(RepairJob):
     @property
     def most(self) -> int:
         """Most requests of each class to fit on."""
-        return self.fitted_on or (60 if self.quick else 240)
+        return self.fitted_on or (100 if self.quick else 240)
 
     def config(self) -> dict[str, Any]:
         """Everything that decides the numbers, for the manifest."""
