@@ -6,7 +6,6 @@ All three are from one table (`care.evaluation.ablation_table`); nothing here co
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,9 +13,9 @@ from typing import Literal
 from care.evaluation.ablation_table import AblationRow, AblationTable
 from care.report.forest_chart import forest_chart
 from care.report.html import filled
+from care.report.rows_table import as_table, told, write_table
 from care.runs.files import write_whole
 from care.runs.reading import file_digest, read_json
-from care.statistics.intervals import Interval
 from care.typed import from_tree, to_tree
 
 SCHEMA = "care.ablation/1"
@@ -38,10 +37,9 @@ class Ablation(AblationTable):
 def write_ablation(table: AblationTable, folder: Path | str) -> Path:
     """Write the three files into `folder`; the page's path. StorageError if that fails."""
     tree = {"schema": SCHEMA, "title": TITLE, **to_tree(table, "The ablation")}
-    payload = (json.dumps(tree, indent=1, allow_nan=False) + "\n").encode("ascii")
-    write_whole(Path(folder) / NAME, payload)
-    write_whole((Path(folder) / NAME).with_suffix(".md"), as_markdown(table).encode("utf-8"))
-    return page_of(Path(folder) / NAME)
+    file = Path(folder) / NAME
+    write_table(file, tree, as_markdown(table))
+    return page_of(file)
 
 
 def page_of(file: Path) -> Path:
@@ -82,9 +80,7 @@ def render_ablation(found: Ablation, digest: str, json_name: str) -> str:
 def as_markdown(table: AblationTable) -> str:
     """The rows as a table, and the claims as a list."""
     head = ["row", "ASR", "answered", "utility", "change of ASR", "p (Holm)"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    lines += ["| " + " | ".join(_cells(row)) + " |" for row in table.rows]
-    return "\n".join([*lines, "", *(f"- {claim}" for claim in table.claims)]) + "\n"
+    return as_table(head, map(_cells, table.rows), table.claims)
 
 
 def _cells(row: AblationRow) -> list[str]:
@@ -93,13 +89,7 @@ def _cells(row: AblationRow) -> list[str]:
     against = row.against
     return [
         row.name,
-        *(_told(part) for part in (row.asr, row.answered, row.utility)),
-        "" if against is None else _told(against.change, "+"),
+        *(told(part) for part in (row.asr, row.answered, row.utility)),
+        "" if against is None else told(against.change, "+"),
         "" if against is None else f"{against.p_holm:.2g}",
     ]
-
-
-def _told(part: Interval | None, sign: str = "") -> str:
-    if part is None:
-        return ""
-    return f"{part.rate:{sign}.2f} [{part.low:{sign}.2f}, {part.high:{sign}.2f}]"

@@ -6,7 +6,6 @@ All three are from one table (`care.evaluation.comparison_table`); nothing here 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,9 @@ from care.evaluation.comparison_table import ComparedRow, ComparisonTable
 from care.report.comparison_charts import cost_chart, forest, pareto_chart
 from care.report.evaluation import page_beside
 from care.report.html import filled
+from care.report.rows_table import as_table, told, write_table
 from care.runs.files import write_whole
 from care.runs.reading import file_digest, read_json
-from care.statistics.intervals import Interval
 from care.typed import from_tree, to_tree
 
 SCHEMA = "care.compare/1"
@@ -41,8 +40,7 @@ def write_comparison(table: ComparisonTable, folder: Path | str) -> Path:
     """Write the three files into `folder`; the page's path. StorageError if that fails."""
     tree = {"schema": SCHEMA, "title": TITLE, **to_tree(table, "The comparison")}
     file = Path(folder) / NAME
-    write_whole(file, (json.dumps(tree, indent=1, allow_nan=False) + "\n").encode("ascii"))
-    write_whole(file.with_suffix(".md"), as_markdown(table).encode("utf-8"))
+    write_table(file, tree, as_markdown(table))
     return page_of(file)
 
 
@@ -110,10 +108,7 @@ def as_markdown(table: ComparisonTable) -> str:
     """The rows as a table, and the claims as a list."""
     head = ["defense", "mean ASR", "against CARE", "p (Holm)", "utility", "harmless answered"]
     head += ["overhead", "fit, s", "examples"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    lines += ["| " + " | ".join(_cells(row)) + " |" for row in table.rows]
-    told = [*table.claims, *table.notes]
-    return "\n".join([*lines, "", *(f"- {sentence}" for sentence in told)]) + "\n"
+    return as_table(head, map(_cells, table.rows), (*table.claims, *table.notes))
 
 
 def _cells(row: ComparedRow) -> list[str]:
@@ -126,19 +121,13 @@ def _cells(row: ComparedRow) -> list[str]:
         measured = [over, f"{cost.fit_seconds:.0f}", f"{cost.harmful} + {cost.harmless}"]
     return [
         row.name,
-        _told(row.asr),
-        "" if against is None else _told(against.change, "+"),
+        told(row.asr),
+        "" if against is None else told(against.change, "+"),
         "" if against is None else f"{against.p_holm:.2g}",
-        _told(row.utility),
-        _told(row.answered),
+        told(row.utility),
+        told(row.answered),
         *measured,
     ]
-
-
-def _told(part: Interval | None, sign: str = "") -> str:
-    if part is None:
-        return ""
-    return f"{part.rate:{sign}.2f} [{part.low:{sign}.2f}, {part.high:{sign}.2f}]"
 
 
 def _settings(options: Mapping[str, Any]) -> str:
