@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from care.defenses.stored import StoredDefense
 from care.errors import ArtefactError, FitError, MissingDependencyError, UsageError
 from care.models.gradients import differentiable
 from care.models.vlm import VLM
+
+Item = TypeVar("Item")
 
 MAX_NORM = 1.0
 """Longest gradient; a longer one is shortened to it."""
@@ -256,6 +258,12 @@ def chunks(count: int, size: int, rng: np.random.Generator) -> Iterator[list[int
             left += rng.permutation(count).tolist()
         yield left[:size]
         left = left[size:]
+
+
+def batches(items: Sequence[Item], size: int, seed: Sequence[int]) -> Iterator[list[Item]]:
+    """Items in batches of at most `size`, as `chunks` draws them."""
+    for places in chunks(len(items), min(size, len(items)), np.random.default_rng(seed)):
+        yield [items[place] for place in places]
 
 
 def _peft() -> Any:

@@ -1,14 +1,15 @@
 """Steering: what defenses that edit activations at some layers share.
 
-A class says what becomes of activations, `moved(h, place)`, and at which tokens, `scopes`; its
-layers and strength are fields. Layers are told by depth, a share of the model's: the output after
-⌈depth · L⌉ of L layers, so that a published layer 20 of 40 is depth 0.5. Everything is computed in
-float32, differentiable, and at strength 0 nothing is touched. Not here: any method.
+A `Steering` says what becomes of activations, `moved(h, place)`, and at which tokens, `scopes`; its
+layers and strength are fields (`AtLayers`). Layers are told by depth, a share of the model's: the
+output after ⌈depth · L⌉ of L layers, so that a published layer 20 of 40 is depth 0.5. Everything is
+computed in float32, differentiable, and at strength 0 nothing is touched. Not here: any method.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -33,13 +34,11 @@ ANSWERING: tuple[Scope, ...] = ("decision", "response")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Steering(StoredDefense):
-    """A defense that edits activations at some layers."""
+class AtLayers(StoredDefense):
+    """A defense that edits activations at some layers, with some strength."""
 
     kind: ClassVar[SiteKind] = "layer_out"
     """Where in a layer."""
-    scopes: ClassVar[tuple[Scope, ...]] = ANSWERING
-    """At which tokens."""
 
     layers: tuple[int, ...]
     """Where; rows of numbers that differ between layers are in this order."""
@@ -58,11 +57,6 @@ class Steering(StoredDefense):
             )
         if not math.isfinite(self.strength):
             raise UsageError(f"strength must be a finite number, got {self.strength!r:.40}.")
-
-    @property
-    def touches(self) -> Touches:
-        """The decision alone where nothing before the last position of a prompt is edited."""
-        return touched(self.scopes)
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -88,18 +82,6 @@ class Steering(StoredDefense):
                 f"but {vlm.name} has {found[0]} layers of width {found[1]}; fit it for this model"
             )
 
-    def applied(self, vlm: VLM) -> AbstractContextManager[EditStats]:
-        """Edit while the context is open; yields counts of what was edited to whoever holds them
-        (`care.models.hooks.edit`)."""
-        self.check(vlm)
-        edits = {site: partial(self._within, place) for place, site in enumerate(self.sites)}
-        return edited(vlm, edits)
-
-    def moved(self, h: Tensor, place: int) -> Tensor:
-        """What becomes of activations h (B, T, D) at the layer `layers[place]`, wherever they are
-        in scope."""
-        raise NotImplementedError
-
     def number(self, name: str, like: Tensor) -> Tensor:
         """The numbers of that name on the device of `like`."""
         key = (name, like.device)
@@ -108,6 +90,31 @@ class Steering(StoredDefense):
                 self._kept[key] = torch.from_numpy(getattr(self, name)).to(like.device)
         return self._kept[key]
 
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Steering(AtLayers, ABC):
+    """What becomes of activations, the same for every request."""
+
+    scopes: ClassVar[tuple[Scope, ...]] = ANSWERING
+    """At which tokens."""
+
+    @property
+    def touches(self) -> Touches:
+        """The decision alone where nothing before the last position of a prompt is edited."""
+        return touched(self.scopes)
+
+    def applied(self, vlm: VLM) -> AbstractContextManager[EditStats]:
+        """Edit while the context is open; yields counts of what was edited to whoever holds them
+        (`care.models.hooks.edit`)."""
+        self.check(vlm)
+        edits = {site: partial(self._within, place) for place, site in enumerate(self.sites)}
+        return edited(vlm, edits)
+
+    @abstractmethod
+    def moved(self, h: Tensor, place: int) -> Tensor:
+        """What becomes of activations h (B, T, D) at the layer `layers[place]`, wherever they are
+        in scope."""
+
     def _within(self, place: int, h: Tensor, context: Pass) -> Tensor:
         if self.strength == 0 or (context.answering and not reaches_answers(self.scopes)):
             return h
@@ -115,6 +122,12 @@ class Steering(StoredDefense):
         if context.answering and context.unpadded:
             return new
         return torch.where(scope_mask(context.roles, self.scopes)[..., None], new, h)
+
+
+def out_of_span(h: Tensor, basis: Tensor, strength: float, centre: Tensor | None = None) -> Tensor:
+    """h − a V Vᵀ (h − μ) of activations h (…, D): less of what lies along the rows of Vᵀ (K, D)."""
+    apart = h if centre is None else h - centre
+    return h - strength * (apart @ basis.T) @ basis
 
 
 def decisions_moved(

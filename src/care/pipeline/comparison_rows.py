@@ -24,7 +24,7 @@ from care.defenses.repair.channel import Modality
 from care.defenses.repair.fitting import Fitter
 from care.defenses.repair.fitting_data import said
 from care.defenses.repair.repair import Repair
-from care.defenses.steering import Steering
+from care.defenses.steering import AtLayers
 from care.diagnosis.results import Diagnosis
 from care.errors import UsageError
 from care.evaluation.comparison_table import CARE, Group
@@ -125,7 +125,7 @@ class RivalFits:
 
     def made(self, options: Options, number: int) -> Made:
         """The rival with these options on the part of that number, which is its seed too."""
-        shares = issubclass(self.kind, Steering) and not self.kind.cost.trains
+        shares = issubclass(self.kind, AtLayers) and not self.kind.cost.trains
         if not shares or "strength" not in options:
             return self._fitted(options, number)
         others = {name: value for name, value in options.items() if name != "strength"}
@@ -133,7 +133,7 @@ class RivalFits:
         if key not in self._shared:
             self._shared[key] = self._fitted(options, number)
         fitted, seconds = self._shared[key]
-        assert isinstance(fitted, Steering)
+        assert isinstance(fitted, AtLayers)
         return fitted.with_strength(options["strength"]), seconds
 
     def _fitted(self, options: Options, number: int) -> Made:

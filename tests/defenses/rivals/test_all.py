@@ -21,7 +21,7 @@ from care.defenses.asking import Turns
 from care.defenses.base import Defense, answers_under, overrides
 from care.defenses.known import DEFENSES
 from care.defenses.known import kind_of as known_kind
-from care.defenses.steering import Steering
+from care.defenses.steering import AtLayers
 from care.errors import ArtefactError, CareError, FitError
 from care.evaluation.leak_check import stated_goals
 from care.models.vlm import VLM
@@ -74,6 +74,10 @@ every = pytest.mark.parametrize("name", FITTED)
 steering = pytest.mark.parametrize(
     "name", [name for name in FITTED if hasattr(kind_of(name), "with_strength")]
 )
+trained_at_no_strength = pytest.mark.parametrize(
+    "name",
+    [n for n in FITTED if issubclass(kind_of(n), AtLayers) and not kind_of(n).cost.trains],
+)
 of_examples = pytest.mark.parametrize("name", [n for n in FITTED if kind_of(n).cost.needs])
 
 
@@ -121,12 +125,9 @@ def test_at_strength_zero_nothing_changes(vlm, name):
     assert texts(vlm, defense) == texts(vlm, None)
 
 
-@every
+@trained_at_no_strength
 def test_strength_does_not_enter_a_fit_that_trains_nothing(vlm, name):
-    kind = kind_of(name)
-    if kind.cost.trains or not issubclass(kind, Steering):
-        pytest.skip(f"{name} has no strength, or trains at it")
-    again = kind.fit(vlm, ATTACKS, BENIGN, **options(name, strength=0.25))
+    again = kind_of(name).fit(vlm, ATTACKS, BENIGN, **options(name, strength=0.25))
     assert again.digest() == fitted(name).with_strength(0.25).digest()
 
 

@@ -24,14 +24,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from care.data.example import Example, Suite
 from care.defenses.base import register
 from care.defenses.cost import Cost
-from care.defenses.low_rank import Adapters, LowRank, adapters, chunks, descend
+from care.defenses.low_rank import Adapters, LowRank, adapters, batches, descend
 from care.defenses.material import Answered, Material, gather
 from care.defenses.steering import at_least, layer_at
 from care.defenses.stored import fitted_on
@@ -84,18 +83,13 @@ class CircuitBreakers(LowRank):
         at_least(1, harmful, "attacks that worked and were answered with a word")
         layers = sorted({layer_at(vlm, depth) for depth in depths})
         sites = [Site(layer, "layer_out") for layer in layers]
-        drawn = [
-            chunks(len(part), min(batch_size, len(part)), np.random.default_rng([seed, place]))
-            for place, part in enumerate((harmful, stays))
-        ]
+        drawn = [batches(harmful, batch_size, [seed, 0]), batches(stays, batch_size, [seed, 1])]
         with adapters(vlm, range(layers[-1] + 1), rank, alpha, seed, SPREAD) as trained:
 
             def loss(step: int) -> Tensor:
                 turned, kept = coefficients(step, steps, weight)
-                parts = [[harmful[place] for place in next(drawn[0])]]
-                parts.append([stays[place] for place in next(drawn[1])])
-                away = rerouted(*activations(vlm, trained, parts[0], sites, "response"))
-                same = moved(*activations(vlm, trained, parts[1], sites, "all"))
+                away = rerouted(*activations(vlm, trained, next(drawn[0]), sites, "response"))
+                same = moved(*activations(vlm, trained, next(drawn[1]), sites, "all"))
                 return turned * away + kept * same
 
             descend(trained, steps, rate, loss)

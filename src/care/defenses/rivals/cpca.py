@@ -25,7 +25,7 @@ from care.data.example import Example, Suite
 from care.defenses.base import register
 from care.defenses.cost import Cost
 from care.defenses.material import Material, decision_rows, gather
-from care.defenses.steering import Steering, layer_at
+from care.defenses.steering import Steering, layer_at, out_of_span
 from care.defenses.stored import fitted_on
 from care.errors import UsageError
 from care.models.sites import Site
@@ -52,8 +52,8 @@ class ContrastivePca(Steering):
 
     def moved(self, h: Tensor, place: int) -> Tensor:
         """h − a V Vᵀ (h − μ)."""
-        basis = self.number("basis", h)[place]
-        return h - self.strength * ((h - self.number("mean", h)[place]) @ basis.T) @ basis
+        basis, mean = self.number("basis", h)[place], self.number("mean", h)[place]
+        return out_of_span(h, basis, self.strength, mean)
 
     @classmethod
     def fit(

@@ -21,7 +21,7 @@ from care.data.example import Example, Suite
 from care.defenses.base import register
 from care.defenses.cost import Cost
 from care.defenses.material import Material, decision_rows, gather
-from care.defenses.steering import Steering, layer_at
+from care.defenses.steering import Steering, layer_at, out_of_span
 from care.defenses.stored import fitted_on
 from care.errors import FitError
 from care.models.sites import Site
@@ -48,8 +48,7 @@ class RandomSubspace(Steering):
 
     def moved(self, h: Tensor, place: int) -> Tensor:
         """h − a Q Qᵀ (h − r)."""
-        basis = self.number("basis", h)
-        return h - self.strength * ((h - self.number("mean", h)) @ basis.T) @ basis
+        return out_of_span(h, self.number("basis", h), self.strength, self.number("mean", h))
 
     @classmethod
     def fit(

@@ -21,14 +21,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-import numpy as np
 from torch import Tensor
 
 from care.data.example import Example, Suite
 from care.defenses.base import register
 from care.defenses.cost import Cost
 from care.defenses.likelihood import logprobs
-from care.defenses.low_rank import LowRank, adapters, chunks, descend
+from care.defenses.low_rank import LowRank, adapters, batches, descend
 from care.defenses.material import Answered, Material, gather
 from care.defenses.steering import at_least
 from care.defenses.stored import fitted_on
@@ -75,15 +74,12 @@ class RefusalPairs(LowRank):
         others = _said(vlm, material.answered)
         at_least(1, pairs, "malicious requests with a refusal")
         at_least(1, others, "benign requests with an answer")
-        drawn = [
-            chunks(len(part), min(batch_size, len(part)), np.random.default_rng([seed, place]))
-            for place, part in enumerate((pairs, others))
-        ]
+        drawn = [batches(pairs, batch_size, [seed, 0]), batches(others, batch_size, [seed, 1])]
 
         def loss(step: int) -> Tensor:
-            found = surprise(vlm, [pairs[place] for place in next(drawn[0])])
+            found = surprise(vlm, next(drawn[0]))
             if kept:
-                found = found + kept * surprise(vlm, [others[place] for place in next(drawn[1])])
+                found = found + kept * surprise(vlm, next(drawn[1]))
             return found
 
         with adapters(vlm, range(vlm.anatomy.n_layers), rank, alpha, seed) as trained:

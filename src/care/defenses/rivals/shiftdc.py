@@ -32,14 +32,14 @@ from torch import Tensor
 from care.data.example import WORDLESS, Example, Suite
 from care.defenses.activations import at_decision
 from care.defenses.asking import Gated, answers_by_batch
-from care.defenses.base import Defense, register
+from care.defenses.base import register
 from care.defenses.cost import Cost
 from care.defenses.material import Answered, Material, gather
-from care.defenses.steering import Steering, at_least, decisions_moved, layers_between, unit
+from care.defenses.steering import AtLayers, at_least, decisions_moved, layers_between, unit
 from care.defenses.stored import fitted_on
 from care.models.edit_stats import EditStats
 from care.models.responses import Answer
-from care.models.sites import Scope, Site
+from care.models.sites import Site
 from care.models.vlm import VLM
 
 QUESTION = "Describe the image."
@@ -51,7 +51,7 @@ MOST = 160
 
 @register("shiftdc")
 @dataclass(frozen=True, eq=False, kw_only=True)
-class ShiftDC(Gated, Steering):
+class ShiftDC(Gated, AtLayers):
     """The part of a picture's shift that looks safe is removed, told by a caption in its place."""
 
     paper: ClassVar[str] = "Zou et al. 2025, 2502.13095"
@@ -60,14 +60,11 @@ class ShiftDC(Gated, Steering):
         "depths": ((0.3, 1.0), (0.3, 0.7), (0.5, 1.0)),
         "strength": (0.5, 1.0, 2.0),
     }
-    scopes: ClassVar[tuple[Scope, ...]] = ("decision",)
 
     direction: np.ndarray
     """s / ‖s‖ of each layer (L, D)."""
     caption_tokens: int = 128
     """Most of a caption."""
-
-    applied = Defense.applied  # pyright: ignore[reportAssignmentType]  edits are of one request
 
     def opened(self, vlm: VLM, examples: Sequence[Example], batch_size: int) -> np.ndarray:
         """Requests with a picture (N,)."""

@@ -28,7 +28,7 @@ from care.defenses.activations import at_decision
 from care.defenses.base import register
 from care.defenses.cost import Cost
 from care.defenses.material import Material, gather
-from care.defenses.steering import Steering, at_least, layer_at
+from care.defenses.steering import Steering, at_least, layer_at, out_of_span
 from care.defenses.stored import fitted_on
 from care.models.sites import Site
 from care.models.vlm import VLM
@@ -52,8 +52,7 @@ class VlmGuard(Steering):
 
     def moved(self, h: Tensor, place: int) -> Tensor:
         """h − a V Vᵀ h."""
-        basis = self.number("basis", h)[place]
-        return h - self.strength * (h @ basis.T) @ basis
+        return out_of_span(h, self.number("basis", h)[place], self.strength)
 
     @classmethod
     def fit(
