@@ -129,3 +129,18 @@ def test_shuffled_labels_deal_the_same_requests_out_anew():
     after = [each for name in CLASSES for each in getattr(found, name)]
     assert sorted(e.id for e, _ in after) == sorted(e.id for e, _ in before)
     assert shuffled_labels(told, seed=1) == found != shuffled_labels(told, seed=2)
+
+
+def test_shuffled_material_keeps_sizes_and_each_request_its_activations() -> None:
+    found = fits.material()
+    site = Site(2, "layer_out")
+    sizes = [len(getattr(found, name)) for name in CLASSES]
+    rows = np.split(np.arange(sum(sizes))[:, None], np.cumsum(sizes)[:-1])
+    mixed = shuffled_labels(replace(found, decisions={site: tuple(rows)}), [0, 3, 1])
+    pooled = [each for name in CLASSES for each in getattr(found, name)]
+    assert mixed.complied != found.complied
+    for name, part, size in zip(CLASSES, mixed.decisions[site], sizes, strict=True):
+        assert getattr(mixed, name) == tuple(pooled[place] for place in part[:, 0])
+        assert len(part) == size
+    kept = {(e.id, said) for name in CLASSES for e, said in getattr(mixed, name)}
+    assert kept == {(e.id, said) for e, said in pooled}

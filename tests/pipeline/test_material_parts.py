@@ -10,7 +10,7 @@ import pytest
 from care.defenses.material import CLASSES
 from care.errors import FitError
 from care.models.sites import Site
-from care.pipeline.material_parts import apart, drawn, shuffled, thinned
+from care.pipeline.material_parts import apart, drawn, thinned
 from kit.fits import material
 
 
@@ -46,18 +46,3 @@ def test_parts_are_drawn_by_number_and_number_0_is_evenly_spaced() -> None:
         assert len(getattr(parts[0], name)) == 5
         assert set(getattr(parts[0], name)) <= set(getattr(found, name))
     assert drawn(found, 1000, 1) == found
-
-
-def test_shuffled_material_keeps_sizes_and_each_request_its_activations() -> None:
-    found = material()
-    site = Site(2, "layer_out")
-    sizes = [len(getattr(found, name)) for name in CLASSES]
-    rows = np.split(np.arange(sum(sizes))[:, None], np.cumsum(sizes)[:-1])
-    mixed = shuffled(replace(found, decisions={site: tuple(rows)}), 3)
-    pooled = [each for name in CLASSES for each in getattr(found, name)]
-    assert mixed.complied != found.complied
-    for name, part, size in zip(CLASSES, mixed.decisions[site], sizes, strict=True):
-        assert getattr(mixed, name) == tuple(pooled[place] for place in part[:, 0])
-        assert len(part) == size
-    kept = {(e.id, said) for name in CLASSES for e, said in getattr(mixed, name)}
-    assert kept == {(e.id, said) for e, said in pooled}

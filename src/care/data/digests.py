@@ -14,6 +14,8 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from PIL import Image
+
 from care.data.example import Example, Suite
 from care.errors import DataError
 
@@ -34,10 +36,12 @@ def example_digest(example: Example) -> str:
 
 def picture_digests(example: Example) -> tuple[str, ...]:
     """SHA-256 of the size and pixels of each picture, whatever it was loaded from."""
-    return tuple(
-        hashlib.sha256(f"{image.width}x{image.height}".encode() + image.tobytes()).hexdigest()
-        for image in example.load_images()
-    )
+    return tuple(map(picture_digest, example.load_images()))
+
+
+def picture_digest(image: Image.Image) -> str:
+    """SHA-256 of the size and pixels of a picture."""
+    return hashlib.sha256(f"{image.width}x{image.height}".encode() + image.tobytes()).hexdigest()
 
 
 def suite_digest(suite: Suite) -> str:

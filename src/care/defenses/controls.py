@@ -104,7 +104,7 @@ def seeing_control(repair: Repair) -> Repair:
     return replace(repair, monitors=tuple(monitors), name="sees the picture")
 
 
-def shuffled_labels(material: Material, seed: int = 0) -> Material:
+def shuffled_labels(material: Material, seed: int | Sequence[int] = 0) -> Material:
     """The same requests and answers in classes of the same sizes, dealt out at random.
 
     A defense that is fitted on it, `Kind.fit(…, material=shuffled_labels(material))`, has all that

@@ -6,13 +6,13 @@ request and not on what was asked before. It is no secret from an attacker who k
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 from PIL import Image
 
+from care.data.digests import picture_digest
 from care.data.example import Example
 
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
@@ -29,7 +29,7 @@ def repictured(example: Example, change: Change, seed: int = 0, draw: int = 0) -
 
 def drawing(image: Image.Image, seed: int, draw: int) -> np.random.Generator:
     """What is drawn from for a picture; another `draw` is independent of it."""
-    told = hashlib.sha256(f"{image.width}x{image.height}".encode() + image.tobytes()).digest()
+    told = bytes.fromhex(picture_digest(image))
     return np.random.default_rng([seed, draw, *np.frombuffer(told, np.uint32).tolist()])
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from care.data.example import Example
 from care.defenses import known
 from care.defenses.base import Defense
-from care.defenses.controls import random_control, random_discriminants
+from care.defenses.controls import random_control, random_discriminants, shuffled_labels
 from care.defenses.cost import Cost
 from care.defenses.material import Material
 from care.defenses.monitors.choosing import fit_monitors, labelled_answer
@@ -33,7 +33,7 @@ from care.models.sites import Site
 from care.pipeline.ablation import fitted as fitted_change
 from care.pipeline.ablation_rows import Change
 from care.pipeline.fits import Made, timed
-from care.pipeline.material_parts import drawn, shuffled
+from care.pipeline.material_parts import drawn
 from care.pipeline.selection import Candidate
 from care.pipeline.stages import Stages
 from care.pipeline.tuning import Options, is_fitted, options_of
@@ -235,7 +235,7 @@ class CareRows:
         return made, sum(seconds) + more
 
     def _shuffled(self, number: int) -> Made:
-        material = shuffled(self.materials.of(number), number, self.work.job.run.seed)
+        material = shuffled_labels(self.materials.of(number), [self.work.job.run.seed, number, 1])
 
         def make() -> Repair:
             found = fit_monitors(

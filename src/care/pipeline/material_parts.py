@@ -1,9 +1,8 @@
-"""Parts of what is fitted on: fewer requests of each class, without some suites, or mislabelled.
+"""Parts of what is fitted on: fewer requests of each class, or without some suites.
 
     thinned     at most so many requests of each class, evenly spaced
     drawn       the same, but another part for each number
     apart       without the requests of some suites
-    shuffled    the same requests with their classes drawn anew: what a fit can't learn from
 
 The activations that come with the material go along. Nothing is asked of a model.
 """
@@ -58,22 +57,6 @@ def drawn(material: Material, most: int, number: int, seed: int = 0) -> Material
         {
             name: sorted(rng.permutation(count)[: min(most, count)].tolist())
             for name, count in counts.items()
-        },
-    )
-
-
-def shuffled(material: Material, number: int = 0, seed: int = 0) -> Material:
-    """The same requests and answers, each in a class that is drawn; classes keep their sizes."""
-    parts = [getattr(material, name) for name in CLASSES]
-    pooled = [each for part in parts for each in part]
-    ends = np.cumsum([len(part) for part in parts])[:-1]
-    order = np.random.default_rng([seed, number, 1]).permutation(len(pooled))
-    places = dict(zip(CLASSES, np.split(order, ends), strict=True))
-    return Material(
-        **{name: tuple(pooled[place] for place in part) for name, part in places.items()},
-        decisions={
-            site: tuple(np.concatenate(rows)[part] for part in places.values())
-            for site, rows in material.decisions.items()
         },
     )
 
