@@ -261,7 +261,8 @@ def test_artefacts_with_a_damaged_gate(refused, tmp_path):
     refused(lambda job: Repair.load(tmp_path), "channel 0", "numbers of a gate")
 
 
-def test_no_artefact(refused, tmp_path):
+def test_no_artefact(refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # after make demo the clone has a runs/demo/repair
     for place in (tmp_path, tmp_path / "nowhere", "nobody/no-repair", "runs/demo/repair"):
         refused(lambda job, place=place: Repair.load(place), str(place))
 
