@@ -133,8 +133,7 @@ class _Comparison:
         materials = Materials(material, job.most, job.run.seed)
         shared = Fitter(work.vlm, materials.of(0), fitter.config, job.batch)
         chosen, _ = work.select(shared, diagnosis)
-        with work.inner("selection") as inner:
-            bare = work.ask(work.counted("validation"), [None], "selection", inner)
+        bare = work.bare_answers()
         own = CareRows(work, diagnosis, chosen, bare, materials).plans()
         with self.run.stage("fits"), self.bar("fits", len(own) * job.fits) as bar:
             rows = [self._row(plan, make, bar.advance) for plan, make in own]

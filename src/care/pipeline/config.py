@@ -39,6 +39,8 @@ class RepairJob:
     """Test examples of each suite."""
     quick: bool = False
     """The same on a quarter of the examples, for a first look."""
+    tune: bool = False
+    """Search the preset's settings on validation, as `care compare` does for every defense."""
     max_new_tokens: Annotated[int, Between(1, MAX_BATCH)] = 24
     """Length of an answer in tokens."""
     model: ModelSpec = ModelSpec()
@@ -57,6 +59,7 @@ class RepairJob:
     def config(self) -> dict[str, Any]:
         """Everything that decides the numbers, for the manifest."""
         quick = {"quick": QUICKLY} if self.quick else {}
+        tune = {"tune": True} if self.tune else {}
         files = {"attacks": self.attacks, "benign": self.benign}
         return {
             **self.model.facts(),
@@ -67,6 +70,7 @@ class RepairJob:
             "max_new_tokens": self.max_new_tokens,
             "test_length": self.test_length,
             **quick,
+            **tune,
         }
 
 

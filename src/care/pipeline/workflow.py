@@ -13,6 +13,7 @@ and ends with the same numbers:
     channels.json   at which sites the unsafe channels can be closed
     screening.json  first tokens under every candidate on the validation split
     selection/      answers under the best candidates on the validation split
+    fits/, tuning/  in place of both with `tune`: repairs with other settings, and their answers
     monitors/, monitors.json   what watches requests and answers, and what else was tried
     repair/         the chosen artefact
     rows.jsonl      judged answers on the test split: bare, repaired, controls
@@ -28,14 +29,18 @@ from pathlib import Path
 from typing import Any
 
 from care.data.digests import suite_digest
+from care.defenses.repair.fitting import Fitter
 from care.defenses.repair.repair import Repair
 from care.diagnosis.full_config import BRIEF, DiagnosisConfig
+from care.diagnosis.results import Diagnosis
 from care.diagnosis.token_attribution import token_scores
 from care.errors import UsageError
 from care.models.sites import Site
 from care.pipeline.config import QUICKLY, RepairJob
+from care.pipeline.selection import Candidate
 from care.pipeline.splits import check_files, own_files
 from care.pipeline.stages import Stages
+from care.pipeline.tuned_repair import tuned
 from care.report.build import answer_pairs, attribution, report_tree
 from care.report.files import write_diagnosis, write_report
 from care.runs.environment import peak_memory_gib, started
@@ -71,7 +76,7 @@ def repair(job: RepairJob, progress: Bar | None = None) -> dict[str, Any]:
             work = Stages(job, run, progress)
         fitter = work.fitter()
         diagnosis = work.channels(fitter, work.diagnosis(fitter, BRIEF))
-        chosen, selection = work.select(fitter, diagnosis)
+        chosen, selection = _chosen(work, fitter, diagnosis)
         table, parts, controls = work.prove(chosen)
         with run.stage("report"):
             tests = {e.id: e for suite in work.suites("test") for e in suite}
@@ -103,6 +108,13 @@ def repair(job: RepairJob, progress: Bar | None = None) -> dict[str, Any]:
         run.check_there()
         write_report(tree, job.run.out)
     return json.loads((job.run.out / "report.json").read_text(encoding="utf-8"))
+
+
+def _chosen(work: Stages, fitter: Fitter, diagnosis: Diagnosis) -> tuple[Candidate, Any]:
+    """The repair and what is told of its selection: by candidates, or by a search of settings."""
+    if work.job.tune:
+        return tuned(work, fitter, diagnosis)
+    return work.select(fitter, diagnosis)
 
 
 def _refuse_a_sample(run: Run) -> None:
@@ -162,7 +174,7 @@ def fit(job: RepairJob, progress: Bar | None = None) -> Path:
         work = Stages(job, run, progress)
         fitter = work.fitter()
         diagnosis = work.channels(fitter, work.diagnosis(fitter, BRIEF))
-        chosen, selection = work.select(fitter, diagnosis)
+        chosen, selection = _chosen(work, fitter, diagnosis)
         run.write_json("selection.json", selection)
         _label(chosen.repair, job)
         return chosen.repair.save(run.inside("repair"))

@@ -11,7 +11,7 @@ from care.pipeline.config import RepairJob
 
 
 @command("ablate", "Work")
-@takes(RepairJob, without=("preset",), out=Path("runs/ablate"), test_length=24)
+@takes(RepairJob, without=("preset", "tune"), out=Path("runs/ablate"), test_length=24)
 def ablate(job: RepairJob) -> None:
     """Fit the presets and each with one thing changed, and set them against each other."""
     hide_loading_bars()

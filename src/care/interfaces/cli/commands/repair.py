@@ -35,7 +35,7 @@ def repair(job: RepairJob, *, fail_above: FailAbove = None) -> None:
 
 
 @command("diagnose", "Work")
-@takes(RepairJob, out=Path("runs/diagnose"))
+@takes(RepairJob, without=("tune",), out=Path("runs/diagnose"))
 def diagnose(job: RepairJob) -> None:
     """Find the layers, components and neurons that carry the attacks, and say how sure that is."""
     hide_loading_bars()
