@@ -24,8 +24,8 @@ from care.defenses.repair.searched import searched, with_options
 from care.diagnosis.results import Diagnosis
 from care.evaluation.results import Results
 from care.models.sites import Site
-from care.pipeline.ablation import preset_sites
 from care.pipeline.fits import Made, timed
+from care.pipeline.selection import preset_sites
 from care.pipeline.stages import Stages
 from care.pipeline.tuning import Options, points_of
 
