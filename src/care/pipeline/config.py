@@ -92,6 +92,11 @@ class CompareJob(RepairJob):
     """Attack to make against every row, NAME[,option=value]…, see `care list attacks`; repeatable.
     """
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tune:
+            raise UsageError("a comparison tunes every defense as it is: leave out tune=True")
+
     @property
     def fits(self) -> int:
         """Fits of every row."""
