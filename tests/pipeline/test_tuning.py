@@ -9,6 +9,8 @@ import pytest
 
 from care.data.example import Example, Suite, SuiteRole
 from care.defenses.base import Defense
+from care.defenses.rivals.autosteer import AutoSteer
+from care.defenses.rivals.difference_of_means import DifferenceOfMeans
 from care.evaluation.comparison_table import TriedSettings
 from care.pipeline.tuning import TuningSize, is_fitted, sample_of, settings_of, taken, told
 
