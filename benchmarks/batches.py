@@ -1,9 +1,9 @@
-"""Peak memory of answering, by length of the prompts: batches bounded in tokens, and in examples alone.
+"""Peak memory of answering, by length of the prompts: with and without a bound of tokens in a batch.
 
-The embedded model reads 64 requests at once and answers in a few tokens, as they are and after 4, 16
-and 64 invented turns (`care.attacks.many_shot`): as it does by itself (`care.models.memory`), and with
-the bound of tokens lifted. Each measurement is a process of its own; memory is what its peak RSS grows
-by while it answers. "growth" is that of the longest prompts over that of the shortest.
+The embedded model reads 64 requests at once and answers in a few tokens, as they are and after 4,
+16 and 64 invented turns (`care.attacks.many_shot`): as it does by itself (`care.models.memory`),
+and with the bound lifted. Each measurement is a process of its own; memory is what its peak RSS
+grows by while it answers. "growth" is that of the longest prompts over that of the shortest.
 
     python benchmarks/batches.py
 """
