@@ -1,4 +1,4 @@
-"""Peak memory of answering, by length of the prompts: with and without a bound of tokens in a batch.
+"""Peak memory of answering, by length of the prompts, with and without a bound of their tokens.
 
 The embedded model reads 64 requests at once and answers in a few tokens, as they are and after 4,
 16 and 64 invented turns (`care.attacks.many_shot`): as it does by itself (`care.models.memory`),
