@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import Protocol, TypeVar
 
 from care.data.example import Example
+from care.models.batches import Batch
 from care.models.prompt_cache import PromptCache, Start
-
-if TYPE_CHECKING:
-    from care.models.vlm import VLM
 
 Result = TypeVar("Result")
 
@@ -26,6 +24,24 @@ Work = Callable[[list[int], Start], Sequence[Result]]
 """Indices of a batch and where its answers start -> one result of each."""
 
 
+class InBatches(Protocol):
+    """What is needed of a model."""
+
+    def batch(self, examples: Sequence[Example]) -> Batch:
+        """See `VLM.batch`."""
+        ...
+
+    def in_batches(
+        self,
+        examples: list[Example],
+        batch_size: int | None,
+        work: Callable[[list[int]], Sequence[Result]],
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Result]:
+        """See `VLM.in_batches`."""
+        ...
+
+
 def listed(asked: Prompts) -> list[Example]:
     """The examples that a model is asked."""
     if isinstance(asked, PromptCache):
@@ -34,7 +50,7 @@ def listed(asked: Prompts) -> list[Example]:
 
 
 def over_starts(
-    vlm: VLM,
+    vlm: InBatches,
     asked: Prompts,
     batch_size: int | None,
     work: Work[Result],
@@ -58,13 +74,13 @@ def over_starts(
     return [results[index] for index in range(len(examples))]
 
 
-def _start(vlm: VLM, examples: list[Example], rows: Sequence[int]) -> Start:
+def _start(vlm: InBatches, examples: list[Example], rows: Sequence[int]) -> Start:
     """Whole prompts of some examples, not read yet."""
     return Start.of(vlm.batch([examples[row] for row in rows]))
 
 
 def _on_rows(
-    vlm: VLM,
+    vlm: InBatches,
     held: list[Example],
     indices: list[int],
     start: Start,
