@@ -18,7 +18,7 @@ from care.pipeline.care_settings import CareSettings
 from care.pipeline.tuning import TuningSize
 from kit.jobs import a_job, files, parts, tiny_parts  # noqa: F401
 
-SIZE = TuningSize(3, {"attack": 6, "utility": 6, "over_refusal": 6})
+SIZE = TuningSize(3, 2, {"attack": 6, "utility": 6, "over_refusal": 6})
 FEW: dict[str, Any] = {"test_length": 8, "batch_size": 8, "max_new_tokens": 4, "tune": True}
 
 
