@@ -65,7 +65,7 @@ class CareSettings:
         """Choices of layers, the preset's own first."""
         found = [own, *([site] for site in own)]
         found += [depth_sites(self.work.vlm, depth, self.config.kind) for depth in _DEPTHS]
-        return tuple(dict.fromkeys(tuple(site.layer for site in sites) for sites in found))
+        return tuple(dict.fromkeys(tuple(sorted(s.layer for s in sites)) for sites in found))
 
     def wanted(self, most: int, seed: int) -> list[Options]:
         """The settings that are tried, the preset's own first."""
