@@ -200,7 +200,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class ProbeSpec:
-    """A few requests on which a defense is looked at, where a whole evaluation would be too long."""
+    """A few requests on which a defense is looked at, short of a whole evaluation."""
 
     suites: Annotated[tuple[str, ...], Said("--suite", by_commas=True)] = ()
     """Attack suites, names or .jsonl files, by commas; repeatable."""

@@ -97,7 +97,12 @@ def probe_checks(
     found: Results, max_asr: float | None = None, max_lost: float = MAX_LOST
 ) -> list[Check]:
     """What the answers of a probe say of the defense that is called `NAME` there."""
-    return [_changes(found), _attacks(found, max_asr), _harmless(found, max_lost), _certified(found)]
+    return [
+        _changes(found),
+        _attacks(found, max_asr),
+        _harmless(found, max_lost),
+        _certified(found),
+    ]
 
 
 def _changes(found: Results) -> Check:
