@@ -11,6 +11,7 @@ row and the batch where it stopped:
     overhead.json        seconds of the same answers under each, in turns
     attacks/             pictures that were made against each row, where they were asked for
     table.json, report.html, table.md
+    studies.json         further studies, where they were asked for (`studies`)
 
 Nothing is chosen on test examples. Not here: figures (`care.evaluation.comparison_table`), the page
 (`care.report.comparison`).
@@ -43,6 +44,7 @@ from care.pipeline.comparison_rows import (
     QUICKER,
     CareRows,
     Materials,
+    Part,
     RivalFits,
     RowPlan,
     plan_of,
@@ -54,6 +56,7 @@ from care.pipeline.overheads import BATCH, overheads
 from care.pipeline.selection import RULE as CARES_RULE
 from care.pipeline.selection import mean_rates
 from care.pipeline.stages import COMPARED, Stages
+from care.pipeline.studies import OWN, Studied, Study, best_rivals
 from care.pipeline.tuning import (
     FULL,
     QUICK,
@@ -65,6 +68,7 @@ from care.pipeline.tuning import (
     told,
 )
 from care.pipeline.workflow import open_run
+from care.report.comparison import write_comparison
 from care.runs.progress import Bar, silent
 from care.runs.run import Run
 from care.runs.stages import stage_json
@@ -80,6 +84,8 @@ class _Row:
     plan: RowPlan
     fits: tuple[Fit, ...]
     tried: tuple[TriedSettings, ...] = ()
+    anew: Callable[[Part], Made] | None = None
+    """It, with the same settings, fitted on another part of the material."""
 
     def named(self) -> list[tuple[str, Defense]]:
         """Its defenses, by their names in judged answers."""
@@ -131,9 +137,10 @@ class _Comparison:
         chosen, _ = work.select(shared, diagnosis)
         with work.inner("selection") as inner:
             bare = work.ask(work.counted("validation"), [None], "selection", inner)
-        own = CareRows(work, diagnosis, chosen, bare, materials).plans()
-        with self.run.stage("fits"), self.bar("fits", len(own) * job.fits) as bar:
-            rows = [self._row(plan, make, bar.advance) for plan, make in own]
+        own = CareRows(work, diagnosis, chosen, bare, materials)
+        plans = own.plans()
+        with self.run.stage("fits"), self.bar("fits", len(plans) * job.fits) as bar:
+            rows = [self._row(plan, make, bar.advance) for plan, make in plans]
         with self.run.stage("rivals"), self.bar("rivals", len(kinds)) as bar:
             for name, kind in kinds.items():
                 bar.advance(0, note=name)
@@ -141,7 +148,7 @@ class _Comparison:
                 bar.advance(1)
         if (care := next(row for row in rows if row.plan.name == CARE)).fits[0].failed:
             raise FitError(care.fits[0].failed)
-        tests = self._tests()
+        tests = self._tests(job.quick)
         results = work.ask(tests, [None, *(d for row in rows for d in row.named())], "evaluation")
         first = {row.plan.name: row.fits[0] for row in rows}
         there = {name: fit.defense for name, fit in first.items() if fit.defense is not None}
@@ -152,13 +159,36 @@ class _Comparison:
         made = comparison_rows(results, planned, job.run.seed)
         self.run.check_there()
         suites: dict[str, SuiteRole] = {name: results.role(name) for name in results.suites}
-        return ComparisonTable(
+        table = ComparisonTable(
             suites,
             tuple(made),
             comparison_claims(made, suites),
             self._notes(kinds),
             budget_of(self.size, self.sample),
         )
+        if job.studies:
+            write_comparison(table, self.run.path)  # there while studies go on
+            self._study(rows, own, materials)
+        return table
+
+    def _study(self, rows: Sequence[_Row], own: CareRows, materials: Materials) -> None:
+        """What is studied besides, of CARE and of the best rivals."""
+        by_name = {row.plan.name: row for row in rows}
+        taken = {
+            name: (settings, row.fits[0].defense)
+            for name, row in by_name.items()
+            if row.plan.group == "rival" and row.fits[0].defense is not None
+            for settings in row.tried
+            if settings.chosen
+        }
+        self.run.record(studies=sorted({*self.run.manifest.get("studies", ()), *self.job.studies}))
+        studied = [
+            Studied(name, defense, by_name[name].anew or (lambda part, n=name: own.on(part).made(n, 0)))
+            for name in (*OWN, *best_rivals(self.work, self.sample, taken))
+            if (defense := by_name[name].fits[0].defense) is not None
+        ]
+        tests = self._tests(compared=True)
+        Study(self.work, self.fits, studied, materials, tests, self.sample).made(self.job.studies)
 
     # -- fits ------------------------------------------------------------------------------------
 
@@ -188,7 +218,10 @@ class _Comparison:
                 self.fits.made(name_of(name, number), lambda n=number: rival.made(wanted[best], n))
                 for number in range(1, self.job.fits)
             ]
-        return _Row(plan_of(name, kind), tuple(found), tried)
+        options = wanted[best]
+        return _Row(
+            plan_of(name, kind), tuple(found), tried, lambda part: rival.on(part).made(options, 0)
+        )
 
     def _tuned(
         self, name: str, wanted: Sequence[Options], found: Sequence[Fit]
@@ -214,9 +247,10 @@ class _Comparison:
 
     # -- figures ---------------------------------------------------------------------------------
 
-    def _tests(self) -> list[Suite]:
+    def _tests(self, compared: bool) -> list[Suite]:
+        """All test suites, or of the small world attacks and those that controls are asked."""
         suites = self.work.suites("test")
-        if not self.job.quick or self.job.attacks is not None:
+        if not compared or self.job.attacks is not None:
             return suites
         return [suite for suite in suites if suite.role == "attack" or suite.name in COMPARED]
 

@@ -17,6 +17,9 @@ from care.runs.spec import RunSpec
 
 Preset = Literal["paper", "official", "corrected"]
 
+STUDIES = ("families", "sizes", "strengths")
+"""What a comparison may go on to study."""
+
 QUICK = 4
 """One in so many examples is asked in a quick job."""
 QUICKLY = "a quarter of the examples"
@@ -87,6 +90,18 @@ class CompareJob(RepairJob):
     adaptive: tuple[str, ...] = ()
     """Attack to make against every row, NAME[,option=value]…, see `care list attacks`; repeatable.
     """
+    studies: Annotated[tuple[str, ...], Said("--study")] = ()
+    """What to study besides of CARE and the best rivals: families (attacks that nothing was fitted
+    on), sizes (fitted on few requests to many) or strengths; repeatable."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.studies:
+            if name not in STUDIES:
+                raise UsageError(
+                    f"There is no study {name!r:.40} of a comparison; there are "
+                    f"{', '.join(STUDIES)}."
+                )
 
     @property
     def fits(self) -> int:
@@ -99,6 +114,6 @@ class CompareJob(RepairJob):
         return self.fitted_on or (100 if self.quick else 240)
 
     def config(self) -> dict[str, Any]:
-        """Everything that decides the numbers, for the manifest."""
+        """Everything that decides the numbers of the table, for the manifest; studies don't."""
         asked = {"defenses": self.defenses, "fits": self.fits, "fitted_on": self.most}
         return super().config() | asked | {"adaptive": self.adaptive}
