@@ -1,4 +1,4 @@
-"""Further studies of a comparison, as figures: unseen attack families, requests to fit on, strength.
+"""Further studies of a comparison, as figures: unseen families, sizes of the fit, strengths.
 
     families    a family's attack success fitted with and without it, on the same test examples:
                 the difference is tested by sign flips of whole goals, corrected over all (Holm)
@@ -12,7 +12,7 @@ which defenses are studied, fits and answers (`care.pipeline.studies`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -23,6 +23,9 @@ from care.evaluation.results import Results
 from care.evaluation.suite_scores import RateInterval
 from care.statistics.intervals import holm
 from care.typed import WHEN_SET, Count, Misfit, NonNegative, Positive
+
+STUDIES = ("families", "sizes", "strengths")
+"""What may be studied, as fields of `Studies`."""
 
 LEVEL = 0.05
 """p, corrected over all families and defenses, below which a change is found."""
@@ -124,8 +127,8 @@ def unseen_family(
     """
     own = Results([row for row in results.rows if row["suite"] == family])
     change, p = paired_change(own, defense, refitted, seed)
-    rates = [pooled_rate(own, name, "attack", seed) for name in (defense, refitted)]
-    return UnseenFamily(defense, family, None, *rates, AgainstMethod(change, p, p))
+    seen, unseen = (pooled_rate(own, name, "attack", seed) for name in (defense, refitted))
+    return UnseenFamily(defense, family, None, seen, unseen, AgainstMethod(change, p, p))
 
 
 def corrected(rows: Sequence[UnseenFamily]) -> tuple[UnseenFamily, ...]:
@@ -226,13 +229,8 @@ def _rate(rate: RateInterval | None) -> str:
 
 
 def merged(before: Studies | None, now: Studies, asked: Sequence[str]) -> Studies:
-    """What was studied now, with studies of before that weren't asked for again."""
-    if before is None:
-        return now
-    sections: Mapping[str, tuple[object, ...]] = {
-        name: getattr(before, name)
-        for name in ("families", "sizes", "strengths")
-        if name not in asked
-    }
-    whole = replace(now, **sections)  # pyright: ignore[reportArgumentType]
-    return replace(whole, claims=study_claims(whole))
+    """What was studied now and, of what wasn't `asked` for, before; with its sentences."""
+    if before is not None:
+        kept = {name: getattr(before, name) for name in STUDIES if name not in asked}
+        now = replace(now, **kept)
+    return replace(now, claims=study_claims(now))

@@ -56,7 +56,7 @@ from care.pipeline.overheads import BATCH, overheads
 from care.pipeline.selection import RULE as CARES_RULE
 from care.pipeline.selection import mean_rates
 from care.pipeline.stages import COMPARED, Stages
-from care.pipeline.studies import OWN, Studied, Study, best_rivals
+from care.pipeline.studies import OWN, Studied, Study, best_rivals, check_studies
 from care.pipeline.tuning import (
     FULL,
     QUICK,
@@ -102,8 +102,9 @@ def name_of(row: str, number: int) -> str:
 
 
 def compare(job: CompareJob, progress: Bar | None = None) -> ComparisonTable:
-    """The whole comparison. UsageError for a rival or an attack that there isn't."""
+    """The whole comparison. UsageError for a rival, an attack or a study that there isn't."""
     kinds, attacks = rivals(job.defenses), AskedAttacks.of(job.adaptive)
+    check_studies(job.studies)
     with open_run(job) as run:
         with run.stage("model"):
             work = Stages(job, run, progress)
@@ -183,7 +184,9 @@ class _Comparison:
         }
         self.run.record(studies=sorted({*self.run.manifest.get("studies", ()), *self.job.studies}))
         studied = [
-            Studied(name, defense, by_name[name].anew or (lambda part, n=name: own.on(part).made(n, 0)))
+            Studied(
+                name, defense, by_name[name].anew or (lambda part, n=name: own.on(part).made(n, 0))
+            )
             for name in (*OWN, *best_rivals(self.work, self.sample, taken))
             if (defense := by_name[name].fits[0].defense) is not None
         ]

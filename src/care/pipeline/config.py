@@ -17,9 +17,6 @@ from care.runs.spec import RunSpec
 
 Preset = Literal["paper", "official", "corrected"]
 
-STUDIES = ("families", "sizes", "strengths")
-"""What a comparison may go on to study."""
-
 QUICK = 4
 """One in so many examples is asked in a quick job."""
 QUICKLY = "a quarter of the examples"
@@ -93,15 +90,6 @@ class CompareJob(RepairJob):
     studies: Annotated[tuple[str, ...], Said("--study")] = ()
     """What to study besides of CARE and the best rivals: families (attacks that nothing was fitted
     on), sizes (fitted on few requests to many) or strengths; repeatable."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in self.studies:
-            if name not in STUDIES:
-                raise UsageError(
-                    f"There is no study {name!r:.40} of a comparison; there are "
-                    f"{', '.join(STUDIES)}."
-                )
 
     @property
     def fits(self) -> int:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from care.data.example import Suite
 from care.data.small_world.suites import BASELINE
@@ -26,7 +27,9 @@ from care.defenses.low_rank import LowRank
 from care.defenses.material import CLASSES
 from care.defenses.repair.repair import Repair
 from care.defenses.steering import AtLayers
+from care.errors import UsageError
 from care.evaluation.comparison_studies import (
+    STUDIES,
     AtStrength,
     FittedOn,
     Studies,
@@ -34,7 +37,6 @@ from care.evaluation.comparison_studies import (
     corrected,
     merged,
     pooled_rates,
-    study_claims,
     unseen_family,
 )
 from care.evaluation.comparison_table import CARE, TriedSettings
@@ -71,6 +73,15 @@ class Studied:
     """Its first fit."""
     anew: Callable[[Part], Made]
     """It, fitted on another part of the material."""
+
+
+def check_studies(names: Sequence[str]) -> None:
+    """UsageError for a study that there isn't."""
+    for name in names:
+        if name not in STUDIES:
+            raise UsageError(
+                f"There is no study {name!r:.40} of a comparison; there are {', '.join(STUDIES)}."
+            )
 
 
 def best_rivals(
@@ -207,17 +218,16 @@ class Study:
         """The rows fitted on these parts, and why some aren't, by their names in answers."""
         found: dict[str, Defense] = {}
         failed: dict[str, str] = {}
-        with self.work.run.stage(f"fits of {study}"):
-            with self.bar(f"fits of {study}", len(parts) * len(self.rows)) as bar:
-                for part in parts:
-                    for row in self.rows:
-                        name = _refitted(row.name, part)
-                        fit = self.fits.made(name, lambda row=row, part=part: row.anew(part))
-                        if fit.defense is not None:
-                            found[name] = fit.defense
-                        else:
-                            failed[name] = fit.failed or ""
-                        bar.advance(1)
+        stage, count = f"fits of {study}", len(parts) * len(self.rows)
+        with self.work.run.stage(stage), self.bar(stage, count) as bar:
+            for part, row in product(parts, self.rows):
+                name = _refitted(row.name, part)
+                fit = self.fits.made(name, lambda row=row, part=part: row.anew(part))
+                if fit.defense is not None:
+                    found[name] = fit.defense
+                else:
+                    failed[name] = fit.failed or ""
+                bar.advance(1)
         return found, failed
 
     def _named(self, part: Part, refitted: Mapping[str, Defense]) -> list[tuple[str, Defense]]:

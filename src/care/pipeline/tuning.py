@@ -128,9 +128,7 @@ def taken(before: Mapping[str, float], tried: Sequence[TriedSettings]) -> tuple[
 
     `before` are the bare model's rates.
     """
-    rates = {
-        str(place): rates_of(each) for place, each in enumerate(tried) if each.failed is None
-    }
+    rates = {str(place): rates_of(each) for place, each in enumerate(tried) if each.failed is None}
     if not rates:
         return tuple(tried)
     best = int(ranked(before, rates, LIMITS)[0])

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from care.evaluation.comparison_studies import Studies
-from care.report.rows_table import as_table, told
-from care.runs.files import write_whole
+from care.report.rows_table import as_table, told, write_tree
 from care.runs.reading import read_json
 from care.typed import from_tree, to_tree
 
@@ -22,18 +21,19 @@ SCHEMA = "care.studies/1"
 NAME = "studies.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StudiesFile(Studies):
     """The whole of studies.json."""
 
-    schema: Literal["care.studies/1"] = SCHEMA
+    schema: Literal["care.studies/1"]
     """Name and version of this layout."""
 
 
 def write_studies(studies: Studies, folder: Path) -> Path:
     """Write studies.json into a folder; its path. StorageError if that fails."""
-    tree = {**to_tree(studies, "The studies"), "schema": SCHEMA}
-    return write_json(folder / NAME, tree)
+    tree = {"schema": SCHEMA, **to_tree(studies, "The studies")}
+    write_tree(folder / NAME, tree)
+    return folder / NAME
 
 
 def load_studies(folder: Path) -> StudiesFile | None:

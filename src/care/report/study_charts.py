@@ -35,7 +35,8 @@ _PERCENT = (0.0, 50.0, 100.0)
 
 def families_chart(rows: Sequence[UnseenFamily]) -> Markup:
     """Attack success of each family by defense, fitted with it and without it."""
-    by_family = sorted(rows, key=[row.family for row in rows].index and (lambda row: row.family))
+    families = [row.family for row in rows]
+    by_family = sorted(rows, key=lambda row: families.index(row.family))
     return rates_chart(
         [RateRow(row.defense, (row.seen, row.unseen), row.family) for row in by_family],
         _FAMILIES,
@@ -76,7 +77,9 @@ def strengths_chart(points: Sequence[AtStrength]) -> Markup:
         across = Scale(0.0, 100.0, x + _LEFT, x + _WIDTH - _RIGHT)
         up = Scale(0.0, 100.0, y + _BOTTOM, y + _TOP)
         marks = [
-            Mark(f"{point.factor:g}", across(100 * _rate(point.asr)), up(100 * _rate(point.answered)))
+            Mark(
+                f"{point.factor:g}", across(100 * _rate(point.asr)), up(100 * _rate(point.answered))
+            )
             for point in own
         ]
         within = Box(across.start + 3, up.end - 8, across.end + _RIGHT, up.start - 3)
@@ -124,7 +127,7 @@ def _axes(
 
 
 def _curve(points: Sequence[FittedOn], key: str, across: Scale, up: Scale) -> Markup:
-    shape, look = _LOOKS[key]
+    look = _LOOKS[key][1]
     rates = [(p, rate) for p in points if (rate := getattr(p, key)) is not None]
     places = [(across(p.most), up(100 * rate.rate)) for p, rate in rates]
     line = [svg.path(places, f"curve {look}")] if len(places) > 1 else []
@@ -136,9 +139,7 @@ def _curve(points: Sequence[FittedOn], key: str, across: Scale, up: Scale) -> Ma
     )
 
 
-def _datum(
-    point: FittedOn, key: str, rate: Interval, at: tuple[float, float], up: Scale
-) -> Markup:
+def _datum(point: FittedOn, key: str, rate: Interval, at: tuple[float, float], up: Scale) -> Markup:
     shape, look = _LOOKS[key]
     counts = ", ".join(f"{count} {name}" for name, count in point.counts.items())
     words = f"{point.defense} on {point.most} ({counts}): {_WORDS[key]} {told(rate)}"
