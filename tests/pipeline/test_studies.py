@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -12,17 +13,18 @@ import numpy as np
 import pytest
 
 from care.data.example import Suite
+from care.defenses.monitors.detector import Detector
+from care.defenses.monitors.monitor import Monitor
 from care.defenses.repair.repair import Repair
 from care.defenses.rivals.difference_of_means import DifferenceOfMeans
-from care.errors import UsageError
+from care.defenses.rivals.self_reminder import SelfReminder
+from care.errors import FitError, UsageError
 from care.evaluation import runner
-from care.evaluation.comparison_studies import AtStrength, FittedOn, UnseenFamily
 from care.evaluation.comparison_table import CARE, TriedSettings
 from care.evaluation.results import Results
 from care.pipeline import compare as comparing
-from care.pipeline import studies, workspace
+from care.pipeline import workspace
 from care.pipeline.compare import compare
-from care.pipeline.comparison_rows import Materials, Part
 from care.pipeline.config import CompareJob, RepairJob
 from care.pipeline.studies import (
     FACTORS,
@@ -34,10 +36,13 @@ from care.pipeline.studies import (
     strength_of,
 )
 from care.pipeline.tuning import TuningSize
+from care.report.comparison import write_comparison
 from care.report.studies import load_studies
 from care.runs.spec import RunSpec
+from kit import tiny
 from kit.comparisons import judged
 from kit.jobs import files, tiny_parts  # noqa: F401
+from kit.repairs import SITE, made
 
 SIZE = TuningSize(3, {"attack": 6, "utility": 6, "over_refusal": 6})
 ALL = ("families", "sizes", "strengths")
@@ -107,7 +112,14 @@ def test_a_finished_comparison_goes_on_with_studies_and_asks_nothing_again(
     monkeypatch.setattr(DifferenceOfMeans, "fit", classmethod(dies))
     with pytest.raises(KeyboardInterrupt):
         compare(a_job(out, resume=True, studies=("families", "sizes"), **files))
-    monkeypatch.setattr(DifferenceOfMeans, "fit", classmethod(killed))
+
+    @wraps(killed)
+    def fails_on_few(cls: Any, vlm: Any, attacks: Any, *given: Any, **options: Any) -> Any:
+        if len(attacks) <= 32:
+            raise FitError("too few")
+        return killed(cls, vlm, attacks, *given, **options)
+
+    monkeypatch.setattr(DifferenceOfMeans, "fit", classmethod(fails_on_few))
     compare(a_job(out, resume=True, studies=("families", "sizes"), **files))
     whole = load_studies(out)
     assert whole is not None and whole.strengths == found.strengths  # of the attempt before
@@ -115,14 +127,83 @@ def test_a_finished_comparison_goes_on_with_studies_and_asks_nothing_again(
     assert sorted(row.family for row in rows) == ["even", "odd"]
     assert all(row.failed is None and row.against is not None for row in rows)
     sizes = [point for point in whole.sizes if point.defense == "difference-of-means"]
-    assert [point.most for point in sizes][0] == 16
-    assert all(point.asr is not None and point.counts["answered"] for point in sizes)
+    assert [point.most for point in sizes[:2]] == [16, max(sizes[-1].counts.values())]
+    assert sizes[0].failed == "too few" and sizes[0].asr is None
+    assert all(point.asr is not None and point.counts["answered"] for point in sizes[1:])
     assert json.loads((out / "manifest.json").read_text())["studies"] == sorted(ALL)
-    assert "Unseen families" in (out / "report.html").read_text() or not whole.families
+    assert "Unseen families" in write_comparison(table, out).read_text()
 
     count, kept = len(judged), (out / "studies.json").read_bytes()
     compare(a_job(out, resume=True, studies=ALL, **files))
     assert len(judged) == count and (out / "studies.json").read_bytes() == kept
+
+
+def settings(asr: float | None, answered: float | None = 1.0) -> TriedSettings:
+    return TriedSettings({}, None, asr, None if asr is None else 1.0, answered, True)
+
+
+class Asked:
+    """Stands in for the stages of a job: what harmless rivals with nothing to choose come to."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def inner(self, name: str) -> Any:
+        return nullcontext(name)
+
+    def ask(self, suites: Any, defenses: Any, stage: str, run: Any) -> Results:
+        assert (stage, run) == ("best rivals", "tuning")
+        self.names = [each[0] for each in defenses if each]
+        parts = {"none": "h" * 10, "unset": "h" * 3 + "r" * 7}
+        return Results(
+            judged(suite, role, name, place, outcome if role == "attack" else "s")
+            for name in ("none", *self.names)
+            for suite, role in (("attack", "attack"), ("over_refusal", "over_refusal"))
+            for place, outcome in enumerate(parts[name])
+        )
+
+
+def test_the_best_rivals_are_those_of_least_validation_asr_within_the_limits() -> None:
+    taken = {
+        "all": settings(0.0, 0.0),  # refuses everything: far beyond the limits
+        "nearly": settings(0.0, 0.96),  # 1 point beyond
+        "weak": settings(0.9),
+        "good": settings(0.1, 0.97),
+        "fair": settings(0.5),
+        "unset": settings(None, None),
+        "also": settings(0.5),
+    }
+    work = Asked()
+    fit = DifferenceOfMeans(layers=(1,), direction=np.ones((1, 32)))
+    given: Any = work
+    found = best_rivals(given, [], {name: (each, fit) for name, each in taken.items()})
+    assert work.names == ["unset"]
+    assert found == ["good", "unset", "fair", "also", "weak"]
+    less = {name: (taken[name], fit) for name in ("all", "nearly")}
+    assert best_rivals(given, [], less) == ["nearly", "all"]
+
+
+def test_sizes_end_with_what_there_is() -> None:
+    assert sizes_of(5) == [5] and sizes_of(16) == [16]
+    assert sizes_of(300) == [16, 64, 250, 300]
+    assert sizes_of(1000) == list(SIZES) == sizes_of(5000)
+
+
+def test_a_strength_is_that_of_all_that_a_defense_does() -> None:
+    edits = Repair((made(strength=1.5),))
+    direction = np.ones(tiny.WIDTH, np.float32)
+    watching = Monitor("answer", 0.0, SITE, Detector(direction, direction), "mean")
+    assert strength_of(edits) == 1.5
+    assert strength_of(replace(edits, monitors=(watching,))) is None
+    steering = DifferenceOfMeans(layers=(1,), direction=np.ones((1, 32)), strength=0.5)
+    assert strength_of(steering) == 0.5
+    assert strength_of(SelfReminder()) is None
+
+
+def test_a_study_that_there_is_not_is_one_sentence() -> None:
+    check_studies(ALL)
+    with pytest.raises(UsageError, match=r"no study 'strenghts'.*families, sizes, strengths"):
+        check_studies(["strenghts"])
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:

@@ -169,7 +169,7 @@ def _unseen(rows: Sequence[UnseenFamily]) -> str:
     worst = max(own, key=_more)
     assert worst.against is not None
     change, found = worst.against.change, sum(map(_is_found, own))
-    others = [row for row in rows if row.against is not None and not row.defense.startswith(CARE)]
+    others = [row for row in rows if row.against is not None and not _is_cares(row.defense)]
     beside = ""
     if others:
         most = max(others, key=_more)
@@ -214,6 +214,10 @@ def _traded(points: Sequence[AtStrength]) -> str:
     return (
         f"From {first:g} to {last:g} times its strength, ASR on validation goes: {'; '.join(told)}."
     )
+
+
+def _is_cares(name: str) -> bool:
+    return name == CARE or name.startswith(f"{CARE}: ")
 
 
 def _more(row: UnseenFamily) -> float:
