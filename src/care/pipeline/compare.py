@@ -14,8 +14,8 @@ row and the batch where it stopped:
     table.json, report.html, table.md
     studies.json         further studies, where they were asked for (`studies`)
 
-A finished one goes on with more rivals, fits, attacks or studies, where it is asked for them. Nothing is
-chosen on test examples. Not here: figures (`care.evaluation.comparison_table`), the page
+A finished one goes on with more rivals, fits, attacks or studies, where it is asked for them.
+Nothing is chosen on test examples. Not here: figures (`care.evaluation.comparison_table`), the page
 (`care.report.comparison`).
 """
 
