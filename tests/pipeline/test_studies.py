@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -144,17 +143,13 @@ def settings(asr: float | None, answered: float | None = 1.0) -> TriedSettings:
 
 
 class Asked:
-    """Stands in for the stages of a job: what harmless rivals with nothing to choose come to."""
+    """Stands in for a search: what rivals with nothing to choose come to."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
 
-    def inner(self, name: str) -> Any:
-        return nullcontext(name)
-
-    def ask(self, suites: Any, defenses: Any, stage: str, run: Any) -> Results:
-        assert (stage, run) == ("best rivals", "tuning")
-        self.names = [each[0] for each in defenses if each]
+    def asked(self, defenses: Any) -> Results:
+        self.names = [name for name, _ in defenses]
         parts = {"none": "h" * 10, "unset": "h" * 3 + "r" * 7}
         return Results(
             judged(suite, role, name, place, outcome if role == "attack" else "s")
@@ -177,11 +172,11 @@ def test_the_best_rivals_are_those_of_least_validation_asr_within_the_limits() -
     work = Asked()
     fit = DifferenceOfMeans(layers=(1,), direction=np.ones((1, 32)))
     given: Any = work
-    found = best_rivals(given, [], {name: (each, fit) for name, each in taken.items()})
+    found = best_rivals(given, {name: (each, fit) for name, each in taken.items()})
     assert work.names == ["unset"]
     assert found == ["good", "unset", "fair", "also", "weak"]
     less = {name: (taken[name], fit) for name in ("all", "nearly")}
-    assert best_rivals(given, [], less) == ["nearly", "all"]
+    assert best_rivals(given, less) == ["nearly", "all"]
 
 
 def test_sizes_end_with_what_there_is() -> None:

@@ -43,9 +43,9 @@ from care.evaluation.comparison_table import CARE, TriedSettings
 from care.evaluation.config import UNDEFENDED
 from care.evaluation.results import Results
 from care.pipeline.comparison_rows import Materials, Part
-from care.pipeline.fits import Fits, Made
+from care.pipeline.fits import Made
+from care.pipeline.search import Search
 from care.pipeline.selection import mean_rates, ranked
-from care.pipeline.stages import Stages
 from care.pipeline.tuning import LIMITS, rates_of
 from care.report.studies import load_studies, write_studies
 from care.runs.progress import silent
@@ -84,21 +84,19 @@ def check_studies(names: Sequence[str]) -> None:
             )
 
 
-def best_rivals(
-    work: Stages, sample: Sequence[Suite], taken: Mapping[str, tuple[TriedSettings, Defense]]
-) -> list[str]:
+def best_rivals(search: Search, taken: Mapping[str, tuple[TriedSettings, Defense]]) -> list[str]:
     """The names of the best rivals, best first, by validation alone.
 
     `taken` are each one's settings that were taken, and its fit with them; those that had nothing
-    to choose are asked the `sample` now.
+    to choose are asked the sample now.
     """
     unasked = [(name, fit) for name, (tried, fit) in taken.items() if tried.asr is None]
-    with work.inner("tuning") as inner:
-        table = work.ask(sample, [None, *unasked], "best rivals", inner)
-    rates = {name: rates_of(tried) for name, (tried, _) in taken.items() if tried.asr is not None}
-    rates |= {name: mean_rates(table, name) for name, _ in unasked}
-    in_order = {name: rates[name] for name in taken}
-    return ranked(mean_rates(table, UNDEFENDED), in_order, LIMITS)[:BEST]
+    table = search.asked(unasked)
+    rates = {
+        name: mean_rates(table, name) if tried.asr is None else rates_of(tried)
+        for name, (tried, _) in taken.items()
+    }
+    return ranked(mean_rates(table, UNDEFENDED), rates, LIMITS)[:BEST]
 
 
 def sizes_of(there: int) -> list[int]:
@@ -119,17 +117,16 @@ class Study:
 
     def __init__(
         self,
-        work: Stages,
-        fits: Fits,
+        search: Search,
         rows: Sequence[Studied],
         materials: Materials,
         tests: Sequence[Suite],
-        sample: Sequence[Suite],
     ) -> None:
-        """`tests` are the test suites that refitted rows are asked, `sample` validation's."""
-        self.work, self.fits, self.rows, self.materials = work, fits, rows, materials
-        self.tests, self.sample, self.seed = tests, sample, work.job.run.seed
-        self.bar = work.progress or silent
+        """`tests` are the test suites that refitted rows are asked, but for the baseline's."""
+        self.search, self.work, self.fits = search, search.work, search.fits
+        self.rows, self.materials, self.seed = rows, materials, self.work.job.run.seed
+        self.tests = [suite for suite in tests if suite.name != BASELINE]
+        self.bar = self.work.progress or silent
 
     def made(self, asked: Sequence[str]) -> Studies:
         """The studies that are asked for, with those that the run has already; written."""
@@ -151,8 +148,7 @@ class Study:
 
     def _families(self) -> tuple[UnseenFamily, ...]:
         there = {suite.name for suite in self.work.suites("fit")}
-        attacks = [s for s in self.tests if s.role == "attack" and s.name != BASELINE]
-        families = [suite for suite in attacks if suite.name in there]
+        families = [s for s in self.tests if s.role == "attack" and s.name in there]
         parts = {s.name: Part(f"without {s.name}", without=(s.name,)) for s in families}
         refitted, failed = self._fitted(list(parts.values()), "families")
         found = []
@@ -203,8 +199,7 @@ class Study:
                 name = f"{row.name}, strength × {factor:g}"
                 places[name] = row, factor, factor * strength
                 defenses.append((name, row.defense.with_strength(factor * strength)))
-        with self.work.inner("tuning") as inner:
-            results = self.work.ask(self.sample, [None, *defenses], "strengths", inner)
+        results = self.search.asked(defenses)
         return tuple(
             AtStrength(row.name, factor, strength, **pooled_rates(results, name, self.seed))
             for name, (row, factor, strength) in places.items()
@@ -250,7 +245,7 @@ class Study:
             ),
             "Settings stay as they were tuned, and CARE's sites and gates as they were selected, "
             "on all families; each fit is the first of its kind, without a spread.",
-            f"Strengths are asked the same {sum(map(len, self.sample))} validation examples as "
+            f"Strengths are asked the same {self.search.budget().answers} validation examples as "
             "settings; nothing is chosen by them. Monitors have no strength.",
         ]
         return tuple(notes)

@@ -90,7 +90,7 @@ def strengths_chart(points: Sequence[AtStrength]) -> Markup:
         return svg.join(parts)
 
     shapes = [("square", "c-attack", "taken"), ("circle", "c-benign", "other strengths")]
-    axes = "upwards: harmless requests answered, percent; across: attack success, percent"
+    axes = "upwards: harmless requests answered; across: attack success; percent"
     legend = svg.legend(shapes, _LEFT, 14, 150)
     return _panels([point.defense for point in there], drawn, "Strength", legend, axes)
 
