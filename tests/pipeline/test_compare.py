@@ -27,7 +27,7 @@ from care.typed import from_tree
 from kit.jobs import files, own_files, tiny_parts  # noqa: F401
 
 FEW: dict[str, Any] = {"test_length": 6, "max_new_tokens": 4, "fitted_on": 30}
-SIZE = TuningSize(3, {"attack": 6, "utility": 6, "over_refusal": 6})
+SIZE = TuningSize(3, 2, {"attack": 6, "utility": 6, "over_refusal": 6})
 OWN = [
     "none",
     "care: paper",

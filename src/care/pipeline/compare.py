@@ -222,7 +222,7 @@ class _Comparison:
         """A rival at its best: tuned on validation, then fitted by every number."""
         always = QUICKER.get(name, {}) if self.job.quick else {}
         rival = RivalFits(self.work, kind, materials, always)
-        wanted = settings_of(kind, self.size.settings, self.job.run.seed, always)
+        wanted = settings_of(kind, self.size.most(kind), self.job.run.seed, always)
         row = self._searched(plan_of(name, kind), wanted, rival.made)
         return replace(row, anew=lambda part: rival.on(part).made(row.options, 0))
 
@@ -334,8 +334,9 @@ class _Comparison:
         quick = {name: QUICKER[name] for name in kinds if name in QUICKER and self.job.quick}
         notes = [
             f"Every row is fitted on the same requests, at most {self.job.most} of each class.",
-            f"Rivals: at most {size.settings} settings of what their papers leave open, each asked "
-            f"the same {asked} validation examples, the published settings first.",
+            f"Rivals: at most {size.settings} settings of what their papers leave open (of those "
+            f"that are trained {size.trained}), each asked the same {asked} validation examples, "
+            "the published settings first.",
             f"CARE by default: the main job's own rule on validation, {CARES_RULE}. Its presets "
             "are as published.",
             f"Rows that are named tuned: CARE with exactly the rivals' budget and rule. {TUNED} "

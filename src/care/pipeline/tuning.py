@@ -47,12 +47,18 @@ class TuningSize:
 
     settings: int
     """Most settings that are tried."""
+    trained: int
+    """The same of what is trained through the model, which takes minutes each time."""
     sample: Mapping[SuiteRole, int]
     """Validation examples of each role that each of them is asked."""
 
+    def most(self, kind: type[Defense]) -> int:
+        """Most settings that are tried of a class."""
+        return self.trained if kind.cost.trains else self.settings
 
-FULL = TuningSize(8, {"attack": 60, "utility": 30, "over_refusal": 60})
-QUICK = TuningSize(3, {"attack": 15, "utility": 12, "over_refusal": 12})
+
+FULL = TuningSize(8, 4, {"attack": 60, "utility": 30, "over_refusal": 60})
+QUICK = TuningSize(3, 2, {"attack": 15, "utility": 12, "over_refusal": 12})
 """Of a quick comparison."""
 
 
