@@ -43,7 +43,7 @@ from kit.comparisons import judged
 from kit.jobs import files, tiny_parts  # noqa: F401
 from kit.repairs import SITE, made
 
-SIZE = TuningSize(3, {"attack": 6, "utility": 6, "over_refusal": 6})
+SIZE = TuningSize(3, 3, {"attack": 6, "utility": 6, "over_refusal": 6})
 ALL = ("families", "sizes", "strengths")
 
 
