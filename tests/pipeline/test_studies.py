@@ -47,7 +47,7 @@ SIZE = TuningSize(3, 3, {"attack": 6, "utility": 6, "over_refusal": 6})
 ALL = ("families", "sizes", "strengths")
 
 
-def a_job(out: Path, resume: bool = False, **more: Any) -> CompareJob:
+def a_job(out: Path, *, resume: bool = False, **more: Any) -> CompareJob:
     few: dict[str, Any] = {"test_length": 6, "max_new_tokens": 4, "fitted_on": 30, "seeds": 1}
     few["defenses"] = ("difference-of-means", "self-reminder")
     return CompareJob(run=RunSpec(out, resume, 0, 8), **(few | more))
