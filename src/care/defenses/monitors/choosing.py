@@ -21,6 +21,7 @@ from care.data.contamination import goal_in_text
 from care.data.example import Example
 from care.defenses.monitors.features import Labelled
 from care.defenses.monitors.fitting import MonitorConfig, MonitorFit, fit_monitor
+from care.defenses.monitors.memory import MonitorMemory, remembered
 from care.defenses.monitors.monitor import Monitor
 from care.defenses.monitors.reading import Exchange
 from care.defenses.monitors.results import (
@@ -57,6 +58,8 @@ class MonitorsFit:
     """All choices of what watches answers, best first: the first was taken."""
     tried: Mapping[Reads, tuple[MonitorTrial, ...]]
     """The sites and poolings tried for each reading, best first."""
+    memory: tuple[MonitorMemory, ...] = ()
+    """What each monitor rests on, if that was to be kept."""
 
     def told(self) -> MonitorsTold:
         """What is told of it."""
@@ -70,11 +73,13 @@ def fit_monitors(
     config: MonitorConfig | None = None,
     *,
     batch_size: int = 32,
+    remember: bool = True,
 ) -> MonitorsFit:
     """Fit monitors on answers of the undefended model, and choose between them on others.
 
-    Without `validation` cross-fitted scores of the answers to fit on take its place. FitError where
-    harmful or harmless examples are missing or too few.
+    Without `validation` cross-fitted scores of the answers to fit on take its place. What they rest
+    on is kept unless `remember` is False; that reads the harmless ones of `validation` once more.
+    FitError where harmful or harmless examples are missing or too few.
     """
     config = config or MonitorConfig()
     said = _spread(said, config.most)
@@ -90,11 +95,20 @@ def fit_monitors(
     judged = answers[1] or answers[0]
     choices = [_choice(fits, reads, judged, config) for reads in CHOICES]
     taken = best_choice(choices)
-    monitors = [fits["request"].best.monitor(config.share())]
-    monitors += [fits[reads].best.monitor(config.share(len(taken.reads))) for reads in taken.reads]
+    shared: dict[Reads, float] = {"request": config.share()}
+    shared |= dict.fromkeys(taken.reads, config.share(len(taken.reads)))
+    memory = []
+    if remember:
+        memory = [
+            remembered(vlm, fits[reads], config, share, batch_size)
+            for reads, share in shared.items()
+        ]
     order = [taken, *(each for each in choices if each is not taken)]
     return MonitorsFit(
-        tuple(monitors), tuple(order), {reads: fit.tried for reads, fit in fits.items()}
+        tuple(fits[reads].best.monitor(share) for reads, share in shared.items()),
+        tuple(order),
+        {reads: fit.tried for reads, fit in fits.items()},
+        tuple(memory),
     )
 
 
