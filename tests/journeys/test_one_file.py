@@ -9,8 +9,9 @@ from care.data.digests import picture_digests
 from care.data.small_world import suites
 from care.defenses.material import Material
 from care.defenses.repair.channel import Channel
+from care.defenses.repair.families import Told
+from care.defenses.repair.families import groups as groups_told
 from care.defenses.repair.family_subspace import Classes, pooled, unsafe_subspace
-from care.defenses.repair.families import Told, groups as groups_told
 from care.defenses.repair.fitting import Fitter
 from care.defenses.repair.fitting_data import activations
 from care.defenses.repair.gate import Gate, GateConfig, crossfit_scores, fit_gate

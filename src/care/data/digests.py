@@ -45,8 +45,7 @@ def picture_digest(image: Image.Image) -> str:
 
 
 def text_digest(text: str) -> str:
-    """The first 16 digits of the SHA-256 of a text, which tell it from others but not what it is.
-    """
+    """The first 16 digits of the SHA-256 of a text, which tell it from others."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -4,13 +4,14 @@
     memory.safetensors  the rows: of equal ones the first alone, and which each is
 
 The digest covers both files as that of the repair covers its own, and names the repair's: neither
-can be changed, nor laid beside another repair, by accident. Of goals and pictures the digests' first
-eight bytes are there, and no text of a request or an answer; but activations say something of what
-was asked, so a repair goes to the Hub without its memory, and both files may be removed.
+can be changed, nor laid beside another repair, by accident. Of goals and pictures eight bytes of a
+digest are there, and no text of a request or an answer; but activations say something of what was
+asked, so a repair goes to the Hub without its memory, and both files may be removed.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,7 @@ class MemoryFacts:
 # -- written ---------------------------------------------------------------------------------------
 
 
-def packed(memory: Memory, repair: str) -> tuple[bytes, bytes]:
+def packed(memory: Memory, repair: str) -> tuple[str, bytes]:
     """What memory.json and memory.safetensors hold; `repair` is the digest of the repair."""
     tensors: dict[str, np.ndarray] = {}
     monitors = []
@@ -127,7 +128,7 @@ def packed(memory: Memory, repair: str) -> tuple[bytes, bytes]:
     decisions = None if memory.decisions is None else _pack_decisions(tensors, memory.decisions)
     numbers = save_tensors({name: np.ascontiguousarray(part) for name, part in tensors.items()})
     told = {"format": FORMAT, "repair": repair, "decisions": decisions, "monitors": monitors}
-    facts = to_tree(told, "The memory", ArtefactError)
+    facts = json.loads(to_json(to_tree(told, "The memory", ArtefactError)))  # as a reader gets them
     return to_json(facts | {"sha256": digest_of(facts, numbers)}, indent=1), numbers
 
 
@@ -249,9 +250,7 @@ def _decisions(tensors: Mapping[str, np.ndarray], facts: DecisionFacts) -> Decis
     )
 
 
-def _monitor(
-    tensors: Mapping[str, np.ndarray], place: str, facts: MonitorFacts
-) -> MonitorMemory:
+def _monitor(tensors: Mapping[str, np.ndarray], place: str, facts: MonitorFacts) -> MonitorMemory:
     fitted = (
         tensors[f"{place}.fitted.harmful"].astype(bool).tolist(),
         _named(tensors[f"{place}.fitted.kinds"], facts.kinds),
@@ -290,7 +289,7 @@ def _rows(tensors: Mapping[str, np.ndarray], place: str, count: int) -> np.ndarr
 def _named(index: np.ndarray, names: Sequence[str]) -> list[str]:
     if (index < 0).any():
         raise IndexError("a name before the first")
-    return [names[place] for place in index.tolist()]
+    return [names[int(place)] for place in index]
 
 
 def _digests(words: np.ndarray) -> list[str]:

@@ -161,9 +161,7 @@ def reading_rows(
     return over_batches(vlm, reads, [each.exchange for each in examples], take, batch_size)
 
 
-def read_odds(
-    vlm: VLM, reads: Reads, examples: Sequence[Labelled], batch_size: int
-) -> np.ndarray:
+def read_odds(vlm: VLM, reads: Reads, examples: Sequence[Labelled], batch_size: int) -> np.ndarray:
     """Refusal log-odds (N, 1) float32 at the ends of readable examples."""
 
     def read(batch: Batch, counted: Tensor) -> list[float]:

@@ -182,7 +182,9 @@ def fit_monitor(
         if not any(each.harmful is harmful for each in judged):
             raise FitError(f"There is no {what} example to choose a monitor of the {reads} on.")
     fit, held = (only_readable(vlm, reads, part) for part in (examples, validation))
-    found = _fitted(vlm, reads, fit, held if validation else fit, bool(validation), config, batch_size)
+    found = _fitted(
+        vlm, reads, fit, held if validation else fit, bool(validation), config, batch_size
+    )
     tried = [(candidate.tried(judged, share), candidate) for candidate in found]
     tried.sort(key=lambda pair: (-mean_share(pair[0].caught), -pair[0].auc))
     best = tried[0][1]

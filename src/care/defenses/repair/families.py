@@ -44,9 +44,7 @@ class Told:
         return cls(family, example.goal or example.prompt, pictures)
 
 
-def classes_of(
-    rows: Sequence[np.ndarray], told: Sequence[Sequence[Told]]
-) -> Classes:
+def classes_of(rows: Sequence[np.ndarray], told: Sequence[Sequence[Told]]) -> Classes:
     """The classes from rows (N, D) of attacks that worked, refused and answered requests."""
     worked, refused, answered = zip(rows, told, strict=True)
     return Classes(

@@ -20,7 +20,6 @@ import numpy as np
 
 from care.data.digests import text_digest
 from care.data.example import Example
-from care.defenses.material import CLASSES
 from care.defenses.monitors.memory import MonitorMemory
 from care.defenses.repair.families import LEAST_FAMILY, Told, classes_of
 from care.defenses.repair.family_subspace import Classes, unsafe_subspace
