@@ -118,7 +118,7 @@ def test_without_its_memory_a_repair_does_the_same(repair, tmp_path):
 
 def test_a_large_one_is_left_out_and_that_is_said(repair, tmp_path, monkeypatch):
     monkeypatch.setattr(artefact_memory, "LIMIT", 1000)
-    with pytest.warns(UserWarning, match=r"remembers .* isn't kept .* memory=True"):
+    with pytest.warns(UserWarning, match=r"remembers .* isn't kept, .* memory=True"):
         folder = repair.save(tmp_path / "r")
     assert Repair.load(folder).memory is None
     assert Repair.load(repair.save(tmp_path / "s", memory=True)).memory is not None
@@ -140,7 +140,7 @@ def test_damage_is_told(repair, tmp_path, name):
     place = content.rindex(b"0") if name == FACTS else len(content) - 1
     content[place] ^= 1
     (folder / name).write_bytes(bytes(content))
-    with pytest.raises(ArtefactError, match="damaged or changed|can't be used"):
+    with pytest.raises(ArtefactError, match=r"damaged or changed|can't be used"):
         Repair.load(folder)
 
 

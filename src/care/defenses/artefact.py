@@ -128,7 +128,7 @@ def _remembered(repair: RepairData, sha256: str, wanted: bool | None) -> dict[st
     size = sum(map(len, files))
     if wanted is None and size > artefact_memory.LIMIT:
         warnings.warn(
-            f"What {repair.name} remembers of its fit has {size / GIB:.1f} GiB and isn't kept, so "
+            f"What {repair.name} remembers of its fit has {size / GIB:.2g} GiB and isn't kept, so "
             "that nothing can be folded in later; save it with memory=True to keep it.",
             stacklevel=3,
         )

@@ -69,17 +69,17 @@ def channels_of(vlm, material: Material) -> Repair:
     return Repair.of(Fitter(vlm, material, PRESETS["corrected"], 8).repair(list(SITES)))
 
 
-def assert_same_channels(one: Repair, other: Repair) -> None:
+def assert_same_channels(one: Repair, other: Repair, atol: float = 1e-10) -> None:
     assert len(one.channels) == len(other.channels) > 0
     for ours, theirs in zip(one.channels, other.channels, strict=True):
         assert ours.gate is not None and theirs.gate is not None
         assert ours.gate.families == theirs.gate.families
         assert ours.gate.opened == theirs.gate.opened
         for name in ("filters", "mean", "low", "high"):
-            assert_allclose(getattr(ours.gate, name), getattr(theirs.gate, name), atol=1e-10)
+            assert_allclose(getattr(ours.gate, name), getattr(theirs.gate, name), atol=atol)
         for name in ("basis", "mean", "eigenvalues"):
             pair = (getattr(each.subspace, name) for each in (ours, theirs))
-            assert_allclose(*pair, atol=1e-10)
+            assert_allclose(*pair, atol=atol)
 
 
 @given(seed=st.integers(0, 2**16), steps=st.integers(1, 3))
@@ -105,6 +105,7 @@ def test_channels_are_those_of_a_fit_on_old_rows_and_new_ones(vlm, everything, s
 
 def test_monitors_are_those_of_a_fit_on_old_answers_and_new_ones(vlm):
     old, new, held = spoken(20), spoken(14, 50, family="novel"), spoken(16, start=100)
+    new_harmless = {"request": 14, "answer": 28}  # of answers, refusals too
     small, compared = replace(SMALL, kinds=("layer_out",), depths=(0.7,)), 0
     for poolings in (("mean", "last"), ("mean", "window")):
         config = replace(small, poolings=poolings)
@@ -118,7 +119,7 @@ def test_monitors_are_those_of_a_fit_on_old_answers_and_new_ones(vlm):
             if theirs is None or theirs.share != kept.share:
                 continue  # the whole fit has taken another pooling
             if kept.site is None:  # nothing is fitted to it: what is harmless counts
-                assert len(kept.held.kinds) == len(theirs.held.kinds) + 14
+                assert len(kept.held.kinds) == len(theirs.held.kinds) + new_harmless[kept.reads]
                 continue
             compared += 1
             assert kept.fitted.tags == theirs.fitted.tags
@@ -200,7 +201,8 @@ def test_what_was_fitted_on_is_left_out_and_nothing_new_is_refused(vlm, everythi
         **dict.fromkeys(("refused", "answered"), 0),
         **{"complied": 3, "known": 9, "families": {}, "waiting": {}, "unserved": {}},
     }
-    assert_same_channels(Repair.of(again), Repair.of(folded(repair, vlm, more)))
+    # Read in batches of other sizes, activations differ by rounding.
+    assert_same_channels(Repair.of(again), Repair.of(folded(repair, vlm, more)), 1e-4)
 
 
 def test_goals_that_were_folded_in_are_told_so_that_nobody_tests_on_them(vlm, everything):
