@@ -39,7 +39,7 @@ def repair(vlm) -> Repair:
         Fitter(vlm, material(), PRESETS["corrected"], 8).repair([Site(2, "layer_out")])
     )
     found = fit_monitors(vlm, said(20), said(16, start=100), SMALL)
-    memory = replace(edits.memory, monitors=found.memory)
+    memory = fitter.remembered(edits.channels, found.memory)
     return replace(edits, monitors=found.monitors, memory=memory)
 
 

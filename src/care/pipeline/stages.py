@@ -34,6 +34,7 @@ from care.defenses.neuron_suppression import NeuronSuppression
 from care.defenses.repair.channel import Modality
 from care.defenses.repair.fitting import Fitter
 from care.defenses.repair.fitting_data import said
+from care.defenses.repair.memory import Memory
 from care.defenses.repair.presets import PRESETS
 from care.defenses.repair.repair import Repair
 from care.diagnosis.activation_means import spread
@@ -224,7 +225,8 @@ class Stages(Workspace):
         chosen = next(c for c in tried if c.name == best)
         selection = {"rule": RULE, "candidates": rows, "screened": screened}
         if fitter.config.monitors is None:
-            return chosen, selection
+            memory = chosen.fitter.remembered(chosen.repair.channels)
+            return replace(chosen, repair=replace(chosen.repair, memory=memory)), selection
         return self.watched(chosen, table, selection)
 
     def began_before_monitors(self) -> bool:
@@ -238,8 +240,11 @@ class Stages(Workspace):
 
         `table` holds validation's bare answers, which are what monitors read.
         """
-        found = self.monitors(chosen.fitter, table)
-        repair = replace(chosen.repair, monitors=found.monitors)
+        found = self.monitors(chosen.fitter, table, remember=True)
+        memory = None
+        if found.memory:  # of a stage that an earlier version ended, nothing is remembered
+            memory = chosen.fitter.remembered(chosen.repair.channels, found.memory)
+        repair = replace(chosen.repair, monitors=found.monitors, memory=memory)
         name = f"{chosen.name}, with monitors"
         with self.inner("selection") as inner:
             suites, defenses = self.counted("validation"), [None, (name, repair)]
@@ -252,8 +257,11 @@ class Stages(Workspace):
             "monitors": to_tree(found.told())
         }
 
-    def monitors(self, fitter: Fitter, table: Results, name: str = "monitors") -> MonitorsFit:
-        """Monitors, fitted once and kept as the artefact of a repair without channels."""
+    def monitors(
+        self, fitter: Fitter, table: Results, name: str = "monitors", remember: bool = False
+    ) -> MonitorsFit:
+        """Monitors, fitted once and kept as the artefact of a repair without channels, with what
+        they rest on if that is asked for."""
         kept = self.run.path / name
 
         def make() -> dict[str, Any]:
@@ -264,8 +272,11 @@ class Stages(Workspace):
                 [each for row in table.rows for each in said_of(row, by_id)],
                 fitter.config.monitors,
                 batch_size=self.job.batch,
+                remember=remember,
             )
-            Repair((), monitors=found.monitors).save(self.run.inside(kept.name))
+            memory = Memory(None, found.memory) if remember else None
+            repair = Repair((), monitors=found.monitors, memory=memory)
+            repair.save(self.run.inside(kept.name))
             for file in files:
                 self.run.sign(file)
             return to_tree(found.told())
@@ -277,7 +288,9 @@ class Stages(Workspace):
             "monitors",
             what=f"The stage {name} of {self.run.path}",
         )
-        return MonitorsFit(Repair.load(kept).monitors, told.choices, told.tried)
+        repair = Repair.load(kept)
+        memory = () if repair.memory is None else repair.memory.monitors
+        return MonitorsFit(repair.monitors, told.choices, told.tried, memory)
 
     def finalists(
         self, fitter: Fitter, sites: Mapping[Modality, Sequence[Site]]

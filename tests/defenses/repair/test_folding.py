@@ -66,7 +66,9 @@ def together(parts: list[Sorted]) -> Material:
 
 
 def channels_of(vlm, material: Material) -> Repair:
-    return Repair.of(Fitter(vlm, material, PRESETS["corrected"], 8).repair(list(SITES)))
+    fitter = Fitter(vlm, material, PRESETS["corrected"], 8)
+    repair = fitter.repair(list(SITES))
+    return Repair.of(replace(repair, memory=fitter.remembered(repair.channels)))
 
 
 def assert_same_channels(one: Repair, other: Repair, atol: float = 1e-10) -> None:

@@ -27,6 +27,7 @@ from care.data.digests import picture_digests
 from care.data.example import Example, Suite
 from care.defenses.material import CLASSES, Answered, Material, gather
 from care.defenses.monitors.choosing import fit_monitors
+from care.defenses.monitors.memory import MonitorMemory
 from care.defenses.repair.channel import MODALITIES, Channel, Modality, RepairData
 from care.defenses.repair.families import LEAST_FAMILY, Told, classes_of
 from care.defenses.repair.family_subspace import Classes
@@ -91,11 +92,12 @@ def fit_repair(
         sites=sorted(sources) if chosen.reads_decisions else (),
         max_new_tokens=max_new_tokens,
     )
-    repair = Fitter(vlm, material, chosen, batch_size).repair(places, preset)
+    fitter = Fitter(vlm, material, chosen, batch_size)
+    repair = fitter.repair(places, preset)
     if chosen.monitors is None:
-        return repair
+        return replace(repair, memory=fitter.remembered(repair.channels))
     found = fit_monitors(vlm, said(material), (), chosen.monitors, batch_size=batch_size)
-    memory = replace(repair.memory or Memory(), monitors=found.memory)
+    memory = fitter.remembered(repair.channels, found.memory)
     return replace(repair, monitors=found.monitors, memory=memory)
 
 
@@ -184,21 +186,20 @@ class Fitter:
                 "goals": self.material.goals,
             },
         }
-        memory = self.memory(channels) if config.keeps_decisions else None
-        return RepairData(tuple(channels), config.fusion, "care", manifest, memory=memory)
+        return RepairData(tuple(channels), config.fusion, "care", manifest)
 
-    def memory(self, channels: Sequence[Channel]) -> Memory:
-        """What the channels of a gated fit rest on."""
+    def remembered(
+        self, channels: Sequence[Channel], monitors: Sequence[MonitorMemory] = ()
+    ) -> Memory | None:
+        """What channels of this fit and monitors rest on; None of a fit that can't be kept."""
+        config = self.config
+        if not config.keeps_decisions:
+            return None
         if not self._told:
             self._told.extend(told_of(self._shown(name)) for name in CLASSES)
-        config = self.config
         rows = {self._source(c.site): tuple(self._decisions(c.site)) for c in channels}
-        return Memory(
-            DecisionMemory(
-                tuple(self._told), rows, config.fit_kind, config.gate, config.projection,
-                config.beta,
-            )
-        )  # fmt: skip
+        settings = (config.fit_kind, config.gate, config.projection, config.beta)
+        return Memory(DecisionMemory(tuple(self._told), rows, *settings), tuple(monitors))
 
     def modalities(self) -> list[Modality]:
         """The modalities that there are enough attacks for; FitError if there is none.
