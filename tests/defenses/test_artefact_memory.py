@@ -35,9 +35,8 @@ FACTS, NUMBERS = MEMORY
 @pytest.fixture(scope="module")
 def repair(vlm) -> Repair:
     """Channels and monitors with all that they rest on."""
-    edits = Repair.of(
-        Fitter(vlm, material(), PRESETS["corrected"], 8).repair([Site(2, "layer_out")])
-    )
+    fitter = Fitter(vlm, material(), PRESETS["corrected"], 8)
+    edits = Repair.of(fitter.repair([Site(2, "layer_out")]))
     found = fit_monitors(vlm, said(20), said(16, start=100), SMALL)
     memory = fitter.remembered(edits.channels, found.memory)
     return replace(edits, monitors=found.monitors, memory=memory)

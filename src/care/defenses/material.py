@@ -238,7 +238,7 @@ def _unpacked(sites: Sequence[Site], arrays: dict[str, np.ndarray]) -> _Found:
 # -- stored ----------------------------------------------------------------------------------------
 
 
-def material_to(material: Material) -> dict[str, Any]:
+def material_to(material: Sorted) -> dict[str, Any]:
     """Answers by class, as plain values; without activations."""
     return {name: [[e.id, answer] for e, answer in getattr(material, name)] for name in CLASSES}
 
@@ -249,6 +249,12 @@ def material_from(
     decisions: Mapping[Site, tuple[np.ndarray, ...]] | None = None,
 ) -> Material:
     """Inverse of `material_to`, given the examples that were asked and activations, if any."""
+    found = sorted_from(facts, examples)
+    return Material(found.complied, found.refused, found.answered, decisions or {})
+
+
+def sorted_from(facts: Mapping[str, Any], examples: Sequence[Example]) -> Sorted:
+    """The same without activations, where classes may be empty."""
     known = {example.id: example for example in examples}
     if len(known) < len(examples):
         raise DataError("two examples to fit on have the same id; give each its own")
@@ -256,7 +262,7 @@ def material_from(
     def part(name: str) -> tuple[Answered, ...]:
         return tuple((known[i], answer) for i, answer in facts[name])
 
-    return Material(part("complied"), part("refused"), part("answered"), decisions or {})
+    return Sorted(part("complied"), part("refused"), part("answered"))
 
 
 def save_decisions(path: Path, material: Material) -> None:

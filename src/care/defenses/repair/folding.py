@@ -12,7 +12,7 @@ and what monitors make of them goes with other small families.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -77,25 +77,17 @@ def fold_in(
     requests that were fitted on before, or attacks none of which worked and nothing benign.
     """
     check_remembers(repair)
-    new = [e for e in (*attacks, *benign) if _digest(e) not in known_of(repair)]
-    answers = Sorted((), (), ())
-    if new:
-        answers = ask(
-            vlm,
-            new,
-            judge=judge,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            sites=sorted(_sources(repair)),
-            progress=progress,
-            kept=kept,
-        )
-    if new and not answers.complied and not answers.answered:
-        raise FitError(
-            f"None of the {len(new)} new requests is one to learn from: {vlm.name} refused "
-            f"{len(answers.refused)} and gave no harmful answer to the others; pass attacks that "
-            "work, or benign requests that it answers."
-        )
+    new = check_new(repair, [attacks, benign])
+    answers = ask(
+        vlm,
+        new,
+        judge=judge,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        sites=sorted(_sources(repair)),
+        progress=progress,
+        kept=kept,
+    )
     return folded(repair, vlm, answers, len(attacks) + len(benign) - len(new), batch_size)
 
 
@@ -106,13 +98,16 @@ def folded(
 
     `known` were left out already. Raises what `fold_in` does.
     """
-    memory, before = check_remembers(repair), answers
-    answers = answers.without(lambda example: _digest(example) in known_of(repair))
+    memory, before, there = check_remembers(repair), answers, known_of(repair)
+    answers = answers.without(lambda example: _digest(example) in there)
     known += before.count - answers.count
-    if not answers.count:
+    if before.count and not answers.count:
+        raise _nothing_new(repair, before.count)
+    if not answers.complied and not answers.answered:
         raise FitError(
-            f"There is nothing new to fold into {repair.name}: all {known} requests were fitted on "
-            "already; pass others."
+            f"No new request is one to learn from: {vlm.name} gave no harmful answer to an attack "
+            f"(it refused {len(answers.refused)}) and answered nothing benign; pass attacks that "
+            "work, or benign requests that it answers."
         )
     if memory.decisions is not None and repair.channels:
         memory = replace(memory, decisions=_decisions(memory.decisions, vlm, answers, batch_size))
@@ -143,6 +138,22 @@ def check_remembers(repair: RepairData) -> Memory:
         f"{repair.name} doesn't remember what it was fitted on, as repairs of earlier versions, "
         "those without families of attacks and those from the Hub don't, so nothing can be folded "
         "into it; fit anew on old and new requests with `care fit` or Repair.fit."
+    )
+
+
+def check_new(repair: RepairData, asked: Iterable[Iterable[Example]]) -> list[Example]:
+    """The requests that a repair wasn't fitted on; FitError if there is none."""
+    there, examples = known_of(repair), [example for part in asked for example in part]
+    new = [example for example in examples if _digest(example) not in there]
+    if not new:
+        raise _nothing_new(repair, len(examples))
+    return new
+
+
+def _nothing_new(repair: RepairData, count: int) -> FitError:
+    return FitError(
+        f"There is nothing new to fold into {repair.name}: all {count} requests were fitted on "
+        "already; pass others."
     )
 
 
