@@ -1,6 +1,6 @@
 """How fast a repair learns a family of attacks that it was fitted without.
 
-    python recipes/novel_family.py runs/demo text-jailbreak pictured-goal [--counts 1,4,16,64]
+    python -m recipes.novel_family runs/demo text-jailbreak pictured-goal [--counts 1,4,16,64]
 
 In the folder of a finished main job (`care repair`; better a copy of it), for each family: channels
 and monitors are fitted on the material without it, at the job's own sites and settings, and its

@@ -12,6 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from care.data.example import Example
 from care.defenses.activations import at_decision
+from care.defenses.artefact_card import card
 from care.defenses.controls import random_control, seeing_control
 from care.defenses.material import CLASSES, Material, Sorted
 from care.defenses.monitors.choosing import fit_monitors
@@ -180,6 +181,13 @@ def test_a_suite_is_a_family_once_enough_of_it_worked(vlm, everything):
     assert second.manifest["updates"][1]["families"] == {"novel": 3}
     pictured = Repair.of(folded(repair.only("image"), vlm, new_family(9)))
     assert pictured.manifest["updates"][0]["unserved"] == {"novel": 9}
+
+
+def test_the_card_says_what_was_folded_in(vlm, everything):
+    repair = channels_of(vlm, everything)
+    assert "folded in" not in card(repair)
+    twice = folded(folded(repair, vlm, new_family(9)), vlm, new_family(4, start=9))
+    assert "Since it was fitted, 13 attacks that worked, 0 refusals and" in card(twice)
 
 
 def new_family(count: int, start: int = 0) -> Sorted:
