@@ -64,7 +64,12 @@ def test_a_killed_comparison_goes_on_and_ends_with_the_same_table(
     monkeypatch.setattr(comparing, "FULL", SIZE)
     asked: dict[str, Any] = {"defenses": ("difference-of-means",), "seeds": 2, **files}
     asked["adaptive"] = ("pgd-32,steps=2,restarts=1,batch_size=2", "openings,text=Sure")
-    table = compare(a_job(tmp_path / "whole", **asked))
+    few = asked | {"defenses": ("self-reminder",), "seeds": 1, "adaptive": ()}
+    first = compare(a_job(tmp_path / "whole", **few))
+    table = compare(a_job(tmp_path / "whole", resume=True, **asked))  # more rows, fits and attacks
+    assert first.rows[-1].name == "self-reminder"
+    for one, other in zip(first.rows[:-1], table.rows[:-1], strict=True):
+        assert one.name == other.name and one.suites == other.suites and one.asr == other.asr
     rows = {row.name: row for row in table.rows}
     assert list(rows) == [*OWN, "difference-of-means"]
     rival, care = rows["difference-of-means"], rows[CARE]

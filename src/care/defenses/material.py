@@ -12,7 +12,7 @@ and read back; nothing here fits.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
@@ -218,6 +218,14 @@ def decision_rows(
         rows = [decisions(vlm, vlm.prefill(part, batch_size=batch_size), missing) for part in parts]
         found |= {site: tuple(part[site] for part in rows) for site in missing}
     return found
+
+
+def with_decisions(
+    vlm: VLM, material: Material, sites: Sequence[Site], batch_size: int = 16
+) -> Material:
+    """The material with activations at the decision position of further sites."""
+    found = decision_rows(vlm, material, sites, batch_size)
+    return replace(material, decisions={**material.decisions, **found})
 
 
 _Found = list[tuple[str, dict[Site, np.ndarray]]]

@@ -66,7 +66,7 @@ class FitCost:
     overhead: NonNegative | None
     """Seconds of the same answers as a multiple of the bare model's, measured in turns."""
     fit_seconds: NonNegative
-    """Seconds of a fit, given the model's own answers."""
+    """Seconds of a fit, given the model's own answers and the activations that all fits share."""
     harmful: Count
     """Harmful requests that it was fitted on."""
     harmless: Count
@@ -75,7 +75,7 @@ class FitCost:
 
 @dataclass(frozen=True)
 class FitFigures:
-    """The figures of one fit of a row."""
+    """The figures of one fit of a row, of the examples that all its fits were asked."""
 
     number: Count
     """Number of the fit; 0 is the one that the row shows."""
@@ -187,15 +187,16 @@ class ComparisonTable:
 
 
 def comparison_rows(
-    results: Results, planned: Sequence[PlannedRow], seed: int = 0
+    results: Results, planned: Sequence[PlannedRow], seed: int = 0, again: Results | None = None
 ) -> list[ComparedRow]:
     """The bare model's row, then one for each that was `planned`.
 
+    `again` are the answers by which the fits of a row are set beside each other; none: `results`.
     Raises DataError where every answer of a suite failed, and UsageError for fewer than two goals.
     """
-    counted = Results([row for row in results.rows if row["suite"] != BASELINE])
+    counted, other = map(_counted, (results, again or results))
     bare = PlannedRow(UNDEFENDED, "bare", "", None, None)
-    rows = [_row(results, counted, each, seed) for each in (bare, *planned)]
+    rows = [_row(results, counted, other, each, seed) for each in (bare, *planned)]
     changed = [row.name for row in rows if row.name != CARE and row.failed is None]
     found = [paired_change(counted, CARE, name, seed) for name in changed]
     adjusted = holm([p for _, p in found])
@@ -206,7 +207,13 @@ def comparison_rows(
     return [replace(row, against=against.get(row.name)) for row in rows]
 
 
-def _row(results: Results, counted: Results, planned: PlannedRow, seed: int) -> ComparedRow:
+def _counted(results: Results) -> Results:
+    return Results([row for row in results.rows if row["suite"] != BASELINE])
+
+
+def _row(
+    results: Results, counted: Results, again: Results, planned: PlannedRow, seed: int
+) -> ComparedRow:
     name = planned.name
     told = (name, planned.group, planned.paper, planned.failed)
     if planned.failed is not None:
@@ -227,7 +234,7 @@ def _row(results: Results, counted: Results, planned: PlannedRow, seed: int) -> 
         None,
         {suite: found for suite, found in certified.items() if found is not None},
         planned.cost,
-        tuple(_fit(counted, each, number) for number, each in fits),
+        tuple(_fit(again, each, number) for number, each in fits),
         planned.tried,
         planned.adaptive,
     )

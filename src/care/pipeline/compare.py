@@ -7,22 +7,25 @@ row and the batch where it stopped:
 
     fits.jsonl, fits/    every fit: settings that were tried, and rows
     tuning/              answers to validation under every setting
-    rows.jsonl           judged answers to test, bare and under every row and fit
-    overhead.json        seconds of the same answers under each, in turns
+    rows.jsonl           judged answers to test, bare and under every row
+    refits/              the same of half of the test examples under its further fits
+    overheads.jsonl      seconds of the same answers under each, in turns
     attacks/             pictures that were made against each row, where they were asked for
     table.json, report.html, table.md
 
-Nothing is chosen on test examples. Not here: figures (`care.evaluation.comparison_table`), the page
+A finished one goes on with more rivals, fits or attacks, where it is asked for them. Nothing is
+chosen on test examples. Not here: figures (`care.evaluation.comparison_table`), the page
 (`care.report.comparison`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from care.data.example import Example, Suite, SuiteRole
 from care.defenses.base import Defense
+from care.defenses.material import with_decisions
 from care.defenses.repair.fitting import Fitter
 from care.diagnosis.activation_means import spread
 from care.diagnosis.full_config import BRIEF
@@ -38,6 +41,7 @@ from care.evaluation.comparison_table import (
     comparison_rows,
 )
 from care.evaluation.config import UNDEFENDED
+from care.evaluation.results import Results
 from care.pipeline.comparison_attacks import AskedAttacks, attacked
 from care.pipeline.comparison_rows import (
     QUICKER,
@@ -66,8 +70,8 @@ from care.pipeline.tuning import (
 )
 from care.pipeline.workflow import open_run
 from care.runs.progress import Bar, silent
+from care.runs.rows import Rows
 from care.runs.run import Run
-from care.runs.stages import stage_json
 
 TIMED, TIMED_QUICKLY = 4 * BATCH, BATCH
 """Answers that are timed under each defense."""
@@ -99,10 +103,16 @@ def compare(job: CompareJob, progress: Bar | None = None) -> ComparisonTable:
     """The whole comparison. UsageError for a rival or an attack that there isn't."""
     kinds, attacks = rivals(job.defenses), AskedAttacks.of(job.adaptive)
     with open_run(job) as run:
+        run.record(asked=job.asked())
         with run.stage("model"):
             work = Stages(job, run, progress)
         with Fits(run, work.vlm) as fits:
             return _Comparison(job, run, work, fits, progress).table(kinds, attacks)
+
+
+def halved(suites: Sequence[Suite]) -> list[Suite]:
+    """Every other example of each suite, which the further fits of a row are asked."""
+    return [replace(suite, examples=tuple(suite)[::2]) for suite in suites]
 
 
 def _setting(rival: str, place: int) -> str:
@@ -126,7 +136,10 @@ class _Comparison:
         work, job = self.work, self.job
         fitter = work.fitter()
         diagnosis = work.channels(fitter, work.diagnosis(fitter, BRIEF))
-        materials = Materials(fitter.material, job.most, job.run.seed)
+        with self.run.stage("readings"):
+            sites = work.vlm.anatomy.sites("layer_out")
+            material = with_decisions(work.vlm, fitter.material, sites, job.batch)
+        materials = Materials(material, job.most, job.run.seed)
         shared = Fitter(work.vlm, materials.of(0), fitter.config, job.batch)
         chosen, _ = work.select(shared, diagnosis)
         with work.inner("selection") as inner:
@@ -142,14 +155,18 @@ class _Comparison:
         if (care := next(row for row in rows if row.plan.name == CARE)).fits[0].failed:
             raise FitError(care.fits[0].failed)
         tests = self._tests()
-        results = work.ask(tests, [None, *(d for row in rows for d in row.named())], "evaluation")
+        named = [each for row in rows for each in row.named()]
         first = {row.plan.name: row.fits[0] for row in rows}
+        results = work.ask(
+            tests, [None, *(each for each in named if each[0] in first)], "evaluation"
+        )
+        again = self._again(results, tests, [each for each in named if each[0] not in first])
         there = {name: fit.defense for name, fit in first.items() if fit.defense is not None}
         ratios = self._overheads(there)
         folders = {name: fit.folder for name, fit in first.items() if fit.folder is not None}
         found = attacked(work, attacks, there, folders, tests)
         planned = [self._planned(row, materials.counts(), ratios, found) for row in rows]
-        made = comparison_rows(results, planned, job.run.seed)
+        made = comparison_rows(results, planned, job.run.seed, again)
         self.run.check_there()
         suites: dict[str, SuiteRole] = {name: results.role(name) for name in results.suites}
         return ComparisonTable(
@@ -220,18 +237,34 @@ class _Comparison:
             return suites
         return [suite for suite in suites if suite.role == "attack" or suite.name in COMPARED]
 
+    def _again(
+        self, results: Results, tests: Sequence[Suite], named: Sequence[tuple[str, Defense]]
+    ) -> Results:
+        """Answers to every other test example, under further fits beside the first ones."""
+        if not named:
+            return results
+        suites = halved(tests)
+        asked = {(suite.name, example.id) for suite in suites for example in suite}
+        with self.work.inner("refits") as inner:
+            found = self.work.ask(suites, named, "refits", inner)
+        shared = [row for row in results.rows if (row["suite"], row["example"]) in asked]
+        return Results([*shared, *found.rows])
+
     def _overheads(self, defenses: Mapping[str, Defense]) -> dict[str, float]:
         suites = [suite for suite in self.work.counted("validation") if suite.role != "attack"]
         examples: list[Example] = [example for suite in suites for example in suite]
         timed = spread(examples, TIMED_QUICKLY if self.job.quick else TIMED)
-
-        def make() -> dict[str, float]:
-            batches = -(-len(timed) // BATCH)
-            with self.bar("overhead", batches * len(defenses)) as bar:
+        rows = Rows(self.run.path / "overheads.jsonl")
+        missing = [(name, each) for name, each in defenses.items() if name not in rows]
+        try:
+            with self.run.stage("overheads"), self.bar("overheads", len(missing)) as bar:
                 length = self.job.max_new_tokens
-                return overheads(self.work.vlm, defenses, timed, length, bar.advance)
-
-        return stage_json(self.run, "overhead", make)
+                for name, ratio in overheads(self.work.vlm, missing, timed, length):
+                    rows.add({"key": name, "ratio": ratio})
+                    bar.advance(1)
+        finally:
+            rows.close()
+        return {row["key"]: row["ratio"] for row in rows.all()}
 
     def _planned(
         self,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from care.data.example import Example
 from care.defenses import known
@@ -24,7 +24,6 @@ from care.defenses.repair.channel import Modality
 from care.defenses.repair.fitting import Fitter
 from care.defenses.repair.fitting_data import said
 from care.defenses.repair.repair import Repair
-from care.defenses.steering import AtLayers
 from care.diagnosis.results import Diagnosis
 from care.errors import UsageError
 from care.evaluation.comparison_table import CARE, Group
@@ -108,8 +107,7 @@ def plan_of(name: str, kind: type[Defense]) -> RowPlan:
 class RivalFits:
     """The fits of one rival.
 
-    Settings that differ in strength alone are one fit, which it doesn't enter unless something is
-    trained under it (`care.defenses.steering`).
+    Settings that differ in options which don't enter a fit (`Defense.unfitted`) are one fit.
     """
 
     def __init__(
@@ -125,24 +123,19 @@ class RivalFits:
 
     def made(self, options: Options, number: int) -> Made:
         """The rival with these options on the part of that number, which is its seed too."""
-        shares = issubclass(self.kind, AtLayers) and not self.kind.cost.trains
-        if not shares or "strength" not in options:
-            return self._fitted(options, number)
-        others = {name: value for name, value in options.items() if name != "strength"}
-        key = (number, *sorted(others.items()))
+        after = {name: options[name] for name in self.kind.unfitted if name in options}
+        key = (number, *sorted((name, v) for name, v in options.items() if name not in after))
         if key not in self._shared:
             self._shared[key] = self._fitted(options, number)
         fitted, seconds = self._shared[key]
-        assert isinstance(fitted, AtLayers)
-        return fitted.with_strength(options["strength"]), seconds
+        return (replace(cast(Any, fitted), **after) if after else fitted), seconds
 
     def _fitted(self, options: Options, number: int) -> Made:
         material, job = self.materials.of(number), self.work.job
-        offered = {
-            "material": material,
-            "seed": job.run.seed + number,
-            "batch_size": job.batch,
-        }
+        offered: dict[str, Any] = {"material": material, "seed": job.run.seed + number}
+        if not self.kind.cost.trains:
+            # What is trained is trained in batches as published; others only read so many at once.
+            offered["batch_size"] = job.batch
         takes = options_of(self.kind)
         given = {name: value for name, value in offered.items() if name in takes}
         given |= options | self.always

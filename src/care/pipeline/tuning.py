@@ -50,7 +50,7 @@ class TuningSize:
     """Validation examples of each role that each of them is asked."""
 
 
-FULL = TuningSize(8, {"attack": 60, "utility": 60, "over_refusal": 120})
+FULL = TuningSize(8, {"attack": 60, "utility": 30, "over_refusal": 60})
 QUICK = TuningSize(3, {"attack": 15, "utility": 12, "over_refusal": 12})
 """Of a quick comparison."""
 
