@@ -65,7 +65,7 @@ def test_half_is_folded_in_and_the_other_half_asked(fitted, tmp_path):
     after = Repair.load(tmp_path / "out" / "repair", tiny.tiny_vlm())
     check_remembers(after)
     assert {path: path.read_bytes() for path in fitted.iterdir()} == before
-    assert found.held_out and found.asked == 20 and found.p is not None
+    assert found.held_out and found.asked == 20 and found.p is not None and not found.leaking
     assert 8 <= found.folded.complied < 20 and found.folded.answered > 8
     assert found.folded.families == {"novel": found.folded.complied}
     assert any("novel" in each.opened_after for each in found.channels)
@@ -143,6 +143,15 @@ def test_of_few_goals_those_folded_in_are_asked_and_that_is_said(fitted, tmp_pat
     assert str(tmp_path / "cli" / "report.html") in shown
     assert cli.main([*words, "--out", str(tmp_path / "cli")]) == 2  # nothing is written over
     assert "isn't empty" in capsys.readouterr().err
+
+
+def test_goals_of_an_earlier_fit_are_counted(fitted, tmp_path):
+    attacks = tmp_path / "rephrased.jsonl"
+    lines = [{"prompt": f"worse thing {n}?", "goal": f"bad {n}"} for n in range(60)]
+    attacks.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found, card = updating.update(a_job(fitted, attacks, tmp_path / "out"))
+    assert found.held_out and 0 < found.leaking <= found.asked
+    assert card.run.repair_leaks["before"].found["rephrased"].examples == found.leaking
 
 
 def test_what_cannot_be_updated_is_said_before_a_model_is_loaded(fitted, tmp_path, monkeypatch):

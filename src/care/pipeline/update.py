@@ -29,6 +29,7 @@ from care.defenses.repair.folding import Folded, check_new, check_remembers, fol
 from care.defenses.repair.repair import Repair
 from care.evaluation.ablation_table import ASR_CHANGE, paired_change
 from care.evaluation.job import TABLE
+from care.evaluation.leak_check import repair_leaks
 from care.evaluation.results import Results
 from care.evaluation.runner import evaluate as run_evaluation
 from care.evaluation.scorecard import scorecard
@@ -89,8 +90,6 @@ class Update:
 
     folded: Folded
     """What was folded in."""
-    held_out: bool
-    """Whether the attacks that were asked are other goals than those folded in."""
     asked: Count
     """Attacks that were asked."""
     change: Annotated[Interval, ASR_CHANGE] | None
@@ -101,6 +100,10 @@ class Update:
     """The channels."""
     monitors: tuple[MonitorChange, ...]
     """The monitors."""
+    held_out: bool = True
+    """Whether the attacks that were asked are other goals than those folded in."""
+    leaking: Count = 0
+    """Those of them whose goals the repair was fitted on before, in whatever attack."""
 
 
 def update(job: UpdateJob, progress: Bar | None = None) -> tuple[Update, Scorecard]:
@@ -113,10 +116,12 @@ def update(job: UpdateJob, progress: Bar | None = None) -> tuple[Update, Scoreca
     with Run(job.run.out, resume=job.run.resume, config=job.config()) as run:
         run.pin("suites", {suite.name: suite_digest(suite) for suite in (*attacks, *benign)})
         run.pin("repairs", {BEFORE: before.digest()})
+        leaks = repair_leaks({BEFORE: job.repair}, asked, allow=True)
         run.record(
             **started(job.model.shown, job.run.seed),
             suites={suite.name: suite.facts() for suite in asked},
             leaks="checked" if apart else "allowed",
+            repair_leaks=to_tree(leaks),
         )
         vlm = load_pinned(run, job.model.name, job.model.load)
         before = Repair.load(job.repair, vlm)
@@ -140,7 +145,9 @@ def update(job: UpdateJob, progress: Bar | None = None) -> tuple[Update, Scoreca
         after = made[AFTER]
         run.check_there()
         after.save(run.inside("repair"))
-        found = _told(before, after, table, apart, job.run.seed)
+        leaking = leaks[BEFORE].found.get(attacks[0].name)
+        found = _told(before, after, table, job.run.seed)
+        found = replace(found, held_out=apart, leaking=leaking.examples if leaking else 0)
         run.write_json(JSON_NAME, to_tree(found))
         facts = from_tree(RunFacts, run.manifest, strict=False, what="The manifest of the run")
         card = replace(scorecard(run.rows(), seed=job.run.seed), run=facts)
@@ -219,13 +226,12 @@ def _made(job: UpdateJob, vlm: VLM, before: Repair, answers: Sorted) -> dict[str
     return made | {AFTER: Repair.of(folded(before, vlm, answers, batch_size=job.batch))}
 
 
-def _told(before: Repair, after: Repair, table: Results, apart: bool, seed: int) -> Update:
+def _told(before: Repair, after: Repair, table: Results, seed: int) -> Update:
     rows = [row for row in table.rows if row["role"] == "attack" and row["defense"] == BEFORE]
     several = len({row["goal"] or row["prompt"] for row in rows}) > 1
     change, p = paired_change(table, BEFORE, AFTER, seed) if several else (None, None)
     return Update(
         folded=from_tree(Folded, updates_of(after)[-1], what="What was folded in"),
-        held_out=apart,
         asked=len(rows),
         change=change,
         p=p,

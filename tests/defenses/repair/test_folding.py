@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from care.data.example import Example
+from care.data.small_world import suites
 from care.defenses.activations import at_decision
+from care.defenses.artefact import MEMORY
 from care.defenses.artefact_card import card
 from care.defenses.controls import random_control, seeing_control
 from care.defenses.material import CLASSES, Material, Sorted
 from care.defenses.monitors.choosing import fit_monitors
+from care.defenses.monitors.fitting import MonitorConfig
 from care.defenses.repair.fitting import Fitter
 from care.defenses.repair.fitting_data import said
 from care.defenses.repair.folding import folded, updates_of
@@ -31,6 +34,7 @@ from kit.fits import material as made
 from kit.said import SMALL
 from kit.said import said as spoken
 
+SITE_23 = Site(23, "layer_out")
 SITES = (Site(2, "layer_out"), Site(3, "layer_out"))
 
 
@@ -279,3 +283,28 @@ def test_strength_and_edited_tokens_stay(vlm, everything):
     assert [c.scopes for c in got.channels] == [c.scopes for c in repair.channels]
     assert_array_equal([c.site for c in got.channels], [c.site for c in repair.channels])
     assert got.channels[0].subspace.width == tiny.WIDTH
+
+
+@pytest.mark.embedded
+def test_the_embedded_model_learns_a_family_that_was_left_out(embedded_vlm, tmp_path):
+    """Pictures optimised against it, which neither the gates nor the monitors have seen."""
+    watching = MonitorConfig(kinds=("ffn_out",), depths=(0.5,), poolings=("mean",))
+    names = {"direct": 40, "beside-image": 40, "text-jailbreak": 60}
+    attacks = [e for name, n in names.items() for e in suites.load(name, "fit", n)]
+    benign = [e for name in suites.UTILITY for e in suites.load(name, "fit", 24)]
+    repair = Repair.fit(
+        embedded_vlm, attacks, benign, sites=[SITE_23],
+        config=replace(PRESETS["corrected"], monitors=watching), max_new_tokens=24,
+    )  # fmt: skip
+    read = Repair.load(repair.save(tmp_path / "r"), embedded_vlm)
+    newer = read.partial_fit(embedded_vlm, suites.load("pgd-32", "fit", 30), max_new_tokens=24)
+    assert "pgd-32" not in families(read, "image") and "pgd-32" in families(newer, "image")
+    gate = next(c.gate for c in newer.channels if c.modality == "image")
+    assert gate.opened["pgd-32"] > 0.5 and gate.opened_benign < 0.1
+    before, after = (
+        next(c.gate for c in each.channels if c.modality == "image") for each in (read, newer)
+    )
+    unseen = at_decision(embedded_vlm, list(suites.load("pgd-32", "test", 16)), [SITE_23])[SITE_23]
+    assert after.openness(unseen).mean() > before.openness(unseen).mean()
+    size = sum((tmp_path / "r" / name).stat().st_size for name in MEMORY)
+    assert size < 16 * 2**20

@@ -52,6 +52,10 @@ def told(found: "Update") -> list[str]:
     ]
     if not found.held_out:
         lines.append("The attacks asked are those folded in: too few goals to keep half apart.")
+    if found.leaking:
+        lines.append(
+            f"{found.leaking} of the attacks asked have goals that the repair was fitted on before."
+        )
     if found.change is not None and found.p is not None:
         change = found.change
         lines.append(
