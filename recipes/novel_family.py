@@ -23,6 +23,7 @@ import numpy as np
 
 from care.data.example import Suite
 from care.defenses.material import CLASSES, Sorted
+from care.defenses.monitors.fitting import MonitorConfig
 from care.defenses.repair.channel import Modality
 from care.defenses.repair.fitting import Fitter
 from care.defenses.repair.folding import folded
@@ -31,13 +32,13 @@ from care.evaluation.results import Results
 from care.models.sites import Site
 from care.pipeline.config import RepairJob
 from care.pipeline.material_parts import apart
-from care.pipeline.stages import COMPARED, Stages
+from care.pipeline.stages import Stages
 from care.pipeline.workflow import open_run
 from care.runs.progress import Progress
 from care.runs.run import Run
 from care.runs.spec import RunSpec
 
-HARMLESS = (*COMPARED, "lookalike-image", "benign-wrapped", "benign-pictured")
+HARMLESS = ("benign", "benign-image", "lookalike", "benign-wrapped", "benign-pictured")
 """Suites that are asked besides."""
 
 
@@ -90,7 +91,9 @@ def left_out(work: Stages, run: Run, fitter: Fitter, family: str) -> Repair:
     chosen = Repair.load(run.path / "repair")
     material = apart(fitter.material, (family,))
     gate = replace(fitter.config.gate, quantile=chosen.channels[0].gate.quantile)
-    own = Fitter(work.vlm, material, replace(fitter.config, gate=gate), work.job.batch)
+    watching = own_sites(fitter.config.monitors, chosen, work.vlm.anatomy.n_layers)
+    config = replace(fitter.config, gate=gate, monitors=watching)
+    own = Fitter(work.vlm, material, config, work.job.batch)
     with work.inner("selection") as inner:
         table = work.ask(work.counted("validation"), [None], "selection", inner)
     kept = Results([row for row in table.rows if row["suite"] != family])
@@ -101,6 +104,14 @@ def left_out(work: Stages, run: Run, fitter: Fitter, family: str) -> Repair:
     repair = own.repair(sites)
     memory = own.remembered(repair.channels, found.memory)
     return Repair.of(replace(repair, monitors=found.monitors, memory=memory))
+
+
+def own_sites(config: MonitorConfig, repair: Repair, layers: int) -> MonitorConfig:
+    """Monitors at the sites of those of a repair alone."""
+    sites = [monitor.site for monitor in repair.monitors if monitor.site is not None]
+    depths = dict.fromkeys(site.layer / (layers - 1) for site in sites)
+    kinds = dict.fromkeys(site.kind for site in sites)
+    return replace(config, kinds=tuple(kinds), depths=tuple(depths))
 
 
 def samples(fitter: Fitter, family: str, counts: Sequence[int]) -> dict[int, Sorted]:

@@ -23,6 +23,7 @@ from care.defenses.activations import at_decision
 from care.defenses.material import CLASSES, Sorted, ask
 from care.defenses.monitors.choosing import labelled_answer, labelled_request
 from care.defenses.repair.channel import Channel, RepairData
+from care.defenses.repair.families import Told
 from care.defenses.repair.fitting_data import said
 from care.defenses.repair.memory import DecisionMemory, Memory, told_of
 from care.errors import FitError, UsageError
@@ -220,7 +221,7 @@ def _channel(channel: Channel, memory: DecisionMemory | None) -> Channel:
 def _told(repair: RepairData, memory: Memory, answers: Sorted, known: int) -> Folded:
     served = {channel.modality for channel in repair.channels}
     worked = [
-        (e.suite or e.category or "attacks", "image" if e.images else "text")
+        (Told.of(e, "").family, "image" if e.images else "text")
         for e, _ in answers.complied
     ]
     waiting = {} if memory.decisions is None else memory.decisions.waiting()
