@@ -261,7 +261,7 @@ def test_the_model_answers_the_new_requests_alone(vlm, everything, monkeypatch):
     for ours, theirs in zip(got.channels, by_hand.channels, strict=True):
         assert ours.gate is not None and theirs.gate is not None
         assert_allclose(ours.gate.filters, theirs.gate.filters, atol=2e-3)
-    with pytest.raises(FitError, match=r"None of the 9 new requests .* refused 9"):
+    with pytest.raises(FitError, match=r"No new request is one to learn from: .* refused 9"):
         repair.partial_fit(vlm, attacks, judge=tiny_judge(harmful=False), max_new_tokens=3)
 
 
