@@ -61,7 +61,8 @@ def test_half_is_folded_in_and_the_other_half_asked(fitted, tmp_path):
     benign.write_text("".join(json.dumps(line) + "\n" for line in lines))
     before = {path: path.read_bytes() for path in fitted.iterdir()}
     job = a_job(fitted, attacks, tmp_path / "out", benign=benign, curve="2,1,999")
-    found, card = updating.update(job)
+    with pytest.warns(UserWarning, match="so the curve to 999 ends there, as 'after'"):
+        found, card = updating.update(job)
     after = Repair.load(tmp_path / "out" / "repair", tiny.tiny_vlm())
     check_remembers(after)
     assert {path: path.read_bytes() for path in fitted.iterdir()} == before

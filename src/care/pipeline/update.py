@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -217,9 +218,14 @@ def _answers(
 
 def _made(job: UpdateJob, vlm: VLM, before: Repair, answers: Sorted) -> dict[str, Repair]:
     """The repair with everything, after those with a part of the attacks that worked."""
-    made = {}
+    made, most = {}, len(answers.complied)
+    if job.counts and job.counts[-1] >= most:
+        warnings.warn(
+            f"{most} attacks worked, so the curve to {job.counts[-1]} ends there, as {AFTER!r}.",
+            stacklevel=2,
+        )
     for count in job.counts:
-        if count >= len(answers.complied):
+        if count >= most:
             break
         part = answers.part({"complied": range(count), "refused": (), "answered": ()})
         made[f"after {count}"] = Repair.of(folded(before, vlm, part, batch_size=job.batch))

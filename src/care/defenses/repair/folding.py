@@ -220,10 +220,7 @@ def _channel(channel: Channel, memory: DecisionMemory | None) -> Channel:
 
 def _told(repair: RepairData, memory: Memory, answers: Sorted, known: int) -> Folded:
     served = {channel.modality for channel in repair.channels}
-    worked = [
-        (Told.of(e, "").family, "image" if e.images else "text")
-        for e, _ in answers.complied
-    ]
+    worked = [(Told.of(e, "").family, "image" if e.images else "text") for e, _ in answers.complied]
     waiting = {} if memory.decisions is None else memory.decisions.waiting()
     return Folded(
         complied=len(answers.complied),
