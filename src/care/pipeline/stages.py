@@ -258,11 +258,17 @@ class Stages(Workspace):
         }
 
     def monitors(
-        self, fitter: Fitter, table: Results, name: str = "monitors", remember: bool = False
+        self,
+        fitter: Fitter,
+        table: Results,
+        name: str = "monitors",
+        shares: Sequence[float] = (),
+        remember: bool = False,
     ) -> MonitorsFit:
         """Monitors, fitted once and kept as the artefact of a repair without channels, with what
-        they rest on if that is asked for."""
-        kept = self.run.path / name
+        they rest on if that is asked for; those with the thresholds of other `shares` of false
+        alarms are kept beside it."""
+        folders = {share: f"{name}-{share:g}" for share in shares}
 
         def make() -> dict[str, Any]:
             by_id = {e.id: e for suite in self.counted("validation") for e in suite}
@@ -272,25 +278,30 @@ class Stages(Workspace):
                 [each for row in table.rows for each in said_of(row, by_id)],
                 fitter.config.monitors,
                 batch_size=self.job.batch,
+                shares=shares,
                 remember=remember,
             )
             memory = Memory(None, found.memory) if remember else None
             repair = Repair((), monitors=found.monitors, memory=memory)
-            repair.save(self.run.inside(kept.name))
+            repair.save(self.run.inside(name))
+            for share, folder in folders.items():
+                Repair((), monitors=found.others[share]).save(self.run.inside(folder))
             for file in files:
                 self.run.sign(file)
             return to_tree(found.told())
 
-        files = tuple(f"{name}/{file}" for file in (FACTS, NUMBERS))
+        every = (name, *folders.values())
+        files = tuple(f"{folder}/{file}" for folder in every for file in (FACTS, NUMBERS))
         told = from_tree(
             MonitorsTold,
             stage_json(self.run, name, make, files),
             "monitors",
             what=f"The stage {name} of {self.run.path}",
         )
-        repair = Repair.load(kept)
-        memory = () if repair.memory is None else repair.memory.monitors
-        return MonitorsFit(repair.monitors, told.choices, told.tried, memory)
+        read, *others = (Repair.load(self.run.path / folder) for folder in every)
+        memory = () if read.memory is None else read.memory.monitors
+        by_share = {s: each.monitors for s, each in zip(folders, others, strict=True)}
+        return MonitorsFit(read.monitors, told.choices, told.tried, by_share, memory)
 
     def finalists(
         self, fitter: Fitter, sites: Mapping[Modality, Sequence[Site]]

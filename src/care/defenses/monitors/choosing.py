@@ -12,7 +12,7 @@ answer by what is said alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,6 +58,8 @@ class MonitorsFit:
     """All choices of what watches answers, best first: the first was taken."""
     tried: Mapping[Reads, tuple[MonitorTrial, ...]]
     """The sites and poolings tried for each reading, best first."""
+    others: Mapping[float, tuple[Monitor, ...]] = field(default_factory=dict)
+    """The same monitors with the thresholds of other shares of false alarms."""
     memory: tuple[MonitorMemory, ...] = ()
     """What each monitor rests on, if that was to be kept."""
 
@@ -73,13 +75,15 @@ def fit_monitors(
     config: MonitorConfig | None = None,
     *,
     batch_size: int = 32,
+    shares: Sequence[float] = (),
     remember: bool = True,
 ) -> MonitorsFit:
     """Fit monitors on answers of the undefended model, and choose between them on others.
 
-    Without `validation` cross-fitted scores of the answers to fit on take its place. What they rest
-    on is kept unless `remember` is False; that reads the harmless ones of `validation` once more.
-    FitError where harmful or harmless examples are missing or too few.
+    Without `validation` cross-fitted scores of the answers to fit on take its place. Thresholds are
+    taken for other `shares` of false alarms too. What the monitors rest on is kept unless
+    `remember` is False; that reads the harmless ones of `validation` once more. FitError where
+    harmful or harmless examples are missing or too few.
     """
     config = config or MonitorConfig()
     said = _spread(said, config.most)
@@ -105,11 +109,24 @@ def fit_monitors(
         ]
     order = [taken, *(each for each in choices if each is not taken)]
     return MonitorsFit(
-        tuple(fits[reads].best.monitor(share) for reads, share in shared.items()),
+        _watching(fits, taken.reads, config),
         tuple(order),
         {reads: fit.tried for reads, fit in fits.items()},
+        {
+            share: _watching(fits, taken.reads, replace(config, false_alarms=share))
+            for share in shares
+        },
         tuple(memory),
     )
+
+
+def _watching(
+    fits: Mapping[Reads, MonitorFit], answers: tuple[Reads, ...], config: MonitorConfig
+) -> tuple[Monitor, ...]:
+    """The monitor of requests and those of answers, which divide the share of false alarms."""
+    found = [fits["request"].best.monitor(config.share())]
+    found += [fits[reads].best.monitor(config.share(len(answers))) for reads in answers]
+    return tuple(found)
 
 
 def best_choice(choices: Sequence[Choice]) -> Choice:
