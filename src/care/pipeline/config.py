@@ -1,5 +1,4 @@
-"""What `care repair`, `care diagnose`, `care fit`, `care update`, `care ablate` and `care compare`
-are asked for.
+"""What `care repair`, `care diagnose`, `care fit`, `care ablate` and `care compare` are asked for.
 
 Plain data, which the command line shows and a manifest stores. What a job works on is in `splits`,
 what it does in `workflow`.
@@ -73,47 +72,6 @@ class RepairJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareJob(RepairJob):
-    """One comparison of defenses."""
-
-    run: RunSpec = RunSpec(Path("runs/compare"))
-    """Where it goes."""
-    quick: bool = False
-    """A quarter of the examples, fewer settings and one fit, for a first look."""
-    defenses: Annotated[tuple[str, ...], Said("--defense")] = ()
-    """A rival to compare, see `care list defenses`; none: all there are; repeatable."""
-    seeds: Annotated[int | None, Between(1, 100)] = None
-    """Fits of every row, each on another part of the material; none: 3, or 1 of a quick one."""
-    fitted_on: Annotated[int | None, Between(8, MANY)] = None
-    """Most requests of each class that every row is fitted on; none: 240, or 100 of a quick one."""
-    adaptive: tuple[str, ...] = ()
-    """Attack to make against every row, NAME[,option=value]…, see `care list attacks`; repeatable.
-    """
-
-    @property
-    def fits(self) -> int:
-        """Fits of every row."""
-        return self.seeds or (1 if self.quick else 3)
-
-    @property
-    def most(self) -> int:
-        """Most requests of each class to fit on."""
-        return self.fitted_on or (100 if self.quick else 240)
-
-    def config(self) -> dict[str, Any]:
-        """Everything that decides the numbers of a row, for the manifest.
-
-        Which rows, fits and attacks are asked for decides none, so that a comparison can go on with
-        more of them.
-        """
-        return super().config() | {"fitted_on": self.most}
-
-    def asked(self) -> dict[str, Any]:
-        """Which rows, fits and attacks are asked for."""
-        return {"defenses": self.defenses, "fits": self.fits, "adaptive": self.adaptive}
-
-
-@dataclass(frozen=True, kw_only=True)
 class UpdateJob:
     """New attacks that are folded into a saved repair."""
 
@@ -162,3 +120,44 @@ class UpdateJob:
             "batch_size": self.run.batch_size,
             "max_new_tokens": self.max_new_tokens,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareJob(RepairJob):
+    """One comparison of defenses."""
+
+    run: RunSpec = RunSpec(Path("runs/compare"))
+    """Where it goes."""
+    quick: bool = False
+    """A quarter of the examples, fewer settings and one fit, for a first look."""
+    defenses: Annotated[tuple[str, ...], Said("--defense")] = ()
+    """A rival to compare, see `care list defenses`; none: all there are; repeatable."""
+    seeds: Annotated[int | None, Between(1, 100)] = None
+    """Fits of every row, each on another part of the material; none: 3, or 1 of a quick one."""
+    fitted_on: Annotated[int | None, Between(8, MANY)] = None
+    """Most requests of each class that every row is fitted on; none: 240, or 100 of a quick one."""
+    adaptive: tuple[str, ...] = ()
+    """Attack to make against every row, NAME[,option=value]…, see `care list attacks`; repeatable.
+    """
+
+    @property
+    def fits(self) -> int:
+        """Fits of every row."""
+        return self.seeds or (1 if self.quick else 3)
+
+    @property
+    def most(self) -> int:
+        """Most requests of each class to fit on."""
+        return self.fitted_on or (100 if self.quick else 240)
+
+    def config(self) -> dict[str, Any]:
+        """Everything that decides the numbers of a row, for the manifest.
+
+        Which rows, fits and attacks are asked for decides none, so that a comparison can go on with
+        more of them.
+        """
+        return super().config() | {"fitted_on": self.most}
+
+    def asked(self) -> dict[str, Any]:
+        """Which rows, fits and attacks are asked for."""
+        return {"defenses": self.defenses, "fits": self.fits, "adaptive": self.adaptive}
