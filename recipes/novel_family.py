@@ -22,12 +22,13 @@ from pathlib import Path
 import numpy as np
 
 from care.data.example import Suite
-from care.defenses.material import CLASSES, Sorted
+from care.defenses.material import Sorted
 from care.defenses.monitors.fitting import MonitorConfig
 from care.defenses.repair.channel import Modality
 from care.defenses.repair.fitting import Fitter
 from care.defenses.repair.folding import folded
 from care.defenses.repair.repair import Repair
+from care.errors import UsageError
 from care.evaluation.results import Results
 from care.models.sites import Site
 from care.pipeline.config import RepairJob
@@ -44,7 +45,7 @@ HARMLESS = ("benign", "benign-image", "lookalike", "benign-wrapped", "benign-pic
 
 def main() -> None:
     """Every family in turn."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="How fast a repair learns a new family.")
     parser.add_argument("run", type=Path, help="folder of a finished main job, or a copy of it")
     parser.add_argument("families", nargs="+", help="attack suites of the job")
     parser.add_argument("--counts", default="1,4,16,64", help="attacks that are folded in")
@@ -90,8 +91,13 @@ def left_out(work: Stages, run: Run, fitter: Fitter, family: str) -> Repair:
     """The job's repair as it would be had it seen no attack of the family."""
     chosen = Repair.load(run.path / "repair")
     material = apart(fitter.material, (family,))
-    gate = replace(fitter.config.gate, quantile=chosen.channels[0].gate.quantile)
-    watching = own_sites(fitter.config.monitors, chosen, work.vlm.anatomy.n_layers)
+    gate, monitors = chosen.channels[0].gate, fitter.config.monitors
+    if gate is None or gate.quantile is None or fitter.config.gate is None or monitors is None:
+        raise UsageError(
+            f"{run.path} holds a repair without gates or monitors; pass that of `care repair`."
+        )
+    gate = replace(fitter.config.gate, quantile=gate.quantile)
+    watching = own_sites(monitors, chosen, work.vlm.anatomy.n_layers)
     config = replace(fitter.config, gate=gate, monitors=watching)
     own = Fitter(work.vlm, material, config, work.job.batch)
     with work.inner("selection") as inner:
@@ -119,7 +125,8 @@ def samples(fitter: Fitter, family: str, counts: Sequence[int]) -> dict[int, Sor
     own = [n for n, (e, _) in enumerate(fitter.material.complied) if e.suite == family]
     order = np.random.default_rng(0).permutation(own).tolist()
     material = fitter.material
-    everything = Sorted(*(getattr(material, name) for name in CLASSES), material.decisions)
+    parts = (material.complied, material.refused, material.answered)
+    everything = Sorted(*parts, material.decisions)
     return {
         count: everything.part({"complied": order[:count], "refused": (), "answered": ()})
         for count in counts
