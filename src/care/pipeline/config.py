@@ -140,6 +140,9 @@ class CompareJob(RepairJob):
     adaptive: tuple[str, ...] = ()
     """Attack to make against every row, NAME[,option=value]…, see `care list attacks`; repeatable.
     """
+    studies: Annotated[tuple[str, ...], Said("--study")] = ()
+    """What to study besides of CARE and the best rivals: families (attacks that nothing was fitted
+    on), sizes (fitted on few requests to many) or strengths; repeatable."""
 
     @property
     def fits(self) -> int:
@@ -154,14 +157,19 @@ class CompareJob(RepairJob):
     def config(self) -> dict[str, Any]:
         """Everything that decides the numbers of a row, for the manifest.
 
-        Which rows, fits and attacks are asked for decides none, so that a comparison can go on with
-        more of them.
+        Which rows, fits, attacks and studies are asked for decides none, so that a comparison can
+        go on with more of them.
         """
         return super().config() | {"fitted_on": self.most}
 
     def asked(self) -> dict[str, Any]:
-        """Which rows, fits and attacks are asked for."""
-        return {"defenses": self.defenses, "fits": self.fits, "adaptive": self.adaptive}
+        """Which rows, fits, attacks and studies are asked for."""
+        return {
+            "defenses": self.defenses,
+            "fits": self.fits,
+            "adaptive": self.adaptive,
+            "studies": self.studies,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
