@@ -32,7 +32,9 @@ class Work:
     def __post_init__(self) -> None:
         self.fitted: list[tuple[str, tuple[float, ...]]] = []
 
-    def monitors(self, fitter: Fitter, table: Results, name: str, shares: Any) -> MonitorsFit:
+    def monitors(
+        self, fitter: Fitter, table: Results, name: str, shares: Any, remember: bool
+    ) -> MonitorsFit:
         self.fitted.append((name, tuple(shares)))
         others = {share: (Monitor("request", 1.0 - share),) for share in shares}
         return MonitorsFit((), (), {}, others)

@@ -46,6 +46,10 @@ def test_a_job_that_is_killed_at_a_setting_ends_with_the_same_report(
     thresholds = [[monitor.threshold for monitor in one.monitors] for one in (stored, taken)]
     assert thresholds[0] == thresholds[1] and stored.channels[0].site == taken.channels[0].site
 
+    assert taken.memory is not None
+    again = [each.monitor().threshold for each in taken.memory.monitors]
+    assert again == pytest.approx(thresholds[0], abs=1e-4)  # the share that was taken
+
     made, fitted = CareSettings.made, []
 
     def once(self: CareSettings, options: Any, number: int = 0) -> Any:

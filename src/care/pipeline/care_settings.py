@@ -44,11 +44,13 @@ class CareSettings:
         diagnosis: Diagnosis,
         bare: Results,
         stage: str,
+        remember: bool = False,
     ) -> None:
         """`fitters` are those of each part of the material, `bare` the answers of the undefended
-        model that monitors are chosen on; they are kept by the name `stage`."""
+        model that monitors are chosen on; they are kept by the name `stage`, with what they rest on
+        if that is to be remembered."""
         self.work, self.preset, self.fitters = work, preset, fitters
-        self.bare, self.stage = bare, stage
+        self.bare, self.stage, self.remember = bare, stage, remember
         config = PRESETS[preset]
         if config.monitors is not None:
             config = replace(config, monitors=fitters(0).config.monitors)
@@ -95,7 +97,18 @@ class CareSettings:
         stage = f"{self.stage}-{number}" if number else self.stage
         shares = (options["false_alarms"],) if number else self.searched["false_alarms"]
         own = self.fitters(number).with_config(self.config)
-        return self.work.monitors(own, self.bare, stage, shares)
+        return self.work.monitors(own, self.bare, stage, shares, self.remember)
+
+    def remembering(self, repair: Repair, options: Options) -> Repair:
+        """The repair with these settings and what it rests on, as far as that was kept."""
+        fitter, monitors = self.fitter(options), ()
+        if self.config.monitors is not None:
+            times = options["false_alarms"] / self.config.monitors.false_alarms
+            kept = self.monitors(options).memory
+            if not kept:
+                return repair
+            monitors = tuple(replace(each, share=times * each.share) for each in kept)
+        return replace(repair, memory=fitter.remembered(repair.channels, monitors))
 
     def _places(self, options: Options) -> dict[Modality, list[Site]]:
         def layers(modality: Modality) -> tuple[int, ...]:

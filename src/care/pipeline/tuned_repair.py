@@ -37,7 +37,7 @@ def tuned(work: Stages, fitter: Fitter, diagnosis: Diagnosis) -> tuple[Candidate
     """
     job = work.job
     bare, watched = work.bare_answers(), fitter.config.monitors is not None
-    own = CareSettings(work, job.preset, lambda _: fitter, diagnosis, bare, "monitors")
+    own = CareSettings(work, job.preset, lambda _: fitter, diagnosis, bare, "monitors", True)
     with Fits(work.run, work.vlm) as fits:
         search = Search(work, fits, QUICK if job.quick else FULL)
         wanted = own.wanted(search.size.settings, job.run.seed)
@@ -49,8 +49,8 @@ def tuned(work: Stages, fitter: Fitter, diagnosis: Diagnosis) -> tuple[Candidate
     selection = {"rule": _rule(search, watched), "candidates": _rows(found), "screened": []}
     if watched:
         selection["monitors"] = to_tree(own.monitors(found.options).told())
-    chosen = Candidate(in_words(found.options), repair, own.fitter(found.options))
-    return chosen, selection
+    repair = own.remembering(repair, found.options)
+    return Candidate(in_words(found.options), repair, own.fitter(found.options)), selection
 
 
 def in_words(options: Options) -> str:
