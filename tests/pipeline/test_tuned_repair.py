@@ -29,7 +29,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_a_job_that_is_killed_at_a_setting_ends_with_the_same_report(
-    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = workflow.repair(a_job(tmp_path / "whole", **FEW, **files))
     selection = whole["repair"]["selection"]
@@ -72,7 +72,7 @@ def test_a_job_that_is_killed_at_a_setting_ends_with_the_same_report(
 
 @pytest.mark.slow
 def test_a_preset_without_monitors_is_searched_and_fitted_alone(
-    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The released K, 64, can't be fitted on so few."""
     job = a_job(tmp_path / "run", preset="official", **FEW, **files)
