@@ -50,7 +50,7 @@ ALL = ("families", "sizes", "strengths")
 def a_job(out: Path, *, resume: bool = False, **more: Any) -> CompareJob:
     few: dict[str, Any] = {"test_length": 6, "max_new_tokens": 4, "fitted_on": 30, "seeds": 1}
     few["defenses"] = ("difference-of-means", "self-reminder")
-    return CompareJob(run=RunSpec(out, resume, 0, 8), **(few | more))
+    return CompareJob(run=RunSpec(out, resume, 0, 32), **(few | more))
 
 
 @pytest.fixture

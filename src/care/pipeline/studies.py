@@ -41,7 +41,6 @@ from care.evaluation.comparison_studies import (
 )
 from care.evaluation.comparison_table import CARE, TriedSettings
 from care.evaluation.config import UNDEFENDED
-from care.evaluation.results import Results
 from care.pipeline.comparison_rows import Materials, Part
 from care.pipeline.fits import Made
 from care.pipeline.search import Search
@@ -179,17 +178,20 @@ class Study:
         refitted, failed = self._fitted(parts, "sizes")
         defenses = [each for part in parts for each in self._named(part, refitted)]
         results = self.work.ask(self.tests, [None, *defenses], "sizes")
-        return tuple(self._point(row, part, failed, results) for row in self.rows for part in parts)
+        counts = {part: self._counts(part) for part in parts}
+        found = []
+        for row, part in product(self.rows, parts):
+            name = _refitted(row.key, part)
+            rates = pooled_rates(results, name, self.seed) if name not in failed else {}
+            told = (rates.get(each) for each in ("asr", "answered", "utility"))
+            why = failed.get(name)
+            found.append(FittedOn(row.name, part.most or 0, counts[part], why, *told))
+        return tuple(found)
 
-    def _point(
-        self, row: Studied, part: Part, failed: Mapping[str, str], results: Results
-    ) -> FittedOn:
-        name, size = _refitted(row.key, part), part.most or 0
+    def _counts(self, part: Part) -> dict[str, int]:
+        """Requests of each class of a part."""
         material = self.materials.on(part).of(0)
-        counts = {each: len(getattr(material, each)) for each in CLASSES}
-        rates = pooled_rates(results, name, self.seed) if name not in failed else {}
-        told = (rates.get(each) for each in ("asr", "answered", "utility"))
-        return FittedOn(row.name, size, counts, failed.get(name), *told)
+        return {name: len(getattr(material, name)) for name in CLASSES}
 
     # -- strengths -------------------------------------------------------------------------------
 
