@@ -40,15 +40,17 @@ def test_a_job_that_is_killed_at_a_setting_ends_with_the_same_report(
     assert "of 3 settings at most" in selection["rule"] and selection["monitors"]["choices"]
     page = (tmp_path / "whole" / "report.html").read_text()
     assert all(each["name"] in page for each in tried)
-    best = next(place for place, each in enumerate(tried) if each["chosen"])
-    stored = Repair.load(tmp_path / "whole" / "fits" / f"care-setting-{best + 1}")
     taken = Repair.load(tmp_path / "whole" / "repair")
-    thresholds = [[monitor.threshold for monitor in one.monitors] for one in (stored, taken)]
-    assert thresholds[0] == thresholds[1] and stored.channels[0].site == taken.channels[0].site
-
+    best = next(each["name"] for each in tried if each["chosen"])
+    thresholds = [monitor.threshold for monitor in taken.monitors]
+    stored = [Repair.load(folder) for folder in (tmp_path / "whole" / "fits").iterdir()]
+    assert len(stored) == 3
+    assert thresholds in [[monitor.threshold for monitor in one.monitors] for one in stored]
+    layers = [channel.site.layer for channel in taken.channels if channel.modality == "image"]
+    assert f"strength = {taken.channels[0].strength}" in best and f"image_layers = {layers}" in best
     assert taken.memory is not None
     again = [each.monitor().threshold for each in taken.memory.monitors]
-    assert again == pytest.approx(thresholds[0], abs=1e-4)  # the share that was taken
+    assert again == pytest.approx(thresholds, abs=1e-4)  # the share that was taken
 
     made, fitted = CareSettings.made, []
 

@@ -70,8 +70,8 @@ def _rule(search: Search, watched: bool) -> str:
 def _rows(found: Searched) -> list[dict[str, Any]]:
     """Every setting that could be fitted, as a candidate of the report."""
     rows = [{"name": "none", **found.rates[UNDEFENDED], "chosen": False}]
-    for place, each in enumerate(found.tried):
+    for each in found.tried:
         if each.failed is None:
-            rates = found.rates[setting_name(NAME, place)]
+            rates = found.rates[setting_name(NAME, each.options)]
             rows.append({"name": in_words(each.options), **rates, "chosen": each.chosen})
     return rows
