@@ -233,7 +233,7 @@ class _Comparison:
 
     def _tests(self) -> list[Suite]:
         suites = self.work.suites("test")
-        if not self.job.quick or self.job.attacks is not None:
+        if not self.job.quick or self.job.attacks:
             return suites
         return [suite for suite in suites if suite.role == "attack" or suite.name in COMPARED]
 
@@ -258,7 +258,7 @@ class _Comparison:
         missing = [(name, each) for name, each in defenses.items() if name not in rows]
         try:
             with self.run.stage("overheads"), self.bar("overheads", len(missing)) as bar:
-                length = self.job.max_new_tokens
+                length = self.job.answer_length
                 for name, ratio in overheads(self.work.vlm, missing, timed, length):
                     rows.add({"key": name, "ratio": ratio})
                     bar.advance(1)
