@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from care.evaluation.config import JudgingSpec
+from care.data.digests import is_same
+from care.evaluation.config import JudgingSpec, read_config
+from care.evaluation.job import asked_suites
 from care.evaluation.results import Results
 from care.pipeline import workflow
 from care.runs.rows import Rows
@@ -60,6 +62,10 @@ def test_the_first_judge_makes_the_report_and_all_judges_the_table(
     names = {key.partition("/")[0] for part in fitted.values() for key, _ in part}
     assert names == {"attacks", "worse", "benign"}
 
+    config = read_config(whole["manifest"])
+    found = asked_suites(tmp_path / "run", config, [row["suite"] for row in rows])
+    examples = {(suite.name, e.id): e for suite in found for e in suite}
+    assert all(is_same(row, examples[row["suite"], row["example"]]) for row in rows)
     again = workflow.repair(a_job(tmp_path / "run", resume=True, **asked))
     assert parts(again) == parts(whole)
     assert Rows(tmp_path / "run" / "rows.jsonl").all() == rows
