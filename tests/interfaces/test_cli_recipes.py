@@ -105,7 +105,12 @@ def from_copies(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     def suite(self: Benchmark, path: Any = None, images: Any = None, *rest: Any) -> Any:
         where = folder / self.name
         if not where.exists():
-            copies.make(self.name).write(where)
+            made = copies.make(self.name)
+            if self.name == "or-bench-hard":  # a copy has too few goals to lie in every split
+                rows, column = made.rows(), self.options["prompt"]
+                said = (f"Tell me about number {n} of {n * 7}" for n in range(20))
+                made.tables[made.first] = rows + [{**rows[0], column: goal} for goal in said]
+            made.write(where)
         return whole(self, where, images, *rest)
 
     whole = Benchmark.suite
