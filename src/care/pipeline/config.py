@@ -121,7 +121,7 @@ class RepairJob:
     def config(self) -> dict[str, Any]:
         """Everything that decides the numbers, for the manifest."""
         quick = {"quick": QUICKLY} if self.quick else {}
-        named = {name: ",".join(getattr(self, name)) or None for name in NAMED[:2]}
+        named: dict[str, Any] = {name: ",".join(getattr(self, name)) or None for name in NAMED[:2]}
         # Jobs of versions that knew no such options go on: they say nothing of them.
         named |= {name: found for name in (*NAMED[2:], "pgd") if (found := getattr(self, name))}
         if self.leaks != "refuse":

@@ -115,7 +115,9 @@ def goals_of(suites: Sequence[Suite]) -> list[Example]:
     return list(found.values())
 
 
-def attack_on(job: RepairJob, requests: Path, radius: str, split: Split, out: Path) -> AttackConfig:
+def attack_on(
+    job: RepairJob, requests: Path | None, radius: str, split: Split, out: Path
+) -> AttackConfig:
     """How the picture of a radius and split is descended."""
     seed = len(_SPLITS) * job.run.seed + _SPLITS.index(split)
     given: dict[str, Any] = {"preset": "pgd-unconstrained"}

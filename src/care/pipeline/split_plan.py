@@ -117,16 +117,16 @@ def without_leaks(
     UsageError for malicious goals on both sides, unless they are to be left out, and where nothing
     would be left of a suite's role.
     """
-    used = {split: list(splits[split]) for split in ("fit", "validation")}
     if not tested:
-        return {**used, "test": list(splits["test"])}
-    found = leaks(_malicious([*used["fit"], *used["validation"]]), _malicious(tested))
+        return {split: list(splits[split]) for split in splits}
+    used = [*splits["fit"], *splits["validation"]]
+    found = leaks(_malicious(used), _malicious(tested))
     if found and not leave_out:
         raise _leaking(found)
     leaking = {leak.fitted for leak in found}
     return {
-        "fit": _left(used["fit"], leaking),
-        "validation": _left(used["validation"], leaking),
+        "fit": _left(splits["fit"], leaking),
+        "validation": _left(splits["validation"], leaking),
         "test": [*splits["test"], *tested],
     }
 
