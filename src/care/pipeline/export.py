@@ -7,6 +7,7 @@ bare model, whole repair and exported weights answer a small probe, and the card
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from care.data.example import Suite
@@ -99,7 +100,7 @@ def _foldable(vlm: VLM, kept: Repair, job: ExportJob) -> Repair:
     if "sites" not in job.drop:
         raise UsageError(refusal(list(bad.values()), job.drop))
     channels = tuple(channel for channel in kept.channels if channel.site not in bad)
-    return Repair(channels, kept.fusion, kept.name, kept.manifest)
+    return replace(kept, channels=channels)
 
 
 def _loss(
