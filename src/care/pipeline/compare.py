@@ -1,7 +1,8 @@
 """Every defense in one table: fitted on the same, asked the same, each at its best.
 
 Material, diagnosis and CARE's own selection are stages of the main job (`stages`). Every rival is
-tuned by one rule on validation (`tuning`), then all rows (`comparison_rows`) are fitted on the same
+tuned by one rule on validation (`tuning`), and so is each preset of CARE beside its rows as they
+are without (`care_settings`); all rows (`comparison_rows`) are fitted on the same
 parts of the material and asked the same test examples. A killed job goes on with the setting, the
 row and the batch where it stopped:
 
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from care.data.example import Example, Suite, SuiteRole
 from care.defenses.base import Defense
@@ -29,19 +31,21 @@ from care.defenses.material import with_decisions
 from care.defenses.repair.fitting import Fitter
 from care.diagnosis.activation_means import spread
 from care.diagnosis.full_config import BRIEF
+from care.diagnosis.results import Diagnosis
 from care.errors import FitError
 from care.evaluation.attack_scores import AttackFigure
 from care.evaluation.comparison_claims import comparison_claims
 from care.evaluation.comparison_table import (
     CARE,
+    TUNED,
     ComparisonTable,
     FitCost,
     PlannedRow,
     TriedSettings,
     comparison_rows,
 )
-from care.evaluation.config import UNDEFENDED
 from care.evaluation.results import Results
+from care.pipeline.care_settings import CareSettings
 from care.pipeline.comparison_attacks import AskedAttacks, attacked
 from care.pipeline.comparison_rows import (
     QUICKER,
@@ -51,23 +55,15 @@ from care.pipeline.comparison_rows import (
     RowPlan,
     plan_of,
     rivals,
+    tuned_plans,
 )
 from care.pipeline.config import QUICKLY, CompareJob
 from care.pipeline.fits import Fit, Fits, Made
 from care.pipeline.overheads import BATCH, overheads
+from care.pipeline.search import Search
 from care.pipeline.selection import RULE as CARES_RULE
-from care.pipeline.selection import mean_rates
 from care.pipeline.stages import COMPARED, Stages
-from care.pipeline.tuning import (
-    FULL,
-    QUICK,
-    Options,
-    budget_of,
-    sample_of,
-    settings_of,
-    taken,
-    told,
-)
+from care.pipeline.tuning import FULL, QUICK, Options, settings_of
 from care.pipeline.workflow import open_run
 from care.runs.progress import Bar, silent
 from care.runs.rows import Rows
@@ -115,11 +111,6 @@ def halved(suites: Sequence[Suite]) -> list[Suite]:
     return [replace(suite, examples=tuple(suite)[::2]) for suite in suites]
 
 
-def _setting(rival: str, place: int) -> str:
-    """Name of a rival with the settings that are tried at this place."""
-    return f"{rival}, setting {place + 1}"
-
-
 class _Comparison:
     """One comparison under way."""
 
@@ -129,7 +120,7 @@ class _Comparison:
         self.job, self.run, self.work, self.fits = job, run, work, fits
         self.bar = progress or silent
         self.size = QUICK if job.quick else FULL
-        self.sample = sample_of(work.counted("validation"), self.size)
+        self.search = Search(work, fits, self.size)
 
     def table(self, kinds: Mapping[str, type[Defense]], attacks: AskedAttacks) -> ComparisonTable:
         """All of it."""
@@ -147,13 +138,15 @@ class _Comparison:
         own = CareRows(work, diagnosis, chosen, bare, materials).plans()
         with self.run.stage("fits"), self.bar("fits", len(own) * job.fits) as bar:
             rows = [self._row(plan, make, bar.advance) for plan, make in own]
+        if (care := next(row for row in rows if row.plan.name == CARE)).fits[0].failed:
+            raise FitError(care.fits[0].failed)
+        after = 1 + rows.index(care)
+        rows[after:after] = self._tuned(shared, diagnosis, materials)
         with self.run.stage("rivals"), self.bar("rivals", len(kinds)) as bar:
             for name, kind in kinds.items():
                 bar.advance(0, note=name)
                 rows.append(self._rival(name, kind, materials))
                 bar.advance(1)
-        if (care := next(row for row in rows if row.plan.name == CARE)).fits[0].failed:
-            raise FitError(care.fits[0].failed)
         tests = self._tests()
         named = [each for row in rows for each in row.named()]
         first = {row.plan.name: row.fits[0] for row in rows}
@@ -174,7 +167,7 @@ class _Comparison:
             tuple(made),
             comparison_claims(made, suites),
             self._notes(kinds),
-            budget_of(self.size, self.sample),
+            self.search.budget(),
         )
 
     # -- fits ------------------------------------------------------------------------------------
@@ -193,41 +186,39 @@ class _Comparison:
         always = QUICKER.get(name, {}) if self.job.quick else {}
         rival = RivalFits(self.work, kind, materials, always)
         wanted = settings_of(kind, self.size.settings, self.job.run.seed, always)
-        first = [
-            self.fits.made(_setting(name, place), lambda o=options: rival.made(o, 0))
-            for place, options in enumerate(wanted)
-        ]
-        tried = self._tuned(name, wanted, first)
-        best = next((place for place, each in enumerate(tried) if each.chosen), 0)
-        found = [first[best]]
-        if found[0].defense is not None:
+        return self._searched(plan_of(name, kind), wanted, rival.made)
+
+    def _tuned(self, shared: Fitter, diagnosis: Diagnosis, materials: Materials) -> list[_Row]:
+        """CARE's presets as rivals are tuned; monitors are chosen on the same sample too."""
+        job, most = self.job, self.size.settings
+
+        @cache
+        def fitter(number: int) -> Fitter:
+            if number == 0:
+                return shared
+            return Fitter(self.work.vlm, materials.of(number), shared.config, job.batch)
+
+        found = []
+        bare, plans = self.search.asked(), tuned_plans()
+        with self.run.stage("tuned"), self.bar("tuned", len(plans)) as bar:
+            for preset, plan in plans.items():
+                own = CareSettings(self.work, preset, fitter, diagnosis, bare, "tuned-monitors")
+                found.append(self._searched(plan, own.wanted(most, job.run.seed), own.made))
+                bar.advance(1)
+        return found
+
+    def _searched(
+        self, plan: RowPlan, wanted: Sequence[Options], made: Callable[[Options, int], Made]
+    ) -> _Row:
+        """A row with the best of these settings, fitted by every number."""
+        best = self.search.of(plan.name, wanted, lambda options: made(options, 0))
+        found = [best.fit]
+        if best.fit.defense is not None:
             found += [
-                self.fits.made(name_of(name, number), lambda n=number: rival.made(wanted[best], n))
+                self.fits.made(name_of(plan.name, number), lambda n=number: made(best.options, n))
                 for number in range(1, self.job.fits)
             ]
-        return _Row(plan_of(name, kind), tuple(found), tried)
-
-    def _tuned(
-        self, name: str, wanted: Sequence[Options], found: Sequence[Fit]
-    ) -> tuple[TriedSettings, ...]:
-        """The settings that were tried of a rival, the best of them marked."""
-        if len(wanted) == 1:
-            failed = found[0].failed
-            return (TriedSettings(told(wanted[0]), failed, None, None, None, failed is None),)
-        defenses = {
-            _setting(name, place): each.defense
-            for place, each in enumerate(found)
-            if each.defense is not None
-        }
-        with self.work.inner("tuning") as inner:
-            table = self.work.ask(self.sample, [None, *defenses.items()], "tuning", inner)
-        tried = []
-        for place, (options, each) in enumerate(zip(wanted, found, strict=True)):
-            rates = dict.fromkeys(("asr", "utility", "answered"))
-            if each.failed is None:
-                rates = {key: mean_rates(table, _setting(name, place))[key] for key in rates}
-            tried.append(TriedSettings(told(options), each.failed, **rates, chosen=False))
-        return taken(mean_rates(table, UNDEFENDED), tried)
+        return _Row(plan, tuple(found), best.tried)
 
     # -- figures ---------------------------------------------------------------------------------
 
@@ -300,7 +291,7 @@ class _Comparison:
         )
 
     def _notes(self, kinds: Sequence[str] | Mapping[str, object]) -> tuple[str, ...]:
-        size, asked = self.size, sum(map(len, self.sample))
+        size, asked = self.size, self.search.budget().answers
         quick = {name: QUICKER[name] for name in kinds if name in QUICKER and self.job.quick}
         notes = [
             f"Every row is fitted on the same requests, at most {self.job.most} of each class.",
@@ -308,6 +299,8 @@ class _Comparison:
             f"the same {asked} validation examples, the published settings first.",
             f"CARE by default: the main job's own rule on validation, {CARES_RULE}. Its presets "
             "are as published.",
+            f"Rows that are named tuned: CARE with exactly the rivals' budget and rule. {TUNED} "
+            "has monitors that were fitted and chosen without other validation answers.",
         ]
         if self.job.quick:
             notes.append(f"Quick: {QUICKLY}, and one part of the suites.")

@@ -3,7 +3,8 @@
 A row is fitted on a part of the material that its number names (`material_parts.drawn`), the same
 for all rows: number 0 is evenly spaced, others are drawn. CARE's sites and gates are those that the
 main job's own rule takes on validation (`selection`); its monitors are fitted and chosen anew for
-each part. The presets `paper` and `official` are as they are published.
+each part. The presets `paper` and `official` are as they are published. Beside these, each preset
+is tuned as rivals are (`care_settings`).
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from care.defenses.monitors.choosing import fit_monitors, labelled_answer
 from care.defenses.repair.channel import Modality
 from care.defenses.repair.fitting import Fitter
 from care.defenses.repair.fitting_data import said
+from care.defenses.repair.presets import PRESETS, Preset
 from care.defenses.repair.repair import Repair
 from care.diagnosis.results import Diagnosis
 from care.errors import UsageError
-from care.evaluation.comparison_table import CARE, Group
+from care.evaluation.comparison_table import CARE, TUNED, Group
 from care.evaluation.results import Results
 from care.models.sites import Site
 from care.pipeline.ablation import fitted as fitted_change
@@ -96,6 +98,15 @@ def rivals(names: Sequence[str]) -> dict[str, type[Defense]]:
     if len(set(names)) < len(names):
         raise UsageError(f"A rival is named twice in {', '.join(names)}; name it once.")
     return {name: kind for name in names or there if (kind := known.kind_of(name)) is not None}
+
+
+def tuned_plans() -> dict[Preset, RowPlan]:
+    """The rows of CARE's presets at the rivals' budget; the default's has no name of a preset."""
+    names: dict[Preset, str] = {preset: f"care: {preset}, tuned" for preset in PRESETS}
+    names["corrected"] = TUNED
+    return {
+        preset: RowPlan(name, "care", Repair.cost, Repair.paper) for preset, name in names.items()
+    }
 
 
 def plan_of(name: str, kind: type[Defense]) -> RowPlan:
@@ -206,8 +217,7 @@ class CareRows:
         stage = f"monitors-{number}" if number else "monitors"
         fitter = self._fitter(self.materials.of(number))
         found = self.work.monitors(fitter, self.validation, stage)
-        told = next(s["seconds"] for s in self.work.run.stages if s["name"] == stage)
-        return replace(edits, monitors=found.monitors), seconds, told
+        return replace(edits, monitors=found.monitors), seconds, self.work.seconds(stage)
 
     def _monitors(self, number: int) -> Made:
         repair, _, seconds = self._whole(number)
