@@ -6,7 +6,7 @@ and judged is asked here. Not here: what the stages do (`care.pipeline.stages`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from care.data.digests import suite_digest
@@ -80,8 +80,12 @@ class Workspace:
         defenses: Sequence[Any],
         stage: str,
         rows: Run | None = None,
+        only: Mapping[str, Collection[str]] | None = None,
     ) -> Results:
-        """Answer and judge as a stage of the run; rows go to `rows`, by default the run itself."""
+        """Answer and judge as a stage of the run; rows go to `rows`, by default the run itself.
+
+        `only` is that of `care.evaluate`.
+        """
         with self.run.stage(stage):
             return run_evaluation(
                 self.vlm,
@@ -94,5 +98,6 @@ class Workspace:
                 max_new_tokens=self.job.max_new_tokens,
                 stop=certainly_refused,
                 progress=self.progress,
+                only=only,
                 hold_to_defenses=False,  # fitted anew when a job is resumed, equal up to rounding
             )
