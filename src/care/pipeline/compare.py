@@ -13,17 +13,19 @@ row and the batch where it stopped:
     overheads.jsonl      seconds of the same answers under each, in turns
     attacks/             pictures that were made against each row, where they were asked for
     table.json, report.html, table.md
+    studies.json         further studies, where they were asked for (`studies`)
 
-A finished one goes on with more rivals, fits or attacks, where it is asked for them. Nothing is
-chosen on test examples. Not here: figures (`care.evaluation.comparison_table`), the page
+A finished one goes on with more rivals, fits, attacks or studies, where it is asked for them.
+Nothing is chosen on test examples. Not here: figures (`care.evaluation.comparison_table`), the page
 (`care.report.comparison`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import Any
 
 from care.data.example import Example, Suite, SuiteRole
 from care.defenses.base import Defense
@@ -51,6 +53,7 @@ from care.pipeline.comparison_rows import (
     QUICKER,
     CareRows,
     Materials,
+    Part,
     RivalFits,
     RowPlan,
     plan_of,
@@ -63,8 +66,10 @@ from care.pipeline.overheads import BATCH, overheads
 from care.pipeline.search import Search
 from care.pipeline.selection import RULE as CARES_RULE
 from care.pipeline.stages import COMPARED, Stages
+from care.pipeline.studies import OWN, Studied, Study, best_rivals, check_studies
 from care.pipeline.tuning import FULL, QUICK, Options, settings_of
 from care.pipeline.workflow import open_run
+from care.report.comparison import write_comparison
 from care.runs.progress import Bar, silent
 from care.runs.rows import Rows
 from care.runs.run import Run
@@ -80,6 +85,10 @@ class _Row:
     plan: RowPlan
     fits: tuple[Fit, ...]
     tried: tuple[TriedSettings, ...] = ()
+    options: Options = field(default_factory=dict[str, Any])
+    """The settings that were taken."""
+    anew: Callable[[Part], Made] | None = None
+    """It, with these, fitted on another part of the material; none of CARE's, which share fits."""
 
     def named(self) -> list[tuple[str, Defense]]:
         """Its defenses, by their names in judged answers."""
@@ -96,8 +105,9 @@ def name_of(row: str, number: int) -> str:
 
 
 def compare(job: CompareJob, progress: Bar | None = None) -> ComparisonTable:
-    """The whole comparison. UsageError for a rival or an attack that there isn't."""
+    """The whole comparison. UsageError for a rival, an attack or a study that there isn't."""
     kinds, attacks = rivals(job.defenses), AskedAttacks.of(job.adaptive)
+    check_studies(job.studies)
     with open_run(job) as run:
         run.record(asked=job.asked())
         with run.stage("model"):
@@ -135,9 +145,10 @@ class _Comparison:
         chosen, _ = work.select(shared, diagnosis)
         with work.inner("selection") as inner:
             bare = work.ask(work.counted("validation"), [None], "selection", inner)
-        own = CareRows(work, diagnosis, chosen, bare, materials).plans()
-        with self.run.stage("fits"), self.bar("fits", len(own) * job.fits) as bar:
-            rows = [self._row(plan, make, bar.advance) for plan, make in own]
+        own = CareRows(work, diagnosis, chosen, bare, materials)
+        plans = own.plans()
+        with self.run.stage("fits"), self.bar("fits", len(plans) * job.fits) as bar:
+            rows = [self._row(plan, make, bar.advance) for plan, make in plans]
         if (care := next(row for row in rows if row.plan.name == CARE)).fits[0].failed:
             raise FitError(care.fits[0].failed)
         after = 1 + rows.index(care)
@@ -147,7 +158,7 @@ class _Comparison:
                 bar.advance(0, note=name)
                 rows.append(self._rival(name, kind, materials))
                 bar.advance(1)
-        tests = self._tests()
+        tests = self._tests(job.quick)
         named = [each for row in rows for each in row.named()]
         first = {row.plan.name: row.fits[0] for row in rows}
         results = work.ask(
@@ -162,13 +173,39 @@ class _Comparison:
         made = comparison_rows(results, planned, job.run.seed, again)
         self.run.check_there()
         suites: dict[str, SuiteRole] = {name: results.role(name) for name in results.suites}
-        return ComparisonTable(
+        table = ComparisonTable(
             suites,
             tuple(made),
             comparison_claims(made, suites),
             self._notes(kinds),
             self.search.budget(),
         )
+        if job.studies:
+            write_comparison(table, self.run.path)  # there while studies go on
+            self._study(rows, own, materials)
+        return table
+
+    def _study(self, rows: Sequence[_Row], own: CareRows, materials: Materials) -> None:
+        """What is studied besides, of CARE and of the best rivals."""
+        there = {
+            row.plan.name: (row, row.fits[0].defense)
+            for row in rows
+            if row.fits[0].defense is not None
+        }
+        taken = {
+            name: (settings, defense)
+            for name, (row, defense) in there.items()
+            if row.plan.group == "rival"
+            for settings in row.tried
+            if settings.chosen
+        }
+        studied = [
+            Studied(name, defense, row.anew or (lambda part, n=name: own.on(part).made(n, 0)))
+            for name in (*OWN, *best_rivals(self.search, taken))
+            for row, defense in [there[name]]
+        ]
+        tests = self._tests(compared=True)
+        Study(self.search, studied, materials, tests).made(self.job.studies)
 
     # -- fits ------------------------------------------------------------------------------------
 
@@ -186,7 +223,8 @@ class _Comparison:
         always = QUICKER.get(name, {}) if self.job.quick else {}
         rival = RivalFits(self.work, kind, materials, always)
         wanted = settings_of(kind, self.size.most(kind), self.job.run.seed, always)
-        return self._searched(plan_of(name, kind), wanted, rival.made)
+        row = self._searched(plan_of(name, kind), wanted, rival.made)
+        return replace(row, anew=lambda part: rival.on(part).made(row.options, 0))
 
     def _tuned(self, shared: Fitter, diagnosis: Diagnosis, materials: Materials) -> list[_Row]:
         """CARE's presets as rivals are tuned; monitors are chosen on the same sample too."""
@@ -218,13 +256,14 @@ class _Comparison:
                 self.fits.made(name_of(plan.name, number), lambda n=number: made(best.options, n))
                 for number in range(1, self.job.fits)
             ]
-        return _Row(plan, tuple(found), best.tried)
+        return _Row(plan, tuple(found), best.tried, best.options)
 
     # -- figures ---------------------------------------------------------------------------------
 
-    def _tests(self) -> list[Suite]:
+    def _tests(self, compared: bool) -> list[Suite]:
+        """All test suites, or of the small world attacks and those that controls are asked."""
         suites = self.work.suites("test")
-        if not self.job.quick or self.job.attacks is not None:
+        if not compared or self.job.attacks is not None:
             return suites
         return [suite for suite in suites if suite.role == "attack" or suite.name in COMPARED]
 

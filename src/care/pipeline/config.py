@@ -1,4 +1,4 @@
-"""What `care repair`, `care diagnose`, `care fit`, `care ablate` and `care compare` are asked for.
+"""What the jobs are asked for: `care repair`, `diagnose`, `fit`, `ablate`, `compare`, `verify`.
 
 Plain data, which the command line shows and a manifest stores. What a job works on is in `splits`,
 what it does in `workflow`.
@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from care.errors import UsageError
+from care.evaluation.config import ProbeSpec
 from care.models.spec import ModelSpec
-from care.runs.settings import FILE, MANY, MAX_BATCH, Between, Said, check_bounds
+from care.runs.settings import FILE, MANY, MAX_BATCH, MAX_SEED, Between, Said, check_bounds
 from care.runs.spec import RunSpec
 
 Preset = Literal["paper", "official", "corrected"]
@@ -87,6 +88,9 @@ class CompareJob(RepairJob):
     adaptive: tuple[str, ...] = ()
     """Attack to make against every row, NAME[,option=value]…, see `care list attacks`; repeatable.
     """
+    studies: Annotated[tuple[str, ...], Said("--study")] = ()
+    """What to study besides of CARE and the best rivals: families (attacks that nothing was fitted
+    on), sizes (fitted on few requests to many) or strengths; repeatable."""
 
     @property
     def fits(self) -> int:
@@ -101,11 +105,41 @@ class CompareJob(RepairJob):
     def config(self) -> dict[str, Any]:
         """Everything that decides the numbers of a row, for the manifest.
 
-        Which rows, fits and attacks are asked for decides none, so that a comparison can go on with
-        more of them.
+        Which rows, fits, attacks and studies are asked for decides none, so that a comparison can
+        go on with more of them.
         """
         return super().config() | {"fitted_on": self.most}
 
     def asked(self) -> dict[str, Any]:
-        """Which rows, fits and attacks are asked for."""
-        return {"defenses": self.defenses, "fits": self.fits, "adaptive": self.adaptive}
+        """Which rows, fits, attacks and studies are asked for."""
+        return {
+            "defenses": self.defenses,
+            "fits": self.fits,
+            "adaptive": self.adaptive,
+            "studies": self.studies,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyJob:
+    """One look at whether a repair works on a model."""
+
+    model: ModelSpec = ModelSpec()
+    """The model that it is put on."""
+    repair: Annotated[Path, Said("repair")]
+    """Folder of a repair, or of another saved defense."""
+    probe: ProbeSpec = ProbeSpec()
+    """What it is asked."""
+    max_asr: Annotated[float | None, Between(0, 1)] = None
+    """Fail above this mean ASR on the probe; none: if it doesn't fall."""
+    max_lost: Annotated[float, Between(0, 1)] = 0.1
+    """Fail if the rate of harmless suites falls by more."""
+    max_cost: Annotated[float | None, Between(0, MANY)] = None
+    """Fail if a token takes longer by more than this share; none: it is told."""
+    seed: Annotated[int, Between(0, MAX_SEED)] = 0
+    """Seed of what is drawn."""
+    out: Path = Path("runs/verify")
+    """Folder of the page."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
