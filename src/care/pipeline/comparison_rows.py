@@ -290,6 +290,7 @@ class CareRows:
                 (),
                 self.config.monitors,
                 batch_size=self.work.job.batch,
+                remember=False,
             )
             return replace(self._edited(material), monitors=found.monitors)
 

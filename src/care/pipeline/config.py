@@ -6,6 +6,7 @@ what it does in `workflow`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -68,6 +69,57 @@ class RepairJob:
             "max_new_tokens": self.max_new_tokens,
             "test_length": self.test_length,
             **quick,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateJob:
+    """New attacks that are folded into a saved repair."""
+
+    repair: Annotated[Path, Said("repair")]
+    """Folder of a repair that remembers what it was fitted on."""
+    attacks: Annotated[Path, FILE]
+    """New attacks, JSON Lines; half of their goals are folded in, the others asked."""
+    benign: Annotated[Path | None, FILE] = None
+    """Benign requests to fold in and to ask in the same way, JSON Lines."""
+    curve: str = ""
+    """Numbers of attacks that worked, by commas (1,4,16,64): the repair is also asked with so many
+    of them."""
+    run: RunSpec = RunSpec(Path("runs/update"))
+    """Where it goes."""
+    max_new_tokens: Annotated[int, Between(1, MAX_BATCH)] = 24
+    """Length of an answer in tokens; that which the repair was fitted with."""
+    model: ModelSpec = ModelSpec()
+    """What the repair is for."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.curve and not re.fullmatch(r"[1-9][0-9]{0,8}(,[1-9][0-9]{0,8})*", self.curve):
+            raise UsageError(
+                f"--curve takes numbers of attacks by commas, as 1,4,16,64, got {self.curve!r:.40}."
+            )
+
+    @property
+    def counts(self) -> list[int]:
+        """The numbers of the curve, smallest first."""
+        return sorted({int(count) for count in self.curve.split(",") if count})
+
+    @property
+    def batch(self) -> int:
+        """Examples that are answered together."""
+        return self.model.batch(self.run.batch_size)
+
+    def config(self) -> dict[str, Any]:
+        """Everything that decides the numbers, for the manifest."""
+        return {
+            **self.model.facts(),
+            "seed": self.run.seed,
+            "repairs": [str(self.repair)],
+            "attacks": str(self.attacks),
+            "benign": None if self.benign is None else str(self.benign),
+            "curve": self.counts,
+            "batch_size": self.run.batch_size,
+            "max_new_tokens": self.max_new_tokens,
         }
 
 
