@@ -31,8 +31,8 @@ class RoomyLayer(DynamicLayer):
         self._buffers: list[Tensor | None] = [None, None]
 
     def __copy__(self) -> Self:
-        other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__ | {"_buffers": [None, None]})
+        other = type(self)()
+        vars(other).update({**vars(self), "_buffers": [None, None]})
         return other
 
     def update(
@@ -42,10 +42,13 @@ class RoomyLayer(DynamicLayer):
 
         The first are held as they come: prompts that are only read take no room.
         """
-        if torch.is_grad_enabled() or self.get_seq_length() == 0:
+        keys, values = self.keys, self.values
+        if keys is None or values is None or not keys.numel() or torch.is_grad_enabled():
             return super().update(key_states, value_states, *args, **kwargs)
-        self.keys = self._grown(0, self.keys, key_states)
-        self.values = self._grown(1, self.values, value_states)
+        self.keys, self.values = (
+            self._grown(0, keys, key_states),
+            self._grown(1, values, value_states),
+        )
         return self.keys, self.values
 
     def _grown(self, place: int, held: Tensor, more: Tensor) -> Tensor:
