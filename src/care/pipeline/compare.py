@@ -63,7 +63,7 @@ from care.pipeline.comparison_rows import (
 from care.pipeline.config import QUICKLY, CompareJob
 from care.pipeline.fits import Fit, Fits, Made
 from care.pipeline.overheads import BATCH, overheads
-from care.pipeline.search import Search
+from care.pipeline.search import Search, setting_name
 from care.pipeline.selection import RULE as CARES_RULE
 from care.pipeline.stages import COMPARED, Stages
 from care.pipeline.studies import OWN, Studied, Study, best_rivals, check_studies
@@ -90,17 +90,22 @@ class _Row:
     anew: Callable[[Part], Made] | None = None
     """It, with these, fitted on another part of the material; none of CARE's, which share fits."""
 
+    @property
+    def key(self) -> str:
+        """The name by which its fits and answers are kept."""
+        return setting_name(self.plan.name, self.options)
+
     def named(self) -> list[tuple[str, Defense]]:
-        """Its defenses, by their names in judged answers."""
+        """Its defenses, by the names by which their answers are kept."""
         return [
-            (name_of(self.plan.name, number), fit.defense)
+            (name_of(self.key, number), fit.defense)
             for number, fit in enumerate(self.fits)
             if fit.defense is not None
         ]
 
 
 def name_of(row: str, number: int) -> str:
-    """Name of one fit of a row in judged answers."""
+    """Name of one fit of a row."""
     return f"{row}, fit {number + 1}" if number else row
 
 
@@ -119,6 +124,12 @@ def compare(job: CompareJob, progress: Bar | None = None) -> ComparisonTable:
 def halved(suites: Sequence[Suite]) -> list[Suite]:
     """Every other example of each suite, which the further fits of a row are asked."""
     return [replace(suite, examples=tuple(suite)[::2]) for suite in suites]
+
+
+def renamed(results: Results, names: Mapping[str, str]) -> Results:
+    """The same answers, with other names of defenses."""
+    rows = results.rows
+    return Results([row | {"defense": names.get(row["defense"], row["defense"])} for row in rows])
 
 
 class _Comparison:
@@ -160,11 +171,17 @@ class _Comparison:
                 bar.advance(1)
         tests = self._tests(job.quick)
         named = [each for row in rows for each in row.named()]
-        first = {row.plan.name: row.fits[0] for row in rows}
+        first = {row.key: row.fits[0] for row in rows}
         results = work.ask(
             tests, [None, *(each for each in named if each[0] in first)], "evaluation"
         )
         again = self._again(results, tests, [each for each in named if each[0] not in first])
+        shown = {
+            name_of(row.key, number): name_of(row.plan.name, number)
+            for row in rows
+            for number in range(job.fits)
+        }
+        results, again = (renamed(each, shown) for each in (results, again))
         there = {name: fit.defense for name, fit in first.items() if fit.defense is not None}
         ratios = self._overheads(there)
         folders = {name: fit.folder for name, fit in first.items() if fit.folder is not None}
@@ -200,7 +217,9 @@ class _Comparison:
             if settings.chosen
         }
         studied = [
-            Studied(name, defense, row.anew or (lambda part, n=name: own.on(part).made(n, 0)))
+            Studied(
+                name, row.key, defense, row.anew or (lambda part, n=name: own.on(part).made(n, 0))
+            )
             for name in (*OWN, *best_rivals(self.search, taken))
             for row, defense in [there[name]]
         ]
@@ -250,10 +269,10 @@ class _Comparison:
     ) -> _Row:
         """A row with the best of these settings, fitted by every number."""
         best = self.search.of(plan.name, wanted, lambda options: made(options, 0))
-        found = [best.fit]
+        found, key = [best.fit], setting_name(plan.name, best.options)
         if best.fit.defense is not None:
             found += [
-                self.fits.made(name_of(plan.name, number), lambda n=number: made(best.options, n))
+                self.fits.made(name_of(key, number), lambda n=number: made(best.options, n))
                 for number in range(1, self.job.fits)
             ]
         return _Row(plan, tuple(found), best.tried, best.options)
@@ -263,7 +282,7 @@ class _Comparison:
     def _tests(self, compared: bool) -> list[Suite]:
         """All test suites, or of the small world attacks and those that controls are asked."""
         suites = self.work.suites("test")
-        if not compared or self.job.attacks is not None:
+        if not compared or self.job.attacks:
             return suites
         return [suite for suite in suites if suite.role == "attack" or suite.name in COMPARED]
 
@@ -288,7 +307,7 @@ class _Comparison:
         missing = [(name, each) for name, each in defenses.items() if name not in rows]
         try:
             with self.run.stage("overheads"), self.bar("overheads", len(missing)) as bar:
-                length = self.job.max_new_tokens
+                length = self.job.answer_length
                 for name, ratio in overheads(self.work.vlm, missing, timed, length):
                     rows.add({"key": name, "ratio": ratio})
                     bar.advance(1)
@@ -315,7 +334,7 @@ class _Comparison:
                 plan.cost.answers,
                 plan.cost.trains,
                 plan.cost.needs,
-                ratios.get(plan.name),
+                ratios.get(row.key),
                 first.seconds,
                 harmful,
                 harmless,
@@ -326,7 +345,7 @@ class _Comparison:
                 for number, fit in enumerate(row.fits)
                 if number and fit.failed is None
             ),
-            tuple(figure for figure in found if figure.defense == plan.name),
+            tuple(replace(each, defense=plan.name) for each in found if each.defense == row.key),
         )
 
     def _notes(self, kinds: Sequence[str] | Mapping[str, object]) -> tuple[str, ...]:

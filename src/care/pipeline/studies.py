@@ -17,7 +17,7 @@ what was found. A fit that fails is told and not an end. Not here: the figures
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from care.data.example import Suite
@@ -41,7 +41,6 @@ from care.evaluation.comparison_studies import (
 )
 from care.evaluation.comparison_table import CARE, TriedSettings
 from care.evaluation.config import UNDEFENDED
-from care.evaluation.results import Results
 from care.pipeline.comparison_rows import Materials, Part
 from care.pipeline.fits import Made
 from care.pipeline.search import Search
@@ -69,6 +68,8 @@ class Studied:
 
     name: str
     """Its name."""
+    key: str
+    """The name by which its fits and answers are kept."""
     defense: Defense
     """Its first fit."""
     anew: Callable[[Part], Made]
@@ -154,16 +155,19 @@ class Study:
         found = []
         for suite in families:
             part = parts[suite.name]
-            defenses = [(row.name, row.defense) for row in self.rows]
+            defenses = [(row.key, row.defense) for row in self.rows]
             results = self.work.ask(
                 [suite], [None, *defenses, *self._named(part, refitted)], "families"
             )
             for row in self.rows:
-                name = _refitted(row.name, part)
+                name = _refitted(row.key, part)
                 found.append(
                     UnseenFamily(row.name, suite.name, failed[name], None, None, None)
                     if name in failed
-                    else unseen_family(results, row.name, suite.name, name, self.seed)
+                    else replace(
+                        unseen_family(results, row.key, suite.name, name, self.seed),
+                        defense=row.name,
+                    )
                 )
         return corrected(sorted(found, key=lambda one: self._place(one.defense)))
 
@@ -174,17 +178,20 @@ class Study:
         refitted, failed = self._fitted(parts, "sizes")
         defenses = [each for part in parts for each in self._named(part, refitted)]
         results = self.work.ask(self.tests, [None, *defenses], "sizes")
-        return tuple(self._point(row, part, failed, results) for row in self.rows for part in parts)
+        counts = {part: self._counts(part) for part in parts}
+        found = []
+        for row, part in product(self.rows, parts):
+            name = _refitted(row.key, part)
+            rates = pooled_rates(results, name, self.seed) if name not in failed else {}
+            told = (rates.get(each) for each in ("asr", "answered", "utility"))
+            why = failed.get(name)
+            found.append(FittedOn(row.name, part.most or 0, counts[part], why, *told))
+        return tuple(found)
 
-    def _point(
-        self, row: Studied, part: Part, failed: Mapping[str, str], results: Results
-    ) -> FittedOn:
-        name, size = _refitted(row.name, part), part.most or 0
+    def _counts(self, part: Part) -> dict[str, int]:
+        """Requests of each class of a part."""
         material = self.materials.on(part).of(0)
-        counts = {each: len(getattr(material, each)) for each in CLASSES}
-        rates = pooled_rates(results, name, self.seed) if name not in failed else {}
-        told = (rates.get(each) for each in ("asr", "answered", "utility"))
-        return FittedOn(row.name, size, counts, failed.get(name), *told)
+        return {name: len(getattr(material, name)) for name in CLASSES}
 
     # -- strengths -------------------------------------------------------------------------------
 
@@ -196,7 +203,7 @@ class Study:
                 continue
             assert isinstance(row.defense, Repair | AtLayers | LowRank)
             for factor in FACTORS:
-                name = f"{row.name}, strength × {factor:g}"
+                name = f"{row.key}, strength × {factor:g}"
                 places[name] = row, factor, factor * strength
                 defenses.append((name, row.defense.with_strength(factor * strength)))
         results = self.search.asked(defenses)
@@ -216,7 +223,7 @@ class Study:
         stage, count = f"fits of {study}", len(parts) * len(self.rows)
         with self.work.run.stage(stage), self.bar(stage, count) as bar:
             for part, row in product(parts, self.rows):
-                name = _refitted(row.name, part)
+                name = _refitted(row.key, part)
                 fit = self.fits.made(name, lambda row=row, part=part: row.anew(part))
                 if fit.defense is not None:
                     found[name] = fit.defense
@@ -226,7 +233,7 @@ class Study:
         return found, failed
 
     def _named(self, part: Part, refitted: Mapping[str, Defense]) -> list[tuple[str, Defense]]:
-        names = [_refitted(row.name, part) for row in self.rows]
+        names = [_refitted(row.key, part) for row in self.rows]
         return [(name, refitted[name]) for name in names if name in refitted]
 
     def _place(self, name: str) -> int:
@@ -251,5 +258,5 @@ class Study:
         return tuple(notes)
 
 
-def _refitted(name: str, part: Part) -> str:
-    return f"{name}, {part.label}"
+def _refitted(key: str, part: Part) -> str:
+    return f"{key}, {part.label}"

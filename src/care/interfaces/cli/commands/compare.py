@@ -5,18 +5,19 @@ from pathlib import Path
 
 from care.interfaces.cli.options import takes
 from care.interfaces.cli.registry import command
-from care.interfaces.cli.shared import hide_loading_bars
+from care.interfaces.cli.shared import JUDGING, hide_loading_bars
 from care.interfaces.cli.tables import interval, print_table
 from care.pipeline.config import CompareJob
 
 
 @command("compare", "Work")
-@takes(CompareJob, without=("preset",), out=Path("runs/compare"))
+@takes(CompareJob, without=("preset", *JUDGING), recipes=True, out=Path("runs/compare"))
 def compare(job: CompareJob) -> None:
     """Fit every defense at its best and set all of them against the repair, in one table."""
     hide_loading_bars()
     from care.pipeline.compare import compare as run_comparison
     from care.report.comparison import write_comparison
+    from care.report.studies import load_studies
     from care.runs.progress import Progress
 
     table = run_comparison(job, progress=Progress)
@@ -30,6 +31,7 @@ def compare(job: CompareJob) -> None:
         for row in table.rows
     ]
     print_table(["defense", "ASR", "utility", "answered", "p (Holm)"], cells)
-    for sentence in (*table.notes, *table.claims):
+    studied = load_studies(job.run.out)
+    for sentence in (*table.notes, *table.claims, *(studied.claims if studied else ())):
         print(sentence)
     print(page)
