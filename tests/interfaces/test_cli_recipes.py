@@ -177,7 +177,7 @@ def test_a_dry_run_says_what_would_be_fetched_and_counts_the_rest(
     options = ["--attacks", ",".join(named["attacks"]), "--benign", named["benign"][0]]
     assert cli.main(["repair", "some/model", *options, "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    assert "Not at hand, and not counted: figstep." in shown
+    assert "Not at hand, not counted: figstep; " in shown
     assert "model some/model: not fetched" in shown
     assert dry_run(RepairJob(attacks=("figstep",), benign=("xstest",))).sizes == {}
 

@@ -80,7 +80,7 @@ def _machine() -> Iterator[Finding]:
         told = f"{name}, {free / GIB:.0f} of {total / GIB:.0f} GiB free"
         yield Finding(f"device cuda:{place}", told, bf16)
     if not torch.cuda.is_available():
-        yield Finding("device", "cpu", "no GPU is seen: a model of 7 B takes days here")
+        yield Finding("device", "cpu", "no GPU is seen; answers of a large model are slow here")
     for what, folder in (("suites", cache_folder()), ("models", Path(constants.HF_HUB_CACHE))):
         there = next(place for place in (folder, *folder.parents) if place.is_dir())
         free = shutil.disk_usage(there).free / GIB

@@ -105,7 +105,7 @@ def _show_dry_run(job: RepairJob, gpu: str | None) -> None:
         print(f"Pictures: at most {found.steps} steps of 8 requests.")
     print("Not counted: the diagnosis and the channel scan, which take passes; other judges.")
     if missing := [each.name for each in found.needed if not each.at_hand]:
-        print(f"Not at hand, and not counted: {', '.join(missing)}.")
+        print(f"Not at hand, not counted: {', '.join(missing)}; see `care download suite`.")
     model = model_finding(job.model)
     print(f"{model.about}: {model.found}{'; ' * bool(model.to_do)}{model.to_do}")
     if model.to_do or not found.examples:
