@@ -194,12 +194,14 @@ def test_a_suite_that_was_fetched_is_at_hand(tmp_path: Path, own_cache: None) ->
 
 
 def test_hours_follow_from_the_pace_and_scale_with_what_bounds_them() -> None:
-    pace = Pace(prompt=2.0, token=0.5, batch=10, weights_gib=1.0, peak_gib=2.0)
+    pace = Pace(prompt=2.0, token=0.5, batch=10, weights_gib=1.0, layers=10, peak_gib=2.0)
     stages = [StageAnswers("a", 100, 1000), StageAnswers("b", 50, 500)]
     assert pace.hours(stages) == pytest.approx((15 * 2.0 + 150 * 0.5) / 3600)
     gpu = GPU_CLASSES["h200"]
     same = pace.on(gpu, type(gpu)(gpu.bandwidth / 2, gpu.arithmetic / 2, 0))
     assert (same.prompt, same.token) == pytest.approx((2.0, 0.5))
+    fast = pace.on(gpu, type(gpu)(1.0, 1.0, 0))  # a machine as slow as that isn't what bounds it
+    assert (fast.prompt, fast.token) == pytest.approx((0.008, 0.008))
 
 
 def test_the_doctor_tells_all_in_one_page(

@@ -81,6 +81,11 @@ RANDOM = CONTROLS[0]
 """The control of a repair's monitors that is part of every job that fits some."""
 
 
+def compared_suites(suites: Sequence[Suite]) -> list[Suite]:
+    """The suites that controls are asked."""
+    return [suite for suite in suites if suite.role == "attack" or suite.name in COMPARED]
+
+
 def _made(suite: str) -> bool:
     """Whether a suite is of adversarial pictures."""
     return suite in PGD or suite.startswith(MADE)
@@ -369,7 +374,7 @@ class Stages(Workspace):
             parts = [*zip(PARTS, (repair.edits_only(), repair.monitors_only()), strict=True)]
         self.ask(suites, [None, ("care", repair), *parts], "evaluation")
         controls = self.controls(chosen)
-        compared = [s for s in suites if s.role == "attack" or s.name in COMPARED]
+        compared = compared_suites(suites)
         # With the bare model, whose answers are there: many a control's answer is one of them.
         self.ask(compared, [None, *controls], "controls")
         check_rows(JudgedRow, self.run.rows(), self.run.path / ROWS)

@@ -117,12 +117,12 @@ def _show_dry_run(job: RepairJob, gpu: str | None) -> None:
         f"{1000 * pace.token:.1f} ms a token of it; weights {pace.weights_gib:.2f} GiB, at most "
         f"{pace.peak_gib:.1f} GiB taken."
     )
-    print(f"At most {pace.hours(found.stages):.2f} hours of answers here.")
+    print(f"At most {pace.hours(found.stages):.2g} hours of answers here.")
     if gpu is not None:
         weight = next(vlm.model.parameters())
         there = pace.on(GPU_CLASSES[gpu], reached(weight.device, weight.dtype))
         fits = "fit" if pace.weights_gib < GPU_CLASSES[gpu].memory_gib else "don't fit"
         print(
-            f"On {gpu}, by what its vendor states: about {there.hours(found.stages):.2f} hours; "
+            f"On {gpu}, by what its vendor states: about {there.hours(found.stages):.2g} hours; "
             f"the weights {fits} into its {GPU_CLASSES[gpu].memory_gib:g} GiB."
         )
