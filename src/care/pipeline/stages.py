@@ -240,6 +240,11 @@ class Stages(Workspace):
             return replace(chosen, repair=replace(chosen.repair, memory=memory)), selection
         return self.watched(chosen, table, selection)
 
+    def bare_answers(self) -> Results:
+        """Answers of the undefended model to the validation split."""
+        with self.inner("selection") as inner:
+            return self.ask(self.counted("validation"), [None], "selection", inner)
+
     def began_before_monitors(self) -> bool:
         """Whether the test split was asked already, by a version that had no monitors yet."""
         return bool(self.run.rows()) and not self.run.stage_done("monitors")
