@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+from care.data.digests import example_digest
 from care.data.example import Example, Suite
 from care.data.small_world.suites import PGD
 from care.defenses.artefact import FACTS, NUMBERS
@@ -287,7 +288,7 @@ class Stages(Workspace):
         folders = {share: f"{name}-{share:g}" for share in shares}
 
         def make() -> dict[str, Any]:
-            asked = {(s.name, e.id): e for s in self.counted("validation") for e in s}
+            asked = {example_digest(e): e for s in self.counted("validation") for e in s}
             found = fit_monitors(
                 self.vlm,
                 said(fitter.material),
