@@ -88,7 +88,7 @@ class StageAnswers:
 
 
 @dataclass(frozen=True)
-class Pace:
+class AnswerPace:
     """How fast a model answers on this machine."""
 
     prompt: float
@@ -112,7 +112,7 @@ class Pace:
         )
         return sum(seconds) / 3600
 
-    def on(self, gpu: GpuClass, here: GpuClass) -> Pace:
+    def on(self, gpu: GpuClass, here: GpuClass) -> AnswerPace:
         """The pace on a GPU of a class, where `here` is what this machine was measured to reach."""
         least = self.layers * LAUNCHED
         return replace(
@@ -189,7 +189,7 @@ def _steps(job: RepairJob) -> int:
 # -- the pace of this machine ----------------------------------------------------------------------
 
 
-def probe(vlm: VLM, examples: Sequence[Example], batch: int) -> Pace:
+def probe(vlm: VLM, examples: Sequence[Example], batch: int) -> AnswerPace:
     """The pace at which the model answers these, measured on at most a batch of them."""
     if not examples:
         raise UsageError("Nothing to measure the pace on is at hand; fetch a suite first.")
@@ -204,7 +204,7 @@ def probe(vlm: VLM, examples: Sequence[Example], batch: int) -> Pace:
     peak = torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else None
     token = max(0.0, min(many) - min(one)) / _TOKENS
     taken, layers = peak or peak_memory_gib() or 0.0, vlm.anatomy.n_layers
-    return Pace(min(one), token, len(some), weights / GIB, layers, taken)
+    return AnswerPace(min(one), token, len(some), weights / GIB, layers, taken)
 
 
 def reached(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> GpuClass:
