@@ -378,11 +378,12 @@ class Stages(Workspace):
         parts = []
         if repair.monitors:
             parts = [*zip(PARTS, (repair.edits_only(), repair.monitors_only()), strict=True)]
-        self.ask(suites, [None, ("care", repair), *parts], "evaluation")
         controls = self.controls(chosen)
-        compared = compared_suites(suites)
-        # With the bare model, whose answers are there: many a control's answer is one of them.
-        self.ask(compared, [None, *controls], "controls")
+        compared = [suite.name for suite in compared_suites(suites)]
+        # In one call, so that prompts are read once for all of them.
+        defenses = [None, ("care", repair), *parts, *controls]
+        only = {name: compared for name, _ in controls}
+        self.ask(suites, defenses, "evaluation", only=only)
         check_rows(JudgedRow, self.run.rows(), self.run.path / ROWS)
         names = [[name for name, _ in part] for part in (parts, controls)]
         return Results(self.run.rows()), names[0], names[1]
