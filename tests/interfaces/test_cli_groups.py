@@ -42,7 +42,10 @@ def test_every_command_explains_itself(entry, capsys):
         (["attack", "--repair", "r", "--compare"], "--adaptive PRESET"),
         (["repir"], "No such command 'repir'. Did you mean 'repair', 'report'? See `care --help`."),
         (["list", "suits"], "Did you mean 'suites'? See `care list --help`."),
-        (["repair", "--sed", "1"], "No such option: --sed (Possible options: --preset, --seed);"),
+        (
+            ["repair", "--sed", "1"],
+            "No such option: --sed (Possible options: --pgd, --preset, --seed);",
+        ),
         (["repair", "--seed", "x"], "see `care repair --help`."),
         (["report"], "see `care report --help`."),
         (["download", "model", "llava"], "embedded"),

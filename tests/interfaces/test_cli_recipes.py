@@ -16,7 +16,7 @@ from care.judges.registry import check_judge
 from care.models.spec import ModelSpec
 from care.pipeline import workflow
 from care.pipeline.config import RepairJob
-from care.pipeline.dry_run import GPU_CLASSES, MeasuredPace, StageAnswers, dry_run
+from care.pipeline.dry_run import GPU_CLASSES, AnswerPace, StageAnswers, dry_run
 from care.pipeline.recipe import read_recipe, recipe_names
 from care.pipeline.splits import plan_of
 from care.runs.spec import RunSpec
@@ -177,7 +177,7 @@ def test_a_dry_run_says_what_would_be_fetched_and_counts_the_rest(
     options = ["--attacks", ",".join(named["attacks"]), "--benign", named["benign"][0]]
     assert cli.main(["repair", "some/model", *options, "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    assert "Not at hand, and not counted: figstep." in shown
+    assert "Not at hand, not counted: figstep; " in shown
     assert "model some/model: not fetched" in shown
     assert dry_run(RepairJob(attacks=("figstep",), benign=("xstest",))).sizes == {}
 
@@ -194,12 +194,14 @@ def test_a_suite_that_was_fetched_is_at_hand(tmp_path: Path, own_cache: None) ->
 
 
 def test_hours_follow_from_the_pace_and_scale_with_what_bounds_them() -> None:
-    pace = MeasuredPace(prompt=2.0, token=0.5, batch=10, weights_gib=1.0, peak_gib=2.0)
+    pace = AnswerPace(prompt=2.0, token=0.5, batch=10, weights_gib=1.0, layers=10, peak_gib=2.0)
     stages = [StageAnswers("a", 100, 1000), StageAnswers("b", 50, 500)]
     assert pace.hours(stages) == pytest.approx((15 * 2.0 + 150 * 0.5) / 3600)
     gpu = GPU_CLASSES["h200"]
     same = pace.on(gpu, type(gpu)(gpu.bandwidth / 2, gpu.arithmetic / 2, 0))
     assert (same.prompt, same.token) == pytest.approx((2.0, 0.5))
+    fast = pace.on(gpu, type(gpu)(1.0, 1.0, 0))  # a machine as slow as that isn't what bounds it
+    assert (fast.prompt, fast.token) == pytest.approx((0.008, 0.008))
 
 
 def test_the_doctor_tells_all_in_one_page(

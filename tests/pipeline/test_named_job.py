@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from care.data.digests import is_same
-from care.evaluation.config import JudgingSpec, read_config
+from care.evaluation.config import PARTS, UNDEFENDED, JudgingSpec, read_config
 from care.evaluation.job import asked_suites
 from care.evaluation.results import Results
 from care.pipeline import workflow
+from care.pipeline.dry_run import dry_run
 from care.runs.rows import Rows
 from kit.jobs import a_job, own_files, parts, tiny_parts  # noqa: F401
 
@@ -56,6 +57,10 @@ def test_the_first_judge_makes_the_report_and_all_judges_the_table(
     card = json.loads((tmp_path / "run" / "table.json").read_text())
     assert card["judges"].keys() == {"toxic-words-standin", "rules"}
     rows = Rows(tmp_path / "run" / "rows.jsonl").all()
+    stages = {stage.name: stage.answers for stage in dry_run(a_job(tmp_path / "x", **asked)).stages}
+    main = [row for row in rows if row["defense"] in (UNDEFENDED, "care", *PARTS)]
+    assert stages["evaluation"] == len(main)  # as the dry run counts it
+    assert stages["controls"] >= len(rows) - len(main) > 0
     by_rules = Results(rows).rate("attacks", "none").rate
     assert by_rules > 0.3 > suites["attacks"]["before"]["rate"]  # nonsense holds no toxic word
     fitted = json.loads((tmp_path / "run" / "material.json").read_text())

@@ -56,15 +56,17 @@ def a_job(out: Path, *, resume: bool = False, **more: Any) -> CompareJob:
 @pytest.fixture
 def families(monkeypatch: pytest.MonkeyPatch) -> None:
     """The user's attacks as two suites, of which either can be left out."""
-    whole = workspace.suites_of
+    whole = workspace.plan_of
 
-    def parted(job: RepairJob, split: Any) -> list[Suite]:
-        attacks, benign = whole(job, split)
+    def parted(job: RepairJob) -> dict[Any, list[Suite]]:
+        return {split: _parted(*suites) for split, suites in whole(job).items()}
+
+    def _parted(attacks: Suite, benign: Suite) -> list[Suite]:
         parts = {"even": attacks.examples[::2], "odd": attacks.examples[1::2]}
         named = {n: tuple(replace(e, suite=n) for e in part) for n, part in parts.items()}
         return [*(Suite(name=n, role="attack", examples=e) for n, e in named.items()), benign]
 
-    monkeypatch.setattr(workspace, "suites_of", parted)
+    monkeypatch.setattr(workspace, "plan_of", parted)
 
 
 @pytest.mark.slow

@@ -65,7 +65,7 @@ from care.pipeline.fits import Fit, Fits, Made
 from care.pipeline.overheads import BATCH, overheads
 from care.pipeline.search import SettingsSearch, setting_name
 from care.pipeline.selection import RULE as CARES_RULE
-from care.pipeline.stages import COMPARED, Stages
+from care.pipeline.stages import Stages, compared_suites
 from care.pipeline.studies import OWN, Studied, Study, best_rivals, check_studies
 from care.pipeline.tuning import FULL, QUICK, Options, settings_of
 from care.pipeline.workflow import open_run
@@ -283,7 +283,7 @@ class _Comparison:
         suites = self.work.suites("test")
         if not compared or self.job.attacks:
             return suites
-        return [suite for suite in suites if suite.role == "attack" or suite.name in COMPARED]
+        return compared_suites(suites)
 
     def _again(
         self, results: Results, tests: Sequence[Suite], named: Sequence[tuple[str, Defense]]

@@ -8,7 +8,8 @@ seconds p of a batch's prompts and d of each further token of it,
 
 since refusals end early. For a GPU of a named class, p is taken to be bound by arithmetic and d by
 memory, and each is scaled by what this machine was measured to reach against `REACHED` of what its
-vendor states (roofline): right to about a factor of two. Not counted are the diagnosis and the
+vendor states (roofline); a pass takes at least `LAUNCHED` for each layer. Both are assumed, so it
+is an order of magnitude. Not counted are the diagnosis and the
 channel scan, which take passes and no answers, and other judges.
 """
 
@@ -33,10 +34,14 @@ from care.pipeline.made_pictures import attack_on
 from care.pipeline.selection import FINALISTS
 from care.pipeline.split_plan import Split
 from care.pipeline.splits import plan_of
+from care.pipeline.stages import compared_suites
 from care.runs.environment import GIB, peak_memory_gib
 
 REACHED = 0.5
 """Share of a vendor's peak figures that is taken to be reached."""
+
+LAUNCHED = 0.8e-3
+"""Seconds a layer that a pass takes on a GPU however fast that is: Python, and starting kernels."""
 
 PROBE_SECONDS = 30.0
 """How long the pace is measured at most, but for the first batch."""
@@ -83,7 +88,7 @@ class StageAnswers:
 
 
 @dataclass(frozen=True)
-class MeasuredPace:
+class AnswerPace:
     """How fast a model answers on this machine."""
 
     prompt: float
@@ -94,6 +99,8 @@ class MeasuredPace:
     """Examples in it."""
     weights_gib: float
     """Memory of the weights."""
+    layers: int
+    """Layers of the language model."""
     peak_gib: float
     """Most memory that was taken, on the accelerator or else of the process."""
 
@@ -105,12 +112,13 @@ class MeasuredPace:
         )
         return sum(seconds) / 3600
 
-    def on(self, gpu: GpuClass, here: GpuClass) -> MeasuredPace:
+    def on(self, gpu: GpuClass, here: GpuClass) -> AnswerPace:
         """The pace on a GPU of a class, where `here` is what this machine was measured to reach."""
+        least = self.layers * LAUNCHED
         return replace(
             self,
-            prompt=self.prompt * here.arithmetic / (REACHED * gpu.arithmetic),
-            token=self.token * here.bandwidth / (REACHED * gpu.bandwidth),
+            prompt=max(least, self.prompt * here.arithmetic / (REACHED * gpu.arithmetic)),
+            token=max(least, self.token * here.bandwidth / (REACHED * gpu.bandwidth)),
         )
 
 
@@ -157,14 +165,14 @@ def stages_of(job: RepairJob, plan: Mapping[Split, Sequence[Suite]]) -> list[Sta
     watched = config.monitors is not None
     fit, test = (sum(map(len, plan[split])) for split in ("fit", "test"))
     counted = sum(len(suite) for suite in plan["validation"] if suite.name != BASELINE)
-    attacks = sum(len(suite) for suite in plan["test"] if suite.role == "attack")
+    compared = sum(map(len, compared_suites(plan["test"])))
     finalists = 1 if config.gate is None else FINALISTS
     controls = 4 + watched  # random, means, either modality alone, random monitors
     asked = {
         "material": fit,
         "selection": counted * (1 + finalists + watched),
         "evaluation": test * (2 + len(PARTS) * watched),
-        "controls": attacks * controls,
+        "controls": compared * controls,
     }
     return [StageAnswers(name, n, n * length) for name, n in asked.items()]
 
@@ -181,7 +189,7 @@ def _steps(job: RepairJob) -> int:
 # -- the pace of this machine ----------------------------------------------------------------------
 
 
-def probe(vlm: VLM, examples: Sequence[Example], batch: int) -> MeasuredPace:
+def probe(vlm: VLM, examples: Sequence[Example], batch: int) -> AnswerPace:
     """The pace at which the model answers these, measured on at most a batch of them."""
     if not examples:
         raise UsageError("Nothing to measure the pace on is at hand; fetch a suite first.")
@@ -195,7 +203,8 @@ def probe(vlm: VLM, examples: Sequence[Example], batch: int) -> MeasuredPace:
     weights = sum(p.numel() * p.element_size() for p in vlm.model.parameters())
     peak = torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else None
     token = max(0.0, min(many) - min(one)) / _TOKENS
-    return MeasuredPace(min(one), token, len(some), weights / GIB, peak or peak_memory_gib() or 0.0)
+    taken, layers = peak or peak_memory_gib() or 0.0, vlm.anatomy.n_layers
+    return AnswerPace(min(one), token, len(some), weights / GIB, layers, taken)
 
 
 def reached(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> GpuClass:

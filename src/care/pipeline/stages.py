@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+from care.data.digests import example_digest
 from care.data.example import Example, Suite
 from care.data.small_world.suites import PGD
 from care.defenses.artefact import FACTS, NUMBERS
@@ -79,6 +80,11 @@ COMPARED = ("benign", "vqa", "naming", "lookalike")
 
 RANDOM = CONTROLS[0]
 """The control of a repair's monitors that is part of every job that fits some."""
+
+
+def compared_suites(suites: Sequence[Suite]) -> list[Suite]:
+    """The suites that controls are asked."""
+    return [suite for suite in suites if suite.role == "attack" or suite.name in COMPARED]
 
 
 def _made(suite: str) -> bool:
@@ -282,7 +288,7 @@ class Stages(Workspace):
         folders = {share: f"{name}-{share:g}" for share in shares}
 
         def make() -> dict[str, Any]:
-            asked = {(s.name, e.id): e for s in self.counted("validation") for e in s}
+            asked = {example_digest(e): e for s in self.counted("validation") for e in s}
             found = fit_monitors(
                 self.vlm,
                 said(fitter.material),
@@ -373,7 +379,7 @@ class Stages(Workspace):
         if repair.monitors:
             parts = [*zip(PARTS, (repair.edits_only(), repair.monitors_only()), strict=True)]
         controls = self.controls(chosen)
-        compared = [s.name for s in suites if s.role == "attack" or s.name in COMPARED]
+        compared = [suite.name for suite in compared_suites(suites)]
         # In one call, so that prompts are read once for all of them.
         defenses = [None, ("care", repair), *parts, *controls]
         only = {name: compared for name, _ in controls}

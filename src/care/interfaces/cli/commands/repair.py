@@ -105,7 +105,7 @@ def _show_dry_run(job: RepairJob, gpu: str | None) -> None:
         print(f"Pictures: at most {found.steps} steps of 8 requests.")
     print("Not counted: the diagnosis and the channel scan, which take passes; other judges.")
     if missing := [each.name for each in found.needed if not each.at_hand]:
-        print(f"Not at hand, and not counted: {', '.join(missing)}.")
+        print(f"Not at hand, not counted: {', '.join(missing)}; see `care download suite`.")
     model = model_finding(job.model)
     print(f"{model.about}: {model.found}{'; ' * bool(model.to_do)}{model.to_do}")
     if model.to_do or not found.examples:
@@ -117,12 +117,12 @@ def _show_dry_run(job: RepairJob, gpu: str | None) -> None:
         f"{1000 * pace.token:.1f} ms a token of it; weights {pace.weights_gib:.2f} GiB, at most "
         f"{pace.peak_gib:.1f} GiB taken."
     )
-    print(f"At most {pace.hours(found.stages):.2f} hours of answers here.")
+    print(f"At most {pace.hours(found.stages):.2g} hours of answers here.")
     if gpu is not None:
         weight = next(vlm.model.parameters())
         there = pace.on(GPU_CLASSES[gpu], reached(weight.device, weight.dtype))
         fits = "fit" if pace.weights_gib < GPU_CLASSES[gpu].memory_gib else "don't fit"
         print(
-            f"On {gpu}, by what its vendor states: about {there.hours(found.stages):.2f} hours; "
+            f"On {gpu}, by what its vendor states: about {there.hours(found.stages):.2g} hours; "
             f"the weights {fits} into its {GPU_CLASSES[gpu].memory_gib:g} GiB."
         )
