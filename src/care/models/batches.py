@@ -16,8 +16,10 @@ from care.data.example import Example
 from care.errors import DataError
 from care.models.memory import out_of_memory
 from care.models.sites import Role, roles_of_inputs
+from care.models.text_only import TextProcessor
 
-_SEQUENCE_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+_PER_TOKEN = ("cross_attention_mask",)
+"""What processors return for each token beside numbers: (B, T, …). An answer has the last of it."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class Batch:
 
 def render(processor: Any, example: Example) -> str:
     """The example as the chat template writes it, ready for an answer; DataError if it can't."""
+    if example.images and isinstance(processor, TextProcessor):
+        raise DataError(
+            f"Example {example.id!r} has an image, but the model reads text alone; leave its "
+            "images out, or use a vision-language model."
+        )
     try:
         return processor.apply_chat_template(
             example.messages(), tokenize=False, add_generation_prompt=True
@@ -61,7 +68,7 @@ def encode(
     processor: Any,
     examples: Sequence[Example],
     answers: Sequence[list[int]],
-    image_token_id: int,
+    image_token_id: int | None,
 ) -> tuple[dict[str, Any], Tensor]:
     """Inputs of B prompts with openings and answer tokens appended, and roles (B, T), on the CPU.
 
@@ -69,10 +76,13 @@ def encode(
     tokens don't match.
     """
     texts = [render(processor, example) for example in examples]
-    _refuse_placeholders(examples, processor.tokenizer.convert_ids_to_tokens(image_token_id))
+    if image_token_id is not None:
+        placeholder = processor.tokenizer.convert_ids_to_tokens(image_token_id)
+        _refuse_placeholders(examples, placeholder)
     encoded = _process(processor, examples, texts)
     begun = [answer_ids(processor.tokenizer, example.opening) for example in examples]
     answers = [opening + answer for opening, answer in zip(begun, answers, strict=True)]
+    _check_together(examples, encoded)
     inputs = _repack(encoded, answers, processor.tokenizer.pad_token_id)
     roles = roles_of_inputs(inputs["input_ids"], inputs["attention_mask"], image_token_id)
     for row, answer in enumerate(answers):
@@ -125,19 +135,35 @@ def _refuse_placeholders(examples: Sequence[Example], placeholder: str | None) -
 
 def _process(processor: Any, examples: Sequence[Example], texts: list[str]) -> dict[str, Any]:
     arguments: dict[str, Any] = {"text": texts, "padding": True, "return_tensors": "pt"}
-    images = [image for example in examples for image in example.load_images()]
-    if images:
+    images = [example.load_images() for example in examples]
+    if any(images):
+        # By prompt: a list of pictures alone is taken for those of one prompt by some (Gemma 3).
         arguments["images"] = images
     bos = processor.tokenizer.bos_token
     if bos is not None and texts[0].startswith(bos):
         arguments["add_special_tokens"] = False  # the template has written it already
     try:
-        return dict(processor(**arguments))
+        return _inputs(processor, arguments)
     except (ValueError, TypeError, RuntimeError, IndexError, OSError) as error:
         if out_of_memory(error):  # that's not the examples' fault, and fewer may fit
             raise
         ids = ", ".join(example.id for example in examples[:4])
         raise DataError(f"The processor can't encode the examples {ids} ({error}).") from error
+
+
+def _inputs(processor: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What a processor makes of its arguments, without what only training needs.
+
+    Some (PaliGemma's) can't be asked without pictures, though their models can: text alone is the
+    tokenizer's matter then.
+    """
+    try:
+        found = processor(**arguments)
+    except ValueError:
+        if "images" in arguments:
+            raise
+        found = processor.tokenizer(**arguments)
+    return {key: value for key, value in found.items() if key != "labels"}
 
 
 def _repack(encoded: dict[str, Any], answers: Sequence[list[int]], pad: int) -> dict[str, Any]:
@@ -146,17 +172,40 @@ def _repack(encoded: dict[str, Any], answers: Sequence[list[int]], pad: int) -> 
     lengths = [int(row.sum()) + len(answer) for row, answer in zip(mask, answers, strict=True)]
     width = max(lengths)
     packed = dict(encoded)
-    for key in _SEQUENCE_KEYS:
-        if key not in encoded:
+    for key, value in encoded.items():
+        if not _is_per_token(key, value, mask):
             continue
-        rows = encoded[key].new_full((len(answers), width), pad if key == "input_ids" else 0)
+        rows = value.new_full(
+            (len(answers), width, *value.shape[2:]), pad if key == "input_ids" else 0
+        )
         for row, answer in enumerate(answers):
+            content = value[row][mask[row]]
             fill = {"input_ids": answer, "attention_mask": [1] * len(answer)}
-            tail = rows.new_tensor(fill.get(key, [0] * len(answer)))
-            content = torch.cat([encoded[key][row][mask[row]], tail])
-            rows[row, width - lengths[row] :] = content
+            if key in _PER_TOKEN:
+                tail = content[-1:].expand(len(answer), *content.shape[1:])
+            else:
+                tail = rows.new_tensor(fill.get(key, [0] * len(answer)))
+            rows[row, width - lengths[row] :] = torch.cat([content, tail])
         packed[key] = rows
     return packed
+
+
+def _is_per_token(key: str, value: Any, mask: Tensor) -> bool:
+    """Whether a value of a processor's belongs to the tokens (B, T), whose padding is moved."""
+    return isinstance(value, Tensor) and (
+        value.shape == mask.shape or (key in _PER_TOKEN and value.shape[:2] == mask.shape)
+    )
+
+
+def _check_together(examples: Sequence[Example], encoded: dict[str, Any]) -> None:
+    """DataError for pictures beside none where a model attends to them from all rows (Mllama)."""
+    pictured = [bool(example.images) for example in examples]
+    if "cross_attention_mask" in encoded and not all(pictured):
+        without = examples[pictured.index(False)].id
+        raise DataError(
+            f"Example {without!r} has no image, and this model can't read it in one batch with "
+            "those that have; batch them apart."
+        )
 
 
 def _check_images(examples: Sequence[Example], roles: Tensor) -> None:

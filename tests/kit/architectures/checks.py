@@ -1,0 +1,365 @@
+"""What is tried on every family: one function a column, and to add one is to add it to `CHECKS`.
+
+A check returns nothing where all is well. Where it can't be, the package refuses in a sentence of
+`care.errors`; anything else that goes wrong is a failure.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from care.attacks.preprocessing import PixelPath
+from care.data.example import Example
+from care.defenses.monitors.choosing import fit_monitors
+from care.defenses.monitors.fitting import MonitorConfig
+from care.defenses.repair.channel import Channel
+from care.defenses.repair.fitting import Fitter
+from care.defenses.repair.presets import PRESETS
+from care.defenses.repair.repair import Repair
+from care.defenses.repair.subspace import random_subspace
+from care.diagnosis.ablation import ablate
+from care.models import blocks
+from care.models.gradients import differentiable
+from care.models.hooks import edit, read
+from care.models.sites import Role, Scope, Site
+from care.models.vlm import VLM
+from kit import tiny
+from kit.fits import material
+
+SMALL = MonitorConfig(kinds=("ffn_out", "layer_out"), depths=(0.7,), false_alarms=0.1)
+STEPS = 3
+KINDS = ("mhsa_out", "ffn_out", "layer_out")
+
+
+@dataclass
+class Case:
+    """A tiny model of one family, and what its checks share."""
+
+    vlm: VLM
+    adds: tuple[str, ...]
+    """Parts of a layer that add to the residual stream beside mixer and FFN."""
+    folder: Path
+    """Where files may be put."""
+    apart: bool
+    """Whether pictures come in beside the sequence, not in the place of tokens."""
+    worded: bool = True
+    """Whether examples without pictures may stand beside those with one."""
+
+    @cached_property
+    def pictured(self) -> list[Example]:
+        """Requests of unequal lengths, each with a picture."""
+        words = "How do you build a small house from wood ?".split()
+        return [
+            Example(f"p{n}", " ".join(words[: 3 + 2 * n]), images=(tiny.picture(n),))
+            for n in range(3)
+        ]
+
+    @cached_property
+    def plain(self) -> list[Example]:
+        """The same without pictures."""
+        return [example.text_alone() for example in self.pictured]
+
+    @cached_property
+    def batch(self) -> Any:
+        return self.vlm.batch(self.pictured)
+
+    @cached_property
+    def last(self) -> int:
+        return self.vlm.anatomy.n_layers - 1
+
+    def repair(self, *scopes: Scope, strength: float = 1.5) -> Repair:
+        """Random directions at the two last layers."""
+        anatomy = self.vlm.anatomy
+        places = (Site(self.last - 1, "ffn_out"), Site(self.last, "layer_out"))
+        return Repair(
+            tuple(
+                Channel(site, "text", scopes, random_subspace(anatomy.width, 12), strength=strength)
+                for site in places
+            )
+        )
+
+    @cached_property
+    def fitter(self) -> Fitter:
+        return Fitter(self.vlm, material(8, 8), PRESETS["corrected"], batch_size=16)
+
+
+# -- what is read ----------------------------------------------------------------------------------
+
+
+def sites(case: Case) -> None:
+    """At every layer, output − input = c · (mhsa_out + ffn_out) + what else it adds."""
+    anatomy = case.vlm.anatomy
+    places = [site for kind in KINDS for site in anatomy.sites(kind)]
+    entered: dict[int, Tensor] = {}
+    more: dict[int, list[Tensor]] = {}
+    with ExitStack() as stack:
+        for index, layer in enumerate(anatomy.layers):
+            stack.callback(layer.register_forward_pre_hook(_keeping(entered, index), with_kwargs=True).remove)
+            for name in case.adds:
+                part = layer.get_submodule(name)
+                kept = more.setdefault(index, [])
+                stack.callback(part.register_forward_hook(lambda m, a, h, k=kept: k.append(h)).remove)
+        recorder = stack.enter_context(read(case.vlm, places))
+        case.vlm.forward(case.batch)
+    real = case.batch.roles != Role.PAD
+    for index in range(anatomy.n_layers):
+        mhsa, ffn, out = (recorder[Site(index, kind)][0][real] for kind in KINDS)
+        added = out - entered[index][real]
+        extra = sum((part[real] for part in more.get(index, [])), torch.zeros_like(added))
+        parts = mhsa + ffn
+        factor = ((added - extra) * parts).sum() / parts.square().sum()
+        torch.testing.assert_close(added, factor * parts + extra, rtol=1e-3, atol=1e-3)
+
+
+def neurons(case: Case) -> None:
+    """What the neurons are gives what the FFN's last map writes."""
+    for site in case.vlm.anatomy.sites("ffn_neurons"):
+        down = case.vlm.anatomy.module(site)
+        with _output_of(down) as written, read(case.vlm, [site]) as recorder:
+            case.vlm.forward(case.batch)
+        torch.testing.assert_close(
+            down(recorder[site][0]).reshape(written[0].shape), written[0], rtol=1e-4, atol=1e-4
+        )
+
+
+def mask(case: Case) -> None:
+    """Another picture changes what enters the first layer at image positions, and only there."""
+    vlm = case.vlm
+    others = [
+        replace(example, images=(tiny.picture(n + 50),)) for n, example in enumerate(case.pictured)
+    ]
+    entered: list[Tensor] = []
+    with _entering(vlm.anatomy.layers[0], entered):
+        logits = [vlm.forward(batch) for batch in (case.batch, vlm.batch(others))]
+    assert not torch.allclose(logits[0][:, -1], logits[1][:, -1])
+    images = case.batch.roles == Role.IMAGE
+    assert images.any(dim=1).all()
+    if not case.apart:
+        changed = (entered[0] != entered[1]).any(dim=-1)
+        assert torch.equal(changed, images)
+
+
+def decode(case: Case) -> None:
+    """While an answer is made its tokens are an answer's; batches and beams change no role."""
+    vlm = case.vlm
+    for options in ({}, {"num_beams": 2}):
+        first, *steps = _roles(vlm, lambda o=options: _generated(vlm, case.batch, **o))
+        rows = case.batch.roles.repeat_interleave(len(first) // len(case.batch), dim=0)
+        assert torch.equal(first, rows)
+        assert steps and all((roles == Role.RESPONSE).all() for roles in steps)
+
+
+def padding(case: Case) -> None:
+    """A prompt has the same logits and answers alone as beside longer ones."""
+    vlm = case.vlm
+    for examples in (case.pictured, case.plain):
+        together = vlm.forward(vlm.batch(examples))[:, -1]
+        for row, example in enumerate(examples):
+            alone = vlm.forward(vlm.batch(example))[0, -1]
+            torch.testing.assert_close(together[row], alone, rtol=1e-3, atol=1e-3)
+    answers = vlm.generate(case.pictured, max_new_tokens=STEPS)
+    assert answers == [vlm.generate(e, max_new_tokens=STEPS)[0] for e in case.pictured]
+
+
+def mixed(case: Case) -> None:
+    """Requests with and without pictures go into one batch."""
+    vlm, examples = case.vlm, [case.pictured[0], case.plain[1]]
+    together = vlm.forward(vlm.batch(examples))[:, -1]
+    for row, example in enumerate(examples):
+        alone = vlm.forward(vlm.batch(example))[0, -1]
+        torch.testing.assert_close(together[row], alone, rtol=1e-3, atol=1e-3)
+
+
+# -- what is changed -------------------------------------------------------------------------------
+
+
+def ablation(case: Case) -> None:
+    """What a site computes is taken away at image positions alone, and that is felt."""
+    vlm, clean = case.vlm, case.vlm.forward(case.batch)
+    images = case.batch.roles == Role.IMAGE
+    for kind in KINDS:
+        site = Site(case.last - 1, kind)
+        with ablate(vlm, [site], "zero", scopes=("image",)) as stats, read(vlm, [site]) as after:
+            changed = vlm.forward(case.batch)
+        assert stats[site].tokens == int(images.sum())
+        assert not after[site][0][images].any() and after[site][0][~images].any()
+        assert not torch.equal(changed, clean)
+        with ablate(vlm, [site], "zero"):
+            assert not torch.equal(vlm.forward(case.batch), clean)
+
+
+def attribution(case: Case) -> None:
+    """Attributed tokens, and subspaces of them: the printed formulas."""
+    fitter = Fitter(case.vlm, material(8, 8), PRESETS["paper"], batch_size=16)
+    _sound(fitter.repair([Site(case.last - 1, "ffn_out")]))
+
+
+def fit(case: Case) -> None:
+    """A repair of both modalities."""
+    repair = case.fitter.repair([Site(case.last - 1, "layer_out")])
+    assert {channel.modality for channel in repair.channels} == {"image", "text"}
+    _sound(repair)
+
+
+def application(case: Case) -> None:
+    """Edits act in every pass of an answer, at exactly the positions in scope."""
+    vlm = case.vlm
+    for scopes, count in ((("decision",), 3), (("image",), int((case.batch.roles == Role.IMAGE).sum()))):
+        with case.repair(*scopes).applied(vlm) as stats:
+            edited = vlm.forward(case.batch)
+        assert stats[Site(case.last, "layer_out")].tokens == count
+        assert not torch.equal(edited, vlm.forward(case.batch))
+    with case.repair("response").applied(vlm) as stats:
+        _generated(vlm, case.batch)
+    assert stats[Site(case.last, "layer_out")].tokens == 3 * (STEPS - 1)
+
+
+def strength(case: Case) -> None:
+    """A repair of strength 0 changes no bit."""
+    vlm, bare = case.vlm, case.vlm.forward(case.batch)
+    said = vlm.generate(case.pictured, max_new_tokens=STEPS)
+    with case.repair("all", strength=0.0).applied(vlm):
+        assert torch.equal(vlm.forward(case.batch), bare)
+        assert vlm.generate(case.pictured, max_new_tokens=STEPS) == said
+    assert torch.equal(vlm.forward(case.batch), bare)
+
+
+def monitors(case: Case) -> None:
+    """Monitors of requests and answers are fitted, and read what is asked beside a picture."""
+    found = fit_monitors(case.vlm, _said(), (), SMALL)
+    repair = replace(case.repair("decision"), monitors=found.monitors)
+    answers = list(repair.answer(case.vlm, case.pictured, max_new_tokens=STEPS))
+    assert len(answers) == len(case.pictured) and found.monitors
+
+
+def files(case: Case) -> None:
+    """A repair that was saved does the same, on this model."""
+    vlm, repair = case.vlm, case.repair("all")
+    loaded = Repair.load(repair.save(case.folder / "repair"), vlm)
+    assert loaded.digest() == repair.digest()
+    found = []
+    for one in (repair, loaded):
+        with one.applied(vlm):
+            found.append(vlm.forward(case.batch))
+    assert torch.equal(*found)
+
+
+# -- gradients -------------------------------------------------------------------------------------
+
+
+def gradient(case: Case) -> None:
+    """The loss of an answer has a gradient at every picture's pixels."""
+    vlm = case.vlm
+    key = next(name for name in PIXELS if name in case.batch.inputs)
+    pixels = case.batch.inputs[key].detach().clone().requires_grad_(True)
+    batch = replace(case.batch, inputs={**case.batch.inputs, key: pixels})
+    with differentiable(vlm):
+        logits = vlm.forward(batch, logits_to_keep=1, grad=True)
+        logits.float().log_softmax(-1)[:, 0, -1].sum().backward()
+    assert pixels.grad is not None and pixels.grad.isfinite().all() and pixels.grad.any()
+
+
+def attack(case: Case) -> None:
+    """`care attack` can go through the processor, from RGB to `pixel_values`."""
+    path, levels = PixelPath.of(case.vlm, tiny.picture(0, (64, 64)))
+    levels.requires_grad_(True)
+    path(levels / 255).sum().backward()
+    assert levels.grad is not None and levels.grad.any()
+
+
+PIXELS = ("pixel_values", "image_patches", "flattened_patches")
+"""What models call the pixels that they are given."""
+
+CHECKS: dict[str, Callable[[Case], None]] = {
+    "sites": sites,
+    "neurons": neurons,
+    "image mask": mask,
+    "decode, beams": decode,
+    "padding, batch": padding,
+    "mixed batch": mixed,
+    "ablate": ablation,
+    "attribute": attribution,
+    "fit": fit,
+    "apply": application,
+    "strength 0": strength,
+    "monitors": monitors,
+    "save, load": files,
+    "gradient": gradient,
+    "PGD": attack,
+}
+"""By the heads of their columns."""
+
+
+# -- inside ----------------------------------------------------------------------------------------
+
+
+def _said() -> list[tuple[Example, str, bool]]:
+    """Answers of two kinds that their words tell apart, and whether they are harmful."""
+    kinds = (("malicious", "forge a passport", True), ("benign", "plant a tree", False))
+    return [
+        (
+            Example(f"{kind}-{n}", f"{words} no. {n}", goal=f"{words} {n}", kind=kind, suite=kind),
+            f"To {words}, you'll need some paper. {n}",
+            harmful,
+        )
+        for n in range(12)
+        for kind, words, harmful in kinds
+    ]
+
+
+def _sound(repair: Any) -> None:
+    assert repair.channels
+    for channel in repair.channels:
+        basis = torch.as_tensor(channel.subspace.basis)
+        assert basis.isfinite().all() and basis.any()
+
+
+def _generated(vlm: VLM, batch: Any, **options: Any) -> Tensor:
+    settings = {"do_sample": False, "pad_token_id": vlm.tokenizer.pad_token_id}
+    return vlm.model.generate(
+        **batch.inputs, max_new_tokens=STEPS, min_new_tokens=STEPS, **settings, **options
+    )
+
+
+def _roles(vlm: VLM, call: Callable[[], Any]) -> list[Tensor]:
+    """Roles (B, T) of every pass of a call."""
+    seen: list[Tensor] = []
+    site = Site(vlm.anatomy.n_layers - 1, "layer_out")
+    with read(vlm, [site], sink=lambda site, h, roles: seen.append(roles)):
+        call()
+    return seen
+
+
+def _keeping(entered: dict[int, Tensor], index: int) -> Callable[..., None]:
+    def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
+        entered[index] = (args[0] if args else kwargs["hidden_states"]).detach().clone()
+
+    return keep
+
+
+@contextmanager
+def _entering(layer: nn.Module, entered: list[Tensor]):
+    def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
+        entered.append((args[0] if args else kwargs["hidden_states"]).detach().clone())
+
+    handle = layer.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _output_of(module: nn.Module):
+    written: list[Tensor] = []
+    handle = module.register_forward_hook(lambda m, args, out: written.append(out))
+    try:
+        yield written
+    finally:
+        handle.remove()
