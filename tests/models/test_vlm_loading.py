@@ -4,6 +4,7 @@ import json
 
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
 from care.attacks.preprocessing import PixelPath
@@ -59,14 +60,16 @@ def test_code_that_comes_with_weights_says_what_loads_it(tmp_path):
     vlm = tiny.tiny_vlm()
     vlm.model.save_pretrained(tmp_path)
     vlm.processor.save_pretrained(tmp_path)
+    # Names as they are in memory: for a class of its own transformers translates none.
+    save_file(vlm.model.state_dict(), tmp_path / "model.safetensors", {"format": "pt"})
     (tmp_path / "modeling_own.py").write_text(
         "from transformers import LlavaConfig, LlavaForConditionalGeneration\n"
-        "class OwnConfig(LlavaConfig):\n    model_type = 'own'\n"
+        "class OwnConfig(LlavaConfig):\n    pass\n"
         "class Own(LlavaForConditionalGeneration):\n    config_class = OwnConfig\n"
     )
     path = tmp_path / "config.json"
     own = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.Own"}
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "own", "auto_map": own}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": own}))
     loaded = VLM.from_pretrained(str(tmp_path), trust_remote_code=True)
     assert type(loaded.model).__name__ == "Own" and loaded.sees
     assert loaded.generate(EXAMPLES, max_new_tokens=4) == vlm.generate(EXAMPLES, max_new_tokens=4)

@@ -18,8 +18,9 @@ from care.models.memory import out_of_memory
 from care.models.sites import Role, roles_of_inputs
 from care.models.text_only import TextProcessor
 
-_PER_TOKEN = ("cross_attention_mask",)
-"""What processors return for each token beside numbers: (B, T, …). An answer has the last of it."""
+_SEQUENCE_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+_REPEATED_KEYS = ("cross_attention_mask",)
+"""What processors return for each token: a number, or a row of which an answer has the last."""
 
 
 @dataclass(frozen=True)
@@ -172,8 +173,8 @@ def _repack(encoded: dict[str, Any], answers: Sequence[list[int]], pad: int) -> 
     lengths = [int(row.sum()) + len(answer) for row, answer in zip(mask, answers, strict=True)]
     width = max(lengths)
     packed = dict(encoded)
-    for key, value in encoded.items():
-        if not _is_per_token(key, value, mask):
+    for key in (*_SEQUENCE_KEYS, *_REPEATED_KEYS):
+        if (value := encoded.get(key)) is None:
             continue
         rows = value.new_full(
             (len(answers), width, *value.shape[2:]), pad if key == "input_ids" else 0
@@ -181,20 +182,13 @@ def _repack(encoded: dict[str, Any], answers: Sequence[list[int]], pad: int) -> 
         for row, answer in enumerate(answers):
             content = value[row][mask[row]]
             fill = {"input_ids": answer, "attention_mask": [1] * len(answer)}
-            if key in _PER_TOKEN:
+            if key in _REPEATED_KEYS:
                 tail = content[-1:].expand(len(answer), *content.shape[1:])
             else:
                 tail = rows.new_tensor(fill.get(key, [0] * len(answer)))
             rows[row, width - lengths[row] :] = torch.cat([content, tail])
         packed[key] = rows
     return packed
-
-
-def _is_per_token(key: str, value: Any, mask: Tensor) -> bool:
-    """Whether a value of a processor's belongs to the tokens (B, T), whose padding is moved."""
-    return isinstance(value, Tensor) and (
-        value.shape == mask.shape or (key in _PER_TOKEN and value.shape[:2] == mask.shape)
-    )
 
 
 def _check_together(examples: Sequence[Example], encoded: dict[str, Any]) -> None:

@@ -51,6 +51,8 @@ class Family:
     """Parts of a layer that add to the residual stream beside mixer and FFN."""
     apart: bool = False
     """Whether pictures come in beside the sequence, not in the place of tokens."""
+    missing: str = ""
+    """What keeps it from being built here, if something does."""
     mend: Callable[[], None] | None = None
     """Puts right what keeps its model from running in the installed transformers."""
 
@@ -123,7 +125,9 @@ def _enlarge(model: Any) -> None:
     """Weights so large that logits are far apart, and answers of ordinary tokens alone."""
     for key, weight in model.named_parameters():
         if weight.ndim < 2:
-            if key.endswith("gate"):  # closed in an untrained model: nothing of a picture would pass
+            if key.endswith(
+                "gate"
+            ):  # closed in an untrained model: nothing of a picture would pass
                 weight.fill_(0.7)
         elif any(word in key for word in ("embed", "position", "pos_")):
             weight.normal_(0, 0.5)

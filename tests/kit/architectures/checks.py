@@ -24,9 +24,8 @@ from care.defenses.repair.presets import PRESETS
 from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import random_subspace
 from care.diagnosis.ablation import ablate
-from care.models import blocks
 from care.models.gradients import differentiable
-from care.models.hooks import edit, read
+from care.models.hooks import read
 from care.models.sites import Role, Scope, Site
 from care.models.vlm import VLM
 from kit import tiny
@@ -54,11 +53,8 @@ class Case:
     @cached_property
     def pictured(self) -> list[Example]:
         """Requests of unequal lengths, each with a picture."""
-        words = "How do you build a small house from wood ?".split()
-        return [
-            Example(f"p{n}", " ".join(words[: 3 + 2 * n]), images=(tiny.picture(n),))
-            for n in range(3)
-        ]
+        words = ("How do you", "How do you build it", "How do you build a small house")
+        return [Example(f"p{n}", text, images=(tiny.picture(n),)) for n, text in enumerate(words)]
 
     @cached_property
     def plain(self) -> list[Example]:
@@ -100,11 +96,15 @@ def sites(case: Case) -> None:
     more: dict[int, list[Tensor]] = {}
     with ExitStack() as stack:
         for index, layer in enumerate(anatomy.layers):
-            stack.callback(layer.register_forward_pre_hook(_keeping(entered, index), with_kwargs=True).remove)
+            stack.callback(
+                layer.register_forward_pre_hook(_keeping(entered, index), with_kwargs=True).remove
+            )
             for name in case.adds:
                 part = layer.get_submodule(name)
                 kept = more.setdefault(index, [])
-                stack.callback(part.register_forward_hook(lambda m, a, h, k=kept: k.append(h)).remove)
+                stack.callback(
+                    part.register_forward_hook(lambda m, a, h, k=kept: k.append(h)).remove
+                )
         recorder = stack.enter_context(read(case.vlm, places))
         case.vlm.forward(case.batch)
     real = case.batch.roles != Role.PAD
@@ -142,7 +142,9 @@ def mask(case: Case) -> None:
     assert images.any(dim=1).all()
     if not case.apart:
         changed = (entered[0] != entered[1]).any(dim=-1)
-        assert torch.equal(changed, images)
+        assert not (changed & ~images).any()
+        # Rows of patches may end in a token that is the same for all pictures (LLaVA-NeXT).
+        assert 2 * int(changed.sum()) > int(images.sum())
 
 
 def decode(case: Case) -> None:
@@ -210,7 +212,10 @@ def fit(case: Case) -> None:
 def application(case: Case) -> None:
     """Edits act in every pass of an answer, at exactly the positions in scope."""
     vlm = case.vlm
-    for scopes, count in ((("decision",), 3), (("image",), int((case.batch.roles == Role.IMAGE).sum()))):
+    for scopes, count in (
+        (("decision",), 3),
+        (("image",), int((case.batch.roles == Role.IMAGE).sum())),
+    ):
         with case.repair(*scopes).applied(vlm) as stats:
             edited = vlm.forward(case.batch)
         assert stats[Site(case.last, "layer_out")].tokens == count
@@ -308,7 +313,7 @@ def _said() -> list[tuple[Example, str, bool]]:
             f"To {words}, you'll need some paper. {n}",
             harmful,
         )
-        for n in range(12)
+        for n in range(10)
         for kind, words, harmful in kinds
     ]
 

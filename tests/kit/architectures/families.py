@@ -32,6 +32,7 @@ _IDEFICS: dict[str, Any] = {
     "config": {**_TOWER, "scale_factor": 2},
 }
 
+
 def _llama4() -> None:
     """Its outputs are copied from those of its text model, which lack one in transformers 5.24."""
     MoeCausalLMOutputWithPast.image_outputs = None  # pyright: ignore[reportAttributeAccessIssue]
@@ -91,9 +92,7 @@ FAMILIES: dict[str, Family] = {
         images={"max_soft_tokens": 70},
         adds=("post_per_layer_input_norm",),
     ),
-    "smolvlm": Family(
-        **_IDEFICS | {"processor": {"image_seq_len": 4, "video_processor": _VIDEOS}}
-    ),
+    "smolvlm": Family(**_IDEFICS | {"processor": {"image_seq_len": 4, "video_processor": _VIDEOS}}),
     "idefics3": Family(**_IDEFICS),
     "mistral3": Family(
         image="[IMG]",
@@ -152,7 +151,11 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     "lfm2_vl": Family(
-        config={"vision_config.patch_size": 14, "vision_config.num_patches": 16},
+        config={
+            "vision_config.patch_size": 14,
+            "vision_config.num_patches": 16,
+            "text_config.layer_types": ["conv", "conv", "full_attention", "conv"],
+        },
         stub=stand_in("<image>", "<|image_start|>" + "<image>" * 4 + "<|image_end|>", flattened),
     ),
     "minicpmv4_6": Family(

@@ -1,7 +1,7 @@
 """A family's own configuration with small numbers: its structure stays, its widths and depths go.
 
-Every number is found by its name, wherever it stands: `hidden_size`, `embed_dim` and the like become
-`WIDTH`, depths `LAYERS` or `TOWER_LAYERS`, and so on. A list of the kinds of layers is cut so that
+Every number is found by its name, wherever it stands: `hidden_size` and the like become `WIDTH`,
+depths `LAYERS` or `TOWER_LAYERS`, and so on. A list of the kinds of layers is cut so that
 each kind is left. Ids of tokens become those of the tiny tokenizer.
 """
 
@@ -10,37 +10,42 @@ from typing import Any
 
 LAYERS, TOWER_LAYERS, WIDTH, FFN, HEADS, EXPERTS = 4, 2, 32, 64, 4, 4
 
-_WIDTHS = frozenset(
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_WIDTHS = _words(
     "hidden_size embed_dim d_model dim n_embd width out_hidden_size text_hidden_size "
     "projection_dim projector_hidden_size vision_output_dim projection_hidden_size "
     "vision_hidden_size aligner_hidden_size language_hidden_size output_dim "
     "projector_input_dim projector_output_dim "
     "hidden_size_per_layer_input embed_size qformer_hidden_size output_hidden_size "
-    "cross_attention_hidden_size encoder_hidden_size".split()
+    "cross_attention_hidden_size encoder_hidden_size"
 )
-_FFNS = frozenset(
+_FFNS = _words(
     "intermediate_size ffn_dim mlp_dim intermediate_size_mlp moe_intermediate_size "
     "shared_expert_intermediate_size moe_shared_expert_intermediate_size dense_intermediate_size "
-    "encoder_ffn_dim decoder_ffn_dim d_ff block_ff_dim adapter_hidden_size".split()
+    "encoder_ffn_dim decoder_ffn_dim d_ff block_ff_dim adapter_hidden_size"
 )
-_HEADS = frozenset(
+_HEADS = _words(
     "num_attention_heads num_heads attention_heads n_head encoder_attention_heads "
-    "decoder_attention_heads num_head linear_num_value_heads".split()
+    "decoder_attention_heads num_head linear_num_value_heads"
 )
-_KV_HEADS = frozenset(
+_KV_HEADS = _words(
     "num_key_value_heads num_global_key_value_heads linear_num_key_heads "
-    "kv_heads swa_num_key_value_heads".split()
+    "kv_heads swa_num_key_value_heads"
 )
-_HEAD_DIMS = frozenset(
+_HEAD_DIMS = _words(
     "head_dim global_head_dim linear_key_head_dim linear_value_head_dim qk_rope_head_dim "
-    "qk_nope_head_dim v_head_dim swa_head_dim attention_head_dim".split()
+    "qk_nope_head_dim v_head_dim swa_head_dim attention_head_dim"
 )
-_DEPTHS = frozenset(
+_DEPTHS = _words(
     "num_hidden_layers depth encoder_layers decoder_layers n_layer num_layers "
-    "num_global_layers n_layers resampler_depth".split()
+    "num_global_layers n_layers resampler_depth"
 )
-_EXPERTS = frozenset(
-    "num_experts num_local_experts n_routed_experts moe_num_experts num_routed_experts".split()
+_EXPERTS = _words(
+    "num_experts num_local_experts n_routed_experts moe_num_experts num_routed_experts"
 )
 _FIXED: dict[str, Any] = {
     "num_experts_per_tok": 2,
@@ -107,9 +112,7 @@ def _part(
     return found
 
 
-def _number(
-    key: str, value: Any, tower: bool, tokens: Mapping[str, int], vocabulary: int
-) -> Any:
+def _number(key: str, value: Any, tower: bool, tokens: Mapping[str, int], vocabulary: int) -> Any:
     depth = TOWER_LAYERS if tower else LAYERS
     if key in _INDICES and value is not None:
         return _INDICES[key]

@@ -8,7 +8,16 @@ from transformers import PreTrainedTokenizerFast
 
 from kit.tiny import CORPUS
 
-ORDINARY = ("<pad>", "<eos>", "<bos>", "<unk>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+ORDINARY = (
+    "<pad>",
+    "<eos>",
+    "<bos>",
+    "<unk>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|end|>",
+)
 NAMED = {
     "image_token": "<image>",
     "video_token": "<video>",
@@ -47,25 +56,24 @@ NAMED = {
 }
 """Tokens that tokenizers of families name; a family may call one otherwise."""
 
-WRITTEN = tuple(
-    "<|image|> <|video|> <|image_pad|> <|video_pad|> <image_soft_token> <|imgpad|> <imgpad> [IMG] "
-    "[IMG_END] <|IMG_PATCH|> <|START_OF_IMG|> <|END_OF_IMG|> TILE TILE_GLOBAL <|patch|> "
-    "<|tile_x_separator|> <|tile_y_separator|> <|begin_of_image|> <|end_of_image|> "
-    "<|begin_of_video|> <|end_of_video|> <im_patch> <im_col> <im_start> <im_end> <im_low> "
-    "<low_res_im_start> <frame_start> <frame_end> <IMG_ATOM> <IMG_COL> <IMG_END> <IMG_ROW> "
-    "<IMG_START> <IMG_GRID> <IMG_PRE> <|im_start|> <|im_end|> <|media_pad|> <|audio_comp_pad|> "
-    "<|IMAGE_PAD|> <|VIDEO_PAD|> <|VISION_START|> <|VISION_END|> <|unused_200053|> "
-    "<|unused_200054|> <|content_image|> <|content_audio_input|> <patch_newline> <|extra_201|> "
-    "<image_placeholder> <|kimi_k25_video_placeholder|> <|video_duration|> <row_1_col_1> "
-    "<racm3:break> <eoss> <start_of_image> <|vid_start|> <|vid_end|> <|vid_frame_separator|> "
-    "<image_newline> <|vision_pad|>".split()
-)
+WRITTEN = """
+<|image|> <|video|> <|image_pad|> <|video_pad|> <image_soft_token> <|imgpad|> <imgpad> [IMG]
+[IMG_END] <|IMG_PATCH|> <|START_OF_IMG|> <|END_OF_IMG|> TILE TILE_GLOBAL <|patch|>
+<|tile_x_separator|> <|tile_y_separator|> <|begin_of_image|> <|end_of_image|> <|begin_of_video|>
+<|end_of_video|> <im_patch> <im_col> <im_start> <im_end> <im_low> <low_res_im_start>
+<frame_start> <frame_end> <IMG_ATOM> <IMG_COL> <IMG_END> <IMG_ROW> <IMG_START> <IMG_GRID>
+<IMG_PRE> <|im_start|> <|im_end|> <|media_pad|> <|audio_comp_pad|> <|IMAGE_PAD|> <|VIDEO_PAD|>
+<|VISION_START|> <|VISION_END|> <|unused_200053|> <|unused_200054|> <|content_image|>
+<|content_audio_input|> <patch_newline> <|extra_201|> <image_placeholder>
+<|kimi_k25_video_placeholder|> <|video_duration|> <row_1_col_1> <racm3:break> <eoss>
+<start_of_image> <|vid_start|> <|vid_end|> <|vid_frame_separator|> <image_newline> <|vision_pad|>
+"""
 """Tokens that processors write out."""
 
 
 def special_tokens() -> list[str]:
     """All of them, each once; their places are their ids."""
-    return list(dict.fromkeys([*ORDINARY, *NAMED.values(), *WRITTEN]))
+    return list(dict.fromkeys([*ORDINARY, *NAMED.values(), *WRITTEN.split()]))
 
 
 @lru_cache(maxsize=1)
