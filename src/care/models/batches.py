@@ -19,6 +19,8 @@ from care.models.sites import Role, roles_of_inputs
 from care.models.text_only import TextProcessor
 
 _SEQUENCE_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+_ANSWER_TYPES = {"PaliGemmaProcessor": 1}
+"""`token_type_ids` of an answer by processor, where 0 is another thing: what is read both ways."""
 _REPEATED_KEYS = ("cross_attention_mask",)
 """What processors return for each token: a number, or a row of which an answer has the last."""
 
@@ -84,7 +86,8 @@ def encode(
     begun = [answer_ids(processor.tokenizer, example.opening) for example in examples]
     answers = [opening + answer for opening, answer in zip(begun, answers, strict=True)]
     _check_together(examples, encoded)
-    inputs = _repack(encoded, answers, processor.tokenizer.pad_token_id)
+    own = _ANSWER_TYPES.get(type(processor).__name__, 0)
+    inputs = _repack(encoded, answers, processor.tokenizer.pad_token_id, own)
     roles = roles_of_inputs(inputs["input_ids"], inputs["attention_mask"], image_token_id)
     for row, answer in enumerate(answers):
         roles[row, roles.shape[1] - len(answer) :] = int(Role.RESPONSE)
@@ -138,7 +141,6 @@ def _process(processor: Any, examples: Sequence[Example], texts: list[str]) -> d
     arguments: dict[str, Any] = {"text": texts, "padding": True, "return_tensors": "pt"}
     images = [example.load_images() for example in examples]
     if any(images):
-        # By prompt: a list of pictures alone is taken for those of one prompt by some (Gemma 3).
         arguments["images"] = images
     bos = processor.tokenizer.bos_token
     if bos is not None and texts[0].startswith(bos):
@@ -155,19 +157,24 @@ def _process(processor: Any, examples: Sequence[Example], texts: list[str]) -> d
 def _inputs(processor: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """What a processor makes of its arguments, without what only training needs.
 
-    Some (PaliGemma's) can't be asked without pictures, though their models can: text alone is the
-    tokenizer's matter then.
+    Pictures are given by prompt, since a plain list is taken for those of one prompt by some
+    (Gemma 3), and as a list where that is refused (GOT-OCR 2). Some (PaliGemma's) can't be asked
+    without pictures, though their models can: text alone is the tokenizer's matter then.
     """
     try:
         found = processor(**arguments)
     except ValueError:
-        if "images" in arguments:
-            raise
-        found = processor.tokenizer(**arguments)
+        if "images" not in arguments:
+            found = processor.tokenizer(**arguments, return_token_type_ids=True)
+        else:
+            flat = [image for row in arguments["images"] for image in row]
+            found = processor(**arguments | {"images": flat})
     return {key: value for key, value in found.items() if key != "labels"}
 
 
-def _repack(encoded: dict[str, Any], answers: Sequence[list[int]], pad: int) -> dict[str, Any]:
+def _repack(
+    encoded: dict[str, Any], answers: Sequence[list[int]], pad: int, answer_type: int = 0
+) -> dict[str, Any]:
     """Append answers to the prompts and pad on the left, whatever side the processor padded."""
     mask = encoded["attention_mask"].bool()
     lengths = [int(row.sum()) + len(answer) for row, answer in zip(mask, answers, strict=True)]
@@ -181,7 +188,11 @@ def _repack(encoded: dict[str, Any], answers: Sequence[list[int]], pad: int) -> 
         )
         for row, answer in enumerate(answers):
             content = value[row][mask[row]]
-            fill = {"input_ids": answer, "attention_mask": [1] * len(answer)}
+            fill = {
+                "input_ids": answer,
+                "attention_mask": [1] * len(answer),
+                "token_type_ids": [answer_type] * len(answer),
+            }
             if key in _REPEATED_KEYS:
                 tail = content[-1:].expand(len(answer), *content.shape[1:])
             else:

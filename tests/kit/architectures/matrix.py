@@ -3,8 +3,8 @@
     python tools/models.py            try them all and write the page anew
     python tools/models.py NAME …     try some, and write their rows
 
-A cell is ✓ where the check passed, – where the package refused in a sentence of its own, and ✗
-where something else went wrong; the notes say why.
+A cell is ✓ where the check passed, – where the package refused in a sentence of its own, ⊘ where
+transformers can't do it itself, and ✗ where something else went wrong; the notes say why.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import transformers
 from care.errors import CareError
 from care.models.vlm import VLM
 from kit.architectures.building import Family, build
-from kit.architectures.checks import CHECKS, Case
+from kit.architectures.checks import CHECKS, Case, Untried, Upstream
 
-YES, REFUSED, FAILED = "✓", "–", "✗"
+YES, REFUSED, FAILED, UPSTREAM, UNTRIED = "✓", "–", "✗", "⊘", ""
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "models.md"
 _TABLE = re.compile(r"(<!-- models of transformers )\S+( -->\n).*(<!-- end -->)", re.DOTALL)
 
@@ -47,7 +47,7 @@ def tried(name: str, family: Family, folder: Path) -> Row:
         vlm = VLM(*build(name, family), name)
     except CareError as error:
         return Row(name, "", why={f"refused: {_said(error, name)}": ()})
-    case = Case(vlm, family.adds, folder, family.apart)
+    case = Case(vlm, family.adds, folder, family.apart, family.stub is not None)
     marks: dict[str, str] = {}
     why: dict[str, tuple[str, ...]] = {}
     for head, check in CHECKS.items():
@@ -56,6 +56,10 @@ def tried(name: str, family: Family, folder: Path) -> Row:
             check(case)
         except CareError as error:
             marks[head], said = REFUSED, _said(error, name)
+        except Upstream as error:
+            marks[head], said = UPSTREAM, _said(error, name)
+        except Untried as error:
+            marks[head], said = UNTRIED, _said(error, name)
         except Exception as error:
             marks[head], said = FAILED, f"{type(error).__name__}: {_said(error, name)}"
         if marks[head] != YES:
