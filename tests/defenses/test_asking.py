@@ -7,13 +7,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from care.defenses.asking import Gated, answers_by_batch
 from care.defenses.base import answers_under
+from care.defenses.rivals.cmrm import Cmrm
+from care.defenses.rivals.shiftdc import ShiftDC
 from care.errors import NotFiniteError
 from care.models.hooks import edit
 from care.models.sites import Site
-from kit import tiny
+from kit import fits, tiny
 
 EXAMPLES = tiny.mixed_examples(5)
 
@@ -106,3 +109,28 @@ def test_answers_that_are_not_finite_are_told_by_place(vlm, monkeypatch):
     monkeypatch.setattr(vlm, "answers", monitor)
     with pytest.raises(NotFiniteError, match="a monitor"):
         Pictured().answer(vlm, EXAMPLES)
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_a_batch_that_memory_does_not_hold_is_halved_with_what_was_made_of_it(monkeypatch, most):
+    """Edits of the whole batch aren't made in a pass over half of it."""
+    vlm = tiny.tiny_vlm()
+    pictured = fits.asked("a", 5, "malicious", True, 0)
+    how = {"max_new_tokens": 4}
+    made = [
+        Cmrm.fit(vlm, pictured, [], anchor="request"),
+        ShiftDC(layers=(1, 2), direction=np.eye(tiny.WIDTH)[:2], caption_tokens=3),
+    ]
+    wanted = [defense.answer(vlm, pictured, batch_size=1, **how) for defense in made]
+    sizes, forward = [], vlm.model.forward
+
+    def limited(*arguments, **inputs):
+        sizes.append(len(inputs["input_ids"]))
+        if sizes[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(*arguments, **inputs)
+
+    monkeypatch.setattr(vlm.model, "forward", limited)
+    for defense, expected in zip(made, wanted, strict=True):
+        assert texts(defense.answer(vlm, pictured, batch_size=4, **how)) == texts(expected)
+        assert max(sizes) == 4 and sizes.count(most)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from care.evaluation.comparison_claims import comparison_claims
-from care.evaluation.comparison_table import CARE, ComparisonTable
+from care.evaluation.comparison_table import CARE, TUNED, ComparisonTable, comparison_rows
+from care.evaluation.results import Results
 from care.statistics.intervals import holm
 from care.statistics.paired import paired_difference
 from care.typed import Misfit, from_tree, to_tree
-from kit.comparisons import ASKED, table
+from kit.comparisons import ASKED, PLANNED, planned, rows, table
 
 TABLE = table()
 ROWS = {row.name: row for row in TABLE.rows}
@@ -86,6 +87,31 @@ def test_the_claims_follow_the_figures() -> None:
     assert strong[-1].endswith("is not found here.")
     bare = claims(**{row.name: {"utility": None, "answered": None} for row in TABLE.rows})
     assert "loses nothing that is measured" in bare[0]
+
+
+def test_care_with_the_rivals_budget_is_set_against_all_as_the_default_is() -> None:
+    """Tuned, it answers as `careful` does, so that it is no better than that."""
+    results = Results([*rows(), *(r | {"defense": TUNED} for r in rows(["careful"]))])
+    made = comparison_rows(results, [*PLANNED, planned(TUNED, "care")])
+    by_name = {row.name: row for row in made}
+    own, careful = by_name[TUNED], by_name["careful"]
+    assert own.against is not None and careful.against is not None
+    assert own.against.change == careful.against.change
+    assert own.against_tuned is None and by_name["broken"].against_tuned is None
+    beside = careful.against_tuned
+    assert beside is not None and beside.change.rate == 0.0 and beside.p == 1.0
+    default = by_name[CARE].against_tuned
+    assert default is not None and default.change.rate == pytest.approx(0.05 - 0.6)
+    told = comparison_claims(made, TABLE.suites)
+    assert told[:1] == TABLE.claims[:1] and len(told) == len(TABLE.claims) + 2
+    assert told[2].startswith("CARE tuned with the rivals' budget loses 0.0 points of utility")
+    assert "0.60 beside tuned CARE's 0.60" in told[3]
+    assert told[3].endswith("That tuned CARE's is lower is not found here.")
+    failed = [*PLANNED, planned(TUNED, "care", failed="no picture")]
+    untold = comparison_rows(Results(rows()), failed)
+    assert comparison_claims(untold, TABLE.suites) == TABLE.claims
+    assert all(row.against_tuned is None for row in untold)
+    assert all("against_tuned" not in row for row in to_tree(TABLE, "it")["rows"])
 
 
 def test_it_survives_its_json_and_is_checked() -> None:

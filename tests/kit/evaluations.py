@@ -40,6 +40,9 @@ class FakeVLM:
             for example in examples
         ]
 
+    def lengths(self, examples: list[Example]) -> list[int]:
+        return [len(example.prompt.split()) for example in examples]
+
     def prefill(self, examples: list[Example], *, batch_size: int) -> Any:
         assert not self.defended and len(examples) <= batch_size
         self.read.append([example.id for example in examples])

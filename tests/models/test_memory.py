@@ -1,14 +1,19 @@
-"""Batches that don't fit into memory are halved: for judges, and for a whole evaluation."""
+"""Batches hold so many tokens at most, and are halved where that is too much for the memory."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
 from care.data.example import Suite
+from care.defenses.activations import at_decision, read_decisions
 from care.errors import UsageError
 from care.evaluation.runner import evaluate
 from care.judges.perplexity import perplexities
 from care.judges.rules import RulesJudge
-from care.models.memory import in_halves, out_of_memory
+from care.models.memory import fitting, in_halves, out_of_memory
+from care.models.sites import Site
 from kit.tiny import mixed_examples, tiny_llama, tiny_tokenizer, tiny_vlm
 
 
@@ -30,6 +35,62 @@ def test_batches_are_halved_and_stay_small():
     most = 0  # not one item fits
     with pytest.raises(RuntimeError, match="memory"):
         in_halves([1, 2], 2, work)
+
+
+def test_long_items_come_fewer_at_once(monkeypatch):
+    monkeypatch.setattr("care.models.memory.PADDED_TOKENS", 12)
+    seen = []
+
+    def work(chunk):
+        seen.append(chunk)
+        return chunk
+
+    items = [13, 6, 6, 5, 3, 3, 3, 3, 1, 1]
+    assert in_halves(items, 5, work, length=int) == items
+    assert seen == [[13], [6, 6], [5, 3], [3, 3, 3, 1], [1]]
+    # The longest counts wherever it stands; one is always taken, and none of none.
+    assert [fitting(each) for each in ([1, 1, 6, 6], [1, 13], [13, 1], [])] == [2, 1, 1, 1]
+
+
+def test_long_prompts_are_answered_in_smaller_batches(monkeypatch):
+    """In all that asks a model, with the results of whole batches, in the order of the examples."""
+    vlm = tiny_vlm()
+    examples = [
+        replace(example, prompt=f"{example.prompt} {'a house ' * more}")
+        for example, more in zip(mixed_examples(8), [1, 2, 30, 4, 5, 60, 7, 8], strict=True)
+    ]
+    sizes, forward = [], vlm.model.forward
+
+    def watched(*arguments, **inputs):
+        if inputs.get("input_ids") is not None and len(inputs["input_ids"][0]) > 1:
+            sizes.append(inputs["input_ids"].shape)
+        return forward(*arguments, **inputs)
+
+    monkeypatch.setattr(vlm.model, "forward", watched)
+    suite, options = Suite("long", "utility", tuple(examples)), {"batch_size": 8}
+    site = Site(1, "layer_out")
+
+    def everything():
+        sizes.clear()
+        rows = evaluate(vlm, [suite], [None], judge=RulesJudge(), max_new_tokens=6, **options).rows
+        return (
+            [row["response"] for row in rows],
+            vlm.answers(examples, max_new_tokens=6, **options),
+            vlm.refusal_log_odds(examples, **options),
+            vlm.score(examples, [" yes"] * 8, **options).logprob,
+            at_decision(vlm, examples, [site], **options)[site],
+            read_decisions(vlm, examples, [site], **options)[site],
+        )
+
+    whole, most = everything(), max(rows for rows, _ in sizes)
+    monkeypatch.setattr("care.models.memory.PADDED_TOKENS", 100)
+    found = everything()
+    assert most == 4  # with a picture and without
+    assert all(rows == 1 or rows * tokens < 150 for rows, tokens in sizes)  # the template's too
+    assert 1 < max(rows for rows, _ in sizes) < most
+    assert found[:2] == whole[:2]
+    for one, other in zip(found[2:], whole[2:], strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
 
 
 DEVICES = [

@@ -13,7 +13,7 @@ import pytest
 from care.defenses.rivals.difference_of_means import DifferenceOfMeans
 from care.errors import FitError, UsageError
 from care.evaluation import runner
-from care.evaluation.comparison_table import CARE, ComparisonTable
+from care.evaluation.comparison_table import CARE, TUNED, ComparisonTable
 from care.interfaces.cli.app import main
 from care.pipeline import compare as comparing
 from care.pipeline.compare import compare
@@ -27,7 +27,7 @@ from care.typed import from_tree
 from kit.jobs import files, own_files, tiny_parts  # noqa: F401
 
 FEW: dict[str, Any] = {"test_length": 6, "max_new_tokens": 4, "fitted_on": 30}
-SIZE = TuningSize(3, {"attack": 6, "utility": 6, "over_refusal": 6})
+SIZE = TuningSize(3, 2, {"attack": 6, "utility": 6, "over_refusal": 6})
 OWN = [
     "none",
     "care: paper",
@@ -35,6 +35,9 @@ OWN = [
     "care: edits only",
     "care: monitors only",
     "care",
+    "care: paper, tuned",
+    "care: official, tuned",
+    "care, tuned",
     "care: random subspace",
     "care: random monitors",
     "care: shuffled labels",
@@ -64,7 +67,12 @@ def test_a_killed_comparison_goes_on_and_ends_with_the_same_table(
     monkeypatch.setattr(comparing, "FULL", SIZE)
     asked: dict[str, Any] = {"defenses": ("difference-of-means",), "seeds": 2, **files}
     asked["adaptive"] = ("pgd-32,steps=2,restarts=1,batch_size=2", "openings,text=Sure")
-    table = compare(a_job(tmp_path / "whole", **asked))
+    few = asked | {"defenses": ("self-reminder",), "seeds": 1, "adaptive": ()}
+    first = compare(a_job(tmp_path / "whole", **few))
+    table = compare(a_job(tmp_path / "whole", resume=True, **asked))  # more rows, fits and attacks
+    assert first.rows[-1].name == "self-reminder"
+    for one, other in zip(first.rows[:-1], table.rows[:-1], strict=True):
+        assert one.name == other.name and one.suites == other.suites and one.asr == other.asr
     rows = {row.name: row for row in table.rows}
     assert list(rows) == [*OWN, "difference-of-means"]
     rival, care = rows["difference-of-means"], rows[CARE]
@@ -72,6 +80,11 @@ def test_a_killed_comparison_goes_on_and_ends_with_the_same_table(
     assert len(rival.tried) == 3 and [each.chosen for each in rival.tried].count(True) == 1
     assert rival.tried[0].options == {"depth": 0.4375, "strength": 1.0}
     assert [fit.number for fit in rival.fits] == [0, 1] == [fit.number for fit in care.fits]
+    tuned = [rows[plan.name] for plan in comparing.tuned_plans().values()]
+    assert [len(row.tried) for row in tuned] == [3, 3, 3] and not care.tried
+    assert rows[TUNED].tried[0].options["false_alarms"] == 0.05
+    assert [fit.number for fit in rows[TUNED].fits] == [0, 1] and rows[TUNED].certified
+    assert rival.against_tuned is not None and rows[TUNED].against_tuned is None
     assert care.against is None and rival.against is not None
     assert rival.cost is not None and rival.cost.harmful and rival.cost.overhead
     assert care.cost is not None and care.cost.fit_seconds > 0
@@ -111,7 +124,7 @@ def test_a_killed_comparison_goes_on_and_ends_with_the_same_table(
 
 
 @pytest.mark.slow
-def test_settings_that_cannot_be_fitted_are_told_and_others_are_taken(
+def test_settings_that_cannot_be_fitted_are_told_and_rows_are_added_to_what_is_there(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -127,7 +140,15 @@ def test_settings_that_cannot_be_fitted_are_told_and_others_are_taken(
     monkeypatch.setattr(DifferenceOfMeans, "fit", classmethod(fails_deep))
     asked: dict[str, Any] = {"defenses": ("difference-of-means",), "quick": True}
     asked |= own_files(tmp_path, 480)
-    table = compare(a_job(tmp_path / "out", **asked))
+    with monkeypatch.context() as before:
+        before.setattr(comparing, "tuned_plans", dict)
+        old = compare(a_job(tmp_path / "out", **asked))
+    table = compare(a_job(tmp_path / "out", resume=True, **asked))
+    new = {plan.name for plan in comparing.tuned_plans().values()}
+    assert {row.name for row in table.rows} - {row.name for row in old.rows} == new
+    kept = [row for row in untimed(table).rows if row.name not in new]
+    for one, other in zip(untimed(old).rows, kept, strict=True):  # p is corrected over more rows
+        assert replace(one, against=None) == replace(other, against=None, against_tuned=None)
     row = table.rows[-1]
     deep = [each for each in row.tried if each.options["depth"] > 0.5]
     assert deep and all(each.failed == "too deep" and each.asr is None for each in deep)

@@ -98,9 +98,9 @@ def test_overheads_are_ratios_of_the_same_answers_in_turns(
 
     monkeypatch.setattr("care.pipeline.overheads.answers_under", answers)
     monkeypatch.setattr("care.pipeline.overheads.time.perf_counter", lambda: clock[0])
-    steps = []
     defenses: dict[str, Defense] = {"slow": Unstored("3.0"), "fast": Unstored("0.5")}
-    found = overheads(vlm, defenses, tiny.mixed_examples(20), 4, steps.append)
-    assert found == {"slow": 3.0, "fast": 0.5}
-    assert asked[1:5] == [("none", 16), ("3.0", 16), ("none", 16), ("0.5", 16)]
-    assert sum(steps) == 4 and [n for _, n in asked[5:]] == [4, 4, 4, 4]
+    found = overheads(vlm, defenses.items(), tiny.mixed_examples(20), 4)
+    assert next(found) == ("slow", 3.0)
+    assert asked == [("none", 16), ("none", 16), ("3.0", 16), ("none", 4), ("3.0", 4)]
+    assert list(found) == [("fast", 0.5)]
+    assert asked[5:] == [("none", 16), ("0.5", 16), ("none", 4), ("0.5", 4)]

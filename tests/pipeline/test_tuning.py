@@ -9,6 +9,8 @@ import pytest
 
 from care.data.example import Example, Suite, SuiteRole
 from care.defenses.base import Defense
+from care.defenses.rivals.autosteer import AutoSteer
+from care.defenses.rivals.difference_of_means import DifferenceOfMeans
 from care.evaluation.comparison_table import TriedSettings
 from care.pipeline.tuning import TuningSize, is_fitted, sample_of, settings_of, taken, told
 
@@ -104,7 +106,7 @@ def test_the_sample_is_drawn_evenly_from_all_suites_of_a_role() -> None:
         Suite(name, role, tuple(Example(f"{name}{n}", "?") for n in range(10)))
         for name, role in roles.items()
     ]
-    size = TuningSize(3, {"attack": 6, "utility": 20, "over_refusal": 5})
+    size = TuningSize(3, 2, {"attack": 6, "utility": 20, "over_refusal": 5})
     found = sample_of(suites, size)
     assert [(s.name, s.role, len(s)) for s in found] == [
         ("attack", "attack", 6),
@@ -115,3 +117,8 @@ def test_the_sample_is_drawn_evenly_from_all_suites_of_a_role() -> None:
 
 def test_options_are_told_as_json_has_them() -> None:
     assert told({"depths": (0.1, 0.9), "strength": 1.0}) == {"depths": [0.1, 0.9], "strength": 1.0}
+
+
+def test_fewer_settings_are_tried_of_what_is_trained():
+    size = TuningSize(8, 4, {})
+    assert (size.most(AutoSteer), size.most(DifferenceOfMeans)) == (4, 8)

@@ -1,7 +1,8 @@
 """Activations that defenses are fitted on: one vector of each request, with or without an answer.
 
     decisions            at the last position of prompts that have been read
-    at_decision          the same of requests that have not
+    read_decisions       the same of requests that are read in the same way
+    at_decision          the same in one pass over the whole request, which rounds otherwise
     pooled_activations   any pooling of a pass over requests, with answers appended or without
 
 In the order of the requests, float32, whatever the batches were. Not here: which requests
@@ -43,6 +44,19 @@ def decisions(vlm: VLM, prefill: PromptCache, sites: Sequence[Site]) -> dict[Sit
     return found
 
 
+def read_decisions(
+    vlm: VLM, examples: Sequence[Example], sites: Sequence[Site], batch_size: int = 16
+) -> dict[Site, np.ndarray]:
+    """Activations (N, D) at the decision position, of prompts that are read batch by batch."""
+
+    def work(chunk: list[int]) -> list[dict[Site, np.ndarray]]:
+        prefill = vlm.prefill([examples[place] for place in chunk], batch_size=len(chunk))
+        rows = decisions(vlm, prefill, sites)
+        return [{site: rows[site][row] for site in sites} for row in range(len(chunk))]
+
+    return _by_site(vlm, sites, vlm.in_batches(list(examples), batch_size, work))
+
+
 def at_decision(
     vlm: VLM, examples: Sequence[Example], sites: Sequence[Site], batch_size: int = 16
 ) -> dict[Site, np.ndarray]:
@@ -71,8 +85,6 @@ def pooled_activations(
     batch_size: int = 16,
 ) -> dict[Site, np.ndarray]:
     """Pooled activations (N, D) at each site, in the order of `examples`."""
-    if not examples:
-        return {site: np.zeros((0, vlm.anatomy.site_width(site)), np.float32) for site in sites}
 
     def work(chunk: list[int]) -> list[dict[Site, np.ndarray]]:
         said = None if answers is None else [answers[place] for place in chunk]
@@ -83,5 +95,13 @@ def pooled_activations(
             {site: rows[site][row].float().numpy() for site in sites} for row in range(len(chunk))
         ]
 
-    found = vlm.in_batches(list(examples), batch_size, work, extra=answers)
-    return {site: np.array([each[site] for each in found]) for site in sites}
+    return _by_site(vlm, sites, vlm.in_batches(list(examples), batch_size, work, extra=answers))
+
+
+def _by_site(
+    vlm: VLM, sites: Sequence[Site], rows: Sequence[dict[Site, np.ndarray]]
+) -> dict[Site, np.ndarray]:
+    """Activations (N, D) at each site, of N rows that hold one of each (D,)."""
+    if not rows:
+        return {site: np.zeros((0, vlm.anatomy.site_width(site)), np.float32) for site in sites}
+    return {site: np.array([each[site] for each in rows]) for site in sites}

@@ -173,7 +173,8 @@ def answers_by_batch(
     """An answer to each example, asked in batches under `applied(those of the batch)`.
 
     The rows of a batch are the examples that `applied` was given, in that order, from the first
-    pass on; decoding drops rows that are finished. `how` are the options of `VLM.answers`.
+    pass on; decoding drops rows that are finished. Where memory doesn't suffice, half of a batch is
+    asked under what `applied` makes of that half. `how` are the options of `VLM.answers`.
     """
     examples, size = list(examples), how.pop("batch_size", BATCH_SIZE)
     progress = how.pop("progress", None)
@@ -181,7 +182,7 @@ def answers_by_batch(
     def work(chunk: list[int]) -> list[Answer | None]:
         asked = [examples[place] for place in chunk]
         with applied(asked):
-            return _or_none(lambda: vlm.answers(asked, batch_size=len(asked), **how), len(asked))
+            return _or_none(lambda: vlm.answers(asked, batch_size=None, **how), len(asked))
 
     answers = vlm.in_batches(examples, size, work, progress)
     return complete(answers, vlm.name, vlm.dtype, vlm.context)

@@ -68,6 +68,10 @@ class Defense:
     """Options of `fit` that the paper leaves open, or chooses for each model, with the values that
     are tried when it is set at its best."""
 
+    unfitted: ClassVar[tuple[str, ...]] = ()
+    """Options of `fit` that don't enter it: fields which may be replaced afterwards, to the same
+    effect."""
+
     @classmethod
     def fit(
         cls,

@@ -12,7 +12,7 @@ and read back; nothing here fits.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from care.data.contamination import goals_told
 from care.data.digests import example_digest
 from care.data.example import Example
-from care.defenses.activations import decisions
+from care.defenses.activations import decisions, read_decisions
 from care.errors import DataError, FitError
 from care.judges.refusal import certainly_refused
 from care.judges.rules import RulesJudge
@@ -151,9 +151,17 @@ def decision_rows(
     missing = [site for site in sites if site not in found]
     if missing:
         parts = [[example for example, _ in getattr(material, name)] for name in CLASSES]
-        rows = [decisions(vlm, vlm.prefill(part, batch_size=batch_size), missing) for part in parts]
+        rows = [read_decisions(vlm, part, missing, batch_size) for part in parts]
         found |= {site: tuple(part[site] for part in rows) for site in missing}
     return found
+
+
+def with_decisions(
+    vlm: VLM, material: Material, sites: Sequence[Site], batch_size: int = 16
+) -> Material:
+    """The material with activations at the decision position of further sites."""
+    found = decision_rows(vlm, material, sites, batch_size)
+    return replace(material, decisions={**material.decisions, **found})
 
 
 _Found = list[tuple[str, dict[Site, np.ndarray]]]

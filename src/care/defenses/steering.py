@@ -39,6 +39,7 @@ class AtLayers(StoredDefense):
 
     kind: ClassVar[SiteKind] = "layer_out"
     """Where in a layer."""
+    unfitted: ClassVar[tuple[str, ...]] = ("strength",)
 
     layers: tuple[int, ...]
     """Where; rows of numbers that differ between layers are in this order."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from care.data.example import SuiteRole
-from care.evaluation.comparison_table import CARE, ComparedRow
+from care.evaluation.comparison_table import CARE, TUNED, ComparedRow
 from care.evaluation.config import UNDEFENDED
 from care.statistics.intervals import Interval
 
@@ -27,10 +27,15 @@ def comparison_claims(
     rivals = [row for row in rows if row.group == "rival" and row.asr is not None]
     free = [row for row in rivals if row.cost is not None and not row.cost.trains]
     found = [_losses(care, bare)]
-    if within := [row for row in free if not _beyond(row, bare)]:
+    within = [row for row in free if not _beyond(row, bare)]
+    if within:
         found.append(_best(care, within, len(free)))
     elif free:
         found.append("No rival without training stays within these limits.")
+    if (tuned := by_name.get(TUNED)) is not None and tuned.failed is None:
+        found.append(_losses(tuned, bare))
+        if within:
+            found.append(_best(tuned, within, len(free)))
     attacks = [name for name, role in suites.items() if role == "attack"]
     found += _suites_lost(care, bare, rivals, attacks)
     found += _adaptive(care, rivals)
@@ -45,21 +50,29 @@ def _losses(care: ComparedRow, bare: ComparedRow) -> str:
     )
     told = "beyond" if _beyond(care, bare) else "within"
     return (
-        f"CARE by default loses {lost or 'nothing that is measured'}: {told} the limits of 1 and 3."
+        f"{_called(care)} loses {lost or 'nothing that is measured'}: {told} the limits of 1 and 3."
     )
+
+
+def _called(care: ComparedRow) -> str:
+    if care.name == TUNED:
+        return "CARE tuned with the rivals' budget"
+    return "CARE by default"
 
 
 def _best(care: ComparedRow, within: Sequence[ComparedRow], of: int) -> str:
     best = min(within, key=lambda row: _rate(row.asr))
-    assert best.against is not None
-    change, p = best.against.change, best.against.p_holm
+    against = best.against_tuned if care.name == TUNED else best.against
+    assert against is not None
+    change, p = against.change, against.p_holm
+    which = "tuned CARE" if care.name == TUNED else "CARE"
     lower = change.rate > 0 and p < LEVEL
     return (
         f"Of the rivals without training {len(within)} of {of} stay within these limits, and the "
-        f"lowest mean ASR is that of {best.name}, {_rate(best.asr):.2f} beside CARE's "
+        f"lowest mean ASR is that of {best.name}, {_rate(best.asr):.2f} beside {which}'s "
         f"{_rate(care.asr):.2f}: it lets {100 * change.rate:+.0f} points "
         f"[{100 * change.low:+.0f}, {100 * change.high:+.0f}] more attacks through "
-        f"(p = {p:.2g}, Holm). That CARE's is lower is {'found' if lower else 'not found'} here."
+        f"(p = {p:.2g}, Holm). That {which}'s is lower is {'found' if lower else 'not found'} here."
     )
 
 

@@ -4,9 +4,9 @@ Made from judged answers to the same test examples under the bare model and unde
 success (without the baseline suite), answered harmless requests and utility are shares over all
 requests of that kind, with limits that resample goals. Each row is set against CARE's default by
 the difference of attack success on the same attacks, tested by sign flips of whole goals and
-corrected over all rows (Holm). Fitted anew on other parts of the material, a row shows its spread.
-Not here: what is fitted and asked (`care.pipeline.compare`), nor what the table says in sentences
-(`comparison_claims`).
+corrected over all rows (Holm), and in the same way against CARE with the rivals' budget. Fitted
+anew on other parts of the material, a row shows its spread. Not here: what is fitted and asked
+(`care.pipeline.compare`), nor what the table says in sentences (`comparison_claims`).
 """
 
 from __future__ import annotations
@@ -30,12 +30,15 @@ from care.typed import WHEN_SET, Count, Misfit, NonNegative, Positive, Share
 CARE = "care"
 """Name of the row that all others are set against: the repair as it is by default."""
 
+TUNED = "care, tuned"
+"""Name of the row of the same repair with settings that were searched as a rival's are."""
+
 Group = Literal["bare", "care", "rival", "control"]
 
 
 @dataclass(frozen=True)
 class TriedSettings:
-    """Settings of a rival that were tried on validation, and what came of them."""
+    """Settings of a defense that were tried on validation, and what came of them."""
 
     options: dict[str, Any]
     """Options of its fit."""
@@ -66,7 +69,7 @@ class FitCost:
     overhead: NonNegative | None
     """Seconds of the same answers as a multiple of the bare model's, measured in turns."""
     fit_seconds: NonNegative
-    """Seconds of a fit, given the model's own answers."""
+    """Seconds of a fit, given the model's own answers and the activations that all fits share."""
     harmful: Count
     """Harmful requests that it was fitted on."""
     harmless: Count
@@ -75,7 +78,7 @@ class FitCost:
 
 @dataclass(frozen=True)
 class FitFigures:
-    """The figures of one fit of a row."""
+    """The figures of one fit of a row, of the examples that all its fits were asked."""
 
     number: Count
     """Number of the fit; 0 is the one that the row shows."""
@@ -143,6 +146,9 @@ class ComparedRow:
     """Settings that were tried on validation; empty where there was nothing to choose."""
     adaptive: Annotated[tuple[AttackFigure, ...], WHEN_SET] = ()
     """Attacks that know it, where they were asked for."""
+    against_tuned: Annotated[AgainstMethod | None, WHEN_SET] = None
+    """Beside CARE as it is tuned with the rivals' budget, where there is such a row; none of that
+    itself."""
 
     def check(self) -> None:
         """Misfit for figures of what couldn't be fitted, and for a row without any."""
@@ -152,7 +158,7 @@ class ComparedRow:
 
 @dataclass(frozen=True)
 class Budget:
-    """What every rival was tuned with."""
+    """What every row that is tuned was tuned with."""
 
     settings: Positive
     """Most settings that were tried."""
@@ -175,7 +181,7 @@ class ComparisonTable:
     notes: tuple[str, ...]
     """How it was made, in sentences."""
     budget: Budget
-    """What every rival was tuned with."""
+    """What every rival was tuned with, and rows of CARE that are named so."""
 
     def check(self) -> None:
         """Every row once, and the one that others are set against among them."""
@@ -187,26 +193,44 @@ class ComparisonTable:
 
 
 def comparison_rows(
-    results: Results, planned: Sequence[PlannedRow], seed: int = 0
+    results: Results, planned: Sequence[PlannedRow], seed: int = 0, again: Results | None = None
 ) -> list[ComparedRow]:
     """The bare model's row, then one for each that was `planned`.
 
+    `again` are the answers by which the fits of a row are set beside each other; none: `results`.
     Raises DataError where every answer of a suite failed, and UsageError for fewer than two goals.
     """
-    counted = Results([row for row in results.rows if row["suite"] != BASELINE])
+    counted, other = map(_counted, (results, again or results))
     bare = PlannedRow(UNDEFENDED, "bare", "", None, None)
-    rows = [_row(results, counted, each, seed) for each in (bare, *planned)]
-    changed = [row.name for row in rows if row.name != CARE and row.failed is None]
-    found = [paired_change(counted, CARE, name, seed) for name in changed]
+    rows = [_row(results, counted, other, each, seed) for each in (bare, *planned)]
+    there = [row.name for row in rows if row.failed is None]
+    against, beside = (_against(counted, method, there, seed) for method in (CARE, TUNED))
+    return [
+        replace(row, against=against.get(row.name), against_tuned=beside.get(row.name))
+        for row in rows
+    ]
+
+
+def _against(
+    counted: Results, method: str, names: Sequence[str], seed: int
+) -> dict[str, AgainstMethod]:
+    """Each row beside one of them, with p corrected over all; empty where that isn't there."""
+    changed = [name for name in names if name != method] if method in names else []
+    found = [paired_change(counted, method, name, seed) for name in changed]
     adjusted = holm([p for _, p in found])
-    against = {
+    return {
         name: AgainstMethod(change, p, float(p_holm))
         for name, (change, p), p_holm in zip(changed, found, adjusted, strict=True)
     }
-    return [replace(row, against=against.get(row.name)) for row in rows]
 
 
-def _row(results: Results, counted: Results, planned: PlannedRow, seed: int) -> ComparedRow:
+def _counted(results: Results) -> Results:
+    return Results([row for row in results.rows if row["suite"] != BASELINE])
+
+
+def _row(
+    results: Results, counted: Results, again: Results, planned: PlannedRow, seed: int
+) -> ComparedRow:
     name = planned.name
     told = (name, planned.group, planned.paper, planned.failed)
     if planned.failed is not None:
@@ -227,7 +251,7 @@ def _row(results: Results, counted: Results, planned: PlannedRow, seed: int) -> 
         None,
         {suite: found for suite, found in certified.items() if found is not None},
         planned.cost,
-        tuple(_fit(counted, each, number) for number, each in fits),
+        tuple(_fit(again, each, number) for number, each in fits),
         planned.tried,
         planned.adaptive,
     )

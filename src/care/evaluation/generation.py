@@ -25,6 +25,7 @@ from care.data.example import Example, Suite
 from care.defenses.base import answers_under, reads_undefended
 from care.errors import CareError, DataError, NotFiniteError
 from care.evaluation.rows import AnswerRow
+from care.models.memory import fitting
 from care.models.responses import Answer
 from care.runs.progress import Progress
 from care.runs.rows import Row, Rows
@@ -33,7 +34,8 @@ from care.typed import to_tree
 if TYPE_CHECKING:
     from care.defenses.base import Defense
     from care.models.prompt_cache import PromptCache
-    from care.models.vlm import VLM, Prompts
+    from care.models.starts import Prompts
+    from care.models.vlm import VLM
 
 Generate = Callable[[list[Example]], "list[Answer | Exception]"]
 
@@ -72,10 +74,19 @@ class Cell:
         rows = [answers.get(self.key(example)) or {} for example in examples]
         return [row.get("response") for row in rows]
 
-    def chunks(self, size: int) -> list[list[Example]]:
-        """The examples in batches of similar length, the same ones whatever is done already."""
-        by_length = sorted(self.examples, key=lambda e: (len(e.images), len(e.prompt)))
-        return [by_length[i : i + size] for i in range(0, len(by_length), size)]
+    def chunks(self, vlm: VLM, size: int) -> list[list[Example]]:
+        """The examples in batches of similar length, the same ones whatever is done already.
+
+        No more than memory is good for (`care.models.memory`), since a batch that is read is held.
+        """
+        left = sorted(self.examples, key=lambda e: (len(e.images), len(e.prompt)))
+        lengths = vlm.lengths(left)
+        found: list[list[Example]] = []
+        while left:
+            count = fitting(lengths[:size])
+            found.append(left[:count])
+            left, lengths = left[count:], lengths[count:]
+        return found
 
     def applied(self, vlm: VLM) -> AbstractContextManager[object]:
         """A context in which the defense, if any, is on."""
@@ -163,8 +174,7 @@ def answer_suite(
     An example with a row in `results` isn't asked again. `bar` advances by one for each example
     that had neither row before. No defense is on afterwards.
     """
-    size = asking.batch_size
-    chunks = cells[0].chunks(size)
+    chunks = cells[0].chunks(asking.vlm, asking.batch_size)
 
     def ensure(cell: Cell, chunk: list[Example], generate: Generate) -> None:
         if not cell.missing(chunk, results):

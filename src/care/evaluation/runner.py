@@ -99,8 +99,9 @@ def evaluate(
         for suite in suites:
             of_suite = [cell for cell in cells if cell.suite is suite]
             answer_suite(of_suite, asking, answers, results, bar)
+            chunks = of_suite[0].chunks(vlm, batch_size)
             for cell in of_suite:
-                for chunk in cell.chunks(batch_size):
+                for chunk in chunks:
                     if cell.missing(chunk, results):
                         add_missing(results, _judge(cell, chunk, judge, answers))
     return Results([results.get(key) or {} for key in keys])

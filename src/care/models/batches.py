@@ -115,8 +115,25 @@ def placed(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
     return value.to(device, dtype) if value.is_floating_point() else value.to(device)
 
 
+def prompt_lengths(
+    tokenizer: Any,
+    examples: Sequence[Example],
+    picture: int,
+    extra: Sequence[str] | None = None,
+) -> list[int]:
+    """About how many tokens examples have, of which `extra` follows each, without the template's.
+
+    `picture` is the number of those that a picture takes.
+    """
+    more = [f" {text}" for text in extra or ()] or [""] * len(examples)
+    return [
+        len(answer_ids(tokenizer, all_text(e) + end)) + picture * len(e.images)
+        for e, end in zip(examples, more, strict=True)
+    ]
+
+
 def by_length(examples: Sequence[Example], lengths: Sequence[int]) -> list[int]:
-    """Indices sorted by number of images, then text length, longest first.
+    """Indices sorted by number of images, then length, longest first.
 
     Longest first: a batch that doesn't fit into memory shows at once.
     """

@@ -15,8 +15,12 @@ from care.data.example import Example
 from care.errors import DataError, ModelError
 from care.models.anatomy import image_token_id
 from care.models.batches import encode, render
+from care.models.sites import Role
 from care.models.text_only import TextProcessor
 from care.models.weights import check_counts, check_json, load_whole, loading
+
+PICTURE = 448
+"""Side of the picture by which the tokens of others are judged, where these depend on its size."""
 
 
 def load_pretrained(
@@ -81,14 +85,17 @@ def tokenizer_of(processor: Any) -> Any:
     return tokenizer
 
 
-def probe(sees: bool) -> Example:
-    """A word with a tiny picture, if there may be one, to see whether a model works at all."""
-    pictures = (Image.new("RGB", (64, 64), "grey"),) if sees else ()
+def probe(side: int = 64) -> Example:
+    """A word with a picture, a tiny one or none (0), to see whether a model works at all."""
+    pictures = (Image.new("RGB", (side, side), "grey"),) if side else ()
     return Example("probe", "ping", images=pictures)
 
 
-def check_processor(processor: Any, image_token_id: int | None, name: str) -> None:
-    """One tiny picture through template and processor must yield the model's image token."""
+def picture_tokens(processor: Any, image_token_id: int | None, name: str) -> int:
+    """Tokens of one picture of `PICTURE` × `PICTURE`; 0 of a model that reads text alone.
+
+    ModelError unless template and processor make the model's image token of it.
+    """
     templates = (
         getattr(processor, "chat_template", None),
         getattr(tokenizer_of(processor), "chat_template", None),
@@ -97,19 +104,20 @@ def check_processor(processor: Any, image_token_id: int | None, name: str) -> No
         raise ModelError(
             f"The processor of {name} has no chat template; set processor.chat_template."
         )
-    example = probe(image_token_id is not None)
+    example = probe(0 if image_token_id is None else PICTURE)
     try:
         text = render(processor, example)
         if "ping" not in text or "'type'" in text:
             raise ModelError(
                 f"The chat template of {name} doesn't understand content lists of images and text."
             )
-        encode(processor, [example], [[]], image_token_id)
+        _, roles = encode(processor, [example], [[]], image_token_id)
     except DataError as error:
         raise ModelError(
             f"{name} can't encode a message with an image, so model and processor don't "
             f"belong together: {error}"
         ) from error
+    return int((roles == Role.IMAGE).sum())
 
 
 def first_tokens(tokenizer: Any, openers: Sequence[str], prompt: str = "") -> list[int]:

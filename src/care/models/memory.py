@@ -1,17 +1,28 @@
-"""Work in batches that are halved where memory doesn't suffice, and how devices say that."""
+"""Work in batches that are bounded, and halved where memory doesn't suffice; how devices say that.
+
+A batch of B items that are padded to the longest, of T tokens, takes memory like B T. So it holds
+
+    B ≤ batch_size  and  B T ≤ PADDED_TOKENS,   but at least one item:
+
+short requests, which are most, come as many at once as is asked for, and long ones fewer.
+"""
 
 from __future__ import annotations
 
 import errno
 import re
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any, TypeVar
 
 from care.errors import UsageError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+PADDED_TOKENS = 32_768
+"""Most tokens of a batch, padding included. For keys and values alone that is 0.7 GiB of the
+embedded model, and 16 GiB of one of 7 billion parameters that shares no heads."""
 
 _CLASSES = frozenset({"OutOfMemoryError", "MemoryError"})
 """torch's class for devices, Python's and numpy's for the CPU."""
@@ -58,11 +69,13 @@ def in_halves(
     work: Callable[[Any], Sequence[Result]],
     *,
     kind: Callable[[Item], Any] | None = None,
+    length: Callable[[Item], int] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Result]:
     """`work` on at most `batch_size` items at a time, one result for each, in their order.
 
-    `work` gets a slice of `items`; where the `kind` of items changes, a new batch begins.
+    `work` gets a slice of `items`; where the `kind` of items changes, a new batch begins, and where
+    their `length` in tokens is told, a batch holds `PADDED_TOKENS` at most.
     `progress` gets the number just finished. A batch that doesn't fit into memory is halved, and
     later ones stay that small. Raises what `work` raises otherwise, also the lack of memory for a
     single item; UsageError below 1.
@@ -74,6 +87,8 @@ def in_halves(
         chunk = items[len(found) : len(found) + batch_size]
         if kind is not None:
             chunk = list(next(groupby(chunk, kind))[1])
+        if length is not None:
+            chunk = chunk[: fitting([length(item) for item in chunk])]
         try:
             done = work(chunk)
         except Exception as error:
@@ -85,3 +100,10 @@ def in_halves(
         if progress is not None:
             progress(len(chunk))
     return found
+
+
+def fitting(lengths: Sequence[int]) -> int:
+    """How many of the first of some items, of so many tokens each, may be in one batch: one at
+    least, and no more than `PADDED_TOKENS` where all are padded to the longest of them."""
+    padded = [count * longest for count, longest in enumerate(accumulate(lengths, max), 1)]
+    return max(1, sum(tokens <= PADDED_TOKENS for tokens in padded))

@@ -9,7 +9,6 @@ computed only where they are needed. Not here: edits and recordings of activatio
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,12 +19,26 @@ from care.data.example import Example
 from care.errors import ModelError, UsageError
 from care.models import batches
 from care.models.anatomy import Anatomy
-from care.models.batches import Batch, by_length, check_lengths, encode, placed, render
+from care.models.batches import (
+    Batch,
+    by_length,
+    check_lengths,
+    encode,
+    placed,
+    prompt_lengths,
+    render,
+)
 from care.models.context import context_limit
 from care.models.decoding import end_tokens
 from care.models.devices import device_of
 from care.models.finite import check_logits
-from care.models.loading import check_processor, first_tokens, load_pretrained, probe, tokenizer_of
+from care.models.loading import (
+    first_tokens,
+    load_pretrained,
+    picture_tokens,
+    probe,
+    tokenizer_of,
+)
 from care.models.memory import in_halves, out_of_memory
 from care.models.openers import REFUSAL_OPENERS, Uncounted, log_odds
 from care.models.prompt_cache import (
@@ -38,14 +51,12 @@ from care.models.prompt_cache import (
 )
 from care.models.responses import Answer, Responder, Score, complete, likelihoods
 from care.models.sites import RoleContext
+from care.models.starts import Prompts, listed, over_starts
 from care.models.text_only import text_processor
 from care.models.thoughts import TAGS, warn_of_first_token
 from care.models.weights import loading
 
 Result = TypeVar("Result")
-
-Prompts = Sequence[Example] | Example | PromptCache
-"""What a model is asked: examples, or prompts that it has read (`VLM.prefill`)."""
 
 
 class VLM:
@@ -73,12 +84,12 @@ class VLM:
         if self.tokenizer.pad_token_id is None:
             raise ModelError(f"{self.name}: the tokenizer has neither a padding nor an end token.")
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-        check_processor(processor, self.anatomy.image_token_id, self.name)
+        self._picture_tokens = picture_tokens(processor, self.anatomy.image_token_id, self.name)
         self.thought_tags = TAGS
         self._first_token_seen = False
         self.context = context_limit(model.config)
         end_tokens(model, self.tokenizer)  # raises where they are nonsense
-        prompt = render(processor, probe(self.sees))
+        prompt = render(processor, probe(64 * self.sees))
         self.refusal_ids = first_tokens(self.tokenizer, REFUSAL_OPENERS, prompt)
         self._uncounted = Uncounted(self.tokenizer, self.name, self.refusal_ids)
 
@@ -106,7 +117,7 @@ class VLM:
         with loading(f"the model {name}"):
             vlm = cls(model, processor, name, revision)
             # Nonsense in a configuration shows when the model runs, and should before a long job.
-            vlm.forward(vlm.batch(probe(vlm.sees)), logits_to_keep=1)
+            vlm.forward(vlm.batch(probe(64 * vlm.sees)), logits_to_keep=1)
         return vlm
 
     @classmethod
@@ -143,7 +154,7 @@ class VLM:
         (begin it with a space if the template wants one). Raises DataError for an example that
         can't be encoded, UsageError if there are no examples or not one response for each.
         """
-        examples = _listed(examples)
+        examples = listed(examples)
         if not examples:
             raise UsageError("A batch needs at least one example; none were passed.")
         responses = [responses] if isinstance(responses, str) else responses
@@ -200,8 +211,9 @@ class VLM:
         `PromptCache` says what edits do to them. `stop` sees each answer so far every few tokens,
         without thoughts and not while the model thinks; where it says true the answer ends.
         `progress` gets the number of newly finished examples. A sampled answer depends on `seed`
-        and its example only. A batch that doesn't fit into memory is halved. Raises NotFiniteError,
-        which holds the other answers, where the model computes NaN or infinity.
+        and its example only. Long prompts come fewer at once, and a batch for which memory doesn't
+        suffice is halved. Raises NotFiniteError, which holds the other answers, where the model
+        computes NaN or infinity.
         """
         found = self.answers(
             examples,
@@ -219,7 +231,7 @@ class VLM:
         examples: Prompts,
         *,
         max_new_tokens: int = 48,
-        batch_size: int = 16,
+        batch_size: int | None = 16,
         temperature: float = 0.0,
         seed: int = 0,
         stop: Callable[[str], bool] | None = None,
@@ -228,7 +240,8 @@ class VLM:
     ) -> list[Answer]:
         """`generate`, with the lengths of prompts and answers.
 
-        `heard` is told an answer so far and its tokens, after each of them: for one example.
+        `heard` is told an answer so far and its tokens, after each of them: for one example. A
+        `batch_size` of None is for one batch that mustn't be divided (`in_batches`).
         """
         answer = Responder(
             model=self.model,
@@ -237,14 +250,14 @@ class VLM:
             name=self.name,
             context=self.context,
             tags=self.thought_tags,
-            examples=_listed(examples),
+            examples=listed(examples),
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             seed=seed,
             stop=stop,
             heard=heard,
         )
-        found = self._over(examples, batch_size, answer, progress)
+        found = over_starts(self, examples, batch_size, answer, progress)
         return complete(found, self.name, self.dtype, self.context)
 
     def prefill(
@@ -256,11 +269,11 @@ class VLM:
         Prompts that can't be read ahead (of a model whose positions aren't plain, or more than the
         memory holds) are only encoded, and `generate` reads them.
         """
-        examples = _listed(examples)
+        examples = listed(examples)
         parts: list[tuple[list[int], Start]] = []
 
         def work(chunk: list[int]) -> list[int]:
-            parts.append((chunk, self._start(examples, chunk)))
+            parts.append((chunk, Start.of(self.batch([examples[index] for index in chunk]))))
             return chunk
 
         self.in_batches(examples, batch_size, work)
@@ -310,7 +323,7 @@ class VLM:
         that have been read keep their batches, and `PromptCache` says what edits do to them. Raises
         NotFiniteError where the model computes NaN or infinity, as `score` does.
         """
-        asked, read = _listed(examples), isinstance(examples, PromptCache)
+        asked, read = listed(examples), isinstance(examples, PromptCache)
 
         def odds(chunk: list[int], start: Start) -> list[float]:
             if read:
@@ -321,7 +334,7 @@ class VLM:
             check_logits(logits, self.name, ids=[asked[index].id for index in chunk])
             return self.log_odds(logits).tolist()
 
-        return np.array(self._over(examples, batch_size, odds), dtype=np.float64)
+        return np.array(over_starts(self, examples, batch_size, odds), dtype=np.float64)
 
     def log_odds(self, logits: Tensor) -> Tensor:
         """Refusal log-odds (B,) of logits (B, vocabulary); differentiable, and NaN of NaN.
@@ -337,71 +350,37 @@ class VLM:
         self._uncounted.look(logits, self.refusal_ids)
         return log_odds(logits, self.refusal_ids)
 
+    def lengths(self, examples: list[Example], extra: Sequence[str] | None = None) -> list[int]:
+        """About how many tokens examples have, each with its `extra`; without the template's."""
+        return prompt_lengths(self.tokenizer, examples, self._picture_tokens, extra)
+
     def in_batches(
         self,
         examples: list[Example],
-        batch_size: int,
+        batch_size: int | None,
         work: Callable[[list[int]], Sequence[Result]],
         progress: Callable[[int], None] | None = None,
         extra: Sequence[str] | None = None,
     ) -> list[Result]:
         """`work` on batches of similar examples; results in the order of `examples`.
 
-        `work` gets the indices of a batch and returns one result for each. A batch that doesn't fit
-        into memory is halved. Examples with equally many images come together, longest first;
-        `extra` is text that will follow each prompt. `progress` gets the number just finished.
+        `work` gets the indices of a batch and returns one result for each. Long examples come fewer
+        at once (`care.models.memory`), and a batch that doesn't fit into memory is halved; with a
+        `batch_size` of None all are one batch, and both are the caller's. Examples with equally
+        many images come together, longest first; `extra` is text that will follow each prompt.
+        `progress` gets the number just finished.
         """
-        more = [f" {text}" for text in extra or ()] or [""] * len(examples)
-        texts = [batches.all_text(e) + end for e, end in zip(examples, more, strict=True)]
-        order = by_length(examples, [len(self.response_ids(text)) for text in texts])
+        if batch_size is None:
+            return list(work(list(range(len(examples)))))
+        lengths = self.lengths(examples, extra)
+        order = by_length(examples, lengths)
         found = in_halves(
-            order, batch_size, work, kind=lambda i: len(examples[i].images), progress=progress
+            order,
+            batch_size,
+            work,
+            kind=lambda i: len(examples[i].images),
+            length=lambda i: lengths[i],
+            progress=progress,
         )
         results = dict(zip(order, found, strict=True))
         return [results[index] for index in range(len(examples))]
-
-    # -- inside ----------------------------------------------------------------------------------
-
-    def _start(self, examples: list[Example], chunk: list[int]) -> Start:
-        """Whole prompts of some examples, not read yet."""
-        return Start.of(self.batch([examples[index] for index in chunk]))
-
-    def _over(
-        self,
-        asked: Prompts,
-        batch_size: int,
-        work: Callable[[list[int], Start], Sequence[Result]],
-        progress: Callable[[int], None] | None = None,
-    ) -> list[Result]:
-        """`work` on where the answers of each batch start; results in the order of the examples."""
-        examples = _listed(asked)
-        if not isinstance(asked, PromptCache):
-            return self.in_batches(
-                examples, batch_size, lambda rows: work(rows, self._start(examples, rows)), progress
-            )
-        results: dict[int, Result] = {}
-        for indices, start in asked.parts:
-            held = [examples[index] for index in indices]
-            part = partial(self._part, held, indices, start, work)
-            found = self.in_batches(held, len(held), part, progress)
-            results.update(zip(indices, found, strict=True))
-        return [results[index] for index in range(len(examples))]
-
-    def _part(
-        self,
-        held: list[Example],
-        indices: list[int],
-        start: Start,
-        work: Callable[[list[int], Start], Sequence[Result]],
-        rows: list[int],
-    ) -> Sequence[Result]:
-        """`work` on some rows of a batch that was read; all, if memory suffices."""
-        if rows != list(range(len(start))):
-            start = self._start(held, rows) if start.cache is None else start.part(rows)
-        return work([indices[row] for row in rows], start)
-
-
-def _listed(examples: Prompts) -> list[Example]:
-    if isinstance(examples, PromptCache):
-        return examples.examples
-    return [examples] if isinstance(examples, Example) else list(examples)

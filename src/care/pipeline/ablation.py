@@ -25,7 +25,7 @@ from care.defenses.artefact import FACTS
 from care.defenses.monitors.monitor import Monitor
 from care.defenses.repair.channel import Modality
 from care.defenses.repair.fitting import Fitter, chosen_sites
-from care.defenses.repair.presets import PRESETS
+from care.defenses.repair.presets import PRESETS, Preset
 from care.defenses.repair.repair import Repair
 from care.diagnosis.full_config import BRIEF
 from care.diagnosis.results import Diagnosis
@@ -33,6 +33,7 @@ from care.errors import FitError
 from care.evaluation.ablation_table import AblationRow, AblationTable, Planned, ablation_rows
 from care.evaluation.results import Results
 from care.models.sites import Site
+from care.models.vlm import VLM
 from care.pipeline.ablation_rows import CHANGES, Change
 from care.pipeline.config import RepairJob
 from care.pipeline.material_parts import apart, thinned
@@ -116,7 +117,9 @@ def fitted(
     FitError where there are no monitors of what it watches.
     """
     own = fitter.with_config(change.config)
-    repair = Repair.of(own.repair(change.places(_sites(change, fitter, diagnosis)), change.of))
+    repair = Repair.of(
+        own.repair(change.places(preset_sites(change.of, fitter.vlm, diagnosis)), change.of)
+    )
     repair = repair if change.only is None else repair.only(change.only)
     if change.watched:
         kept = tuple(monitor for monitor in watching if monitor.reads in change.watched)
@@ -130,13 +133,14 @@ def fitted(
     return replace(repair, name=change.name)
 
 
-def _sites(change: Change, fitter: Fitter, diagnosis: Diagnosis) -> dict[Modality, list[Site]]:
-    preset = PRESETS[change.of]
-    by_depth = chosen_sites(fitter.vlm, preset)
-    if preset.layers_by == "ablation":
+def preset_sites(preset: Preset, vlm: VLM, diagnosis: Diagnosis) -> dict[Modality, list[Site]]:
+    """The sites of each modality that a preset would choose."""
+    config = PRESETS[preset]
+    by_depth = chosen_sites(vlm, config)
+    if config.layers_by == "ablation":
         layers = list(diagnosis.ablated_layers())
         return {modality: layers or part for modality, part in by_depth.items()}
-    scanned = diagnosis.sites if preset.layers_by == "channels" and diagnosis.channels else {}
+    scanned = diagnosis.sites if config.layers_by == "channels" and diagnosis.channels else {}
     return {modality: list(scanned.get(modality, part)) for modality, part in by_depth.items()}
 
 

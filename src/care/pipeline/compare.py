@@ -1,43 +1,51 @@
 """Every defense in one table: fitted on the same, asked the same, each at its best.
 
 Material, diagnosis and CARE's own selection are stages of the main job (`stages`). Every rival is
-tuned by one rule on validation (`tuning`), then all rows (`comparison_rows`) are fitted on the same
+tuned by one rule on validation (`tuning`), and so is each preset of CARE beside its rows as they
+are without (`care_settings`); all rows (`comparison_rows`) are fitted on the same
 parts of the material and asked the same test examples. A killed job goes on with the setting, the
 row and the batch where it stopped:
 
     fits.jsonl, fits/    every fit: settings that were tried, and rows
     tuning/              answers to validation under every setting
-    rows.jsonl           judged answers to test, bare and under every row and fit
-    overhead.json        seconds of the same answers under each, in turns
+    rows.jsonl           judged answers to test, bare and under every row
+    refits/              the same of half of the test examples under its further fits
+    overheads.jsonl      seconds of the same answers under each, in turns
     attacks/             pictures that were made against each row, where they were asked for
     table.json, report.html, table.md
 
-Nothing is chosen on test examples. Not here: figures (`care.evaluation.comparison_table`), the page
+A finished one goes on with more rivals, fits or attacks, where it is asked for them. Nothing is
+chosen on test examples. Not here: figures (`care.evaluation.comparison_table`), the page
 (`care.report.comparison`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 from care.data.example import Example, Suite, SuiteRole
 from care.defenses.base import Defense
+from care.defenses.material import with_decisions
 from care.defenses.repair.fitting import Fitter
 from care.diagnosis.activation_means import spread
 from care.diagnosis.full_config import BRIEF
+from care.diagnosis.results import Diagnosis
 from care.errors import FitError
 from care.evaluation.attack_scores import AttackFigure
 from care.evaluation.comparison_claims import comparison_claims
 from care.evaluation.comparison_table import (
     CARE,
+    TUNED,
     ComparisonTable,
     FitCost,
     PlannedRow,
     TriedSettings,
     comparison_rows,
 )
-from care.evaluation.config import UNDEFENDED
+from care.evaluation.results import Results
+from care.pipeline.care_settings import CareSettings
 from care.pipeline.comparison_attacks import AskedAttacks, attacked
 from care.pipeline.comparison_rows import (
     QUICKER,
@@ -47,27 +55,19 @@ from care.pipeline.comparison_rows import (
     RowPlan,
     plan_of,
     rivals,
+    tuned_plans,
 )
 from care.pipeline.config import QUICKLY, CompareJob
 from care.pipeline.fits import Fit, Fits, Made
 from care.pipeline.overheads import BATCH, overheads
+from care.pipeline.search import Search
 from care.pipeline.selection import RULE as CARES_RULE
-from care.pipeline.selection import mean_rates
 from care.pipeline.stages import COMPARED, Stages
-from care.pipeline.tuning import (
-    FULL,
-    QUICK,
-    Options,
-    budget_of,
-    sample_of,
-    settings_of,
-    taken,
-    told,
-)
+from care.pipeline.tuning import FULL, QUICK, Options, settings_of
 from care.pipeline.workflow import open_run
 from care.runs.progress import Bar, silent
+from care.runs.rows import Rows
 from care.runs.run import Run
-from care.runs.stages import stage_json
 
 TIMED, TIMED_QUICKLY = 4 * BATCH, BATCH
 """Answers that are timed under each defense."""
@@ -99,15 +99,16 @@ def compare(job: CompareJob, progress: Bar | None = None) -> ComparisonTable:
     """The whole comparison. UsageError for a rival or an attack that there isn't."""
     kinds, attacks = rivals(job.defenses), AskedAttacks.of(job.adaptive)
     with open_run(job) as run:
+        run.record(asked=job.asked())
         with run.stage("model"):
             work = Stages(job, run, progress)
         with Fits(run, work.vlm) as fits:
             return _Comparison(job, run, work, fits, progress).table(kinds, attacks)
 
 
-def _setting(rival: str, place: int) -> str:
-    """Name of a rival with the settings that are tried at this place."""
-    return f"{rival}, setting {place + 1}"
+def halved(suites: Sequence[Suite]) -> list[Suite]:
+    """Every other example of each suite, which the further fits of a row are asked."""
+    return [replace(suite, examples=tuple(suite)[::2]) for suite in suites]
 
 
 class _Comparison:
@@ -119,14 +120,17 @@ class _Comparison:
         self.job, self.run, self.work, self.fits = job, run, work, fits
         self.bar = progress or silent
         self.size = QUICK if job.quick else FULL
-        self.sample = sample_of(work.counted("validation"), self.size)
+        self.search = Search(work, fits, self.size)
 
     def table(self, kinds: Mapping[str, type[Defense]], attacks: AskedAttacks) -> ComparisonTable:
         """All of it."""
         work, job = self.work, self.job
         fitter = work.fitter()
         diagnosis = work.channels(fitter, work.diagnosis(fitter, BRIEF))
-        materials = Materials(fitter.material, job.most, job.run.seed)
+        with self.run.stage("readings"):
+            sites = work.vlm.anatomy.sites("layer_out")
+            material = with_decisions(work.vlm, fitter.material, sites, job.batch)
+        materials = Materials(material, job.most, job.run.seed)
         shared = Fitter(work.vlm, materials.of(0), fitter.config, job.batch)
         chosen, _ = work.select(shared, diagnosis)
         with work.inner("selection") as inner:
@@ -134,22 +138,28 @@ class _Comparison:
         own = CareRows(work, diagnosis, chosen, bare, materials).plans()
         with self.run.stage("fits"), self.bar("fits", len(own) * job.fits) as bar:
             rows = [self._row(plan, make, bar.advance) for plan, make in own]
+        if (care := next(row for row in rows if row.plan.name == CARE)).fits[0].failed:
+            raise FitError(care.fits[0].failed)
+        after = 1 + rows.index(care)
+        rows[after:after] = self._tuned(shared, diagnosis, materials)
         with self.run.stage("rivals"), self.bar("rivals", len(kinds)) as bar:
             for name, kind in kinds.items():
                 bar.advance(0, note=name)
                 rows.append(self._rival(name, kind, materials))
                 bar.advance(1)
-        if (care := next(row for row in rows if row.plan.name == CARE)).fits[0].failed:
-            raise FitError(care.fits[0].failed)
         tests = self._tests()
-        results = work.ask(tests, [None, *(d for row in rows for d in row.named())], "evaluation")
+        named = [each for row in rows for each in row.named()]
         first = {row.plan.name: row.fits[0] for row in rows}
+        results = work.ask(
+            tests, [None, *(each for each in named if each[0] in first)], "evaluation"
+        )
+        again = self._again(results, tests, [each for each in named if each[0] not in first])
         there = {name: fit.defense for name, fit in first.items() if fit.defense is not None}
         ratios = self._overheads(there)
         folders = {name: fit.folder for name, fit in first.items() if fit.folder is not None}
         found = attacked(work, attacks, there, folders, tests)
         planned = [self._planned(row, materials.counts(), ratios, found) for row in rows]
-        made = comparison_rows(results, planned, job.run.seed)
+        made = comparison_rows(results, planned, job.run.seed, again)
         self.run.check_there()
         suites: dict[str, SuiteRole] = {name: results.role(name) for name in results.suites}
         return ComparisonTable(
@@ -157,7 +167,7 @@ class _Comparison:
             tuple(made),
             comparison_claims(made, suites),
             self._notes(kinds),
-            budget_of(self.size, self.sample),
+            self.search.budget(),
         )
 
     # -- fits ------------------------------------------------------------------------------------
@@ -175,42 +185,40 @@ class _Comparison:
         """A rival at its best: tuned on validation, then fitted by every number."""
         always = QUICKER.get(name, {}) if self.job.quick else {}
         rival = RivalFits(self.work, kind, materials, always)
-        wanted = settings_of(kind, self.size.settings, self.job.run.seed, always)
-        first = [
-            self.fits.made(_setting(name, place), lambda o=options: rival.made(o, 0))
-            for place, options in enumerate(wanted)
-        ]
-        tried = self._tuned(name, wanted, first)
-        best = next((place for place, each in enumerate(tried) if each.chosen), 0)
-        found = [first[best]]
-        if found[0].defense is not None:
+        wanted = settings_of(kind, self.size.most(kind), self.job.run.seed, always)
+        return self._searched(plan_of(name, kind), wanted, rival.made)
+
+    def _tuned(self, shared: Fitter, diagnosis: Diagnosis, materials: Materials) -> list[_Row]:
+        """CARE's presets as rivals are tuned; monitors are chosen on the same sample too."""
+        job, most = self.job, self.size.settings
+
+        @cache
+        def fitter(number: int) -> Fitter:
+            if number == 0:
+                return shared
+            return Fitter(self.work.vlm, materials.of(number), shared.config, job.batch)
+
+        found = []
+        bare, plans = self.search.asked(), tuned_plans()
+        with self.run.stage("tuned"), self.bar("tuned", len(plans)) as bar:
+            for preset, plan in plans.items():
+                own = CareSettings(self.work, preset, fitter, diagnosis, bare, "tuned-monitors")
+                found.append(self._searched(plan, own.wanted(most, job.run.seed), own.made))
+                bar.advance(1)
+        return found
+
+    def _searched(
+        self, plan: RowPlan, wanted: Sequence[Options], made: Callable[[Options, int], Made]
+    ) -> _Row:
+        """A row with the best of these settings, fitted by every number."""
+        best = self.search.of(plan.name, wanted, lambda options: made(options, 0))
+        found = [best.fit]
+        if best.fit.defense is not None:
             found += [
-                self.fits.made(name_of(name, number), lambda n=number: rival.made(wanted[best], n))
+                self.fits.made(name_of(plan.name, number), lambda n=number: made(best.options, n))
                 for number in range(1, self.job.fits)
             ]
-        return _Row(plan_of(name, kind), tuple(found), tried)
-
-    def _tuned(
-        self, name: str, wanted: Sequence[Options], found: Sequence[Fit]
-    ) -> tuple[TriedSettings, ...]:
-        """The settings that were tried of a rival, the best of them marked."""
-        if len(wanted) == 1:
-            failed = found[0].failed
-            return (TriedSettings(told(wanted[0]), failed, None, None, None, failed is None),)
-        defenses = {
-            _setting(name, place): each.defense
-            for place, each in enumerate(found)
-            if each.defense is not None
-        }
-        with self.work.inner("tuning") as inner:
-            table = self.work.ask(self.sample, [None, *defenses.items()], "tuning", inner)
-        tried = []
-        for place, (options, each) in enumerate(zip(wanted, found, strict=True)):
-            rates = dict.fromkeys(("asr", "utility", "answered"))
-            if each.failed is None:
-                rates = {key: mean_rates(table, _setting(name, place))[key] for key in rates}
-            tried.append(TriedSettings(told(options), each.failed, **rates, chosen=False))
-        return taken(mean_rates(table, UNDEFENDED), tried)
+        return _Row(plan, tuple(found), best.tried)
 
     # -- figures ---------------------------------------------------------------------------------
 
@@ -220,18 +228,34 @@ class _Comparison:
             return suites
         return [suite for suite in suites if suite.role == "attack" or suite.name in COMPARED]
 
+    def _again(
+        self, results: Results, tests: Sequence[Suite], named: Sequence[tuple[str, Defense]]
+    ) -> Results:
+        """Answers to every other test example, under further fits beside the first ones."""
+        if not named:
+            return results
+        suites = halved(tests)
+        asked = {(suite.name, example.id) for suite in suites for example in suite}
+        with self.work.inner("refits") as inner:
+            found = self.work.ask(suites, named, "refits", inner)
+        shared = [row for row in results.rows if (row["suite"], row["example"]) in asked]
+        return Results([*shared, *found.rows])
+
     def _overheads(self, defenses: Mapping[str, Defense]) -> dict[str, float]:
         suites = [suite for suite in self.work.counted("validation") if suite.role != "attack"]
         examples: list[Example] = [example for suite in suites for example in suite]
         timed = spread(examples, TIMED_QUICKLY if self.job.quick else TIMED)
-
-        def make() -> dict[str, float]:
-            batches = -(-len(timed) // BATCH)
-            with self.bar("overhead", batches * len(defenses)) as bar:
+        rows = Rows(self.run.path / "overheads.jsonl")
+        missing = [(name, each) for name, each in defenses.items() if name not in rows]
+        try:
+            with self.run.stage("overheads"), self.bar("overheads", len(missing)) as bar:
                 length = self.job.max_new_tokens
-                return overheads(self.work.vlm, defenses, timed, length, bar.advance)
-
-        return stage_json(self.run, "overhead", make)
+                for name, ratio in overheads(self.work.vlm, missing, timed, length):
+                    rows.add({"key": name, "ratio": ratio})
+                    bar.advance(1)
+        finally:
+            rows.close()
+        return {row["key"]: row["ratio"] for row in rows.all()}
 
     def _planned(
         self,
@@ -267,14 +291,17 @@ class _Comparison:
         )
 
     def _notes(self, kinds: Sequence[str] | Mapping[str, object]) -> tuple[str, ...]:
-        size, asked = self.size, sum(map(len, self.sample))
+        size, asked = self.size, self.search.budget().answers
         quick = {name: QUICKER[name] for name in kinds if name in QUICKER and self.job.quick}
         notes = [
             f"Every row is fitted on the same requests, at most {self.job.most} of each class.",
-            f"Rivals: at most {size.settings} settings of what their papers leave open, each asked "
-            f"the same {asked} validation examples, the published settings first.",
+            f"Rivals: at most {size.settings} settings of what their papers leave open (of those "
+            f"that are trained {size.trained}), each asked the same {asked} validation examples, "
+            "the published settings first.",
             f"CARE by default: the main job's own rule on validation, {CARES_RULE}. Its presets "
             "are as published.",
+            f"Rows that are named tuned: CARE with exactly the rivals' budget and rule. {TUNED} "
+            "has monitors that were fitted and chosen without other validation answers.",
         ]
         if self.job.quick:
             notes.append(f"Quick: {QUICKLY}, and one part of the suites.")

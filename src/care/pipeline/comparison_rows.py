@@ -3,7 +3,8 @@
 A row is fitted on a part of the material that its number names (`material_parts.drawn`), the same
 for all rows: number 0 is evenly spaced, others are drawn. CARE's sites and gates are those that the
 main job's own rule takes on validation (`selection`); its monitors are fitted and chosen anew for
-each part. The presets `paper` and `official` are as they are published.
+each part. The presets `paper` and `official` are as they are published. Beside these, each preset
+is tuned as rivals are (`care_settings`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from care.data.example import Example
 from care.defenses import known
@@ -23,11 +24,11 @@ from care.defenses.monitors.choosing import fit_monitors, labelled_answer
 from care.defenses.repair.channel import Modality
 from care.defenses.repair.fitting import Fitter
 from care.defenses.repair.fitting_data import said
+from care.defenses.repair.presets import PRESETS, Preset
 from care.defenses.repair.repair import Repair
-from care.defenses.steering import AtLayers
 from care.diagnosis.results import Diagnosis
 from care.errors import UsageError
-from care.evaluation.comparison_table import CARE, Group
+from care.evaluation.comparison_table import CARE, TUNED, Group
 from care.evaluation.results import Results
 from care.models.sites import Site
 from care.pipeline.ablation import fitted as fitted_change
@@ -99,6 +100,15 @@ def rivals(names: Sequence[str]) -> dict[str, type[Defense]]:
     return {name: kind for name in names or there if (kind := known.kind_of(name)) is not None}
 
 
+def tuned_plans() -> dict[Preset, RowPlan]:
+    """The rows of CARE's presets at the rivals' budget; the default's has no name of a preset."""
+    names: dict[Preset, str] = {preset: f"care: {preset}, tuned" for preset in PRESETS}
+    names["corrected"] = TUNED
+    return {
+        preset: RowPlan(name, "care", Repair.cost, Repair.paper) for preset, name in names.items()
+    }
+
+
 def plan_of(name: str, kind: type[Defense]) -> RowPlan:
     """The row of a rival or of a registered control."""
     group: Group = "control" if name in CONTROLS else "rival"
@@ -108,8 +118,7 @@ def plan_of(name: str, kind: type[Defense]) -> RowPlan:
 class RivalFits:
     """The fits of one rival.
 
-    Settings that differ in strength alone are one fit, which it doesn't enter unless something is
-    trained under it (`care.defenses.steering`).
+    Settings that differ in options which don't enter a fit (`Defense.unfitted`) are one fit.
     """
 
     def __init__(
@@ -125,24 +134,19 @@ class RivalFits:
 
     def made(self, options: Options, number: int) -> Made:
         """The rival with these options on the part of that number, which is its seed too."""
-        shares = issubclass(self.kind, AtLayers) and not self.kind.cost.trains
-        if not shares or "strength" not in options:
-            return self._fitted(options, number)
-        others = {name: value for name, value in options.items() if name != "strength"}
-        key = (number, *sorted(others.items()))
+        after = {name: options[name] for name in self.kind.unfitted if name in options}
+        key = (number, *sorted((name, v) for name, v in options.items() if name not in after))
         if key not in self._shared:
             self._shared[key] = self._fitted(options, number)
         fitted, seconds = self._shared[key]
-        assert isinstance(fitted, AtLayers)
-        return fitted.with_strength(options["strength"]), seconds
+        return (replace(cast(Any, fitted), **after) if after else fitted), seconds
 
     def _fitted(self, options: Options, number: int) -> Made:
         material, job = self.materials.of(number), self.work.job
-        offered = {
-            "material": material,
-            "seed": job.run.seed + number,
-            "batch_size": job.batch,
-        }
+        offered: dict[str, Any] = {"material": material, "seed": job.run.seed + number}
+        if not self.kind.cost.trains:
+            # What is trained is trained in batches as published; others only read so many at once.
+            offered["batch_size"] = job.batch
         takes = options_of(self.kind)
         given = {name: value for name, value in offered.items() if name in takes}
         given |= options | self.always
@@ -213,8 +217,7 @@ class CareRows:
         stage = f"monitors-{number}" if number else "monitors"
         fitter = self._fitter(self.materials.of(number))
         found = self.work.monitors(fitter, self.validation, stage)
-        told = next(s["seconds"] for s in self.work.run.stages if s["name"] == stage)
-        return replace(edits, monitors=found.monitors), seconds, told
+        return replace(edits, monitors=found.monitors), seconds, self.work.seconds(stage)
 
     def _monitors(self, number: int) -> Made:
         repair, _, seconds = self._whole(number)

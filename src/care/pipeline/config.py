@@ -99,6 +99,13 @@ class CompareJob(RepairJob):
         return self.fitted_on or (100 if self.quick else 240)
 
     def config(self) -> dict[str, Any]:
-        """Everything that decides the numbers, for the manifest."""
-        asked = {"defenses": self.defenses, "fits": self.fits, "fitted_on": self.most}
-        return super().config() | asked | {"adaptive": self.adaptive}
+        """Everything that decides the numbers of a row, for the manifest.
+
+        Which rows, fits and attacks are asked for decides none, so that a comparison can go on with
+        more of them.
+        """
+        return super().config() | {"fitted_on": self.most}
+
+    def asked(self) -> dict[str, Any]:
+        """Which rows, fits and attacks are asked for."""
+        return {"defenses": self.defenses, "fits": self.fits, "adaptive": self.adaptive}

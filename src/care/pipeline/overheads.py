@@ -10,7 +10,7 @@ both alike:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from care.data.example import Example
 from care.defenses.base import Defense, answers_under
@@ -23,12 +23,11 @@ BATCH = 16
 
 def overheads(
     vlm: VLM,
-    defenses: Mapping[str, Defense],
+    defenses: Iterable[tuple[str, Defense]],
     examples: Sequence[Example],
     max_new_tokens: int,
-    advance: Callable[[int], None],
-) -> dict[str, float]:
-    """Seconds of the answers under each defense as a multiple of the bare model's."""
+) -> Iterator[tuple[str, float]]:
+    """Seconds of the answers under each defense as a multiple of the bare model's, one by one."""
     batches = [examples[at : at + BATCH] for at in range(0, len(examples), BATCH)]
 
     def seconds(defense: Defense | None, batch: Sequence[Example]) -> float:
@@ -43,12 +42,11 @@ def overheads(
         )
         return time.perf_counter() - begun
 
-    seconds(None, batches[0])  # what is made once isn't timed
-    found: dict[str, tuple[float, float]] = dict.fromkeys(defenses, (0.0, 0.0))
-    for batch in batches:
-        for name, defense in defenses.items():
-            bare = seconds(None, batch)
-            own = seconds(defense, batch)
-            found[name] = found[name][0] + own, found[name][1] + bare
-            advance(1)
-    return {name: own / bare for name, (own, bare) in found.items()}
+    warm = False
+    for name, defense in defenses:
+        if not warm:
+            seconds(None, batches[0])  # what is made once isn't timed
+            warm = True
+        pairs = [(seconds(None, batch), seconds(defense, batch)) for batch in batches]
+        bare, own = map(sum, zip(*pairs, strict=True))
+        yield name, own / bare

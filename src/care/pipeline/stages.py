@@ -252,9 +252,16 @@ class Stages(Workspace):
             "monitors": to_tree(found.told())
         }
 
-    def monitors(self, fitter: Fitter, table: Results, name: str = "monitors") -> MonitorsFit:
-        """Monitors, fitted once and kept as the artefact of a repair without channels."""
-        kept = self.run.path / name
+    def monitors(
+        self,
+        fitter: Fitter,
+        table: Results,
+        name: str = "monitors",
+        shares: Sequence[float] = (),
+    ) -> MonitorsFit:
+        """Monitors, fitted once and kept as the artefact of a repair without channels; those with
+        the thresholds of other `shares` of false alarms are kept beside it."""
+        folders = {share: f"{name}-{share:g}" for share in shares}
 
         def make() -> dict[str, Any]:
             by_id = {e.id: e for suite in self.counted("validation") for e in suite}
@@ -264,20 +271,25 @@ class Stages(Workspace):
                 [each for row in table.rows for each in said_of(row, by_id)],
                 fitter.config.monitors,
                 batch_size=self.job.batch,
+                shares=shares,
             )
-            Repair((), monitors=found.monitors).save(self.run.inside(kept.name))
+            Repair((), monitors=found.monitors).save(self.run.inside(name))
+            for share, folder in folders.items():
+                Repair((), monitors=found.others[share]).save(self.run.inside(folder))
             for file in files:
                 self.run.sign(file)
             return to_tree(found.told())
 
-        files = tuple(f"{name}/{file}" for file in (FACTS, NUMBERS))
+        every = (name, *folders.values())
+        files = tuple(f"{folder}/{file}" for folder in every for file in (FACTS, NUMBERS))
         told = from_tree(
             MonitorsTold,
             stage_json(self.run, name, make, files),
             "monitors",
             what=f"The stage {name} of {self.run.path}",
         )
-        return MonitorsFit(Repair.load(kept).monitors, told.choices, told.tried)
+        read, *others = (Repair.load(self.run.path / folder).monitors for folder in every)
+        return MonitorsFit(read, told.choices, told.tried, dict(zip(folders, others, strict=True)))
 
     def finalists(
         self, fitter: Fitter, sites: Mapping[Modality, Sequence[Site]]

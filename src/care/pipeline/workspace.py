@@ -70,6 +70,10 @@ class Workspace:
         """A run within the run's folder, for answers that aren't the job's own."""
         return Run(self.run.inside(name), resume=True, config=self.job.config())
 
+    def seconds(self, stage: str) -> float:
+        """How long a stage that ended has taken."""
+        return next(s["seconds"] for s in self.run.stages if s["name"] == stage)
+
     def ask(
         self,
         suites: Sequence[Suite],

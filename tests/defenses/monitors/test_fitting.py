@@ -141,6 +141,17 @@ def test_a_fit_is_the_same_every_time(vlm):
         assert a.threshold == b.threshold and a.site == b.site
 
 
+def test_other_false_alarms_have_the_same_detectors_and_thresholds_of_their_own(vlm):
+    shares = (0.1, 0.02, 0.4)
+    found = fit_monitors(vlm, said(), said(start=100), SMALL, shares=shares)
+    assert tuple(found.others) == shares
+    own, strict, loose = found.others.values()
+    for taken, same, high, low in zip(found.monitors, own, strict, loose, strict=True):
+        assert {each.site for each in (same, high, low)} == {taken.site}
+        assert same.threshold == taken.threshold
+        assert low.threshold < taken.threshold <= high.threshold
+
+
 def test_one_side_alone_is_refused(vlm):
     harmless = [labelled_answer(*each) for each in said() if not each[2]]
     with pytest.raises(FitError, match="no harmful example to choose a monitor of the answer on"):

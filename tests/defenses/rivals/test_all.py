@@ -74,9 +74,8 @@ every = pytest.mark.parametrize("name", FITTED)
 steering = pytest.mark.parametrize(
     "name", [name for name in FITTED if hasattr(kind_of(name), "with_strength")]
 )
-trained_at_no_strength = pytest.mark.parametrize(
-    "name",
-    [n for n in FITTED if issubclass(kind_of(n), AtLayers) and not kind_of(n).cost.trains],
+unfitted = pytest.mark.parametrize(
+    ("name", "option"), [(name, option) for name in FITTED for option in kind_of(name).unfitted]
 )
 of_examples = pytest.mark.parametrize("name", [n for n in FITTED if kind_of(n).cost.needs])
 
@@ -125,10 +124,18 @@ def test_at_strength_zero_nothing_changes(vlm, name):
     assert texts(vlm, defense) == texts(vlm, None)
 
 
-@trained_at_no_strength
-def test_strength_does_not_enter_a_fit_that_trains_nothing(vlm, name):
-    again = kind_of(name).fit(vlm, ATTACKS, BENIGN, **options(name, strength=0.25))
-    assert again.digest() == fitted(name).with_strength(0.25).digest()
+@unfitted
+def test_options_that_do_not_enter_a_fit_may_be_replaced_after_it(vlm, name, option):
+    again = kind_of(name).fit(vlm, ATTACKS, BENIGN, **options(name, **{option: 0.25}))
+    assert again.digest() == replace(fitted(name), **{option: 0.25}).digest()
+    assert again.digest() != fitted(name).digest()
+
+
+def test_strength_enters_no_fit_that_trains_nothing():
+    named = {name for name in FITTED if "strength" in kind_of(name).unfitted}
+    assert named == {
+        n for n in FITTED if issubclass(kind_of(n), AtLayers) and not kind_of(n).cost.trains
+    }
 
 
 @every

@@ -12,7 +12,7 @@ answer by what is said alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,6 +57,8 @@ class MonitorsFit:
     """All choices of what watches answers, best first: the first was taken."""
     tried: Mapping[Reads, tuple[MonitorTrial, ...]]
     """The sites and poolings tried for each reading, best first."""
+    others: Mapping[float, tuple[Monitor, ...]] = field(default_factory=dict)
+    """The same monitors with the thresholds of other shares of false alarms."""
 
     def told(self) -> MonitorsTold:
         """What is told of it."""
@@ -70,11 +72,13 @@ def fit_monitors(
     config: MonitorConfig | None = None,
     *,
     batch_size: int = 32,
+    shares: Sequence[float] = (),
 ) -> MonitorsFit:
     """Fit monitors on answers of the undefended model, and choose between them on others.
 
-    Without `validation` cross-fitted scores of the answers to fit on take its place. FitError where
-    harmful or harmless examples are missing or too few.
+    Without `validation` cross-fitted scores of the answers to fit on take its place. Thresholds are
+    taken for other `shares` of false alarms too. FitError where harmful or harmless examples are
+    missing or too few.
     """
     config = config or MonitorConfig()
     said = _spread(said, config.most)
@@ -90,12 +94,25 @@ def fit_monitors(
     judged = answers[1] or answers[0]
     choices = [_choice(fits, reads, judged, config) for reads in CHOICES]
     taken = best_choice(choices)
-    monitors = [fits["request"].best.monitor(config.share())]
-    monitors += [fits[reads].best.monitor(config.share(len(taken.reads))) for reads in taken.reads]
     order = [taken, *(each for each in choices if each is not taken)]
     return MonitorsFit(
-        tuple(monitors), tuple(order), {reads: fit.tried for reads, fit in fits.items()}
+        _watching(fits, taken.reads, config),
+        tuple(order),
+        {reads: fit.tried for reads, fit in fits.items()},
+        {
+            share: _watching(fits, taken.reads, replace(config, false_alarms=share))
+            for share in shares
+        },
     )
+
+
+def _watching(
+    fits: Mapping[Reads, MonitorFit], answers: tuple[Reads, ...], config: MonitorConfig
+) -> tuple[Monitor, ...]:
+    """The monitor of requests and those of answers, which divide the share of false alarms."""
+    found = [fits["request"].best.monitor(config.share())]
+    found += [fits[reads].best.monitor(config.share(len(answers))) for reads in answers]
+    return tuple(found)
 
 
 def best_choice(choices: Sequence[Choice]) -> Choice:

@@ -130,7 +130,7 @@ _PAPER = RepairConfig(
     monitors=None,
 )
 
-PRESETS: Mapping[str, RepairConfig] = {
+PRESETS: Mapping[Preset, RepairConfig] = {
     "paper": _PAPER,
     "official": replace(
         _PAPER,

@@ -61,6 +61,7 @@ class AutoSteer(Gated, Steering):
         "strength": (0.05, 0.1, 0.2),
         "threshold": (0.3, 0.5, 0.7, 0.9),
     }
+    unfitted: ClassVar[tuple[str, ...]] = ("threshold",)
 
     matrix: np.ndarray
     """W (1, D, D)."""

@@ -65,6 +65,7 @@ class SpoVlm(Steering):
         "strength": (0.1, 0.25, 0.5),
         "steps": (0, 60),
     }
+    unfitted: ClassVar[tuple[str, ...]] = ()
 
     direction: np.ndarray
     """v of each layer (L, D)."""
