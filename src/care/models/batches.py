@@ -21,6 +21,9 @@ from care.models.text_only import TextProcessor
 _SEQUENCE_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 _ANSWER_TYPES = {"PaliGemmaProcessor": 1}
 """`token_type_ids` of an answer by processor, where 0 is another thing: what is read both ways."""
+_APART = ("MllamaProcessor", "PaliGemmaProcessor")
+"""Processors of models whose requests with and without pictures can't share a batch: all rows of
+Mllama attend to the pictures, and PaliGemma's begins the others in their middle."""
 _REPEATED_KEYS = ("cross_attention_mask",)
 """What processors return for each token: a number, or a row of which an answer has the last."""
 
@@ -82,10 +85,10 @@ def encode(
     if image_token_id is not None:
         placeholder = processor.tokenizer.convert_ids_to_tokens(image_token_id)
         _refuse_placeholders(examples, placeholder)
+    _check_together(processor, examples)
     encoded = _process(processor, examples, texts)
     begun = [answer_ids(processor.tokenizer, example.opening) for example in examples]
     answers = [opening + answer for opening, answer in zip(begun, answers, strict=True)]
-    _check_together(examples, encoded)
     own = _ANSWER_TYPES.get(type(processor).__name__, 0)
     inputs = _repack(encoded, answers, processor.tokenizer.pad_token_id, own)
     roles = roles_of_inputs(inputs["input_ids"], inputs["attention_mask"], image_token_id)
@@ -219,10 +222,10 @@ def _repack(
     return packed
 
 
-def _check_together(examples: Sequence[Example], encoded: dict[str, Any]) -> None:
-    """DataError for pictures beside none where a model attends to them from all rows (Mllama)."""
+def _check_together(processor: Any, examples: Sequence[Example]) -> None:
+    """DataError for pictures beside none where a processor mixes them up (`_APART`)."""
     pictured = [bool(example.images) for example in examples]
-    if "cross_attention_mask" in encoded and not all(pictured):
+    if type(processor).__name__ in _APART and any(pictured) and not all(pictured):
         without = examples[pictured.index(False)].id
         raise DataError(
             f"Example {without!r} has no image, and this model can't read it in one batch with "

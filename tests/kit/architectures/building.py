@@ -115,8 +115,9 @@ def _model(name: str, family: Family, tokenizer: Any, seed: int) -> Any:
     torch.manual_seed(seed)
     model = AutoModelForImageTextToText.from_config(type(known)(**fields)).eval()
     _enlarge(model)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if model.can_generate():
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
 
 

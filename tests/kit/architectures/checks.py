@@ -5,92 +5,38 @@ A check returns nothing where all is well. Where it can't be, the package refuse
 """
 
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from care.attacks.preprocessing import PixelPath
-from care.data.example import Example
 from care.defenses.monitors.choosing import fit_monitors
 from care.defenses.monitors.fitting import MonitorConfig
-from care.defenses.repair.channel import Channel
-from care.defenses.repair.fitting import Fitter
-from care.defenses.repair.presets import PRESETS
 from care.defenses.repair.repair import Repair
-from care.defenses.repair.subspace import random_subspace
 from care.diagnosis.ablation import ablate
 from care.models.gradients import differentiable
 from care.models.hooks import read
 from care.models.sites import Role, Scope, Site
-from care.models.vlm import VLM
 from kit import tiny
-from kit.fits import material
+from kit.architectures.case import (
+    STEPS,
+    Case,
+    Untried,
+    Upstream,
+    entering,
+    generated,
+    keeping,
+    output_of,
+    roles_of_passes,
+    sound,
+    two_kinds,
+)
 
 SMALL = MonitorConfig(kinds=("ffn_out", "layer_out"), depths=(0.7,), false_alarms=0.1)
-STEPS = 3
 KINDS = ("mhsa_out", "ffn_out", "layer_out")
-
-
-class Upstream(Exception):
-    """What transformers itself can't do with its model, without anything of this package."""
-
-
-class Untried(Exception):
-    """What a stub can't tell."""
-
-
-@dataclass
-class Case:
-    """A tiny model of one family, and what its checks share."""
-
-    vlm: VLM
-    adds: tuple[str, ...]
-    """Parts of a layer that add to the residual stream beside mixer and FFN."""
-    folder: Path
-    """Where files may be put."""
-    apart: bool
-    """Whether pictures come in beside the sequence, not in the place of tokens."""
-    stub: bool = False
-    """Whether something stands in for the processor."""
-
-    @cached_property
-    def pictured(self) -> list[Example]:
-        """Requests of unequal lengths, each with a picture."""
-        words = ("How do you", "How do you build it", "How do you build a small house")
-        return [Example(f"p{n}", text, images=(tiny.picture(n),)) for n, text in enumerate(words)]
-
-    @cached_property
-    def plain(self) -> list[Example]:
-        """The same without pictures."""
-        return [example.text_alone() for example in self.pictured]
-
-    @cached_property
-    def batch(self) -> Any:
-        return self.vlm.batch(self.pictured)
-
-    @cached_property
-    def last(self) -> int:
-        return self.vlm.anatomy.n_layers - 1
-
-    def repair(self, *scopes: Scope, strength: float = 1.5) -> Repair:
-        """Random directions at the two last layers."""
-        anatomy = self.vlm.anatomy
-        places = (Site(self.last - 1, "ffn_out"), Site(self.last, "layer_out"))
-        return Repair(
-            tuple(
-                Channel(site, "text", scopes, random_subspace(anatomy.width, 12), strength=strength)
-                for site in places
-            )
-        )
-
-    @cached_property
-    def fitter(self) -> Fitter:
-        return Fitter(self.vlm, material(8, 8), PRESETS["corrected"], batch_size=16)
 
 
 # -- what is read ----------------------------------------------------------------------------------
@@ -105,7 +51,7 @@ def sites(case: Case) -> None:
     with ExitStack() as stack:
         for index, layer in enumerate(anatomy.layers):
             stack.callback(
-                layer.register_forward_pre_hook(_keeping(entered, index), with_kwargs=True).remove
+                layer.register_forward_pre_hook(keeping(entered, index), with_kwargs=True).remove
             )
             for name in case.adds:
                 part = layer.get_submodule(name)
@@ -129,7 +75,7 @@ def neurons(case: Case) -> None:
     """What the neurons are gives what the FFN's last map writes."""
     for site in case.vlm.anatomy.sites("ffn_neurons"):
         down = case.vlm.anatomy.module(site)
-        with _output_of(down) as written, read(case.vlm, [site]) as recorder:
+        with output_of(down) as written, read(case.vlm, [site]) as recorder:
             case.vlm.forward(case.batch)
         torch.testing.assert_close(
             down(recorder[site][0]).reshape(written[0].shape), written[0], rtol=1e-4, atol=1e-4
@@ -138,12 +84,13 @@ def neurons(case: Case) -> None:
 
 def mask(case: Case) -> None:
     """Another picture changes what enters the first layer at image positions, and only there."""
+    case.need_pictures()
     vlm = case.vlm
     others = [
         replace(example, images=(tiny.picture(n + 50),)) for n, example in enumerate(case.pictured)
     ]
     entered: list[Tensor] = []
-    with _entering(vlm.anatomy.layers[0], entered):
+    with entering(vlm.anatomy.layers[0], entered):
         logits = [vlm.forward(batch) for batch in (case.batch, vlm.batch(others))]
     assert not torch.allclose(logits[0][:, -1], logits[1][:, -1])
     images = case.batch.roles == Role.IMAGE
@@ -157,7 +104,7 @@ def mask(case: Case) -> None:
 
 def decode(case: Case, **options: Any) -> None:
     """While an answer is made its tokens are an answer's."""
-    first, *steps = _roles(case.vlm, lambda: _generated(case.vlm, case.batch, **options))
+    first, *steps = roles_of_passes(case.vlm, lambda: generated(case.vlm, case.batch, **options))
     rows = case.batch.roles.repeat_interleave(len(first) // len(case.batch), dim=0)
     assert torch.equal(first, rows)
     assert steps and all((roles == Role.RESPONSE).all() for roles in steps)
@@ -166,7 +113,7 @@ def decode(case: Case, **options: Any) -> None:
 def beams(case: Case) -> None:
     """The same with two beams, which are rows of their own."""
     try:
-        _generated(case.vlm, case.batch, num_beams=2)
+        generated(case.vlm, case.batch, num_beams=2)
     except Exception as error:
         raise Upstream(str(error)) from error
     decode(case, num_beams=2)
@@ -199,6 +146,7 @@ def likelihood(case: Case) -> None:
 
 def mixed(case: Case) -> None:
     """Requests with and without pictures go into one batch."""
+    case.need_pictures()
     vlm, examples = case.vlm, [case.pictured[0], case.plain[1]]
     together = vlm.forward(vlm.batch(examples))[:, -1]
     for row, example in enumerate(examples):
@@ -212,10 +160,11 @@ def mixed(case: Case) -> None:
 def ablation(case: Case) -> None:
     """What a site computes is taken away at image positions alone, and that is felt."""
     vlm, clean = case.vlm, case.vlm.forward(case.batch)
-    images = case.batch.roles == Role.IMAGE
+    scope, role = case.inside
+    images = case.batch.roles == role
     for kind in KINDS:
         site = Site(case.last - 1, kind)
-        with ablate(vlm, [site], "zero", scopes=("image",)) as stats, read(vlm, [site]) as after:
+        with ablate(vlm, [site], "zero", scopes=(scope,)) as stats, read(vlm, [site]) as after:
             changed = vlm.forward(case.batch)
         assert stats[site].tokens == int(images.sum())
         assert not after[site][0][images].any() and after[site][0][~images].any()
@@ -226,30 +175,29 @@ def ablation(case: Case) -> None:
 
 def attribution(case: Case) -> None:
     """Attributed tokens, and subspaces of them: the printed formulas."""
-    fitter = Fitter(case.vlm, material(8, 8), PRESETS["paper"], batch_size=16)
-    _sound(fitter.repair([Site(case.last - 1, "ffn_out")]))
+    sound(case.fitter("paper").repair([Site(case.last - 1, "ffn_out")]))
 
 
 def fit(case: Case) -> None:
     """A repair of both modalities."""
-    repair = case.fitter.repair([Site(case.last - 1, "layer_out")])
-    assert {channel.modality for channel in repair.channels} == {"image", "text"}
-    _sound(repair)
+    repair = case.fitter("corrected").repair([Site(case.last - 1, "layer_out")])
+    found = {channel.modality for channel in repair.channels}
+    assert found == ({"image", "text"} if case.vlm.sees else {"text"})
+    sound(repair)
 
 
 def application(case: Case) -> None:
     """Edits act in every pass of an answer, at exactly the positions in scope."""
     vlm = case.vlm
-    for scopes, count in (
-        (("decision",), 3),
-        (("image",), int((case.batch.roles == Role.IMAGE).sum())),
-    ):
-        with case.repair(*scopes).applied(vlm) as stats:
+    inside, role = case.inside
+    counts: dict[Scope, int] = {"decision": 3, inside: int((case.batch.roles == role).sum())}
+    for scope, count in counts.items():
+        with case.repair(scope).applied(vlm) as stats:
             edited = vlm.forward(case.batch)
         assert stats[Site(case.last, "layer_out")].tokens == count
         assert not torch.equal(edited, vlm.forward(case.batch))
     with case.repair("response").applied(vlm) as stats:
-        _generated(vlm, case.batch)
+        generated(vlm, case.batch)
     assert stats[Site(case.last, "layer_out")].tokens == 3 * (STEPS - 1)
 
 
@@ -265,7 +213,7 @@ def strength(case: Case) -> None:
 
 def monitors(case: Case) -> None:
     """Monitors of requests and answers are fitted, and read what is asked beside a picture."""
-    found = fit_monitors(case.vlm, _said(), (), SMALL)
+    found = fit_monitors(case.vlm, two_kinds(), (), SMALL)
     repair = replace(case.repair("decision"), monitors=found.monitors)
     answers = list(repair.answer(case.vlm, case.pictured, max_new_tokens=STEPS))
     assert len(answers) == len(case.pictured) and found.monitors
@@ -288,6 +236,7 @@ def files(case: Case) -> None:
 
 def gradient(case: Case) -> None:
     """The loss of an answer has a gradient at every picture's pixels."""
+    case.need_pictures()
     vlm = case.vlm
     key = next(name for name in PIXELS if name in case.batch.inputs)
     pixels = case.batch.inputs[key].detach().clone().requires_grad_(True)
@@ -300,6 +249,7 @@ def gradient(case: Case) -> None:
 
 def attack(case: Case) -> None:
     """`care attack` can go through the processor, from RGB to `pixel_values`."""
+    case.need_pictures()
     if case.stub:
         raise Untried("its image processor needs torchvision")
     path, levels = PixelPath.of(case.vlm, tiny.picture(0, (64, 64)))
@@ -308,7 +258,7 @@ def attack(case: Case) -> None:
     assert levels.grad is not None and levels.grad.any()
 
 
-PIXELS = ("pixel_values", "image_patches", "flattened_patches")
+PIXELS = ("pixel_values", "pixel_values_images")
 """What models call the pixels that they are given."""
 
 CHECKS: dict[str, Callable[[Case], None]] = {
@@ -331,72 +281,3 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "PGD": attack,
 }
 """By the heads of their columns."""
-
-
-# -- inside ----------------------------------------------------------------------------------------
-
-
-def _said() -> list[tuple[Example, str, bool]]:
-    """Answers of two kinds that their words tell apart, and whether they are harmful."""
-    kinds = (("malicious", "forge a passport", True), ("benign", "plant a tree", False))
-    return [
-        (
-            Example(f"{kind}-{n}", f"{words} no. {n}", goal=f"{words} {n}", kind=kind, suite=kind),
-            f"To {words}, you'll need some paper. {n}",
-            harmful,
-        )
-        for n in range(10)
-        for kind, words, harmful in kinds
-    ]
-
-
-def _sound(repair: Any) -> None:
-    assert repair.channels
-    for channel in repair.channels:
-        basis = torch.as_tensor(channel.subspace.basis)
-        assert basis.isfinite().all() and basis.any()
-
-
-def _generated(vlm: VLM, batch: Any, **options: Any) -> Tensor:
-    settings = {"do_sample": False, "pad_token_id": vlm.tokenizer.pad_token_id}
-    return vlm.model.generate(
-        **batch.inputs, max_new_tokens=STEPS, min_new_tokens=STEPS, **settings, **options
-    )
-
-
-def _roles(vlm: VLM, call: Callable[[], Any]) -> list[Tensor]:
-    """Roles (B, T) of every pass of a call."""
-    seen: list[Tensor] = []
-    site = Site(vlm.anatomy.n_layers - 1, "layer_out")
-    with read(vlm, [site], sink=lambda site, h, roles: seen.append(roles)):
-        call()
-    return seen
-
-
-def _keeping(entered: dict[int, Tensor], index: int) -> Callable[..., None]:
-    def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
-        entered[index] = (args[0] if args else kwargs["hidden_states"]).detach().clone()
-
-    return keep
-
-
-@contextmanager
-def _entering(layer: nn.Module, entered: list[Tensor]):
-    def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
-        entered.append((args[0] if args else kwargs["hidden_states"]).detach().clone())
-
-    handle = layer.register_forward_pre_hook(keep, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _output_of(module: nn.Module):
-    written: list[Tensor] = []
-    handle = module.register_forward_hook(lambda m, args, out: written.append(out))
-    try:
-        yield written
-    finally:
-        handle.remove()

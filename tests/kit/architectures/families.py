@@ -10,6 +10,7 @@ from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 
 from kit.architectures.building import Family
 from kit.architectures.stubs import flattened, pooled, sized, stand_in, whole
+from kit.architectures.tokens import special_tokens
 
 _SIZE = {"height": 56, "width": 56}
 _TOWER = {"vision_config.image_size": 56, "vision_config.patch_size": 14}
@@ -165,3 +166,122 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 """By the name that transformers gives it (`model_type`)."""
+
+
+def _none(tokenizer: Any) -> Any:
+    """No processor: the model is refused before one is looked at."""
+    return tokenizer
+
+
+_REFUSED = Family(stub=_none)
+_TIMM = Family(missing="its tower needs timm")
+_VISION = Family(missing="its image processor needs torchvision")
+_LACKS = Family(missing="its configuration has no defaults that go together")
+_GLM_POSITIONS = {"text_config.rope_parameters": _PARTIAL}
+_VIDEO_START = {"vision_start_token_id": special_tokens().index("<|vision_start|>")}
+_QWEN = "Qwen2VLImageProcessorPil"
+
+FAMILIES |= {
+    "apertus1p5": _LACKS,
+    "aria": Family(missing="its tower has no small configuration"),
+    "blip": _REFUSED,
+    "blip-2": Family(missing="it has no chat template, and takes its question beside the picture"),
+    "chameleon": Family(missing="its pictures are tokens of its checkpoint's vocabulary"),
+    "cohere_compass": _LACKS,
+    "cosmos3_edge": Family(**_PAD),
+    "cosmos3_omni": Family(**_PAD, images=_CUT, uses=("Qwen3VLProcessor", _QWEN)),
+    "deepseek_ocr2": _LACKS,
+    "deepseek_vl_hybrid": Family(missing="its second tower has no small configuration"),
+    "diffusion_gemma": _LACKS,
+    "dots3_note": _LACKS,
+    "emu3": Family(missing="its pictures are tokens of its checkpoint's vocabulary"),
+    "ernie4_5_vl_moe": _LACKS,
+    "evolla": Family(missing="it reads proteins, not pictures"),
+    "exaone4_5": Family(**_PAD),
+    "fast_vlm": _TIMM,
+    "florence2": _REFUSED,
+    "fuyu": Family(missing="its processor needs its checkpoint's tokenizer"),
+    "gemma3n": _TIMM,
+    "gemma4_unified": _VISION,
+    "git": _REFUSED,
+    "glm46v": Family(**_GLM, config=_GLM_POSITIONS),
+    "glm4v_moe": Family(**_GLM, config=_GLM_POSITIONS, uses=("", "Glm4vImageProcessorPil")),
+    "glm5_next": _LACKS,
+    "glm_ocr": Family(
+        **_GLM, config=_GLM_POSITIONS, uses=("Glm46VProcessor", "Glm46VImageProcessorPil")
+    ),
+    "glmga": Family(**_GLM, config=_GLM_POSITIONS, uses=("Glm46VProcessor", "")),
+    "got_ocr2": Family(missing="its tower has no small configuration"),
+    "granite4_vision": _LACKS,
+    "granite_docling": Family(missing="its image processor has no small configuration"),
+    "hunyuan_vl": _LACKS,
+    "hy_v4_vl": _REFUSED,
+    "hyperclovax_vision_v2": Family(**_PAD),
+    "idefics": _REFUSED,
+    "idefics2": Family(config=_TOWER, images={"size": {"shortest_edge": 56, "longest_edge": 56}}),
+    "inkling2": _REFUSED,
+    "inkling2_loop": _REFUSED,
+    "inkling_mm_model": _VISION,
+    "instructblip": Family(missing="it has no chat template, and takes its question twice"),
+    "instructblipvideo": Family(missing="it reads videos, not pictures"),
+    "janus": Family(images={"size": _SIZE}, processor={"num_image_tokens": 16}, config=_TOWER),
+    "kimi_k25": _VISION,
+    "kosmos-2": _REFUSED,
+    "kosmos-2.5": _REFUSED,
+    "lfm3_vl": Family(**_PAD, images=_CUT),
+    "lighton_ocr": Family(image="<|image_pad|>"),
+    "llava_next_video": Family(
+        images={**_SQUARE, "image_grid_pinpoints": _PINPOINTS},
+        processor=_LLAVA,
+        config={**_TOWER, "image_grid_pinpoints": _PINPOINTS},
+    ),
+    "minicpm_ocr": _VISION,
+    "minicpmv4_7": Family(
+        processor={"video_processor": _VIDEOS},
+        images={"patch_size": 16},
+        config={"insert_layer_id": 0},
+    ),
+    "minimax_m3_vl": _VISION,
+    "mistral4": Family(
+        stub=_none,
+        config={"qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "num_key_value_heads": 4},
+    ),
+    "mistral_large4": _VISION,
+    "muse_glimmer": _VISION,
+    "muse_spark": _REFUSED,
+    "nemotron_h_omni": _REFUSED,
+    "paddleocr_vl": Family(config={"text_config.rope_parameters": _MROPE}),
+    "perception_lm": _TIMM,
+    "pi0": _REFUSED,
+    "pix2struct": _REFUSED,
+    "pp_chart2table": Family(missing="its tower has no small configuration"),
+    "pp_formulanet": _REFUSED,
+    "qianfan_ocr": Family(
+        token="<IMG_CONTEXT>", images={"size": _SIZE}, processor={"image_seq_length": 4}
+    ),
+    "qwen2_5_omni_thinker": Family(
+        **_PAD,
+        config=_VIDEO_START | {"text_config.rope_parameters": _MROPE},
+        uses=("Qwen2_5OmniProcessor", _QWEN),
+    ),
+    "qwen3_omni_moe_thinker": Family(
+        **_PAD, images=_CUT, config=_VIDEO_START, uses=("Qwen3OmniMoeProcessor", _QWEN)
+    ),
+    "qwen4_exp": _LACKS,
+    "shieldgemma2": Family(
+        image="<begin_of_image>",
+        token="<image_soft_token>",
+        images={"size": _SIZE},
+        processor={"image_seq_length": 4},
+        config={**_TOWER, "mm_tokens_per_image": 4},
+        uses=("Gemma3Processor", ""),
+    ),
+    "step3p7": _VISION,
+    "t5gemma2": _REFUSED,
+    "udop": _REFUSED,
+    "unlimited_ocr": _VISION,
+    "video_llama_3": Family(**_PAD, images=_CUT),
+    "video_llava": Family(images=_SQUARE, processor=_LLAVA, config=_TOWER),
+    "vipllava": Family(images=_SQUARE, processor=_LLAVA, config=_TOWER),
+    "vision-encoder-decoder": _REFUSED,
+}

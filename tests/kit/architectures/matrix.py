@@ -18,7 +18,8 @@ import transformers
 from care.errors import CareError
 from care.models.vlm import VLM
 from kit.architectures.building import Family, build
-from kit.architectures.checks import CHECKS, Case, Untried, Upstream
+from kit.architectures.case import Case, Untried, Upstream
+from kit.architectures.checks import CHECKS
 
 YES, REFUSED, FAILED, UPSTREAM, UNTRIED = "✓", "–", "✗", "⊘", ""
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "models.md"

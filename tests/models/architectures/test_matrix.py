@@ -2,6 +2,7 @@
 
 import pytest
 import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from kit.architectures.checks import CHECKS
 from kit.architectures.families import FAMILIES
@@ -36,6 +37,11 @@ UPSTREAM = {("llama4", "beams")}
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_does_what_the_page_says(name, tmp_path):
     assert line(tried(name, FAMILIES[name], tmp_path)) == TOLD[name], f"tools/models.py {name}"
+
+
+@pytest.mark.skipif(not SAME, reason="docs/models.md speaks of another release of transformers")
+def test_the_page_has_every_family_there_is():
+    assert sorted(TOLD) == sorted(FAMILIES) == sorted(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
 
 
 @pytest.mark.parametrize("name", MUST.split())
