@@ -23,11 +23,12 @@ from care.report.ablation import Ablation
 from care.report.comparison import ComparisonFile
 from care.report.described import table, types_of
 from care.report.schema import Report
+from care.report.studies import StudiesFile
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "report.md"
 RIVALS = PAGE.with_name("rivals.md")
-FILES = (Report, Scorecard, Ablation, ComparisonFile)
-"""The types of report.json, table.json, ablation.json and a comparison's table.json."""
+FILES = (Report, Scorecard, Ablation, ComparisonFile, StudiesFile)
+"""The types of report.json, table.json, ablation.json, and a comparison's table and studies."""
 _RIVALS = re.compile(r"(<!-- rivals -->\n).*(<!-- end -->)", re.DOTALL)
 _TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

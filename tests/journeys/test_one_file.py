@@ -9,8 +9,10 @@ from care.data.digests import picture_digests
 from care.data.small_world import suites
 from care.defenses.material import Material
 from care.defenses.repair.channel import Channel
+from care.defenses.repair.families import Told
+from care.defenses.repair.families import groups as groups_told
 from care.defenses.repair.family_subspace import Classes, pooled, unsafe_subspace
-from care.defenses.repair.fitting import Fitter, _groups
+from care.defenses.repair.fitting import Fitter
 from care.defenses.repair.fitting_data import activations
 from care.defenses.repair.gate import Gate, GateConfig, crossfit_scores, fit_gate
 from care.defenses.repair.presets import PRESETS, RepairConfig
@@ -107,7 +109,8 @@ def test_activations_are_those_of_the_package(one_file, pair, vlm, examples):
 def test_groups_are_those_of_the_package(one_file, name):
     examples = list(suites.load(name, "fit", 24))
     groups = one_file.groups_of(examples)
-    expected = _groups([(example, "|".join(picture_digests(example))) for example in examples])
+    told = [Told.of(example, "|".join(picture_digests(example))) for example in examples]
+    expected = groups_told(told)
     same = np.equal.outer(groups, groups)
     assert (same == np.equal.outer(expected, expected)).all()
 

@@ -8,6 +8,16 @@ from dataclasses import replace
 from care.data.example import SuiteRole
 from care.evaluation.attack_scores import AttackFigure
 from care.evaluation.comparison_claims import comparison_claims
+from care.evaluation.comparison_studies import (
+    AtStrength,
+    FittedOn,
+    Studies,
+    UnseenFamily,
+    corrected,
+    merged,
+    pooled_rates,
+    unseen_family,
+)
 from care.evaluation.comparison_table import (
     CARE,
     Budget,
@@ -97,3 +107,35 @@ def table() -> ComparisonTable:
     suites: dict[str, SuiteRole] = {name: results.role(name) for name in results.suites}
     claims = comparison_claims(made, suites)
     return ComparisonTable(suites, tuple(made), claims, ("A note.",), Budget(8, 240, "the least"))
+
+
+REFITTED = {
+    # of twenty attacks of a family: what came of them under fits without it
+    f"{CARE}, without pgd <b>": "h" * 12 + "r" * 8,
+    "careful, without pgd <b>": "h" * 13 + "r" * 7,
+}
+
+
+def studies() -> Studies:
+    """CARE and a rival: without a family, which fails for another rival; on few; at strengths."""
+    more = [
+        judged("pgd <b>", "attack", n, i, o) for n, p in REFITTED.items() for i, o in enumerate(p)
+    ]
+    found = Results([*rows(), *more])
+    families = [
+        unseen_family(found, name, "pgd <b>", f"{name}, without pgd <b>")
+        for name in (CARE, "careful")
+    ]
+    families.append(UnseenFamily("harsh", "pgd <b>", "nothing is left", None, None, None))
+    counts = {"complied": 12, "refused": 16, "answered": 16}
+    failed = FittedOn(CARE, 16, counts, "too <few>", None, None, None)
+    many = dict.fromkeys(counts, 40)
+    sizes = (failed, FittedOn(CARE, 64, many, None, **pooled_rates(found, "careful")))
+    sizes += (FittedOn(CARE, 250, many, None, **pooled_rates(found, CARE)),)
+    strengths = [
+        AtStrength("careful", factor, 2 * factor, **pooled_rates(found, name))
+        for factor, name in ((0.0, "none"), (0.25, "none"), (1.0, "careful"), (4.0, "harsh"))
+    ]
+    names = (CARE, "careful", "harsh")
+    parts = (corrected(families), sizes, tuple(strengths))
+    return merged(None, Studies(names, (), ("Made <so>.",), *parts), ())

@@ -22,8 +22,10 @@ from care.pipeline.comparison_rows import QUICKER, rivals
 from care.pipeline.config import CompareJob
 from care.pipeline.tuning import TuningSize, options_of, settings_of
 from care.report.comparison import SCHEMA, TITLE, write_comparison
+from care.report.studies import write_studies
 from care.runs.spec import RunSpec
 from care.typed import from_tree
+from kit.comparisons import studies
 from kit.jobs import files, own_files, tiny_parts  # noqa: F401
 
 FEW: dict[str, Any] = {"test_length": 6, "max_new_tokens": 4, "fitted_on": 30}
@@ -118,8 +120,11 @@ def test_a_killed_comparison_goes_on_and_ends_with_the_same_table(
     assert from_tree(ComparisonTable, tree, "comparison") == table
     assert all(row.name in page.read_text() for row in table.rows)
     monkeypatch.setattr(comparing, "compare", lambda job, progress: table)
+    (tmp_path / "told").mkdir()
+    write_studies(studies(), tmp_path / "told")
     assert main(["compare", "--out", str(tmp_path / "told")]) == 0
     said = capsys.readouterr().out
+    assert studies().claims[0] in said
     assert "difference-of-means" in said and table.claims[0] in said and "report.html" in said
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from care.data.small_world.suites import FIT_LENGTHS, SELECTION_LENGTHS
 from care.defenses.neuron_suppression import NeuronSuppression
+from care.defenses.repair.folding import check_remembers
 from care.defenses.repair.presets import PRESETS
 from care.defenses.repair.repair import Repair
 from care.diagnosis import parts as diagnosis_parts
@@ -74,6 +75,7 @@ def test_a_job_killed_again_and_again_ends_with_the_same_numbers(
 def check_the_control_of_monitors(tree: dict, folder: Path) -> None:
     """It is asked what the other controls are, and stands beside them on the page."""
     assert tree["repair"]["monitors"] and stages.RANDOM == "random discriminant"
+    check_remembers(Repair.load(folder / "repair"))
     controls = tree["controls"]
     assert controls[stages.RANDOM]["suites"].keys() == controls["random subspace"]["suites"].keys()
     asked = {row["suite"] for row in Rows(folder / "rows.jsonl").all()

@@ -1,8 +1,12 @@
 """The report as a real browser shows it: headless Chromium on a `file://` page."""
 
+import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
+from html import unescape
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from care.report.comparison import write_comparison
+from care.report.comparison_charts import pareto_chart
 from care.report.evaluation import page_of
 from care.report.files import load_report, write_report
+from care.report.studies import write_studies
+from care.statistics.intervals import wilson
+from kit import comparisons
 from kit.cards import write_card
 from kit.pages import Page
 from kit.reports import OUTCOMES, report_tree
@@ -211,3 +220,58 @@ def test_the_page_of_an_evaluation_needs_nothing_else_and_shows_its_charts(tmp_p
         assert match is not None
         colour = np.array([int(part, 16) for part in match.groups()])
         assert (np.abs(pixels - colour).max(axis=2) <= 2).sum() > 50, look
+
+
+MEASURE = """
+<pre id="boxes"></pre><script>
+const found = [...document.querySelectorAll("svg .name")].map(text => {
+  const box = text.getBoundingClientRect();
+  return [text.textContent, box.left, box.top, box.right, box.bottom];
+});
+document.getElementById("boxes").textContent = JSON.stringify(found);
+</script>
+"""
+
+
+def test_every_name_of_a_large_comparison_is_readable_once(tmp_path: Path) -> None:
+    made = comparisons.table()
+    care, rival = made.rows[1], made.rows[2]
+    rng = np.random.default_rng(0)
+    hits = [(0, 300), (0, 300), (1, 300), (80, 290), (220, 300), (6, 200)]  # most upon each other
+    rows = [made.rows[0]]
+    for place in range(36):
+        harmful, use = hits[place % len(hits)]
+        row = care if place < 12 else rival
+        rates = [min(300, number + int(rng.integers(0, 3))) for number in (harmful, use, use)]
+        asr, answered, utility = (wilson(number, 300) for number in rates)
+        name = f"care: change number {place}" if place < 12 else f"rival {place}"
+        rows.append(replace(row, name=name, asr=asr, answered=answered, utility=utility))
+    style = write_comparison(made, tmp_path).read_text(encoding="utf-8")
+    css = style[style.index("<style>") : style.index("</style>") + len("</style>")]
+    chart = tmp_path / "chart.html"
+    chart.write_text(f'<meta charset="utf-8">{css}{pareto_chart(rows)}{MEASURE}', encoding="utf-8")
+    dom, _ = chromium(tmp_path, "--window-size=1000,700", "--dump-dom", chart.as_uri())
+    held = re.search(r'<pre id="boxes">(.*?)</pre>', dom)
+    assert held is not None
+    boxes = {name: box for name, *box in json.loads(unescape(held[1]))}
+    assert {row.name for row in rows if row.group != "rival"} <= boxes.keys()
+    assert len(boxes) == len(re.findall('class="name"', dom))
+    for (one, a), (other, b) in combinations(boxes.items(), 2):
+        across = min(a[2], b[2]) - max(a[0], b[0])
+        down = min(a[3], b[3]) - max(a[1], b[1])
+        # Boxes have room above and below the letters, so lines of a block may meet by a little.
+        assert across <= 0 or down <= 2.5, (one, other)
+
+
+def test_the_page_of_a_comparison_shows_further_studies_and_needs_nothing_else(
+    tmp_path: Path,
+) -> None:
+    write_studies(comparisons.studies(), tmp_path)
+    page_path = write_comparison(comparisons.table(), tmp_path)
+    dom, log = chromium(tmp_path, "--dump-dom", page_path.as_uri())
+    page = Page(dom)
+    assert not [line for line in log.splitlines() if "CONSOLE" in line]
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object"}
+    assert all(value.startswith(("#", "data:image/")) for value in page.addresses())
+    assert page.count("path", "c-attack") and page.count("rect", "c-attack")
+    assert page.count("circle", "before") and page.count("text", "name")

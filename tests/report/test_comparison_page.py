@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from hashlib import sha256
@@ -22,9 +23,11 @@ from care.report.comparison import (
 from care.report.comparison_charts import cost_chart, forest, front, harmless_use, pareto_chart
 from care.report.numbers import number, p_value, percent, points
 from care.report.stored import pages_of
+from care.report.studies import NAME, load_studies, write_studies
+from care.report.study_charts import families_chart, sizes_chart, strengths_chart
 from care.typed import from_tree, to_tree
 from kit.cards import write_card
-from kit.comparisons import table
+from kit.comparisons import studies, table
 from kit.pages import Page, at
 
 TABLE = table()
@@ -106,7 +109,7 @@ def test_each_row_stands_at_its_place():
     assert pytest.approx(x(0.1), abs=0.02) in [float(at) for at in strokes]
     pareto = str(pareto_chart(TABLE.rows))
     assert pareto.count('class="datum"') == 5 and 'class="link"' in pareto
-    assert re.findall(r'class="value">([^<]*)', pareto) == ["none", CARE, "harsh"]
+    assert sorted(re.findall(r'class="name">([^<]*)', pareto)) == [CARE, "harsh", "none"]
     costs = str(cost_chart(TABLE.rows))
     bars = re.findall(r'<line x1="([\d.]+)"[^>]*x2="([\d.]+)"[^>]*class="bar', costs)
     assert len(bars) == 3
@@ -118,3 +121,62 @@ def test_without_figures_there_is_no_chart():
     failed = [row for row in TABLE.rows if row.failed]
     for chart in (forest, pareto_chart, cost_chart):
         assert chart([replace(row, cost=None) for row in failed]) == ""
+
+
+def test_further_studies_stand_on_the_page_and_in_the_markdown(tmp_path):
+    more = studies()
+    write_studies(more, tmp_path)
+    page = write_comparison(TABLE, tmp_path)
+    found = load_studies(tmp_path)
+    assert found is not None and found.families == more.families and found.claims == more.claims
+    tree = {"studies": json.loads((tmp_path / NAME).read_text())}
+    html = page.read_text()
+    values = {k: v for k, v in Page(html).values.items() if k.startswith("studies.")}
+    for key, words in values.items():
+        value, name = at(tree, key), key.rpartition(".")[2]
+        if ".change." in key:
+            wanted = points(100 * value)
+        elif ".counts." in key or name in ("most", "factor", "strength"):
+            wanted = number(value)
+        else:
+            wanted = p_value(value) if name == "p_holm" else percent(value)
+        assert words.strip() == wanted, key
+    for key in (
+        "studies.families.1.unseen.rate",
+        "studies.families.0.against.p_holm",
+        "studies.sizes.0.counts.complied",
+        "studies.sizes.2.answered.low",
+        "studies.strengths.3.asr.rate",
+    ):
+        assert key in values, key
+    assert "not fitted: too &lt;few&gt;" in html and "not fitted: nothing is left" in html
+    assert sha256((tmp_path / NAME).read_bytes()).hexdigest() in html
+    assert all(claim in unescape(html) for claim in (*more.claims, *more.notes))
+    markdown = (tmp_path / "table.md").read_text()
+    assert "| careful | pgd <b> | 0.60 [" in markdown and "| care | 250 | 0.05 [" in markdown
+    assert "| careful | 8 (× 4) | 0.00 [" in markdown and f"- {more.claims[1]}" in markdown
+    (tmp_path / NAME).write_text('{"schema": "care.studies/9"}')
+    with pytest.raises(DataError, match="is missing"):
+        page_of(tmp_path / "table.json")
+    (tmp_path / NAME).unlink()
+    assert "Further studies" not in page_of(tmp_path / "table.json").read_text()
+
+
+def test_the_charts_of_studies_are_to_scale():
+    more = studies()
+    sizes = str(sizes_chart(more.sizes))
+    curve = re.search(r'd="M([\d.]+),([\d.]+)L([\d.]+),([\d.]+)" class="curve c-attack"', sizes)
+    assert curve is not None
+    x1, y1, x2, y2 = map(float, curve.groups())
+    start, end = 46.0, (860 - 8) / 3 - 16
+    share = math.log(64 / 12.8) / math.log(312.5 / 12.8)  # logarithmic, from 16 and to 250
+    assert x1 == pytest.approx(start + share * (end - start), abs=0.02) and x2 > x1
+    assert (y1, y2) == (30 + 160 - 0.6 * 130, 30 + 160 - 0.05 * 130)
+    assert sizes.count('class="datum"') == 4  # two of a fit, and one fit failed
+    strengths = str(strengths_chart(more.strengths))
+    assert re.findall(r'class="name">([^<]*)', strengths).count("0, 0.25") == 1
+    assert strengths.count('class="datum"') == 4
+    families = str(families_chart(more.families))
+    assert families.count('class="datum"') == 4 and "harsh" in families
+    for chart in (families_chart, sizes_chart, strengths_chart):
+        assert chart(()) == ""

@@ -44,6 +44,11 @@ def picture_digest(image: Image.Image) -> str:
     return hashlib.sha256(f"{image.width}x{image.height}".encode() + image.tobytes()).hexdigest()
 
 
+def text_digest(text: str) -> str:
+    """The first 16 digits of the SHA-256 of a text, which tell it from others."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def suite_digest(suite: Suite) -> str:
     """SHA-256 of name, role, version and examples, whether their pictures can be read or not."""
     hasher = hashlib.sha256(ascii((suite.name, suite.role, suite.version)).encode())

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from care.defenses import stored
+from care.defenses import artefact_memory, stored
 from care.defenses.artefact_card import card
 from care.defenses.artefact_channels import (
     ChannelFacts,
@@ -44,7 +45,7 @@ from care.defenses.artefact_monitors import (
 from care.defenses.repair.channel import Fusion, RepairData
 from care.defenses.stored import digest_of
 from care.errors import ArtefactError, CareError
-from care.runs.files import to_json, write_whole
+from care.runs.files import storage_errors, to_json, write_whole
 from care.runs.reading import GIB, parse_json, read_file
 from care.typed import WHEN_SET, from_tree, to_tree
 
@@ -56,6 +57,8 @@ FORMATS = (2, 3)
 covered the numbers alone; 3 is a repair with monitors, and 2 is still written of one without."""
 FACTS, NUMBERS, CARD = "repair.json", "repair.safetensors", "README.md"
 """Files of the artefact's folder."""
+MEMORY = (artefact_memory.FACTS, artefact_memory.NUMBERS)
+"""Files of what it remembers, which may be missing (`artefact_memory`)."""
 MAX_FACTS, MAX_NUMBERS = GIB // 4, 4 * GIB
 """Most bytes of repair.json and of repair.safetensors, which are held in memory."""
 
@@ -93,22 +96,44 @@ class ArtefactFacts:
     """The digest."""
 
 
-def save(repair: RepairData, folder: Path) -> Path:
+def save(repair: RepairData, folder: Path, memory: bool | None = None) -> Path:
     """Write the artefact's folder and return it.
 
-    Raises ArtefactError for what loading would refuse, UsageError for a manifest that has no JSON
-    form, both before anything is written, and StorageError if writing fails.
+    What the repair remembers of its fit goes along, or not, as `memory` says; by default if it has
+    at most `artefact_memory.LIMIT` bytes, and a larger one is left out with a warning. Raises
+    ArtefactError for what loading would refuse, UsageError for a manifest that has no JSON form,
+    both before anything is written, and StorageError if writing fails.
     """
     check_apart(repair.channels)
     facts, numbers = _packed(repair)
+    remembered = _remembered(repair, facts["sha256"], memory)
     contents = {
         NUMBERS: numbers,
         CARD: card(repair),
         FACTS: to_json(facts, indent=1),
     }
-    for name, content in contents.items():
+    with storage_errors(f"remove the memory in {folder}"):
+        for name in MEMORY:  # of the repair that was there
+            (folder / name).unlink(missing_ok=True)
+    for name, content in {**contents, **remembered}.items():
         write_whole(folder / name, content)
     return folder
+
+
+def _remembered(repair: RepairData, sha256: str, wanted: bool | None) -> dict[str, bytes | str]:
+    """The files of the repair's memory, if it is kept."""
+    if repair.memory is None or wanted is False:
+        return {}
+    files = artefact_memory.packed(repair.memory, sha256)
+    size = sum(map(len, files))
+    if wanted is None and size > artefact_memory.LIMIT:
+        warnings.warn(
+            f"What {repair.name} remembers of its fit has {size / GIB:.2g} GiB and isn't kept, so "
+            "that nothing can be folded in later; save it with memory=True to keep it.",
+            stacklevel=3,
+        )
+        return {}
+    return dict(zip(MEMORY, files, strict=True))
 
 
 def digest(repair: RepairData) -> str:
@@ -171,7 +196,8 @@ def load(name_or_path: str | Path, vlm: VLM | None = None) -> RepairData:
                 f"no channel of the artefact in {folder} uses its numbers {', '.join(unused):.80}; "
                 f"{again}"
             )
-        repair = RepairData(channels, told.fusion, told.name, facts["manifest"], monitors)
+        memory = artefact_memory.load(folder, told.sha256)
+        repair = RepairData(channels, told.fusion, told.name, facts["manifest"], monitors, memory)
     except ArtefactError:
         raise
     except (KeyError, TypeError, ValueError, SafetensorError, CareError) as error:
@@ -193,13 +219,14 @@ def check_model(repair: RepairData, vlm: VLM) -> None:
 
 
 def push(repair: RepairData, repo_id: str, **options: Any) -> str:
-    """Upload the artefact to the Hub as a model repository; the URL of the commit."""
+    """Upload the artefact to the Hub as a model repository, without its memory; the URL of the
+    commit."""
     from huggingface_hub import HfApi
 
     api = HfApi(token=options.pop("token", None))
     api.create_repo(repo_id, exist_ok=True, private=options.pop("private", None))
     with tempfile.TemporaryDirectory() as scratch:
-        folder = save(repair, Path(scratch) / "repair")
+        folder = save(repair, Path(scratch) / "repair", memory=False)
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **options))
 
 

@@ -59,12 +59,13 @@ def random_control(repair: Repair, seed: int = 0) -> Repair:
         old = channel.subspace
         drawn = random_subspace(old.width, old.rank, old.mean, seed=seed + place)
         channels.append(replace(channel, subspace=drawn))
-    return replace(repair, channels=tuple(channels), name="random subspace")
+    return replace(repair, channels=tuple(channels), name="random subspace", memory=None)
 
 
 def means_control(repair: Repair, fitter: Fitter) -> Repair:
     """The repair with the bare difference of means in place of every channel."""
-    return replace(repair, channels=fitter.means(repair.channels), name="difference of means")
+    means = fitter.means(repair.channels)
+    return replace(repair, channels=means, name="difference of means", memory=None)
 
 
 def random_discriminants(
@@ -85,7 +86,7 @@ def random_discriminants(
         _random(vlm, monitor, harmless, np.random.default_rng([seed, place]), batch_size)
         for place, monitor in enumerate(watching)
     ]
-    return replace(repair, monitors=tuple(drawn), name="random discriminant")
+    return replace(repair, monitors=tuple(drawn), name="random discriminant", memory=None)
 
 
 def seeing_control(repair: Repair) -> Repair:
@@ -101,7 +102,7 @@ def seeing_control(repair: Repair) -> Repair:
         replace(monitor, with_picture=sees)
         for monitor, sees in zip(repair.monitors, could, strict=True)
     )
-    return replace(repair, monitors=tuple(monitors), name="sees the picture")
+    return replace(repair, monitors=tuple(monitors), name="sees the picture", memory=None)
 
 
 def shuffled_labels(material: Material, seed: int | Sequence[int] = 0) -> Material:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import safetensors.numpy
@@ -47,8 +47,8 @@ _CLASS_OF = {
 
 
 @dataclass(frozen=True)
-class Material:
-    """What a defense is fitted on: requests with the model's own answers, sorted by outcome."""
+class Sorted:
+    """Requests with the model's own answers, by their outcome."""
 
     complied: tuple[Answered, ...]
     """Attacks that worked, with the model's answers."""
@@ -59,6 +59,36 @@ class Material:
     decisions: Mapping[Site, tuple[np.ndarray, ...]] = field(default_factory=dict, compare=False)
     """Activations at the decision position, (N, D) of each of the three classes, of the sites at
     which they were taken when the requests were answered."""
+
+    @property
+    def count(self) -> int:
+        """Requests of all classes."""
+        return sum(len(getattr(self, name)) for name in CLASSES)
+
+    def without(self, left_out: Callable[[Example], bool]) -> Sorted:
+        """What is there but for some of the requests."""
+        kept = {
+            name: [n for n, (e, _) in enumerate(getattr(self, name)) if not left_out(e)]
+            for name in CLASSES
+        }
+        return Sorted(self.complied, self.refused, self.answered, self.decisions).part(kept)
+
+    def part(self, kept: Mapping[str, Sequence[int]]) -> Self:
+        """The requests at these places of each class, with their activations."""
+        return type(self)(
+            **{name: tuple(getattr(self, name)[i] for i in kept[name]) for name in CLASSES},
+            decisions={
+                site: tuple(
+                    part[list(kept[name])] for name, part in zip(CLASSES, rows, strict=True)
+                )
+                for site, rows in self.decisions.items()
+            },
+        )
+
+
+@dataclass(frozen=True)
+class Material(Sorted):
+    """What a defense is fitted on: no class is empty."""
 
     def __post_init__(self) -> None:
         for name in CLASSES:
@@ -97,12 +127,41 @@ def gather(
 ) -> Material:
     """Let the model answer, and sort its answers by outcome.
 
+    For the options see `ask`. FitError if no attack worked, no malicious request was refused, or no
+    benign one answered.
+    """
+    found = ask(
+        vlm,
+        [*attacks, *benign],
+        judge=judge,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        sites=sites,
+        progress=progress,
+        seen=seen,
+        kept=kept,
+    )
+    return Material(found.complied, found.refused, found.answered, found.decisions)
+
+
+def ask(
+    vlm: VLM,
+    requests: Sequence[Example],
+    *,
+    judge: RulesJudge | None = None,
+    batch_size: int = 32,
+    max_new_tokens: int = 12,
+    sites: Sequence[Site] = (),
+    progress: Callable[[int], None] | None = None,
+    seen: Callable[[Sequence[Example], Sequence[str]], None] | None = None,
+    kept: KeptBatches | None = None,
+) -> Sorted:
+    """Let the model answer, and sort its answers by outcome; classes may be empty.
+
     With `sites`, activations at the decision position are taken on the way, from the same reading
     of the prompts. Batches that are `kept` aren't asked again; `seen` gets the requests and answers
-    of each batch when it is there. FitError if no attack worked, no
-    malicious request was refused, or no benign one answered.
+    of each batch when it is there.
     """
-    requests = [*attacks, *benign]
 
     def work(chunk: list[int]) -> list[tuple[str, dict[Site, np.ndarray]]]:
         reading = vlm.prefill([requests[place] for place in chunk], batch_size=len(chunk))
@@ -122,7 +181,7 @@ def gather(
             seen([requests[place] for place in chunk], [answer for answer, _ in done])
         return done
 
-    found = vlm.in_batches(requests, batch_size, showing, progress)
+    found = vlm.in_batches(list(requests), batch_size, showing, progress)
     verdicts = (judge or RulesJudge())([e.goal for e in requests], [answer for answer, _ in found])
     classes: dict[str, list[int]] = {name: [] for name in CLASSES}
     for place, (example, verdict) in enumerate(zip(requests, verdicts, strict=True)):
@@ -131,10 +190,15 @@ def gather(
         name = _CLASS_OF.get((example.kind, verdict.outcome(example.kind)))
         if name is not None:
             classes[name].append(place)
-    return Material(
+    return Sorted(
         **{name: tuple((requests[i], found[i][0]) for i in part) for name, part in classes.items()},
         decisions={
-            site: tuple(np.array([found[i][1][site] for i in part]) for part in classes.values())
+            site: tuple(
+                np.array([found[i][1][site] for i in part], np.float32).reshape(
+                    len(part), vlm.anatomy.site_width(site)
+                )
+                for part in classes.values()
+            )
             for site in sites
         },
     )
@@ -182,7 +246,7 @@ def _unpacked(sites: Sequence[Site], arrays: dict[str, np.ndarray]) -> _Found:
 # -- stored ----------------------------------------------------------------------------------------
 
 
-def material_to(material: Material) -> dict[str, Any]:
+def material_to(material: Sorted) -> dict[str, Any]:
     """Answers by class, as plain values; without activations."""
     return {name: [[e.id, answer] for e, answer in getattr(material, name)] for name in CLASSES}
 
@@ -193,6 +257,12 @@ def material_from(
     decisions: Mapping[Site, tuple[np.ndarray, ...]] | None = None,
 ) -> Material:
     """Inverse of `material_to`, given the examples that were asked and activations, if any."""
+    found = sorted_from(facts, examples)
+    return Material(found.complied, found.refused, found.answered, decisions or {})
+
+
+def sorted_from(facts: Mapping[str, Any], examples: Sequence[Example]) -> Sorted:
+    """The same without activations, where classes may be empty."""
     known = {example.id: example for example in examples}
     if len(known) < len(examples):
         raise DataError("two examples to fit on have the same id; give each its own")
@@ -200,7 +270,7 @@ def material_from(
     def part(name: str) -> tuple[Answered, ...]:
         return tuple((known[i], answer) for i, answer in facts[name])
 
-    return Material(part("complied"), part("refused"), part("answered"), decisions or {})
+    return Sorted(part("complied"), part("refused"), part("answered"))
 
 
 def save_decisions(path: Path, material: Material) -> None:

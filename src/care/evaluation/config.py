@@ -198,6 +198,23 @@ class EvaluationConfig:
         }
 
 
+@dataclass(frozen=True)
+class ProbeSpec:
+    """A few requests on which a defense is looked at, short of a whole evaluation."""
+
+    suites: Annotated[tuple[str, ...], Said("--suite", by_commas=True)] = ()
+    """Attack suites, names or .jsonl files, by commas; repeatable."""
+    utility: Annotated[tuple[str, ...], Said("--utility", by_commas=True)] = ()
+    """Harmless suites; repeatable; with neither: some of the small world."""
+    limit: Annotated[int, Between(1, MANY)] = 12
+    """Most examples of a suite."""
+    max_new_tokens: Annotated[int | None, Between(1, MAX_BATCH)] = None
+    """Length of an answer in tokens; none: 24 of the embedded model's, 512 of another's."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoredConfig:
     """The configuration of an evaluation or a main job, as far as it is read back."""

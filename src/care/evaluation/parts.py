@@ -41,4 +41,4 @@ def write_parts(repairs: Sequence[Path], run: Run) -> None:
     for name, path in part_paths(run.path).items():
         place = run.inside(*path.relative_to(run.path).parts)
         if not place.exists():
-            derived[name].save(place)
+            derived[name].save(place, memory=False)

@@ -30,7 +30,7 @@ from care.judges.language import NOT_ENGLISH, foreign
 from care.judges.refusal import certainly_refused
 from care.judges.rules import rules_for
 from care.models.alarms import PICTURED, Alarm
-from care.models.spec import EMBEDDED, ModelSpec
+from care.models.spec import ModelSpec
 from care.models.thoughts import answer_of
 from care.runs.progress import Bar, silent
 from care.runs.reading import valid_text
@@ -80,7 +80,7 @@ def evaluate(
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch_size must be at least 1, got {batch_size}.")
     cells = _cells(suites, defenses, seed)
-    spec = ModelSpec(None if vlm.name == EMBEDDED else vlm.name)
+    spec = ModelSpec(vlm.name)
     if judge is None:
         judge, stop = rules_for(spec), stop or certainly_refused
     batch_size, max_new_tokens = spec.batch(batch_size), spec.answer_length(max_new_tokens)

@@ -29,7 +29,7 @@ class ModelSpec:
     """A model by name, and how it is loaded."""
 
     name: Annotated[str | None, Said("model")] = None
-    """Name on the Hub or a folder; none: the embedded model."""
+    """Name on the Hub or a folder; none, or embedded: the embedded model."""
     dtype: Precision = "auto"
     """Precision of the model."""
     device_map: str | None = None
@@ -46,6 +46,8 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         known_tags(self.thoughts)
+        if self.name == EMBEDDED:
+            object.__setattr__(self, "name", None)
         names = ("device_map", "revision", "trust_remote_code", "attn_implementation")
         if self.name is None and (unused := [name for name in names if getattr(self, name)]):
             raise UsageError(

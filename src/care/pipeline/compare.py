@@ -13,17 +13,19 @@ row and the batch where it stopped:
     overheads.jsonl      seconds of the same answers under each, in turns
     attacks/             pictures that were made against each row, where they were asked for
     table.json, report.html, table.md
+    studies.json         further studies, where they were asked for (`studies`)
 
-A finished one goes on with more rivals, fits or attacks, where it is asked for them. Nothing is
-chosen on test examples. Not here: figures (`care.evaluation.comparison_table`), the page
+A finished one goes on with more rivals, fits, attacks or studies, where it is asked for them.
+Nothing is chosen on test examples. Not here: figures (`care.evaluation.comparison_table`), the page
 (`care.report.comparison`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import Any
 
 from care.data.example import Example, Suite, SuiteRole
 from care.defenses.base import Defense
@@ -51,6 +53,7 @@ from care.pipeline.comparison_rows import (
     QUICKER,
     CareRows,
     Materials,
+    Part,
     RivalFits,
     RowPlan,
     plan_of,
@@ -60,11 +63,13 @@ from care.pipeline.comparison_rows import (
 from care.pipeline.config import QUICKLY, CompareJob
 from care.pipeline.fits import Fit, Fits, Made
 from care.pipeline.overheads import BATCH, overheads
-from care.pipeline.search import Search
+from care.pipeline.search import Search, setting_name
 from care.pipeline.selection import RULE as CARES_RULE
 from care.pipeline.stages import COMPARED, Stages
+from care.pipeline.studies import OWN, Studied, Study, best_rivals, check_studies
 from care.pipeline.tuning import FULL, QUICK, Options, settings_of
 from care.pipeline.workflow import open_run
+from care.report.comparison import write_comparison
 from care.runs.progress import Bar, silent
 from care.runs.rows import Rows
 from care.runs.run import Run
@@ -80,24 +85,34 @@ class _Row:
     plan: RowPlan
     fits: tuple[Fit, ...]
     tried: tuple[TriedSettings, ...] = ()
+    options: Options = field(default_factory=dict[str, Any])
+    """The settings that were taken."""
+    anew: Callable[[Part], Made] | None = None
+    """It, with these, fitted on another part of the material; none of CARE's, which share fits."""
+
+    @property
+    def key(self) -> str:
+        """The name by which its fits and answers are kept."""
+        return setting_name(self.plan.name, self.options)
 
     def named(self) -> list[tuple[str, Defense]]:
-        """Its defenses, by their names in judged answers."""
+        """Its defenses, by the names by which their answers are kept."""
         return [
-            (name_of(self.plan.name, number), fit.defense)
+            (name_of(self.key, number), fit.defense)
             for number, fit in enumerate(self.fits)
             if fit.defense is not None
         ]
 
 
 def name_of(row: str, number: int) -> str:
-    """Name of one fit of a row in judged answers."""
+    """Name of one fit of a row."""
     return f"{row}, fit {number + 1}" if number else row
 
 
 def compare(job: CompareJob, progress: Bar | None = None) -> ComparisonTable:
-    """The whole comparison. UsageError for a rival or an attack that there isn't."""
+    """The whole comparison. UsageError for a rival, an attack or a study that there isn't."""
     kinds, attacks = rivals(job.defenses), AskedAttacks.of(job.adaptive)
+    check_studies(job.studies)
     with open_run(job) as run:
         run.record(asked=job.asked())
         with run.stage("model"):
@@ -109,6 +124,12 @@ def compare(job: CompareJob, progress: Bar | None = None) -> ComparisonTable:
 def halved(suites: Sequence[Suite]) -> list[Suite]:
     """Every other example of each suite, which the further fits of a row are asked."""
     return [replace(suite, examples=tuple(suite)[::2]) for suite in suites]
+
+
+def renamed(results: Results, names: Mapping[str, str]) -> Results:
+    """The same answers, with other names of defenses."""
+    rows = results.rows
+    return Results([row | {"defense": names.get(row["defense"], row["defense"])} for row in rows])
 
 
 class _Comparison:
@@ -135,9 +156,10 @@ class _Comparison:
         chosen, _ = work.select(shared, diagnosis)
         with work.inner("selection") as inner:
             bare = work.ask(work.counted("validation"), [None], "selection", inner)
-        own = CareRows(work, diagnosis, chosen, bare, materials).plans()
-        with self.run.stage("fits"), self.bar("fits", len(own) * job.fits) as bar:
-            rows = [self._row(plan, make, bar.advance) for plan, make in own]
+        own = CareRows(work, diagnosis, chosen, bare, materials)
+        plans = own.plans()
+        with self.run.stage("fits"), self.bar("fits", len(plans) * job.fits) as bar:
+            rows = [self._row(plan, make, bar.advance) for plan, make in plans]
         if (care := next(row for row in rows if row.plan.name == CARE)).fits[0].failed:
             raise FitError(care.fits[0].failed)
         after = 1 + rows.index(care)
@@ -147,13 +169,19 @@ class _Comparison:
                 bar.advance(0, note=name)
                 rows.append(self._rival(name, kind, materials))
                 bar.advance(1)
-        tests = self._tests()
+        tests = self._tests(job.quick)
         named = [each for row in rows for each in row.named()]
-        first = {row.plan.name: row.fits[0] for row in rows}
+        first = {row.key: row.fits[0] for row in rows}
         results = work.ask(
             tests, [None, *(each for each in named if each[0] in first)], "evaluation"
         )
         again = self._again(results, tests, [each for each in named if each[0] not in first])
+        shown = {
+            name_of(row.key, number): name_of(row.plan.name, number)
+            for row in rows
+            for number in range(job.fits)
+        }
+        results, again = (renamed(each, shown) for each in (results, again))
         there = {name: fit.defense for name, fit in first.items() if fit.defense is not None}
         ratios = self._overheads(there)
         folders = {name: fit.folder for name, fit in first.items() if fit.folder is not None}
@@ -162,13 +190,41 @@ class _Comparison:
         made = comparison_rows(results, planned, job.run.seed, again)
         self.run.check_there()
         suites: dict[str, SuiteRole] = {name: results.role(name) for name in results.suites}
-        return ComparisonTable(
+        table = ComparisonTable(
             suites,
             tuple(made),
             comparison_claims(made, suites),
             self._notes(kinds),
             self.search.budget(),
         )
+        if job.studies:
+            write_comparison(table, self.run.path)  # there while studies go on
+            self._study(rows, own, materials)
+        return table
+
+    def _study(self, rows: Sequence[_Row], own: CareRows, materials: Materials) -> None:
+        """What is studied besides, of CARE and of the best rivals."""
+        there = {
+            row.plan.name: (row, row.fits[0].defense)
+            for row in rows
+            if row.fits[0].defense is not None
+        }
+        taken = {
+            name: (settings, defense)
+            for name, (row, defense) in there.items()
+            if row.plan.group == "rival"
+            for settings in row.tried
+            if settings.chosen
+        }
+        studied = [
+            Studied(
+                name, row.key, defense, row.anew or (lambda part, n=name: own.on(part).made(n, 0))
+            )
+            for name in (*OWN, *best_rivals(self.search, taken))
+            for row, defense in [there[name]]
+        ]
+        tests = self._tests(compared=True)
+        Study(self.search, studied, materials, tests).made(self.job.studies)
 
     # -- fits ------------------------------------------------------------------------------------
 
@@ -186,7 +242,8 @@ class _Comparison:
         always = QUICKER.get(name, {}) if self.job.quick else {}
         rival = RivalFits(self.work, kind, materials, always)
         wanted = settings_of(kind, self.size.most(kind), self.job.run.seed, always)
-        return self._searched(plan_of(name, kind), wanted, rival.made)
+        row = self._searched(plan_of(name, kind), wanted, rival.made)
+        return replace(row, anew=lambda part: rival.on(part).made(row.options, 0))
 
     def _tuned(self, shared: Fitter, diagnosis: Diagnosis, materials: Materials) -> list[_Row]:
         """CARE's presets as rivals are tuned; monitors are chosen on the same sample too."""
@@ -212,19 +269,20 @@ class _Comparison:
     ) -> _Row:
         """A row with the best of these settings, fitted by every number."""
         best = self.search.of(plan.name, wanted, lambda options: made(options, 0))
-        found = [best.fit]
+        found, key = [best.fit], setting_name(plan.name, best.options)
         if best.fit.defense is not None:
             found += [
-                self.fits.made(name_of(plan.name, number), lambda n=number: made(best.options, n))
+                self.fits.made(name_of(key, number), lambda n=number: made(best.options, n))
                 for number in range(1, self.job.fits)
             ]
-        return _Row(plan, tuple(found), best.tried)
+        return _Row(plan, tuple(found), best.tried, best.options)
 
     # -- figures ---------------------------------------------------------------------------------
 
-    def _tests(self) -> list[Suite]:
+    def _tests(self, compared: bool) -> list[Suite]:
+        """All test suites, or of the small world attacks and those that controls are asked."""
         suites = self.work.suites("test")
-        if not self.job.quick or self.job.attacks is not None:
+        if not compared or self.job.attacks is not None:
             return suites
         return [suite for suite in suites if suite.role == "attack" or suite.name in COMPARED]
 
@@ -276,7 +334,7 @@ class _Comparison:
                 plan.cost.answers,
                 plan.cost.trains,
                 plan.cost.needs,
-                ratios.get(plan.name),
+                ratios.get(row.key),
                 first.seconds,
                 harmful,
                 harmless,
@@ -287,7 +345,7 @@ class _Comparison:
                 for number, fit in enumerate(row.fits)
                 if number and fit.failed is None
             ),
-            tuple(figure for figure in found if figure.defense == plan.name),
+            tuple(replace(each, defense=plan.name) for each in found if each.defense == row.key),
         )
 
     def _notes(self, kinds: Sequence[str] | Mapping[str, object]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ is tuned as rivals are (`care_settings`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -19,7 +20,7 @@ from care.defenses import known
 from care.defenses.base import Defense
 from care.defenses.controls import random_control, random_discriminants, shuffled_labels
 from care.defenses.cost import Cost
-from care.defenses.material import Material
+from care.defenses.material import CLASSES, Material
 from care.defenses.monitors.choosing import fit_monitors, labelled_answer
 from care.defenses.repair.channel import Modality
 from care.defenses.repair.fitting import Fitter
@@ -34,7 +35,7 @@ from care.models.sites import Site
 from care.pipeline.ablation import fitted as fitted_change
 from care.pipeline.ablation_rows import Change
 from care.pipeline.fits import Made, timed
-from care.pipeline.material_parts import drawn
+from care.pipeline.material_parts import apart, drawn
 from care.pipeline.selection import Candidate
 from care.pipeline.stages import Stages
 from care.pipeline.tuning import Options, is_fitted, options_of
@@ -70,6 +71,18 @@ class RowPlan:
     """Where it was published."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of the material that rows are fitted on besides."""
+
+    label: str
+    """What it is, in the names of fits and of answers."""
+    without: tuple[str, ...] = ()
+    """Suites that nothing is fitted on."""
+    most: int | None = None
+    """Most requests of each class, if not as many as every row is fitted on."""
+
+
 class Materials:
     """What each number of a fit is fitted on."""
 
@@ -79,6 +92,15 @@ class Materials:
     def of(self, number: int) -> Material:
         """The part of that number."""
         return drawn(self._material, self._most, number, self._seed)
+
+    def on(self, part: Part) -> Materials:
+        """The same of another part; FitError where nothing is left of a class."""
+        material = apart(self._material, part.without) if part.without else self._material
+        return Materials(material, part.most or self._most, self._seed)
+
+    def there(self) -> int:
+        """Requests of the class that has most, all of them."""
+        return max(len(getattr(self._material, name)) for name in CLASSES)
 
     def counts(self) -> tuple[int, int]:
         """Harmful and harmless requests of each part."""
@@ -132,6 +154,10 @@ class RivalFits:
         self.work, self.kind, self.materials, self.always = work, kind, materials, always or {}
         self._shared: dict[tuple[Any, ...], Made] = {}
 
+    def on(self, part: Part) -> RivalFits:
+        """Its fits on another part of the material."""
+        return RivalFits(self.work, self.kind, self.materials.on(part), self.always)
+
     def made(self, options: Options, number: int) -> Made:
         """The rival with these options on the part of that number, which is its seed too."""
         after = {name: options[name] for name in self.kind.unfitted if name in options}
@@ -171,13 +197,30 @@ class CareRows:
         chosen: Candidate,
         validation: Results,
         materials: Materials,
+        stage: str = "monitors",
     ) -> None:
+        """`stage` is the one that their monitors are fitted in."""
         self.work, self.diagnosis, self.validation = work, diagnosis, validation
-        self.config, self.materials = chosen.fitter.config, materials
+        self.chosen, self.config, self.materials = chosen, chosen.fitter.config, materials
+        self.stage = stage
         self.places: dict[Modality, list[Site]] = {}
         for channel in chosen.repair.channels:
             self.places.setdefault(channel.modality, []).append(channel.site)
         self._edits, self._whole = cache(self._fit_edits), cache(self._fit_whole)
+        self.on = cache(self._on)
+
+    def _on(self, part: Part) -> CareRows:
+        """Its rows on another part of the material, whose monitors are chosen without the suites
+        that it leaves out; made once. FitError where nothing is left of a class."""
+        kept = Results([r for r in self.validation.rows if r["suite"] not in part.without])
+        stage = f"monitors-{re.sub(r'[^A-Za-z0-9]+', '-', part.label)}"
+        return CareRows(
+            self.work, self.diagnosis, self.chosen, kept, self.materials.on(part), stage
+        )
+
+    def made(self, name: str, number: int) -> Made:
+        """The fit of a number of the row of that name."""
+        return next(make for plan, make in self.plans() if plan.name == name)(number)
 
     def plans(self) -> list[tuple[RowPlan, Callable[[int], Made]]]:
         """All rows with their fits of a number: presets, parts, the default, then controls."""
@@ -214,7 +257,7 @@ class CareRows:
         """The default, and seconds of its edits and of its monitors."""
         edits, seconds = self._edits(number)
         assert isinstance(edits, Repair)
-        stage = f"monitors-{number}" if number else "monitors"
+        stage = f"{self.stage}-{number}" if number else self.stage
         fitter = self._fitter(self.materials.of(number))
         found = self.work.monitors(fitter, self.validation, stage)
         return replace(edits, monitors=found.monitors), seconds, self.work.seconds(stage)
@@ -247,6 +290,7 @@ class CareRows:
                 (),
                 self.config.monitors,
                 batch_size=self.work.job.batch,
+                remember=False,
             )
             return replace(self._edited(material), monitors=found.monitors)
 

@@ -1,4 +1,4 @@
-"""What `care repair`, `care diagnose`, `care fit`, `care ablate` and `care compare` are asked for.
+"""What the jobs are asked for: `care repair`, `diagnose`, `fit`, `ablate`, `compare`, `verify`.
 
 Plain data, which the command line shows and a manifest stores. What a job works on is in `splits`,
 what it does in `workflow`.
@@ -6,13 +6,15 @@ what it does in `workflow`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from care.errors import UsageError
+from care.evaluation.config import ProbeSpec
 from care.models.spec import ModelSpec
-from care.runs.settings import FILE, MANY, MAX_BATCH, Between, Said, check_bounds
+from care.runs.settings import FILE, MANY, MAX_BATCH, MAX_SEED, Between, Said, check_bounds
 from care.runs.spec import RunSpec
 
 Preset = Literal["paper", "official", "corrected"]
@@ -71,6 +73,57 @@ class RepairJob:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UpdateJob:
+    """New attacks that are folded into a saved repair."""
+
+    repair: Annotated[Path, Said("repair")]
+    """Folder of a repair that remembers what it was fitted on."""
+    attacks: Annotated[Path, FILE]
+    """New attacks, JSON Lines; half of their goals are folded in, the others asked."""
+    benign: Annotated[Path | None, FILE] = None
+    """Benign requests to fold in and to ask in the same way, JSON Lines."""
+    curve: str = ""
+    """Numbers of attacks that worked, by commas (1,4,16,64): the repair is also asked with so many
+    of them."""
+    run: RunSpec = RunSpec(Path("runs/update"))
+    """Where it goes."""
+    max_new_tokens: Annotated[int, Between(1, MAX_BATCH)] = 24
+    """Length of an answer in tokens; that which the repair was fitted with."""
+    model: ModelSpec = ModelSpec()
+    """What the repair is for."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.curve and not re.fullmatch(r"[1-9][0-9]{0,8}(,[1-9][0-9]{0,8})*", self.curve):
+            raise UsageError(
+                f"--curve takes numbers of attacks by commas, as 1,4,16,64, got {self.curve!r:.40}."
+            )
+
+    @property
+    def counts(self) -> list[int]:
+        """The numbers of the curve, smallest first."""
+        return sorted({int(count) for count in self.curve.split(",") if count})
+
+    @property
+    def batch(self) -> int:
+        """Examples that are answered together."""
+        return self.model.batch(self.run.batch_size)
+
+    def config(self) -> dict[str, Any]:
+        """Everything that decides the numbers, for the manifest."""
+        return {
+            **self.model.facts(),
+            "seed": self.run.seed,
+            "repairs": [str(self.repair)],
+            "attacks": str(self.attacks),
+            "benign": None if self.benign is None else str(self.benign),
+            "curve": self.counts,
+            "batch_size": self.run.batch_size,
+            "max_new_tokens": self.max_new_tokens,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompareJob(RepairJob):
     """One comparison of defenses."""
 
@@ -87,6 +140,9 @@ class CompareJob(RepairJob):
     adaptive: tuple[str, ...] = ()
     """Attack to make against every row, NAME[,option=value]…, see `care list attacks`; repeatable.
     """
+    studies: Annotated[tuple[str, ...], Said("--study")] = ()
+    """What to study besides of CARE and the best rivals: families (attacks that nothing was fitted
+    on), sizes (fitted on few requests to many) or strengths; repeatable."""
 
     @property
     def fits(self) -> int:
@@ -101,11 +157,41 @@ class CompareJob(RepairJob):
     def config(self) -> dict[str, Any]:
         """Everything that decides the numbers of a row, for the manifest.
 
-        Which rows, fits and attacks are asked for decides none, so that a comparison can go on with
-        more of them.
+        Which rows, fits, attacks and studies are asked for decides none, so that a comparison can
+        go on with more of them.
         """
         return super().config() | {"fitted_on": self.most}
 
     def asked(self) -> dict[str, Any]:
-        """Which rows, fits and attacks are asked for."""
-        return {"defenses": self.defenses, "fits": self.fits, "adaptive": self.adaptive}
+        """Which rows, fits, attacks and studies are asked for."""
+        return {
+            "defenses": self.defenses,
+            "fits": self.fits,
+            "adaptive": self.adaptive,
+            "studies": self.studies,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyJob:
+    """One look at whether a repair works on a model."""
+
+    model: ModelSpec = ModelSpec()
+    """The model that it is put on."""
+    repair: Annotated[Path, Said("repair")]
+    """Folder of a repair, or of another saved defense."""
+    probe: ProbeSpec = ProbeSpec()
+    """What it is asked."""
+    max_asr: Annotated[float | None, Between(0, 1)] = None
+    """Fail above this mean ASR on the probe; none: if it doesn't fall."""
+    max_lost: Annotated[float, Between(0, 1)] = 0.1
+    """Fail if the rate of harmless suites falls by more."""
+    max_cost: Annotated[float | None, Between(0, MANY)] = None
+    """Fail if a token takes longer by more than this share; none: it is told."""
+    seed: Annotated[int, Between(0, MAX_SEED)] = 0
+    """Seed of what is drawn."""
+    out: Path = Path("runs/verify")
+    """Folder of the page."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)

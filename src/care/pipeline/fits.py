@@ -9,6 +9,7 @@ model or these requests is told and not an end of the job.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from care.runs.rows import Row, Rows
 from care.runs.run import Run
 
 FILE = "fits.jsonl"
+_LONG = 60
 _UNFIT = (FitError, SiteError, ArtefactError, NotFiniteError)
 """What says that a defense doesn't suit the model or what it is fitted on."""
 
@@ -79,7 +81,7 @@ class Fits:
         return Fit(defense, seconds, None, folder)
 
     def _folder(self, key: str) -> Path:
-        return self.run.inside("fits", re.sub(r"[^A-Za-z0-9]+", "-", key))
+        return self.run.inside("fits", _file_name(key))
 
     def _add(
         self, row: Row | None, key: str, seconds: float, failed: str | None, stored: bool
@@ -87,6 +89,14 @@ class Fits:
         if row is None:
             told = {"seconds": round(seconds, 3), "failed": failed, "stored": stored}
             self.rows.add({"key": key} | told)
+
+
+def _file_name(key: str) -> str:
+    """A file's name for a key: its words, and a digest where they don't tell all of it."""
+    words = re.sub(r"[^A-Za-z0-9]+", "-", key).strip("-")
+    if len(words) < _LONG and not re.search(r"[^A-Za-z0-9 ,:-]", key):
+        return words
+    return f"{words[:_LONG]}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
 
 def timed(make: Callable[[], Defense]) -> Made:

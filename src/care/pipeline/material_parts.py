@@ -9,7 +9,7 @@ The activations that come with the material go along. Nothing is asked of a mode
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,8 +20,7 @@ from care.errors import FitError
 
 def thinned(material: Material, most: int) -> Material:
     """At most `most` requests of each class, evenly spaced, with their activations."""
-    return _part(
-        material,
+    return material.part(
         {name: spread(range(len(getattr(material, name))), most) for name in CLASSES},
     )
 
@@ -37,8 +36,7 @@ def apart(material: Material, without: Sequence[str]) -> Material:
             f"Nothing that is fitted on is of the suite {missing[0]}, so it can't be left out; its "
             "row is for the small world's suites."
         )
-    return _part(
-        material,
+    return material.part(
         {
             name: [n for n, (e, _) in enumerate(getattr(material, name)) if e.suite not in without]
             for name in CLASSES
@@ -52,21 +50,9 @@ def drawn(material: Material, most: int, number: int, seed: int = 0) -> Material
         return thinned(material, most)
     rng = np.random.default_rng([seed, number])
     counts = {name: len(getattr(material, name)) for name in CLASSES}
-    return _part(
-        material,
+    return material.part(
         {
             name: sorted(rng.permutation(count)[: min(most, count)].tolist())
             for name, count in counts.items()
-        },
-    )
-
-
-def _part(material: Material, kept: Mapping[str, Sequence[int]]) -> Material:
-    """The requests at these places of each class."""
-    return Material(
-        **{name: tuple(getattr(material, name)[i] for i in kept[name]) for name in CLASSES},
-        decisions={
-            site: tuple(part[list(kept[name])] for name, part in zip(CLASSES, rows, strict=True))
-            for site, rows in material.decisions.items()
         },
     )

@@ -35,9 +35,9 @@ class Searched:
     """Share of broken answers with each; none of what wasn't asked."""
 
 
-def setting_name(of: str, place: int) -> str:
-    """Name of a defense with the settings that are tried at this place."""
-    return f"{of}, setting {place + 1}"
+def setting_name(of: str, options: Options) -> str:
+    """Name of a defense with these settings, by which its fits and answers are kept."""
+    return f"{of} ({', '.join(f'{k}={v}' for k, v in told(options).items())})" if options else of
 
 
 class Search:
@@ -59,7 +59,7 @@ class Search:
     def of(self, name: str, wanted: Sequence[Options], make: Callable[[Options], Made]) -> Searched:
         """The best of the settings that are `wanted` of a defense; of a single one, nothing is
         asked."""
-        names = [setting_name(name, place) for place in range(len(wanted))]
+        names = [setting_name(name, options) for options in wanted]
         found = [
             self.fits.made(key, lambda o=options: make(o))
             for key, options in zip(names, wanted, strict=True)

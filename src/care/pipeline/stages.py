@@ -34,6 +34,7 @@ from care.defenses.neuron_suppression import NeuronSuppression
 from care.defenses.repair.channel import Modality
 from care.defenses.repair.fitting import Fitter
 from care.defenses.repair.fitting_data import said
+from care.defenses.repair.memory import Memory
 from care.defenses.repair.presets import PRESETS
 from care.defenses.repair.repair import Repair
 from care.diagnosis.activation_means import spread
@@ -224,7 +225,8 @@ class Stages(Workspace):
         chosen = next(c for c in tried if c.name == best)
         selection = {"rule": RULE, "candidates": rows, "screened": screened}
         if fitter.config.monitors is None:
-            return chosen, selection
+            memory = chosen.fitter.remembered(chosen.repair.channels)
+            return replace(chosen, repair=replace(chosen.repair, memory=memory)), selection
         return self.watched(chosen, table, selection)
 
     def began_before_monitors(self) -> bool:
@@ -238,8 +240,11 @@ class Stages(Workspace):
 
         `table` holds validation's bare answers, which are what monitors read.
         """
-        found = self.monitors(chosen.fitter, table)
-        repair = replace(chosen.repair, monitors=found.monitors)
+        found = self.monitors(chosen.fitter, table, remember=True)
+        memory = None
+        if found.memory:  # of a stage that an earlier version ended, nothing is remembered
+            memory = chosen.fitter.remembered(chosen.repair.channels, found.memory)
+        repair = replace(chosen.repair, monitors=found.monitors, memory=memory)
         name = f"{chosen.name}, with monitors"
         with self.inner("selection") as inner:
             suites, defenses = self.counted("validation"), [None, (name, repair)]
@@ -258,9 +263,11 @@ class Stages(Workspace):
         table: Results,
         name: str = "monitors",
         shares: Sequence[float] = (),
+        remember: bool = False,
     ) -> MonitorsFit:
-        """Monitors, fitted once and kept as the artefact of a repair without channels; those with
-        the thresholds of other `shares` of false alarms are kept beside it."""
+        """Monitors, fitted once and kept as the artefact of a repair without channels, with what
+        they rest on if that is asked for; those with the thresholds of other `shares` of false
+        alarms are kept beside it."""
         folders = {share: f"{name}-{share:g}" for share in shares}
 
         def make() -> dict[str, Any]:
@@ -272,8 +279,11 @@ class Stages(Workspace):
                 fitter.config.monitors,
                 batch_size=self.job.batch,
                 shares=shares,
+                remember=remember,
             )
-            Repair((), monitors=found.monitors).save(self.run.inside(name))
+            memory = Memory(None, found.memory) if remember else None
+            repair = Repair((), monitors=found.monitors, memory=memory)
+            repair.save(self.run.inside(name))
             for share, folder in folders.items():
                 Repair((), monitors=found.others[share]).save(self.run.inside(folder))
             for file in files:
@@ -288,8 +298,10 @@ class Stages(Workspace):
             "monitors",
             what=f"The stage {name} of {self.run.path}",
         )
-        read, *others = (Repair.load(self.run.path / folder).monitors for folder in every)
-        return MonitorsFit(read, told.choices, told.tried, dict(zip(folders, others, strict=True)))
+        read, *others = (Repair.load(self.run.path / folder) for folder in every)
+        memory = () if read.memory is None else read.memory.monitors
+        by_share = {s: each.monitors for s, each in zip(folders, others, strict=True)}
+        return MonitorsFit(read.monitors, told.choices, told.tried, by_share, memory)
 
     def finalists(
         self, fitter: Fitter, sites: Mapping[Modality, Sequence[Site]]

@@ -142,17 +142,18 @@ def taken(before: Mapping[str, float], tried: Sequence[TriedSettings]) -> tuple[
 
     `before` are the bare model's rates.
     """
-    rates = {
-        str(place): {
-            "asr": each.asr or 0.0,
-            "utility": 1.0 if each.utility is None else each.utility,
-            "answered": 1.0 if each.answered is None else each.answered,
-            "degenerate": 0.0,
-        }
-        for place, each in enumerate(tried)
-        if each.failed is None
-    }
+    rates = {str(place): rates_of(each) for place, each in enumerate(tried) if each.failed is None}
     if not rates:
         return tuple(tried)
     best = int(ranked(before, rates, LIMITS)[0])
     return tuple(replace(each, chosen=place == best) for place, each in enumerate(tried))
+
+
+def rates_of(tried: TriedSettings) -> dict[str, float]:
+    """What settings came to, by which they are ranked; what wasn't measured loses nothing."""
+    return {
+        "asr": tried.asr or 0.0,
+        "utility": 1.0 if tried.utility is None else tried.utility,
+        "answered": 1.0 if tried.answered is None else tried.answered,
+        "degenerate": 0.0,
+    }

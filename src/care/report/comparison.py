@@ -1,7 +1,8 @@
 """Write a comparison of defenses: `table.json`, a page, and a table in Markdown for a README.
 
 All three are from one table (`care.evaluation.comparison_table`); nothing here computes a figure.
-`load_comparison` reads the first, and `page_of` makes the second of it.
+`load_comparison` reads the first, and `page_of` makes the second of it. Where further studies
+stand beside the table (`care.report.studies`), page and Markdown show them too.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from care.evaluation.comparison_studies import Studies
 from care.evaluation.comparison_table import ComparedRow, ComparisonTable
+from care.report import studies, study_charts
 from care.report.comparison_charts import cost_chart, forest, pareto_chart
 from care.report.evaluation import page_beside
 from care.report.html import filled
@@ -40,7 +43,9 @@ def write_comparison(table: ComparisonTable, folder: Path | str) -> Path:
     """Write the three files into `folder`; the page's path. StorageError if that fails."""
     tree = {"schema": SCHEMA, "title": TITLE, **to_tree(table, "The comparison")}
     file = Path(folder) / NAME
-    write_table(file, tree, as_markdown(table))
+    found = studies.load_studies(file.parent)
+    more = "" if found is None else studies.as_markdown(found)
+    write_table(file, tree, as_markdown(table) + more)
     return page_of(file)
 
 
@@ -55,7 +60,10 @@ def page_of(file: Path) -> Path:
     DataError for what isn't one, StorageError if the page can't be written.
     """
     page = page_beside(file)
-    html = render_comparison(load_comparison(file), file_digest(file, "comparison"), file.name)
+    more = studies.load_studies(file.parent)
+    told = None if more is None else (more, file_digest(file.with_name(studies.NAME), "studies"))
+    digest = file_digest(file, "comparison")
+    html = render_comparison(load_comparison(file), digest, file.name, told)
     write_whole(page, html.encode("utf-8"))
     return page
 
@@ -66,8 +74,14 @@ def load_comparison(file: Path) -> ComparisonFile:
     return from_tree(ComparisonFile, tree, strict=False, what=f"The comparison {file}")
 
 
-def render_comparison(found: ComparisonFile, digest: str, json_name: str) -> str:
-    """The HTML page; `digest` is the SHA-256 of the JSON."""
+def render_comparison(
+    found: ComparisonFile,
+    digest: str,
+    json_name: str,
+    studied: tuple[Studies, str] | None = None,
+) -> str:
+    """The HTML page; `digest` is the SHA-256 of the JSON, `studied` further studies and theirs."""
+    more, more_digest = studied or (None, "")
     attacks = [(f.attack, f.requests) for row in found.rows for f in row.adaptive]
     return filled(
         "comparison_page.html.j2",
@@ -80,23 +94,30 @@ def render_comparison(found: ComparisonFile, digest: str, json_name: str) -> str
         forest=forest(found.rows),
         costs=cost_chart(found.rows),
         settings=lambda options: _settings(options) or "as published",
-        sections=_sections(found),
+        studies=more,
+        studies_digest=more_digest,
+        studies_name=studies.NAME,
+        study_charts=study_charts,
+        sections=_sections(found, more),
     )
 
 
-def _sections(found: ComparisonFile) -> list[tuple[str, str]]:
+def _sections(found: ComparisonFile, more: Studies | None) -> list[tuple[str, str]]:
     sections = [
-        ("claims", "What it shows"),
-        ("pareto", "Safety and utility"),
-        ("forest", "Attack success"),
-        ("rows", "Every row"),
-        ("suites", "By suite"),
-        ("costs", "Cost"),
-        ("adaptive", "Attacks that know the defense"),
-        ("tuning", "Settings that were tried"),
+        ("claims", "What it shows", True),
+        ("pareto", "Safety and utility", True),
+        ("forest", "Attack success", True),
+        ("rows", "Every row", True),
+        ("suites", "By suite", True),
+        ("costs", "Cost", True),
+        ("adaptive", "Attacks that know the defense", any(row.adaptive for row in found.rows)),
+        ("studies", "Further studies", more is not None),
+        ("families", "Unseen families", more is not None and more.families),
+        ("sizes", "Requests to fit on", more is not None and more.sizes),
+        ("strengths", "Strength", more is not None and more.strengths),
+        ("tuning", "Settings that were tried", True),
     ]
-    adaptive = any(row.adaptive for row in found.rows)
-    return [part for part in sections if part[0] != "adaptive" or adaptive]
+    return [(anchor, title) for anchor, title, there in sections if there]
 
 
 def _certified(found: ComparisonFile) -> str | None:

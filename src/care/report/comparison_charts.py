@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from care.evaluation.comparison_table import CARE, ComparedRow
 from care.report import svg
+from care.report.chart_labels import Box, Mark, groups, labels
 from care.report.numbers import number, percent
 from care.report.rate_charts import label_width, told
 from care.report.svg import WIDTH, Scale, tag
@@ -72,11 +73,14 @@ def pareto_chart(rows: Sequence[ComparedRow]) -> Markup:
     best = [(x(100 * _asr(row)), y(100 * _use(row))) for row in front(there)]
     if len(best) > 1:
         parts.append(svg.path(best, "link", fill="none"))
-    named = [row.name for row in front(there)]
-    for row, use in zip(there, uses, strict=True):
-        parts.append(_point(row, use, x, y))
-        if row.name in named or row.group in ("bare", "care"):
-            parts.append(_name(row, use, x, y))
+    ahead = [row.name for row in front(there)]
+    named = [row for row in there if row.name in ahead or row.group in ("bare", "care")]
+    marks = {row.name: (x(100 * _asr(row)), y(100 * _use(row))) for row in there}
+    upper = sorted(zip(there, uses, strict=True), key=lambda pair: pair[0].group == "care")
+    parts += [_point(row, use, x, y) for row, use in upper]
+    blocks = groups([Mark(svg.shorten(row.name, 30), *marks[row.name]) for row in named])
+    within = Box(x.start + 4, _TOP - 6, WIDTH - 4, _HEIGHT - 2)
+    parts.append(labels(blocks, within, list(marks.values())))
     lines = svg.x_axis(x, _TOP, _HEIGHT, "mean attack success, percent", x.ticks(6))
     title = "Attack success against harmless use"
     return svg.canvas(WIDTH, _HEIGHT + 46, title, _legend(there), lines, *parts)
@@ -145,13 +149,6 @@ def _point(row: ComparedRow, use: Interval, x: Scale, y: Scale) -> Markup:
         svg.marker(shape, at, up, look),
         class_="datum",
     )
-
-
-def _name(row: ComparedRow, use: Interval, x: Scale, y: Scale) -> Markup:
-    """Its name beside its mark, on the side where there is room."""
-    at, right = x(100 * _asr(row)), _asr(row) > 0.7
-    place = (at - 9, "end") if right else (at + 9, "start")
-    return svg.label(place[0], y(100 * use.rate) - 7, svg.shorten(row.name, 24), place[1], "value")
 
 
 def _bar(row: ComparedRow, scale: Scale, y: float) -> Markup:

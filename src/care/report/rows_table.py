@@ -15,9 +15,14 @@ from care.runs.files import write_whole
 from care.statistics.intervals import Interval
 
 
-def write_table(file: Path, tree: dict[str, Any], markdown: str) -> None:
-    """Write `tree` as JSON into `file`, and the Markdown beside it. StorageError if that fails."""
+def write_tree(file: Path, tree: dict[str, Any]) -> None:
+    """Write `tree` as JSON into `file`. StorageError if that fails."""
     write_whole(file, (json.dumps(tree, indent=1, allow_nan=False) + "\n").encode("ascii"))
+
+
+def write_table(file: Path, tree: dict[str, Any], markdown: str) -> None:
+    """The same, and the Markdown beside it."""
+    write_tree(file, tree)
     write_whole(file.with_suffix(".md"), markdown.encode("utf-8"))
 
 

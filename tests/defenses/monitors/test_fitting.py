@@ -22,24 +22,7 @@ from care.defenses.monitors.fitting import MonitorConfig, auc, fit_monitor, stat
 from care.defenses.monitors.reading import Exchange
 from care.defenses.monitors.results import Choice
 from care.errors import FitError, UsageError
-
-HARMFUL = "To forge a passport, you will need a printer and some paper first."
-HARMLESS = "To plant a tree, you will need a spade and some water first."
-REFUSAL = "I'm sorry, but I can't help with that."
-SMALL = MonitorConfig(kinds=("ffn_out", "layer_out"), depths=(0.3, 0.7), false_alarms=0.1)
-
-
-def said(n=24, start=0):
-    """Answers of three kinds, told apart by their words."""
-    found = []
-    for k in range(start, start + n):
-        bad = Example(f"m{k}", f"forge a passport no. {k}", goal=f"forge a passport {k}",
-                      kind="malicious", suite="direct")  # fmt: skip
-        good = Example(f"b{k}", f"plant a tree no. {k}", goal=f"plant a tree {k}", suite="benign")
-        found += [(bad, f"{HARMFUL} {k}", True), (good, f"{HARMLESS} {k}", False)]
-        found.append((bad, f"{REFUSAL} {k}", False))
-    return found
-
+from kit.said import HARMFUL, REFUSAL, SMALL, said
 
 # -- thresholds ------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from care.data.contamination import goal_in_text
 from care.data.example import Example
 from care.defenses.monitors.features import Labelled
 from care.defenses.monitors.fitting import MonitorConfig, MonitorFit, fit_monitor
+from care.defenses.monitors.memory import MonitorMemory, remembered
 from care.defenses.monitors.monitor import Monitor
 from care.defenses.monitors.reading import Exchange
 from care.defenses.monitors.results import (
@@ -59,6 +60,8 @@ class MonitorsFit:
     """The sites and poolings tried for each reading, best first."""
     others: Mapping[float, tuple[Monitor, ...]] = field(default_factory=dict)
     """The same monitors with the thresholds of other shares of false alarms."""
+    memory: tuple[MonitorMemory, ...] = ()
+    """What each monitor rests on, if that was to be kept."""
 
     def told(self) -> MonitorsTold:
         """What is told of it."""
@@ -73,12 +76,14 @@ def fit_monitors(
     *,
     batch_size: int = 32,
     shares: Sequence[float] = (),
+    remember: bool = True,
 ) -> MonitorsFit:
     """Fit monitors on answers of the undefended model, and choose between them on others.
 
     Without `validation` cross-fitted scores of the answers to fit on take its place. Thresholds are
-    taken for other `shares` of false alarms too. FitError where harmful or harmless examples are
-    missing or too few.
+    taken for other `shares` of false alarms too. What the monitors rest on is kept unless
+    `remember` is False; that reads the harmless ones of `validation` once more. FitError where
+    harmful or harmless examples are missing or too few.
     """
     config = config or MonitorConfig()
     said = _spread(said, config.most)
@@ -94,6 +99,14 @@ def fit_monitors(
     judged = answers[1] or answers[0]
     choices = [_choice(fits, reads, judged, config) for reads in CHOICES]
     taken = best_choice(choices)
+    shared: dict[Reads, float] = {"request": config.share()}
+    shared |= dict.fromkeys(taken.reads, config.share(len(taken.reads)))
+    memory = []
+    if remember:
+        memory = [
+            remembered(vlm, fits[reads], config, share, batch_size)
+            for reads, share in shared.items()
+        ]
     order = [taken, *(each for each in choices if each is not taken)]
     return MonitorsFit(
         _watching(fits, taken.reads, config),
@@ -103,6 +116,7 @@ def fit_monitors(
             share: _watching(fits, taken.reads, replace(config, false_alarms=share))
             for share in shares
         },
+        tuple(memory),
     )
 
 

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from care.defenses.monitors.detector import Detector
+from care.defenses.monitors.monitor import pooled_rows, read_at
 from care.defenses.monitors.reading import Exchange, Reads, log_odds, over_batches, readable
+from care.defenses.monitors.results import Pooling
 from care.models.hooks import read
 from care.models.short_pass import activations_of
 from care.models.sites import Site
@@ -31,6 +33,18 @@ BASES: tuple[Base, ...] = get_args(Base)
 
 
 @dataclass(frozen=True)
+class Tag:
+    """What an example is like."""
+
+    harmful: bool
+    """Of a request, that what it asks for is; of an answer, that it does it."""
+    kind: str
+    """Family of attacks, or kind of harmless examples."""
+    group: str
+    """What must not be split between folds: the goal."""
+
+
+@dataclass(frozen=True)
 class Labelled:
     """An exchange, whether it is harmful, and what it is like."""
 
@@ -42,6 +56,11 @@ class Labelled:
     """Family of attacks, or kind of harmless examples."""
     group: str
     """What must not be split between folds: the goal."""
+
+    @property
+    def tag(self) -> Tag:
+        """What it is like."""
+        return Tag(self.harmful, self.kind, self.group)
 
 
 def only_readable(
@@ -120,6 +139,36 @@ def token_scores(
         ]
 
     return over_batches(vlm, reads, [each.exchange for each in examples], score, batch_size)
+
+
+def reading_rows(
+    vlm: VLM,
+    reads: Reads,
+    examples: Sequence[Labelled],
+    site: Site,
+    pooling: Pooling,
+    batch_size: int,
+) -> list[np.ndarray]:
+    """Pooled activations (R, D) float32 of the R readings of each readable example."""
+
+    def take(batch: Batch, counted: Tensor) -> list[np.ndarray]:
+        h = activations_of(vlm, batch, [site])[site].float().cpu().numpy()
+        own = [rows[kept] for rows, kept in zip(h, counted.cpu().numpy(), strict=True)]
+        return [
+            pooled_rows(rows, pooling, read_at(len(rows), reads)).astype(np.float32) for rows in own
+        ]
+
+    return over_batches(vlm, reads, [each.exchange for each in examples], take, batch_size)
+
+
+def read_odds(vlm: VLM, reads: Reads, examples: Sequence[Labelled], batch_size: int) -> np.ndarray:
+    """Refusal log-odds (N, 1) float32 at the ends of readable examples."""
+
+    def read(batch: Batch, counted: Tensor) -> list[float]:
+        return log_odds(vlm, vlm.forward(batch, logits_to_keep=1))
+
+    found = over_batches(vlm, reads, [each.exchange for each in examples], read, batch_size)
+    return np.array(found, np.float32).reshape(-1, 1)
 
 
 @torch.no_grad()

@@ -35,6 +35,7 @@ from care.defenses.monitors.features import (
     Base,
     Labelled,
     Pair,
+    Tag,
     only_readable,
     pooled_activations,
     token_scores,
@@ -125,6 +126,8 @@ class MonitorCandidate:
     """Greatest score of each example that can be read, by its place among those judged."""
     harmless: Kinds
     """Of all harmless examples that thresholds rest on."""
+    x: np.ndarray | None = None
+    """Pooled activations (N, D) of the examples to fit on; None for the refusal log-odds."""
 
     def monitor(self, false_alarms: float) -> Monitor:
         """The monitor at which at most this share of every harmless kind raises the alarm."""
@@ -152,6 +155,11 @@ class MonitorFit:
     """The one that was taken."""
     tried: tuple[MonitorTrial, ...]
     """All of them; the first is the one that was taken."""
+    fitted: tuple[Labelled, ...]
+    """The examples to fit on, as they are read."""
+    held: tuple[Labelled, ...]
+    """The examples to choose on, as they are read; none where those to fit on took their place,
+    but for refusal log-odds."""
 
 
 def fit_monitor(
@@ -173,61 +181,79 @@ def fit_monitor(
     for harmful, what in ((True, "harmful"), (False, "harmless")):
         if not any(each.harmful is harmful for each in judged):
             raise FitError(f"There is no {what} example to choose a monitor of the {reads} on.")
-    found = _fitted(vlm, reads, examples, validation, config, batch_size)
+    fit, held = (only_readable(vlm, reads, part) for part in (examples, validation))
+    found = _fitted(
+        vlm, reads, fit, held if validation else fit, bool(validation), config, batch_size
+    )
     tried = [(candidate.tried(judged, share), candidate) for candidate in found]
     tried.sort(key=lambda pair: (-mean_share(pair[0].caught), -pair[0].auc))
-    return MonitorFit(tried[0][1], tuple(each for each, _ in tried))
+    best = tried[0][1]
+    rests = held[1] if validation or best.site is not None else fit[1]
+    return MonitorFit(best, tuple(each for each, _ in tried), tuple(fit[1]), tuple(rests))
+
+
+Readable = tuple[list[int], list[Labelled]]
+"""Places and forms of the examples that can be read."""
 
 
 def _fitted(
     vlm: VLM,
     reads: Reads,
-    examples: Sequence[Labelled],
-    validation: Sequence[Labelled],
+    examples: Readable,
+    judged: Readable,
+    apart: bool,
     config: MonitorConfig,
     batch_size: int,
 ) -> list[MonitorCandidate]:
-    """A candidate for each site and pooling, and the one that nothing is fitted to."""
-    places, fit = only_readable(vlm, reads, examples)
-    held_places, held = only_readable(vlm, reads, validation) if validation else (places, fit)
+    """A candidate for each site and pooling, and the one that nothing is fitted to.
+
+    `apart`: those that are judged on are others than those to fit on.
+    """
+    (_, fit), (held_places, held) = examples, judged
     sites, poolings = config.sites(vlm.anatomy.n_layers), config.pooled(reads)
-    bases: list[Base] = [base for base in BASES if base in map(_base, poolings)]
+    bases: list[Base] = [base for base in BASES if base in map(base_of, poolings)]
     rows = pooled_activations(vlm, reads, fit, list(product(sites, bases)), batch_size)
     detectors: dict[Pair, Detector] = {}
     crossed: dict[Pair, np.ndarray] = {}
     for pair, x in rows.items():
-        detectors[pair], crossed[pair] = _detector(x, fit, config)
-    read = validation or reads != "exchange"
+        tags = [each.tag for each in fit]
+        detectors[pair], crossed[pair] = detector_of(x, tags, config.shrinkage, config.share())
+    read = apart or reads != "exchange"
     tokens = token_scores(vlm, reads, held, detectors, batch_size) if read else []
 
     def candidate(
         site: Site | None, pooling: Pooling, scores: Sequence[float], harmless: Kinds
     ) -> MonitorCandidate:
-        detector = None if site is None else detectors[site, _base(pooling)]
+        pair = None if site is None else (site, base_of(pooling))
+        detector, x = (None, None) if pair is None else (detectors[pair], rows[pair])
         by_place = dict(zip(held_places, map(float, scores), strict=True))
-        return MonitorCandidate(reads, site, detector, pooling, by_place, harmless)
+        return MonitorCandidate(reads, site, detector, pooling, by_place, harmless, x)
 
     found = []
     for site, pooling in product(sites, poolings):
-        pair = (site, _base(pooling))
+        pair = (site, base_of(pooling))
         # Cross-fitted scores are those of single tokens or of their mean; a window has none.
-        harmless = _harmless(fit, crossed[pair]) if pooling != "window" else ()
-        if validation:
+        harmless = harmless_of(fit, crossed[pair]) if pooling != "window" else ()
+        if apart:
             scores = [highest(each.scores[pair], reads, pooling) for each in tokens]
-            found.append(candidate(site, pooling, scores, harmless + _harmless(held, scores)))
+            found.append(candidate(site, pooling, scores, harmless + harmless_of(held, scores)))
         elif harmless:
             found.append(candidate(site, pooling, list(crossed[pair]), harmless))
     odds = [each.log_odds for each in tokens if each.log_odds is not None]
-    return [*found, candidate(None, "last", odds, _harmless(held, odds))] if odds else found
+    return [*found, candidate(None, "last", odds, harmless_of(held, odds))] if odds else found
 
 
-def _detector(
-    x: np.ndarray, examples: Sequence[Labelled], config: MonitorConfig
+def detector_of(
+    x: np.ndarray, tags: Sequence[Tag], shrinkage: float, share: float
 ) -> tuple[Detector, np.ndarray]:
-    """The detector of rows x (N, D), and the cross-fitted score of each row (N,)."""
-    harmful, harmless, order = _sides(x, examples)
-    fit = DetectorFit(harmful, harmless, config.shrinkage)
-    weights = fit.hardness(config.share())
+    """The detector of rows x (N, D), and the cross-fitted score of each row (N,).
+
+    How hard the harmless kinds are is told by `share` of their scores. FitError as of
+    `DetectorFit`.
+    """
+    harmful, harmless, order = _sides(x, tags)
+    fit = DetectorFit(harmful, harmless, shrinkage)
+    weights = fit.hardness(share)
     parts = fit.crossfit(weights)
     return fit.detector(weights), np.concatenate(list(parts.values()))[np.argsort(order)]
 
@@ -267,7 +293,7 @@ def auc(harmful: np.ndarray, harmless: np.ndarray) -> float:
     return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
 
 
-def _sides(x: np.ndarray, examples: Sequence[Labelled]) -> tuple[Families, Families, np.ndarray]:
+def _sides(x: np.ndarray, examples: Sequence[Tag]) -> tuple[Families, Families, np.ndarray]:
     """Rows of the harmful by family and of the harmless by kind, and the order of both."""
     sides: list[dict[str, FamilyRows]] = []
     order: list[int] = []
@@ -293,7 +319,10 @@ def _merged(kinds: Sequence[str]) -> list[str]:
     return [kind if counts[kind] >= _LEAST else rest for kind in kinds]
 
 
-def _harmless(examples: Sequence[Labelled], scores: Sequence[float] | np.ndarray) -> Kinds:
+def harmless_of(
+    examples: Sequence[Tag] | Sequence[Labelled], scores: Sequence[float] | np.ndarray
+) -> Kinds:
+    """Kinds and scores of the harmless ones."""
     return tuple(
         (each.kind, float(score))
         for each, score in zip(examples, scores, strict=True)
@@ -301,5 +330,6 @@ def _harmless(examples: Sequence[Labelled], scores: Sequence[float] | np.ndarray
     )
 
 
-def _base(pooling: Pooling) -> Base:
+def base_of(pooling: Pooling) -> Base:
+    """What the detectors of a pooling are fitted on."""
     return "last" if pooling == "last" else "mean"

@@ -227,3 +227,19 @@ def pooled(scores: np.ndarray, pooling: Pooling, at: Sequence[int]) -> np.ndarra
     # Shorter windows stand in until there are 8 tokens, and then no longer count.
     full = np.maximum.accumulate(windows[WINDOW - 1 :]) if len(scores) >= WINDOW else windows[:0]
     return np.concatenate([windows[: WINDOW - 1], full])[ends]
+
+
+def pooled_rows(h: np.ndarray, pooling: Pooling, at: Sequence[int]) -> np.ndarray:
+    """What the scores of `pooled` are of, (R, D) float64 of activations h (n, D).
+
+    The greatest score of the rows is that of the readings; of windows that are full there is one
+    row each, whenever they were read.
+    """
+    ends = np.asarray(at) - 1
+    if pooling == "last":
+        return h[ends].astype(np.float64)
+    sums = np.cumsum(h, axis=0, dtype=np.float64)
+    if pooling == "mean" or len(h) < WINDOW:
+        return sums[ends] / (ends + 1)[:, None]
+    before = np.concatenate([np.zeros((1, h.shape[1])), sums])[: len(h) - WINDOW + 1]
+    return (sums[WINDOW - 1 :] - before) / WINDOW

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from care.defenses.monitors.monitor import Monitor
 from care.defenses.repair.gate import Gate
+from care.defenses.repair.memory import Memory
 from care.defenses.repair.subspace import Subspace
 from care.errors import ArtefactError, SiteError, UsageError
 from care.models.sites import Scope, Site
@@ -84,6 +85,8 @@ class RepairData:
     """What it was fitted on and with: model, preset, digests, versions, evaluation summary."""
     monitors: tuple[Monitor, ...] = ()
     """What watches requests and answers; without any, channels act on every request."""
+    memory: Memory | None = None
+    """What channels and monitors rest on, so that new requests can be folded in; None: nothing."""
 
     def __post_init__(self) -> None:
         if not self.channels and not self.monitors:

@@ -17,7 +17,6 @@ are those that an ablation of layers points to: a diagnosis with that preset has
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -28,10 +27,19 @@ from care.data.digests import picture_digests
 from care.data.example import Example, Suite
 from care.defenses.material import CLASSES, Answered, Material, gather
 from care.defenses.monitors.choosing import fit_monitors
+from care.defenses.monitors.memory import MonitorMemory
 from care.defenses.repair.channel import MODALITIES, Channel, Modality, RepairData
-from care.defenses.repair.family_subspace import Classes, unsafe_subspace
+from care.defenses.repair.families import LEAST_FAMILY, Told, classes_of
+from care.defenses.repair.family_subspace import Classes
 from care.defenses.repair.fitting_data import Contrast, ContrastName, activations, contrast, said
 from care.defenses.repair.gate import Crossfit, Gate, GateConfig, crossfit
+from care.defenses.repair.memory import (
+    DecisionMemory,
+    Memory,
+    anchored,
+    families_subspace,
+    told_of,
+)
 from care.defenses.repair.presets import PRESETS, Preset, RepairConfig
 from care.defenses.repair.subspace import Subspace, difference_of_means, fit_subspace
 from care.errors import FitError, UsageError
@@ -39,7 +47,6 @@ from care.judges.rules import RulesJudge
 from care.models.identity import model_facts
 from care.models.sites import Scope, Site, SiteKind
 from care.models.vlm import VLM
-from care.statistics.crossfit import FamilyRows
 from care.statistics.moments import Moments
 
 Shown = tuple[Example, str]
@@ -49,9 +56,6 @@ Places = Sequence[Site] | Mapping[Modality, Sequence[Site]]
 
 ANSWER_TOKENS = 24
 """Tokens of the answers that are fitted on, unless others are asked for."""
-
-_LEAST_FAMILY = 8
-"""Families with fewer examples are taken together as one."""
 
 
 def fit_repair(
@@ -88,11 +92,13 @@ def fit_repair(
         sites=sorted(sources) if chosen.reads_decisions else (),
         max_new_tokens=max_new_tokens,
     )
-    repair = Fitter(vlm, material, chosen, batch_size).repair(places, preset)
+    fitter = Fitter(vlm, material, chosen, batch_size)
+    repair = fitter.repair(places, preset)
     if chosen.monitors is None:
-        return repair
+        return replace(repair, memory=fitter.remembered(repair.channels))
     found = fit_monitors(vlm, said(material), (), chosen.monitors, batch_size=batch_size)
-    return replace(repair, monitors=found.monitors)
+    memory = fitter.remembered(repair.channels, found.memory)
+    return replace(repair, monitors=found.monitors, memory=memory)
 
 
 def chosen_sites(
@@ -138,13 +144,14 @@ class Fitter:
             for name, rows in zip(CLASSES, parts, strict=True)
         }
         self._pictures: dict[str, list[Shown]] = {}
+        self._told: list[tuple[Told, ...]] = []
         self._subspaces: dict[Any, Subspace] = {}
         self._crossfits: dict[Any, Crossfit] = {}
 
     def with_config(self, config: RepairConfig) -> Fitter:
         """A fitter of another configuration that shares what is expensive."""
         other = Fitter(self.vlm, self.material, config, self.batch_size)
-        other._rows, other._pictures = self._rows, self._pictures
+        other._rows, other._pictures, other._told = self._rows, self._pictures, self._told
         other._subspaces, other._crossfits = self._subspaces, self._crossfits
         return other
 
@@ -181,6 +188,19 @@ class Fitter:
         }
         return RepairData(tuple(channels), config.fusion, "care", manifest)
 
+    def remembered(
+        self, channels: Sequence[Channel], monitors: Sequence[MonitorMemory] = ()
+    ) -> Memory | None:
+        """What channels of this fit and monitors rest on; None of a fit that can't be kept."""
+        config = self.config
+        if not config.keeps_decisions:
+            return None
+        if not self._told:
+            self._told.extend(told_of(self._shown(name)) for name in CLASSES)
+        rows = {self._source(c.site): tuple(self._decisions(c.site)) for c in channels}
+        settings = (config.fit_kind, config.gate, config.projection, config.beta)
+        return Memory(DecisionMemory(tuple(self._told), rows, *settings), tuple(monitors))
+
     def modalities(self) -> list[Modality]:
         """The modalities that there are enough attacks for; FitError if there is none.
 
@@ -191,10 +211,10 @@ class Fitter:
         counts: dict[Modality, int] = {"image": sum(pictured), "text": pictured.count(False)}
         if self.config.directions == "activations":
             counts = {"image": counts["image"], "text": len(pictured)}
-        found: list[Modality] = [m for m, n in counts.items() if n >= _LEAST_FAMILY]
+        found: list[Modality] = [m for m, n in counts.items() if n >= LEAST_FAMILY]
         if not found:
             raise FitError(
-                f"only {len(pictured)} attacks worked, and at least {_LEAST_FAMILY} of a modality "
+                f"only {len(pictured)} attacks worked, and at least {LEAST_FAMILY} of a modality "
                 "are needed to fit a repair; add attacks that work"
             )
         return found
@@ -208,8 +228,7 @@ class Fitter:
             subspace = self._of_families(site, modality)
         if config.gate is not None:
             gate = self._gate(site, modality, config.gate)
-        if config.beta != 1.0:
-            subspace = replace(subspace, mean=np.float32(config.beta) * subspace.mean)
+        subspace = anchored(subspace, config.beta)
         return Channel(site, modality, config.scopes, subspace, config.strength, gate)
 
     def prefetch(self, sites: Sequence[Site]) -> None:
@@ -255,11 +274,8 @@ class Fitter:
                 self._pooled(f"{name} {modality}", [(e, "") for e, _ in shown], site, scope)
                 for name, shown in zip(CLASSES, (worked, turned_down, harmless), strict=True)
             )
-        return Classes(
-            attacks=_families(attacks, worked),
-            refused=FamilyRows(refused, _groups(turned_down)),
-            benign=_families(answered, harmless),
-        )
+        told = [[Told.of(*shown) for shown in part] for part in (worked, turned_down, harmless)]
+        return classes_of((attacks, refused, answered), told)
 
     def _shown_of(self, modality: Modality) -> tuple[list[Shown], list[Shown], list[Shown]]:
         """The attacks of a modality, and the refused and the answered requests beside them."""
@@ -291,13 +307,8 @@ class Fitter:
         projection, source = self.config.projection, self._source(site)
         key = (source, modality, self.config.attribution, weights, projection)
         if key not in self._subspaces:
-            shrinkage, within, refusals = weights
-            self._subspaces[key] = unsafe_subspace(
-                self.classes(site, modality),
-                shrinkage=shrinkage,
-                within=within,
-                refusals=refusals,
-                projection=projection,
+            self._subspaces[key] = families_subspace(
+                self.classes(site, modality), config, projection
             )
         return self._subspaces[key]
 
@@ -363,29 +374,3 @@ class Fitter:
 
     def _parts(self) -> tuple[tuple[Answered, ...], ...]:
         return self.material.complied, self.material.refused, self.material.answered
-
-
-def _families(x: np.ndarray, shown: Sequence[Shown]) -> dict[str, FamilyRows]:
-    """Rows (N, D) by family: the suite, or category where there is none; small ones together."""
-    names = [e.suite or e.category or "attacks" for e, _ in shown]
-    counts = Counter(names)
-    names = [name if counts[name] >= _LEAST_FAMILY else "others" for name in names]
-    found = {}
-    for name in dict.fromkeys(names):
-        own = [place for place, other in enumerate(names) if other == name]
-        if name != "others" or len(own) >= _LEAST_FAMILY or len(own) == len(names):
-            found[name] = FamilyRows(x[own], _groups([shown[place] for place in own]))
-    return found
-
-
-def _groups(shown: Sequence[Shown]) -> list[str]:
-    """Goal of each example, or its pictures where they serve several goals (a universal one)."""
-    goals = [e.goal or e.prompt for e, _ in shown]
-    pictures = [picture for _, picture in shown]
-    serve: dict[str, set[str]] = {}
-    for goal, picture in zip(goals, pictures, strict=True):
-        serve.setdefault(picture, set()).add(goal)
-    return [
-        picture if picture and len(serve[picture]) > 1 else goal
-        for goal, picture in zip(goals, pictures, strict=True)
-    ]

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from care.data.digests import picture_digests
 from care.defenses.activations import pool, pooled_activations
-from care.defenses.material import Answered, Material
+from care.defenses.material import Answered, Material, Sorted
 from care.defenses.monitors.choosing import Said
 from care.defenses.repair.attribution import AttributionConfig, attributed
 from care.errors import FitError
@@ -121,7 +121,7 @@ def activations(
     )
 
 
-def said(material: Material) -> list[Said]:
+def said(material: Sorted) -> list[Said]:
     """The material as monitors are fitted on it: answers, and whether they are harmful."""
     harmless = [*material.refused, *material.answered]
     return [(e, answer, True) for e, answer in material.complied] + [

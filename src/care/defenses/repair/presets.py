@@ -109,6 +109,11 @@ class RepairConfig:
         return stated
 
     @property
+    def keeps_decisions(self) -> bool:
+        """Whether all that channels are fitted on is such activations, which can be kept."""
+        return self.directions == "families" and self.attribution is None
+
+    @property
     def reads_decisions(self) -> bool:
         """Whether anything is fitted on activations at the decision position."""
         grouped = self.gate is not None or self.directions == "families"

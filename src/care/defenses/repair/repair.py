@@ -3,6 +3,7 @@
     data         channels and what they were fitted on                       `channel`
     mathematics  what they do to an activation, and the formula              `edit`
     estimation   from the model's own answers to requests                    `fitting`
+    more of it   from new requests, without the old ones                     `folding`, `memory`
     files        a folder that is checked before it is used                  `defenses.artefact`
 
 `Repair` puts these together and is all that a user touches. Fu et al. 2026, arXiv 2603.27240.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -26,6 +27,7 @@ from care.defenses.monitors.dialogue import Dialogue
 from care.defenses.repair.channel import Modality, RepairData
 from care.defenses.repair.edit import ChannelEdit, channel_edits
 from care.defenses.repair.fitting import fit_repair
+from care.defenses.repair.folding import fold_in
 from care.errors import UsageError
 from care.models.changed import changed_rows
 from care.models.edit_stats import EditStats
@@ -119,7 +121,8 @@ class Repair(RepairData, Defense):
     def opened(self) -> Repair:
         """The channels alone, closed wherever they act: as if every gate were wide open."""
         channels = tuple(replace(channel, gate=None) for channel in self.channels)
-        return replace(self, channels=channels, monitors=(), name=f"{self.name}, opened")
+        name = f"{self.name}, opened"
+        return replace(self, channels=channels, monitors=(), name=name, memory=None)
 
     def edits_only(self) -> Repair:
         """The repair without its monitors: gated channels that act on every request."""
@@ -144,7 +147,7 @@ class Repair(RepairData, Defense):
     @classmethod
     def of(cls, data: RepairData) -> Repair:
         """The repair that does what `data` says, as a fit or an artefact gives it."""
-        return cls(data.channels, data.fusion, data.name, data.manifest, data.monitors)
+        return cls(**{part.name: getattr(data, part.name) for part in fields(RepairData)})
 
     @classmethod
     def fit(
@@ -157,13 +160,25 @@ class Repair(RepairData, Defense):
         """Fit on requests; see `care.defenses.repair.fitting.fit_repair` for the options."""
         return cls.of(fit_repair(vlm, attacks, benign, **options))
 
+    def partial_fit(
+        self,
+        vlm: VLM,
+        attacks: Suite | Sequence[Example],
+        benign: Suite | Sequence[Example] = (),
+        **options: Any,
+    ) -> Repair:
+        """A repair that has learned from new requests too, without the old ones; see
+        `care.defenses.repair.folding.fold_in` for the options."""
+        return Repair.of(fold_in(self, vlm, list(attacks), list(benign), **options))
+
     def digest(self) -> str:
         """The SHA-256 that its artefact states, over everything it does and was fitted on."""
         return artefact.digest(self)
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the artefact's folder; see `care.defenses.artefact`."""
-        return artefact.save(self, Path(folder))
+    def save(self, folder: str | Path, memory: bool | None = None) -> Path:
+        """Write the artefact's folder, with its memory or not (by default unless that is large);
+        see `care.defenses.artefact`."""
+        return artefact.save(self, Path(folder), memory)
 
     @classmethod
     def load(cls, folder: str | Path, vlm: VLM | None = None) -> Repair:

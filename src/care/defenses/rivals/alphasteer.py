@@ -47,7 +47,7 @@ class AlphaSteer(Steering):
     searched: ClassVar[dict[str, tuple[Any, ...]]] = {
         "depths": ((0.3, 0.6), (0.3, 0.9), (0.5, 0.8)),
         "share": (0.3, 0.6, 0.9),
-        "strength": (0.25, 0.5, 1.0, 2.0),
+        "strength": (0.02, 0.05, 0.1, 0.25, 0.5, 1.0),
     }
 
     direction: np.ndarray

@@ -52,7 +52,7 @@ class Cast(Gated, Steering):
     )
     searched: ClassVar[dict[str, tuple[Any, ...]]] = {
         "depths": ((0.45, 0.75), (0.3, 0.5), (0.6, 0.9)),
-        "strength": (0.1, 0.25, 0.5, 1.0, 2.0),
+        "strength": (0.05, 0.1, 0.25, 0.5, 1.0),
     }
     scopes: ClassVar[tuple[Scope, ...]] = ("all",)
 

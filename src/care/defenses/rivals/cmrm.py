@@ -50,6 +50,7 @@ class Cmrm(Gated, Steering):
         "strength": (0.05, 0.1, 0.25, 0.5, 1.0),
         "anchor": ("data", "request"),
     }
+    unfitted: ClassVar[tuple[str, ...]] = ("strength", "anchor")
 
     direction: np.ndarray
     """v of each layer (L, D), of the anchors of the data set."""

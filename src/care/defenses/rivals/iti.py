@@ -53,7 +53,7 @@ class HeadSteering(Steering):
     cost: ClassVar[Cost] = Cost(needs=("attacks that worked", "refusals"))
     searched: ClassVar[dict[str, tuple[Any, ...]]] = {
         "share": (0.02, SHARE, 0.1, 0.2),
-        "strength": (5.0, 10.0, 15.0, 20.0),
+        "strength": (0.5, 1.0, 2.5, 5.0, 10.0, 15.0),
     }
     kind: ClassVar[SiteKind] = "mhsa_out"
 

@@ -55,7 +55,7 @@ class RefusalDirection(Steering):
 
     paper: ClassVar[str] = "Arditi et al. 2024, 2406.11717"
     cost: ClassVar[Cost] = Cost(needs=("refusals", "benign requests"))
-    searched: ClassVar[dict[str, tuple[Any, ...]]] = {"strength": (0.25, 0.5, 1.0, 1.5, 2.0)}
+    searched: ClassVar[dict[str, tuple[Any, ...]]] = {"strength": (0.1, 0.25, 0.5, 1.0, 1.5)}
     scopes: ClassVar[tuple[Scope, ...]] = ("all",)
 
     direction: np.ndarray

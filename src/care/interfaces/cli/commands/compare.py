@@ -17,6 +17,7 @@ def compare(job: CompareJob) -> None:
     hide_loading_bars()
     from care.pipeline.compare import compare as run_comparison
     from care.report.comparison import write_comparison
+    from care.report.studies import load_studies
     from care.runs.progress import Progress
 
     table = run_comparison(job, progress=Progress)
@@ -30,6 +31,7 @@ def compare(job: CompareJob) -> None:
         for row in table.rows
     ]
     print_table(["defense", "ASR", "utility", "answered", "p (Holm)"], cells)
-    for sentence in (*table.notes, *table.claims):
+    studied = load_studies(job.run.out)
+    for sentence in (*table.notes, *table.claims, *(studied.claims if studied else ())):
         print(sentence)
     print(page)
