@@ -53,6 +53,8 @@ class Family:
     """Whether pictures come in beside the sequence, not in the place of tokens."""
     missing: str = ""
     """What keeps it from being built here, if something does."""
+    note: str = ""
+    """What the page says of it beside what came of the checks."""
     mend: Callable[[], None] | None = None
     """Puts right what keeps its model from running in the installed transformers."""
 

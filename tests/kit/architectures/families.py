@@ -35,7 +35,7 @@ _IDEFICS: dict[str, Any] = {
 
 
 def _llama4() -> None:
-    """Its outputs are copied from those of its text model, which lack one in transformers 5.24."""
+    """Give the output of its text model a field that transformers 5.24.0 reads and doesn't make."""
     MoeCausalLMOutputWithPast.image_outputs = None  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -139,6 +139,8 @@ FAMILIES: dict[str, Family] = {
         token="<|patch|>",
         config={**_TOWER, "vision_config.intermediate_size": 128},
         mend=_llama4,
+        note="transformers 5.24.0 can't run it (its own `forward` reads `image_outputs`, which its "
+        "text model doesn't return); tried with that put right",
         stub=stand_in("<image>", "<|image_start|>" + "<|patch|>" * 4 + "<|image_end|>", whole),
     ),
     "mllama": Family(

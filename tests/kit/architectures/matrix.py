@@ -50,7 +50,7 @@ def tried(name: str, family: Family, folder: Path) -> Row:
         return Row(name, "", why={f"refused: {_said(error, name)}": ()})
     case = Case(vlm, family.adds, folder, family.apart, family.stub is not None)
     marks: dict[str, str] = {}
-    why: dict[str, tuple[str, ...]] = {}
+    why: dict[str, tuple[str, ...]] = {family.note: ()} if family.note else {}
     for head, check in CHECKS.items():
         marks[head] = YES
         try:
