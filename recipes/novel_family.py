@@ -8,7 +8,8 @@ validation answers are left out of thresholds and choices. Then so many of its a
 are folded in (`Repair.partial_fit`), and its test suite is asked, beside the harmless suites, under
 the whole repair and under its edits alone. The sites were scanned with the family there, so what
 shows is what rows teach, not what a diagnosis would miss. Answers join the job's rows.jsonl, a
-killed run goes on, and the figures are in novel-FAMILY.json.
+killed run goes on, the figures are in novel-FAMILY.json, and the repair that hasn't seen the family
+is in novel-FAMILY.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ def curve(work: Stages, run: Run, family: str, counts: Sequence[int]) -> dict[st
     """Attack success and harmless requests answered by the number of attacks folded in."""
     fitter = work.fitter()
     repair = left_out(work, run, fitter, family)
+    repair.save(run.inside(f"novel-{family}"))
     learned = {0: repair} | {
         count: Repair.of(folded(repair, work.vlm, part, batch_size=work.job.batch))
         for count, part in samples(fitter, family, counts).items()

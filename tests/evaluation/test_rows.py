@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from care.errors import CareError, DataError
-from care.evaluation import job as evaluation_job
+from care.evaluation import tabulation
 from care.evaluation.rows import AnswerRow, JudgedRow, VerdictRow, check_rows
 from care.evaluation.scores import Scorecard
 from care.interfaces.cli import app as cli
@@ -81,7 +81,7 @@ def test_no_file_of_an_evaluation_makes_a_traceback(finished, name, capsys, monk
     monkeypatch.setattr(inspect_logs, "_log", lambda run, suite, defense: str(run.manifest))
     if name in ("manifest.json", "answers.jsonl"):  # of which a scorecard reads nothing
         card = from_tree(Scorecard, json.loads((finished / "table.json").read_text()))
-        monkeypatch.setattr(evaluation_job, "scorecard", lambda *_, **__: card)
+        monkeypatch.setattr(tabulation, "scorecard", lambda *_, **__: card)
     whole = Path(shutil.copytree(finished, "whole"))
     text = (whole / name).read_text()
     refused = tried = 0

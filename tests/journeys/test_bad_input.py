@@ -97,7 +97,7 @@ def written(folder, *lines):
 
 
 def read_attacks(job):
-    return read_suite(job.attacks, "attack")
+    return read_suite(job.attacks[0], "attack")
 
 
 def claims_to_be(path, width, height):

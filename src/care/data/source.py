@@ -71,6 +71,22 @@ class Source:
         """What a person has to fetch and where it belongs; empty if nothing."""
         return self.by_hand.replace("{folder}", str(self.place()))
 
+    def kept(self, relative: str) -> Path | None:
+        """Where a file lies that was fetched before; None where it wasn't. Nothing is fetched."""
+        if self.host != "hub":
+            target = self._target(relative)
+            return target if target.is_file() else None
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(
+            self.at, relative, revision=self.revision, repo_type="dataset"
+        )
+        return Path(found) if isinstance(found, str) else None
+
+    def _target(self, relative: str) -> Path:
+        kind, _, digest = self.revision.partition(":")
+        return self.place() / "fetched" / (digest or kind)[:16] / _plain(relative)
+
     def fetch(self, relative: str) -> Path:
         """One file at the pinned revision. DownloadError if it can't be had."""
         if self.host == "hub":
@@ -78,8 +94,7 @@ class Source:
         address = f"{self.at}/{relative}"
         if self.host == "github":
             address = f"https://raw.githubusercontent.com/{self.at}/{self.revision}/{relative}"
-        kind, _, digest = self.revision.partition(":")
-        target = self.place() / "fetched" / (digest or kind)[:16] / _plain(relative)
+        target, digest = self._target(relative), self.revision.partition(":")[2]
         if not target.is_file():
             data = _get(address, f"{self.page}, or pass a copy with path")
             found = hashlib.sha256(data).hexdigest()

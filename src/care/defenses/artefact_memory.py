@@ -69,7 +69,7 @@ class DecisionFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MonitorFacts:
+class RememberedMonitor:
     """What memory.json says of a `MonitorMemory`."""
 
     reads: Reads
@@ -98,7 +98,7 @@ class MemoryFacts:
     """Digest of the repair that it belongs to."""
     decisions: DecisionFacts | None
     """What its channels rest on."""
-    monitors: tuple[MonitorFacts, ...]
+    monitors: tuple[RememberedMonitor, ...]
     """What its monitors rest on."""
     sha256: str
     """The digest."""
@@ -115,7 +115,7 @@ def packed(memory: Memory, repair: str) -> tuple[str, bytes]:
         kinds = _names([tag.kind for tag in each.fitted.tags], each.held.kinds)
         _pack_monitor(tensors, f"monitors.{place}", each, kinds)
         monitors.append(
-            MonitorFacts(
+            RememberedMonitor(
                 reads=each.reads,
                 site=each.site,
                 pooling=each.pooling,
@@ -250,7 +250,9 @@ def _decisions(tensors: Mapping[str, np.ndarray], facts: DecisionFacts) -> Decis
     )
 
 
-def _monitor(tensors: Mapping[str, np.ndarray], place: str, facts: MonitorFacts) -> MonitorMemory:
+def _monitor(
+    tensors: Mapping[str, np.ndarray], place: str, facts: RememberedMonitor
+) -> MonitorMemory:
     fitted = (
         tensors[f"{place}.fitted.harmful"].astype(bool).tolist(),
         _named(tensors[f"{place}.fitted.kinds"], facts.kinds),

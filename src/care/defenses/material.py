@@ -248,7 +248,11 @@ def _unpacked(sites: Sequence[Site], arrays: dict[str, np.ndarray]) -> _Found:
 
 def material_to(material: Sorted) -> dict[str, Any]:
     """Answers by class, as plain values; without activations."""
-    return {name: [[e.id, answer] for e, answer in getattr(material, name)] for name in CLASSES}
+    return {name: [[_key(e), answer] for e, answer in getattr(material, name)] for name in CLASSES}
+
+
+def _key(example: Example) -> str:
+    return f"{example.suite}/{example.id}"
 
 
 def material_from(
@@ -263,9 +267,11 @@ def material_from(
 
 def sorted_from(facts: Mapping[str, Any], examples: Sequence[Example]) -> Sorted:
     """The same without activations, where classes may be empty."""
-    known = {example.id: example for example in examples}
+    known = {_key(example): example for example in examples}
     if len(known) < len(examples):
-        raise DataError("two examples to fit on have the same id; give each its own")
+        raise DataError("two examples to fit on have the same suite and id; give each its own")
+    # Material of earlier versions names examples by their id, of which no two were the same.
+    known = {example.id: example for example in examples} | known
 
     def part(name: str) -> tuple[Answered, ...]:
         return tuple((known[i], answer) for i, answer in facts[name])

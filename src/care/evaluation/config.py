@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from care.attacks.joined import Joined
 from care.errors import UsageError
@@ -56,6 +56,24 @@ class JudgingSpec:
     def __post_init__(self) -> None:
         if not 0.0 < self.margin < 1.0:
             raise UsageError(f"the margin must lie between 0 and 1, got {self.margin}")
+
+
+def check_judges(judging: JudgingSpec) -> None:
+    """UsageError where there is no judge, or two would have one name in tables."""
+    from care.judges.registry import shown_name
+
+    if not judging.judges:
+        raise UsageError("an evaluation needs a judge; the offline one is called rules")
+    shown = [shown_name(wanted) for wanted in judging.judges]
+    if len(set(shown)) < len(shown):
+        raise UsageError(
+            f"two judges have one name in {', '.join(shown)}; give one another with as=NAME"
+        )
+
+
+def rules_alone(judging: JudgingSpec) -> bool:
+    """Whether the rules are the one judge: others are given whole answers."""
+    return judging.judges == (RULES,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,16 +133,8 @@ class EvaluationConfig:
     """What answers."""
 
     def __post_init__(self) -> None:
-        from care.judges.registry import shown_name
-
         check_bounds(self)
-        if not self.judging.judges:
-            raise UsageError("an evaluation needs a judge; the offline one is called rules")
-        shown = [shown_name(wanted) for wanted in self.judging.judges]
-        if len(set(shown)) < len(shown):
-            raise UsageError(
-                f"two judges have one name in {', '.join(shown)}; give one another with as=NAME"
-            )
+        check_judges(self.judging)
         defenses = [UNDEFENDED, *defense_names(self.repairs), *(PARTS if self.parts else ())]
         defenses += CONTROLS if self.controls else ()
         if len(set(defenses)) < len(defenses):
@@ -168,7 +178,7 @@ class EvaluationConfig:
     @property
     def cuts_refusals(self) -> bool:
         """Whether an answer ends as soon as it refuses."""
-        return self.judging.judges == (RULES,)
+        return rules_alone(self.judging)
 
     @property
     def batch(self) -> int:
@@ -246,11 +256,25 @@ class StoredConfig:
     cuts_refusals: bool = True
     """Whether answers end where they refuse."""
     attacks: str | None = None
-    """A main job's own attacks."""
+    """A main job's suites of attacks, by commas."""
     benign: str | None = None
-    """Its own benign requests."""
+    """Its suites of benign requests, by commas."""
+    test: tuple[str, ...] = ()
+    """Its suites that are tested alone."""
+    pgd: tuple[str, ...] = ()
+    """Radii of the pictures it makes."""
+    leaks: Literal["refuse", "leave-out"] = "refuse"
+    """What it does with goals on both sides."""
+    quick: str | None = None
+    """On which part of the examples it is, if not on all."""
     test_length: int | None = None
-    """Test examples of each suite; none of an evaluation."""
+    """Test examples of each suite of the small world; none of an evaluation."""
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Suites that it asked for by name or file."""
+        split = [name for part in (self.attacks, self.benign) if part for name in part.split(",")]
+        return (*split, *self.suites, *self.test, *self.utility)
 
 
 def read_config(manifest: Mapping[str, Any]) -> StoredConfig:

@@ -13,26 +13,21 @@ whole answers, as their protocols have it.
 from __future__ import annotations
 
 import gc
-import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from care.attacks.variants import Search
 from care.data.digests import digest_of, suite_digest
 from care.data.example import Suite
+from care.data.jsonl import ENDING
 from care.data.registry import fitted_suite, load_suite
 from care.defenses.loading import load_defense
-from care.errors import DataError
 from care.evaluation.adaptive import (
     check_goals,
     held_out,
     image_suites,
     make_images,
-    owners,
-    threats,
 )
 from care.evaluation.asked_attacks import (
     AskedVariants,
@@ -44,7 +39,6 @@ from care.evaluation.config import (
     CONTROLS,
     RULES,
     EvaluationConfig,
-    JudgingSpec,
     RejudgeConfig,
     StoredConfig,
     defense_names,
@@ -55,15 +49,12 @@ from care.evaluation.controls import check_controls, write_controls
 from care.evaluation.cost import cost, told
 from care.evaluation.joined import Attacked, choose, joined_suites
 from care.evaluation.leak_check import refuse_leaks, repair_leaks
-from care.evaluation.losses import losses_in
 from care.evaluation.parts import check_parts, write_parts
-from care.evaluation.rejudge import open_verdicts, record_identity, rejudge
-from care.evaluation.results import Results
-from care.evaluation.rows import JudgedRow, check_rows
+from care.evaluation.rejudge import record_identity
 from care.evaluation.runner import evaluate as answer_and_judge
-from care.evaluation.scorecard import scorecard
-from care.evaluation.scores import RepairLeaks, RunFacts, Scorecard
+from care.evaluation.scores import RepairLeaks, Scorecard
 from care.evaluation.suites import chosen_suites
+from care.evaluation.tabulation import judge_and_tabulate, run_facts
 from care.evaluation.variants import (
     check_variant_goals,
     fixed_suites,
@@ -71,23 +62,18 @@ from care.evaluation.variants import (
     search_variants,
     suites_of,
     variant_requests,
-    variant_threats,
 )
-from care.judges.labels import LabelReport, read_labels, with_labels
+from care.judges.labels import read_labels
 from care.judges.refusal import certainly_refused
-from care.judges.registry import check_judge, load_judge, needs_images
+from care.judges.registry import check_judge, needs_images
 from care.judges.rules import RulesJudge, rules_for
 from care.models.identity import load_pinned
 from care.models.spec import ModelSpec
 from care.runs.environment import started
 from care.runs.manifest import check_is_run
 from care.runs.progress import Bar
-from care.runs.rows import Row, Rows
-from care.runs.run import ROWS, Run, copy_run
-from care.typed import from_tree, to_tree
-
-TABLE = "table.json"
-"""Name of the scorecard in a run's folder."""
+from care.runs.run import Run, copy_run
+from care.typed import to_tree
 
 
 def evaluate(
@@ -131,7 +117,7 @@ def evaluate(
         suites = _answer(job, run, suites, requests, asked, rules, progress, tell)
         gc.collect()  # the model makes room for the judges
         pictures = {(s.name, e.id): e for s in suites for e in s}
-        return _judge_and_tabulate(
+        return judge_and_tabulate(
             run, job.judging, rules, labels, pictures, job.run.seed, False, progress
         )
 
@@ -150,7 +136,7 @@ def rejudge_run(asked: RejudgeConfig, progress: Bar | None = None) -> Scorecard:
     check_is_run(path)
     path = copy_run(path, asked.out) if asked.out is not None else path
     with Run(path, resume=True) as run:
-        _facts(run)  # what a table can't be made of shows before answers are judged
+        run_facts(run)  # what a table can't be made of shows before answers are judged
         config = read_config(run.manifest)
         if config.cuts_refusals and any(not w.startswith(RULES) for w in judges):
             warnings.warn(
@@ -165,7 +151,7 @@ def rejudge_run(asked: RejudgeConfig, progress: Bar | None = None) -> Scorecard:
         if any(map(needs_images, judges)):
             suites = asked_suites(run.path, config, [row["suite"] for row in run.rows()])
             examples = {(s.name, e.id): e for s in suites for e in s}
-        return _judge_and_tabulate(
+        return judge_and_tabulate(
             run,
             asked.judging,
             rules_for(model),
@@ -196,7 +182,9 @@ def asked_suites(path: Path, config: StoredConfig, seen: Sequence[str]) -> list[
     made += joined_suites(_attacked(path, defenses, in_variants, asked, images, requests))
     ours = {suite.name for suite in made}
     names = [*config.suites, *config.utility]
-    names = names or [name for name in dict.fromkeys(seen) if name not in ours]
+    if not names or config.test_length is not None:  # the latter of `care repair`
+        files = {Path(name).stem: name for name in config.named if name.endswith(ENDING)}
+        names = [files.get(name, name) for name in dict.fromkeys(seen) if name not in ours]
     return [*(load_suite(name, limit=limit, seed=seed) for name in names), *made]
 
 
@@ -286,106 +274,6 @@ def _attacked(
 ) -> Attacked:
     pairs = list(zip(in_variants, asked, strict=True)), list(zip(images, requests, strict=True))
     return Attacked(path, list(defenses), *pairs)
-
-
-def _judge_and_tabulate(
-    run: Run,
-    judging: JudgingSpec,
-    rules: RulesJudge,
-    labels: list[dict[str, Any]] | None,
-    examples: Any,
-    seed: int,
-    retry: bool,
-    progress: Bar | None,
-) -> Scorecard:
-    reports: list[LabelReport] = []
-    names: list[str] = []
-    verdicts = open_verdicts(run)
-    try:
-        for judge_wanted in judging.judges:
-            judge = load_judge(judge_wanted, rules)
-            about_answers = getattr(judge, "subject", "answer") == "answer"
-            if judge is not rules:
-                with run.stage(f"judge {judge.name}"):
-                    rejudge(run, judge, verdicts, examples=examples, retry=retry, progress=progress)
-            if about_answers:
-                names.append(judge.name)
-                if labels and not getattr(judge, "reads_images", False):
-                    reports.append(with_labels(labels, judge))
-            del judge
-            gc.collect()
-        card = _scorecard(run, verdicts, names, reports, judging.margin, seed)
-    finally:
-        verdicts.close()
-    for sentence in card.warnings:
-        warnings.warn(sentence, stacklevel=1)
-    tree = to_tree(card, "The scorecard")
-    run.write(TABLE, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
-    return card
-
-
-def _scorecard(
-    run: Run,
-    verdicts: Rows,
-    names: Sequence[str],
-    reports: Sequence[LabelReport],
-    margin: float,
-    seed: int,
-) -> Scorecard:
-    rows: list[Row] = run.rows()
-    check_rows(JudgedRow, rows, run.path / ROWS)
-    if not rows:
-        raise DataError(f"The run in {run.path} holds no judged answers; evaluate first.")
-    accuracies = {report.judge: report.counts for report in reports}
-    config = read_config(run.manifest)
-    in_variants, defenses = attacks_in_variants(config.adaptive), stored_defenses(config)
-    images = image_attacks(config.adaptive)
-    card = scorecard(
-        rows,
-        verdicts.all(),
-        primary=names[0] if names else RULES,
-        margin=margin,
-        accuracies=accuracies,
-        tried=suites_of(in_variants, defenses),
-        images=images,
-        owners={one.name: owners(run.path, one, defenses) for one in (*in_variants, *images)},
-        seed=seed,
-    )
-    found = threats(images, run.path, defenses, card.suites)
-    found += variant_threats(in_variants, run.path, defenses, card.suites)
-    return replace(
-        card,
-        labels=tuple(reports),
-        threats=tuple(found),
-        losses=tuple(losses_in(run.path, defenses)),
-        run=_facts(run),
-        warnings=tuple(_broken(rows)),
-    )
-
-
-def _facts(run: Run) -> RunFacts:
-    return from_tree(RunFacts, run.manifest, strict=False, what="The manifest of the run")
-
-
-def _broken(rows: list[Row]) -> list[str]:
-    """A sentence for each defense whose answers are no answers, which a rate doesn't show."""
-    cells: dict[str, list[str]] = {}
-    table = Results(rows)
-    for suite, defense in table.broken():
-        cells.setdefault(defense, []).append(suite)
-    failed = [
-        f"No answer under {defense} to {suite} could be judged; the errors are in its rows."
-        for suite in table.suites
-        for defense in table.defenses
-        if table.has(suite, defense)
-        and table.errors(suite, defense)
-        and not sum(table.outcomes(suite, defense).values())
-    ]
-    return failed + [
-        f"Nearly all answers under {defense} to {', '.join(suites)} are degenerate (broken text), "
-        "so that its rates there say nothing about safety."
-        for defense, suites in cells.items()
-    ]
 
 
 def _record(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from care.data.example import Suite
+from care.data.example import Suite, SuiteRole
+from care.data.jsonl import ENDING
 from care.data.registry import load_suite
 from care.data.small_world.suites import NAMES, PGD
 from care.errors import UsageError
@@ -28,13 +29,45 @@ def chosen_suites(
     if not suites and not utility:
         return [load_suite(name, limit=limit, seed=seed) for name in _small_world(model)]
     found = [load_suite(name, limit=limit, seed=seed) for name in suites]
-    useful = [load_suite(name, limit=limit, seed=seed) for name in utility]
-    for suite in useful:
+    return [*found, *harmless_suites(utility, "--utility", limit, seed)]
+
+
+def attack_suites(names: Sequence[str], option: str, limit: int | None, seed: int) -> list[Suite]:
+    """The suites that an option for attacks names; UsageError for one of another role."""
+    found = [load_suite(name, role=_role(name, "attack"), limit=limit, seed=seed) for name in names]
+    for suite in found:
+        if suite.role != "attack":
+            raise UsageError(
+                f"{option} names {suite.name}, which is no attack suite but one of harmless "
+                "requests; name it with --benign, --test or --utility."
+            )
+    return found
+
+
+def harmless_suites(
+    names: Sequence[str],
+    option: str,
+    limit: int | None,
+    seed: int,
+    role: SuiteRole | None = None,
+    instead: str = "--suite",
+) -> list[Suite]:
+    """The suites that an option for harmless requests names; `role` is that of files.
+
+    UsageError for an attack suite, which belongs to the option `instead`.
+    """
+    found = [load_suite(name, role=_role(name, role), limit=limit, seed=seed) for name in names]
+    for suite in found:
         if suite.role == "attack":
             raise UsageError(
-                f"--utility names {suite.name}, which is an attack suite; name it with --suite."
+                f"{option} names {suite.name}, which is an attack suite; name it with {instead}."
             )
-    return [*found, *useful]
+    return found
+
+
+def _role(name: str, role: SuiteRole | None) -> SuiteRole | None:
+    """The role that a file is read in; named suites have their own."""
+    return role if name.endswith(ENDING) else None
 
 
 def _small_world(model: str | None) -> list[str]:

@@ -282,7 +282,7 @@ class _Comparison:
     def _tests(self, compared: bool) -> list[Suite]:
         """All test suites, or of the small world attacks and those that controls are asked."""
         suites = self.work.suites("test")
-        if not compared or self.job.attacks is not None:
+        if not compared or self.job.attacks:
             return suites
         return [suite for suite in suites if suite.role == "attack" or suite.name in COMPARED]
 
@@ -307,7 +307,7 @@ class _Comparison:
         missing = [(name, each) for name, each in defenses.items() if name not in rows]
         try:
             with self.run.stage("overheads"), self.bar("overheads", len(missing)) as bar:
-                length = self.job.max_new_tokens
+                length = self.job.answer_length
                 for name, ratio in overheads(self.work.vlm, missing, timed, length):
                     rows.add({"key": name, "ratio": ratio})
                     bar.advance(1)

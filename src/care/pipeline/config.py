@@ -9,15 +9,28 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from care.errors import UsageError
-from care.evaluation.config import ProbeSpec
+from care.evaluation.config import (
+    JudgingSpec,
+    ProbeSpec,
+    StoredConfig,
+    check_judges,
+    rules_alone,
+)
 from care.models.spec import ModelSpec
 from care.runs.settings import FILE, MANY, MAX_BATCH, MAX_SEED, Between, Said, check_bounds
 from care.runs.spec import RunSpec
 
 Preset = Literal["paper", "official", "corrected"]
+Leaking = Literal["refuse", "leave-out"]
+
+UNCONSTRAINED = "unconstrained"
+"""The radius of a picture that may be any."""
+
+SHORT = 24
+"""Tokens of an answer that the rules alone judge, who tell by its beginning."""
 
 QUICK = 4
 """One in so many examples is asked in a quick job."""
@@ -31,24 +44,49 @@ class RepairJob:
 
     run: RunSpec = RunSpec(Path("runs/repair"))
     """Where it goes."""
-    attacks: Annotated[Path | None, FILE] = None
-    """Attacks of your own, JSON Lines; none: the small world's."""
-    benign: Annotated[Path | None, FILE] = None
-    """Benign requests of your own, JSON Lines."""
+    attacks: Annotated[tuple[str, ...], Said("--attacks", by_commas=True)] = ()
+    """Attacks to fit on, suites by name or .jsonl files, by commas; none: the small world's;
+    repeatable."""
+    benign: Annotated[tuple[str, ...], Said("--benign", by_commas=True)] = ()
+    """Benign requests to fit on, in the same way."""
+    test: Annotated[tuple[str, ...], Said("--test", by_commas=True)] = ()
+    """Further attack and over-refusal suites, which are tested whole, in the same way."""
+    utility: Annotated[tuple[str, ...], Said("--utility", by_commas=True)] = ()
+    """Utility suites to choose by and to test, never fitted on, in the same way."""
+    pgd: Annotated[tuple[str, ...], Said("--pgd", by_commas=True)] = ()
+    """Radii κ in 8-bit levels, or unconstrained, of pictures to make against the model, by commas;
+    repeatable."""
+    leaks: Leaking = "refuse"
+    """What is done where goals of --test are also fitted on or chosen by: the job is refused, or
+    they are left out there."""
+    limit: Annotated[int | None, Between(1, MANY)] = None
+    """Most examples of each named suite."""
     preset: Preset = "corrected"
     """How the repair is fitted."""
     test_length: Annotated[int, Between(1, MANY)] = 60  # as long as the small world's suites
-    """Test examples of each suite."""
+    """Test examples of each suite of the small world."""
     quick: bool = False
     """The same on a quarter of the examples, for a first look."""
-    max_new_tokens: Annotated[int, Between(1, MAX_BATCH)] = 24
-    """Length of an answer in tokens."""
+    max_new_tokens: Annotated[int | None, Between(1, MAX_BATCH)] = None
+    """Length of an answer in tokens; none: 24, and where others than the rules judge answers of
+    another model than the embedded one, 512."""
+    judging: JudgingSpec = JudgingSpec()
+    """Who judges the answers to the test."""
     model: ModelSpec = ModelSpec()
     """What is repaired."""
 
     def __post_init__(self) -> None:
-        if (self.attacks is None) != (self.benign is None):
+        for name in (*NAMED, "pgd"):
+            object.__setattr__(self, name, _names(getattr(self, name)))
+        if bool(self.attacks) != bool(self.benign):
             raise UsageError("pass both --attacks and --benign, or neither")
+        for radius in self.pgd:
+            levels = int(radius) if radius.isascii() and radius.isdigit() else 0
+            if radius != UNCONSTRAINED and not 1 <= levels <= 255:
+                raise UsageError(
+                    f"--pgd is {radius!r:.40}; pass radii from 1 to 255, or {UNCONSTRAINED}."
+                )
+        check_judges(self.judging)
         check_bounds(self)
 
     @property
@@ -56,20 +94,83 @@ class RepairJob:
         """Examples that are answered together."""
         return self.model.batch(self.run.batch_size)
 
+    @property
+    def cuts_refusals(self) -> bool:
+        """Whether an answer to the test ends as soon as it refuses."""
+        return rules_alone(self.judging)
+
+    @property
+    def answer_length(self) -> int:
+        """Length of an answer in tokens."""
+        short = SHORT if self.cuts_refusals else None
+        return self.max_new_tokens or short or self.model.answer_length(None)
+
+    @property
+    def names_suites(self) -> bool:
+        """Whether it names suites, or makes some, and not the small world alone is asked."""
+        return any(getattr(self, name) for name in (*NAMED, "pgd"))
+
+    @property
+    def by_file(self) -> bool:
+        """Whether all that is asked of is one file of attacks and one of benign requests."""
+        from care.data.jsonl import ENDING
+
+        files = (*self.attacks, *self.benign)
+        return len(files) == 2 and all(name.endswith(ENDING) for name in files)
+
     def config(self) -> dict[str, Any]:
         """Everything that decides the numbers, for the manifest."""
         quick = {"quick": QUICKLY} if self.quick else {}
-        files = {"attacks": self.attacks, "benign": self.benign}
+        named: dict[str, Any] = {name: ",".join(getattr(self, name)) or None for name in NAMED[:2]}
+        # Jobs of versions that knew no such options go on: they say nothing of them.
+        named |= {name: found for name in (*NAMED[2:], "pgd") if (found := getattr(self, name))}
+        if self.leaks != "refuse":
+            named["leaks"] = self.leaks
+        if self.limit is not None:
+            named["limit"] = self.limit
+        if not self.cuts_refusals:
+            named["cuts_refusals"] = False
         return {
             **self.model.facts(),
             "seed": self.run.seed,
             "preset": self.preset,
-            **{name: None if path is None else str(path) for name, path in files.items()},
+            **named,
             "batch_size": self.run.batch_size,
-            "max_new_tokens": self.max_new_tokens,
+            "max_new_tokens": self.answer_length,
             "test_length": self.test_length,
             **quick,
         }
+
+
+def job_of(config: StoredConfig) -> RepairJob:
+    """The job that a run's manifest states, as far as it decides which examples were asked."""
+    attacks, benign = (
+        tuple(part.split(",")) if part else () for part in (config.attacks, config.benign)
+    )
+    return RepairJob(
+        run=RunSpec(Path(), seed=config.seed),
+        attacks=attacks,
+        benign=benign,
+        test=config.test,
+        utility=config.utility,
+        pgd=config.pgd,
+        leaks=config.leaks,
+        limit=config.limit,
+        test_length=config.test_length or 1,
+        quick=config.quick is not None,
+        model=ModelSpec(config.model),
+    )
+
+
+NAMED = ("attacks", "benign", "test", "utility")
+"""The fields that name suites."""
+
+
+def _names(given: object) -> tuple[str, ...]:
+    """Names of suites; one alone, or a path, is one too."""
+    if given is None or isinstance(given, str | Path):
+        return () if given is None else (str(given),)
+    return tuple(map(str, cast("tuple[object, ...]", given)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -211,13 +211,15 @@ def mean_rates(table: Results, defense: str) -> dict[str, float]:
     }
 
 
-def said_of(row: Row, by_id: Mapping[str, Example]) -> list[Said]:
+def said_of(row: Row, asked: Mapping[tuple[str, str], Example]) -> list[Said]:
     """A bare answer as monitors are chosen on it; nothing of what is neither harmful nor refused.
 
+    `asked` are the examples by suite and id.
     An answer to a malicious request that is neither may be a harmful one that a judge has missed.
     """
     if row["defense"] != UNDEFENDED or row["response"] is None or row["outcome"] is None:
         return []
     if row["kind"] == "malicious" and row["outcome"] not in ("harmful", "refused"):
         return []
-    return [(by_id[row["example"]], row["response"], row["outcome"] == "harmful")]
+    example = asked[row["suite"], row["example"]]
+    return [(example, row["response"], row["outcome"] == "harmful")]

@@ -1,27 +1,26 @@
 """What a job works on: its examples in three splits.
 
-With no files of the user's own, the small world's suites are asked of any model; its adversarial
-pictures are made for the embedded model and left out for others. The user's own examples are split
-by goal, so that no goal is both fitted on and tested. A quick job works on a quarter of every suite
-in every split. What a job does is in `pipeline`.
+With no suites named, the small world's are asked of any model; its adversarial pictures are made
+for the embedded model and left out for others. Named suites and files are split by goal, so that no
+goal is both fitted on and tested (`split_plan`). A quick job works on a quarter of every suite in
+every split. What a job does is in `workflow`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import get_args
 
+from care.data.digests import suite_digest
 from care.data.example import Example, Suite
 from care.data.minimal_pairs import Pair
+from care.data.registry import REGISTRY
 from care.data.small_world.suites import FIT_LENGTHS, SELECTION_LENGTHS, TEST_LENGTH
 from care.diagnosis.activation_means import spread
-from care.errors import DataError
 from care.pipeline.config import QUICK, RepairJob
-
-Split = Literal["fit", "validation", "test"]
+from care.pipeline.split_plan import NamedSuites, Split, split_by_goal, without_leaks
 
 SAMPLE = 6
 """One in so many of the small world's examples to fit on is asked if only a diagnosis is wanted."""
@@ -30,34 +29,52 @@ SAMPLED_BENIGN = 24
 """Harmless validation requests of a suite that it is then asked of; attacks are asked whole."""
 
 
-def suites_of(job: RepairJob, split: Split) -> list[Suite]:
-    """The job's suites in one split, attacks first."""
-    if job.attacks is None:
-        return _small_world(job, split)
-    own = [part for suite in own_files(job) for part in _own(suite, split)]
-    if not job.quick:
-        return own
-    kept = [spread(suite.examples, math.ceil(len(suite) / QUICK)) for suite in own]
-    return [replace(suite, examples=tuple(part)) for suite, part in zip(own, kept, strict=True)]
+def plan_of(
+    job: RepairJob, named: NamedSuites | None = None, small_world: bool = True
+) -> dict[Split, list[Suite]]:
+    """The job's suites in all splits, attacks to fit on first.
 
+    `named` are those that it names, if they are read already; without attacks among them it is
+    fitted on the `small_world`, if that is wanted.
 
-def check_files(job: RepairJob) -> None:
-    """Read the user's own files, so that what is wrong with them shows before a model is loaded.
-
-    Raises what `suites_of` does.
+    Raises UsageError and DataError for suites that can't be had or split, or that leak.
     """
-    for suite in own_files(job):
+    named = NamedSuites.of(job) if named is None else named
+    found = split_by_goal(named, job.by_file)
+    if small_world and not job.attacks:
         for split in get_args(Split):
-            _own(suite, split)
+            found[split] = [*_small_world(job, split), *found[split]]
+    found = without_leaks(found, named.tested, job.leaks == "leave-out")
+    if not job.quick:
+        return found
+    return {split: [_quickly(suite, job) for suite in found[split]] for split in found}
 
 
-def own_files(job: RepairJob) -> list[Suite]:
-    """The user's own attacks and benign requests, whole; none where the small world is asked."""
-    from care.data.jsonl import read_suite
+def _quickly(suite: Suite, job: RepairJob) -> Suite:
+    """A quarter of a named suite; the small world's are made that short."""
+    if not job.attacks and suite.name in FIT_LENGTHS:
+        return suite
+    return replace(suite, examples=tuple(spread(suite.examples, math.ceil(len(suite) / QUICK))))
 
-    if job.attacks is None or job.benign is None:
-        return []
-    return [read_suite(job.attacks, "attack"), read_suite(job.benign, "over_refusal")]
+
+def suites_of(job: RepairJob, split: Split) -> list[Suite]:
+    """The job's suites in one split, attacks first; of the small world no other split is made."""
+    return plan_of(job)[split] if job.names_suites else _small_world(job, split)
+
+
+def digests_of(job: RepairJob, named: NamedSuites) -> dict[str, str]:
+    """What the suites are that a job names, whole: a file's digest, a published one's revision.
+
+    A split of a file is looked at only when it is due.
+    """
+    if job.by_file and not (job.test or job.utility):
+        return dict(zip(("attacks", "benign"), map(suite_digest, named.all()), strict=True))
+    return {
+        suite.name: f"{suite.revision} {suite.version}"
+        if suite.name in REGISTRY
+        else suite_digest(suite)
+        for suite in named.all()
+    }
 
 
 def _small_world(job: RepairJob, split: Split) -> list[Suite]:
@@ -85,9 +102,9 @@ def pairs_of(job: RepairJob, n: int = 48) -> list[Pair]:
 
     First pairs that differ in the picture: of the embedded model the same request beside an
     adversarial and a plain one, of others a malicious and a harmless goal in the picture. Then
-    pairs that differ in the text: harmful and harmless twins. None for the user's own examples.
+    pairs that differ in the text: harmful and harmless twins. None for suites that were named.
     """
-    if job.attacks is not None:
+    if job.attacks:
         return []
     from care.data.small_world import minimal_pairs as twins
     from care.data.small_world import suites
@@ -100,29 +117,6 @@ def pairs_of(job: RepairJob, n: int = 48) -> list[Pair]:
     found = (suites.load(name, "fit", n) for name in (attack, benign))
     pictured = [Pair(one, other, kind) for one, other in zip(*found, strict=True)]
     return pictured + twins.load("fit", n)
-
-
-def _own(suite: Suite, split: Split) -> list[Suite]:
-    """The user's suite, one suite per name in the file, kept to one split by goal."""
-    groups: dict[str, list[Example]] = {}
-    for example in suite:
-        if _split_of(example.goal or example.prompt) == split:
-            groups.setdefault(example.suite or suite.name, []).append(example)
-    if not groups:
-        raise DataError(
-            f"{suite.name} has no example for the {split} split: goals are split by their digest, "
-            "so a handful is too few; add examples with other goals"
-        )
-    return [
-        Suite(name=name, role=suite.role, examples=tuple(found), source=suite.source)
-        for name, found in groups.items()
-    ]
-
-
-def _split_of(goal: str) -> Split:
-    """Half of all goals to fit on, a fifth for validation, the rest for test; by digest."""
-    share = int(hashlib.sha256(goal.strip().lower().encode()).hexdigest()[:8], 16) / 16**8
-    return "fit" if share < 0.5 else "validation" if share < 0.7 else "test"
 
 
 def split_examples(suites: Sequence[Suite], role: Callable[[Suite], bool]) -> list[Example]:

@@ -52,6 +52,7 @@ from care.evaluation.results import Results
 from care.evaluation.rows import JudgedRow, check_rows
 from care.models.sites import Site
 from care.pipeline.first_attacks import FirstAttacks
+from care.pipeline.made_pictures import MADE
 from care.pipeline.neuron_comparison import NEURONS, SUBSPACE, compare_answers, remaining
 from care.pipeline.selection import (
     FINALISTS,
@@ -80,6 +81,11 @@ RANDOM = CONTROLS[0]
 """The control of a repair's monitors that is part of every job that fits some."""
 
 
+def _made(suite: str) -> bool:
+    """Whether a suite is of adversarial pictures."""
+    return suite in PGD or suite.startswith(MADE)
+
+
 class Stages(Workspace):
     """What is done in the workspace of a job, stage by stage."""
 
@@ -101,7 +107,7 @@ class Stages(Workspace):
                     attacks,
                     benign,
                     batch_size=self.job.batch,
-                    max_new_tokens=self.job.max_new_tokens,
+                    max_new_tokens=self.job.answer_length,
                     sites=sites if config.reads_decisions else (),
                     progress=bar.advance,
                     seen=FirstAttacks(self.judge, bar.say),
@@ -182,7 +188,7 @@ class Stages(Workspace):
             ]
         return DiagnosisParts(
             self.vlm,
-            [e for e in complied if e.suite not in PGD] or complied,
+            [e for e in complied if not _made(e.suite)] or complied,
             [e for e, _ in fitter.material.answered],
             pairs=pairs_of(self.job),
             validation=(validation[0], validation[1]),
@@ -271,11 +277,11 @@ class Stages(Workspace):
         folders = {share: f"{name}-{share:g}" for share in shares}
 
         def make() -> dict[str, Any]:
-            by_id = {e.id: e for suite in self.counted("validation") for e in suite}
+            asked = {(s.name, e.id): e for s in self.counted("validation") for e in s}
             found = fit_monitors(
                 self.vlm,
                 said(fitter.material),
-                [each for row in table.rows for each in said_of(row, by_id)],
+                [each for row in table.rows for each in said_of(row, asked)],
                 fitter.config.monitors,
                 batch_size=self.job.batch,
                 shares=shares,

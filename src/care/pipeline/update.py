@@ -29,12 +29,12 @@ from care.defenses.material import Sorted, ask, material_to, sorted_from
 from care.defenses.repair.folding import Folded, check_new, check_remembers, folded, updates_of
 from care.defenses.repair.repair import Repair
 from care.evaluation.ablation_table import ASR_CHANGE, paired_change
-from care.evaluation.job import TABLE
 from care.evaluation.leak_check import repair_leaks
 from care.evaluation.results import Results
 from care.evaluation.runner import evaluate as run_evaluation
 from care.evaluation.scorecard import scorecard
 from care.evaluation.scores import RunFacts, Scorecard
+from care.evaluation.tabulation import TABLE
 from care.judges.refusal import certainly_refused
 from care.judges.rules import rules_for
 from care.models.identity import load_pinned

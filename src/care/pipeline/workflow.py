@@ -23,18 +23,29 @@ What each stage does is in `care.pipeline.stages`.
 
 from __future__ import annotations
 
+import gc
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from care.data.digests import suite_digest
+from care.data.example import Example
 from care.defenses.repair.repair import Repair
 from care.diagnosis.full_config import BRIEF, DiagnosisConfig
-from care.diagnosis.token_attribution import token_scores
+from care.diagnosis.results import Diagnosis
+from care.diagnosis.token_attribution import TokenScores, token_scores
 from care.errors import UsageError
+from care.evaluation.config import RULES, JudgingSpec
+from care.evaluation.rejudge import judged, open_verdicts
+from care.evaluation.results import Results
+from care.evaluation.tabulation import judge_and_tabulate
+from care.judges.labels import read_labels
+from care.judges.registry import check_judge
+from care.judges.rules import RulesJudge
 from care.models.sites import Site
 from care.pipeline.config import QUICKLY, RepairJob
-from care.pipeline.splits import check_files, own_files
+from care.pipeline.split_plan import NamedSuites
+from care.pipeline.splits import digests_of, plan_of
 from care.pipeline.stages import Stages
 from care.report.build import answer_pairs, attribution, report_tree
 from care.report.files import write_diagnosis, write_report
@@ -44,11 +55,14 @@ from care.runs.run import Run
 
 
 def open_run(job: RepairJob) -> Run:
-    """The folder of a job, opened or gone on with; what is wrong with its files shows first."""
-    check_files(job)
+    """The folder of a job, opened or gone on with; what is wrong with its suites shows first."""
+    named = NamedSuites.of(job)
+    if job.names_suites:
+        plan_of(job, named)
     run = Run(job.run.out, resume=job.run.resume, config=job.config())
     try:
-        run.pin("files", _digests(job))
+        if job.names_suites:
+            run.pin("files", digests_of(job, named))
         quick = {"quick": QUICKLY} if job.quick else {}
         run.record(**started(job.model.shown, job.run.seed), **quick)
     except BaseException:
@@ -57,42 +71,61 @@ def open_run(job: RepairJob) -> Run:
     return run
 
 
-def _digests(job: RepairJob) -> dict[str, str]:
-    """SHA-256 of the user's own suites as a whole, of which a split is looked at when it's due."""
-    names = ("attacks", "benign")
-    return {name: suite_digest(each) for name, each in zip(names, own_files(job), strict=False)}
+@dataclass(frozen=True)
+class _Proof:
+    """What is left of a job when the model has been let go."""
+
+    table: Results
+    """Judged answers to the test."""
+    parts: list[str]
+    """Names of the repair's parts in it."""
+    controls: list[str]
+    """Names of its controls."""
+    repair: Repair
+    """The repair."""
+    selection: Any
+    """How it was chosen."""
+    diagnosis: Diagnosis
+    """At which sites."""
+    tests: dict[tuple[str, str], Example]
+    """The test by suite and id."""
+    scores: list[TokenScores]
+    """Which tokens carry attacks."""
+    rules: RulesJudge
+    """The offline judge."""
 
 
 def repair(job: RepairJob, progress: Bar | None = None) -> dict[str, Any]:
-    """The whole job; writes the report and the artefact, and returns the report's tree."""
+    """The whole job; writes the report and the artefact, and returns the report's tree.
+
+    Judges that are asked for besides the rules judge the answers to the test when the model has
+    been let go; the report's figures are the first one's. What is fitted on and chosen is told by
+    the rules.
+    """
+    for wanted in job.judging.judges:
+        check_judge(wanted)
+    labels = read_labels(job.judging.labels) if job.judging.labels else None
     with open_run(job) as run:
         _refuse_a_sample(run)
-        with run.stage("model"):
-            work = Stages(job, run, progress)
-        fitter = work.fitter()
-        diagnosis = work.channels(fitter, work.diagnosis(fitter, BRIEF))
-        chosen, selection = work.select(fitter, diagnosis)
-        table, parts, controls = work.prove(chosen)
+        proof = _prove(job, run, progress)
+        table = _judged(job, run, proof, labels, progress)
         with run.stage("report"):
-            tests = {e.id: e for suite in work.suites("test") for e in suite}
             tree = report_tree(
                 table,
-                parts,
-                controls,
-                chosen.repair,
+                proof.parts,
+                proof.controls,
+                proof.repair,
                 job.preset,
-                selection,
-                diagnosis,
+                proof.selection,
+                proof.diagnosis,
                 run.manifest,
             )
-            tree["examples"] = answer_pairs(table, tests)
-            site = Site(chosen.repair.sites[0].layer, "layer_out")
-            tree["attribution"] = attribution(token_scores(work.vlm, list(tests.values()), site))
-            _record_suites(run, work)
+            tree["examples"] = answer_pairs(table, proof.tests)
+            tree["attribution"] = attribution(proof.scores)
             told = {key: tree[key] for key in ("suites", "certified") if tree.get(key)}
-            chosen.repair.manifest["evaluation"] = told
-            _label(chosen.repair, job)
-            chosen.repair.save(run.inside("repair"))
+            proof.repair.manifest["evaluation"] = told
+            _label(proof.repair, job)
+            proof.repair.save(run.inside("repair"))
         tree["manifest"] = dict(run.manifest)
         tree["cost"] = {
             "stages": [{"name": s["name"], "seconds": s["seconds"]} for s in run.stages],
@@ -103,6 +136,49 @@ def repair(job: RepairJob, progress: Bar | None = None) -> dict[str, Any]:
         run.check_there()
         write_report(tree, job.run.out)
     return json.loads((job.run.out / "report.json").read_text(encoding="utf-8"))
+
+
+def _prove(job: RepairJob, run: Run, progress: Bar | None) -> _Proof:
+    """Everything that asks the model."""
+    with run.stage("model"):
+        work = Stages(job, run, progress)
+    fitter = work.fitter()
+    diagnosis = work.channels(fitter, work.diagnosis(fitter, BRIEF))
+    chosen, selection = work.select(fitter, diagnosis)
+    table, parts, controls = work.prove(chosen)
+    suites = work.suites("test")
+    with run.stage("attribution"):
+        site = Site(chosen.repair.sites[0].layer, "layer_out")
+        scores = token_scores(work.vlm, [e for suite in suites for e in suite], site)
+    _record_suites(run, work)
+    tests = {(suite.name, e.id): e for suite in suites for e in suite}
+    return _Proof(
+        table, parts, controls, chosen.repair, selection, diagnosis, tests, scores, work.judge
+    )
+
+
+def _judged(
+    job: RepairJob,
+    run: Run,
+    proof: _Proof,
+    labels: list[dict[str, Any]] | None,
+    progress: Bar | None,
+) -> Results:
+    """The answers to the test as the first judge sees them, where others than the rules or labels
+    are asked for; the table of all is written."""
+    if job.judging == JudgingSpec():
+        return proof.table
+    gc.collect()  # the model makes room for the judges
+    seed, tests = job.run.seed, proof.tests
+    card = judge_and_tabulate(run, job.judging, proof.rules, labels, tests, seed, False, progress)
+    run.record(judged_by=card.judge)
+    if card.judge == RULES:
+        return proof.table
+    verdicts = open_verdicts(run)
+    try:
+        return Results(judged(run.rows(), verdicts.all(), card.judge))
+    finally:
+        verdicts.close()
 
 
 def _refuse_a_sample(run: Run) -> None:
@@ -135,7 +211,7 @@ def diagnose(job: RepairJob, progress: Bar | None = None) -> dict[str, Any]:
     Of the small world a sample is asked, unless a repair was begun in the folder, which asks all.
     UsageError for a quick one of the small world.
     """
-    if job.quick and job.attacks is None:
+    if job.quick and not job.attacks:
         raise UsageError(
             "a diagnosis of the small world is quick as it is, on a sample of the examples: leave "
             "out --quick, or pass --attacks and --benign"
@@ -143,7 +219,7 @@ def diagnose(job: RepairJob, progress: Bar | None = None) -> dict[str, Any]:
     with open_run(job) as run:
         # A run that a repair was begun in asks all of the examples, and goes on to.
         whole = bool(run.manifest["pinned"].get("suites")) and not run.manifest.get("sampled")
-        sampled = job.attacks is None and not whole
+        sampled = not job.attacks and not whole
         run.record(sampled=sampled)
         with run.stage("model"):
             work = Stages(job, run, progress, sampled)

@@ -7,6 +7,7 @@ and judged is asked here. Not here: what the stages do (`care.pipeline.stages`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, TypeVar
 
 from care.data.digests import suite_digest
@@ -19,7 +20,9 @@ from care.judges.rules import RulesJudge, rules_for
 from care.models.identity import load_pinned
 from care.models.vlm import VLM
 from care.pipeline.config import RepairJob
-from care.pipeline.splits import sampled, suites_of
+from care.pipeline.made_pictures import make_pictures
+from care.pipeline.split_plan import Split
+from care.pipeline.splits import plan_of, sampled, suites_of
 from care.runs.kept_batches import KeptBatches
 from care.runs.progress import Bar
 from care.runs.run import Run
@@ -41,10 +44,21 @@ class Workspace:
         self.judge: RulesJudge = rules_for(job.model)
         self.splits: dict[str, list[Suite]] = {}
 
+    @cached_property
+    def plan(self) -> dict[Split, list[Suite]]:
+        """The suites of all splits of a job that names some, each looked at when it is due."""
+        return plan_of(self.job)
+
     def suites(self, split: Any) -> list[Suite]:
         """The suites of one split, made once; UsageError if an earlier attempt had others."""
         if split not in self.splits:
-            made = suites_of(self.job, split)
+            job = self.job
+            made = self.plan[split] if job.names_suites else suites_of(job, split)
+            if job.pgd:
+                made = [
+                    *made,
+                    *make_pictures(job, self.run, self.vlm, self.plan, split, self.progress),
+                ]
             if self.sampled:
                 made = [sampled(suite, split) for suite in made]
             self.run.pin("suites", {f"{suite.name}/{split}": suite_digest(suite) for suite in made})
@@ -81,7 +95,11 @@ class Workspace:
         stage: str,
         rows: Run | None = None,
     ) -> Results:
-        """Answer and judge as a stage of the run; rows go to `rows`, by default the run itself."""
+        """Answer and judge as a stage of the run; rows go to `rows`, by default the run itself.
+
+        The run's own end where they refuse only if no other judge reads them.
+        """
+        whole = rows is None and not self.job.cuts_refusals
         with self.run.stage(stage):
             return run_evaluation(
                 self.vlm,
@@ -91,8 +109,8 @@ class Workspace:
                 run=rows or self.run,
                 seed=self.job.run.seed,
                 batch_size=self.job.batch,
-                max_new_tokens=self.job.max_new_tokens,
-                stop=certainly_refused,
+                max_new_tokens=self.job.answer_length,
+                stop=None if whole else certainly_refused,
                 progress=self.progress,
                 hold_to_defenses=False,  # fitted anew when a job is resumed, equal up to rounding
             )

@@ -153,15 +153,18 @@ def _gate(gate: Gate) -> GatePart:
 
 
 def answer_pairs(
-    table: Results, examples: Mapping[str, Example], each: int = 2
+    table: Results, examples: Mapping[tuple[str, str], Example], each: int = 2
 ) -> list[dict[str, Any]]:
-    """Answers before and after, side by side: in every suite those that changed come first."""
+    """Answers before and after, side by side: in every suite those that changed come first.
+
+    `examples` by suite and id.
+    """
     pairs = []
     for suite in table.suites:
         both = table.pairs(suite, SIDES["before"], SIDES["after"])
-        both = [(b, a) for b, a in both if b["example"] in examples]
+        both = [(b, a) for b, a in both if (suite, b["example"]) in examples]
         both.sort(key=lambda pair: pair[0]["outcome"] == pair[1]["outcome"])
-        pairs += [_pair(suite, examples[b["example"]], b, a) for b, a in both[:each]]
+        pairs += [_pair(suite, examples[suite, b["example"]], b, a) for b, a in both[:each]]
     return to_tree(pairs, WHAT)
 
 

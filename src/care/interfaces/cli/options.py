@@ -15,6 +15,7 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 
 from care.errors import UsageError
+from care.interfaces.cli.recipes import PARAMETERS, filled
 from care.report.described import docstrings
 from care.runs.settings import MANY, MAX_BATCH, Between, ExistingFile, Said, Unsaid, mark_of, marks
 
@@ -112,19 +113,25 @@ def made(config: type, options: Sequence[Option], given: Mapping[str, Any]) -> A
 
 
 def takes(
-    config: type, without: Sequence[str] = (), **defaults: Any
+    config: type, without: Sequence[str] = (), recipes: bool = False, **defaults: Any
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of a configuration before its own; it gets that first."""
+    """Give a command the options of a configuration before its own; it gets that first.
+
+    With `recipes`, what isn't said on the command line may come from `--recipe`.
+    """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        options = options_of(config, without, defaults)
+        options, whole = options_of(config, without, defaults), options_of(config)
         own = list(inspect.signature(function).parameters.values())[1:]
 
         def run(**given: Any) -> None:
             rest = {parameter.name: given.pop(parameter.name) for parameter in own}
+            if recipes:
+                given = filled(options, whole, given, given.pop("ctx"), given.pop("recipe"))
             function(made(config, options, given), **rest)
 
-        parameters = [*(option.signature() for option in options), *own]
+        more = PARAMETERS if recipes else ()
+        parameters = [*(option.signature() for option in options), *more, *own]
         run.__name__, run.__doc__ = function.__name__, function.__doc__
         run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
         run.__annotations__ = {p.name: p.annotation for p in parameters}

@@ -183,6 +183,7 @@ _RENAMED = {
     "suites check": "care check suites FIT TEST…",
     "suites": "care list suites",
     "judges list": "care list judges",
+    "recipes list": "care list recipes",
     "judges check": "care check judge LABELS",
     "judges": "care list judges",
     "embedded assemble": "care download model embedded",

@@ -18,6 +18,9 @@ Explain = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
+JUDGING = ("judges", "labels", "margin")
+"""Options of who judges, for commands whose answers the rules alone judge."""
+
 
 def hide_loading_bars() -> None:
     """Without transformers' bar for loading weights; those of downloads from the Hub stay."""
@@ -38,6 +41,15 @@ def check_folder(out: Path, resume: bool) -> None:
         raise UsageError(
             f"The folder {out} isn't empty; go on in it with --resume or choose another folder."
         )
+
+
+def show_table(run: Path) -> None:
+    """Write the page of a run's table beside it, and say where both are."""
+    from care.evaluation.tabulation import TABLE
+    from care.report.evaluation import page_of
+
+    print(run / TABLE)
+    print(page_of(run / TABLE))
 
 
 def hold_to(threshold: float | None, found: float | None) -> None:

@@ -24,7 +24,6 @@ from care.evaluation.results import Results, counts
 from care.evaluation.rows import JudgedRow, VerdictRow
 from care.evaluation.scorecard import cluster_of
 from care.interfaces.inspect.shared import require_inspect
-from care.models.spec import ModelSpec
 from care.runs.files import storage_errors
 from care.runs.manifest import MANIFEST, read_manifest
 from care.runs.rows import Row
@@ -94,14 +93,14 @@ def _read(run: Path, images: bool) -> _Run:
 def _examples(run: Path, config: StoredConfig, names: Sequence[str]) -> Examples:
     """The run's examples, from its suites, loaded again."""
     if config.test_length is not None:  # of `care repair`
-        from care.pipeline.config import RepairJob
-        from care.pipeline.splits import suites_of
+        from care.pipeline.config import job_of
+        from care.pipeline.made_pictures import made_suites
+        from care.pipeline.splits import plan_of, suites_of
 
-        files = (config.attacks, config.benign)
-        attacks, benign = (None if name is None else Path(name) for name in files)
-        model, length = ModelSpec(config.model), config.test_length
-        job = RepairJob(model=model, test_length=length, attacks=attacks, benign=benign)
+        job = job_of(config)
         suites = suites_of(job, "test")
+        if job.pgd:
+            suites = [*suites, *made_suites(job, run, plan_of(job), "test")]
     else:
         from care.evaluation.job import asked_suites
 

@@ -5,13 +5,15 @@ from pathlib import Path
 
 from care.interfaces.cli.options import takes
 from care.interfaces.cli.registry import command
-from care.interfaces.cli.shared import hide_loading_bars
+from care.interfaces.cli.shared import JUDGING, hide_loading_bars
 from care.interfaces.cli.tables import interval, print_table
 from care.pipeline.config import RepairJob
 
 
 @command("ablate", "Work")
-@takes(RepairJob, without=("preset",), out=Path("runs/ablate"), test_length=24)
+@takes(
+    RepairJob, without=("preset", *JUDGING), recipes=True, out=Path("runs/ablate"), test_length=24
+)
 def ablate(job: RepairJob) -> None:
     """Fit the presets and each with one thing changed, and set them against each other."""
     hide_loading_bars()

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from care.interfaces.cli.options import takes
 from care.interfaces.cli.registry import command
-from care.interfaces.cli.shared import hide_loading_bars
+from care.interfaces.cli.shared import JUDGING, hide_loading_bars
 from care.interfaces.cli.tables import interval, print_table
 from care.pipeline.config import CompareJob
 
 
 @command("compare", "Work")
-@takes(CompareJob, without=("preset",), out=Path("runs/compare"))
+@takes(CompareJob, without=("preset", *JUDGING), recipes=True, out=Path("runs/compare"))
 def compare(job: CompareJob) -> None:
     """Fit every defense at its best and set all of them against the repair, in one table."""
     hide_loading_bars()

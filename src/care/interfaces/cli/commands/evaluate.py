@@ -15,7 +15,7 @@ from care.evaluation.config import (
 )
 from care.interfaces.cli.options import takes
 from care.interfaces.cli.registry import command
-from care.interfaces.cli.shared import Explain, FailAbove, hide_loading_bars, hold_to
+from care.interfaces.cli.shared import Explain, FailAbove, hide_loading_bars, hold_to, show_table
 from care.interfaces.cli.tables import show
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def evaluate(
     show(card)
     if explain:
         show_decided(job.run.out)
-    show_files(job.run.out / evaluation.TABLE)
+    show_table(job.run.out)
     hold_to(fail_above, worst_asr(card.suites))
 
 
@@ -52,15 +52,7 @@ def judge(asked: RejudgeConfig) -> None:
     from care.runs.progress import Progress
 
     show(evaluation.rejudge_run(asked, progress=Progress))
-    show_files((asked.out or asked.path) / evaluation.TABLE)
-
-
-def show_files(table: Path) -> None:
-    """Write the page of a table beside it, and say where both are."""
-    from care.report.evaluation import page_of
-
-    print(table)
-    print(page_of(table))
+    show_table(asked.out or asked.path)
 
 
 def show_decided(run: Path) -> None:

@@ -2,20 +2,41 @@
 
 # No `from __future__ import annotations`: typer reads the annotations when a command is called.
 from pathlib import Path
+from typing import Annotated
 
+import typer
+
+from care.errors import UsageError
+from care.evaluation.config import JudgingSpec
 from care.interfaces.cli.options import takes
 from care.interfaces.cli.registry import command
-from care.interfaces.cli.shared import FailAbove, hide_loading_bars, hold_to
+from care.interfaces.cli.shared import JUDGING, FailAbove, hide_loading_bars, hold_to, show_table
 from care.interfaces.cli.tables import interval, print_table
 from care.pipeline.config import QUICKLY, RepairJob
 from care.typed import from_tree
 
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Say what would be fetched and asked, and how long that takes; no more."
+    ),
+]
+Gpu = Annotated[
+    str | None,
+    typer.Option(help="GPU to tell hours for: l4, rtx-4090, l40s, a100-80gb, h100 or h200."),
+]
+
 
 @command("repair", "Work")
-@takes(RepairJob)
-def repair(job: RepairJob, *, fail_above: FailAbove = None) -> None:
+@takes(RepairJob, recipes=True)
+def repair(
+    job: RepairJob, *, fail_above: FailAbove = None, dry_run: DryRun = False, gpu: Gpu = None
+) -> None:
     """Attack, diagnose, repair and prove, with a report: the main job."""
     hide_loading_bars()
+    if dry_run:
+        _show_dry_run(job, gpu)
+        return
     from care.pipeline import workflow
     from care.runs.progress import Progress
     from care.statistics.intervals import Interval
@@ -30,12 +51,14 @@ def repair(job: RepairJob, *, fail_above: FailAbove = None) -> None:
     if job.quick:
         print(f"Quick: fitted, chosen and tested on {QUICKLY}.")
     print(tree["summary"]["verdict"])
+    if job.judging != JudgingSpec():
+        show_table(job.run.out)
     print(job.run.out / "report.html")
     hold_to(fail_above, tree["summary"]["mean_asr_after"])
 
 
 @command("diagnose", "Work")
-@takes(RepairJob, out=Path("runs/diagnose"))
+@takes(RepairJob, without=JUDGING, recipes=True, out=Path("runs/diagnose"))
 def diagnose(job: RepairJob) -> None:
     """Find the layers, components and neurons that carry the attacks, and say how sure that is."""
     hide_loading_bars()
@@ -53,7 +76,7 @@ def diagnose(job: RepairJob) -> None:
 
 
 @command("fit", "Work")
-@takes(RepairJob, out=Path("runs/fit"))
+@takes(RepairJob, without=JUDGING, recipes=True, out=Path("runs/fit"))
 def fit(job: RepairJob) -> None:
     """Fit a repair and save it as a folder, without the proof."""
     hide_loading_bars()
@@ -61,3 +84,45 @@ def fit(job: RepairJob) -> None:
     from care.runs.progress import Progress
 
     print(workflow.fit(job, progress=Progress))
+
+
+def _show_dry_run(job: RepairJob, gpu: str | None) -> None:
+    """What the job needs and asks; its pace, where the model is at hand."""
+    from care.pipeline.doctor import model_finding
+    from care.pipeline.dry_run import GPU_CLASSES, dry_run, probe, reached
+
+    if gpu is not None and gpu not in GPU_CLASSES:
+        raise UsageError(f"There is no --gpu {gpu!r}; there are {', '.join(GPU_CLASSES)}.")
+    found = dry_run(job)
+    if found.needed:
+        cells = ([n.name, "yes" if n.at_hand else "no", n.licence, n.to_do] for n in found.needed)
+        print_table(["suite", "at hand", "licence", "to do"], cells)
+    cells = ([name, *map(str, sizes.values())] for name, sizes in found.sizes.items())
+    print_table(["suite", "fit", "validation", "test"], cells)
+    cells = ([s.name, str(s.answers), str(s.tokens)] for s in found.stages)
+    print_table(["stage", "answers, at most", "tokens, at most"], cells)
+    if found.steps:
+        print(f"Pictures: at most {found.steps} steps of 8 requests.")
+    print("Not counted: the diagnosis and the channel scan, which take passes; other judges.")
+    if missing := [each.name for each in found.needed if not each.at_hand]:
+        print(f"Not at hand, and not counted: {', '.join(missing)}.")
+    model = model_finding(job.model)
+    print(f"{model.about}: {model.found}{'; ' * bool(model.to_do)}{model.to_do}")
+    if model.to_do or not found.examples:
+        return
+    vlm = job.model.load()
+    pace = probe(vlm, found.examples, job.batch)
+    print(
+        f"Measured here: {pace.prompt:.2f} s for the prompts of a batch of {pace.batch}, "
+        f"{1000 * pace.token:.1f} ms a token of it; weights {pace.weights_gib:.2f} GiB, at most "
+        f"{pace.peak_gib:.1f} GiB taken."
+    )
+    print(f"At most {pace.hours(found.stages):.2f} hours of answers here.")
+    if gpu is not None:
+        weight = next(vlm.model.parameters())
+        there = pace.on(GPU_CLASSES[gpu], reached(weight.device, weight.dtype))
+        fits = "fit" if pace.weights_gib < GPU_CLASSES[gpu].memory_gib else "don't fit"
+        print(
+            f"On {gpu}, by what its vendor states: about {there.hours(found.stages):.2f} hours; "
+            f"the weights {fits} into its {GPU_CLASSES[gpu].memory_gib:g} GiB."
+        )

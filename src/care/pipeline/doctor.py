@@ -1,0 +1,133 @@
+"""What a main job would run on, in one page: versions, machine, hub, model, judges and suites.
+
+Nothing is fetched and no model is loaded. The hub is asked once whether it answers, and not at all
+where it is switched off (HF_HUB_OFFLINE). What a job asks, and for how long, is in `dry_run`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants, try_to_load_from_cache
+
+from care.data.at_hand import needs
+from care.data.source import cache_folder
+from care.judges.config import HubConfig
+from care.judges.registry import judge_config
+from care.models.embedded.cache import base_folder
+from care.models.spec import ModelSpec
+from care.pipeline.config import NAMED, RepairJob
+from care.runs.environment import GIB, machine_facts, versions
+
+EXTRAS = {
+    "accelerate": "for --device-map: several devices, and weights put aside",
+    "pyarrow": "for suites in Parquet: pip install 'care-vlm[parquet]'",
+}
+"""Packages that a job may need, and what for."""
+
+_SECONDS = 5
+"""How long the hub may take to answer."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    about: str
+    """What it is."""
+    found: str
+    """What there is."""
+    to_do: str = ""
+    """What is missing, or to be known."""
+
+
+def findings(job: RepairJob) -> list[Finding]:
+    """All of it, in the order of the page."""
+    return [
+        *(Finding(name, number) for name, number in versions().items()),
+        *(Finding(name, *_installed(name, why)) for name, why in EXTRAS.items()),
+        *_machine(),
+        _hub(),
+        model_finding(job.model),
+        *(_judge(wanted) for wanted in job.judging.judges),
+        *_suites(job),
+    ]
+
+
+def _installed(name: str, why: str) -> tuple[str, str]:
+    try:
+        return version(name), ""
+    except PackageNotFoundError:
+        return "not installed", why
+
+
+def _machine() -> Iterator[Finding]:
+    facts = machine_facts()
+    for name in ("system", "cpu", "cores"):
+        yield Finding(name, str(facts[name]))
+    yield Finding("memory", f"{facts['memory_gib']} GiB")
+    for place in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        free, total = torch.cuda.mem_get_info(place)
+        name = torch.cuda.get_device_name(place)
+        bf16 = "" if torch.cuda.is_bf16_supported() else "no bfloat16: pass --dtype float16"
+        told = f"{name}, {free / GIB:.0f} of {total / GIB:.0f} GiB free"
+        yield Finding(f"device cuda:{place}", told, bf16)
+    if not torch.cuda.is_available():
+        yield Finding("device", "cpu", "no GPU is seen: a model of 7 B takes days here")
+    for what, folder in (("suites", cache_folder()), ("models", Path(constants.HF_HUB_CACHE))):
+        there = next(place for place in (folder, *folder.parents) if place.is_dir())
+        free = shutil.disk_usage(there).free / GIB
+        yield Finding(f"disk for {what}", f"{free:.0f} GiB free at {folder}")
+
+
+def _hub() -> Finding:
+    if constants.HF_HUB_OFFLINE:
+        return Finding("hub", "switched off by HF_HUB_OFFLINE", "only what is at hand is read")
+    asked = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+    try:
+        with urllib.request.urlopen(asked, timeout=_SECONDS):
+            return Finding("hub", f"{constants.ENDPOINT} answers")
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        why = getattr(error, "reason", error)
+        return Finding("hub", f"{constants.ENDPOINT} doesn't answer ({why})", "go online")
+
+
+def model_finding(model: ModelSpec) -> Finding:
+    """Whether a model is at hand; where it isn't, what is to do."""
+    if model.name is None:
+        there = base_folder().is_dir()
+        to_do = "" if there else "care download model embedded"
+        return Finding("model embedded", "assembled" if there else "not assembled yet", to_do)
+    return Finding(f"model {model.name}", *_on_hub(model.name, model.revision))
+
+
+def _on_hub(name: str, revision: str | None) -> tuple[str, str]:
+    """Whether a model is at hand: a folder, or what was fetched from the Hub."""
+    if Path(name).is_dir():
+        return "a folder", ""
+    found = try_to_load_from_cache(name, "config.json", revision=revision)
+    if isinstance(found, str):
+        return "fetched", ""
+    return "not fetched", "it is fetched when it is loaded"
+
+
+def _judge(wanted: str) -> Finding:
+    config = judge_config(wanted)
+    if not isinstance(config, HubConfig):
+        return Finding(f"judge {config.name}", "at hand")
+    return Finding(f"judge {config.name}", *_on_hub(config.model, config.revision))
+
+
+def _suites(job: RepairJob) -> Iterator[Finding]:
+    for option in NAMED:
+        for name in getattr(job, option):
+            found = needs(name)
+            there = "at hand" if found.at_hand else "not at hand"
+            yield Finding(f"--{option} {name}", f"{there}; licence: {found.licence}", found.to_do)
