@@ -56,6 +56,21 @@ def test_table_of_every_suite_and_defense() -> None:
     assert json.loads(json.dumps(table.to_json()))["suites"][0]["defenses"]["repair"]["n"] == 10
 
 
+def test_some_defenses_are_asked_some_suites_from_the_same_reading() -> None:
+    def table(vlm: FakeVLM, **only: Any) -> Results:
+        decisions = [FakeDefense(name, "decision") for name in ("repair", "control")]
+        return run_all(vlm, SUITES, None, *decisions, **only)
+
+    vlm, other = FakeVLM(), FakeVLM()
+    found, whole = table(vlm, only={"control": ["vqa"]}), table(other)
+    here = {(row["suite"], row["defense"]) for row in found.rows}
+    assert {suite for suite, name in here if name == "control"} == {"vqa"}
+    assert found.rows == [row for row in whole.rows if (row["suite"], row["defense"]) in here]
+    assert len(here) == 2 * len(SUITES) + 1 and vlm.read == other.read
+    alone = table(FakeVLM(), only={name: ["chat"] for name in ("none", "repair", "control")})
+    assert alone.suites == ["chat"]
+
+
 def test_comparison_is_paired_and_adjusted_over_suites() -> None:
     table = run_all(FakeVLM(), SUITES, None, FakeDefense())
     attack, vqa, *_ = table.compare("none", "repair")

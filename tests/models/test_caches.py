@@ -2,14 +2,18 @@
 
 import inspect
 import sys
+from copy import copy
+from itertools import pairwise
 
 import pytest
 import torch
 from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import DynamicLayer
 
 from care.errors import SiteError
 from care.models.caches import NAMES, cache_argument, cached_positions, caches_in, may_hold_state
 from care.models.hooks import edit
+from care.models.roomy_layers import ROOM, RoomyLayer
 from care.models.vlm import VLM
 from kit import tiny
 from kit.passes import EXAMPLES, SITE, STEPS, WOOD, by_hand, generated, models, never, repair, vlm  # noqa: F401
@@ -148,3 +152,54 @@ def test_the_name_of_the_argument():
     assert cache_argument(Model(lambda ids, cache=None: None)) == "cache"
     assert cache_argument(Model(lambda ids, past_key_values=None: None)) == "past_key_values"
     assert cache_argument(Model(lambda **anything: None)) == cache_argument(tiny.tiny_llama())
+
+
+def test_layers_grow_in_place_and_hold_what_the_librarys_would():
+    """After rows are dropped, positions cut off, and more room is needed than there is."""
+    generator = torch.Generator().manual_seed(0)
+
+    def more(rows, positions):
+        return [torch.randn(rows, 2, positions, 4, generator=generator) for _ in range(2)]
+
+    ours, library = RoomyLayer(), DynamicLayer()
+    where = []
+    with torch.no_grad():
+        for rows, positions in [(3, 5), (3, 1), (3, 1), (2, 1), (2, 2), (2, ROOM), (2, 1), (2, 1)]:
+            if len(where) == 3:
+                for layer in (ours, library):
+                    layer.batch_select_indices(torch.tensor([2, 0]))
+            if len(where) == 7:
+                for layer in (ours, library):
+                    layer.crop(-2)
+            new = more(rows, positions)
+            for found, expected in zip(ours.update(*new), library.update(*new), strict=True):
+                assert torch.equal(found, expected)
+            assert ours.get_seq_length() == library.get_seq_length()
+            where.append(ours.keys.data_ptr())
+    same = [one == other for one, other in pairwise(where)]
+    assert same == [False, True, False, True, False, True, True]
+
+
+def test_copies_of_a_layer_never_write_into_each_other():
+    first, one, other = torch.zeros(1, 1, 2, 1), torch.ones(1, 1, 1, 1), torch.full((1, 1, 1, 1), 2)
+    layer = RoomyLayer()
+    with torch.no_grad():
+        layer.update(first, first)
+        layer.update(one, one)
+        copies = [copy(layer) for _ in range(2)]
+        assert all(each.keys is layer.keys for each in copies)
+        for each, new in zip([*copies, layer], [one, other.float(), 3 * one], strict=True):
+            each.update(new, new)
+    assert [each.keys.flatten().tolist()[2:] for each in (*copies, layer)] == [
+        [1, 1],
+        [1, 2],
+        [1, 3],
+    ]
+
+
+def test_gradients_pass_through_what_is_held():
+    layer, new = RoomyLayer(), torch.ones(1, 1, 1, 1, requires_grad=True)
+    for _ in range(3):
+        layer.update(new, new)
+    layer.keys.sum().backward()
+    assert new.grad is not None and new.grad.item() == 3

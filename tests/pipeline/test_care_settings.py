@@ -32,7 +32,9 @@ class Work:
     def __post_init__(self) -> None:
         self.fitted: list[tuple[str, tuple[float, ...]]] = []
 
-    def monitors(self, fitter: Fitter, table: Results, name: str, shares: Any) -> MonitorsFit:
+    def monitors(
+        self, fitter: Fitter, table: Results, name: str, shares: Any, remember: bool
+    ) -> MonitorsFit:
         self.fitted.append((name, tuple(shares)))
         others = {share: (Monitor("request", 1.0 - share),) for share in shares}
         return MonitorsFit((), (), {}, others)
@@ -60,7 +62,7 @@ def test_layers_that_are_recommended_come_first_then_each_alone_and_those_by_dep
     vlm: VLM,
 ) -> None:
     own, _ = settings(vlm, "corrected", diagnosis((DEEP, EARLY)))
-    assert own.searched["image_layers"] == ((3, 1), (3,), (1,), (2,))
+    assert own.searched["image_layers"] == ((1, 3), (3,), (1,), (2,))
     assert own.searched["text_layers"][0] == (2,)  # none is recommended
     assert "layers" not in own.searched
     paper, _ = settings(vlm, "paper", diagnosis((Site(1, "ffn_out"),)))

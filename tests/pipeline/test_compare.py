@@ -182,6 +182,8 @@ def test_wrong_names_are_one_sentence(tmp_path: Path) -> None:
         rivals(["astra", "astra"])
     with pytest.raises(UsageError, match="gcg searches on each defense"):
         AskedAttacks.of(["gcg"])
+    with pytest.raises(UsageError, match="leave out tune=True"):
+        CompareJob(tune=True)
     assert {"astra", "difference-of-means"} <= rivals([]).keys()
     assert not {"repair", "neurons"} & rivals([]).keys()
     assert not (tmp_path / "out").exists()

@@ -13,7 +13,7 @@ judge (`rejudge` asks again without answering anew); it counts neither as safe n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from care.data.digests import digest_of, example_digest, is_same
@@ -56,6 +56,7 @@ def evaluate(
     temperature: float = 0.0,
     progress: Bar | None = None,
     hold_to_defenses: bool = True,
+    only: Mapping[str, Collection[str]] | None = None,
 ) -> Results:
     """Answer every example of every suite under every defense, judge the answers, tabulate them.
 
@@ -68,6 +69,7 @@ def evaluate(
     `care.runs.progress.Progress` itself, or anything called the same way; None shows nothing.
     A defense that says by `digest()` what it does must be the same at every attempt of a run,
     unless `hold_to_defenses` is False (for those fitted anew, which are equal up to rounding).
+    `only` names, by name of a defense, the suites that it is asked; others are asked all.
 
     Returns the results of this call's rows, suite by suite, in the order of the examples. A row is
     a dict with the fields of `care.evaluation.rows.JudgedRow`.
@@ -79,7 +81,11 @@ def evaluate(
     """
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch_size must be at least 1, got {batch_size}.")
-    cells = _cells(suites, defenses, seed)
+    cells = [
+        cell
+        for cell in _cells(suites, defenses, seed)
+        if only is None or cell.suite.name in only.get(cell.name, [cell.suite.name])
+    ]
     spec = ModelSpec(vlm.name)
     if judge is None:
         judge, stop = rules_for(spec), stop or certainly_refused
@@ -98,6 +104,8 @@ def evaluate(
     with (progress or silent)("answers", len(keys), done=done) as bar:
         for suite in suites:
             of_suite = [cell for cell in cells if cell.suite is suite]
+            if not of_suite:
+                continue
             answer_suite(of_suite, asking, answers, results, bar)
             chunks = of_suite[0].chunks(vlm, batch_size)
             for cell in of_suite:

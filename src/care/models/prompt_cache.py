@@ -3,8 +3,9 @@
 A defense that edits nothing before the last position of a prompt leaves the keys and values of all
 earlier positions as they are. So they are computed once, undefended, and answers under each such
 defense start from them: with T prompt tokens the first pass reads one token instead of T. The
-cached tensors are referenced, never copied or written to (a `DynamicCache` grows by making new
-tensors), so one cache serves any number of answers. Not here: the choice of tokens (`decoding`).
+cached tensors are referenced and never written to (what grows are other tensors, of each answer's
+own: `roomy_layers`), so one cache serves any number of answers. Not here: the choice of tokens
+(`decoding`).
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from care.data.example import Example
 from care.errors import UsageError
 from care.models.batches import Batch
 from care.models.caches import cache_argument
+from care.models.roomy_layers import roomy_cache
 from care.models.sites import Role, RoleContext
 
 PLAIN_POSITIONS = frozenset({"llava", "idefics3", "smolvlm", "internvl"})
@@ -61,7 +63,7 @@ class Start:
     def new_cache(self, config: Any) -> DynamicCache:
         """A cache to decode with, empty or holding the shared tensors, which stay as they are."""
         if self.cache is None:
-            return DynamicCache(config=config.get_text_config())
+            return roomy_cache(config)
         return _same_tensors(self.cache)
 
     def part(self, rows: Sequence[int]) -> "Start":

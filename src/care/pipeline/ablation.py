@@ -23,20 +23,17 @@ from functools import cache
 
 from care.defenses.artefact import FACTS
 from care.defenses.monitors.monitor import Monitor
-from care.defenses.repair.channel import Modality
-from care.defenses.repair.fitting import Fitter, chosen_sites
-from care.defenses.repair.presets import PRESETS, Preset
+from care.defenses.repair.fitting import Fitter
 from care.defenses.repair.repair import Repair
 from care.diagnosis.full_config import BRIEF
 from care.diagnosis.results import Diagnosis
 from care.errors import FitError
 from care.evaluation.ablation_table import AblationRow, AblationTable, Planned, ablation_rows
 from care.evaluation.results import Results
-from care.models.sites import Site
-from care.models.vlm import VLM
 from care.pipeline.ablation_rows import CHANGES, Change
 from care.pipeline.config import RepairJob
 from care.pipeline.material_parts import apart, thinned
+from care.pipeline.selection import preset_sites
 from care.pipeline.stages import COMPARED, Stages
 from care.pipeline.workflow import open_run
 from care.runs.progress import Bar, silent
@@ -97,8 +94,7 @@ def monitors(
     wanted = dict.fromkeys(c.without for c in changes if c.watched)
     if not wanted or fitter.config.monitors is None:
         return found
-    with work.inner("selection") as inner:
-        table = work.ask(work.counted("validation"), [None], "selection", inner)
+    table = work.bare_answers()
     for without in wanted:
         kept = Results([row for row in table.rows if row["suite"] not in without])
         name = f"monitors-without-{'-'.join(without)}" if without else "monitors"
@@ -131,17 +127,6 @@ def fitted(
         repair = replace(repair, monitors=kept)
     repair = repair if change.channels else repair.monitors_only()
     return replace(repair, name=change.name)
-
-
-def preset_sites(preset: Preset, vlm: VLM, diagnosis: Diagnosis) -> dict[Modality, list[Site]]:
-    """The sites of each modality that a preset would choose."""
-    config = PRESETS[preset]
-    by_depth = chosen_sites(vlm, config)
-    if config.layers_by == "ablation":
-        layers = list(diagnosis.ablated_layers())
-        return {modality: layers or part for modality, part in by_depth.items()}
-    scanned = diagnosis.sites if config.layers_by == "channels" and diagnosis.channels else {}
-    return {modality: list(scanned.get(modality, part)) for modality, part in by_depth.items()}
 
 
 # -- the paper's claims ----------------------------------------------------------------------------

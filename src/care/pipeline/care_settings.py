@@ -24,8 +24,8 @@ from care.defenses.repair.searched import searched, with_options
 from care.diagnosis.results import Diagnosis
 from care.evaluation.results import Results
 from care.models.sites import Site
-from care.pipeline.ablation import preset_sites
 from care.pipeline.fits import Made, timed
+from care.pipeline.selection import preset_sites
 from care.pipeline.stages import Stages
 from care.pipeline.tuning import Options, points_of
 
@@ -44,11 +44,13 @@ class CareSettings:
         diagnosis: Diagnosis,
         bare: Results,
         stage: str,
+        remember: bool = False,
     ) -> None:
         """`fitters` are those of each part of the material, `bare` the answers of the undefended
-        model that monitors are chosen on; they are kept by the name `stage`."""
+        model that monitors are chosen on; they are kept by the name `stage`, with what they rest on
+        if that is to be remembered."""
         self.work, self.preset, self.fitters = work, preset, fitters
-        self.bare, self.stage = bare, stage
+        self.bare, self.stage, self.remember = bare, stage, remember
         config = PRESETS[preset]
         if config.monitors is not None:
             config = replace(config, monitors=fitters(0).config.monitors)
@@ -65,7 +67,7 @@ class CareSettings:
         """Choices of layers, the preset's own first."""
         found = [own, *([site] for site in own)]
         found += [depth_sites(self.work.vlm, depth, self.config.kind) for depth in _DEPTHS]
-        return tuple(dict.fromkeys(tuple(site.layer for site in sites) for sites in found))
+        return tuple(dict.fromkeys(tuple(sorted(s.layer for s in sites)) for sites in found))
 
     def wanted(self, most: int, seed: int) -> list[Options]:
         """The settings that are tried, the preset's own first."""
@@ -95,7 +97,18 @@ class CareSettings:
         stage = f"{self.stage}-{number}" if number else self.stage
         shares = (options["false_alarms"],) if number else self.searched["false_alarms"]
         own = self.fitters(number).with_config(self.config)
-        return self.work.monitors(own, self.bare, stage, shares)
+        return self.work.monitors(own, self.bare, stage, shares, self.remember)
+
+    def remembering(self, repair: Repair, options: Options) -> Repair:
+        """The repair with these settings and what it rests on, as far as that was kept."""
+        fitter, monitors = self.fitter(options), ()
+        if self.config.monitors is not None:
+            times = options["false_alarms"] / self.config.monitors.false_alarms
+            kept = self.monitors(options).memory
+            if not kept:
+                return repair
+            monitors = tuple(replace(each, share=times * each.share) for each in kept)
+        return replace(repair, memory=fitter.remembered(repair.channels, monitors))
 
     def _places(self, options: Options) -> dict[Modality, list[Site]]:
         def layers(modality: Modality) -> tuple[int, ...]:

@@ -154,8 +154,7 @@ class _Comparison:
         materials = Materials(material, job.most, job.run.seed)
         shared = Fitter(work.vlm, materials.of(0), fitter.config, job.batch)
         chosen, _ = work.select(shared, diagnosis)
-        with work.inner("selection") as inner:
-            bare = work.ask(work.counted("validation"), [None], "selection", inner)
+        bare = work.bare_answers()
         own = CareRows(work, diagnosis, chosen, bare, materials)
         plans = own.plans()
         with self.run.stage("fits"), self.bar("fits", len(plans) * job.fits) as bar:

@@ -67,6 +67,8 @@ class RepairJob:
     """Test examples of each suite of the small world."""
     quick: bool = False
     """The same on a quarter of the examples, for a first look."""
+    tune: bool = False
+    """Search the preset's settings on validation, as `care compare` does for every defense."""
     max_new_tokens: Annotated[int | None, Between(1, MAX_BATCH)] = None
     """Length of an answer in tokens; none: 24, and where others than the rules judge answers of
     another model than the embedded one, 512."""
@@ -121,6 +123,7 @@ class RepairJob:
     def config(self) -> dict[str, Any]:
         """Everything that decides the numbers, for the manifest."""
         quick = {"quick": QUICKLY} if self.quick else {}
+        tune = {"tune": True} if self.tune else {}
         named: dict[str, Any] = {name: ",".join(getattr(self, name)) or None for name in NAMED[:2]}
         # Jobs of versions that knew no such options go on: they say nothing of them.
         named |= {name: found for name in (*NAMED[2:], "pgd") if (found := getattr(self, name))}
@@ -139,6 +142,7 @@ class RepairJob:
             "max_new_tokens": self.answer_length,
             "test_length": self.test_length,
             **quick,
+            **tune,
         }
 
 
@@ -244,6 +248,11 @@ class CompareJob(RepairJob):
     studies: Annotated[tuple[str, ...], Said("--study")] = ()
     """What to study besides of CARE and the best rivals: families (attacks that nothing was fitted
     on), sizes (fitted on few requests to many) or strengths; repeatable."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tune:
+            raise UsageError("a comparison tunes every defense as it is: leave out tune=True")
 
     @property
     def fits(self) -> int:

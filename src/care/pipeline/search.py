@@ -6,7 +6,7 @@ the setting, or the batch of answers, where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from care.evaluation.comparison_table import Budget, TriedSettings
@@ -31,8 +31,8 @@ class Searched:
     """Those settings."""
     tried: tuple[TriedSettings, ...]
     """All settings with their figures."""
-    degenerate: tuple[float | None, ...]
-    """Share of broken answers with each; none of what wasn't asked."""
+    rates: Mapping[str, Mapping[str, float]]
+    """Mean rates of the bare model and by name of the setting, of what was asked."""
 
 
 def setting_name(of: str, options: Options) -> str:
@@ -67,17 +67,23 @@ class Search:
         if len(wanted) == 1:
             failed = found[0].failed
             tried = TriedSettings(told(wanted[0]), failed, None, None, None, failed is None)
-            return Searched(found[0], wanted[0], (tried,), (None,))
-        defenses = zip(names, (each.defense for each in found), strict=True)
-        table = self.asked([named for named in defenses if named[1] is not None])
-        figures: list[TriedSettings] = []
-        broken: list[float | None] = []
-        for key, options, each in zip(names, wanted, found, strict=True):
-            rates = dict.fromkeys(("asr", "utility", "answered", "degenerate"))
-            if each.failed is None:
-                rates = mean_rates(table, key)
-            broken.append(rates.pop("degenerate"))
-            figures.append(TriedSettings(told(options), each.failed, **rates, chosen=False))
-        tried = taken(mean_rates(table, UNDEFENDED), figures)
-        best = next((place for place, each in enumerate(tried) if each.chosen), 0)
-        return Searched(found[best], wanted[best], tried, tuple(broken))
+            return Searched(found[0], wanted[0], (tried,), {})
+        defenses = [
+            (name, each.defense)
+            for name, each in zip(names, found, strict=True)
+            if each.defense is not None
+        ]
+        table = self.asked(defenses)
+        rates = {name: mean_rates(table, name) for name in (UNDEFENDED, *dict(defenses))}
+        figures = [
+            _figures(options, each.failed, rates.get(name, {}))
+            for name, options, each in zip(names, wanted, found, strict=True)
+        ]
+        marked = taken(rates[UNDEFENDED], figures)
+        best = next((place for place, each in enumerate(marked) if each.chosen), 0)
+        return Searched(found[best], wanted[best], marked, rates)
+
+
+def _figures(options: Options, failed: str | None, rates: Mapping[str, float]) -> TriedSettings:
+    asr, utility, answered = (rates.get(name) for name in ("asr", "utility", "answered"))
+    return TriedSettings(told(options), failed, asr, utility, answered, chosen=False)

@@ -21,8 +21,10 @@ from care.data.small_world.suites import BASELINE
 from care.defenses.monitors.choosing import Said
 from care.defenses.repair.channel import Modality
 from care.defenses.repair.fitting import Fitter, chosen_sites
+from care.defenses.repair.presets import PRESETS, Preset
 from care.defenses.repair.repair import Repair
 from care.diagnosis.channel_scan import refused_under
+from care.diagnosis.results import Diagnosis
 from care.evaluation.config import UNDEFENDED
 from care.evaluation.results import Results
 from care.models.sites import Site
@@ -94,6 +96,17 @@ def candidates(
         repair = Repair.of(other.repair(places, preset))
         tried.append(Candidate(f"{', '.join(named)}; {quantile:g}", repair, other))
     return tried
+
+
+def preset_sites(preset: Preset, vlm: VLM, diagnosis: Diagnosis) -> dict[Modality, list[Site]]:
+    """The sites of each modality that a preset would choose."""
+    config = PRESETS[preset]
+    by_depth = chosen_sites(vlm, config)
+    if config.layers_by == "ablation":
+        layers = list(diagnosis.ablated_layers())
+        return {modality: layers or part for modality, part in by_depth.items()}
+    scanned = diagnosis.sites if config.layers_by == "channels" and diagnosis.channels else {}
+    return {modality: list(scanned.get(modality, part)) for modality, part in by_depth.items()}
 
 
 def _combined(sites: Mapping[Modality, Sequence[Site]]) -> list[dict[Modality, list[Site]]]:

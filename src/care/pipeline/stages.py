@@ -235,6 +235,11 @@ class Stages(Workspace):
             return replace(chosen, repair=replace(chosen.repair, memory=memory)), selection
         return self.watched(chosen, table, selection)
 
+    def bare_answers(self) -> Results:
+        """Answers of the undefended model to the validation split."""
+        with self.inner("selection") as inner:
+            return self.ask(self.counted("validation"), [None], "selection", inner)
+
     def began_before_monitors(self) -> bool:
         """Whether the test split was asked already, by a version that had no monitors yet."""
         return bool(self.run.rows()) and not self.run.stage_done("monitors")
@@ -367,11 +372,12 @@ class Stages(Workspace):
         parts = []
         if repair.monitors:
             parts = [*zip(PARTS, (repair.edits_only(), repair.monitors_only()), strict=True)]
-        self.ask(suites, [None, ("care", repair), *parts], "evaluation")
         controls = self.controls(chosen)
-        compared = [s for s in suites if s.role == "attack" or s.name in COMPARED]
-        # With the bare model, whose answers are there: many a control's answer is one of them.
-        self.ask(compared, [None, *controls], "controls")
+        compared = [s.name for s in suites if s.role == "attack" or s.name in COMPARED]
+        # In one call, so that prompts are read once for all of them.
+        defenses = [None, ("care", repair), *parts, *controls]
+        only = {name: compared for name, _ in controls}
+        self.ask(suites, defenses, "evaluation", only=only)
         check_rows(JudgedRow, self.run.rows(), self.run.path / ROWS)
         names = [[name for name, _ in part] for part in (parts, controls)]
         return Results(self.run.rows()), names[0], names[1]

@@ -13,6 +13,7 @@ and ends with the same numbers:
     channels.json   at which sites the unsafe channels can be closed
     screening.json  first tokens under every candidate on the validation split
     selection/      answers under the best candidates on the validation split
+    fits/, tuning/  in place of both with `tune`: repairs with other settings, and their answers
     monitors/, monitors.json   what watches requests and answers, and what else was tried
     repair/         the chosen artefact
     rows.jsonl      judged answers on the test split: bare, repaired, controls
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from care.data.example import Example
+from care.defenses.repair.fitting import Fitter
 from care.defenses.repair.repair import Repair
 from care.diagnosis.full_config import BRIEF, DiagnosisConfig
 from care.diagnosis.results import Diagnosis
@@ -44,9 +46,11 @@ from care.judges.registry import check_judge
 from care.judges.rules import RulesJudge
 from care.models.sites import Site
 from care.pipeline.config import QUICKLY, RepairJob
+from care.pipeline.selection import Candidate
 from care.pipeline.split_plan import NamedSuites
 from care.pipeline.splits import digests_of, plan_of
 from care.pipeline.stages import Stages
+from care.pipeline.tuned_repair import tuned
 from care.report.build import answer_pairs, attribution, report_tree
 from care.report.files import write_diagnosis, write_report
 from care.runs.environment import peak_memory_gib, started
@@ -144,7 +148,7 @@ def _prove(job: RepairJob, run: Run, progress: Bar | None) -> _Proof:
         work = Stages(job, run, progress)
     fitter = work.fitter()
     diagnosis = work.channels(fitter, work.diagnosis(fitter, BRIEF))
-    chosen, selection = work.select(fitter, diagnosis)
+    chosen, selection = _chosen(work, fitter, diagnosis)
     table, parts, controls = work.prove(chosen)
     suites = work.suites("test")
     with run.stage("attribution"):
@@ -155,6 +159,13 @@ def _prove(job: RepairJob, run: Run, progress: Bar | None) -> _Proof:
     return _Proof(
         table, parts, controls, chosen.repair, selection, diagnosis, tests, scores, work.judge
     )
+
+
+def _chosen(work: Stages, fitter: Fitter, diagnosis: Diagnosis) -> tuple[Candidate, Any]:
+    """The repair and what is told of its selection: by candidates, or by a search of settings."""
+    if work.job.tune:
+        return tuned(work, fitter, diagnosis)
+    return work.select(fitter, diagnosis)
 
 
 def _judged(
@@ -238,7 +249,7 @@ def fit(job: RepairJob, progress: Bar | None = None) -> Path:
         work = Stages(job, run, progress)
         fitter = work.fitter()
         diagnosis = work.channels(fitter, work.diagnosis(fitter, BRIEF))
-        chosen, selection = work.select(fitter, diagnosis)
+        chosen, selection = _chosen(work, fitter, diagnosis)
         run.write_json("selection.json", selection)
         _label(chosen.repair, job)
         return chosen.repair.save(run.inside("repair"))

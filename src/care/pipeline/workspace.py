@@ -6,7 +6,7 @@ and judged is asked here. Not here: what the stages do (`care.pipeline.stages`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -94,10 +94,12 @@ class Workspace:
         defenses: Sequence[Any],
         stage: str,
         rows: Run | None = None,
+        only: Mapping[str, Collection[str]] | None = None,
     ) -> Results:
         """Answer and judge as a stage of the run; rows go to `rows`, by default the run itself.
 
-        The run's own end where they refuse only if no other judge reads them.
+        The run's own end where they refuse only if no other judge reads them. `only` is that of
+        `care.evaluate`.
         """
         whole = rows is None and not self.job.cuts_refusals
         with self.run.stage(stage):
@@ -112,5 +114,6 @@ class Workspace:
                 max_new_tokens=self.job.answer_length,
                 stop=None if whole else certainly_refused,
                 progress=self.progress,
+                only=only,
                 hold_to_defenses=False,  # fitted anew when a job is resumed, equal up to rounding
             )

@@ -197,6 +197,7 @@ class Fitter:
             return None
         if not self._told:
             self._told.extend(told_of(self._shown(name)) for name in CLASSES)
+        self.prefetch(sorted({channel.site for channel in channels}))
         rows = {self._source(c.site): tuple(self._decisions(c.site)) for c in channels}
         settings = (config.fit_kind, config.gate, config.projection, config.beta)
         return Memory(DecisionMemory(tuple(self._told), rows, *settings), tuple(monitors))

@@ -12,7 +12,11 @@ from care.pipeline.config import RepairJob
 
 @command("ablate", "Work")
 @takes(
-    RepairJob, without=("preset", *JUDGING), recipes=True, out=Path("runs/ablate"), test_length=24
+    RepairJob,
+    without=("preset", "tune", *JUDGING),
+    recipes=True,
+    out=Path("runs/ablate"),
+    test_length=24,
 )
 def ablate(job: RepairJob) -> None:
     """Fit the presets and each with one thing changed, and set them against each other."""

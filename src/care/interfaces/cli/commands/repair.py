@@ -58,7 +58,7 @@ def repair(
 
 
 @command("diagnose", "Work")
-@takes(RepairJob, without=JUDGING, recipes=True, out=Path("runs/diagnose"))
+@takes(RepairJob, without=("tune", *JUDGING), recipes=True, out=Path("runs/diagnose"))
 def diagnose(job: RepairJob) -> None:
     """Find the layers, components and neurons that carry the attacks, and say how sure that is."""
     hide_loading_bars()
