@@ -44,7 +44,7 @@ from care.defenses.artefact_monitors import (
 )
 from care.defenses.repair.channel import Fusion, RepairData
 from care.defenses.stored import digest_of
-from care.errors import ArtefactError, CareError
+from care.errors import ArtefactError, CareError, StorageError
 from care.runs.files import storage_errors, to_json, write_whole
 from care.runs.reading import GIB, parse_json, read_file
 from care.typed import WHEN_SET, from_tree, to_tree
@@ -221,13 +221,28 @@ def check_model(repair: RepairData, vlm: VLM) -> None:
 def push(repair: RepairData, repo_id: str, **options: Any) -> str:
     """Upload the artefact to the Hub as a model repository, without its memory; the URL of the
     commit."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = save(repair, Path(scratch) / "repair", memory=False)
+        return upload(folder, repo_id, **options)
+
+
+def upload(folder: Path, repo_id: str, **options: Any) -> str:
+    """Upload a folder to the Hub as a model repository; the URL of the commit.
+
+    StorageError, in one sentence, for whatever the Hub or the network refuses.
+    """
     from huggingface_hub import HfApi
 
     api = HfApi(token=options.pop("token", None))
-    api.create_repo(repo_id, exist_ok=True, private=options.pop("private", None))
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = save(repair, Path(scratch) / "repair", memory=False)
+    try:
+        api.create_repo(repo_id, exist_ok=True, private=options.pop("private", None))
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **options))
+    except Exception as error:  # of its own, of httpx, and of what both are built on
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise StorageError(
+            f"{folder} could not be uploaded as {repo_id} ({reason}); check the name, the network "
+            "and the token, then push it again."
+        ) from error
 
 
 def _local(name_or_path: str | Path) -> Path:

@@ -9,11 +9,12 @@
 
 "By rounding" is: no further than `LEEWAY` times the bare model's own difference, or what the
 precision of the weights leaves where that is nothing. Differences are the greatest of log
-probabilities, in nats. Answers that are judged are the business of `probe`.
+probabilities of likely tokens, in nats. Answers that are judged are the business of `probe`.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -32,8 +33,12 @@ from care.models.decoding import neutral_settings
 from care.models.generations import library_generate
 from care.models.vlm import VLM
 
-LEEWAY = 4.0
+LEEWAY = 3.0
 """How much further than on the bare model rounding may carry."""
+
+_LIKELY = math.log(1e-3)
+"""Log probability of a token above which it is compared: in half precision the logits of others are
+far apart without meaning anything."""
 
 _ROUNDING = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 0.15}
 """Nats that rounding alone may make of each precision's weights."""
@@ -149,8 +154,8 @@ def first_tokens(vlm: VLM, examples: Sequence[Example]) -> Tensor:
 
 
 def greatest_gap(one: Tensor, other: Tensor) -> float:
-    """The greatest difference of two arrays of log probabilities where either isn't tiny."""
-    likely = torch.maximum(one, other) > -20
+    """The greatest difference of two arrays of log probabilities of what either finds likely."""
+    likely = torch.maximum(one, other) > _LIKELY
     return float((one - other).abs().where(likely, 0.0).max())
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
+from care.defenses.export_facts import Format, Part
 from care.errors import UsageError
 from care.evaluation.config import (
     JudgingSpec,
@@ -302,6 +303,29 @@ class VerifyJob:
     """Seed of what is drawn."""
     out: Path = Path("runs/verify")
     """Folder of the page."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportJob:
+    """One repair, written as weights."""
+
+    repair: Path
+    """Folder of the repair."""
+    format: Format
+    """A whole checkpoint, or an adapter."""
+    model: ModelSpec = ModelSpec()
+    """The model that it was fitted on."""
+    drop: tuple[Part, ...] = ()
+    """What weights can't hold and is left out."""
+    probe: ProbeSpec = ProbeSpec()
+    """On what the loss of that is measured."""
+    seed: Annotated[int, Between(0, MAX_SEED)] = 0
+    """Seed of what is drawn."""
+    out: Path = Path("runs/export")
+    """Folder of what is written."""
 
     def __post_init__(self) -> None:
         check_bounds(self)

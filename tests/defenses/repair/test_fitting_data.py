@@ -12,6 +12,7 @@ from PIL import Image
 from care.data.example import Example
 from care.defenses.activations import decisions, pool
 from care.defenses.material import Material
+from care.defenses.repair import fitting_data
 from care.defenses.repair.fitting_data import Contrast, activations, contrast
 from care.errors import FitError
 from care.models.sites import Role, Site
@@ -206,3 +207,25 @@ def test_image_activations_do_not_depend_on_the_question(vlm):
     )
     for site in SITES:
         np.testing.assert_allclose(one[site], two[site], atol=1e-5)
+
+
+# -- moments ---------------------------------------------------------------------------------------
+
+
+def test_moments_are_those_of_all_rows_and_few_are_held_at_once(vlm, monkeypatch):
+    part = [*COMPLIED, *REFUSED, *ANSWERED]
+    whole = activations(vlm, part, SITES, "text", 4)
+    sizes = []
+
+    def counted(vlm, some, *more):
+        sizes.append(len(some))
+        return activations(vlm, some, *more)
+
+    monkeypatch.setattr(fitting_data, "activations", counted)
+    in_one = fitting_data.moments_of(vlm, part, SITES, "text", 4)
+    monkeypatch.setattr(fitting_data, "AT_ONCE", 3)
+    in_parts = fitting_data.moments_of(vlm, part, SITES, "text", 4)
+    assert sizes == [7, 3, 3, 1]
+    for site, rows in whole.items():
+        np.testing.assert_array_equal(in_one[site].rows_, rows.astype(np.float64))
+        np.testing.assert_allclose(in_parts[site].rows_, rows, atol=1e-5)

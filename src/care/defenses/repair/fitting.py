@@ -31,7 +31,14 @@ from care.defenses.monitors.memory import MonitorMemory
 from care.defenses.repair.channel import MODALITIES, Channel, Modality, RepairData
 from care.defenses.repair.families import LEAST_FAMILY, Told, classes_of
 from care.defenses.repair.family_subspace import Classes
-from care.defenses.repair.fitting_data import Contrast, ContrastName, activations, contrast, said
+from care.defenses.repair.fitting_data import (
+    Contrast,
+    ContrastName,
+    activations,
+    contrast,
+    moments_of,
+    said,
+)
 from care.defenses.repair.gate import Crossfit, Gate, GateConfig, crossfit
 from care.defenses.repair.memory import (
     DecisionMemory,
@@ -143,6 +150,7 @@ class Fitter:
             for site, parts in material.decisions.items()
             for name, rows in zip(CLASSES, parts, strict=True)
         }
+        self._moments: dict[tuple[Any, ...], Moments] = {}
         self._pictures: dict[str, list[Shown]] = {}
         self._told: list[tuple[Told, ...]] = []
         self._subspaces: dict[Any, Subspace] = {}
@@ -152,6 +160,7 @@ class Fitter:
         """A fitter of another configuration that shares what is expensive."""
         other = Fitter(self.vlm, self.material, config, self.batch_size)
         other._rows, other._pictures, other._told = self._rows, self._pictures, self._told
+        other._moments = self._moments
         other._subspaces, other._crossfits = self._subspaces, self._crossfits
         return other
 
@@ -328,34 +337,32 @@ class Fitter:
         name, chosen = self._contrast(modality)
         key = (name, self._source(site), config.subspace, config.attribution, config.projection)
         if key not in self._subspaces:
-            sides = {"malicious": chosen.malicious, "benign": chosen.benign}
+            self._prefetch_contrasts({modality: [site]})
             malicious, benign = (
-                self._pooled(f"{name} {side}", part, site, chosen.scope)
-                for side, part in sides.items()
+                self._moments[
+                    f"{name} {side}", chosen.scope, self._source(site), config.attribution
+                ]
+                for side in ("malicious", "benign")
             )
-            width = malicious.shape[1]
             self._subspaces[key] = fit_subspace(
-                Moments(width).fit(malicious),
-                Moments(width).fit(benign),
-                config.subspace,
-                config.projection,
+                malicious, benign, config.subspace, config.projection
             )
         return self._subspaces[key]
 
     def _prefetch_contrasts(self, places: Mapping[Modality, Sequence[Site]]) -> None:
-        """Take the activations of every contrast at all its sites in one pass each."""
+        """Take the moments of every contrast at all its sites in one pass each."""
         attribution = self.config.attribution
         for modality, sites in places.items():
             name, chosen = self._contrast(modality)
             for side, part in {"malicious": chosen.malicious, "benign": chosen.benign}.items():
                 key = (f"{name} {side}", chosen.scope)
                 sources = dict.fromkeys(self._source(site) for site in sites)
-                missing = [s for s in sources if (*key, s, attribution) not in self._rows]
+                missing = [s for s in sources if (*key, s, attribution) not in self._moments]
                 if missing:
-                    taken = activations(
+                    taken = moments_of(
                         self.vlm, part, missing, chosen.scope, self.batch_size, attribution
                     )
-                    self._rows |= {(*key, s, attribution): taken[s] for s in missing}
+                    self._moments |= {(*key, s, attribution): taken[s] for s in missing}
 
     def _contrast(self, modality: Modality) -> tuple[ContrastName, Contrast]:
         name: ContrastName = "images" if modality == "image" else self.config.text_contrast

@@ -36,6 +36,10 @@ from care.defenses.repair.attribution import AttributionConfig, attributed
 from care.errors import FitError
 from care.models.sites import Scope, Site
 from care.models.vlm import VLM
+from care.statistics.moments import Moments
+
+AT_ONCE = 2048
+"""Examples whose activations are held at once where moments are all that is asked for."""
 
 ContrastName = Literal["images", "comply-refuse", "comply-rest"]
 
@@ -119,6 +123,27 @@ def activations(
         answers=None if asked_alone else [answer for _, answer in answered],
         batch_size=batch_size,
     )
+
+
+def moments_of(
+    vlm: VLM,
+    answered: Sequence[Answered],
+    sites: Sequence[Site],
+    scope: Scope,
+    batch_size: int = 16,
+    attribution: AttributionConfig | None = None,
+) -> dict[Site, Moments]:
+    """Moments of what `activations` gives, of which `AT_ONCE` rows are held beside them at most.
+
+    So memory doesn't grow with the examples once `Moments` has folded their rows.
+    """
+    found = {site: Moments(vlm.anatomy.site_width(site)) for site in sites}
+    for start in range(0, len(answered), AT_ONCE):
+        some = answered[start : start + AT_ONCE]
+        taken = activations(vlm, some, sites, scope, batch_size, attribution)
+        for site, rows in taken.items():
+            found[site].partial_fit(rows)
+    return found
 
 
 def said(material: Sorted) -> list[Said]:

@@ -9,7 +9,7 @@ there) are marks of `care.runs.settings`.
 # No `from __future__ import annotations`: typer reads the annotations when a command is called.
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
@@ -82,20 +82,29 @@ class Option:
 
 
 def options_of(
-    config: type, without: Sequence[str] = (), defaults: Mapping[str, Any] | None = None
+    config: type,
+    without: Sequence[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+    said: Mapping[str, str] | None = None,
 ) -> list[Option]:
     """The options of a configuration: arguments first, then by the order of its fields.
 
-    `without` names fields that the command doesn't have; `defaults` are its own.
+    `without` names fields that the command doesn't have; `defaults` and how fields are `said` are
+    its own.
     """
     found = [
         option
         for option in _below(config, ())
         if option.place[-1] not in without and not mark_of(Unsaid, option.marks)
     ]
-    own = defaults or {}
+    own, names = defaults or {}, said or {}
     found = [
-        Option(o.place, o.kind, o.marks, own.get(o.place[-1], o.default), o.help) for o in found
+        replace(
+            o,
+            default=own.get(o.place[-1], o.default),
+            marks=(*(Said(names[n]) for n in o.place[-1:] if n in names), *o.marks),
+        )
+        for o in found
     ]
     return sorted(found, key=lambda option: option.said.startswith("-"))
 
@@ -113,7 +122,11 @@ def made(config: type, options: Sequence[Option], given: Mapping[str, Any]) -> A
 
 
 def takes(
-    config: type, without: Sequence[str] = (), recipes: bool = False, **defaults: Any
+    config: type,
+    without: Sequence[str] = (),
+    recipes: bool = False,
+    said: Mapping[str, str] | None = None,
+    **defaults: Any,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of a configuration before its own; it gets that first.
 
@@ -121,7 +134,7 @@ def takes(
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        options, whole = options_of(config, without, defaults), options_of(config)
+        options, whole = options_of(config, without, defaults, said), options_of(config)
         own = list(inspect.signature(function).parameters.values())[1:]
 
         def run(**given: Any) -> None:
