@@ -4,6 +4,7 @@
 #   make demo     attack, diagnose, repair and prove the embedded model: runs/demo/report.html
 #   make test     the tests: test-fast, then test-slow, then test-embedded
 #   make test-fast   those that need neither the embedded model nor a browser and start no processes
+#   make test-models   a tiny model of every family of transformers, against docs/models.md
 #   make test-newest   the fast tests on the newest releases, in .venv-newest
 #   make test-oldest   the fast tests on the lower bounds of pyproject.toml, in .venv-oldest
 #   make test-lmms   the tests that need lmms-eval, in .venv-lmms (minutes; not part of CI)
@@ -40,7 +41,7 @@ LMMS_BIN := $(LMMS_VENV)/bin
 LMMS_STAMP := $(LMMS_VENV)/.care-installed
 LMMS_NEEDS := accelerate datasets evaluate loguru openpyxl pandas pytablewriter pytz requests sacrebleu tenacity
 
-.PHONY: help venv test test-fast test-slow test-embedded test-newest test-oldest short-newest short-oldest test-lmms demo embedded-model \
+.PHONY: help venv test test-fast test-slow test-models test-embedded test-newest test-oldest short-newest short-oldest test-lmms demo embedded-model \
 	lint format types bench lock clean
 
 help:
@@ -67,11 +68,15 @@ PARALLEL := -n auto --dist worksteal
 test: test-fast test-slow test-embedded
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow and not embedded and not browser' \
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow and not embedded and not browser and not architectures' \
 		$(if $(BUDGET),--budget=$(BUDGET)) $(PYTEST_ARGS)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest $(PARALLEL) -m 'slow and not embedded and not browser' $(PYTEST_ARGS)
+
+# Tiny models of every family of transformers, as docs/models.md tells of them.
+test-models: $(STAMP)
+	$(BIN)/python -m pytest $(PARALLEL) -m architectures tests/models/architectures $(PYTEST_ARGS)
 
 test-embedded: $(STAMP)
 	$(BIN)/python -m pytest -m 'embedded or browser' $(PYTEST_ARGS)
@@ -82,7 +87,7 @@ define test_on
 	rm -rf .venv-$(1)
 	$(call environment,.venv-$(1),--no-deps)
 	$(UV) pip install --quiet --python .venv-$(1)/bin/python --resolution $(2) -e '.[dev]'
-	CARE_LIBRARIES=$(1) .venv-$(1)/bin/python -m pytest $(PARALLEL) -m 'not embedded' $(3) $(PYTEST_ARGS)
+	CARE_LIBRARIES=$(1) .venv-$(1)/bin/python -m pytest $(PARALLEL) -m 'not embedded and not architectures' $(3) $(PYTEST_ARGS)
 endef
 
 test-newest: $(UV)

@@ -18,7 +18,7 @@ class UsageError(CareError, ValueError):
 
 
 class ModelError(CareError, ValueError):
-    """The model is unknown, takes no images, or its anatomy can't be established."""
+    """The model is unknown, isn't whole, or its anatomy can't be established."""
 
 
 class NotFiniteError(ModelError):

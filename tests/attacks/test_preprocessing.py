@@ -147,3 +147,20 @@ def test_a_processor_that_cuts_otherwise_is_refused():
     vlm.processor.image_processor = Odd()
     with pytest.raises(ModelError, match="more than resize once"):
         PixelPath.of(vlm, START)
+
+
+def test_a_processor_that_makes_something_else_of_a_picture_is_refused():
+    vlm = qwen2_5()
+    own = vlm.processor.image_processor
+
+    class Other:
+        def __getattr__(self, name):
+            return getattr(own, name)
+
+        def __call__(self, **given):
+            found = own(**given)
+            return {"pixel_values_images": found["pixel_values"]}
+
+    vlm.processor.image_processor = Other()
+    with pytest.raises(ModelError, match="one image becomes pixel_values_images"):
+        PixelPath.of(vlm, START)

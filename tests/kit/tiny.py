@@ -107,7 +107,7 @@ class StubProcessor:
         return self.tokenizer.apply_chat_template(messages, **kwargs)
 
     def __call__(
-        self, text: list[str], images: list[Image.Image] | None = None, **kwargs: Any
+        self, text: list[str], images: list[list[Image.Image]] | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         expanded = [row.replace("<image>", "<image>" * VISUAL) for row in text]
         inputs = dict(self.tokenizer(expanded, return_token_type_ids=False, **kwargs))
@@ -117,7 +117,9 @@ class StubProcessor:
         if images:
             counts = [row.count("<image>") for row in text]
             pixels = [
-                np.asarray(image.resize((56, 56)), np.float32) / 127.5 - 1 for image in images
+                np.asarray(image.resize((56, 56)), np.float32) / 127.5 - 1
+                for row in images
+                for image in row
             ]
             inputs.update(self._vision_inputs([p.transpose(2, 0, 1) for p in pixels], counts))
         return inputs

@@ -71,14 +71,28 @@ def claim_seven(model):
     model.config.text_config.num_hidden_layers = 7
 
 
+def forget_image_token(model):
+    vars(model.config)["image_token_index"] = None  # which it doesn't let be set
+
+
+def claim_encoder(model):
+    model.config.is_encoder_decoder = True
+
+
+def add_streams(model):
+    model.get_decoder().layers[1].attn_hc = nn.Identity()
+
+
 def lose_attention(model):
     del model.get_decoder().layers[2].self_attn
 
 
 test_other_models_are_refused = refusals(
-    (ModelError, "takes no images", lambda: Anatomy.of(tiny.tiny_llama())),
     (ModelError, "decoder", lambda: Anatomy.of(nn.Linear(2, 2))),
+    (ModelError, "names no image token", lambda: lacking(forget_image_token)),
+    (ModelError, "an encoder reads the request", lambda: lacking(claim_encoder)),
+    (ModelError, "several residual streams", lambda: lacking(add_streams)),
     (ModelError, "4 layers where the configuration says 7", lambda: lacking(claim_seven)),
-    (ModelError, "layer 2 .* has no self_attn", lambda: lacking(lose_attention)),
+    (ModelError, "layer 2 .* has no mixer .self_attn", lambda: lacking(lose_attention)),
     (ModelError, "head", lambda: lacking(lambda model: model.model)),
 )

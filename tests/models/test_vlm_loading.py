@@ -1,13 +1,20 @@
 """How a VLM is made: saved models load again, and what doesn't fit together is refused."""
 
+import json
+
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
-from care.errors import MissingDependencyError, ModelError
+from care.attacks.preprocessing import PixelPath
+from care.data.conversation import Conversation
+from care.data.example import Example
+from care.errors import DataError, MissingDependencyError, ModelError
+from care.models.sites import Role
 from care.models.vlm import VLM
 from kit import tiny
-from kit.refusals import refusals
+from kit.refusals import refusals, refused
 
 EXAMPLES = tiny.mixed_examples(7)
 
@@ -21,11 +28,51 @@ def test_saved_models_load_again(tmp_path):
     assert loaded.generate(EXAMPLES, max_new_tokens=4) == vlm.generate(EXAMPLES, max_new_tokens=4)
 
 
-def test_text_only_models_are_refused_on_loading(tmp_path):
+def text_only(tmp_path):
+    """A language model without eyes, loaded from a folder."""
     tiny.tiny_llama().save_pretrained(tmp_path)
     tiny.tiny_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="takes no images"):
-        VLM.from_pretrained(str(tmp_path))
+    return VLM.from_pretrained(str(tmp_path))
+
+
+def test_models_that_read_text_alone_are_loaded_with_their_tokenizers(tmp_path):
+    vlm = text_only(tmp_path)
+    assert not vlm.sees and tiny.tiny_vlm().sees
+    direct = VLM(tiny.tiny_llama(), tiny.tiny_tokenizer())
+    asked = [Example("a", "How do you build a house?", system="Be kind."), Example("b", "Hi")]
+    assert vlm.generate(asked, max_new_tokens=4) == direct.generate(asked, max_new_tokens=4)
+    roles = vlm.batch(asked).roles
+    assert set(roles.flatten().tolist()) == {Role.PAD, Role.TEXT}
+    talk = Conversation.of([{"role": "user", "content": "Hi"}])
+    assert vlm.generate(talk, max_new_tokens=4) == vlm.generate(asked[1], max_new_tokens=4)
+
+
+def test_pictures_are_refused_by_models_that_read_text_alone(tmp_path):
+    vlm = text_only(tmp_path)
+    with refused(DataError, "'e1' has an image, but the model reads text alone"):
+        vlm.generate(tiny.mixed_examples(2))
+    with refused(ModelError, "differentiated through"):
+        PixelPath.of(vlm, tiny.picture())
+
+
+def test_code_that_comes_with_weights_says_what_loads_it(tmp_path):
+    """LLaVA-OneVision 1.5 can be had as a causal language model only, though it takes images."""
+    vlm = tiny.tiny_vlm()
+    vlm.model.save_pretrained(tmp_path)
+    vlm.processor.save_pretrained(tmp_path)
+    # Names as they are in memory: for a class of its own transformers translates none.
+    save_file(vlm.model.state_dict(), tmp_path / "model.safetensors", {"format": "pt"})
+    (tmp_path / "modeling_own.py").write_text(
+        "from transformers import LlavaConfig, LlavaForConditionalGeneration\n"
+        "class OwnConfig(LlavaConfig):\n    pass\n"
+        "class Own(LlavaForConditionalGeneration):\n    config_class = OwnConfig\n"
+    )
+    path = tmp_path / "config.json"
+    own = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.Own"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": own}))
+    loaded = VLM.from_pretrained(str(tmp_path), trust_remote_code=True)
+    assert type(loaded.model).__name__ == "Own" and loaded.sees
+    assert loaded.generate(EXAMPLES, max_new_tokens=4) == vlm.generate(EXAMPLES, max_new_tokens=4)
 
 
 def test_unknown_models_are_refused(tmp_path, monkeypatch):

@@ -132,6 +132,9 @@ class PixelPath:
 
     def _processed(self, image: Image.Image) -> dict[str, Tensor]:
         found = dict(self.processor(images=[image], return_tensors="pt"))
+        if "pixel_values" not in found:
+            name = type(self.processor).__name__
+            raise _not_differentiable(name, f"one image becomes {' and '.join(sorted(found))}")
         found["pixel_values"] = torch.as_tensor(found["pixel_values"]).float()
         return found
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from care.errors import SiteError, UsageError
+from care.models import blocks
 from care.models.alignment import align
 from care.models.edit_stats import EditStats, SiteStats
 from care.models.hooks import Recorder, fitting, hooked, read
@@ -83,7 +84,7 @@ def ablate(
 
         watched = [_layer(vlm, site) for site in checked]
         if how == "previous-layer":
-            watched += [_attention(vlm, site) for site in checked if site.kind == "mhsa_out"]
+            watched += [_mixer(vlm, site) for site in checked if site.kind == "mhsa_out"]
         following = how in ("resample", "paired")
         visits = {site: partial(visit, site) for site in checked}
         stack.enter_context(hooked(vlm, visits, following=following, inputs=watched))
@@ -143,8 +144,8 @@ def _layer(vlm: VLM, site: Site) -> nn.Module:
     return vlm.anatomy.layers[site.layer]
 
 
-def _attention(vlm: VLM, site: Site) -> nn.Module:
-    return vlm.anatomy.layers[site.layer].get_submodule("self_attn")
+def _mixer(vlm: VLM, site: Site) -> nn.Module:
+    return blocks.mixer(_layer(vlm, site))
 
 
 def _values_of(vlm: VLM, site: Site, how: str, means: Mapping[Site, Tensor] | None) -> Tensor:
@@ -194,7 +195,7 @@ def _from_previous_layer(vlm: VLM, sites: Sequence[Site], stack: ExitStack) -> _
     def replacement(site: Site, h: Tensor, context: Pass) -> Tensor:
         if site in sources and recorder is not None:
             return recorder[sources[site]][0].to(h.device)
-        return context.inputs[_attention(vlm, site)]
+        return context.inputs[_mixer(vlm, site)]
 
     return replacement
 

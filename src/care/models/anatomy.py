@@ -1,35 +1,44 @@
-"""Where sites are inside a Hugging Face vision-language model.
+"""Where sites are inside a Hugging Face model.
 
-Layers are found through `get_decoder()` and checked against the configuration, never guessed by
-name. `ffn_out` is the output of the norm that follows the MLP where a family has one (Gemma 3), and
-of the MLP itself elsewhere; likewise `mhsa_out`. Not here: what sites are (`care.models.sites`).
+Layers are found through `get_decoder()` and checked against the configuration, parts of a layer by
+structure (`blocks`), never guessed by name. Layers that attend to the picture alone (Mllama's
+cross-attention) aren't counted: passes without a picture skip them, so nothing can be read there
+that holds for every request. Not here: what sites are (`sites`).
 """
 
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from care.errors import ModelError, SiteError
+from care.models import blocks
 from care.models.sites import Site, SiteKind
+
+_EXPERT_WIDTH = "moe_intermediate_size"
+"""Where a configuration says the width of its experts."""
 
 
 @dataclass(frozen=True)
 class Anatomy:
     """The verified parts of one model that sites refer to; build it with `Anatomy.of`."""
 
+    decoder: nn.Module
+    """The text model that holds the layers."""
+
     layers: nn.ModuleList
-    """The L decoder layers of the text model."""
+    """The L decoder layers that every pass goes through."""
 
     width: int
     """Residual width D."""
 
     ffn_width: int
-    """Number F of FFN neurons per layer."""
+    """Number F of FFN neurons per layer; of experts, what the configuration says."""
 
-    image_token_id: int
-    """Placeholder token whose embedding is replaced by a visual token."""
+    image_token_id: int | None
+    """Placeholder token in whose place a visual token is; None of a model that reads text alone."""
 
     @property
     def n_layers(self) -> int:
@@ -38,10 +47,10 @@ class Anatomy:
 
     @classmethod
     def of(cls, model: Any) -> "Anatomy":
-        """Find and verify the parts of `model`, any Hugging Face image-text-to-text model.
+        """Find and verify the parts of `model`: of Hugging Face's, one that answers in text.
 
-        Raises ModelError if it takes no images, has no decoder of the configured depth, or a
-        layer lacks attention or FFN.
+        Raises ModelError if it takes images but names no token in whose place they are, has an
+        encoder for the request, no decoder of the configured depth, or a layer lacks mixer or FFN.
         """
         name = type(model).__name__
         config = getattr(model, "config", None)
@@ -50,13 +59,20 @@ class Anatomy:
                 f"{name} is not a Hugging Face model with a decoder; pass an image-text-to-text "
                 "model such as LlavaForConditionalGeneration."
             )
+        if getattr(config, "is_encoder_decoder", False):
+            raise ModelError(
+                f"{name} can't be used: an encoder reads the request, and sites are those of a "
+                "decoder that does; use a model with a decoder alone."
+            )
         text_config = config.get_text_config()
-        layers = _decoder_layers(model, text_config, name)
+        decoder = _decoder(model)
+        layers = _decoder_layers(decoder, text_config, name)
         return cls(
+            decoder=decoder,
             layers=layers,
             width=_width(model, text_config, name),
             ffn_width=_ffn_width(layers, text_config, name),
-            image_token_id=image_token_id(config, name),
+            image_token_id=_image_token(model, config, name),
         )
 
     def sites(self, kind: SiteKind) -> list[Site]:
@@ -70,7 +86,8 @@ class Anatomy:
     def module(self, site: Site) -> nn.Module:
         """The module whose output is the activation at `site` (for `ffn_neurons`: whose input is).
 
-        Raises SiteError if the layer is out of range or the layer has no `down_proj`.
+        Raises SiteError if the layer is out of range, or its FFN is one of experts and neurons are
+        asked for.
         """
         if not 0 <= site.layer < self.n_layers:
             raise SiteError(
@@ -81,16 +98,16 @@ class Anatomy:
         if site.kind == "layer_out":
             return layer
         if site.kind == "mhsa_out":
-            return _residual_writer(layer, "mhsa")
+            return blocks.writer(layer, "mhsa")
         if site.kind == "ffn_out":
-            return _residual_writer(layer, "ffn")
-        down_proj = getattr(layer.mlp, "down_proj", None)
-        if not isinstance(down_proj, nn.Module):
+            return blocks.writer(layer, "ffn")
+        down = blocks.down(layer)
+        if down is None:
             raise SiteError(
-                f"Site {site} does not exist: {type(layer.mlp).__name__} has no down_proj; "
-                "use ffn_out instead."
+                f"Site {site} does not exist: {type(blocks.ffn(layer)).__name__} has no "
+                f"{blocks.DOWN[0]}, as an FFN of experts hasn't; use ffn_out instead."
             )
-        return down_proj
+        return down
 
     def check(self, sites: Iterable[Site]) -> list[Site]:
         """The sites as a list, each verified to exist; SiteError for an empty list."""
@@ -102,24 +119,19 @@ class Anatomy:
         return checked
 
 
-def _residual_writer(layer: nn.Module, part: Literal["mhsa", "ffn"]) -> nn.Module:
-    """The last module of a sublayer before the residual add.
-
-    Gemma 2/3 and OLMo 2 normalise a sublayer's output before the add; in those (and only those)
-    `post_attention_layernorm` is such an output norm. GLM-4 has its own names.
-    """
-    if part == "mhsa":
-        names = ["post_self_attn_layernorm"]
-        if hasattr(layer, "post_feedforward_layernorm"):
-            names.append("post_attention_layernorm")
-        names.append("self_attn")
-    else:
-        names = ["post_feedforward_layernorm", "post_mlp_layernorm", "mlp"]
-    return next(getattr(layer, name) for name in names if hasattr(layer, name))
-
-
-def _decoder_layers(model: Any, text_config: Any, name: str) -> nn.ModuleList:
+def _decoder(model: Any) -> nn.Module:
+    """What `get_decoder` gives; where that still has a head, the text model within."""
     decoder = model.get_decoder()
+    while not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
+        inner = [getattr(decoder, name, None) for name in ("model", "decoder")]
+        found = next((part for part in inner if isinstance(part, nn.Module)), None)
+        if found is None:
+            break
+        decoder = found
+    return decoder
+
+
+def _decoder_layers(decoder: nn.Module, text_config: Any, name: str) -> nn.ModuleList:
     layers = getattr(decoder, "layers", None)
     expected = getattr(text_config, "num_hidden_layers", None)
     if not isinstance(layers, nn.ModuleList) or len(layers) != expected:
@@ -128,14 +140,15 @@ def _decoder_layers(model: Any, text_config: Any, name: str) -> nn.ModuleList:
             f"{name} can't be used: its decoder has {found} layers where the configuration says "
             f"{expected}, so the text layers can't be told with certainty."
         )
+    own = nn.ModuleList(layer for layer in layers if not blocks.crosses(layer))
     for index, layer in enumerate(layers):
-        missing = [part for part in ("self_attn", "mlp") if not hasattr(layer, part)]
-        if missing:
+        why = "" if blocks.crosses(layer) else blocks.lacking(layer)
+        if why:
             raise ModelError(
-                f"{name} can't be used: layer {index} ({type(layer).__name__}) has no "
-                f"{' and no '.join(missing)}; only attention + FFN decoders are supported."
+                f"{name} can't be used: layer {index} ({type(layer).__name__}) {why}; only layers "
+                "that add a mixer's and an FFN's output to one residual stream are supported."
             )
-    return layers
+    return own if len(own) < len(layers) else layers
 
 
 def _width(model: Any, text_config: Any, name: str) -> int:
@@ -155,25 +168,29 @@ def _width(model: Any, text_config: Any, name: str) -> int:
 
 
 def _ffn_width(layers: nn.ModuleList, text_config: Any, name: str) -> int:
-    down_proj = getattr(layers[0].mlp, "down_proj", None)
-    width = getattr(down_proj, "in_features", None) or getattr(
-        text_config, "intermediate_size", None
-    )
+    downs = (blocks.down(layer) for layer in layers)
+    widths = (getattr(down, "in_features", None) for down in downs)
+    stated = (getattr(text_config, key, None) for key in ("intermediate_size", _EXPERT_WIDTH))
+    width = next((found for found in (*widths, *stated) if found), None)
     if not isinstance(width, int):
         raise ModelError(f"{name} can't be used: the width of its FFN can't be established.")
     return width
 
 
-def image_token_id(config: Any, name: str) -> int:
-    """The placeholder id in a model's configuration; ModelError if it takes no images.
+def image_token_id(config: Any) -> int | None:
+    """The placeholder id in a model's configuration; None if it names none.
 
     Not the processor's attribute: that of some families is another token.
     """
-    for key in ("image_token_id", "image_token_index"):
-        value = getattr(config, key, None)
-        if isinstance(value, int):
-            return value
-    raise ModelError(
-        f"{name} takes no images (its configuration names no image token); use a "
-        "vision-language model."
-    )
+    found = (getattr(config, key, None) for key in ("image_token_id", "image_token_index"))
+    return next((value for value in found if isinstance(value, int)), None)
+
+
+def _image_token(model: Any, config: Any, name: str) -> int | None:
+    token = image_token_id(config)
+    if token is None and "pixel_values" in inspect.signature(model.forward).parameters:
+        raise ModelError(
+            f"{name} can't be used: its configuration names no image token, so what holds a "
+            "picture can't be told; use a model that puts pictures in the place of tokens."
+        )
+    return token

@@ -16,8 +16,16 @@ from care.data.example import Example
 from care.errors import DataError
 from care.models.memory import out_of_memory
 from care.models.sites import Role, roles_of_inputs
+from care.models.text_only import TextProcessor
 
 _SEQUENCE_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+_ANSWER_TYPES = {"PaliGemmaProcessor": 1}
+"""`token_type_ids` of an answer by processor, where 0 is another thing: what is read both ways."""
+_APART = ("MllamaProcessor", "PaliGemmaProcessor")
+"""Processors of models whose requests with and without pictures can't share a batch: all rows of
+Mllama attend to the pictures, and PaliGemma's begins the others in their middle."""
+_REPEATED_KEYS = ("cross_attention_mask",)
+"""What processors return for each token: a number, or a row of which an answer has the last."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,11 @@ class Batch:
 
 def render(processor: Any, example: Example) -> str:
     """The example as the chat template writes it, ready for an answer; DataError if it can't."""
+    if example.images and isinstance(processor, TextProcessor):
+        raise DataError(
+            f"Example {example.id!r} has an image, but the model reads text alone; leave its "
+            "images out, or use a vision-language model."
+        )
     try:
         return processor.apply_chat_template(
             example.messages(), tokenize=False, add_generation_prompt=True
@@ -61,7 +74,7 @@ def encode(
     processor: Any,
     examples: Sequence[Example],
     answers: Sequence[list[int]],
-    image_token_id: int,
+    image_token_id: int | None,
 ) -> tuple[dict[str, Any], Tensor]:
     """Inputs of B prompts with openings and answer tokens appended, and roles (B, T), on the CPU.
 
@@ -69,11 +82,15 @@ def encode(
     tokens don't match.
     """
     texts = [render(processor, example) for example in examples]
-    _refuse_placeholders(examples, processor.tokenizer.convert_ids_to_tokens(image_token_id))
+    if image_token_id is not None:
+        placeholder = processor.tokenizer.convert_ids_to_tokens(image_token_id)
+        _refuse_placeholders(examples, placeholder)
+    _check_together(processor, examples)
     encoded = _process(processor, examples, texts)
     begun = [answer_ids(processor.tokenizer, example.opening) for example in examples]
     answers = [opening + answer for opening, answer in zip(begun, answers, strict=True)]
-    inputs = _repack(encoded, answers, processor.tokenizer.pad_token_id)
+    own = _ANSWER_TYPES.get(type(processor).__name__, 0)
+    inputs = _repack(encoded, answers, processor.tokenizer.pad_token_id, own)
     roles = roles_of_inputs(inputs["input_ids"], inputs["attention_mask"], image_token_id)
     for row, answer in enumerate(answers):
         roles[row, roles.shape[1] - len(answer) :] = int(Role.RESPONSE)
@@ -142,14 +159,14 @@ def _refuse_placeholders(examples: Sequence[Example], placeholder: str | None) -
 
 def _process(processor: Any, examples: Sequence[Example], texts: list[str]) -> dict[str, Any]:
     arguments: dict[str, Any] = {"text": texts, "padding": True, "return_tensors": "pt"}
-    images = [image for example in examples for image in example.load_images()]
-    if images:
+    images = [example.load_images() for example in examples]
+    if any(images):
         arguments["images"] = images
     bos = processor.tokenizer.bos_token
     if bos is not None and texts[0].startswith(bos):
         arguments["add_special_tokens"] = False  # the template has written it already
     try:
-        return dict(processor(**arguments))
+        return _inputs(processor, arguments)
     except (ValueError, TypeError, RuntimeError, IndexError, OSError) as error:
         if out_of_memory(error):  # that's not the examples' fault, and fewer may fit
             raise
@@ -157,23 +174,63 @@ def _process(processor: Any, examples: Sequence[Example], texts: list[str]) -> d
         raise DataError(f"The processor can't encode the examples {ids} ({error}).") from error
 
 
-def _repack(encoded: dict[str, Any], answers: Sequence[list[int]], pad: int) -> dict[str, Any]:
+def _inputs(processor: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What a processor makes of its arguments, without what only training needs.
+
+    Pictures are given by prompt, since a plain list is taken for those of one prompt by some
+    (Gemma 3), and as a list where that is refused (GOT-OCR 2). Some (PaliGemma's) can't be asked
+    without pictures, though their models can: text alone is the tokenizer's matter then.
+    """
+    try:
+        found = processor(**arguments)
+    except ValueError:
+        if "images" not in arguments:
+            found = processor.tokenizer(**arguments, return_token_type_ids=True)
+        else:
+            flat = [image for row in arguments["images"] for image in row]
+            found = processor(**arguments | {"images": flat})
+    return {key: value for key, value in found.items() if key != "labels"}
+
+
+def _repack(
+    encoded: dict[str, Any], answers: Sequence[list[int]], pad: int, answer_type: int = 0
+) -> dict[str, Any]:
     """Append answers to the prompts and pad on the left, whatever side the processor padded."""
     mask = encoded["attention_mask"].bool()
     lengths = [int(row.sum()) + len(answer) for row, answer in zip(mask, answers, strict=True)]
     width = max(lengths)
     packed = dict(encoded)
-    for key in _SEQUENCE_KEYS:
-        if key not in encoded:
+    for key in (*_SEQUENCE_KEYS, *_REPEATED_KEYS):
+        if (value := encoded.get(key)) is None:
             continue
-        rows = encoded[key].new_full((len(answers), width), pad if key == "input_ids" else 0)
+        rows = value.new_full(
+            (len(answers), width, *value.shape[2:]), pad if key == "input_ids" else 0
+        )
         for row, answer in enumerate(answers):
-            fill = {"input_ids": answer, "attention_mask": [1] * len(answer)}
-            tail = rows.new_tensor(fill.get(key, [0] * len(answer)))
-            content = torch.cat([encoded[key][row][mask[row]], tail])
-            rows[row, width - lengths[row] :] = content
+            content = value[row][mask[row]]
+            fill = {
+                "input_ids": answer,
+                "attention_mask": [1] * len(answer),
+                "token_type_ids": [answer_type] * len(answer),
+            }
+            if key in _REPEATED_KEYS:
+                tail = content[-1:].expand(len(answer), *content.shape[1:])
+            else:
+                tail = rows.new_tensor(fill.get(key, [0] * len(answer)))
+            rows[row, width - lengths[row] :] = torch.cat([content, tail])
         packed[key] = rows
     return packed
+
+
+def _check_together(processor: Any, examples: Sequence[Example]) -> None:
+    """DataError for pictures beside none where a processor mixes them up (`_APART`)."""
+    pictured = [bool(example.images) for example in examples]
+    if type(processor).__name__ in _APART and any(pictured) and not all(pictured):
+        without = examples[pictured.index(False)].id
+        raise DataError(
+            f"Example {without!r} has no image, and this model can't read it in one batch with "
+            "those that have; batch them apart."
+        )
 
 
 def _check_images(examples: Sequence[Example], roles: Tensor) -> None:

@@ -145,6 +145,9 @@ def hooked(
 
         def reaching(place: int, visit: Visit) -> Callable[[Tensor], Tensor | None]:
             def at_site(h: Tensor) -> Tensor | None:
+                if h.ndim == 2:  # some families compute FFNs on all positions in one row
+                    new = at_site(context.in_rows(h))
+                    return None if new is None else new.reshape(h.shape)
                 context.check(h)
                 reached.add(place)
                 return visit(h, context)

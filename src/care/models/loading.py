@@ -1,6 +1,8 @@
 """Models and processors from the Hub or a folder, and whether the two fit each other.
 
-What goes wrong while loading becomes one sentence. Not here: what is done with them (`vlm`).
+A model whose configuration names no image token is loaded as one that reads text alone, with its
+tokenizer. What goes wrong while loading becomes one sentence. Not here: what is done with them
+(`vlm`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +16,7 @@ from care.errors import DataError, ModelError
 from care.models.anatomy import image_token_id
 from care.models.batches import encode, render
 from care.models.sites import Role
+from care.models.text_only import TextProcessor
 from care.models.weights import check_counts, check_json, load_whole, loading
 
 PICTURE = 448
@@ -27,21 +30,36 @@ def load_pretrained(
 
     Options that are None are left out. Raises ModelError and MissingDependencyError.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 
     given = {key: value for key, value in options.items() if value is not None}
     what = f"the model {name}"
     with loading(what):
-        # One small file first: a wrong name or a model without eyes shows before the weights.
+        # One small file first: a wrong name shows before the weights.
         _fetch_config(name, common.get("revision"))
         config = AutoConfig.from_pretrained(name, **common)
         check_counts(config, what)
         check_json(name, "generation_config.json", common.get("revision"))
-        image_token_id(config, name)
-        processor = AutoProcessor.from_pretrained(name, **common)
-        loader = AutoModelForImageTextToText
-        model = load_whole(loader, name, what, dtype=dtype, **common, **given)
+        if image_token_id(config) is None:
+            processor = TextProcessor(AutoTokenizer.from_pretrained(name, **common))
+        else:
+            processor = AutoProcessor.from_pretrained(name, **common)
+        model = load_whole(_loader(config), name, what, dtype=dtype, **common, **given)
     return model, processor
+
+
+def _loader(config: Any) -> Any:
+    """What loads the model of a configuration.
+
+    Code that comes with weights says under which names it can be had: of some models that take
+    images (LLaVA-OneVision 1.5) as a causal language model only.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    sees, text = AutoModelForImageTextToText, AutoModelForCausalLM
+    own = getattr(config, "auto_map", None) or {}
+    causal = text.__name__ in own and sees.__name__ not in own
+    return text if causal or image_token_id(config) is None else sees
 
 
 def _fetch_config(name: str, revision: str | None) -> None:
@@ -68,12 +86,13 @@ def tokenizer_of(processor: Any) -> Any:
 
 
 def probe(side: int = 64) -> Example:
-    """A word with a picture, a tiny one, to see whether a model works at all."""
-    return Example("probe", "ping", images=(Image.new("RGB", (side, side), "grey"),))
+    """A word with a picture, a tiny one or none (0), to see whether a model works at all."""
+    pictures = (Image.new("RGB", (side, side), "grey"),) if side else ()
+    return Example("probe", "ping", images=pictures)
 
 
-def picture_tokens(processor: Any, image_token_id: int, name: str) -> int:
-    """Tokens of one picture of `PICTURE` × `PICTURE`.
+def picture_tokens(processor: Any, image_token_id: int | None, name: str) -> int:
+    """Tokens of one picture of `PICTURE` × `PICTURE`; 0 of a model that reads text alone.
 
     ModelError unless template and processor make the model's image token of it.
     """
@@ -85,7 +104,7 @@ def picture_tokens(processor: Any, image_token_id: int, name: str) -> int:
         raise ModelError(
             f"The processor of {name} has no chat template; set processor.chat_template."
         )
-    example = probe(PICTURE)
+    example = probe(0 if image_token_id is None else PICTURE)
     try:
         text = render(processor, example)
         if "ping" not in text or "'type'" in text:

@@ -6,9 +6,10 @@ with another token that reads the same, they stay finite and measure nothing; th
 
 import re
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 REFUSAL_OPENERS = ("I", "Sorry", "As", "Unfortunately")
@@ -47,3 +48,11 @@ class Uncounted:
                     "a refusal but isn't counted as one; add it to refusal_ids.",
                     stacklevel=3,
                 )
+
+
+def log_odds(logits: Tensor, ids: Sequence[int]) -> Tensor:
+    """log P − log(1 − P) (…) that the next token is one of `ids`, of logits (…, vocabulary)."""
+    counted = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    counted[list(ids)] = True
+    logits = logits.float()
+    return logits[..., counted].logsumexp(-1) - logits[..., ~counted].logsumexp(-1)

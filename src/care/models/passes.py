@@ -100,6 +100,15 @@ class Pass:
         """Pre-hook of a module whose input is needed."""
         self.inputs[module] = args[0] if args else kwargs["hidden_states"]
 
+    def in_rows(self, h: Tensor) -> Tensor:
+        """Activations (B·T, ·) as (B, T, ·); SiteError if they don't fit the pass."""
+        if h.size(0) != self.roles.numel():
+            raise SiteError(
+                f"Activations of shape {tuple(h.shape)} don't fit the {tuple(self.roles.shape)} "
+                "positions of this pass."
+            )
+        return h.view(*self.roles.shape, h.size(1))
+
     def check(self, h: Tensor) -> None:
         """Verify that h is (B, T, ·) for the roles of the pass, and bring those to its device."""
         roles = self._roles

@@ -159,7 +159,7 @@ class Replay:
             outputs = self._outputs.setdefault(index, [])
             recorders[layers[index]] = recording(layers[index].forward, outputs)
         recorders[layers[0]] = begin(recorders.get(layers[0], layers[0].forward))
-        for module in _beside(model, model.get_decoder(), model.get_output_embeddings()):
+        for module in _beside(model, self.vlm.anatomy.decoder, model.get_output_embeddings()):
             outputs = self._beside.setdefault(module, [])
             recorders[module] = recording(module.forward, outputs, lambda: not self._decoding)
         return recorders

@@ -176,7 +176,7 @@ def position_classes(roles: Tensor) -> Tensor:
 def roles_of_inputs(
     input_ids: Tensor,
     attention_mask: Tensor | None,
-    image_token_id: int,
+    image_token_id: int | None,
     *,
     past: int = 0,
     prompt: int | None = None,
@@ -198,7 +198,8 @@ def roles_of_inputs(
     asked = max(min(prompt - past, length), 0)
     roles = input_ids.new_full(input_ids.shape, int(Role.TEXT if asked else Role.RESPONSE))
     if asked:
-        roles[input_ids == image_token_id] = int(Role.IMAGE)
+        if image_token_id is not None:
+            roles[input_ids == image_token_id] = int(Role.IMAGE)
         roles[:, asked:] = int(Role.RESPONSE)
     if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
         here = _mask_of_pass(attention_mask, past, length).to(input_ids.device)

@@ -40,7 +40,7 @@ from care.models.loading import (
     tokenizer_of,
 )
 from care.models.memory import in_halves, out_of_memory
-from care.models.openers import REFUSAL_OPENERS, Uncounted
+from care.models.openers import REFUSAL_OPENERS, Uncounted, log_odds
 from care.models.prompt_cache import (
     PromptCache,
     Start,
@@ -52,6 +52,7 @@ from care.models.prompt_cache import (
 from care.models.responses import Answer, Responder, Score, complete, likelihoods
 from care.models.sites import RoleContext
 from care.models.starts import Prompts, listed, over_starts
+from care.models.text_only import text_processor
 from care.models.thoughts import TAGS, warn_of_first_token
 from care.models.weights import loading
 
@@ -74,11 +75,10 @@ class VLM:
         """Wrap a loaded model; ModelError unless model and processor agree on the image token."""
         self.anatomy = Anatomy.of(model)
         self.model = model.eval()
-        self.processor = processor
+        self.processor = processor = processor if self.sees else text_processor(processor)
         self.tokenizer = tokenizer_of(processor)
         self.name = name or getattr(model, "name_or_path", "") or type(model).__name__
-        self.revision = revision
-        self.roles = RoleContext()
+        self.revision, self.roles = revision, RoleContext()
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         if self.tokenizer.pad_token_id is None:
@@ -89,7 +89,7 @@ class VLM:
         self._first_token_seen = False
         self.context = context_limit(model.config)
         end_tokens(model, self.tokenizer)  # raises where they are nonsense
-        prompt = render(processor, probe())
+        prompt = render(processor, probe(64 * self.sees))
         self.refusal_ids = first_tokens(self.tokenizer, REFUSAL_OPENERS, prompt)
         self._uncounted = Uncounted(self.tokenizer, self.name, self.refusal_ids)
 
@@ -106,8 +106,8 @@ class VLM:
     ) -> "VLM":
         """Load a model and its processor from the Hub or a folder.
 
-        Raises ModelError if there is no such model, it takes no images, it isn't whole or damaged,
-        or the Hub is unreachable, MissingDependencyError if a package is missing that the model or
+        Raises ModelError if there is no such model, it has no sites, it isn't whole or damaged, or
+        the Hub is unreachable, MissingDependencyError if a package is missing that the model or
         `device_map` needs.
         """
         common = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -117,7 +117,7 @@ class VLM:
         with loading(f"the model {name}"):
             vlm = cls(model, processor, name, revision)
             # Nonsense in a configuration shows when the model runs, and should before a long job.
-            vlm.forward(vlm.batch(probe()), logits_to_keep=1)
+            vlm.forward(vlm.batch(probe(64 * vlm.sees)), logits_to_keep=1)
         return vlm
 
     @classmethod
@@ -129,13 +129,18 @@ class VLM:
         return cls(model, processor, "embedded")
 
     @property
+    def sees(self) -> bool:
+        """Whether requests may hold pictures; not those of a model that reads text alone."""
+        return self.anatomy.image_token_id is not None
+
+    @property
     def device(self) -> torch.device:
         """Where inputs have to be: the device of the token embeddings."""
         return device_of(self.model.get_input_embeddings(), self.model)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Floating-point type of the token embeddings."""
+        """Type of the token embeddings."""
         return self.model.get_input_embeddings().weight.dtype
 
     # -- batches ---------------------------------------------------------------------------------
@@ -320,7 +325,7 @@ class VLM:
         """
         asked, read = listed(examples), isinstance(examples, PromptCache)
 
-        def log_odds(chunk: list[int], start: Start) -> list[float]:
+        def odds(chunk: list[int], start: Start) -> list[float]:
             if read:
                 logits = first_logits(self.model, self.roles, start)
             else:
@@ -329,7 +334,7 @@ class VLM:
             check_logits(logits, self.name, ids=[asked[index].id for index in chunk])
             return self.log_odds(logits).tolist()
 
-        return np.array(over_starts(self, examples, batch_size, log_odds), dtype=np.float64)
+        return np.array(over_starts(self, examples, batch_size, odds), dtype=np.float64)
 
     def log_odds(self, logits: Tensor) -> Tensor:
         """Refusal log-odds (B,) of logits (B, vocabulary); differentiable, and NaN of NaN.
@@ -342,11 +347,8 @@ class VLM:
             self._first_token_seen = True
             prompt = render(self.processor, Example("probe", "Hello"))
             warn_of_first_token(self.tokenizer, self.name, self.thought_tags, prompt, logits)
-        refusing = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-        refusing[list(self.refusal_ids)] = True
         self._uncounted.look(logits, self.refusal_ids)
-        logits = logits.float()
-        return logits[..., refusing].logsumexp(-1) - logits[..., ~refusing].logsumexp(-1)
+        return log_odds(logits, self.refusal_ids)
 
     def lengths(self, examples: list[Example], extra: Sequence[str] | None = None) -> list[int]:
         """About how many tokens examples have, each with its `extra`; without the template's."""

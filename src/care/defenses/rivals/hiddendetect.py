@@ -123,7 +123,7 @@ def refusal_areas(
 @torch.no_grad()
 def nearness(vlm: VLM, rows: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
     """F (N,) of activations (N, D) after one layer; ModelError without a final norm."""
-    norm, head = getattr(vlm.model.get_decoder(), "norm", None), vlm.model.get_output_embeddings()
+    norm, head = getattr(vlm.anatomy.decoder, "norm", None), vlm.model.get_output_embeddings()
     if norm is None:
         raise ModelError(
             f"{vlm.name} has no final norm named `norm` in its decoder, so its layers can't be "

@@ -33,6 +33,7 @@ from care.defenses.material import Material, gather
 from care.defenses.steering import Steering, at_least
 from care.defenses.stored import fitted_on
 from care.errors import FitError
+from care.models import blocks
 from care.models.devices import weight_of
 from care.models.hooks import hooked
 from care.models.passes import Pass
@@ -111,7 +112,7 @@ def projections(vlm: VLM) -> list[nn.Module]:
     """Q of each layer, which takes the outputs of all heads in a row; FitError without one."""
     found = []
     for site in vlm.anatomy.sites("mhsa_out"):
-        attention = vlm.anatomy.layers[site.layer].self_attn
+        attention = blocks.mixer(vlm.anatomy.layers[site.layer])
         projection = getattr(attention, "o_proj", None)
         if projection is None or vlm.anatomy.module(site) is not attention:
             raise FitError(

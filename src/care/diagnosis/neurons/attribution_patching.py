@@ -35,6 +35,7 @@ from torch import Tensor
 from care.diagnosis.measures import Metric, refusal_log_odds
 from care.diagnosis.neurons.interventions import Counterfactual, Replacements
 from care.errors import DataError, FitError, ModelError, UsageError
+from care.models import blocks
 from care.models.gradients import differentiable
 from care.models.hooks import edit, read
 from care.models.sites import Neuron
@@ -296,7 +297,7 @@ def _gates(vlm: VLM, closed: set[int]) -> Iterator[None]:
 
     with ExitStack() as stack:
         for index, layer in enumerate(vlm.anatomy.layers):
-            for module in (layer.get_submodule("self_attn"), layer.get_submodule("mlp")):
+            for module in blocks.entrances(layer):
                 handle = module.register_forward_pre_hook(partial(hook, index), with_kwargs=True)
                 stack.callback(handle.remove)
         yield

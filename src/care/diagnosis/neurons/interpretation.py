@@ -23,6 +23,7 @@ from care.diagnosis.neurons.activation_patching import check_neurons
 from care.diagnosis.neurons.interventions import output_columns
 from care.diagnosis.neurons.results import Firing, FiringPatch
 from care.errors import ModelError
+from care.models import blocks
 from care.models.batches import Batch
 from care.models.devices import device_of
 from care.models.hooks import read
@@ -55,7 +56,7 @@ def written_tokens(vlm: VLM, neurons: Sequence[Neuron], k: int = 8) -> list[Writ
     Raises ModelError if the decoder has no final norm called `norm`.
     """
     check_neurons(vlm, neurons)
-    norm = getattr(vlm.model.get_decoder(), "norm", None)
+    norm = getattr(vlm.anatomy.decoder, "norm", None)
     if norm is None:
         raise ModelError(
             f"{vlm.name} has no final norm named `norm` in its decoder, so what its neurons write "
@@ -65,7 +66,7 @@ def written_tokens(vlm: VLM, neurons: Sequence[Neuron], k: int = 8) -> list[Writ
     for layer, neuron in neurons:
         column = output_columns(vlm, layer)[:, neuron]
         after = vlm.anatomy.module(Site(layer, "ffn_out"))
-        if after is not vlm.anatomy.layers[layer].mlp:  # a norm follows the FFN
+        if after is not blocks.ffn(vlm.anatomy.layers[layer]):  # a norm follows the FFN
             column = after(column.to(device_of(after, vlm.model)))
         states = norm(column.to(device_of(norm, vlm.model)))
         logits = head(states.to(device_of(head, vlm.model), head.weight.dtype)).float()
