@@ -7,6 +7,7 @@
 #   make test-models   a tiny model of every family of transformers, against docs/models.md
 #   make test-newest   the fast tests on the newest releases, in .venv-newest
 #   make test-oldest   the fast tests on the lower bounds of pyproject.toml, in .venv-oldest
+#   make test-compare   a quick comparison on the embedded model, with few rivals (minutes; not part of CI)
 #   make test-lmms   the tests that need lmms-eval, in .venv-lmms (minutes; not part of CI)
 #   make embedded-model   train the embedded model and make its pictures anew (hours)
 #   make bench    every benchmark; each prints one JSON object as its last line
@@ -41,7 +42,7 @@ LMMS_BIN := $(LMMS_VENV)/bin
 LMMS_STAMP := $(LMMS_VENV)/.care-installed
 LMMS_NEEDS := accelerate datasets evaluate loguru openpyxl pandas pytablewriter pytz requests sacrebleu tenacity
 
-.PHONY: help venv test test-fast test-slow test-models test-embedded test-newest test-oldest short-newest short-oldest test-lmms demo embedded-model \
+.PHONY: help venv test test-fast test-slow test-models test-embedded test-compare test-newest test-oldest short-newest short-oldest test-lmms demo embedded-model \
 	lint format types bench lock clean
 
 help:
@@ -79,7 +80,10 @@ test-models: $(STAMP)
 	$(BIN)/python -m pytest $(PARALLEL) -m architectures tests/models/architectures $(PYTEST_ARGS)
 
 test-embedded: $(STAMP)
-	$(BIN)/python -m pytest -m 'embedded or browser' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m '(embedded or browser) and not compare' $(PYTEST_ARGS)
+
+test-compare: $(STAMP)
+	$(BIN)/python -m pytest -m compare tests/journeys/test_compare_embedded.py $(PYTEST_ARGS)
 
 # Other libraries than constraints.txt's, always in a new environment, since what is there would stay.
 # torch is TORCH's. $(1) is the name, $(2) uv's resolution, $(3) the tests.
