@@ -12,7 +12,7 @@ from care.defenses.artefact import upload
 from care.defenses.base import Defense
 from care.defenses.export_facts import ExportFacts, ProbeRates, export_card
 from care.defenses.exporting import folded_sites, write_export, write_lora
-from care.defenses.folded_weights import Folded, folds
+from care.defenses.folded_weights import FoldedWeights, folds
 from care.defenses.linear_parts import affine_maps
 from care.errors import StorageError, UsageError
 from care.models.sites import Site
@@ -63,7 +63,7 @@ def test_an_adapter_is_loaded_by_peft(vlm, tmp_path):
     base = tiny.tiny_vlm()
     adapted = peft.PeftModel.from_pretrained(base.model, str(tmp_path / "out")).eval()
     expected, _ = logits_under(vlm, repair, EXAMPLES)
-    weights, _ = logits_under(vlm, Folded(made), EXAMPLES)
+    weights, _ = logits_under(vlm, FoldedWeights(made), EXAMPLES)
     batch = vlm.batch(EXAMPLES, ["I'm sorry."] * 3)
     real = batch.inputs["attention_mask"].bool()
     with torch.no_grad():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from care.defenses.folded_weights import Folded, bias_settings, folded, folds, unfoldable
+from care.defenses.folded_weights import FoldedWeights, bias_settings, folded, folds, unfoldable
 from care.defenses.linear_parts import affine_maps
 from care.errors import UsageError
 from care.models.hooks import read
@@ -33,7 +33,7 @@ def test_two_sites_of_one_map_are_folded_in_their_order(vlm):
     assert fold.name.endswith("layers.1.mlp.down_proj") and fold.down.shape == (6, tiny.FFN)
     examples = tiny.mixed_examples(3)
     expected, said = logits_under(vlm, repair, examples)
-    found, answers = logits_under(vlm, Folded([fold]), examples)
+    found, answers = logits_under(vlm, FoldedWeights([fold]), examples)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert answers == said
 
@@ -46,7 +46,7 @@ def test_a_bias_that_is_there_is_edited_too():
     made = folds(vlm, affine_maps(repair))
     assert made[0].shifts and bias_settings(vlm, made) == {}
     expected, _ = logits_under(vlm, repair, tiny.mixed_examples(2))
-    found, _ = logits_under(vlm, Folded(made), tiny.mixed_examples(2))
+    found, _ = logits_under(vlm, FoldedWeights(made), tiny.mixed_examples(2))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -57,7 +57,7 @@ def test_in_half_precision_weights_are_as_near_as_their_rounding():
     made = folds(vlm, affine_maps(repair))
     batch = vlm.batch(tiny.mixed_examples(3))
     rows = []
-    for defense in (repair, Folded(made)):
+    for defense in (repair, FoldedWeights(made)):
         with defense.applied(vlm), read(vlm, [FFN]) as recorder:
             vlm.forward(batch)
         rows.append(recorder.rows(FFN).float())

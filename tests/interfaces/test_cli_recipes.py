@@ -16,7 +16,7 @@ from care.judges.registry import check_judge
 from care.models.spec import ModelSpec
 from care.pipeline import workflow
 from care.pipeline.config import RepairJob
-from care.pipeline.dry_run import GPU_CLASSES, Pace, StageAnswers, dry_run
+from care.pipeline.dry_run import GPU_CLASSES, MeasuredPace, StageAnswers, dry_run
 from care.pipeline.recipe import read_recipe, recipe_names
 from care.pipeline.splits import plan_of
 from care.runs.spec import RunSpec
@@ -194,7 +194,7 @@ def test_a_suite_that_was_fetched_is_at_hand(tmp_path: Path, own_cache: None) ->
 
 
 def test_hours_follow_from_the_pace_and_scale_with_what_bounds_them() -> None:
-    pace = Pace(prompt=2.0, token=0.5, batch=10, weights_gib=1.0, peak_gib=2.0)
+    pace = MeasuredPace(prompt=2.0, token=0.5, batch=10, weights_gib=1.0, peak_gib=2.0)
     stages = [StageAnswers("a", 100, 1000), StageAnswers("b", 50, 500)]
     assert pace.hours(stages) == pytest.approx((15 * 2.0 + 150 * 0.5) / 3600)
     gpu = GPU_CLASSES["h200"]

@@ -7,7 +7,7 @@ import torch
 
 from care.defenses.base import Defense
 from care.defenses.exporting import write_merged
-from care.defenses.folded_weights import Folded, folds, unfoldable
+from care.defenses.folded_weights import FoldedWeights, folds, unfoldable
 from care.defenses.linear_parts import affine_maps
 from care.defenses.repair.channel import Channel
 from care.defenses.repair.repair import Repair
@@ -60,7 +60,7 @@ def check_merged(vlm, folder, tolerance=1e-4):
             repair = linear_repair(vlm, site, Site(2, kind), centred=centred)
             made = folds(vlm, affine_maps(repair))
             expected, said = logits_under(vlm, repair, examples)
-            found, answers = logits_under(vlm, Folded(made), examples)
+            found, answers = logits_under(vlm, FoldedWeights(made), examples)
             torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
             assert answers == said
             try:

@@ -8,7 +8,7 @@ from itertools import combinations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from care.report.chart_labels import LINE, NEAR, Box, Mark, groups, labels
+from care.report.chart_labels import LINE, NEAR, Box, ChartMark, groups, labels
 
 WITHIN = Box(70, 50, 850, 450)
 _TEXT = re.compile(r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)" class="name">([^<]*)')
@@ -28,7 +28,7 @@ def boxes(chart: str) -> dict[str, Box]:
 
 @given(st.lists(places, min_size=1, max_size=16))
 def test_every_name_is_there_once_and_upon_no_other(points: list[tuple[int, int]]) -> None:
-    marks = [Mark(f"defense {place}", *point) for place, point in enumerate(points)]
+    marks = [ChartMark(f"defense {place}", *point) for place, point in enumerate(points)]
     found = boxes(str(labels(groups(marks), WITHIN)))
     assert found.keys() == {mark.name for mark in marks}
     assert all(Box(69, 49, 851, 451).holds(box) for box in found.values())
@@ -42,10 +42,10 @@ def _within(box: Box) -> Box:
 
 
 def test_marks_at_one_place_are_lines_of_one_block_and_others_have_a_leader() -> None:
-    same = [Mark(name, 300, 200) for name in ("one", "two", "three")]
-    far = Mark("far", 300 + 2 * NEAR, 200)
+    same = [ChartMark(name, 300, 200) for name in ("one", "two", "three")]
+    far = ChartMark("far", 300 + 2 * NEAR, 200)
     assert [[m.name for m in g] for g in groups([*same, far])] == [["one", "two", "three"], ["far"]]
-    chain = [Mark(str(n), 300 + n * NEAR, 200) for n in range(4)]
+    chain = [ChartMark(str(n), 300 + n * NEAR, 200) for n in range(4)]
     assert groups(chain) == [chain]
     assert groups([chain[0], chain[2], chain[1]]) == [[chain[0], chain[2], chain[1]]]
     found = boxes(str(labels([same], WITHIN)))
@@ -59,5 +59,7 @@ def test_marks_at_one_place_are_lines_of_one_block_and_others_have_a_leader() ->
 
 
 def test_names_of_one_place_may_stand_in_one_line() -> None:
-    chart = str(labels([[Mark("0", 300, 200), Mark("0.25", 300, 201)]], WITHIN, joined=True))
+    chart = str(
+        labels([[ChartMark("0", 300, 200), ChartMark("0.25", 300, 201)]], WITHIN, joined=True)
+    )
     assert list(boxes(chart)) == ["0, 0.25"]

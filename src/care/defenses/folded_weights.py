@@ -108,7 +108,7 @@ def folded(made: Sequence[Fold]) -> Iterator[None]:
         yield
 
 
-class Folded(Defense):
+class FoldedWeights(Defense):
     """What is folded into weights, as a defense that can be measured."""
 
     name = "folded"

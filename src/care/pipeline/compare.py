@@ -52,8 +52,8 @@ from care.pipeline.comparison_attacks import AskedAttacks, attacked
 from care.pipeline.comparison_rows import (
     QUICKER,
     CareRows,
+    MaterialPart,
     Materials,
-    Part,
     RivalFits,
     RowPlan,
     plan_of,
@@ -63,7 +63,7 @@ from care.pipeline.comparison_rows import (
 from care.pipeline.config import QUICKLY, CompareJob
 from care.pipeline.fits import Fit, Fits, Made
 from care.pipeline.overheads import BATCH, overheads
-from care.pipeline.search import Search, setting_name
+from care.pipeline.search import SettingsSearch, setting_name
 from care.pipeline.selection import RULE as CARES_RULE
 from care.pipeline.stages import COMPARED, Stages
 from care.pipeline.studies import OWN, Studied, Study, best_rivals, check_studies
@@ -87,7 +87,7 @@ class _Row:
     tried: tuple[TriedSettings, ...] = ()
     options: Options = field(default_factory=dict[str, Any])
     """The settings that were taken."""
-    anew: Callable[[Part], Made] | None = None
+    anew: Callable[[MaterialPart], Made] | None = None
     """It, with these, fitted on another part of the material; none of CARE's, which share fits."""
 
     @property
@@ -141,7 +141,7 @@ class _Comparison:
         self.job, self.run, self.work, self.fits = job, run, work, fits
         self.bar = progress or silent
         self.size = QUICK if job.quick else FULL
-        self.search = Search(work, fits, self.size)
+        self.search = SettingsSearch(work, fits, self.size)
 
     def table(self, kinds: Mapping[str, type[Defense]], attacks: AskedAttacks) -> ComparisonTable:
         """All of it."""

@@ -72,7 +72,7 @@ class RowPlan:
 
 
 @dataclass(frozen=True)
-class Part:
+class MaterialPart:
     """A part of the material that rows are fitted on besides."""
 
     label: str
@@ -93,7 +93,7 @@ class Materials:
         """The part of that number."""
         return drawn(self._material, self._most, number, self._seed)
 
-    def on(self, part: Part) -> Materials:
+    def on(self, part: MaterialPart) -> Materials:
         """The same of another part; FitError where nothing is left of a class."""
         material = apart(self._material, part.without) if part.without else self._material
         return Materials(material, part.most or self._most, self._seed)
@@ -154,7 +154,7 @@ class RivalFits:
         self.work, self.kind, self.materials, self.always = work, kind, materials, always or {}
         self._shared: dict[tuple[Any, ...], Made] = {}
 
-    def on(self, part: Part) -> RivalFits:
+    def on(self, part: MaterialPart) -> RivalFits:
         """Its fits on another part of the material."""
         return RivalFits(self.work, self.kind, self.materials.on(part), self.always)
 
@@ -209,7 +209,7 @@ class CareRows:
         self._edits, self._whole = cache(self._fit_edits), cache(self._fit_whole)
         self.on = cache(self._on)
 
-    def _on(self, part: Part) -> CareRows:
+    def _on(self, part: MaterialPart) -> CareRows:
         """Its rows on another part of the material, whose monitors are chosen without the suites
         that it leaves out; made once. FitError where nothing is left of a class."""
         kept = Results([r for r in self.validation.rows if r["suite"] not in part.without])

@@ -37,7 +37,7 @@ _SECONDS = 5
 
 
 @dataclass(frozen=True)
-class Finding:
+class Checked:
     """One thing that was looked at."""
 
     about: str
@@ -48,11 +48,11 @@ class Finding:
     """What is missing, or to be known."""
 
 
-def findings(job: RepairJob) -> list[Finding]:
+def findings(job: RepairJob) -> list[Checked]:
     """All of it, in the order of the page."""
     return [
-        *(Finding(name, number) for name, number in versions().items()),
-        *(Finding(name, *_installed(name, why)) for name, why in EXTRAS.items()),
+        *(Checked(name, number) for name, number in versions().items()),
+        *(Checked(name, *_installed(name, why)) for name, why in EXTRAS.items()),
         *_machine(),
         _hub(),
         model_finding(job.model),
@@ -68,44 +68,44 @@ def _installed(name: str, why: str) -> tuple[str, str]:
         return "not installed", why
 
 
-def _machine() -> Iterator[Finding]:
+def _machine() -> Iterator[Checked]:
     facts = machine_facts()
     for name in ("system", "cpu", "cores"):
-        yield Finding(name, str(facts[name]))
-    yield Finding("memory", f"{facts['memory_gib']} GiB")
+        yield Checked(name, str(facts[name]))
+    yield Checked("memory", f"{facts['memory_gib']} GiB")
     for place in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         free, total = torch.cuda.mem_get_info(place)
         name = torch.cuda.get_device_name(place)
         bf16 = "" if torch.cuda.is_bf16_supported() else "no bfloat16: pass --dtype float16"
         told = f"{name}, {free / GIB:.0f} of {total / GIB:.0f} GiB free"
-        yield Finding(f"device cuda:{place}", told, bf16)
+        yield Checked(f"device cuda:{place}", told, bf16)
     if not torch.cuda.is_available():
-        yield Finding("device", "cpu", "no GPU is seen: a model of 7 B takes days here")
+        yield Checked("device", "cpu", "no GPU is seen: a model of 7 B takes days here")
     for what, folder in (("suites", cache_folder()), ("models", Path(constants.HF_HUB_CACHE))):
         there = next(place for place in (folder, *folder.parents) if place.is_dir())
         free = shutil.disk_usage(there).free / GIB
-        yield Finding(f"disk for {what}", f"{free:.0f} GiB free at {folder}")
+        yield Checked(f"disk for {what}", f"{free:.0f} GiB free at {folder}")
 
 
-def _hub() -> Finding:
+def _hub() -> Checked:
     if constants.HF_HUB_OFFLINE:
-        return Finding("hub", "switched off by HF_HUB_OFFLINE", "only what is at hand is read")
+        return Checked("hub", "switched off by HF_HUB_OFFLINE", "only what is at hand is read")
     asked = urllib.request.Request(constants.ENDPOINT, method="HEAD")
     try:
         with urllib.request.urlopen(asked, timeout=_SECONDS):
-            return Finding("hub", f"{constants.ENDPOINT} answers")
+            return Checked("hub", f"{constants.ENDPOINT} answers")
     except (urllib.error.URLError, OSError, ValueError) as error:
         why = getattr(error, "reason", error)
-        return Finding("hub", f"{constants.ENDPOINT} doesn't answer ({why})", "go online")
+        return Checked("hub", f"{constants.ENDPOINT} doesn't answer ({why})", "go online")
 
 
-def model_finding(model: ModelSpec) -> Finding:
+def model_finding(model: ModelSpec) -> Checked:
     """Whether a model is at hand; where it isn't, what is to do."""
     if model.name is None:
         there = base_folder().is_dir()
         to_do = "" if there else "care download model embedded"
-        return Finding("model embedded", "assembled" if there else "not assembled yet", to_do)
-    return Finding(f"model {model.name}", *_on_hub(model.name, model.revision))
+        return Checked("model embedded", "assembled" if there else "not assembled yet", to_do)
+    return Checked(f"model {model.name}", *_on_hub(model.name, model.revision))
 
 
 def _on_hub(name: str, revision: str | None) -> tuple[str, str]:
@@ -118,16 +118,16 @@ def _on_hub(name: str, revision: str | None) -> tuple[str, str]:
     return "not fetched", "it is fetched when it is loaded"
 
 
-def _judge(wanted: str) -> Finding:
+def _judge(wanted: str) -> Checked:
     config = judge_config(wanted)
     if not isinstance(config, HubConfig):
-        return Finding(f"judge {config.name}", "at hand")
-    return Finding(f"judge {config.name}", *_on_hub(config.model, config.revision))
+        return Checked(f"judge {config.name}", "at hand")
+    return Checked(f"judge {config.name}", *_on_hub(config.model, config.revision))
 
 
-def _suites(job: RepairJob) -> Iterator[Finding]:
+def _suites(job: RepairJob) -> Iterator[Checked]:
     for option in NAMED:
         for name in getattr(job, option):
             found = needs(name)
             there = "at hand" if found.at_hand else "not at hand"
-            yield Finding(f"--{option} {name}", f"{there}; licence: {found.licence}", found.to_do)
+            yield Checked(f"--{option} {name}", f"{there}; licence: {found.licence}", found.to_do)

@@ -83,7 +83,7 @@ class StageAnswers:
 
 
 @dataclass(frozen=True)
-class Pace:
+class MeasuredPace:
     """How fast a model answers on this machine."""
 
     prompt: float
@@ -105,7 +105,7 @@ class Pace:
         )
         return sum(seconds) / 3600
 
-    def on(self, gpu: GpuClass, here: GpuClass) -> Pace:
+    def on(self, gpu: GpuClass, here: GpuClass) -> MeasuredPace:
         """The pace on a GPU of a class, where `here` is what this machine was measured to reach."""
         return replace(
             self,
@@ -181,7 +181,7 @@ def _steps(job: RepairJob) -> int:
 # -- the pace of this machine ----------------------------------------------------------------------
 
 
-def probe(vlm: VLM, examples: Sequence[Example], batch: int) -> Pace:
+def probe(vlm: VLM, examples: Sequence[Example], batch: int) -> MeasuredPace:
     """The pace at which the model answers these, measured on at most a batch of them."""
     if not examples:
         raise UsageError("Nothing to measure the pace on is at hand; fetch a suite first.")
@@ -195,7 +195,7 @@ def probe(vlm: VLM, examples: Sequence[Example], batch: int) -> Pace:
     weights = sum(p.numel() * p.element_size() for p in vlm.model.parameters())
     peak = torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else None
     token = max(0.0, min(many) - min(one)) / _TOKENS
-    return Pace(min(one), token, len(some), weights / GIB, peak or peak_memory_gib() or 0.0)
+    return MeasuredPace(min(one), token, len(some), weights / GIB, peak or peak_memory_gib() or 0.0)
 
 
 def reached(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> GpuClass:

@@ -14,7 +14,7 @@ from care.data.example import Suite
 from care.defenses.base import Defense
 from care.defenses.export_facts import ExportFacts, ProbeRates
 from care.defenses.exporting import check_lora, folded_sites, write_export
-from care.defenses.folded_weights import Fold, Folded, bias_settings, folds, unfoldable
+from care.defenses.folded_weights import Fold, FoldedWeights, bias_settings, folds, unfoldable
 from care.defenses.linear_parts import acting_at, affine_maps, obstacles, refusal, without
 from care.defenses.loading import load_defense
 from care.defenses.repair.repair import Repair
@@ -75,7 +75,7 @@ def gap(vlm: VLM, kept: Repair, made: Sequence[Fold], suites: Sequence[Suite]) -
     examples = requests(suites, 6)
     with kept.applied(vlm):
         edited = first_tokens(vlm, examples)
-    with Folded(made).applied(vlm):
+    with FoldedWeights(made).applied(vlm):
         return greatest_gap(edited, first_tokens(vlm, examples))
 
 
@@ -111,7 +111,7 @@ def _loss(
     job: ExportJob,
     progress: Bar | None,
 ) -> tuple[ProbeRates, ...]:
-    defenses: list[tuple[str, Defense | None]] = [(NAME, repair), (_EXPORTED, Folded(made))]
+    defenses: list[tuple[str, Defense | None]] = [(NAME, repair), (_EXPORTED, FoldedWeights(made))]
     how: dict[str, Any] = {
         "batch_size": job.model.batch(None),
         "max_new_tokens": job.model.answer_length(job.probe.max_new_tokens),

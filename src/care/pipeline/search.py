@@ -40,7 +40,7 @@ def setting_name(of: str, options: Options) -> str:
     return f"{of} ({', '.join(f'{k}={v}' for k, v in told(options).items())})" if options else of
 
 
-class Search:
+class SettingsSearch:
     """The searches of one job, which have the sample in common."""
 
     def __init__(self, work: Stages, fits: Fits, size: TuningSize) -> None:

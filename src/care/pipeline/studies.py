@@ -41,9 +41,9 @@ from care.evaluation.comparison_studies import (
 )
 from care.evaluation.comparison_table import CARE, TriedSettings
 from care.evaluation.config import UNDEFENDED
-from care.pipeline.comparison_rows import Materials, Part
+from care.pipeline.comparison_rows import MaterialPart, Materials
 from care.pipeline.fits import Made
-from care.pipeline.search import Search
+from care.pipeline.search import SettingsSearch
 from care.pipeline.selection import mean_rates, ranked
 from care.pipeline.tuning import LIMITS, rates_of
 from care.report.studies import load_studies, write_studies
@@ -72,7 +72,7 @@ class Studied:
     """The name by which its fits and answers are kept."""
     defense: Defense
     """Its first fit."""
-    anew: Callable[[Part], Made]
+    anew: Callable[[MaterialPart], Made]
     """It, fitted on another part of the material."""
 
 
@@ -85,7 +85,9 @@ def check_studies(names: Sequence[str]) -> None:
             )
 
 
-def best_rivals(search: Search, taken: Mapping[str, tuple[TriedSettings, Defense]]) -> list[str]:
+def best_rivals(
+    search: SettingsSearch, taken: Mapping[str, tuple[TriedSettings, Defense]]
+) -> list[str]:
     """The names of the best rivals, best first, by validation alone.
 
     `taken` are each one's settings that were taken, and its fit with them; those that had nothing
@@ -118,7 +120,7 @@ class Study:
 
     def __init__(
         self,
-        search: Search,
+        search: SettingsSearch,
         rows: Sequence[Studied],
         materials: Materials,
         tests: Sequence[Suite],
@@ -150,7 +152,7 @@ class Study:
     def _families(self) -> tuple[UnseenFamily, ...]:
         there = {suite.name for suite in self.work.suites("fit")}
         families = [s for s in self.tests if s.role == "attack" and s.name in there]
-        parts = {s.name: Part(f"without {s.name}", without=(s.name,)) for s in families}
+        parts = {s.name: MaterialPart(f"without {s.name}", without=(s.name,)) for s in families}
         refitted, failed = self._fitted(list(parts.values()), "families")
         found = []
         for suite in families:
@@ -174,7 +176,7 @@ class Study:
     # -- sizes -----------------------------------------------------------------------------------
 
     def _sizes(self) -> tuple[FittedOn, ...]:
-        parts = [Part(f"on {size}", most=size) for size in sizes_of(self.materials.there())]
+        parts = [MaterialPart(f"on {size}", most=size) for size in sizes_of(self.materials.there())]
         refitted, failed = self._fitted(parts, "sizes")
         defenses = [each for part in parts for each in self._named(part, refitted)]
         results = self.work.ask(self.tests, [None, *defenses], "sizes")
@@ -188,7 +190,7 @@ class Study:
             found.append(FittedOn(row.name, part.most or 0, counts[part], why, *told))
         return tuple(found)
 
-    def _counts(self, part: Part) -> dict[str, int]:
+    def _counts(self, part: MaterialPart) -> dict[str, int]:
         """Requests of each class of a part."""
         material = self.materials.on(part).of(0)
         return {name: len(getattr(material, name)) for name in CLASSES}
@@ -215,7 +217,7 @@ class Study:
     # -- fits ------------------------------------------------------------------------------------
 
     def _fitted(
-        self, parts: Sequence[Part], study: str
+        self, parts: Sequence[MaterialPart], study: str
     ) -> tuple[dict[str, Defense], dict[str, str]]:
         """The rows fitted on these parts, and why some aren't, by their names in answers."""
         found: dict[str, Defense] = {}
@@ -232,7 +234,9 @@ class Study:
                 bar.advance(1)
         return found, failed
 
-    def _named(self, part: Part, refitted: Mapping[str, Defense]) -> list[tuple[str, Defense]]:
+    def _named(
+        self, part: MaterialPart, refitted: Mapping[str, Defense]
+    ) -> list[tuple[str, Defense]]:
         names = [_refitted(row.key, part) for row in self.rows]
         return [(name, refitted[name]) for name in names if name in refitted]
 
@@ -258,5 +262,5 @@ class Study:
         return tuple(notes)
 
 
-def _refitted(key: str, part: Part) -> str:
+def _refitted(key: str, part: MaterialPart) -> str:
     return f"{key}, {part.label}"

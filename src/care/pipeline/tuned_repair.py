@@ -20,7 +20,7 @@ from care.errors import FitError
 from care.evaluation.config import UNDEFENDED
 from care.pipeline.care_settings import CareSettings
 from care.pipeline.fits import Fits
-from care.pipeline.search import Search, Searched, setting_name
+from care.pipeline.search import Searched, SettingsSearch, setting_name
 from care.pipeline.selection import Candidate
 from care.pipeline.stages import Stages
 from care.pipeline.tuning import FULL, QUICK, Options, told
@@ -39,7 +39,7 @@ def tuned(work: Stages, fitter: Fitter, diagnosis: Diagnosis) -> tuple[Candidate
     bare, watched = work.bare_answers(), fitter.config.monitors is not None
     own = CareSettings(work, job.preset, lambda _: fitter, diagnosis, bare, "monitors", True)
     with Fits(work.run, work.vlm) as fits:
-        search = Search(work, fits, QUICK if job.quick else FULL)
+        search = SettingsSearch(work, fits, QUICK if job.quick else FULL)
         wanted = own.wanted(search.size.settings, job.run.seed)
         with work.run.stage("settings"):
             found = search.of(NAME, wanted, own.made)
@@ -58,7 +58,7 @@ def in_words(options: Options) -> str:
     return ", ".join(f"{name} = {value}" for name, value in told(options).items())
 
 
-def _rule(search: Search, watched: bool) -> str:
+def _rule(search: SettingsSearch, watched: bool) -> str:
     budget = search.budget()
     monitors = "; monitors are chosen on the whole of validation" if watched else ""
     return (

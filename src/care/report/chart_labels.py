@@ -51,7 +51,7 @@ class Box(NamedTuple):
         return inside and self.top <= other.top and other.bottom <= self.bottom
 
 
-class Mark(NamedTuple):
+class ChartMark(NamedTuple):
     """A mark with its name."""
 
     name: str
@@ -62,9 +62,9 @@ class Mark(NamedTuple):
     """Where it stands."""
 
 
-def groups(marks: Sequence[Mark]) -> list[list[Mark]]:
+def groups(marks: Sequence[ChartMark]) -> list[list[ChartMark]]:
     """Marks at nearly the same place together, in their order."""
-    found: list[list[Mark]] = []
+    found: list[list[ChartMark]] = []
     for mark in marks:
         near = [g for g in found if any(math.dist(mark[1:], o[1:]) <= NEAR for o in g)]
         found = [g for g in found if g not in near]
@@ -73,7 +73,7 @@ def groups(marks: Sequence[Mark]) -> list[list[Mark]]:
 
 
 def labels(
-    blocks: Sequence[Sequence[Mark]],
+    blocks: Sequence[Sequence[ChartMark]],
     within: Box,
     beside: Sequence[tuple[float, float]] = (),
     joined: bool = False,
@@ -110,7 +110,7 @@ def labels(
     return svg.join(parts)
 
 
-def _crowd(block: Sequence[Mark], marks: Sequence[tuple[float, float]]) -> int:
+def _crowd(block: Sequence[ChartMark], marks: Sequence[tuple[float, float]]) -> int:
     return sum(math.dist((block[0].x, block[0].y), mark) < 60 for mark in marks)
 
 

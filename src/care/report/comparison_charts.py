@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from care.evaluation.comparison_table import CARE, ComparedRow
 from care.report import svg
-from care.report.chart_labels import Box, Mark, groups, labels
+from care.report.chart_labels import Box, ChartMark, groups, labels
 from care.report.numbers import number, percent
 from care.report.rate_charts import label_width, told
 from care.report.svg import WIDTH, Scale, tag
@@ -78,7 +78,7 @@ def pareto_chart(rows: Sequence[ComparedRow]) -> Markup:
     marks = {row.name: (x(100 * _asr(row)), y(100 * _use(row))) for row in there}
     upper = sorted(zip(there, uses, strict=True), key=lambda pair: pair[0].group == "care")
     parts += [_point(row, use, x, y) for row, use in upper]
-    blocks = groups([Mark(svg.shorten(row.name, 30), *marks[row.name]) for row in named])
+    blocks = groups([ChartMark(svg.shorten(row.name, 30), *marks[row.name]) for row in named])
     within = Box(x.start + 4, _TOP - 6, WIDTH - 4, _HEIGHT - 2)
     parts.append(labels(blocks, within, list(marks.values())))
     lines = svg.x_axis(x, _TOP, _HEIGHT, "mean attack success, percent", x.ticks(6))

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from care.evaluation.comparison_studies import AtStrength, FittedOn, UnseenFamily
 from care.report import svg
-from care.report.chart_labels import Box, Mark, groups, labels
+from care.report.chart_labels import Box, ChartMark, groups, labels
 from care.report.rate_charts import RateRow, Side, rates_chart, told
 from care.report.svg import WIDTH, Scale, tag
 from care.statistics.intervals import Interval
@@ -77,7 +77,7 @@ def strengths_chart(points: Sequence[AtStrength]) -> Markup:
         across = Scale(0.0, 100.0, x + _LEFT, x + _WIDTH - _RIGHT)
         up = Scale(0.0, 100.0, y + _BOTTOM, y + _TOP)
         marks = [
-            Mark(
+            ChartMark(
                 f"{point.factor:g}", across(100 * _rate(point.asr)), up(100 * _rate(point.answered))
             )
             for point in own
@@ -152,7 +152,7 @@ def _datum(point: FittedOn, key: str, rate: Interval, at: tuple[float, float], u
     )
 
 
-def _strength(point: AtStrength, mark: Mark) -> Markup:
+def _strength(point: AtStrength, mark: ChartMark) -> Markup:
     words = (
         f"{point.defense} at {point.factor:g} times its strength: attack success "
         f"{told(point.asr or Interval(0, 0, 0))}, harmless requests answered "
