@@ -33,7 +33,7 @@ class Work:
         self.fitted: list[tuple[str, tuple[float, ...]]] = []
 
     def monitors(
-        self, fitter: Fitter, table: Results, name: str, shares: Any, remember: bool
+        self, fitter: Fitter, table: Results, name: str, shares: Any, *kept: Any
     ) -> MonitorsFit:
         self.fitted.append((name, tuple(shares)))
         others = {share: (Monitor("request", 1.0 - share),) for share in shares}

@@ -115,6 +115,15 @@ def test_the_sample_is_drawn_evenly_from_all_suites_of_a_role() -> None:
     assert sum(e.id.startswith("a") for e in found[0]) == 3
 
 
+def test_ids_that_suites_have_in_common_are_told_apart_in_the_sample() -> None:
+    suites = [
+        Suite("a", "attack", (Example("1", "x?"), Example("2", "y?"))),
+        Suite("b", "attack", (Example("1", "z?"),)),
+    ]
+    (found,) = sample_of(suites, TuningSize(3, 2, {"attack": 9}))
+    assert [(e.id, e.prompt) for e in found] == [("a/1", "x?"), ("2", "y?"), ("b/1", "z?")]
+
+
 def test_options_are_told_as_json_has_them() -> None:
     assert told({"depths": (0.1, 0.9), "strength": 1.0}) == {"depths": [0.1, 0.9], "strength": 1.0}
 

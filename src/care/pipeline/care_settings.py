@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from care.data.example import Suite
 from care.defenses.monitors.choosing import MonitorsFit
 from care.defenses.repair.channel import MODALITIES, Modality
 from care.defenses.repair.fitting import Fitter, depth_sites
@@ -45,12 +46,13 @@ class CareSettings:
         bare: Results,
         stage: str,
         remember: bool = False,
+        suites: Sequence[Suite] | None = None,
     ) -> None:
         """`fitters` are those of each part of the material, `bare` the answers of the undefended
-        model that monitors are chosen on; they are kept by the name `stage`, with what they rest on
-        if that is to be remembered."""
+        model that monitors are chosen on, to `suites` or to validation's; they are kept by the name
+        `stage`, with what they rest on if that is to be remembered."""
         self.work, self.preset, self.fitters = work, preset, fitters
-        self.bare, self.stage, self.remember = bare, stage, remember
+        self.bare, self.stage, self.remember, self.suites = bare, stage, remember, suites
         config = PRESETS[preset]
         if config.monitors is not None:
             config = replace(config, monitors=fitters(0).config.monitors)
@@ -97,7 +99,7 @@ class CareSettings:
         stage = f"{self.stage}-{number}" if number else self.stage
         shares = (options["false_alarms"],) if number else self.searched["false_alarms"]
         own = self.fitters(number).with_config(self.config)
-        return self.work.monitors(own, self.bare, stage, shares, self.remember)
+        return self.work.monitors(own, self.bare, stage, shares, self.remember, self.suites)
 
     def remembering(self, repair: Repair, options: Options) -> Repair:
         """The repair with these settings and what it rests on, as far as that was kept."""

@@ -258,7 +258,15 @@ class _Comparison:
         bare, plans = self.search.asked(), tuned_plans()
         with self.run.stage("tuned"), self.bar("tuned", len(plans)) as bar:
             for preset, plan in plans.items():
-                own = CareSettings(self.work, preset, fitter, diagnosis, bare, "tuned-monitors")
+                own = CareSettings(
+                    self.work,
+                    preset,
+                    fitter,
+                    diagnosis,
+                    bare,
+                    "tuned-monitors",
+                    suites=self.search.sample,
+                )
                 found.append(self._searched(plan, own.wanted(most, job.run.seed), own.made))
                 bar.advance(1)
         return found

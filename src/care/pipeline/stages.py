@@ -281,14 +281,16 @@ class Stages(Workspace):
         name: str = "monitors",
         shares: Sequence[float] = (),
         remember: bool = False,
+        suites: Sequence[Suite] | None = None,
     ) -> MonitorsFit:
         """Monitors, fitted once and kept as the artefact of a repair without channels, with what
         they rest on if that is asked for; those with the thresholds of other `shares` of false
-        alarms are kept beside it."""
+        alarms are kept beside it. `table` holds bare answers to `suites`, or to validation's."""
         folders = {share: f"{name}-{share:g}" for share in shares}
 
         def make() -> dict[str, Any]:
-            asked = {example_digest(e): e for s in self.counted("validation") for e in s}
+            chosen_on = self.counted("validation") if suites is None else suites
+            asked = {example_digest(e): e for suite in chosen_on for e in suite}
             found = fit_monitors(
                 self.vlm,
                 said(fitter.material),

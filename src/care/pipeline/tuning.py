@@ -13,6 +13,7 @@ does, the one that loses least beyond that; ties go to the earlier.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import Parameter, signature
@@ -118,10 +119,18 @@ def _orders(values: Sequence[Any], seed: Sequence[int]) -> Iterator[Any]:
 
 
 def sample_of(suites: Sequence[Suite], size: TuningSize) -> list[Suite]:
-    """The validation examples that settings are asked: one suite for each role, evenly drawn."""
+    """The validation examples that settings are asked: one suite for each role, evenly drawn.
+
+    Where suites have an id in common, the suite stands before it.
+    """
     found = []
     for role, most in size.sample.items():
-        examples = [example for suite in suites if suite.role == role for example in suite]
+        named = [(suite.name, e) for suite in suites if suite.role == role for e in suite]
+        counts = Counter(example.id for _, example in named)
+        examples = [
+            example if counts[example.id] == 1 else replace(example, id=f"{name}/{example.id}")
+            for name, example in named
+        ]
         if examples:
             found.append(Suite(name=role, role=role, examples=tuple(spread(examples, most))))
     return found
