@@ -71,14 +71,14 @@ def refused(care_repair):
     return check
 
 
-def test_models_that_there_are_not_and_one_without_images(refused, tmp_path):
+def test_models_that_there_are_not_and_one_without_a_tokenizer(refused, tmp_path):
     (tmp_path / "empty").mkdir()
     text_only = tmp_path / "text-only"
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     LlamaConfig(**sizes).save_pretrained(text_only)
     missing = ("nobody/no-such-model", "check the name")
     folders = [(str(tmp_path / name),) for name in ("nowhere", "empty")]
-    for name, *words in (missing, *folders, (str(text_only), "image")):
+    for name, *words in (missing, *folders, (str(text_only), "could not be loaded")):
         refused(lambda job: job.model.load(), name, *words, arguments=[name])
 
 

@@ -25,10 +25,14 @@ class TextProcessor:
         """The tokenizer's."""
         return self.tokenizer.chat_template
 
-    def apply_chat_template(self, messages: Sequence[dict[str, Any]], **options: Any) -> Any:
+    def apply_chat_template(
+        self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool, **options: Any
+    ) -> Any:
         """The messages as the template writes them; they hold no pictures (`batches.render`)."""
         texts = [message | {"content": _text(message["content"])} for message in messages]
-        return self.tokenizer.apply_chat_template(texts, **options)
+        return self.tokenizer.apply_chat_template(
+            texts, add_generation_prompt=add_generation_prompt, **options
+        )
 
     def __call__(self, text: Sequence[str], **options: Any) -> Any:
         """Tokens of some texts, as the tokenizer gives them."""

@@ -40,8 +40,12 @@ def headed(norm):
     head = torch.nn.Linear(3, 3, bias=False)
     head.weight.data = torch.eye(3)
     decoder = SimpleNamespace(norm=head if norm else None)
-    model = SimpleNamespace(get_decoder=lambda: decoder, get_output_embeddings=lambda: head)
-    return SimpleNamespace(model=model, dtype=torch.float32, name="headed")
+    return SimpleNamespace(
+        model=SimpleNamespace(get_output_embeddings=lambda: head),
+        anatomy=SimpleNamespace(decoder=decoder),
+        dtype=torch.float32,
+        name="headed",
+    )
 
 
 def test_the_cosine_is_that_of_one_coordinate():
