@@ -287,7 +287,7 @@ def test_strength_and_edited_tokens_stay(vlm, everything):
 
 @pytest.mark.embedded
 def test_the_embedded_model_learns_a_family_that_was_left_out(embedded_vlm, tmp_path):
-    """Pictures optimised against it, which neither the gates nor the monitors have seen."""
+    """Goals shown in pictures, which neither the gates nor the monitors have seen."""
     watching = MonitorConfig(kinds=("ffn_out",), depths=(0.5,), poolings=("mean",))
     names = {"direct": 40, "beside-image": 40, "text-jailbreak": 60}
     attacks = [e for name, n in names.items() for e in suites.load(name, "fit", n)]
@@ -297,14 +297,15 @@ def test_the_embedded_model_learns_a_family_that_was_left_out(embedded_vlm, tmp_
         config=replace(PRESETS["corrected"], monitors=watching), max_new_tokens=24,
     )  # fmt: skip
     read = Repair.load(repair.save(tmp_path / "r"), embedded_vlm)
-    newer = read.partial_fit(embedded_vlm, suites.load("pgd-32", "fit", 30), max_new_tokens=24)
-    assert "pgd-32" not in families(read, "image") and "pgd-32" in families(newer, "image")
+    newer = read.partial_fit(embedded_vlm, suites.load("pictured-goal", "fit", 30), max_new_tokens=24)
+    assert "pictured-goal" not in families(read, "image") and "pictured-goal" in families(newer, "image")
     gate = next(c.gate for c in newer.channels if c.modality == "image")
-    assert gate.opened["pgd-32"] > 0.5 and gate.opened_benign < 0.1
+    assert gate.opened["pictured-goal"] > 0.5 and gate.opened_benign < 0.1
     before, after = (
         next(c.gate for c in each.channels if c.modality == "image") for each in (read, newer)
     )
-    unseen = at_decision(embedded_vlm, list(suites.load("pgd-32", "test", 16)), [SITE_23])[SITE_23]
-    assert after.openness(unseen).mean() > before.openness(unseen).mean()
+    unseen = at_decision(embedded_vlm, list(suites.load("pictured-goal", "test", 16)), [SITE_23])[SITE_23]
+    opened = [float(each.openness(unseen).mean()) for each in (before, after)]
+    assert opened[1] > opened[0] + 0.2, opened
     size = sum((tmp_path / "r" / name).stat().st_size for name in MEMORY)
     assert size < 16 * 2**20
