@@ -297,14 +297,20 @@ def test_the_embedded_model_learns_a_family_that_was_left_out(embedded_vlm, tmp_
         config=replace(PRESETS["corrected"], monitors=watching), max_new_tokens=24,
     )  # fmt: skip
     read = Repair.load(repair.save(tmp_path / "r"), embedded_vlm)
-    newer = read.partial_fit(embedded_vlm, suites.load("pictured-goal", "fit", 30), max_new_tokens=24)
-    assert "pictured-goal" not in families(read, "image") and "pictured-goal" in families(newer, "image")
+    newer = read.partial_fit(
+        embedded_vlm, suites.load("pictured-goal", "fit", 30), max_new_tokens=24
+    )
+    assert "pictured-goal" not in families(read, "image") and "pictured-goal" in families(
+        newer, "image"
+    )
     gate = next(c.gate for c in newer.channels if c.modality == "image")
     assert gate.opened["pictured-goal"] > 0.5 and gate.opened_benign < 0.1
     before, after = (
         next(c.gate for c in each.channels if c.modality == "image") for each in (read, newer)
     )
-    unseen = at_decision(embedded_vlm, list(suites.load("pictured-goal", "test", 16)), [SITE_23])[SITE_23]
+    unseen = at_decision(embedded_vlm, list(suites.load("pictured-goal", "test", 16)), [SITE_23])[
+        SITE_23
+    ]
     opened = [float(each.openness(unseen).mean()) for each in (before, after)]
     assert opened[1] > opened[0] + 0.2, opened
     size = sum((tmp_path / "r" / name).stat().st_size for name in MEMORY)

@@ -21,7 +21,11 @@ from kit.refusals import refused
 def case(name):
     """A tiny model of one family."""
     family = FAMILIES[name]
-    return Case(VLM(*build(name, family), name), family.adds, None, family.apart)
+    try:
+        parts = build(name, family)
+    except ModuleNotFoundError as error:  # of a processor that had no way without it then
+        pytest.skip(f"this release of transformers can't build {name}: {error}")
+    return Case(VLM(*parts, name), family.adds, None, family.apart)
 
 
 @pytest.mark.parametrize("name", ["qwen3_5", "llama4", "mllama", "lfm2_vl", "gemma4"])
