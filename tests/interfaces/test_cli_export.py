@@ -16,6 +16,7 @@ from care.models.vlm import VLM
 from kit import tiny
 from kit.artefacts import made
 from kit.evaluations import FakeDefense
+from kit.jobs import write_requests
 from kit.merging import linear_repair
 
 REQUESTS = ["--suite", "bad.jsonl", "--utility", "good.jsonl", "--max-new-tokens", "3"]
@@ -31,11 +32,7 @@ def world(vlm, tmp_path, monkeypatch):
     save(linear_repair(vlm, Site(1, "ffn_out"), centred=True), tmp_path / "centred")
     save(linear_repair(vlm, Site(1, "layer_out")), tmp_path / "layer")
     save(made(), tmp_path / "gated")
-    for name, kind in (("bad", "malicious"), ("good", "benign")):
-        asked = [{"id": f"{name}{i}", "prompt": f"{name} {i}?", "goal": f"{name} {i}", "kind": kind}
-                 for i in range(2)]  # fmt: skip
-        text = "".join(json.dumps(one) + "\n" for one in asked)
-        (tmp_path / f"{name}.jsonl").write_text(text)
+    write_requests(tmp_path)
     monkeypatch.chdir(tmp_path)
 
 

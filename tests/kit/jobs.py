@@ -68,6 +68,16 @@ def a_job(
     return RepairJob(run=RunSpec(out, resume, seed, batch_size), **more)
 
 
+def write_requests(folder: Path, count: int = 2) -> None:
+    """bad.jsonl and good.jsonl, so many malicious and benign requests."""
+    for name, kind in (("bad", "malicious"), ("good", "benign")):
+        rows = [
+            {"id": f"{name}{i}", "prompt": f"{name} {i}?", "goal": f"{name} {i}", "kind": kind}
+            for i in range(count)
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def own_files(folder: Path, count: int = 120) -> dict[str, Path]:
     """So many attacks and as many harmless requests, half of either with a picture."""
     for place in range(20):

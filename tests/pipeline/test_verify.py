@@ -13,6 +13,7 @@ from care.interfaces.cli import app as cli
 from care.typed import from_tree
 from kit import tiny
 from kit.artefacts import made
+from kit.jobs import write_requests
 
 ASKED = ["--suite", "bad.jsonl", "--utility", "good.jsonl", "--max-new-tokens", "3", "--out", "v"]
 
@@ -24,11 +25,7 @@ def world(tmp_path, monkeypatch):
     model.save_pretrained(tmp_path / "tiny")
     processor.save_pretrained(tmp_path / "tiny")
     save(made(), tmp_path / "repair")
-    for name, kind in (("bad", "malicious"), ("good", "benign")):
-        asked = [{"id": f"{name}{i}", "prompt": f"{name} {i}?", "goal": f"{name} {i}", "kind": kind}
-                 for i in range(2)]  # fmt: skip
-        text = "".join(json.dumps(one) + "\n" for one in asked)
-        (tmp_path / f"{name}.jsonl").write_text(text)
+    write_requests(tmp_path)
     monkeypatch.chdir(tmp_path)
 
 

@@ -112,35 +112,12 @@ class Material(Sorted):
         return goals_told(examples)
 
 
-def gather(
-    vlm: VLM,
-    attacks: Sequence[Example],
-    benign: Sequence[Example],
-    *,
-    judge: RulesJudge | None = None,
-    batch_size: int = 32,
-    max_new_tokens: int = 12,
-    sites: Sequence[Site] = (),
-    progress: Callable[[int], None] | None = None,
-    seen: Callable[[Sequence[Example], Sequence[str]], None] | None = None,
-    kept: KeptBatches | None = None,
-) -> Material:
-    """Let the model answer, and sort its answers by outcome.
+def gather(vlm: VLM, attacks: Sequence[Example], benign: Sequence[Example], **how: Any) -> Material:
+    """Let the model answer, and sort its answers by outcome; `how` are the options of `ask`.
 
-    For the options see `ask`. FitError if no attack worked, no malicious request was refused, or no
-    benign one answered.
+    FitError if no attack worked, no malicious request was refused, or no benign one answered.
     """
-    found = ask(
-        vlm,
-        [*attacks, *benign],
-        judge=judge,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        sites=sites,
-        progress=progress,
-        seen=seen,
-        kept=kept,
-    )
+    found = ask(vlm, [*attacks, *benign], **how)
     return Material(found.complied, found.refused, found.answered, found.decisions)
 
 
