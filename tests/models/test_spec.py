@@ -43,7 +43,7 @@ def test_a_model_is_loaded_as_it_is_said(monkeypatch):
     assert ("<a>", "</a>") in vlm.thought_tags
     assert ModelSpec(dtype="bfloat16").load().thought_tags == tiny_vlm().thought_tags
     how = {"dtype": "float16", "device_map": None, "revision": "v1"}
-    how |= {"attn_implementation": None, "trust_remote_code": False}
+    how |= {"quantize": None, "attn_implementation": None, "trust_remote_code": False}
     assert asked == [("m", how), ("bfloat16", {})]
 
 

@@ -5,13 +5,17 @@ import json
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from care.attacks.preprocessing import PixelPath
 from care.data.conversation import Conversation
 from care.data.example import Example
-from care.errors import DataError, MissingDependencyError, ModelError
-from care.models.sites import Role
+from care.defenses.folded_weights import unfoldable
+from care.errors import DataError, MissingDependencyError, ModelError, UsageError
+from care.models.devices import weight_of
+from care.models.hooks import edit, read
+from care.models.sites import Role, Site
+from care.models.spec import ModelSpec
 from care.models.vlm import VLM
 from kit import tiny
 from kit.refusals import refusals, refused
@@ -45,6 +49,43 @@ def test_models_that_read_text_alone_are_loaded_with_their_tokenizers(tmp_path):
     assert set(roles.flatten().tolist()) == {Role.PAD, Role.TEXT}
     talk = Conversation.of([{"role": "user", "content": "Hi"}])
     assert vlm.generate(talk, max_new_tokens=4) == vlm.generate(asked[1], max_new_tokens=4)
+
+
+@pytest.mark.parametrize("bits", ["8-bit", "4-bit"])
+def test_quantized_models_are_read_and_edited_and_their_weights_refused(tmp_path, bits):
+    pytest.importorskip("bitsandbytes")
+    wide = LlamaConfig(**tiny.text_config(hidden_size=64, intermediate_size=128, head_dim=16))
+    tiny.build(LlamaForCausalLM, wide, 0).save_pretrained(tmp_path)
+    tiny.tiny_tokenizer().save_pretrained(tmp_path)
+    folder = str(tmp_path)
+    vlm = ModelSpec(folder, quantize=bits).load()
+    assert not vlm.anatomy.layers[1].mlp.down_proj.weight.is_floating_point()
+    sites, asked = [Site(1, "ffn_out")], [Example("a", "Hi"), Example("b", "How do you do?")]
+
+    def activations(of):
+        with read(of, sites) as recorder:
+            of.forward(of.batch(asked))
+        return recorder[sites[0]][0]
+
+    whole, rounded = activations(VLM.from_pretrained(folder)), activations(vlm)
+    assert 0 < (whole - rounded).norm() / whole.norm() < {"8-bit": 0.3, "4-bit": 0.8}[bits]
+    answers = vlm.generate(asked, max_new_tokens=4)
+    with edit(vlm, {sites[0]: lambda h, roles: h * 0}):
+        assert vlm.generate(asked, max_new_tokens=4) != answers
+    assert vlm.generate(asked, max_new_tokens=4) == answers
+    with refused(ModelError, "quantized"):
+        weight_of(vlm.anatomy.layers[1].mlp.down_proj)
+    assert "quantised" in unfoldable(vlm, sites)[sites[0]].why
+
+
+def test_quantization_that_is_not_possible(tmp_path, monkeypatch):
+    monkeypatch.setattr("care.models.loading.find_spec", lambda name: None)
+    with refused(MissingDependencyError, "need bitsandbytes"):
+        VLM.from_pretrained(str(tmp_path), quantize="4-bit")
+    with refused(UsageError, "8-bit or 4-bit"):
+        VLM.from_pretrained(str(tmp_path), quantize="3-bit")
+    with refused(UsageError, "embedded model takes no quantize"):
+        ModelSpec(quantize="4-bit")
 
 
 def test_pictures_are_refused_by_models_that_read_text_alone(tmp_path):

@@ -38,9 +38,17 @@ def device_of(module: torch.nn.Module, model: Any = None) -> torch.device:
 
 
 def weight_of(module: torch.nn.Module) -> Tensor:
-    """The weight of a linear layer, fetched from where it was put aside; ModelError if it can't."""
+    """The weight of a linear layer, fetched from where it was put aside.
+
+    Raises ModelError where that can't be done, and for a quantized one.
+    """
     weight = module.weight
     assert isinstance(weight, Tensor)
+    if not weight.is_floating_point():
+        raise ModelError(
+            f"A weight of {type(module).__name__} is quantized ({_name(weight.dtype)}), so its "
+            "numbers can't be read; load the model without quantization."
+        )
     if weight.device.type != "meta":
         return weight.detach()
     for hook in _hooks(module):
@@ -50,6 +58,10 @@ def weight_of(module: torch.nn.Module) -> Tensor:
         f"A weight of {type(module).__name__} is a placeholder without data (device meta), so it "
         "can't be read; load the model without offloading."
     )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _hooks(module: Any) -> Iterator[Any]:

@@ -132,8 +132,10 @@ def hooked(
     """Call what is to visit each site in every pass; a tensor that it returns replaces h.
 
     The pass that it is given holds what the modules `inputs` were called with and, if `following`,
-    how much of an answer is before it. Raises SiteError on leaving if a site was never reached.
+    how much of an answer is before it. Raises SiteError on entry for a compiled model, and on
+    leaving if a site was never reached.
     """
+    check_interpreted(vlm.model)
     reached: set[int] = set()
     with ExitStack() as stack:
         running = stack.enter_context(watched(vlm.model))
@@ -171,6 +173,25 @@ def hooked(
             f"The model ran without ever passing through {', '.join(silent)}; nothing was read or "
             "edited there."
         )
+
+
+def check_interpreted(model: nn.Module) -> None:
+    """SiteError if any part went through `torch.compile`.
+
+    What was compiled before a hook was there runs without it: all of the model, or some layers.
+    """
+    for name, module in model.named_modules():
+        forward = vars(module).get("forward")
+        if (
+            getattr(module, "_compiled_call_impl", None) is not None
+            or "_orig_mod" in module._modules
+            or hasattr(forward, "_torchdynamo_orig_callable")
+        ):
+            raise SiteError(
+                f"{name or type(module).__name__} went through torch.compile, and compiled code "
+                "passes over hooks; pass the model as it was before, or fold the repair into its "
+                "weights (care export --format merged) and compile that."
+            )
 
 
 def _output_hook(visit: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:

@@ -6,13 +6,14 @@ tokenizer. What goes wrong while loading becomes one sentence. Not here: what is
 """
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from care.data.example import Example
-from care.errors import DataError, ModelError
+from care.errors import DataError, MissingDependencyError, ModelError, UsageError
 from care.models.anatomy import image_token_id
 from care.models.batches import encode, render
 from care.models.sites import Role
@@ -46,6 +47,24 @@ def load_pretrained(
             processor = AutoProcessor.from_pretrained(name, **common)
         model = load_whole(_loader(config), name, what, dtype=dtype, **common, **given)
     return model, processor
+
+
+def quantization(bits: str | None) -> Any:
+    """The configuration of transformers for weights of "8-bit" or "4-bit"; None for None.
+
+    Raises UsageError for another word, MissingDependencyError without bitsandbytes.
+    """
+    if bits is None:
+        return None
+    if bits not in ("8-bit", "4-bit"):
+        raise UsageError(f"quantize is 8-bit or 4-bit, got {bits!r}.")
+    if find_spec("bitsandbytes") is None:
+        raise MissingDependencyError(
+            f"Weights in {bits} need bitsandbytes: pip install 'care-vlm[quantize]', or leave --quantize out."
+        )
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(load_in_8bit=bits == "8-bit", load_in_4bit=bits == "4-bit")
 
 
 def _loader(config: Any) -> Any:

@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from care.models.vlm import VLM
 
 Precision = Literal["auto", "bfloat16", "float16", "float32"]
+Quantization = Literal["8-bit", "4-bit"]
 
-LOADING = ("dtype", "device_map", "revision", "trust_remote_code")
+LOADING = ("dtype", "device_map", "revision", "trust_remote_code", "quantize")
 """How a model is loaded, of what everybody may say."""
+
+_LATER = ("quantize", "thoughts")
+"""Facts that older manifests don't know, and which stand in one only where they are given."""
 
 EMBEDDED = "embedded"
 """What the model that comes with the package is called."""
@@ -38,6 +42,8 @@ class ModelSpec:
     """Revision of the model."""
     trust_remote_code: bool = False
     """Run the model's own code."""
+    quantize: Quantization | None = None
+    """Weights of linear layers in 8 or 4 bits, by bitsandbytes; none: as they come."""
     attn_implementation: Annotated[str | None, UNSAID] = None
     """As in transformers; none: what transformers takes."""
     thoughts: tuple[str, ...] = ()
@@ -48,7 +54,7 @@ class ModelSpec:
         known_tags(self.thoughts)
         if self.name == EMBEDDED:
             object.__setattr__(self, "name", None)
-        names = ("device_map", "revision", "trust_remote_code", "attn_implementation")
+        names = ("device_map", "revision", "trust_remote_code", "quantize", "attn_implementation")
         if self.name is None and (unused := [name for name in names if getattr(self, name)]):
             raise UsageError(
                 f"The embedded model takes no {unused[0]}; leave it out, or name another model."
@@ -69,9 +75,9 @@ class ModelSpec:
 
     def facts(self) -> dict[str, Any]:
         """For a manifest: everything that decides its answers."""
-        facts = {"model": self.name} | {name: getattr(self, name) for name in LOADING}
-        # Runs without further tags know no such key.
-        return facts | ({"thoughts": self.thoughts} if self.thoughts else {})
+        facts = {name: getattr(self, name) for name in (*LOADING, "thoughts")}
+        told = {name: fact for name, fact in facts.items() if fact or name not in _LATER}
+        return {"model": self.name} | told
 
     def load(self) -> VLM:
         """The model. Raises what `VLM.from_pretrained` does."""
@@ -85,6 +91,7 @@ class ModelSpec:
                 dtype=self.dtype,
                 device_map=self.device_map,
                 revision=self.revision,
+                quantize=self.quantize,
                 attn_implementation=self.attn_implementation,
                 trust_remote_code=self.trust_remote_code,
             )

@@ -37,6 +37,7 @@ from care.models.loading import (
     load_pretrained,
     picture_tokens,
     probe,
+    quantization,
     tokenizer_of,
 )
 from care.models.memory import in_halves, out_of_memory
@@ -101,17 +102,23 @@ class VLM:
         dtype: Any = "auto",
         device_map: Any = None,
         revision: str | None = None,
+        quantize: str | None = None,
         attn_implementation: str | None = None,
         trust_remote_code: bool = False,
     ) -> "VLM":
         """Load a model and its processor from the Hub or a folder.
 
+        `quantize`, "8-bit" or "4-bit", has bitsandbytes hold the weights of linear layers so.
         Raises ModelError if there is no such model, it has no sites, it isn't whole or damaged, or
         the Hub is unreachable, MissingDependencyError if a package is missing that the model or
         `device_map` needs.
         """
         common = {"revision": revision, "trust_remote_code": trust_remote_code}
-        options = {"device_map": device_map, "attn_implementation": attn_implementation}
+        options = {
+            "device_map": device_map,
+            "attn_implementation": attn_implementation,
+            "quantization_config": quantization(quantize),
+        }
         name = str(name_or_path)
         model, processor = load_pretrained(name, dtype, common, options)
         with loading(f"the model {name}"):

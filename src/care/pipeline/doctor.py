@@ -28,6 +28,7 @@ from care.runs.environment import GIB, machine_facts, versions
 
 EXTRAS = {
     "accelerate": "for --device-map: several devices, and weights put aside",
+    "bitsandbytes": "for --quantize: pip install 'care-vlm[quantize]'",
     "pyarrow": "for suites in Parquet: pip install 'care-vlm[parquet]'",
 }
 """Packages that a job may need, and what for."""

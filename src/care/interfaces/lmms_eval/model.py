@@ -48,7 +48,7 @@ _AUTO = 16
 _WINDOW = 8
 """Batches whose pictures are held decoded at a time."""
 
-_LOADING = ("revision", "device_map", "attn_implementation", "trust_remote_code")
+_LOADING = ("revision", "device_map", "quantize", "attn_implementation", "trust_remote_code")
 _OPTIONS = ("dtype", "device", "batch_size", "max_batch_size", "seed", "blank_line_stops")
 
 
