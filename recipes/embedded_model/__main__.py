@@ -3,6 +3,8 @@
 python -m recipes.embedded_model train     the shipped weights anew (about two hours on two cores)
 python -m recipes.embedded_model attack    the universal adversarial pictures anew (about two
                                            minutes each on two cores)
+python -m recipes.embedded_model save      the model with other trained weights, as a checkpoint
+                                           that `care compare FOLDER` and others take
 python -m recipes.embedded_model check     how the model behaves on test goals, with intervals;
                                            exits with 1 if a whole interval lies below what is
                                            asked of the model
@@ -20,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from care.errors import CareError, UsageError
-from care.models.embedded.cache import load
+from care.models.embedded.cache import WEIGHTS, apply_trained, load
+from care.models.spec import EMBEDDED, ModelSpec
 from care.models.vlm import VLM
 from care.runs.progress import Progress
 from recipes.embedded_model.adversarial import make
@@ -70,8 +73,16 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--resume", action="store_true", help="go on with what is in --out, or start"
         )
+    saving = commands.add_parser("save", help="a checkpoint of the model with trained weights")
+    saving.set_defaults(run=_save)
+    saving.add_argument(
+        "--weights", type=Path, default=WEIGHTS, help="trained weights; those that are shipped"
+    )
+    saving.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
+    saving.add_argument("--dtype", choices=PRECISIONS, default="auto", help="precision")
     checking = commands.add_parser("check", help="how the model behaves on test goals")
     checking.set_defaults(run=_check)
+    checking.add_argument("--model", help="a checkpoint that save wrote; none: what is shipped")
     checking.add_argument("--json", action="store_true", help="as JSON")
     checking.add_argument("-n", type=_at_least(1), default=60, help="test examples of each suite")
     checking.add_argument("--dtype", choices=PRECISIONS, default="auto", help="precision")
@@ -107,8 +118,19 @@ def _attack(args: argparse.Namespace) -> int:
     return 0
 
 
+def _save(args: argparse.Namespace) -> int:
+    _check_folder(args.out, resume=False)
+    model, processor = load(args.dtype, trained=False)
+    apply_trained(model, args.weights)
+    model.save_pretrained(args.out)
+    processor.save_pretrained(args.out)
+    print(args.out)
+    return 0
+
+
 def _check(args: argparse.Namespace) -> int:
-    found = behaviours(VLM.embedded(args.dtype), n=args.n, progress=Progress)
+    model = EMBEDDED if args.model is None else args.model
+    found = behaviours(ModelSpec(model, args.dtype).load(), n=args.n, progress=Progress)
     if args.json:
         print(json.dumps(found, indent=1))
     else:

@@ -79,6 +79,12 @@ def test_the_claims_follow_the_figures() -> None:
     assert careful.against is not None
     unsure = claims(careful={"against": replace(careful.against, p_holm=0.2)})
     assert unsure[1].endswith("is not found here.")
+    trained = ROWS["harsh"].cost
+    assert trained is not None
+    harsh = claims(harsh={"cost": replace(trained, trains=False)})
+    assert "1 of 2 stay within" in harsh[1]
+    assert harsh[2].startswith("Beyond these limits harsh comes to 0.")
+    assert harsh[2].endswith("That CARE's is lower is not found here.")
     lossy = claims(careful={"utility": ROWS["constant"].utility})
     assert lossy[1] == "No rival without training stays within these limits."
     care = claims(care={"answered": ROWS["harsh"].answered})

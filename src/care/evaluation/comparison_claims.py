@@ -1,7 +1,7 @@
 """What a comparison shows and what it doesn't, in sentences made from its rows alone.
 
-Beside the best rival: of those that train nothing and stay within the limits, the one with the
-least attack success. A claim is found where the figures and their corrected test say so.
+Beside the best rivals: of those that train nothing and stay within the limits the one with the
+least attack success, and one beyond them that has less. A claim is found where the figures and their corrected test say so.
 """
 
 from __future__ import annotations
@@ -28,14 +28,12 @@ def comparison_claims(
     free = [row for row in rivals if row.cost is not None and not row.cost.trains]
     found = [_losses(care, bare)]
     within = [row for row in free if not _beyond(row, bare)]
-    if within:
-        found.append(_best(care, within, len(free)))
-    elif free:
+    if free and not within:
         found.append("No rival without training stays within these limits.")
+    found += _lower(care, within, free)
     if (tuned := by_name.get(TUNED)) is not None and tuned.failed is None:
         found.append(_losses(tuned, bare))
-        if within:
-            found.append(_best(tuned, within, len(free)))
+        found += _lower(tuned, within, free)
     attacks = [name for name, role in suites.items() if role == "attack"]
     found += _suites_lost(care, bare, rivals, attacks)
     found += _adaptive(care, rivals)
@@ -60,19 +58,37 @@ def _called(care: ComparedRow) -> str:
     return "CARE by default"
 
 
-def _best(care: ComparedRow, within: Sequence[ComparedRow], of: int) -> str:
-    best = min(within, key=lambda row: _rate(row.asr))
-    against = best.against_tuned if care.name == TUNED else best.against
+def _lower(
+    care: ComparedRow, within: Sequence[ComparedRow], free: Sequence[ComparedRow]
+) -> list[str]:
+    """CARE beside the best rival within the limits, and beside a better one beyond them."""
+    if not within:
+        return []
+    best, any_best = (min(rows, key=lambda row: _rate(row.asr)) for rows in (within, free))
+    which = "tuned CARE" if care.name == TUNED else "CARE"
+    told = [
+        f"Of the rivals without training {len(within)} of {len(free)} stay within these limits, "
+        f"and the lowest mean ASR is that of {best.name}, {_rate(best.asr):.2f} beside {which}'s "
+        f"{_rate(care.asr):.2f}: {_found(care, best, which)}"
+    ]
+    if _rate(any_best.asr) < _rate(best.asr):
+        told.append(
+            f"Beyond these limits {any_best.name} comes to {_rate(any_best.asr):.2f}: "
+            f"{_found(care, any_best, which)}"
+        )
+    return told
+
+
+def _found(care: ComparedRow, rival: ComparedRow, which: str) -> str:
+    """By how much CARE's attack success is lower, and whether that is found."""
+    against = rival.against_tuned if care.name == TUNED else rival.against
     assert against is not None
     change, p = against.change, against.p_holm
-    which = "tuned CARE" if care.name == TUNED else "CARE"
     lower = change.rate > 0 and p < LEVEL
     return (
-        f"Of the rivals without training {len(within)} of {of} stay within these limits, and the "
-        f"lowest mean ASR is that of {best.name}, {_rate(best.asr):.2f} beside {which}'s "
-        f"{_rate(care.asr):.2f}: it lets {100 * change.rate:+.0f} points "
-        f"[{100 * change.low:+.0f}, {100 * change.high:+.0f}] more attacks through "
-        f"(p = {p:.2g}, Holm). That {which}'s is lower is {'found' if lower else 'not found'} here."
+        f"it lets {100 * change.rate:+.0f} points [{100 * change.low:+.0f}, "
+        f"{100 * change.high:+.0f}] more attacks through (p = {p:.2g}, Holm). That {which}'s is "
+        f"lower is {'found' if lower else 'not found'} here."
     )
 
 

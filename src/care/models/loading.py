@@ -60,7 +60,8 @@ def quantization(bits: str | None) -> Any:
         raise UsageError(f"quantize is 8-bit or 4-bit, got {bits!r}.")
     if find_spec("bitsandbytes") is None:
         raise MissingDependencyError(
-            f"Weights in {bits} need bitsandbytes: pip install 'care-vlm[quantize]', or leave --quantize out."
+            f"Weights in {bits} need bitsandbytes: pip install 'care-vlm[quantize]', or leave "
+            "quantize out."
         )
     from transformers import BitsAndBytesConfig
 

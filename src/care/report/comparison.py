@@ -126,10 +126,20 @@ def _certified(found: ComparisonFile) -> str | None:
 
 
 def as_markdown(table: ComparisonTable) -> str:
-    """The rows as a table, and the claims as a list."""
+    """The rows as a table, the claims as a list, and attack success by suite as another table."""
     head = ["defense", "mean ASR", "against CARE", "p (Holm)", "utility", "harmless answered"]
     head += ["overhead", "fit, s", "examples"]
-    return as_table(head, map(_cells, table.rows), (*table.claims, *table.notes))
+    attacks = [name for name, role in table.suites.items() if role == "attack"]
+    by_suite = [
+        [row.name, *(f"{row.suites[name].rate:.2f}" for name in attacks)]
+        for row in table.rows
+        if row.failed is None
+    ]
+    return (
+        as_table(head, map(_cells, table.rows), (*table.claims, *table.notes))
+        + "\n"
+        + as_table(["ASR by suite", *attacks], by_suite, ())
+    )
 
 
 def _cells(row: ComparedRow) -> list[str]:

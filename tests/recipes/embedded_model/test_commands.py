@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from care import load_suite
 from care.models.vlm import VLM
 from recipes.embedded_model import __main__ as recipe
 from recipes.embedded_model.train import TrainConfig
@@ -103,6 +104,18 @@ def test_a_folder_in_use_is_not_mixed_with(name, tmp_path, capsys, monkeypatch):
     assert recipe.main([*command, "--resume"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "a.png")
     assert recipe.main([*command[:-1], str(tmp_path / "kept"), "--resume"]) == 2
+
+
+@pytest.mark.embedded
+def test_a_saved_checkpoint_is_the_model(embedded_vlm, tmp_path):
+    dtype = str(embedded_vlm.dtype).removeprefix("torch.")
+    saving = ["save", "--dtype", dtype, "--out", str(tmp_path / "model")]
+    assert recipe.main(saving) == 0
+    saved = VLM.from_pretrained(str(tmp_path / "model"))
+    asked = [*load_suite("direct")][:2] + [*load_suite("pictured-goal")][:2]
+    wanted = embedded_vlm.generate(asked, max_new_tokens=8)
+    assert saved.generate(asked, max_new_tokens=8) == wanted
+    assert recipe.main(saving) == 2  # nothing is written over
 
 
 @pytest.mark.slow
