@@ -59,7 +59,7 @@ class AutoSteer(Gated, Steering):
     )
     searched: ClassVar[dict[str, tuple[Any, ...]]] = {
         "strength": (0.05, 0.1, 0.2),
-        "threshold": (0.3, 0.5, 0.7, 0.9),
+        "threshold": (0.5, 0.7, 0.9, 0.99),
     }
     unfitted: ClassVar[tuple[str, ...]] = ("threshold",)
 

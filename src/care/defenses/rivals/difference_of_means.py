@@ -40,7 +40,7 @@ class DifferenceOfMeans(Steering):
     cost: ClassVar[Cost] = Cost(needs=("attacks that worked", "refusals"))
     searched: ClassVar[dict[str, tuple[Any, ...]]] = {
         "depth": (0.3, 0.4, 0.5, 0.6, 0.75),
-        "strength": (0.5, 1.0, 2.0, 4.0),
+        "strength": (0.25, 0.5, 1.0, 2.0),
     }
 
     direction: np.ndarray
