@@ -1,7 +1,8 @@
 """What a comparison shows and what it doesn't, in sentences made from its rows alone.
 
 Beside the best rivals: of those that train nothing and stay within the limits the one with the
-least attack success, and one beyond them that has less. A claim is found where the figures and their corrected test say so.
+least attack success, and one beyond them that has less. A claim is found where the figures and
+their corrected test say so.
 """
 
 from __future__ import annotations
