@@ -97,12 +97,13 @@ def _small_world(job: RepairJob, split: Split) -> list[Suite]:
     return made
 
 
-def pairs_of(job: RepairJob, n: int = 48) -> list[Pair]:
+def pairs_of(job: RepairJob, n: int = 48, pictured: bool = True) -> list[Pair]:
     """At most `n` pairs of each of two kinds from the small world, on goals to fit on.
 
     First pairs that differ in the picture: of the embedded model the same request beside an
     adversarial and a plain one, of others a malicious and a harmless goal in the picture. Then
-    pairs that differ in the text: harmful and harmless twins. None for suites that were named.
+    pairs that differ in the text: harmful and harmless twins, and without `pictured` they alone.
+    None for suites that were named.
     """
     if job.attacks:
         return []
@@ -115,8 +116,14 @@ def pairs_of(job: RepairJob, n: int = 48) -> list[Pair]:
         else ("pictured-goal", "benign-pictured", "harmful pictures")
     )
     found = (suites.load(name, "fit", n) for name in (attack, benign))
-    pictured = [Pair(one, other, kind) for one, other in zip(*found, strict=True)]
-    return pictured + twins.load("fit", n)
+    seen = [Pair(one, other, kind) for one, other in zip(*found, strict=True) if pictured]
+    return seen + twins.load("fit", n)
+
+
+def without_pictures(suite: Suite) -> Suite | None:
+    """What of a suite a model which reads text alone can be asked; None if that is nothing."""
+    examples = tuple(example for example in suite if not example.images)
+    return replace(suite, examples=examples) if examples else None
 
 
 def split_examples(suites: Sequence[Suite], role: Callable[[Suite], bool]) -> list[Example]:

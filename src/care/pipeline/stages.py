@@ -196,7 +196,7 @@ class Stages(Workspace):
             self.vlm,
             [e for e in complied if not _made(e.suite)] or complied,
             [e for e, _ in fitter.material.answered],
-            pairs=pairs_of(self.job),
+            pairs=pairs_of(self.job, pictured=self.vlm.sees),
             validation=(validation[0], validation[1]),
             config=config.seeded(self.job.run.seed),
             judge=self.judge,

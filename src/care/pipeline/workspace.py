@@ -6,6 +6,7 @@ and judged is asked here. Not here: what the stages do (`care.pipeline.stages`).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
@@ -22,7 +23,7 @@ from care.models.vlm import VLM
 from care.pipeline.config import RepairJob
 from care.pipeline.made_pictures import make_pictures
 from care.pipeline.split_plan import Split
-from care.pipeline.splits import plan_of, sampled, suites_of
+from care.pipeline.splits import plan_of, sampled, suites_of, without_pictures
 from care.runs.kept_batches import KeptBatches
 from care.runs.progress import Bar
 from care.runs.run import Run
@@ -59,11 +60,26 @@ class Workspace:
                     *made,
                     *make_pictures(job, self.run, self.vlm, self.plan, split, self.progress),
                 ]
+            if not self.vlm.sees:
+                made = self._without_pictures(made)
             if self.sampled:
                 made = [sampled(suite, split) for suite in made]
             self.run.pin("suites", {f"{suite.name}/{split}": suite_digest(suite) for suite in made})
             self.splits[split] = made
         return self.splits[split]
+
+    def _without_pictures(self, suites: Sequence[Suite]) -> list[Suite]:
+        """What a model that reads text alone can be asked; the manifest says what it isn't."""
+        told = self.run.manifest.get("pictures_left_out", [])
+        pictured = [suite.name for suite in suites if any(example.images for example in suite)]
+        if new := [name for name in pictured if name not in told]:
+            self.run.record(pictures_left_out=[*told, *new])
+            warnings.warn(
+                f"{self.vlm.name} reads text alone: requests with pictures are left out "
+                f"({', '.join(new)}).",
+                stacklevel=2,
+            )
+        return [kept for suite in suites if (kept := without_pictures(suite)) is not None]
 
     def counted(self, split: Any) -> list[Suite]:
         """The suites of one split without the baseline, which is shown but not counted."""
