@@ -1,4 +1,4 @@
-"""The main job on a model that reads text alone: what holds pictures is left out, and it says so."""
+"""The main job on a model that reads text alone: pictures are left out, and it says so."""
 
 from __future__ import annotations
 
