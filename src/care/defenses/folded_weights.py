@@ -225,7 +225,7 @@ def _writing(vlm: VLM, candidates: Mapping[Site, list[nn.Linear]]) -> set[tuple[
                 stack.callback(handle.remove)
             handle = vlm.anatomy.module(site).register_forward_hook(partial(keep, at_sites, site))
             stack.callback(handle.remove)
-        vlm.forward(vlm.batch(probe(64 * vlm.sees)), logits_to_keep=1)
+        vlm.forward(vlm.batch(probe(vlm.sees)), logits_to_keep=1)
     return {
         (site, module)
         for site, modules in candidates.items()

@@ -45,9 +45,10 @@ def weight_of(module: torch.nn.Module) -> Tensor:
     weight = module.weight
     assert isinstance(weight, Tensor)
     if not weight.is_floating_point():
+        kind = str(weight.dtype).removeprefix("torch.")
         raise ModelError(
-            f"A weight of {type(module).__name__} is quantized ({_name(weight.dtype)}), so its "
-            "numbers can't be read; load the model without quantization."
+            f"A weight of {type(module).__name__} is quantized ({kind}), so its numbers can't be "
+            "read; load the model without quantization."
         )
     if weight.device.type != "meta":
         return weight.detach()
@@ -58,10 +59,6 @@ def weight_of(module: torch.nn.Module) -> Tensor:
         f"A weight of {type(module).__name__} is a placeholder without data (device meta), so it "
         "can't be read; load the model without offloading."
     )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _hooks(module: Any) -> Iterator[Any]:

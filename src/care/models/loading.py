@@ -105,9 +105,9 @@ def tokenizer_of(processor: Any) -> Any:
     return tokenizer
 
 
-def probe(side: int = 64) -> Example:
-    """A word with a picture, a tiny one or none (0), to see whether a model works at all."""
-    pictures = (Image.new("RGB", (side, side), "grey"),) if side else ()
+def probe(sees: bool, side: int = 64) -> Example:
+    """A word, with a picture for a model that sees, to find out whether it works at all."""
+    pictures = (Image.new("RGB", (side, side), "grey"),) if sees else ()
     return Example("probe", "ping", images=pictures)
 
 
@@ -124,7 +124,7 @@ def picture_tokens(processor: Any, image_token_id: int | None, name: str) -> int
         raise ModelError(
             f"The processor of {name} has no chat template; set processor.chat_template."
         )
-    example = probe(0 if image_token_id is None else PICTURE)
+    example = probe(image_token_id is not None, PICTURE)
     try:
         text = render(processor, example)
         if "ping" not in text or "'type'" in text:

@@ -90,7 +90,7 @@ class VLM:
         self._first_token_seen = False
         self.context = context_limit(model.config)
         end_tokens(model, self.tokenizer)  # raises where they are nonsense
-        prompt = render(processor, probe(64 * self.sees))
+        prompt = render(processor, probe(self.sees))
         self.refusal_ids = first_tokens(self.tokenizer, REFUSAL_OPENERS, prompt)
         self._uncounted = Uncounted(self.tokenizer, self.name, self.refusal_ids)
 
@@ -124,7 +124,7 @@ class VLM:
         with loading(f"the model {name}"):
             vlm = cls(model, processor, name, revision)
             # Nonsense in a configuration shows when the model runs, and should before a long job.
-            vlm.forward(vlm.batch(probe(64 * vlm.sees)), logits_to_keep=1)
+            vlm.forward(vlm.batch(probe(vlm.sees)), logits_to_keep=1)
         return vlm
 
     @classmethod
