@@ -97,7 +97,9 @@ class CareSettings:
         """Monitors of the part of that number, at all shares of false alarms that are tried of the
         first, and else at the one that was taken."""
         stage = f"{self.stage}-{number}" if number else self.stage
-        shares = (options["false_alarms"],) if number else self.searched["false_alarms"]
+        shares = (options["false_alarms"],)
+        if not number:
+            shares = tuple(dict.fromkeys((*self.searched["false_alarms"], *shares)))
         own = self.fitters(number).with_config(self.config)
         return self.work.monitors(own, self.bare, stage, shares, self.remember, self.suites)
 

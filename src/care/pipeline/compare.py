@@ -62,6 +62,7 @@ from care.pipeline.comparison_rows import (
 )
 from care.pipeline.config import QUICKLY, CompareJob
 from care.pipeline.fits import Fit, Fits, Made
+from care.pipeline.given_settings import Given, check_rows, read_settings, with_given
 from care.pipeline.overheads import BATCH, overheads
 from care.pipeline.search import SettingsSearch, setting_name
 from care.pipeline.selection import RULE as CARES_RULE
@@ -113,12 +114,15 @@ def compare(job: CompareJob, progress: Bar | None = None) -> ComparisonTable:
     """The whole comparison. UsageError for a rival, an attack or a study that there isn't."""
     kinds, attacks = rivals(job.defenses), AskedAttacks.of(job.adaptive)
     check_studies(job.studies)
+    given = {} if job.settings is None else read_settings(job.settings)
+    if job.settings is not None:
+        check_rows(given, [*kinds, *(plan.name for plan in tuned_plans().values())], job.settings)
     with open_run(job) as run:
         run.record(asked=job.asked())
         with run.stage("model"):
             work = Stages(job, run, progress)
         with Fits(run, work.vlm) as fits:
-            return _Comparison(job, run, work, fits, progress).table(kinds, attacks)
+            return _Comparison(job, run, work, fits, given, progress).table(kinds, attacks)
 
 
 def halved(suites: Sequence[Suite]) -> list[Suite]:
@@ -136,9 +140,15 @@ class _Comparison:
     """One comparison under way."""
 
     def __init__(
-        self, job: CompareJob, run: Run, work: Stages, fits: Fits, progress: Bar | None
+        self,
+        job: CompareJob,
+        run: Run,
+        work: Stages,
+        fits: Fits,
+        given: Given,
+        progress: Bar | None,
     ) -> None:
-        self.job, self.run, self.work, self.fits = job, run, work, fits
+        self.job, self.run, self.work, self.fits, self.given = job, run, work, fits, given
         self.bar = progress or silent
         self.size = QUICK if job.quick else FULL
         self.search = SettingsSearch(work, fits, self.size)
@@ -241,7 +251,7 @@ class _Comparison:
         always = QUICKER.get(name, {}) if self.job.quick else {}
         rival = RivalFits(self.work, kind, materials, always)
         wanted = settings_of(kind, self.size.most(kind), self.job.run.seed, always)
-        row = self._searched(plan_of(name, kind), wanted, rival.made)
+        row = self._searched(plan_of(name, kind), wanted, rival.made, kind.searched)
         return replace(row, anew=lambda part: rival.on(part).made(row.options, 0))
 
     def _tuned(self, shared: Fitter, diagnosis: Diagnosis, materials: Materials) -> list[_Row]:
@@ -267,14 +277,22 @@ class _Comparison:
                     "tuned-monitors",
                     suites=self.search.sample,
                 )
-                found.append(self._searched(plan, own.wanted(most, job.run.seed), own.made))
+                wanted = own.wanted(most, job.run.seed)
+                found.append(self._searched(plan, wanted, own.made, own.searched))
                 bar.advance(1)
         return found
 
     def _searched(
-        self, plan: RowPlan, wanted: Sequence[Options], made: Callable[[Options, int], Made]
+        self,
+        plan: RowPlan,
+        wanted: Sequence[Options],
+        made: Callable[[Options, int], Made],
+        tried: Mapping[str, Sequence[Any]],
     ) -> _Row:
-        """A row with the best of these settings, fitted by every number."""
+        """A row with the best of the settings that are `wanted`, points of the values that are
+        `tried`, or with those that were given; fitted by every number."""
+        if (given := self.given.get(plan.name)) is not None:
+            wanted = [with_given(plan.name, wanted[0], given, tried)]
         best = self.search.of(plan.name, wanted, lambda options: made(options, 0))
         found, key = [best.fit], setting_name(plan.name, best.options)
         if best.fit.defense is not None:
@@ -368,6 +386,11 @@ class _Comparison:
             f"Rows that are named tuned: CARE with exactly the rivals' budget and rule. {TUNED} "
             "has monitors that were fitted and chosen without other validation answers.",
         ]
+        if self.given:
+            notes.append(
+                f"Given in {self.job.settings}, not searched here: the settings of "
+                f"{', '.join(sorted(self.given))}."
+            )
         if self.job.quick:
             notes.append(f"Quick: {QUICKLY}, and one part of the suites.")
         for name, options in quick.items():

@@ -21,6 +21,7 @@ from care.evaluation.config import (
     rules_alone,
 )
 from care.models.spec import ModelSpec
+from care.pipeline.given_settings import read_settings
 from care.runs.settings import FILE, MANY, MAX_BATCH, MAX_SEED, Between, Said, check_bounds
 from care.runs.spec import RunSpec
 
@@ -243,6 +244,9 @@ class CompareJob(RepairJob):
     """Fits of every row, each on another part of the material; none: 3, or 1 of a quick one."""
     fitted_on: Annotated[int | None, Between(8, MANY)] = None
     """Most requests of each class that every row is fitted on; none: 240, or 100 of a quick one."""
+    settings: Annotated[Path | None, FILE] = None
+    """Settings to take in place of a search: JSON {row: {option: value}}, or the table.json of a
+    finished comparison; none: every row is searched."""
     adaptive: tuple[str, ...] = ()
     """Attack to make against every row, NAME[,option=value]…, see `care list attacks`; repeatable.
     """
@@ -271,7 +275,8 @@ class CompareJob(RepairJob):
         Which rows, fits, attacks and studies are asked for decides none, so that a comparison can
         go on with more of them.
         """
-        return super().config() | {"fitted_on": self.most}
+        given = {} if self.settings is None else {"settings": read_settings(self.settings)}
+        return super().config() | {"fitted_on": self.most} | given
 
     def asked(self) -> dict[str, Any]:
         """Which rows, fits, attacks and studies are asked for."""
