@@ -9,6 +9,7 @@
 #   make test-oldest   the fast tests on the lower bounds of pyproject.toml, in .venv-oldest
 #   make test-compare   a quick comparison on the embedded model, with few rivals (minutes; not part of CI)
 #   make test-lmms   the tests that need lmms-eval, in .venv-lmms (minutes; not part of CI)
+#   make test-ray    the tests that need Ray, in .venv-ray (minutes; not part of CI)
 #   make embedded-model   train the embedded model and make its pictures anew (hours)
 #   make bench    every benchmark; each prints one JSON object as its last line
 #   make lock     constraints.txt anew: the newest versions that go together, for every platform
@@ -42,7 +43,7 @@ LMMS_BIN := $(LMMS_VENV)/bin
 LMMS_STAMP := $(LMMS_VENV)/.care-installed
 LMMS_NEEDS := accelerate datasets evaluate loguru openpyxl pandas pytablewriter pytz requests sacrebleu tenacity
 
-.PHONY: help venv test test-fast test-slow test-models test-embedded test-compare test-newest test-oldest short-newest short-oldest test-lmms demo embedded-model \
+.PHONY: help venv test test-fast test-slow test-models test-embedded test-compare test-newest test-oldest short-newest short-oldest test-lmms test-ray demo embedded-model \
 	lint format types bench lock clean
 
 help:
@@ -69,7 +70,7 @@ PARALLEL := -n auto --dist worksteal
 test: test-fast test-slow test-embedded
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow and not embedded and not browser and not architectures' \
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow and not embedded and not browser and not architectures and not ray' \
 		$(if $(BUDGET),--budget=$(BUDGET)) $(PYTEST_ARGS)
 
 test-slow: $(STAMP)
@@ -116,6 +117,18 @@ $(LMMS_STAMP): pyproject.toml constraints.txt
 test-lmms: $(LMMS_STAMP)
 	$(LMMS_BIN)/python -c 'import lmms_eval.evaluator'
 	$(LMMS_BIN)/python -m pytest -m lmms tests/interfaces/test_lmms_eval.py $(PYTEST_ARGS)
+
+RAY_VENV := .venv-ray
+RAY_STAMP := $(RAY_VENV)/.care-installed
+
+$(RAY_STAMP): pyproject.toml constraints.txt
+	$(call environment,$(RAY_VENV),--constraint constraints.txt)
+	$(PINNED) $(RAY_VENV)/bin/python -m pip install --quiet -e '.[dev,ray]'
+	@touch $@
+
+test-ray: $(RAY_STAMP)
+	$(RAY_VENV)/bin/python -c 'import ray'
+	$(RAY_VENV)/bin/python -m pytest -m ray tests/interfaces/test_ray.py $(PYTEST_ARGS)
 
 # A killed demo goes on where it stopped. To start over: rm -r runs/demo
 demo: $(STAMP)

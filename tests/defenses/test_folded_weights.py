@@ -92,6 +92,14 @@ def test_names_prove_nothing():
     assert list(unfoldable(vlm, [FFN])) == [FFN]
 
 
+def test_a_map_that_others_are_added_to_in_place_does_not_write_the_site():
+    vlm = tiny.tiny_vlm()
+    mlp = vlm.anatomy.layers[1].mlp
+    mlp.register_forward_hook(lambda module, given, out: out.add_(given[0]))
+    why = unfoldable(vlm, [FFN])[FFN].why
+    assert why == "what is at 1.ffn_out comes out of a LlamaMLP, not of one linear map"
+
+
 def test_quantised_weights_are_named():
     vlm = tiny.tiny_vlm()
     linear = vlm.anatomy.layers[1].mlp.down_proj

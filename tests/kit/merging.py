@@ -44,41 +44,51 @@ def logits_under(vlm, defense, examples):
 
 
 def check_merged(vlm, folder, tolerance=1e-4):
-    """Fold repairs at every kind of site of one layer, with and without centres; True for kinds
+    """Fold repairs at every kind of site of two layers, with and without centres; True for kinds
     that the model's weights can hold.
 
-    Logits and answers are those under the hooks, the written checkpoint loads unchanged and has
-    them too, and the model is what it was.
+    What is folded does what hooks do (`check_folded`), and the model is what it was.
     """
     examples, kinds = tiny.mixed_examples(4), ("ffn_out", "mhsa_out", "ffn_neurons", "layer_out")
     plain = vlm.forward(vlm.batch(examples))
     held = {}
     for kind in kinds:
-        site = Site(1, kind)
-        held[kind] = not unfoldable(vlm, [site])
+        sites = Site(1, kind), Site(2, kind)
+        held[kind] = not unfoldable(vlm, sites[:1])
         for centred in (False, True) if held[kind] else ():
-            repair = linear_repair(vlm, site, Site(2, kind), centred=centred)
-            made = folds(vlm, affine_maps(repair))
-            expected, said = logits_under(vlm, repair, examples)
-            found, answers = logits_under(vlm, FoldedWeights(made), examples)
-            torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
-            assert answers == said
-            try:
-                write_merged(replace_processor(vlm), made, folder / f"{kind}{centred}")
-            except UsageError as error:
-                assert centred and "has no place for one there" in str(error)
-                continue
-            loaded = type(vlm.model).from_pretrained(folder / f"{kind}{centred}")
-            again = VLM(loaded, vlm.processor, vlm.name)
-            read, answers = logits_under(again, Defense(), examples)
-            torch.testing.assert_close(read, found, atol=1e-6, rtol=1e-6)
-            assert answers == said
+            check_folded(vlm, sites, examples, folder / f"{kind}{centred}", centred, tolerance)
     assert torch.equal(vlm.forward(vlm.batch(examples)), plain)
     return held
 
 
+def check_folded(vlm, sites, examples, folder, centred=False, tolerance=1e-4):
+    """Logits and answers of a repair that is folded in are those under its hooks, and the written
+    checkpoint loads unchanged and has them too, but for a centre that it has no place for."""
+    repair = linear_repair(vlm, *sites, centred=centred)
+    made = folds(vlm, affine_maps(repair))
+    expected, said = logits_under(vlm, repair, examples)
+    found, answers = logits_under(vlm, FoldedWeights(made), examples)
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+    assert answers == said
+    try:
+        write_merged(replace_processor(vlm), made, folder)
+    except UsageError as error:
+        assert centred and "has no place for one there" in str(error)
+        return
+    loaded = type(vlm.model).from_pretrained(folder)
+    again = VLM(loaded, vlm.processor, vlm.name)
+    read, answers = logits_under(again, Defense(), examples)
+    torch.testing.assert_close(read, found, atol=1e-6, rtol=1e-6)
+    assert answers == said
+
+
 def replace_processor(vlm):
-    """The model with a processor that can be saved, if it is a stub."""
-    if not hasattr(vlm.processor, "save_pretrained"):
+    """The model with a processor that can be saved: stubs can't be, nor those that were made
+    without a part that tiny ones don't need."""
+    parts = vlm.processor.get_attributes() if hasattr(vlm.processor, "get_attributes") else ()
+    whole = hasattr(vlm.processor, "save_pretrained") and all(
+        hasattr(getattr(vlm.processor, name, None), "_auto_class") for name in parts
+    )
+    if not whole:
         vlm.processor.save_pretrained = vlm.tokenizer.save_pretrained
     return vlm

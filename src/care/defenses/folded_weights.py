@@ -216,7 +216,8 @@ def _writing(vlm: VLM, candidates: Mapping[Site, list[nn.Linear]]) -> set[tuple[
     written: dict[nn.Linear, Tensor] = {}
 
     def keep(place: dict[Any, Tensor], key: Any, module: nn.Module, given: Any, out: Any) -> None:
-        place[key] = out[0] if isinstance(out, tuple) else out
+        # A copy, since experts are added in place to what a shared one has written.
+        place[key] = (out[0] if isinstance(out, tuple) else out).clone()
 
     with ExitStack() as stack:
         for site, modules in candidates.items():

@@ -28,12 +28,16 @@ from care.defenses.activations import decisions, read_decisions
 from care.errors import DataError, FitError
 from care.judges.refusal import certainly_refused
 from care.judges.rules import RulesJudge
+from care.models.batches import by_length
 from care.models.sites import Site
 from care.models.vlm import VLM
 from care.runs.files import write_whole
 from care.runs.kept_batches import KeptBatches, texts_from, texts_to
+from care.runs.shards import Shard
 
 Answered = tuple[Example, str]
+_Found = list[tuple[str, dict[Site, np.ndarray]]]
+"""Of each request of a batch the answer and the activations."""
 
 CLASSES = ("complied", "refused", "answered")
 """The classes of a `Material`, in order."""
@@ -139,20 +143,9 @@ def ask(
     of the prompts. Batches that are `kept` aren't asked again; `seen` gets the requests and answers
     of each batch when it is there.
     """
+    asking = _asking(vlm, requests, max_new_tokens, sites, kept)
 
-    def work(chunk: list[int]) -> list[tuple[str, dict[Site, np.ndarray]]]:
-        reading = vlm.prefill([requests[place] for place in chunk], batch_size=len(chunk))
-        answers = vlm.generate(reading, max_new_tokens=max_new_tokens, stop=certainly_refused)
-        rows = decisions(vlm, reading, sites) if sites else {}
-        return [(a, {site: rows[site][place] for site in sites}) for place, a in enumerate(answers)]
-
-    asking = work
-    if kept is not None:
-        facts = {"sites": [str(site) for site in sites], "max_new_tokens": max_new_tokens}
-        digests = [example_digest(request) for request in requests]
-        asking = kept.over(work, digests, facts, _packed, partial(_unpacked, sites))
-
-    def showing(chunk: list[int]) -> list[tuple[str, dict[Site, np.ndarray]]]:
+    def showing(chunk: list[int]) -> _Found:
         done = asking(chunk)
         if seen is not None:
             seen([requests[place] for place in chunk], [answer for answer, _ in done])
@@ -181,6 +174,52 @@ def ask(
     )
 
 
+def ask_shard(
+    vlm: VLM,
+    requests: Sequence[Example],
+    shard: Shard,
+    kept: KeptBatches,
+    *,
+    batch_size: int = 32,
+    max_new_tokens: int = 12,
+    sites: Sequence[Site] = (),
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Keep the batches of `ask` with these options that are in a shard, and no others."""
+    asking = _asking(vlm, requests, max_new_tokens, sites, kept)
+    order = by_length(requests, vlm.lengths(list(requests)))
+    places = {request: place for place, request in enumerate(order)}
+
+    def own(chunk: list[int]) -> list[None]:
+        if shard.takes(places[chunk[0]] // batch_size):
+            asking(chunk)
+        return [None] * len(chunk)
+
+    vlm.in_batches(list(requests), batch_size, own, progress)
+
+
+def _asking(
+    vlm: VLM,
+    requests: Sequence[Example],
+    max_new_tokens: int,
+    sites: Sequence[Site],
+    kept: KeptBatches | None,
+) -> Callable[[list[int]], _Found]:
+    """What answers a batch of requests, or reads what is kept of it."""
+
+    def work(chunk: list[int]) -> _Found:
+        reading = vlm.prefill([requests[place] for place in chunk], batch_size=len(chunk))
+        answers = vlm.generate(reading, max_new_tokens=max_new_tokens, stop=certainly_refused)
+        rows = decisions(vlm, reading, sites) if sites else {}
+        return [(a, {site: rows[site][place] for site in sites}) for place, a in enumerate(answers)]
+
+    if kept is None:
+        return work
+    facts = {"sites": [str(site) for site in sites], "max_new_tokens": max_new_tokens}
+    digests = [example_digest(request) for request in requests]
+    return kept.over(work, digests, facts, _packed, partial(_unpacked, sites))
+
+
 def decision_rows(
     vlm: VLM, material: Material, sites: Sequence[Site], batch_size: int = 16
 ) -> dict[Site, tuple[np.ndarray, ...]]:
@@ -203,10 +242,6 @@ def with_decisions(
     """The material with activations at the decision position of further sites."""
     found = decision_rows(vlm, material, sites, batch_size)
     return replace(material, decisions={**material.decisions, **found})
-
-
-_Found = list[tuple[str, dict[Site, np.ndarray]]]
-"""Of each request of a batch the answer and the activations."""
 
 
 def _packed(found: _Found) -> dict[str, np.ndarray]:

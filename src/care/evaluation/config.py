@@ -22,6 +22,7 @@ from care.evaluation.asked_attacks import (
 from care.models.spec import ModelSpec, Precision
 from care.models.thoughts import known_tags
 from care.runs.settings import FILE, MANY, MAX_BATCH, Between, Said, check_bounds
+from care.runs.shards import Shard
 from care.runs.spec import RunSpec
 from care.typed import from_tree
 
@@ -129,12 +130,20 @@ class EvaluationConfig:
     """Most examples of a suite."""
     max_new_tokens: Annotated[int | None, Between(1, MAX_BATCH)] = None
     """Length of an answer in tokens; none: 24 of the embedded model's, 512 of another's."""
+    shard: str | None = None
+    """Answer only the I-th of K parts of all batches, said as I/K, or auto under torchrun and
+    SLURM; `care merge` puts the parts together."""
     model: ModelSpec = ModelSpec()
     """What answers."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
         check_judges(self.judging)
+        if self.shard is not None and self.adaptive:
+            raise UsageError(
+                "attacks that know the defense are made in one process: leave out --shard, or "
+                "--adaptive"
+            )
         defenses = [UNDEFENDED, *defense_names(self.repairs), *(PARTS if self.parts else ())]
         defenses += CONTROLS if self.controls else ()
         if len(set(defenses)) < len(defenses):
@@ -156,6 +165,11 @@ class EvaluationConfig:
                 "joined puts together what other attacks change; ask for two of them that change "
                 "different things, such as templates and openings"
             )
+
+    @property
+    def part(self) -> Shard | None:
+        """The shard that is asked for."""
+        return None if self.shard is None else Shard.of(self.shard)
 
     @property
     def attacks(self) -> list[ImageAttack]:

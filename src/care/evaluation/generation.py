@@ -167,14 +167,18 @@ class Asking:
 
 
 def answer_suite(
-    cells: Sequence[Cell], asking: Asking, answers: Rows, results: Rows, bar: Progress
+    cells: Sequence[Cell],
+    chunks: Sequence[list[Example]],
+    asking: Asking,
+    answers: Rows,
+    results: Rows,
+    bar: Progress,
 ) -> None:
-    """Add to `answers` what is missing for one suite; `cells` are its defenses.
+    """Add to `answers` what is missing of some batches of one suite; `cells` are its defenses.
 
     An example with a row in `results` isn't asked again. `bar` advances by one for each example
     that had neither row before. No defense is on afterwards.
     """
-    chunks = cells[0].chunks(asking.vlm, asking.batch_size)
 
     def ensure(cell: Cell, chunk: list[Example], generate: Generate) -> None:
         if not cell.missing(chunk, results):

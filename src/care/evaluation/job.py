@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from care.attacks.variants import Search
 from care.data.digests import digest_of, suite_digest
@@ -71,8 +74,10 @@ from care.models.identity import load_pinned
 from care.models.spec import ModelSpec
 from care.runs.environment import started
 from care.runs.manifest import check_is_run
+from care.runs.merging import DONE
 from care.runs.progress import Bar
 from care.runs.run import Run, copy_run
+from care.runs.shards import Shard
 from care.typed import to_tree
 
 
@@ -85,41 +90,86 @@ def evaluate(
 
     `tell` gets a sentence that says what attacks cost, before they begin.
     """
-    suites = chosen_suites(job.suites, job.utility, job.model.name, job.limit, job.run.seed)
     labels = read_labels(job.judging.labels) if job.judging.labels else None  # before hours of work
     for wanted in job.judging.judges:
         check_judge(wanted)
-    requests = held_out(job.attacks, job.suites, job.limit, job.run.seed)
-    asked = variant_requests(job.in_variants, job.suites, job.limit, job.run.seed)
-    tested = list({suite.name: suite for suite in (*requests, *asked, *suites)}.values())
-    given = dict(zip(defense_names(job.repairs), job.repairs, strict=True))
-    if job.parts:
-        check_parts(job.repairs)
-    if job.controls:
-        check_controls(job.repairs)
-    for path in given.values():
-        load_defense(path)  # a damaged one shows before the model is loaded
-    leaking = repair_leaks(given, tested, job.allow_leaks)
-    if not job.allow_leaks:
-        check_goals(job.attacks, job.model, job.run.seed, requests)
-        check_variant_goals(job.in_variants, job.model, job.run.seed, asked)
-        refuse_leaks([fitted_suite(name) for name in job.fitted_on], tested)
-    with Run(job.run.out, resume=job.run.resume, config=job.config()) as run:
-        if job.parts:
-            write_parts(job.repairs, run)
-        repairs = {name: path for name, path in job.defenses.items() if name not in CONTROLS}
-        fixed = fixed_suites(job.in_variants, asked)
-        run.pin("suites", {suite.name: suite_digest(suite) for suite in (*tested, *fixed)})
-        run.pin("repairs", {name: _digest_of(path) for name, path in repairs.items() if path})
-        suites = [*suites, *fixed]
-        _record(run, job, suites, leaking)
+    with _Evaluation.of(job).opened() as (run, asked):
         rules = rules_for(job.model)
-        suites = _answer(job, run, suites, requests, asked, rules, progress, tell)
+        suites = _answer(job, run, asked, rules, progress, tell)
         gc.collect()  # the model makes room for the judges
         pictures = {(s.name, e.id): e for s in suites for e in s}
         return judge_and_tabulate(
             run, job.judging, rules, labels, pictures, job.run.seed, False, progress
         )
+
+
+def answer_shard(job: EvaluationConfig, shard: Shard, progress: Bar | None = None) -> Path:
+    """Answer and judge by the rules what is in one shard of the job; the folder of its run."""
+    own = replace(job.run, out=shard.folder(job.run.out))
+    job = replace(job, run=own, shard=None)
+    with _Evaluation.of(job).opened() as (run, asked):
+        run.record(shard=str(shard))
+        _answer(job, run, asked, rules_for(job.model), progress, None, shard)
+        run.record(**{DONE: True})
+        return run.path
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """What is asked, checked before a model is loaded."""
+
+    job: EvaluationConfig
+    suites: list[Suite]
+    """The suites that were named."""
+    requests: list[Suite]
+    """Those that image attacks are made for."""
+    asked: list[Suite]
+    """Those that are asked in variants."""
+    leaking: Mapping[str, RepairLeaks]
+    """Goals of the suites that repairs were fitted on."""
+
+    @classmethod
+    def of(cls, job: EvaluationConfig) -> Self:
+        """Raises UsageError and DataError for what can't be asked."""
+        suites = chosen_suites(job.suites, job.utility, job.model.name, job.limit, job.run.seed)
+        requests = held_out(job.attacks, job.suites, job.limit, job.run.seed)
+        asked = variant_requests(job.in_variants, job.suites, job.limit, job.run.seed)
+        made = cls(job, suites, requests, asked, {})
+        given = dict(zip(defense_names(job.repairs), job.repairs, strict=True))
+        if job.parts:
+            check_parts(job.repairs)
+        if job.controls:
+            check_controls(job.repairs)
+        for path in given.values():
+            load_defense(path)  # a damaged one shows before the model is loaded
+        leaking = repair_leaks(given, made.tested, job.allow_leaks)
+        if not job.allow_leaks:
+            check_goals(job.attacks, job.model, job.run.seed, requests)
+            check_variant_goals(job.in_variants, job.model, job.run.seed, asked)
+            refuse_leaks([fitted_suite(name) for name in job.fitted_on], made.tested)
+        return replace(made, leaking=leaking)
+
+    @property
+    def tested(self) -> list[Suite]:
+        """Every suite once."""
+        found = (*self.requests, *self.asked, *self.suites)
+        return list({suite.name: suite for suite in found}.values())
+
+    @contextmanager
+    def opened(self) -> Iterator[tuple[Run, Self]]:
+        """The run, held to what is asked; and what is asked, with attacks in variants that are the
+        same for every defense."""
+        job = self.job
+        with Run(job.run.out, resume=job.run.resume, config=job.config()) as run:
+            if job.parts:
+                write_parts(job.repairs, run)
+            repairs = {name: path for name, path in job.defenses.items() if name not in CONTROLS}
+            fixed = fixed_suites(job.in_variants, self.asked)
+            run.pin("suites", {suite.name: suite_digest(suite) for suite in (*self.tested, *fixed)})
+            run.pin("repairs", {name: _digest_of(path) for name, path in repairs.items() if path})
+            whole = replace(self, suites=[*self.suites, *fixed])
+            _record(run, job, whole.suites, self.leaking)
+            yield run, whole
 
 
 def rejudge_run(asked: RejudgeConfig, progress: Bar | None = None) -> Scorecard:
@@ -194,16 +244,16 @@ def asked_suites(path: Path, config: StoredConfig, seen: Sequence[str]) -> list[
 def _answer(
     job: EvaluationConfig,
     run: Run,
-    suites: Sequence[Suite],
-    requests: Sequence[Suite],
-    asked: Sequence[Suite],
+    evaluation: _Evaluation,
     rules: RulesJudge,
     progress: Bar | None,
     tell: Callable[[str], None] | None,
+    shard: Shard | None = None,
 ) -> list[Suite]:
-    """Answer all suites, the held-out `requests` beside the image attacks' pictures and those
-    `asked` by attacks in variants; returns every suite that was asked."""
+    """Answer all suites, the held-out requests beside the image attacks' pictures and those that
+    attacks in variants ask; returns every suite that was asked."""
     attacks, places = job.attacks, job.defenses
+    requests, asked = evaluation.requests, evaluation.asked
     vlm = load_pinned(run, job.model.name, job.model.load)
     if job.controls:
         write_controls(job, run, vlm)
@@ -221,7 +271,7 @@ def _answer(
     made = image_suites(attacks, run.path, list(places), requests)
     made += found_suites(job.in_variants, run.path, list(places), asked)
     _made(run, made)
-    suites = [*suites, *made]
+    suites = [*evaluation.suites, *made]
     drawn = suites_of(job.in_variants, list(places))
 
     def ask(some: Sequence[Suite], temperature: float) -> None:
@@ -237,6 +287,7 @@ def _answer(
             stop=certainly_refused if job.cuts_refusals else None,
             temperature=temperature,
             progress=progress,
+            shard=shard,
         )
 
     by_temperature: dict[float, list[Suite]] = {}

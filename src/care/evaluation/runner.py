@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from care.data.digests import digest_of, example_digest, is_same
@@ -36,6 +37,7 @@ from care.runs.progress import Bar, silent
 from care.runs.reading import valid_text
 from care.runs.rows import Row, Rows
 from care.runs.run import Run
+from care.runs.shards import Shard
 from care.typed import to_tree
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ def evaluate(
     progress: Bar | None = None,
     hold_to_defenses: bool = True,
     only: Mapping[str, Collection[str]] | None = None,
+    shard: Shard | None = None,
 ) -> Results:
     """Answer every example of every suite under every defense, judge the answers, tabulate them.
 
@@ -69,7 +72,8 @@ def evaluate(
     `care.runs.progress.Progress` itself, or anything called the same way; None shows nothing.
     A defense that says by `digest()` what it does must be the same at every attempt of a run,
     unless `hold_to_defenses` is False (for those fitted anew, which are equal up to rounding).
-    `only` names, by name of a defense, the suites that it is asked; others are asked all.
+    `only` names, by name of a defense, the suites that it is asked; others are asked all. Of a
+    `shard` only its batches are asked: the n-th of all suites under every defense.
 
     Returns the results of this call's rows, suite by suite, in the order of the examples. A row is
     a dict with the fields of `care.evaluation.rows.JudgedRow`.
@@ -100,19 +104,38 @@ def evaluate(
         run.pin("defenses", {name: told for name, told in given.items() if told is not None})
 
     asking = Asking(vlm, batch_size, max_new_tokens, seed, stop, temperature)
+    by_suite = [[cell for cell in cells if cell.suite is suite] for suite in suites]
+    batches = _batches([found for found in by_suite if found], vlm, batch_size, shard)
+    if shard is not None:
+        own = {
+            cell.key(e) for of_suite, chunks in batches for cell in of_suite for e in chain(*chunks)
+        }
+        keys = [key for key in keys if key in own]
     done = sum(key in results or key in answers for key in keys)
     with (progress or silent)("answers", len(keys), done=done) as bar:
-        for suite in suites:
-            of_suite = [cell for cell in cells if cell.suite is suite]
-            if not of_suite:
-                continue
-            answer_suite(of_suite, asking, answers, results, bar)
-            chunks = of_suite[0].chunks(vlm, batch_size)
+        for of_suite, chunks in batches:
+            answer_suite(of_suite, chunks, asking, answers, results, bar)
             for cell in of_suite:
                 for chunk in chunks:
                     if cell.missing(chunk, results):
                         add_missing(results, _judge(cell, chunk, judge, answers))
     return Results([results.get(key) or {} for key in keys])
+
+
+_Batches = list[tuple[list[Cell], list[list[Example]]]]
+"""Of each suite its cells, and the batches of examples that are asked."""
+
+
+def _batches(by_suite: Sequence[list[Cell]], vlm: VLM, size: int, shard: Shard | None) -> _Batches:
+    found: _Batches = []
+    place = 0
+    for cells in by_suite:
+        chunks = cells[0].chunks(vlm, size)
+        places = range(place, place := place + len(chunks))
+        if shard is not None:
+            chunks = [c for n, c in zip(places, chunks, strict=True) if shard.takes(n)]
+        found.append((cells, chunks))
+    return found
 
 
 def _cells(

@@ -23,6 +23,7 @@ from care.evaluation.config import (
 from care.models.spec import ModelSpec
 from care.pipeline.given_settings import read_settings
 from care.runs.settings import FILE, MANY, MAX_BATCH, MAX_SEED, Between, Said, check_bounds
+from care.runs.shards import Shard
 from care.runs.spec import RunSpec
 
 Preset = Literal["paper", "official", "corrected"]
@@ -76,6 +77,9 @@ class RepairJob:
     another model than the embedded one, 512."""
     judging: JudgingSpec = JudgingSpec()
     """Who judges the answers to the test."""
+    shard: str | None = None
+    """Answer only the I-th of K parts of the requests to fit on, said as I/K, or auto under
+    torchrun and SLURM; `care merge` puts the parts together, and --resume goes on from there."""
     model: ModelSpec = ModelSpec()
     """What is repaired."""
 
@@ -90,8 +94,15 @@ class RepairJob:
                 raise UsageError(
                     f"--pgd is {radius!r:.40}; pass radii from 1 to 255, or {UNCONSTRAINED}."
                 )
+        if self.shard is not None and self.pgd:
+            raise UsageError("pictures are made in one process: leave out --shard, or --pgd")
         check_judges(self.judging)
         check_bounds(self)
+
+    @property
+    def part(self) -> Shard | None:
+        """The shard that is asked for."""
+        return None if self.shard is None else Shard.of(self.shard)
 
     @property
     def batch(self) -> int:

@@ -23,6 +23,7 @@ from care.defenses.controls import (
     random_discriminants,
 )
 from care.defenses.material import (
+    ask_shard,
     gather,
     load_decisions,
     material_from,
@@ -36,7 +37,7 @@ from care.defenses.repair.channel import Modality
 from care.defenses.repair.fitting import Fitter
 from care.defenses.repair.fitting_data import said
 from care.defenses.repair.memory import Memory
-from care.defenses.repair.presets import PRESETS
+from care.defenses.repair.presets import PRESETS, RepairConfig
 from care.defenses.repair.repair import Repair
 from care.diagnosis.activation_means import spread
 from care.diagnosis.channel_scan import scanned_sites
@@ -72,6 +73,7 @@ from care.pipeline.workspace import Workspace
 from care.runs.progress import silent
 from care.runs.rows import Rows
 from care.runs.run import ROWS
+from care.runs.shards import Shard
 from care.runs.stages import stage_json
 from care.typed import from_tree, to_tree
 
@@ -97,27 +99,19 @@ class Stages(Workspace):
 
     def fitter(self) -> Fitter:
         """Answers to the fit split, sorted; activations are taken when they are needed."""
-        suites = self.suites("fit")
-        attacks = split_examples(suites, lambda s: s.role == "attack")
-        benign = split_examples(suites, lambda s: s.role != "attack")
-
-        config, kept = PRESETS[self.job.preset], self.run.path / "decisions.safetensors"
-        if self.began_before_monitors():
-            config = replace(config, monitors=None)
+        attacks, benign = self._to_fit_on()
+        config, kept = self._fit_config(), self.run.path / "decisions.safetensors"
 
         def make() -> dict[str, Any]:
-            sites = scanned_sites(self.vlm.anatomy.n_layers, config.kind)
             with (self.progress or silent)("material", len(attacks) + len(benign)) as bar:
                 material = gather(
                     self.vlm,
                     attacks,
                     benign,
-                    batch_size=self.job.batch,
-                    max_new_tokens=self.job.answer_length,
-                    sites=sites if config.reads_decisions else (),
                     progress=bar.advance,
                     seen=FirstAttacks(self.judge, bar.say),
                     kept=self.kept("material"),
+                    **self._asked_to_fit(config),
                 )
             save_decisions(self.run.inside(kept.name), material)
             self.run.sign(kept.name)
@@ -126,6 +120,40 @@ class Stages(Workspace):
         facts = stage_json(self.run, "material", make, (kept.name,))
         material = material_from(facts, [*attacks, *benign], load_decisions(kept))
         return Fitter(self.vlm, material, config, self.job.batch)
+
+    def answer_shard(self, shard: Shard) -> None:
+        """Keep the answers to the requests of the fit split that are in a shard."""
+        attacks, benign = self._to_fit_on()
+        asked = self._asked_to_fit(self._fit_config())
+        bar = (self.progress or silent)("material", len(attacks) + len(benign))
+        with self.run.stage("shard of material"), bar as shown:
+            ask_shard(
+                self.vlm,
+                [*attacks, *benign],
+                shard,
+                self.kept("material"),
+                progress=shown.advance,
+                **asked,
+            )
+
+    def _to_fit_on(self) -> tuple[list[Example], list[Example]]:
+        """Attacks and benign requests of the fit split."""
+        suites = self.suites("fit")
+        attacks = split_examples(suites, lambda s: s.role == "attack")
+        return attacks, split_examples(suites, lambda s: s.role != "attack")
+
+    def _fit_config(self) -> RepairConfig:
+        config = PRESETS[self.job.preset]
+        return replace(config, monitors=None) if self.began_before_monitors() else config
+
+    def _asked_to_fit(self, config: RepairConfig) -> dict[str, Any]:
+        """How the requests to fit on are asked."""
+        sites = scanned_sites(self.vlm.anatomy.n_layers, config.kind)
+        return {
+            "batch_size": self.job.batch,
+            "max_new_tokens": self.job.answer_length,
+            "sites": sites if config.reads_decisions else (),
+        }
 
     def diagnosis(self, fitter: Fitter, config: DiagnosisConfig) -> Diagnosis:
         """Which sites and neurons carry the attacks that worked, and how sure that is.

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import gc
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,10 @@ from care.pipeline.tuned_repair import tuned
 from care.report.build import answer_pairs, attribution, report_tree
 from care.report.files import write_diagnosis, write_report
 from care.runs.environment import peak_memory_gib, started
+from care.runs.merging import DONE
 from care.runs.progress import Bar
 from care.runs.run import Run
+from care.runs.shards import Shard
 
 
 def open_run(job: RepairJob) -> Run:
@@ -253,3 +255,15 @@ def fit(job: RepairJob, progress: Bar | None = None) -> Path:
         run.write_json("selection.json", selection)
         _label(chosen.repair, job)
         return chosen.repair.save(run.inside("repair"))
+
+
+def answer_shard(job: RepairJob, shard: Shard, progress: Bar | None = None) -> Path:
+    """Answer what is in one shard of the requests that the job is fitted on; the folder of its
+    run."""
+    own = replace(job.run, out=shard.folder(job.run.out))
+    job = replace(job, run=own, shard=None)
+    with open_run(job) as run:
+        run.record(shard=str(shard))
+        Stages(job, run, progress).answer_shard(shard)
+        run.record(**{DONE: True})
+        return run.path

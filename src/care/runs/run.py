@@ -36,6 +36,7 @@ from care.runs.manifest import MANIFEST, SCHEMA, check_is_run, differences, now,
 from care.runs.reading import file_digest
 from care.runs.rows import Row, Rows
 from care.runs.secrets import hidden
+from care.runs.shards import FOLDER as SHARDS
 
 try:
     import fcntl
@@ -258,7 +259,7 @@ class Run:
                 f"The folder {self.path} isn't empty; resume the run in it, choose another "
                 "folder, or empty it."
             )
-        if names and MANIFEST not in names:
+        if names - {SHARDS} and MANIFEST not in names:
             raise UsageError(
                 f"The folder {self.path} has no {MANIFEST}, so it isn't a run that could be "
                 "resumed; choose another folder."

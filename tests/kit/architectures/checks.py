@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from care.attacks.preprocessing import PixelPath
+from care.defenses.folded_weights import unfoldable
 from care.defenses.monitors.choosing import fit_monitors
 from care.defenses.monitors.fitting import MonitorConfig
 from care.defenses.repair.repair import Repair
 from care.diagnosis.ablation import ablate
+from care.errors import UsageError
 from care.models.gradients import differentiable
 from care.models.hooks import read
 from care.models.sites import Role, Scope, Site
@@ -34,6 +36,7 @@ from kit.architectures.case import (
     sound,
     two_kinds,
 )
+from kit.merging import check_folded
 
 SMALL = MonitorConfig(kinds=("ffn_out", "layer_out"), depths=(0.7,), false_alarms=0.1)
 KINDS = ("mhsa_out", "ffn_out", "layer_out")
@@ -233,6 +236,18 @@ def files(case: Case) -> None:
     assert torch.equal(*found)
 
 
+def merge(case: Case) -> None:
+    """Edits that are folded into weights do what hooks do, also from a written checkpoint."""
+    found = {}
+    for kind in ("ffn_out", "mhsa_out"):
+        places = [Site(case.last - 1, kind), Site(case.last, kind)]
+        found[kind] = unfoldable(case.vlm, places)
+        if not found[kind]:
+            check_folded(case.vlm, places, case.pictured, case.folder / kind)
+    if found["ffn_out"]:
+        raise UsageError("; ".join(dict.fromkeys(each.why for each in found["ffn_out"].values())))
+
+
 # -- gradients -------------------------------------------------------------------------------------
 
 
@@ -279,6 +294,7 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "strength 0": strength,
     "monitors": monitors,
     "save, load": files,
+    "merge": merge,
     "gradient": gradient,
     "PGD": attack,
 }

@@ -26,8 +26,9 @@ llava llava_next llava_onevision qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe qwen3
 internvl gemma3 gemma4 smolvlm idefics3 mistral3 paligemma glm4v deepseek_vl cohere2_vision
 aya_vision ovis2 molmo2 llama4 mllama lfm2_vl minicpmv4_6
 """
-MAY_LACK = {"neurons", "PGD", "mixed batch"}
-"""Neurons of experts, processors that do more than resize once, and cross-attention."""
+MAY_LACK = {"neurons", "PGD", "mixed batch", "merge"}
+"""Neurons of experts, processors that do more than resize once, cross-attention, and FFNs that end
+in a norm or in experts."""
 UPSTREAM = {("llama4", "beams")}
 """What transformers can't do itself."""
 

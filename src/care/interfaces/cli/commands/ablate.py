@@ -13,7 +13,7 @@ from care.pipeline.config import RepairJob
 @command("ablate", "Work")
 @takes(
     RepairJob,
-    without=("preset", "tune", *JUDGING),
+    without=("preset", "tune", "shard", *JUDGING),
     recipes=True,
     out=Path("runs/ablate"),
     test_length=24,

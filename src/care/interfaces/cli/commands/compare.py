@@ -11,7 +11,12 @@ from care.pipeline.config import CompareJob
 
 
 @command("compare", "Work")
-@takes(CompareJob, without=("preset", "tune", *JUDGING), recipes=True, out=Path("runs/compare"))
+@takes(
+    CompareJob,
+    without=("preset", "tune", "shard", *JUDGING),
+    recipes=True,
+    out=Path("runs/compare"),
+)
 def compare(job: CompareJob) -> None:
     """Fit every defense at its best and set all of them against the repair, in one table."""
     hide_loading_bars()

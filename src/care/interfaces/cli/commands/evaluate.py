@@ -32,6 +32,9 @@ def evaluate(
     from care.evaluation import job as evaluation
     from care.runs.progress import Progress
 
+    if job.part is not None:
+        print(evaluation.answer_shard(job, job.part, Progress))
+        return
     card = evaluation.evaluate(job, Progress, lambda line: print(line, file=sys.stderr))
     show(card)
     if explain:

@@ -13,6 +13,7 @@ from care.interfaces.cli.registry import command
 from care.interfaces.cli.shared import JUDGING, FailAbove, hide_loading_bars, hold_to, show_table
 from care.interfaces.cli.tables import interval, print_table
 from care.pipeline.config import QUICKLY, RepairJob
+from care.runs.shards import Shard
 from care.typed import from_tree
 
 DryRun = Annotated[
@@ -37,6 +38,9 @@ def repair(
     if dry_run:
         _show_dry_run(job, gpu)
         return
+    if job.part is not None:
+        _answer_shard(job, job.part)
+        return
     from care.pipeline import workflow
     from care.runs.progress import Progress
     from care.statistics.intervals import Interval
@@ -58,7 +62,7 @@ def repair(
 
 
 @command("diagnose", "Work")
-@takes(RepairJob, without=("tune", *JUDGING), recipes=True, out=Path("runs/diagnose"))
+@takes(RepairJob, without=("tune", "shard", *JUDGING), recipes=True, out=Path("runs/diagnose"))
 def diagnose(job: RepairJob) -> None:
     """Find the layers, components and neurons that carry the attacks, and say how sure that is."""
     hide_loading_bars()
@@ -80,10 +84,20 @@ def diagnose(job: RepairJob) -> None:
 def fit(job: RepairJob) -> None:
     """Fit a repair and save it as a folder, without the proof."""
     hide_loading_bars()
+    if job.part is not None:
+        _answer_shard(job, job.part)
+        return
     from care.pipeline import workflow
     from care.runs.progress import Progress
 
     print(workflow.fit(job, progress=Progress))
+
+
+def _answer_shard(job: RepairJob, shard: Shard) -> None:
+    from care.pipeline import workflow
+    from care.runs.progress import Progress
+
+    print(workflow.answer_shard(job, shard, progress=Progress))
 
 
 def _show_dry_run(job: RepairJob, gpu: str | None) -> None:

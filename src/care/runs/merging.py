@@ -1,0 +1,157 @@
+"""Put the parts of a job into one run, as if one process had done them all.
+
+    OUT/shards/I-of-K/    parts, each a run (`shards`)
+    OUT/                  their rows, answers and kept batches, in one run that can be gone on with
+
+Parts belong together if their configurations and all digests that they are held to are the same.
+What is there already isn't taken again, so parts can be merged as they come, and again when others
+are done. Not here: tables (`care.evaluation`), and what a part asks.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from care.errors import DataError, UsageError
+from care.runs.files import PART, storage_errors
+from care.runs.kept_batches import FOLDER as BATCHES
+from care.runs.manifest import MANIFEST, differences, read_manifest
+from care.runs.rows import Rows
+from care.runs.run import ANSWERS, ROWS, Run
+from care.runs.shards import Shard, shards_in
+
+DONE = "shard_done"
+"""What the manifest of a part says when all of its batches are there."""
+
+_OWN = frozenset({"created", "command", "config", "config_digest", "stages", "resumed", "pinned"})
+"""Facts of a manifest that are each run's own, or are put together here."""
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What came of it."""
+
+    done: tuple[Shard, ...]
+    """Parts that are finished."""
+    missing: tuple[Shard, ...]
+    """Parts that aren't there or aren't finished; what they have was taken too."""
+    rows: int
+    """Judged answers that the run holds now."""
+    batches: int
+    """Kept batches that were taken over now."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether every part is finished."""
+        return not self.missing
+
+
+def merge(out: str | Path) -> Merged:
+    """Take over what all parts in the folder of a job have.
+
+    Raises: UsageError where there are no parts, parts of different counts, or parts of different
+    jobs; DataError where two of them hold different rows of one key.
+    """
+    out = Path(out)
+    parts = _parts(out)
+    count = next(iter(parts)).count
+    manifests = {shard: read_manifest(path / MANIFEST) for shard, path in parts.items()}
+    _check_alike(manifests)
+    first = next(iter(manifests.values()))
+    with Run(out, resume=True, config=first["config"]) as run:
+        for shard, manifest in manifests.items():
+            for what, facts in manifest["pinned"].items():
+                run.pin(what, facts)
+            _take_rows(run.answers, parts[shard] / ANSWERS)
+            _take_rows(run.results, parts[shard] / ROWS)
+        batches = sum(_take_batches(run, path) for path in parts.values())
+        run.record(**_facts(manifests.values()), stages=_stages([*manifests.values()]))
+        done = tuple(shard for shard, manifest in manifests.items() if manifest.get(DONE))
+        every = [Shard(number + 1, count) for number in range(count)]
+        missing = tuple(shard for shard in every if shard not in done)
+        return Merged(done, missing, len(run.results), batches)
+
+
+def _parts(out: Path) -> dict[Shard, Path]:
+    parts = {s: path for s, path in shards_in(out).items() if (path / MANIFEST).is_file()}
+    if not parts:
+        raise UsageError(
+            f"There are no shards in {out}; pass the --out of a job that was asked for with "
+            "--shard."
+        )
+    counts = sorted({shard.count for shard in parts})
+    if len(counts) > 1:
+        raise UsageError(
+            f"The shards in {out} are of jobs that were split into {counts[0]} and {counts[1]}; "
+            "keep those of one and remove the others."
+        )
+    return parts
+
+
+def _check_alike(manifests: Mapping[Shard, Mapping[str, Any]]) -> None:
+    (one, first), *others = manifests.items()
+    for shard, manifest in others:
+        if manifest["config_digest"] != first["config_digest"]:
+            changed = differences(first["config"], manifest["config"])
+            raise UsageError(
+                f"Shards {one} and {shard} are of different jobs ({changed}); ask for all shards "
+                "with the same options."
+            )
+
+
+def _take_rows(rows: Rows, path: Path) -> None:
+    found = Rows(path) if path.is_file() else Rows()
+    try:
+        for row in found.all():
+            known = rows.get(row["key"])
+            if known is not None and known != row:
+                raise DataError(
+                    f"{path} holds another row {row['key']!r:.80} than {rows.path}; remove one of "
+                    "the two runs."
+                )
+        rows.add(*(row for row in found.all() if row["key"] not in rows))
+    finally:
+        found.close()
+
+
+def _take_batches(run: Run, part: Path) -> int:
+    """Copy the kept batches of a part that aren't there."""
+    taken = 0
+    for path in sorted((part / BATCHES).glob("*/*")):
+        place = run.inside(BATCHES, path.parent.name, path.name)
+        if place.exists() or path.name.endswith(PART) or path.is_symlink():
+            continue
+        with storage_errors(f"copy {path} to {place}"):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            work = place.with_name(place.name + PART)
+            shutil.copyfile(path, work)
+            work.replace(place)
+        taken += 1
+    return taken
+
+
+def _facts(manifests: Any) -> dict[str, Any]:
+    """What the parts say beside what is their own; of several the last one's."""
+    found: dict[str, Any] = {}
+    for manifest in manifests:
+        found |= {k: v for k, v in manifest.items() if k not in _OWN and not k.startswith("shard")}
+    return found
+
+
+def _stages(manifests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Cost of all parts by stage: seconds and attempts together, of memory the most."""
+    found: dict[str, dict[str, Any]] = {}
+    for manifest in manifests:
+        for stage in manifest["stages"]:
+            known = found.setdefault(stage["name"], {**stage, "seconds": 0.0, "attempts": 0})
+            peaks = [p for p in (known["peak_memory_gib"], stage["peak_memory_gib"]) if p]
+            known["seconds"] = round(known["seconds"] + stage["seconds"], 3)
+            known["attempts"] += stage["attempts"]
+            known["peak_memory_gib"] = max(peaks, default=None)
+            if stage["status"] != "done":
+                known["status"] = stage["status"]
+    return list(found.values())

@@ -1,0 +1,69 @@
+"""The requests that a job is fitted on, answered in shards: activations equal to the bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from care.defenses.material import load_decisions
+from care.errors import UsageError
+from care.models.spec import ModelSpec
+from care.models.vlm import VLM
+from care.pipeline import workflow
+from care.pipeline.config import RepairJob
+from care.pipeline.stages import Stages
+from care.pipeline.workflow import open_run
+from care.runs.merging import merge
+from care.runs.shards import Shard
+from care.runs.spec import RunSpec
+from care.statistics.moments import Moments
+from kit.jobs import files, tiny_parts  # noqa: F401
+
+
+def material(job: RepairJob) -> dict[Any, tuple[np.ndarray, ...]]:
+    """Activations of what the job is fitted on."""
+    with open_run(job) as run:
+        Stages(job, run, None).fitter()
+    return load_decisions(job.run.out / "decisions.safetensors")
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_activations_of_shards_are_those_of_one_process(
+    count: int, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {"max_new_tokens": 3, **files}
+    job = RepairJob(run=RunSpec(tmp_path / "parts", batch_size=8), **asked)
+    whole = material(replace(job, run=replace(job.run, out=tmp_path / "whole")))
+    for number in range(count, 0, -1):
+        workflow.answer_shard(job, Shard(number, count))
+    merged = merge(tmp_path / "parts")
+    assert merged.whole and merged.batches and not merged.rows
+    vlm = ModelSpec().load()
+    asked_again: list[int] = []
+    prefill = VLM.prefill
+    with monkeypatch.context() as patched:
+        patched.setattr(VLM, "prefill", lambda *a, **k: asked_again.append(1) or prefill(*a, **k))
+        parts = material(replace(job, run=replace(job.run, resume=True)))
+    assert not asked_again and isinstance(vlm, VLM)
+    assert whole.keys() == parts.keys() and whole
+    for site, rows in whole.items():
+        for one, other in zip(rows, parts[site], strict=True):
+            assert len(one) and np.array_equal(one, other)
+
+
+def test_moments_of_shards_are_those_of_all_rows() -> None:
+    rows = np.random.default_rng(0).standard_normal((500, 24)) + 3
+    whole, merged = Moments(24).fit(rows), Moments(24)
+    for number in range(7):
+        merged.merge(Moments(24).fit(rows[number::7]))
+    np.testing.assert_allclose(merged.mean_, whole.mean_, rtol=1e-12)
+    np.testing.assert_allclose(merged.covariance(), whole.covariance(), rtol=1e-12, atol=1e-13)
+
+
+def test_pictures_are_made_in_one_process(files: dict[str, Path]) -> None:
+    with pytest.raises(UsageError, match="leave out --shard, or --pgd"):
+        RepairJob(pgd=("32",), shard="1/2", **files)
