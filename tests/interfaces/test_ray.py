@@ -22,7 +22,6 @@ from care.runs.rows import Rows
 from care.runs.shards import Shard
 from kit import tiny
 
-
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None,
     reason="Ray isn't installed; make test-ray has its own environment for these",

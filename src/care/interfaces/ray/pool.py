@@ -10,6 +10,7 @@ what a shard does (`care.runs.shards`), and putting them together (`care.runs.me
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 Main = Callable[[Sequence[str]], int]
 """Runs a command line and gives its exit code."""
+
+PATIENCE = 10.0
+"""Seconds in which the head of a cluster has to answer."""
 
 SPLIT = ("evaluate", "repair", "fit")
 """Commands that take `--shard`."""
@@ -155,8 +159,11 @@ def _connect(ray: ModuleType, config: PoolConfig) -> None:
     if config.address is None:
         how = {"num_cpus": max(1, round(config.workers * config.cpus))}
     try:
+        host, _, port = (config.address or "").rpartition(":")
+        if host and port.isdigit():  # Ray itself would wait for minutes
+            socket.create_connection((host.rpartition("/")[2], int(port)), PATIENCE).close()
         ray.init(include_dashboard=False, logging_level="warning", **how)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise UsageError(
             f"Ray can't be reached at {config.address or 'this machine'} ({error!s:.200}); start "
             "it, or leave out --address."
