@@ -69,9 +69,7 @@ def main() -> None:
             assert rows(one) == rows(two)
             ratios.append(alone[0] / split[0])
             wholes.append(alone[1] / split[1])
-            print(
-                f"answers {alone[0]:.1f} s, in two {split[0]:.1f} s; all {alone[1]:.1f}, {split[1]:.1f}"
-            )
+            print(f"answers {alone[0]:.1f} s, in two {split[0]:.1f} s")
         count = len(rows(one))
     told = {
         "cores": os.cpu_count(),
