@@ -35,7 +35,7 @@ def said(text, source="model", alarms=(), ended=True, tokens=3):
 
 
 class Scripted:
-    """An engine that gives one answer, by pieces to streams, and waits for `go` if that is given."""
+    """An engine that gives one answer, by pieces to streams; with `go` it waits for that."""
 
     tags = TAGS
 

@@ -78,7 +78,7 @@ def test_turns_pictures_and_an_opening_are_kept():
             {"type": "image_url", "image_url": {"url": data_url(red), "detail": "auto"}},
             {"type": "text", "text": "after"},
         ]},
-        {"role": "assistant", "content": "A car.", "refusal": None, "tool_calls": [], "audio": None},
+        {"role": "assistant", "content": "A car.", "refusal": None, "tool_calls": []},
         *user("And this?", data_url(blue, "WEBP")),
         {"role": "assistant", "content": "It is"},
     ]  # fmt: skip

@@ -71,8 +71,8 @@ class EventStream:
 
     async def send(self, receive: Receive, send: Send) -> None:
         """Answer, and send what is answered; raises ClientGone."""
-        loop = asyncio.get_running_loop()
-        self._asked.tell = lambda said: loop.call_soon_threadsafe(self._queue.put_nowait, said)
+        self._loop = asyncio.get_running_loop()
+        self._asked.tell = self._heard
         async with while_connected(receive, self._asked), anyio.create_task_group() as group:
             group.start_soon(self._answer)
             await send(_start(200, [(b"content-type", b"text/event-stream; charset=utf-8"),
@@ -81,11 +81,15 @@ class EventStream:
             await self._pass_on(lambda content: send(_body(content, more=True)))
         await send(_body(b""))  # not above: to a server, what follows it is a client that is gone
 
+    def _heard(self, said: str | Withdrawn | Served | Exception) -> None:
+        """Queue what is said, in any thread; all of it goes this way, so that its order is kept."""
+        self._loop.call_soon_threadsafe(self._queue.put_nowait, said)
+
     async def _answer(self) -> None:
         try:
-            self._queue.put_nowait(await self._engine.answer(self._asked))
+            self._heard(await self._engine.answer(self._asked))
         except Exception as error:
-            self._queue.put_nowait(error)
+            self._heard(error)
 
     async def _pass_on(self, send: Callable[[bytes], Awaitable[None]]) -> None:
         completion, record = self._completion, self._record
