@@ -19,6 +19,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
 from care.data.conversation import Conversation
+from care.errors import DataError
 from care.interfaces.requests.batching import Batches
 from care.interfaces.requests.decoding import Decoding
 from care.interfaces.serve.failures import ModelStopped
@@ -107,7 +108,6 @@ class TransformersEngine:
     def count(self, conversation: Conversation) -> int:
         """See `Engine`: the prompt is encoded as the model gets it, so that what can't be is told
         here and disturbs no batch."""
-        from care.errors import DataError
         from care.models.batches import encode
 
         image_token = self._vlm.anatomy.image_token_id
@@ -123,7 +123,13 @@ class TransformersEngine:
 
     async def answer(self, asked: Asked) -> Served:
         """See `Engine`."""
-        answer = await self._batches.ask((asked.decoding, asked.repaired), asked)
+        try:
+            answer = await self._batches.ask((asked.decoding, asked.repaired), asked)
+        except DataError as error:  # the prompt was read already, so it's about the answer
+            raise DataError(
+                f"The answer is too long to be read again by the monitors ({error}) and can't be "
+                "given unread; ask for a shorter one."
+            ) from error
         return Served(answer, self._digest if asked.repaired else None)
 
     def stop(self) -> None:
