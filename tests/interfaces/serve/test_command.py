@@ -48,6 +48,7 @@ def port():
 def test_a_signal_ends_it_in_order(call, tiny_embedded, tmp_path, port, number):
     from kit.watched import repaired
 
+    assert threading.current_thread() is threading.main_thread(), "others get no signals"
     repair = repaired()
     repair.save(tmp_path / "repair")
     found = []
