@@ -92,13 +92,7 @@ def read_body(body: bytes, name: str, limits: Limits, longest: int) -> ChatReque
     asked = _object(body)
     if "messages" not in asked:
         raise invalid("The request has no messages; add some.", "messages", "missing")
-    if (wanted := asked.get("model")) not in (None, name):
-        raise RequestFailure(
-            404,
-            "model_not_found",
-            f"There is no model {wanted!r:.80} here; this server has {name!r}.",
-            "model",
-        )
+    check_model(asked.get("model"), name)
     decoding = _decoding(asked, limits, longest)
     conversation = _conversation(asked["messages"], limits)
     if decoding.temperature and asked.get("seed") is None:
@@ -118,6 +112,17 @@ def read_body(body: bytes, name: str, limits: Limits, longest: int) -> ChatReque
         usage=_flag(options, "include_usage"),
         repaired=_flag(care, "repair", True),
     )
+
+
+def check_model(wanted: Any, name: str) -> None:
+    """RequestFailure for another model than the one called `name`; None is that one."""
+    if wanted not in (None, name):
+        raise RequestFailure(
+            404,
+            "model_not_found",
+            f"There is no model {_shown(wanted)} here; this server has {name!r}.",
+            "model",
+        )
 
 
 # -- parameters ------------------------------------------------------------------------------------

@@ -13,11 +13,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+from anyio.abc import TaskGroup
 from starlette.types import Receive, Send
 
 from care.interfaces.serve.completion import DONE, Completion, event
 from care.interfaces.serve.engine import Asked, Engine, Served
-from care.interfaces.serve.failures import failure_of
 from care.interfaces.serve.records import Record
 from care.models.alarms import Withdrawn
 
@@ -25,13 +25,18 @@ LIFE_SIGN = 15.0
 """Seconds without an event after which a stream says that it waits."""
 
 
+READ_SECONDS = 60.0
+"""Seconds in which a client has to read what was sent to it."""
+
+
 class ClientGone(Exception):
     """Nobody waits for the answer any more."""
 
 
 @asynccontextmanager
-async def while_connected(receive: Receive, asked: Asked) -> AsyncIterator[None]:
-    """ClientGone where the client hangs up; the request is marked before."""
+async def while_connected(receive: Receive, asked: Asked) -> AsyncIterator[TaskGroup]:
+    """ClientGone where the client hangs up; the request is marked before. Yields the group in which
+    more may be done as long as it doesn't."""
     hung_up, failed = False, None
 
     async def watch() -> None:
@@ -44,7 +49,7 @@ async def while_connected(receive: Receive, asked: Asked) -> AsyncIterator[None]
     async with anyio.create_task_group() as group:
         group.start_soon(watch)
         try:
-            yield
+            yield group
         except Exception as error:  # raised below, since a group would wrap it
             failed = error
         finally:
@@ -73,12 +78,16 @@ class EventStream:
         """Answer, and send what is answered; raises ClientGone."""
         self._loop = asyncio.get_running_loop()
         self._asked.tell = self._heard
-        async with while_connected(receive, self._asked), anyio.create_task_group() as group:
+        headers = {
+            "content-type": "text/event-stream; charset=utf-8",
+            "cache-control": "no-store",
+            "x-accel-buffering": "no",
+        }
+        async with while_connected(receive, self._asked) as group:
             group.start_soon(self._answer)
-            await send(_start(200, [(b"content-type", b"text/event-stream; charset=utf-8"),
-                                    (b"cache-control", b"no-store"),
-                                    (b"x-accel-buffering", b"no")]))  # fmt: skip
-            await self._pass_on(lambda content: send(_body(content, more=True)))
+            self._record.begun = True
+            await send(_start(200, headers))
+            await self._pass_on(lambda content: _in_time(send, _body(content, more=True)))
         await send(_body(b""))  # not above: to a server, what follows it is a client that is gone
 
     def _heard(self, said: str | Withdrawn | Served | Exception) -> None:
@@ -101,9 +110,7 @@ class EventStream:
                 await send(b": waiting\n\n")
                 continue
             if isinstance(said, Exception):
-                failure = failure_of(said)
-                record.status, record.error = failure.status, _why(said)
-                await send(event(failure.body))
+                await send(event(record.failed(said).body))
                 return
             if isinstance(said, Served):
                 record.status, record.served = 200, said
@@ -117,13 +124,18 @@ class EventStream:
                 await send(chunk)
 
 
-def _why(error: BaseException) -> str:
-    """What the log says of an error; of one that nobody foresaw its kind too."""
-    return f"{type(error).__name__}: {error}" if failure_of(error).status == 500 else str(error)
+async def _in_time(send: Send, message: dict[str, Any]) -> None:
+    """Send a part of a stream; ClientGone for a client that doesn't read."""
+    try:
+        with anyio.fail_after(READ_SECONDS):
+            await send(message)
+    except TimeoutError:
+        raise ClientGone from None
 
 
-def _start(status: int, headers: list[tuple[bytes, bytes]]) -> dict[str, Any]:
-    return {"type": "http.response.start", "status": status, "headers": headers}
+def _start(status: int, headers: dict[str, str]) -> dict[str, Any]:
+    pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+    return {"type": "http.response.start", "status": status, "headers": pairs}
 
 
 def _body(content: bytes, more: bool = False) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from typing import Any, TextIO
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from care.interfaces.serve.engine import Served
+from care.interfaces.serve.failures import RequestFailure, failure_of
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 """Bounds of the histograms of seconds."""
@@ -39,9 +41,15 @@ class Record:
     status: int = 500
     """The status that it was answered with."""
     error: str | None = None
-    """What its client was told, or what nobody foresaw."""
+    """The code of what its client was told."""
+    told: str | None = None
+    """All of what its client was told, which may hold words of the request."""
+    unforeseen: str | None = None
+    """What nobody foresaw, and where."""
     stream: bool = False
     """Whether the answer was to be sent while it is made."""
+    begun: bool = False
+    """Whether a response has begun, after which no other can be sent."""
     prompt_tokens: int | None = None
     """Tokens of its prompt."""
     first: float | None = None
@@ -57,6 +65,14 @@ class Record:
         """The first piece is there."""
         if self.first is None:
             self.first = time.monotonic() - self.started
+
+    def failed(self, error: Exception) -> RequestFailure:
+        """It ended in an error; what the client is told of it."""
+        failure = failure_of(error)
+        self.status, self.error, self.told = failure.status, failure.code, str(failure)
+        if failure.code == "internal_error":
+            self.unforeseen = "".join(traceback.format_exception(error)[-3:])
+        return failure
 
 
 class Log:
@@ -92,6 +108,8 @@ class Log:
             caller=record.caller,
             status=record.status,
             error=record.error,
+            told=record.told if self.contents else None,
+            unforeseen=record.unforeseen,
             seconds=round(seconds, 3),
             stream=record.stream or None,
             withdrawn=record.withdrawn or None,

@@ -10,7 +10,6 @@ process and its signals (`server`).
 from __future__ import annotations
 
 import time
-import traceback
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from care.interfaces.serve.body import ChatRequest, read_body, too_long
+from care.interfaces.serve.body import ChatRequest, check_model, read_body, too_long
 from care.interfaces.serve.completion import Completion
 from care.interfaces.serve.config import LOCAL, ServeConfig
 from care.interfaces.serve.engine import Asked, Engine
@@ -59,12 +58,19 @@ class Service:
         self._inside = 0
         self._metrics = Metrics(lambda: self._inside)
         self._readers: CapacityLimiter | None = None
-        self._created = int(time.time())
+        created = int(time.time())
+        self._served = {
+            "id": config.name,
+            "object": "model",
+            "created": created,
+            "owned_by": "care",
+        }
         self._last_seconds = 1.0
         self.app = Starlette(
             routes=[
                 Route("/v1/chat/completions", _Endpoint(self), methods=["POST"]),
                 Route("/v1/models", self._models),
+                Route("/v1/models/{name:path}", self._model),
                 Route("/health", self._health),
                 Route("/ready", self._ready),
                 Route("/metrics", self._counts),
@@ -79,8 +85,15 @@ class Service:
             self.caller(request)
         except Exception as error:
             return refused(failure_of(error))
-        model = {"id": self.config.name, "object": "model", "created": self._created}
-        return JSONResponse({"object": "list", "data": [model | {"owned_by": "care"}]})
+        return JSONResponse({"object": "list", "data": [self._served]})
+
+    async def _model(self, request: Request) -> Response:
+        try:
+            self.caller(request)
+            check_model(request.path_params["name"], self.config.name)
+        except Exception as error:
+            return refused(failure_of(error))
+        return JSONResponse(self._served)
 
     async def _health(self, _: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -109,7 +122,10 @@ class Service:
 
     def caller(self, request: Request) -> Caller:
         """Who asks; KeyRefused, or RequestFailure for a page in a browser that isn't to."""
-        host = urlsplit(f"//{request.headers.get('host', '')}").hostname
+        try:
+            host = urlsplit(f"//{request.headers.get('host', '')}").hostname
+        except ValueError:
+            host = "?"
         if not self.keys and self.config.host in LOCAL and host not in (*LOCAL, None):
             # A page whose name was made to lead here would otherwise be as good as a local user.
             raise RequestFailure(
@@ -167,7 +183,8 @@ class Service:
     async def read(self, request: Request, engine: Engine) -> tuple[ChatRequest, int]:
         """A request and the tokens of its prompt; RequestFailure for what can't be answered."""
         limits = self.config.limits
-        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
             raise RequestFailure(
                 415,
                 "unsupported_media_type",
@@ -217,12 +234,9 @@ class _Endpoint:
         except (ClientGone, ClientDisconnect):
             record.status = CLIENT_GONE
         except Exception as error:
-            failure = failure_of(error)
-            record.status, record.error = failure.status, str(failure)
-            if failure.code == "internal_error":
-                where = "".join(traceback.format_exception(error)[-3:])
-                service.log.write("failure", id=record.id, error=where)
-            await refused(failure)(scope, receive, send)
+            failure = record.failed(error)
+            if not record.begun:
+                await refused(failure)(scope, receive, send)
         finally:
             service.done(record)
 
