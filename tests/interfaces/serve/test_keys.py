@@ -6,7 +6,7 @@ import pytest
 
 from care.errors import DataError, UsageError
 from care.interfaces.serve.config import Limits, ServeConfig
-from care.interfaces.serve.keys import Caller, KeyRefused, Keys, Rates
+from care.interfaces.serve.keys import Caller, KeyRefused, Keys, RateLimit
 from kit.serving import BARE_KEY, KEY
 
 
@@ -81,7 +81,7 @@ def test_the_options_keep_to_their_bounds():
 
 def test_requests_come_back_evenly():
     now = [0.0]
-    rates = Rates(2, clock=lambda: now[0])
+    rates = RateLimit(2, clock=lambda: now[0])
     me, other = Caller(1), Caller(2)
     assert [rates.take(me), rates.take(me)] == [0, 0] and rates.take(me) == pytest.approx(30)
     assert rates.take(other) == 0

@@ -19,7 +19,7 @@ from care.errors import UsageError
 from care.interfaces.requests.decoding import Decoding, check_settings
 from care.interfaces.serve.config import Limits
 from care.interfaces.serve.failures import RequestFailure, invalid
-from care.interfaces.serve.images import Pictures
+from care.interfaces.serve.images import PictureReader
 from care.runs.settings import MAX_SEED
 
 MAX_STOPS, MAX_STOP = 16, 500
@@ -248,7 +248,7 @@ def _conversation(messages: Any, limits: Limits) -> Conversation:
     count, size = sum(len(parts) + 1 for _, parts in turns), sum(map(len, texts))
     if size > LONGEST_TOKEN * limits.max_prompt_tokens or count > 4 + limits.max_prompt_tokens:
         raise too_long(f"{size:,} characters in {count:,} messages and parts", limits)
-    pictures = Pictures(limits)
+    pictures = PictureReader(limits)
     return Conversation.made(turns, lambda part, what: pictures.load(part.url, what))
 
 

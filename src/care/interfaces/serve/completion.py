@@ -4,8 +4,8 @@
      "stop"}], "usage": {…}, "care": {"source": "model", "alarms": [], "repair": "3f2a…"}}
 
 Thoughts stand apart from the answer, in `reasoning_content`. Of a stream every chunk holds what has
-been added; where what was shown doesn't stand, a chunk says so in `care.withdrawn`, and what
-follows begins anew.
+been added; where what was shown doesn't stand, a chunk says so by `withdrawn` in its `care` object,
+and what follows begins anew.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 @dataclass(frozen=True)
-class Told:
+class AnswerParts:
     """What is told of an answer, in its parts."""
 
     thoughts: str
@@ -39,13 +39,13 @@ class Told:
     """Whether one of the request's stops ended it."""
 
 
-def told(text: str, decoding: Decoding, tags: Tags) -> Told:
+def told(text: str, decoding: Decoding, tags: Tags) -> AnswerParts:
     """The parts of an answer's text, up to the first of its stops."""
     said = read(text, tags)
     if said.answer is None:  # thoughts without an end
-        return Told(text, "")
+        return AnswerParts(text, "")
     content = decoding.cut(said.answer)
-    return Told(said.thoughts or "", content, content != said.answer)
+    return AnswerParts(said.thoughts or "", content, content != said.answer)
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Completion:
     """Between which the model thinks."""
     prompt_tokens: int
     """Tokens of the prompt as it came."""
-    shown: Told = field(default_factory=lambda: Told("", ""))
+    shown: AnswerParts = field(default_factory=lambda: AnswerParts("", ""))
     """What of a stream has been sent."""
     text: str = ""
     """What of a stream has been said since it was last withdrawn."""
@@ -100,7 +100,7 @@ class Completion:
             parts = told(self.text, self.decoding, self.tags)
             held = _held_back(parts.content, self.decoding, self.tags)
             content = parts.content if parts.stopped else parts.content[: -held or None]
-            yield from self._added(Told(parts.thoughts, content))
+            yield from self._added(AnswerParts(parts.thoughts, content))
 
     def last(self, served: Served, usage: bool) -> Iterator[bytes]:
         """The chunks that end a stream: what is left, why it ended, and its numbers of tokens."""
@@ -121,7 +121,7 @@ class Completion:
             "total_tokens": prompt + answer.tokens,
         }
 
-    def _added(self, parts: Told) -> Iterator[bytes]:
+    def _added(self, parts: AnswerParts) -> Iterator[bytes]:
         """Chunks from what was shown to `parts`."""
         if not (
             parts.thoughts.startswith(self.shown.thoughts)
@@ -139,7 +139,7 @@ class Completion:
             "withdrawn": {"content": self.shown.content, "alarm": alarm and asdict(alarm)},
         }
         yield self._chunk({}, care=about)
-        self.shown = Told("", "")
+        self.shown = AnswerParts("", "")
 
     def _chunk(self, delta: dict[str, str], reason: str | None = None, **more: Any) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(eq=False)
-class Asked:
+class Pending:
     """A request that waits for its answer."""
 
     conversation: Conversation
@@ -69,7 +69,7 @@ class Engine(Protocol):
         """Tokens of a prompt; DataError for one that can't be read. In any thread."""
         ...
 
-    async def answer(self, asked: Asked) -> Served:
+    async def answer(self, asked: Pending) -> Served:
         """The answer, when it is there; what comes of it earlier goes to `asked.tell`."""
         ...
 
@@ -121,7 +121,7 @@ class TransformersEngine:
             )
         return tokens
 
-    async def answer(self, asked: Asked) -> Served:
+    async def answer(self, asked: Pending) -> Served:
         """See `Engine`."""
         try:
             answer = await self._batches.ask((asked.decoding, asked.repaired), asked)
@@ -141,7 +141,7 @@ class TransformersEngine:
         """See `Engine`."""
         return not (self._stopped or self._broken)
 
-    def _work(self, settings: tuple[Decoding, bool], batch: list[Asked]) -> Sequence[Answer]:
+    def _work(self, settings: tuple[Decoding, bool], batch: list[Pending]) -> Sequence[Answer]:
         decoding, repaired = settings
         defense = self._defense if repaired else None
         how = {
@@ -156,7 +156,7 @@ class TransformersEngine:
                 return [self._told(defense, batch[0], how)]
             return self._answers(defense, batch, how)
 
-    def _told(self, defense: Defense | None, asked: Asked, how: dict[str, Any]) -> Answer:
+    def _told(self, defense: Defense | None, asked: Pending, how: dict[str, Any]) -> Answer:
         from care.defenses.base import stream_under
         from care.models.responses import Answer
 
@@ -173,7 +173,7 @@ class TransformersEngine:
         raise AssertionError("a stream ends with its answer")
 
     def _answers(
-        self, defense: Defense | None, batch: list[Asked], how: dict[str, Any]
+        self, defense: Defense | None, batch: list[Pending], how: dict[str, Any]
     ) -> list[Answer]:
         from care.defenses.base import answers_under
 
@@ -185,7 +185,7 @@ class TransformersEngine:
         return [known[key] for key in keys]
 
     @contextmanager
-    def _while_awaited(self, batch: Sequence[Asked]) -> Iterator[None]:
+    def _while_awaited(self, batch: Sequence[Pending]) -> Iterator[None]:
         """Before every pass of the model, look whether anybody still waits for the batch."""
 
         def look(*_: Any) -> None:

@@ -17,7 +17,7 @@ from anyio.abc import TaskGroup
 from starlette.types import Receive, Send
 
 from care.interfaces.serve.completion import DONE, Completion, event
-from care.interfaces.serve.engine import Asked, Engine, Served
+from care.interfaces.serve.engine import Engine, Pending, Served
 from care.interfaces.serve.records import Record
 from care.models.alarms import Withdrawn
 
@@ -34,7 +34,7 @@ class ClientGone(Exception):
 
 
 @asynccontextmanager
-async def while_connected(receive: Receive, asked: Asked) -> AsyncIterator[TaskGroup]:
+async def while_connected(receive: Receive, asked: Pending) -> AsyncIterator[TaskGroup]:
     """ClientGone where the client hangs up; the request is marked before. Yields the group in which
     more may be done as long as it doesn't."""
     hung_up, failed = False, None
@@ -66,7 +66,7 @@ class EventStream:
     """One answer as a stream of events."""
 
     def __init__(
-        self, engine: Engine, asked: Asked, completion: Completion, record: Record, usage: bool
+        self, engine: Engine, asked: Pending, completion: Completion, record: Record, usage: bool
     ) -> None:
         self._engine, self._asked, self._completion = engine, asked, completion
         self._record, self._usage = record, usage

@@ -28,7 +28,7 @@ _ADDRESS = re.compile(r"(?:https?|ftp|file|s3|gs):", re.IGNORECASE)
 
 
 @dataclass
-class Pictures:
+class PictureReader:
     """Reads the pictures of one request, which share its limits."""
 
     limits: Limits

@@ -87,7 +87,7 @@ class Keys:
         return found
 
 
-class Rates:
+class RateLimit:
     """How many requests each caller has left: `per_minute` at once, and they come back evenly."""
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:

@@ -29,7 +29,7 @@ from starlette.types import Receive, Scope, Send
 from care.interfaces.serve.body import ChatRequest, check_model, read_body, too_long
 from care.interfaces.serve.completion import Completion
 from care.interfaces.serve.config import LOCAL, ServeConfig
-from care.interfaces.serve.engine import Asked, Engine
+from care.interfaces.serve.engine import Engine, Pending
 from care.interfaces.serve.events import ClientGone, EventStream, while_connected
 from care.interfaces.serve.failures import (
     CLIENT_GONE,
@@ -37,7 +37,7 @@ from care.interfaces.serve.failures import (
     RequestFailure,
     failure_of,
 )
-from care.interfaces.serve.keys import Caller, Keys, Rates
+from care.interfaces.serve.keys import Caller, Keys, RateLimit
 from care.interfaces.serve.records import Log, Metrics, Record
 
 BODY_SECONDS = 60.0
@@ -54,7 +54,7 @@ class Service:
         self.config, self.keys, self.log = config, keys, log
         self.engine: Engine | None = None
         self.closing = False
-        self._rates = Rates(config.limits.requests_per_minute)
+        self._rates = RateLimit(config.limits.requests_per_minute)
         self._inside = 0
         self._metrics = Metrics(lambda: self._inside)
         self._readers: CapacityLimiter | None = None
@@ -258,7 +258,7 @@ class _Endpoint:
                 )
             record.stream, record.prompt_tokens = asked.stream, tokens
             record.asked = asked.conversation.prompt
-            waits = Asked(asked.conversation, asked.decoding, asked.repaired)
+            waits = Pending(asked.conversation, asked.decoding, asked.repaired)
             completion = Completion(
                 record.id, record.created, service.config.name, asked.decoding, engine.tags, tokens
             )
