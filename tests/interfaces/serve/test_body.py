@@ -22,6 +22,11 @@ from kit.serving import data_url, user
 LIMITS = Limits(max_answer_tokens=100, max_prompt_tokens=50, max_images=2, max_pixels=10_000)
 
 
+DEEP = [[]]
+for _ in range(800):
+    DEEP = [DEEP]
+
+
 def read(body, **changed):
     """A body, as bytes or as what is changed in a plain request."""
     if not isinstance(body, bytes):
@@ -115,10 +120,16 @@ def test_what_changes_no_answer_is_taken(neutral):
         ({"top_p": 0.3, "temperature": 1}, "top_p=0.3 can't", "top_p"),
         ({"logprobs": True}, "logprobs=True", "logprobs"),
         ({"logprobs": 0}, "logprobs=0", "logprobs"),
-        ({"tools": [{"type": "function"}]}, "tools=", "tools"),
+        ({"tools": [{"type": "function"}]}, "tools=a list", "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format=", "response_format"),
         ({"frobnicate": 0}, "frobnicate=0 can't be honoured", "frobnicate"),
-        ({"x" * 5000: 1}, "xxx", "x" * 60),
+        ({"x" * 5000: 1}, "xxx", repr("x" * 60)),
+        ({"a\nb": 1}, "'a\\nb'=1 can't", "'a\\nb'"),
+        ({"\ud800": 1}, "'\\ud800'=1 can't", "'\\ud800'"),
+        ({"tools": DEEP}, "tools=a list can't", "tools"),
+        ({"messages": DEEP}, "messages[0] is an object, got a list", "messages"),
+        ({"care": {"\ud800": 1}}, "got '\\ud800'", "care"),
+        ({"messages": [{"role": "user", "content": "x", "\ud800": 1}]}, "can't", "messages"),
         ({"temperature": 3}, "temperature is a number from 0 to 2, got 3", "temperature"),
         ({"temperature": "hot"}, "temperature is a number", "temperature"),
         ({"temperature": True}, "temperature is a number", "temperature"),

@@ -291,8 +291,11 @@ def test_prompts_and_answers_have_their_lengths():
         b'{"messages": [[]]}', b'{"messages": [{"role": "user", "content": [[]]}]}',
         b'{"messages": [{"role": "user", "content": 1e999}]}', b'{"model": {"a": 1}}',
         b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
+        b'{"messages": [], "\\ud800": 1}',
+        b'{"messages": [], "a\\nb": 1}', b'{"model": "\\ud800", "messages": []}',
+        b'{"messages": [], "tools": ' + b"[" * 900 + b"]" * 900 + b"}",
     ],
-    ids=range(12),
+    ids=range(16),
 )  # fmt: skip
 def test_a_hostile_body_is_a_400_in_one_sentence(hostile, body):
     refused = post(hostile, body)

@@ -149,21 +149,24 @@ def _no_constant(name: str) -> NoReturn:
 
 def _decoding(asked: Mapping[str, Any], limits: Limits, longest: int) -> Decoding:
     temperature = _number(asked, "temperature", 0, 2, 0.0)
+    wrong: list[str] = []
+
+    def told(name: str, value: Any) -> str:
+        wrong.append(_named(name))
+        return (
+            f"{_named(name)}={_shown(value)} can't be honoured; leave it out. Honoured are "
+            f"{', '.join(sorted(_HONOURED))}."
+        )
+
     try:
         check_settings(
             asked,
             _HONOURED,
             lambda name, value: _is_neutral(name, value, greedy=temperature == 0),
-            lambda name, value: f"{name}\n{value!r:.60}",
+            told,
         )
     except UsageError as error:
-        parameter, value = str(error).split("\n", 1)
-        raise invalid(
-            f"{parameter:.60}={value} can't be honoured; leave it out. Honoured are "
-            f"{', '.join(sorted(_HONOURED))}.",
-            f"{parameter:.60}",
-            "unsupported_parameter",
-        ) from None
+        raise invalid(str(error), wrong[0], "unsupported_parameter") from None
     lengths = {
         _whole(asked, name, 1, limits.max_answer_tokens)
         for name in ("max_tokens", "max_completion_tokens")
@@ -221,7 +224,7 @@ def _within(asked: Mapping[str, Any], name: str, known: Sequence[str]) -> Mappin
     if not isinstance(value, dict):
         raise invalid(f"{name} is an object, got {_kind(value)}.", name)
     if unknown := next((key for key in value if key not in known), None):
-        raise invalid(f"{name} takes {', '.join(known)}, got {unknown!r:.60}.", name)
+        raise invalid(f"{name} takes {', '.join(known)}, got {_shown(unknown)}.", name)
     return value
 
 
@@ -281,7 +284,7 @@ def _turn(message: Any, place: int) -> tuple[str, list[Any]]:
         empty = value is None or value in ("", [], {})
         if name not in ("role", "content") and not (name in _NEUTRAL_OF_MESSAGES and empty):
             raise invalid(
-                f"{where}.{name:.60} can't be honoured; leave it out.",
+                f"{where}.{_named(name)} can't be honoured; leave it out.",
                 "messages",
                 "unsupported_parameter",
             )
@@ -335,11 +338,16 @@ def _kind(value: Any) -> str:
     return "null" if value is None else names.get(type(value), "a number")
 
 
+def _named(name: str) -> str:
+    """A name as it is, or quoted where it could break the sentence that it stands in."""
+    return name if name.isidentifier() and name.isascii() and len(name) <= 60 else ascii(name[:60])
+
+
 def _shown(value: Any) -> str:
     """A short value as it is, a long one or a structure by its kind."""
     if isinstance(value, (dict, list)) or (isinstance(value, str) and len(value) > 40):
         return _kind(value)
     try:
-        return f"{value!r:.40}"
+        return f"{value!a:.60}"
     except ValueError:  # a whole number of thousands of digits isn't written
         return _kind(value)

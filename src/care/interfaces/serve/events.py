@@ -24,7 +24,6 @@ from care.models.alarms import Withdrawn
 LIFE_SIGN = 15.0
 """Seconds without an event after which a stream says that it waits."""
 
-
 READ_SECONDS = 60.0
 """Seconds in which a client has to read what was sent to it."""
 

@@ -9,6 +9,7 @@ process and its signals (`server`).
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Iterator
@@ -294,6 +295,8 @@ async def _body_of(request: Request, most: int) -> bytes:
     return bytes(found)
 
 
-def refused(failure: RequestFailure) -> JSONResponse:
+def refused(failure: RequestFailure) -> Response:
     """The response to a request that isn't answered."""
-    return JSONResponse(failure.body, failure.status, dict(failure.headers))
+    # In ASCII: it may repeat half a character of the request, which no encoding has.
+    content = json.dumps(failure.body)
+    return Response(content, failure.status, dict(failure.headers), "application/json")
