@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from care.errors import CareError, DataError, NotFiniteError, UsageError
-from care.interfaces.serve.keys import KeyRefused
 
 CLIENT_GONE = 499
 """Status in logs of a request whose client hung up; nobody is told it."""
@@ -68,8 +67,6 @@ def failure_of(error: BaseException) -> RequestFailure:
     """What the client of a request that ended in an error is told."""
     if isinstance(error, RequestFailure):
         return error
-    if isinstance(error, KeyRefused):
-        return RequestFailure(401, "invalid_api_key", str(error))
     if isinstance(error, ModelStopped):
         return RequestFailure(
             503, "shutting_down", "The server ends before the answer was there; ask again.",

@@ -1,11 +1,11 @@
 """Who may ask: keys from files and the environment, and how often each of them does.
 
     keys = Keys.read(Path("keys.txt"), None)     also from CARE_API_KEY and CARE_BARE_API_KEY
-    keys.caller("Bearer …")                      Caller(3, bare=False), or KeyRefused
+    keys.caller("Bearer …")                      Caller(3, bare=False), or a 401
 
 Keys are kept as their SHA-256 and compared in constant time, with all of them, so that neither
 memory nor a clock tells one; a log names a key by its number. Without keys everybody is caller 0,
-who may not ask for the bare model. Not here: what a refused caller is told over HTTP (`failures`).
+who may not ask for the bare model. Not here: what they may ask for (`service`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from care.errors import CareError, DataError, UsageError
+from care.errors import DataError, UsageError
+from care.interfaces.serve.failures import RequestFailure
 
 KEYS_FROM, BARE_KEYS_FROM = "CARE_API_KEY", "CARE_BARE_API_KEY"
 """Environment variables that hold keys, separated by commas."""
@@ -28,10 +29,6 @@ LEAST = 16
 """Fewest characters of a key; a shorter one can be guessed."""
 
 _FORM = re.compile(rf"[\x21-\x7e]{{{LEAST},200}}")
-
-
-class KeyRefused(CareError, PermissionError):
-    """A request holds no key, or one that isn't known."""
 
 
 @dataclass(frozen=True)
@@ -72,18 +69,18 @@ class Keys:
         return bool(self._digests)
 
     def caller(self, authorization: str | None) -> Caller:
-        """Who shows this header; KeyRefused unless it holds a key, or none is needed."""
+        """Who shows this header; RequestFailure unless it holds a key, or none is needed."""
         if not self._digests:
             return Caller(0)
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
-            raise KeyRefused("The request holds no key; send one as `Authorization: Bearer KEY`.")
+            raise _refused("The request holds no key; send one as `Authorization: Bearer KEY`.")
         shown, found = _digest(key.strip()), None
         for number, (digest, bare) in enumerate(self._digests, start=1):
             if hmac.compare_digest(shown, digest):
                 found = Caller(number, bare)
         if found is None:
-            raise KeyRefused("The request's key isn't one of this server's; check it.")
+            raise _refused("The request's key isn't one of this server's; check it.")
         return found
 
 
@@ -101,6 +98,10 @@ class RateLimit:
         left = min(self.per_minute, left + (now - since) * self.per_minute / 60)
         self._left[caller.number] = (left - (left >= 1), now)
         return 0.0 if left >= 1 else (1 - left) * 60 / self.per_minute
+
+
+def _refused(message: str) -> RequestFailure:
+    return RequestFailure(401, "invalid_api_key", message)
 
 
 def _digest(key: str) -> bytes:

@@ -122,7 +122,7 @@ class Service:
     # -- who may ask -------------------------------------------------------------------------------
 
     def caller(self, request: Request) -> Caller:
-        """Who asks; KeyRefused, or RequestFailure for a page in a browser that isn't to."""
+        """Who asks; RequestFailure without a key, and for a page in a browser that isn't to."""
         try:
             host = urlsplit(f"//{request.headers.get('host', '')}").hostname
         except ValueError:
