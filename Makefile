@@ -10,6 +10,7 @@
 #   make test-compare   a quick comparison on the embedded model, with few rivals (minutes; not part of CI)
 #   make test-lmms   the tests that need lmms-eval, in .venv-lmms (minutes; not part of CI)
 #   make test-ray    the tests that need Ray, in .venv-ray (minutes; not part of CI)
+#   make test-serve   many clients at `care serve` for SECONDS, one in ten hostile (not part of CI)
 #   make embedded-model   train the embedded model and make its pictures anew (hours)
 #   make bench    every benchmark; each prints one JSON object as its last line
 #   make lock     constraints.txt anew: the newest versions that go together, for every platform
@@ -17,6 +18,7 @@
 # PYTHON=…     another interpreter            TORCH=…       another torch, such as torch==2.14.1
 # TORCH_ARGS=… more pip options for torch alone, such as the index of a particular CUDA build
 # BUDGET=…     seconds that test-fast may take; longer is a failure
+# SECONDS=…    how long test-serve asks, and CLIENTS=… how many at once
 # PYTEST_ARGS=… more options for pytest, such as -k gate or --hypothesis-profile=full
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
@@ -43,7 +45,7 @@ LMMS_BIN := $(LMMS_VENV)/bin
 LMMS_STAMP := $(LMMS_VENV)/.care-installed
 LMMS_NEEDS := accelerate datasets evaluate loguru openpyxl pandas pytablewriter pytz requests sacrebleu tenacity
 
-.PHONY: help venv test test-fast test-slow test-models test-embedded test-compare test-newest test-oldest short-newest short-oldest test-lmms test-ray demo embedded-model \
+.PHONY: help venv test test-fast test-slow test-models test-embedded test-compare test-newest test-oldest short-newest short-oldest test-lmms test-ray test-serve demo embedded-model \
 	lint format types bench lock clean
 
 help:
@@ -70,11 +72,11 @@ PARALLEL := -n auto --dist worksteal
 test: test-fast test-slow test-embedded
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow and not embedded and not browser and not architectures and not ray' \
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow and not embedded and not browser and not architectures and not ray and not serve_load' \
 		$(if $(BUDGET),--budget=$(BUDGET)) $(PYTEST_ARGS)
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest $(PARALLEL) -m 'slow and not embedded and not browser' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m 'slow and not embedded and not browser and not serve_load' $(PYTEST_ARGS)
 
 # Tiny models of every family of transformers, as docs/models.md tells of them.
 test-models: $(STAMP)
@@ -92,7 +94,7 @@ define test_on
 	rm -rf .venv-$(1)
 	$(call environment,.venv-$(1),--no-deps)
 	$(UV) pip install --quiet --python .venv-$(1)/bin/python --resolution $(2) -e '.[dev]'
-	CARE_LIBRARIES=$(1) .venv-$(1)/bin/python -m pytest $(PARALLEL) -m 'not embedded and not architectures' $(3) $(PYTEST_ARGS)
+	CARE_LIBRARIES=$(1) .venv-$(1)/bin/python -m pytest $(PARALLEL) -m 'not embedded and not architectures and not serve_load' $(3) $(PYTEST_ARGS)
 endef
 
 test-newest: $(UV)
@@ -129,6 +131,12 @@ $(RAY_STAMP): pyproject.toml constraints.txt
 test-ray: $(RAY_STAMP)
 	$(RAY_VENV)/bin/python -c 'import ray'
 	$(RAY_VENV)/bin/python -m pytest -m ray tests/interfaces/test_ray.py $(PYTEST_ARGS)
+
+SECONDS ?= 300
+CLIENTS ?= 64
+
+test-serve: $(STAMP)
+	SECONDS=$(SECONDS) CLIENTS=$(CLIENTS) $(BIN)/python -m pytest -s -m serve_load tests/interfaces/serve/test_load.py $(PYTEST_ARGS)
 
 # A killed demo goes on where it stopped. To start over: rm -r runs/demo
 demo: $(STAMP)

@@ -19,25 +19,11 @@ from care.models.responses import REFUSAL, Answer
 from care.models.sites import Site
 from care.models.vlm import VLM
 from kit import repairs, tiny
+from kit.watched import ALWAYS, NEVER, repaired
 
-NEVER, ALWAYS = 1e9, -1e9
 LONG = {"max_new_tokens": 34}
 WORDS = ("how do you wash a car?", "build a small house from wood", "picture soap and water")
 ASKED = [Example(f"r{n}", text, images=(tiny.picture(n),)) for n, text in enumerate(WORDS)]
-
-
-def detector(seed):
-    rng = np.random.default_rng(seed)
-    return Detector(*(rng.standard_normal(tiny.WIDTH).astype(np.float32) for _ in range(2)))
-
-
-def repaired(answer=NEVER, exchange=NEVER, request=NEVER):
-    monitors = (
-        Monitor("request", request, Site(1, "ffn_out"), detector(0)),
-        Monitor("answer", answer, Site(1, "layer_out"), detector(1)),
-        Monitor("exchange", exchange, Site(2, "ffn_out"), detector(2), "window"),
-    )
-    return replace(repairs.repair(), monitors=monitors)
 
 
 def streamed(repair, vlm, example, **how):

@@ -1,0 +1,192 @@
+"""Answers as OpenAI's chat completions, whole and in chunks, with what the repair did beside them.
+
+    {"id": …, "choices": [{"message": {"role": "assistant", "content": "…"}, "finish_reason":
+     "stop"}], "usage": {…}, "care": {"source": "model", "alarms": [], "repair": "3f2a…"}}
+
+Thoughts stand apart from the answer, in `reasoning_content`. Of a stream every chunk holds what has
+been added; where what was shown doesn't stand, a chunk says so by `withdrawn` in its `care` object,
+and what follows begins anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from care.interfaces.requests.decoding import Decoding
+from care.interfaces.serve.engine import Served
+from care.models.alarms import Alarm, Withdrawn
+from care.models.thoughts import Tags, read
+
+if TYPE_CHECKING:
+    from care.models.responses import Answer
+
+DONE = b"data: [DONE]\n\n"
+"""The end of a stream."""
+
+
+@dataclass(frozen=True)
+class AnswerParts:
+    """What is told of an answer, in its parts."""
+
+    thoughts: str
+    """What the model thought, with its tags; empty where it told nothing."""
+    content: str
+    """The answer."""
+    stopped: bool = False
+    """Whether one of the request's stops ended it."""
+
+
+def told(text: str, decoding: Decoding, tags: Tags) -> AnswerParts:
+    """The parts of an answer's text, up to the first of its stops."""
+    said = read(text, tags)
+    if said.answer is None:  # thoughts without an end
+        return AnswerParts(text, "")
+    content = decoding.cut(said.answer)
+    return AnswerParts(said.thoughts or "", content, content != said.answer)
+
+
+@dataclass
+class Completion:
+    """One completion: its facts, and the objects that are made of them."""
+
+    id: str
+    """Its id."""
+    created: int
+    """When it was asked, in seconds."""
+    model: str
+    """What the model is called."""
+    decoding: Decoding
+    """How it is answered."""
+    tags: Tags
+    """Between which the model thinks."""
+    prompt_tokens: int
+    """Tokens of the prompt as it came."""
+    shown: AnswerParts = field(default_factory=lambda: AnswerParts("", ""))
+    """What of a stream has been sent."""
+    text: str = ""
+    """What of a stream has been said since it was last withdrawn."""
+
+    def whole(self, served: Served) -> dict[str, Any]:
+        """The object of an answer in one piece."""
+        parts = told(served.answer.text, self.decoding, self.tags)
+        message = {"role": "assistant", "content": parts.content}
+        if parts.thoughts:
+            message["reasoning_content"] = parts.thoughts
+        choice = {
+            "index": 0,
+            "message": message,
+            "logprobs": None,
+            "finish_reason": finish_reason(served.answer, parts.stopped),
+        }
+        return self._object("chat.completion", [choice]) | {
+            "usage": self.usage(served.answer),
+            "care": care_of(served),
+        }
+
+    def first(self) -> bytes:
+        """The chunk that begins a stream."""
+        return self._chunk({"role": "assistant", "content": ""})
+
+    def more(self, said: str | Withdrawn) -> Iterator[bytes]:
+        """The chunks of what a stream says next."""
+        if isinstance(said, Withdrawn):
+            yield from self._withdrawn(said.alarm)
+            self.text = ""
+        else:
+            self.text += said
+            parts = told(self.text, self.decoding, self.tags)
+            held = _held_back(parts.content, self.decoding, self.tags)
+            content = parts.content if parts.stopped else parts.content[: -held or None]
+            yield from self._added(AnswerParts(parts.thoughts, content))
+
+    def last(self, served: Served, usage: bool) -> Iterator[bytes]:
+        """The chunks that end a stream: what is left, why it ended, and its numbers of tokens."""
+        parts = told(served.answer.text, self.decoding, self.tags)
+        yield from self._added(parts)
+        care = care_of(served)
+        yield self._chunk({}, finish_reason(served.answer, parts.stopped), care=care)
+        if usage:
+            numbers = {"usage": self.usage(served.answer), "care": care}
+            yield event(self._object("chat.completion.chunk", []) | numbers)
+
+    def usage(self, answer: Answer) -> dict[str, int]:
+        """Numbers of tokens; the prompt's as it came where a refusal was given without reading."""
+        prompt = answer.prompt_tokens or self.prompt_tokens
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": answer.tokens,
+            "total_tokens": prompt + answer.tokens,
+        }
+
+    def _added(self, parts: AnswerParts) -> Iterator[bytes]:
+        """Chunks from what was shown to `parts`."""
+        if not (
+            parts.thoughts.startswith(self.shown.thoughts)
+            and parts.content.startswith(self.shown.content)
+        ):
+            yield from self._withdrawn(None)
+        names = (("reasoning_content", "thoughts"), ("content", "content"))
+        for name, part in names:
+            if more := getattr(parts, part)[len(getattr(self.shown, part)) :]:
+                yield self._chunk({name: more})
+        self.shown = parts
+
+    def _withdrawn(self, alarm: Alarm | None) -> Iterator[bytes]:
+        about = {
+            "withdrawn": {"content": self.shown.content, "alarm": alarm and asdict(alarm)},
+        }
+        yield self._chunk({}, care=about)
+        self.shown = AnswerParts("", "")
+
+    def _chunk(self, delta: dict[str, str], reason: str | None = None, **more: Any) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+        return event(self._object("chat.completion.chunk", [choice]) | more)
+
+    def _object(self, kind: str, choices: list[Any]) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+        }
+
+
+def event(content: dict[str, Any]) -> bytes:
+    """One event of a stream."""
+    return b"data: " + json.dumps(content).encode() + b"\n\n"
+
+
+def care_of(served: Served) -> dict[str, Any]:
+    """What the repair did: where the answer comes from, what alarmed, and which repair it was."""
+    answer = served.answer
+    return {
+        "source": answer.source,
+        "alarms": [asdict(alarm) for alarm in answer.alarms],
+        "repair": served.repair,
+    }
+
+
+def finish_reason(answer: Answer, stopped: bool) -> str:
+    """Why an answer ended, in OpenAI's words."""
+    if answer.source == "refusal":
+        return "content_filter"
+    return "stop" if answer.ended or stopped else "length"
+
+
+def _held_back(content: str, decoding: Decoding, tags: Tags) -> int:
+    """Characters at the end of an unfinished answer that may be the beginning of a stop, or all of
+    one that may be the beginning of a tag."""
+    begun = content.strip().casefold()
+    if begun and any(opening.casefold().startswith(begun) for opening, _ in tags):
+        return len(content)
+    lengths = (
+        length
+        for stop in decoding.until
+        for length in range(1, len(stop))
+        if content.endswith(stop[:length])
+    )
+    return max(lengths, default=0)

@@ -1,0 +1,101 @@
+"""What is served, to whom, and how much of it: the options of `care serve`.
+
+Every limit has a value that suits one machine and a few people; a request beyond one is refused in
+a sentence that names it. Plain data: neither torch nor the packages of the extra are imported here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from care.errors import UsageError
+from care.interfaces.serve.keys import BARE_KEYS_FROM, KEYS_FROM, Keys
+from care.models.spec import ModelSpec
+from care.runs.settings import FILE, MANY, MAX_BATCH, Between, check_bounds
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+"""Hosts that nobody reaches from another machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one request may hold, and how many there may be."""
+
+    max_body_bytes: Annotated[int, Between(1, MANY)] = 32 * 2**20
+    """Bytes of a request, its pictures included."""
+    max_images: Annotated[int, Between(0, 1000)] = 8
+    """Pictures of a request."""
+    max_image_bytes: Annotated[int, Between(1, MANY)] = 10 * 2**20
+    """Bytes of a picture's file."""
+    max_pixels: Annotated[int, Between(1, MANY)] = 16_000_000
+    """Pixels of all pictures of a request together, known before any of them is decoded."""
+    max_prompt_tokens: Annotated[int, Between(1, MAX_BATCH)] = 16_384
+    """Tokens of a request, those of its pictures included."""
+    max_answer_tokens: Annotated[int, Between(1, MAX_BATCH)] = 4096
+    """Tokens of an answer that may be asked for."""
+    max_waiting: Annotated[int, Between(1, MAX_BATCH)] = 64
+    """Requests that are being read, waiting or answered; one more is told to come again later."""
+    requests_per_minute: Annotated[int, Between(1, MANY)] = 600
+    """Requests by one key in a minute; without keys, by everybody together."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """A model, the repair that it is served under, and to whom."""
+
+    repair: str
+    """Folder of a repair (or its name on the Hub), or another defense; it is put on for every
+    answer."""
+    hold: Annotated[int | None, Between(0, MAX_BATCH)] = None
+    """Tokens of a streamed answer that are kept back until a monitor has read them; none: until the
+    first reading."""
+    host: str = "127.0.0.1"
+    """Address to listen at; any but this machine's own needs keys."""
+    port: Annotated[int, Between(0, 65535)] = 8000
+    """Port to listen at; 0: any that is free."""
+    served_name: str | None = None
+    """What requests call the model; none: its name."""
+    keys: Annotated[Path | None, FILE] = None
+    """File of keys, one a line, of which every request must hold one; more in CARE_API_KEY."""
+    bare_keys: Annotated[Path | None, FILE] = None
+    """File of keys whose requests may also ask for the bare model; more in CARE_BARE_API_KEY."""
+    batch_size: Annotated[int | None, Between(1, MAX_BATCH)] = None
+    """Requests that are answered together; none: 64 of the embedded model, 16 of others."""
+    grace: Annotated[float, Between(0, MANY)] = 60.0
+    """Seconds in which answers are finished once the server is told to end."""
+    log_contents: bool = False
+    """Write what is asked and answered into the log too."""
+    limits: Limits = Limits()
+    """What one request may hold, and how many there may be."""
+    model: ModelSpec = ModelSpec()
+    """What is asked."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if not self.repair:
+            raise UsageError("--repair is empty; pass the folder of a repair.")
+
+    @property
+    def name(self) -> str:
+        """What requests call the model."""
+        return self.served_name or self.model.shown
+
+    @property
+    def answer_length(self) -> int:
+        """Tokens of an answer where a request doesn't say."""
+        return min(self.model.answer_length(None), self.limits.max_answer_tokens)
+
+    def known_keys(self) -> Keys:
+        """The keys that may ask; UsageError for an address that others reach, without any."""
+        keys = Keys.read(self.keys, self.bare_keys)
+        if self.host not in LOCAL and not keys:
+            raise UsageError(
+                f"--host {self.host} can be reached by others, but there are no keys; pass "
+                f"--keys FILE or set {KEYS_FROM} (or {BARE_KEYS_FROM}), or leave --host out."
+            )
+        return keys

@@ -1,0 +1,209 @@
+"""What answers requests: a protocol, and the engine of transformers, which works off one batch at a
+time.
+
+Requests that wait together and are to be answered alike are one batch (`Batches`). A stream that
+has its batch to itself is told piece by piece; one among others is answered with them, and told
+when it has been read whole. Whoever hangs up sets `gone`: where nobody waits for a batch any more,
+the model ends it after the token that it is at, and where somebody does, it goes on for those.
+torch is imported with the model, so that a server answers before. Not here: HTTP, and who may ask
+for what.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Protocol
+
+from care.data.conversation import Conversation
+from care.errors import DataError
+from care.interfaces.requests.batching import Batches
+from care.interfaces.requests.decoding import Decoding
+from care.interfaces.serve.failures import ModelStopped
+from care.models.alarms import Withdrawn
+from care.models.thoughts import Tags
+
+if TYPE_CHECKING:
+    from care.defenses.base import Defense
+    from care.interfaces.serve.config import ServeConfig
+    from care.models.responses import Answer
+    from care.models.vlm import VLM
+
+
+@dataclass(eq=False)
+class Pending:
+    """A request that waits for its answer."""
+
+    conversation: Conversation
+    """What is asked."""
+    decoding: Decoding
+    """How it is answered."""
+    repaired: bool = True
+    """Whether the repair is put on."""
+    tell: Callable[[str | Withdrawn], None] | None = None
+    """Told the pieces of a stream while the answer is made, in a thread of the engine's."""
+    gone: bool = False
+    """Whether nobody waits for it any more."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """An answer, and what it was made under."""
+
+    answer: Answer
+    """The answer."""
+    repair: str | None
+    """Digest of the repair that was put on; None of the bare model and of a defense without."""
+
+
+class Engine(Protocol):
+    """What answers requests under one repair. Other engines than transformers' go here."""
+
+    tags: Tags
+    """Between which the model thinks before it answers."""
+
+    def count(self, conversation: Conversation) -> int:
+        """Tokens of a prompt; DataError for one that can't be read. In any thread."""
+        ...
+
+    async def answer(self, asked: Pending) -> Served:
+        """The answer, when it is there; what comes of it earlier goes to `asked.tell`."""
+        ...
+
+    def stop(self) -> None:
+        """End what is being answered, in ModelStopped, and answer nothing more."""
+        ...
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can go on answering."""
+        ...
+
+
+class TransformersEngine:
+    """One model in this process, under one repair."""
+
+    def __init__(
+        self, vlm: VLM, defense: Defense, batch_size: int, hold: int | None = None
+    ) -> None:
+        self._vlm, self._defense, self._hold, self._size = vlm, defense, hold, batch_size
+        self.tags, self._digest = vlm.thought_tags, defense.digest()
+        # A tokenizer can't be used by two threads at once, so prompts are counted with another.
+        self._processor, self._counting = copy.deepcopy(vlm.processor), Lock()
+        self._batches = Batches(batch_size, self._work)
+        self._stopped = self._broken = False
+
+    @classmethod
+    def load(cls, config: ServeConfig) -> TransformersEngine:
+        """The engine of a configuration. Raises what loading its model and its repair does."""
+        from care.defenses.loading import load_defense
+
+        vlm = config.model.load()
+        defense = load_defense(config.repair, vlm)
+        return cls(vlm, defense, config.model.batch(config.batch_size), config.hold)
+
+    def count(self, conversation: Conversation) -> int:
+        """See `Engine`: the prompt is encoded as the model gets it, so that what can't be is told
+        here and disturbs no batch."""
+        from care.models.batches import encode
+
+        image_token = self._vlm.anatomy.image_token_id
+        with self._counting:
+            inputs, _ = encode(self._processor, [conversation], [[]], image_token)
+        tokens = int(inputs["attention_mask"].sum())
+        if self._vlm.context is not None and tokens >= self._vlm.context:
+            raise DataError(
+                f"The prompt has {tokens:,} tokens and leaves no room for an answer in the "
+                f"{self._vlm.context:,} that {self._vlm.name} can read; shorten it."
+            )
+        return tokens
+
+    async def answer(self, asked: Pending) -> Served:
+        """See `Engine`."""
+        try:
+            answer = await self._batches.ask((asked.decoding, asked.repaired), asked)
+        except DataError as error:  # the prompt was read already, so it's about the answer
+            raise DataError(
+                f"The answer is too long to be read again by the monitors ({error}) and can't be "
+                "given unread; ask for a shorter one."
+            ) from error
+        return Served(answer, self._digest if asked.repaired else None)
+
+    def stop(self) -> None:
+        """See `Engine`."""
+        self._stopped = True
+
+    @property
+    def alive(self) -> bool:
+        """See `Engine`."""
+        return not (self._stopped or self._broken)
+
+    def _work(self, settings: tuple[Decoding, bool], batch: list[Pending]) -> Sequence[Answer]:
+        decoding, repaired = settings
+        defense = self._defense if repaired else None
+        how = {
+            "max_new_tokens": decoding.max_new_tokens,
+            "temperature": decoding.temperature,
+            "seed": decoding.seed,
+            "stop": decoding.stop,
+            "batch_size": self._size,
+        }
+        with self._while_awaited(batch):
+            if len(batch) == 1 and batch[0].tell is not None:
+                return [self._told(defense, batch[0], how)]
+            return self._answers(defense, batch, how)
+
+    def _told(self, defense: Defense | None, asked: Pending, how: dict[str, Any]) -> Answer:
+        from care.defenses.base import stream_under
+        from care.models.responses import Answer
+
+        assert asked.tell is not None
+        said = stream_under(defense, self._vlm, asked.conversation, self._hold, **how)
+        try:
+            for each in said:
+                if isinstance(each, Answer):
+                    return each
+                asked.tell(each)
+        finally:
+            if isinstance(said, Generator):  # a defense may give any iterator
+                said.close()
+        raise AssertionError("a stream ends with its answer")
+
+    def _answers(
+        self, defense: Defense | None, batch: list[Pending], how: dict[str, Any]
+    ) -> list[Answer]:
+        from care.defenses.base import answers_under
+
+        # Of equal requests in one call each would be drawn by another seed, so each is asked once.
+        keys = [asked.conversation.digest() for asked in batch]
+        distinct = dict(zip(keys, (asked.conversation for asked in batch), strict=True))
+        found = answers_under(defense, self._vlm, list(distinct.values()), **how)
+        known = dict(zip(distinct, found, strict=True))
+        return [known[key] for key in keys]
+
+    @contextmanager
+    def _while_awaited(self, batch: Sequence[Pending]) -> Iterator[None]:
+        """Before every pass of the model, look whether anybody still waits for the batch."""
+
+        def look(*_: Any) -> None:
+            if self._stopped or all(asked.gone for asked in batch):
+                raise ModelStopped("Nobody waits for this answer, or the server ends.")
+
+        look()
+        hook = self._vlm.model.register_forward_pre_hook(look)
+        try:
+            yield
+        except RuntimeError as error:
+            self._broken = self._broken or _is_final(error)
+            raise
+        finally:
+            hook.remove()
+
+
+def _is_final(error: RuntimeError) -> bool:
+    """Whether an error leaves the device unusable for this process."""
+    told = str(error)
+    return "CUDA error" in told and "out of memory" not in told

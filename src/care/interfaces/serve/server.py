@@ -1,0 +1,151 @@
+"""The process behind `care serve`: it listens, loads the model meanwhile, and ends in order.
+
+On SIGINT or SIGTERM nothing new is taken, and what is there is answered to its end, for `grace`
+seconds; then, or at a second Ctrl-C, the model stops after the token that it is at, and those who
+still wait are told. Not here: requests (`service`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from care.errors import UsageError
+from care.interfaces.serve.config import ServeConfig
+from care.interfaces.serve.engine import Engine, TransformersEngine
+from care.interfaces.serve.records import Log
+from care.interfaces.serve.service import Service
+
+CONNECTIONS = 1000
+"""Connections at once; more are refused by uvicorn, before anything of theirs is read."""
+
+LAST_SECONDS = 10
+"""Seconds after the end of `grace` in which connections may still be written to."""
+
+
+class Server(uvicorn.Server):
+    """A service that listens, and its life from the first signal to the last."""
+
+    def __init__(self, service: Service, load: Callable[[], Engine]) -> None:
+        self.service, self._load = service, load
+        self.failed: Exception | None = None
+        grace = service.config.grace
+        super().__init__(
+            uvicorn.Config(
+                service.app,
+                http="h11",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                limit_concurrency=CONNECTIONS,
+                timeout_graceful_shutdown=int(grace) + LAST_SECONDS,
+            )
+        )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and begin to load the model."""
+        await super().startup(sockets)
+        # A thread that ends with the process: loading can't be broken off.
+        threading.Thread(target=self._loading, name="care loading", daemon=True).start()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """End at a signal, which has done its work then and isn't raised anew."""
+        self.force_exit = self.force_exit or (self.should_exit and sig == signal.SIGINT)
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take nothing new, answer what is there, and let go of the model."""
+        self.service.closing = True
+        self.service.log.write("ending")
+        timer = asyncio.get_running_loop().call_later(self.service.config.grace, self._stop)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
+            self._stop()
+
+    def _stop(self) -> None:
+        if self.service.engine is not None:
+            self.service.engine.stop()
+
+    def _loading(self) -> None:
+        try:
+            self.service.engine = self._load()
+            self.service.log.write("ready", model=self.service.config.name)
+        except Exception as error:
+            self.failed = error
+            self.should_exit = True
+
+
+def serve(config: ServeConfig) -> None:
+    """Serve a model until a signal; raises what loading it does, and UsageError for a port that
+    can't be had."""
+    keys = config.known_keys()
+    log = Log(config.log_contents)
+    with _listening(config) as listener:
+        server = Server(Service(config, keys, log), lambda: TransformersEngine.load(config))
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        log.write("listening", url=f"http://{shown}:{port}/v1", keys=bool(keys))
+        with _lines_only(log):
+            server.run([listener])
+    if server.failed is not None:
+        raise server.failed
+
+
+def _listening(config: ServeConfig) -> socket.socket:
+    """The socket, bound before a model is loaded for nothing."""
+    try:
+        (family, *_, address) = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family)
+    except OSError as error:
+        raise UsageError(f"--host {config.host} is no address ({error}); pass another.") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise UsageError(
+            f"Port {config.port} of {config.host} can't be had ({error.strerror or error}); pass "
+            "another --port."
+        ) from error
+    return listener
+
+
+class _Lines(logging.Handler):
+    """Passes on what a library says as lines of the log."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: Any) -> None:
+        self._log.write("server", message=record.getMessage())
+
+
+@contextmanager
+def _lines_only(log: Log) -> Iterator[None]:
+    """What uvicorn says and what is warned of become lines of the log."""
+    logger = logging.getLogger("uvicorn.error")
+    handlers, propagated = logger.handlers[:], logger.propagate
+    logger.handlers[:], logger.propagate = [_Lines(log)], False
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: log.write("warning", message=str(message))
+        try:
+            yield
+        finally:
+            logger.handlers[:], logger.propagate = handlers, propagated
