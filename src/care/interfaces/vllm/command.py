@@ -19,7 +19,7 @@ from care.interfaces.vllm.limits import KINDS, REQUESTS, needs_no_prefix_cache
 from care.interfaces.vllm.plugin import NATIVE
 from care.interfaces.vllm.settings import KEY, Settings, hashed
 from care.interfaces.vllm.tokens import scopes_of
-from care.models.spec import EMBEDDED
+from care.models.spec import EMBEDDED, ModelSpec
 from care.typed import to_tree
 
 
@@ -40,22 +40,35 @@ def settings_for(folder: Path, *, edits_only: bool = False, word: str | None = N
     )
 
 
-def serve_command(settings: Settings, model: str | None = None) -> list[str]:
-    """The words of the command; by default the model that the repair was fitted on."""
+def serve_command(settings: Settings, model: ModelSpec) -> list[str]:
+    """The words of the command; without a name, of the model that the repair was fitted on.
+
+    UsageError for what vLLM takes otherwise than transformers.
+    """
+    for option in ("device_map", "quantize"):
+        if getattr(model, option) is not None:
+            raise UsageError(
+                f"vLLM takes no {option.replace('_', '-')} as transformers does; leave it out, and "
+                "add vLLM's own options to the command."
+            )
     repair = artefact.load(settings.repair)
     fitted: dict[str, Any] = repair.manifest.get("model") or {}
-    name = model or fitted.get("name")
+    name = model.name or fitted.get("name")
     if not name or name == EMBEDDED:
         raise UsageError(
             f"vLLM loads folders and names of the Hub, and {name or 'no model'} is neither; name "
             "the folder of the model by --model."
         )
+    revision = model.revision or (fitted.get("revision") if name == fitted.get("name") else None)
     said = json.dumps({KEY: to_tree(settings, "The settings")})
     words = ["vllm", "serve", name, "--additional-config", said, "--logits-processors", REQUESTS]
     if needs_no_prefix_cache(scopes_of(repair.channels), settings):
         words.append("--no-enable-prefix-caching")
     if fitted.get("class") not in NATIVE:
         words += ["--model-impl", "transformers"]
+    words += [] if model.dtype == "auto" else ["--dtype", model.dtype]
+    words += ["--revision", revision] if revision else []
+    words += ["--trust-remote-code"] if model.trust_remote_code else []
     return words
 
 

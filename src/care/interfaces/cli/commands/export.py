@@ -129,7 +129,7 @@ def _show_command(asked: ExportConfig) -> None:
 
     dropped = "monitors" in asked.dropped
     settings = settings_for(asked.folder, edits_only=dropped, word=asked.off)
-    print(shown(serve_command(settings, asked.model.name)))
+    print(shown(serve_command(settings, asked.model)))
 
 
 def _check_kind(asked: ExportConfig) -> None:
