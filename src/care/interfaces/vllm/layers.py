@@ -32,6 +32,7 @@ from care.models.sites import Site
 EDIT = "care_edit"
 """Name of an edit as a child of the module whose output it changes, followed by the site's kind."""
 
+_PARTS = ("read", "write", "bias", "stretch", "strengths")
 _FEATURES = ("weights", "phases", "filters", "bias")
 
 
@@ -46,7 +47,7 @@ class SiteEdit(nn.Module):
         self._edit = edit
         numbers = edit.numbers_for(device, dtype)
         self._places = tuple(each.place for each in numbers.features)
-        for name in ("read", "write", "bias", "stretch", "strengths"):
+        for name in _PARTS:
             self.register_buffer(name, getattr(numbers, name), persistent=False)
         for index, each in enumerate(numbers.features):
             for name in _FEATURES:
@@ -63,8 +64,8 @@ class SiteEdit(nn.Module):
             Features(place, *(self.get_buffer(f"{name}_{index}") for name in _FEATURES))
             for index, place in enumerate(self._places)
         )
-        parts = (self.get_buffer(n) for n in ("read", "write", "bias", "stretch", "strengths"))
-        return Numbers(*parts, features)
+        parts = {name: self.get_buffer(name) for name in _PARTS}
+        return Numbers(**parts, features=features)
 
     def forward(self, h: Tensor) -> Tensor:
         """h (…, T, D) -> h', of the tokens that the mask holds."""

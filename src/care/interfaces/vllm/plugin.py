@@ -41,7 +41,9 @@ MODULE = "care.interfaces.vllm.models"
 
 def register() -> None:
     """Register the subclasses; to do it again changes nothing."""
-    from vllm import ModelRegistry  # pyright: ignore[reportMissingImports]
+    from vllm import (  # pyright: ignore[reportMissingImports]
+        ModelRegistry,  # pyright: ignore[reportAttributeAccessIssue]
+    )
 
     register_in(ModelRegistry)
 
