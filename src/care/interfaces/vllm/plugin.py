@@ -2,8 +2,7 @@
 
 vLLM calls `register` in every process that it starts, some of them more than once, before it knows
 its configuration. So the subclasses are registered everywhere, by name, and none is imported before
-a model of that architecture is served; what they do without a repair is nothing
-(`care.interfaces.vllm.models`).
+a model of that architecture is served; what they do without a repair is nothing (`models`).
 """
 
 from __future__ import annotations
