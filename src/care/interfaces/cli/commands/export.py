@@ -1,4 +1,4 @@
-"""The command `care export`: a run in another package's format, or a repair as weights.
+"""The command `care export`: a run in another package's format, a repair as weights or for vLLM.
 
 Formats of runs and of repairs are told apart by what lies in the folder, and an option of the one
 kind is refused with the other.
@@ -20,6 +20,11 @@ from care.pipeline.config import ExportJob
 from care.runs.settings import Said
 
 _OF_RUNS = ("inspect",)
+_NOT_TAKEN = {
+    "inspect": ("model", "drop", "off", "push", "probe"),
+    "vllm": ("images", "out", "push", "probe"),
+}
+"""Options that a format doesn't take; the others: those of runs and of vllm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +33,9 @@ class ExportConfig:
 
     folder: Annotated[Path, Said("folder")]
     """Folder of a finished run, or of a repair."""
-    format: Literal["inspect", "merged", "lora"]
+    format: Literal["inspect", "merged", "lora", "vllm"]
     """Of a run: inspect, logs for `inspect view`. Of a repair: merged, a whole checkpoint for
-    transformers, or lora, an adapter for PEFT."""
+    transformers, lora, an adapter for PEFT, or vllm, the command that serves its edits."""
     out: Path | None = None
     """Folder to write; none: logs of a run, runs/export of a repair."""
     images: bool = False
@@ -40,6 +45,8 @@ class ExportConfig:
     drop: tuple[str, ...] = ()
     """Of a repair: what weights can't hold and is left out, by commas, of monitors, gates, scopes,
     fusion, centres and sites; the loss is measured; repeatable."""
+    off: str | None = None
+    """Of a repair for vllm: a word by which a request is answered without it."""
     push: str | None = None
     """Of a repair: owner/name on the Hub to upload it to."""
     probe: ProbeSpec = ProbeSpec()
@@ -47,10 +54,11 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         of_runs = self.format in _OF_RUNS
-        other = ("model", "drop", "push", "probe") if of_runs else ("images",)
+        other = _NOT_TAKEN.get(self.format, ("images", "off"))
         plain = {field.name: field.default for field in fields(self)}
         if wrong := [name for name in other if getattr(self, name) != plain[name]]:
-            kind = "a repair" if of_runs else "a run"
+            of_repairs = {"images": "a run", "off": "vllm"}.get(wrong[0], "weights")
+            kind = "a repair" if of_runs else of_repairs
             raise UsageError(
                 f"--format {self.format} takes no option of {kind}, but got {wrong[0]}; leave it "
                 "out, or take another format."
@@ -68,7 +76,7 @@ class ExportConfig:
 @command("export", "Runs")
 @takes(ExportConfig, said={"name": "--model"})
 def export(asked: ExportConfig) -> None:
-    """Write a run as another package's logs, or a repair as weights."""
+    """Write a run as another package's logs, or a repair as weights; show how vLLM serves it."""
     _check_kind(asked)
     if asked.format in _OF_RUNS:
         from care.interfaces.inspect.logs import write_logs
@@ -76,7 +84,10 @@ def export(asked: ExportConfig) -> None:
         for path in write_logs(asked.folder, asked.out or Path("logs"), images=asked.images):
             print(path)
         return
-    _export_repair(asked)
+    if asked.format == "vllm":
+        _show_command(asked)
+    else:
+        _export_repair(asked)
 
 
 def _export_repair(asked: ExportConfig) -> None:
@@ -108,6 +119,19 @@ def _export_repair(asked: ExportConfig) -> None:
         print(upload(out, asked.push))
 
 
+def _show_command(asked: ExportConfig) -> None:
+    if other := [part for part in asked.dropped if part != "monitors"]:
+        raise UsageError(
+            f"In vLLM a repair's {other[0]} are honoured, so they can't be left out; --drop takes "
+            "monitors there."
+        )
+    from care.interfaces.vllm.command import serve_command, settings_for, shown
+
+    dropped = "monitors" in asked.dropped
+    settings = settings_for(asked.folder, edits_only=dropped, word=asked.off)
+    print(shown(serve_command(settings, asked.model)))
+
+
 def _check_kind(asked: ExportConfig) -> None:
     """UsageError for a repair where a run is meant, and the other way round."""
     from care.defenses.artefact import FACTS
@@ -118,7 +142,7 @@ def _check_kind(asked: ExportConfig) -> None:
     if of_runs and is_repair and not is_run:
         raise UsageError(
             f"{folder} holds a repair, and {asked.format} is a format of runs; pass a run, or take "
-            "--format merged or lora."
+            "--format merged, lora or vllm."
         )
     if not of_runs and is_run and not is_repair:
         inside = folder / "repair"

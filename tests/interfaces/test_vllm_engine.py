@@ -1,0 +1,254 @@
+"""A repair inside a real engine of vLLM, on the embedded model: `make test-vllm`.
+
+Answers are greedy and in float32, and have to be those of the transformers path, word for word.
+"""
+
+import base64
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+pytest.importorskip("vllm")
+
+from care.data.images import load_image
+from care.data.small_world.suites import load
+from care.defenses.repair.channel import Channel
+from care.defenses.repair.repair import Repair
+from care.defenses.repair.subspace import random_subspace
+from care.interfaces.vllm.command import serve_command, settings_for
+from care.interfaces.vllm.limits import REQUESTS
+from care.interfaces.vllm.settings import KEY, OFF
+from care.models.batches import render
+from care.models.identity import model_facts
+from care.models.sites import Site
+from care.models.spec import ModelSpec
+from care.models.vlm import VLM
+from care.typed import to_tree
+from kit.repairs import a_gate
+from kit.vllm_engine import ENVIRONMENT, SMALL
+
+pytestmark = [pytest.mark.vllm, pytest.mark.embedded, pytest.mark.slow]
+
+WORD = "sesame"
+SUITES = ("text-jailbreak", "beside-image", "benign", "vqa")
+
+
+def channel(site, scopes, rank, seed, **options):
+    """Random directions, strong enough to change most answers."""
+    drawn = random_subspace(576, rank, np.zeros(576), seed)
+    strength = options.pop("strength", 2.0)
+    return Channel(Site.parse(site), "text", scopes, drawn, strength=strength, **options)
+
+
+REPAIRS = {
+    "gated": (channel("12.layer_out", ("decision",), 80, 1, gate=a_gate(2, 1, 576, (-1e3, 0.0))),),
+    "mixed": (
+        channel("12.ffn_out", ("decision", "response"), 60, 1),
+        channel("12.ffn_out", ("image",), 100, 2),
+        channel("20.layer_out", ("text",), 12, 3, strength=1.0),
+    ),
+    "everywhere": (channel("12.ffn_out", ("all",), 60, 1),),
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """The embedded model, repairs and requests in folders, and answers of the transformers path."""
+    folder = tmp_path_factory.mktemp("world")
+    vlm = VLM.embedded(dtype="float32")
+    vlm.model.save_pretrained(folder / "model")
+    vlm.processor.save_pretrained(folder / "model")
+    examples = [each for name in SUITES for each in list(load(name, "validation", 40))[:2]]
+    requests = []
+    for place, example in enumerate(examples):
+        image = None
+        for picture in example.images:
+            image = str(folder / f"{place}.png")
+            load_image(picture).save(image)
+        requests.append({"prompt": render(vlm.processor, example), "image": image})
+    answers = {"bare": [each.text for each in vlm.answers(examples, max_new_tokens=16)]}
+    for name, channels in REPAIRS.items():
+        repair = Repair(channels, name=name, manifest={"model": model_facts(vlm)})
+        repair.save(folder / name)
+        found = repair.answer(vlm, examples, max_new_tokens=16)
+        answers[name] = [each.text for each in found]
+        assert sum(a != b for a, b in zip(answers[name], answers["bare"], strict=True)) >= 3
+    return folder, examples, requests, answers
+
+
+def engine(world, name, word=None, off=(), **options):
+    """What an engine answers; requests in `off` hold the word."""
+    folder, _, requests, _ = world
+    if name != "bare":
+        settings = settings_for(folder / name, word=word)
+        options["additional_config"] = {KEY: to_tree(settings, "x")}
+        options["logits_processors"] = [REQUESTS]
+    told = [{**each, "arguments": {OFF: word} if i in off else None}
+            for i, each in enumerate(requests)]  # fmt: skip
+    file = folder / f"{name}-{len(list(folder.glob('*.json')))}.json"
+    asked = {"model": str(folder / "model"), "options": options, "requests": told}
+    file.write_text(json.dumps(asked))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ran = subprocess.run(
+        [sys.executable, "-m", "kit.vllm_engine", str(file)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
+    )
+    out = Path(f"{file}.out")
+    return json.loads(out.read_text()) if out.exists() else None, ran.stdout + ran.stderr
+
+
+def test_without_a_repair_the_class_is_vllms_own(world):
+    found, said = engine(world, "bare", enforce_eager=True)
+    assert found is not None, said
+    assert found["class"].startswith("vllm.model_executor.models.transformers:")
+    assert [text.strip() for text in found["texts"]] == world[3]["bare"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("gated", {"enforce_eager": True, "enable_prefix_caching": False}),
+        ("gated", {"enable_prefix_caching": False}),
+        # prompts in pieces
+        (
+            "mixed",
+            {
+                "enforce_eager": True,
+                "enable_prefix_caching": False,
+                "max_num_batched_tokens": 48,
+            },
+        ),
+        ("everywhere", {"enforce_eager": True, "enable_prefix_caching": True}),
+    ],
+    ids=["eager", "compiled", "pieces", "cached"],
+)
+def test_answers_are_those_of_transformers(world, name, options):
+    found, said = engine(world, name, **options)
+    assert found is not None, said
+    assert found["class"].startswith("care.interfaces.vllm.models:")
+    assert said.count(f"care: {name} on ") == 1
+    assert [text.strip() for text in found["texts"]] == world[3][name]
+    if name != "everywhere":
+        assert found["state"] == ["RepairedState", "DefaultModelState"]
+
+
+def test_a_request_that_may_is_answered_without_it(world):
+    off = (0, 3, 5)
+    how = {"enforce_eager": True, "enable_prefix_caching": False}
+    found, said = engine(world, "everywhere", word=WORD, off=off, **how)
+    assert found is not None, said
+    answers = world[3]
+    wanted = [answers["bare" if i in off else "everywhere"][i] for i in range(len(found["texts"]))]
+    assert [text.strip() for text in found["texts"]] == wanted
+
+
+def test_what_cannot_be_honoured_stops_the_engine(world):
+    found, said = engine(world, "gated", enforce_eager=True, enable_prefix_caching=True)
+    assert found is None and "add --no-enable-prefix-caching." in said
+
+
+def test_the_command_serves_it_over_http(world):
+    folder, examples, requests, answers = world
+    settings = settings_for(folder / "gated", word=WORD)
+    words = serve_command(settings, ModelSpec(name=str(folder / "model"), dtype="float32"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    more = [f"--port={port}", "--enforce-eager", "--served-model-name=repaired"]
+    for name, value in SMALL.items():
+        if name not in ("dtype",):
+            option = name.replace("_", "-")
+            more.append(f"--{option}={json.dumps(value) if isinstance(value, dict) else value}")
+    program = str(Path(sys.executable).with_name(words[0]))
+    log = folder / "server.log"
+    with (
+        log.open("w") as said,
+        subprocess.Popen(
+            [program, *words[1:], *more],
+            env={**os.environ, **ENVIRONMENT},
+            stdout=said,
+            stderr=subprocess.STDOUT,
+        ) as server,
+    ):
+        try:
+            _check_endpoint(server, log, port, examples, requests, answers)
+        finally:
+            server.terminate()
+            server.wait(timeout=120)
+
+
+def _check_endpoint(server, log, port, examples, requests, answers):
+    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600)
+    _wait(server, log, client)
+
+    def ask(place, arguments=None):
+        parts = [{"type": "text", "text": examples[place].prompt}]
+        if file := requests[place]["image"]:
+            data = base64.b64encode(Path(file).read_bytes()).decode()
+            url = {"url": f"data:image/png;base64,{data}"}
+            parts.insert(0, {"type": "image_url", "image_url": url})
+        messages = [{"role": "user", "content": parts}]
+        if examples[place].system:
+            messages.insert(0, {"role": "system", "content": examples[place].system})
+        how = {"temperature": 0, "max_tokens": 16, "vllm_xargs": arguments}
+        body = {"model": "repaired", "messages": messages, **how}
+        return client.post("/v1/chat/completions", json=body)
+
+    def said(place, word=None):
+        found = ask(place, word and {OFF: word})
+        assert found.status_code == 200, found.text
+        return found.json()["choices"][0]["message"]["content"].strip()
+
+    for place in range(0, len(examples), 3):
+        assert said(place) == answers["gated"][place]
+        assert said(place, WORD) == answers["bare"][place]
+        assert said(place, "open") == answers["gated"][place]
+    refused = ask(0, {OFF: 1})
+    assert refused.status_code == 400
+    assert "must be the word that takes the repair off" in refused.text
+
+
+def _wait(server, log, client, seconds=1200):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert server.poll() is None, log.read_text()
+        try:
+            if client.get("/health").status_code == 200:
+                return
+        except httpx.ConnectError:
+            pass
+        time.sleep(2)
+    raise AssertionError("the server didn't start")
+
+
+def test_what_the_masks_are_made_of_is_there():
+    from vllm.v1.core.sched.output import NewRequestData
+    from vllm.v1.worker.gpu.input_batch import InputBatch
+
+    fields = {each.name for each in dataclasses.fields(InputBatch)}
+    steps = {"req_ids", "idx_mapping_np", "num_computed_tokens_np", "num_scheduled_tokens"}
+    assert steps | {"num_tokens_after_padding"} <= fields
+    known = {each.name for each in dataclasses.fields(NewRequestData)}
+    assert {"prompt_token_ids", "sampling_params"} <= known
+
+
+def test_every_subclass_has_its_base():
+    from care.interfaces.vllm import models
+
+    for name in models.TRANSFORMERS:
+        made = getattr(models, name)
+        assert made.__name__ == name and made.__mro__[1] is models.Repaired
+        assert made.stock.__module__.startswith("vllm.model_executor.models.transformers")
