@@ -144,7 +144,6 @@ test-ray: $(RAY_STAMP)
 	$(RAY_VENV)/bin/python -c 'import ray'
 	$(RAY_VENV)/bin/python -m pytest -m ray tests/interfaces/test_ray.py $(PYTEST_ARGS)
 
-# SECONDS=… CLIENTS=…     how long, and how many at once
 SECONDS ?= 300
 CLIENTS ?= 64
 
@@ -208,5 +207,5 @@ lock: $(UV)
 
 # Removes what can be made again. Runs are results: they stay.
 clean:
-	rm -rf $(VENV) $(LMMS_VENV) $(VLLM_VENV) .venv-newest .venv-oldest .venv-uv build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LMMS_VENV) $(RAY_VENV) $(VLLM_VENV) .venv-newest .venv-oldest .venv-uv build dist .pytest_cache .ruff_cache .hypothesis
 	find src tests recipes tools benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
