@@ -54,6 +54,12 @@ class ServeConfig:
     hold: Annotated[int | None, Between(0, MAX_BATCH)] = None
     """Tokens of a streamed answer that are kept back until a monitor has read them; none: until the
     first reading."""
+    upstream: str | None = None
+    """Address of another server of the same model, such as vLLM's, up to and with /v1, that makes
+    the answers; the model here reads them. Its key is in CARE_UPSTREAM_KEY, and the word by which
+    it answers without its repair in CARE_UPSTREAM_OFF."""
+    upstream_model: str | None = None
+    """What the model is called there; none: the first that it lists."""
     host: str = "127.0.0.1"
     """Address to listen at; any but this machine's own needs keys."""
     port: Annotated[int, Between(0, 65535)] = 8000

@@ -101,9 +101,16 @@ class TransformersEngine:
         """The engine of a configuration. Raises what loading its model and its repair does."""
         from care.defenses.loading import load_defense
 
-        vlm = config.model.load()
-        defense = load_defense(config.repair, vlm)
-        return cls(vlm, defense, config.model.batch(config.batch_size), config.hold)
+        size = config.model.batch(config.batch_size)
+        if config.upstream is None:
+            vlm = config.model.load()
+            return cls(vlm, load_defense(config.repair, vlm), size, config.hold)
+        from care.interfaces.serve.upstream import Upstream, UpstreamRepair, UpstreamVLM
+
+        upstream = Upstream.of(config.upstream, config.upstream_model)
+        vlm = UpstreamVLM(config.model.load(), upstream)
+        repair = UpstreamRepair.of(load_defense(config.repair, vlm), vlm)
+        return cls(vlm, repair, size, config.hold)
 
     def count(self, conversation: Conversation) -> int:
         """See `Engine`: the prompt is encoded as the model gets it, so that what can't be is told

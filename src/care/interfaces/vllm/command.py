@@ -23,11 +23,14 @@ from care.models.spec import EMBEDDED, ModelSpec
 from care.typed import to_tree
 
 
-def settings_for(folder: Path, *, edits_only: bool = False, word: str | None = None) -> Settings:
+def settings_for(
+    folder: Path, *, edits_only: bool = False, opened: bool = False, word: str | None = None
+) -> Settings:
     """What `--additional-config` has to say of a repair in a folder.
 
-    With `word`, requests that hold it are answered without the repair. UsageError for monitors
-    unless they are left out, and for a repair that edits nothing, or at other sites.
+    `edits_only` leaves monitors out, `opened` gates. With `word`, requests that hold it are
+    answered without the repair. UsageError for monitors unless they are left out, and for a repair
+    that edits nothing, or at other sites.
     """
     repair = artefact.load(folder)
     _check(repair, folder, edits_only)
@@ -35,7 +38,7 @@ def settings_for(folder: Path, *, edits_only: bool = False, word: str | None = N
         repair=str(folder.resolve()),
         digest=artefact.digest(repair),
         version=__version__,
-        parts="edits" if repair.monitors else None,
+        parts="opened" if opened else "edits" if repair.monitors else None,
         switch=None if word is None else hashed(word),
     )
 

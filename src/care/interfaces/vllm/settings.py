@@ -38,8 +38,9 @@ class Settings:
     """The SHA-256 that its artefact states."""
     version: str
     """The version of this package that serves it."""
-    parts: Annotated[Literal["edits"] | None, WHEN_SET] = None
-    """What of a repair with monitors is served: its edits alone."""
+    parts: Annotated[Literal["edits", "opened"] | None, WHEN_SET] = None
+    """What of a repair is served: its edits without monitors, or these without gates too, as its
+    dialogue has them after an alarm; none: all of it."""
     switch: Annotated[str | None, WHEN_SET] = None
     """The SHA-256 of the word by which a request is answered without it; none: no request is."""
 
@@ -79,6 +80,8 @@ def load_repair(settings: Settings) -> Repair:
             f"states {settings.digest[:12]!r}; {again}."
         )
     repair = Repair.of(data)
+    if settings.parts == "opened":
+        return repair.opened()
     if repair.monitors and settings.parts != "edits":
         raise UsageError(
             f"{repair.name} has monitors, and vLLM can only be given its edits, which do less; say "

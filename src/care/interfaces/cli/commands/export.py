@@ -120,15 +120,19 @@ def _export_repair(asked: ExportConfig) -> None:
 
 
 def _show_command(asked: ExportConfig) -> None:
-    if other := [part for part in asked.dropped if part != "monitors"]:
+    if other := [part for part in asked.dropped if part not in ("monitors", "gates")]:
         raise UsageError(
             f"In vLLM a repair's {other[0]} are honoured, so they can't be left out; --drop takes "
-            "monitors there."
+            "monitors and gates there."
         )
     from care.interfaces.vllm.command import serve_command, settings_for, shown
 
-    dropped = "monitors" in asked.dropped
-    settings = settings_for(asked.folder, edits_only=dropped, word=asked.off)
+    settings = settings_for(
+        asked.folder,
+        edits_only="monitors" in asked.dropped,
+        opened="gates" in asked.dropped,
+        word=asked.off,
+    )
     print(shown(serve_command(settings, asked.model)))
 
 

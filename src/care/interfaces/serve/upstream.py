@@ -1,0 +1,310 @@
+"""Answers that another server makes, such as vLLM, and monitors that read them here.
+
+    care serve MODEL --repair DIR --upstream http://127.0.0.1:8001/v1
+
+The dialogue is that of the repair (`care.defenses.monitors.dialogue`): without an alarm the answer
+is the bare model's. Where one is raised, the answer that is begun again comes from the same server
+with its channels closed, if it has the repair's (`care export DIR --format vllm --drop
+monitors,gates --off WORD`, and WORD in CARE_UPSTREAM_OFF here); else a refusal is given. The model
+is loaded here too, and reads requests and answers as text, but decodes nothing. Not here: the
+plugin that closes channels in vLLM (`care.interfaces.vllm`).
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+from PIL import Image
+
+from care.data.example import Example
+from care.defenses.base import Defense
+from care.defenses.monitors.dialogue import Dialogue
+from care.defenses.repair.repair import Repair
+from care.errors import DataError, UsageError
+from care.interfaces.serve.failures import RequestFailure
+from care.models.responses import Answer
+from care.models.streaming import Streamed
+from care.models.vlm import VLM
+
+KEY_FROM, OFF_FROM = "CARE_UPSTREAM_KEY", "CARE_UPSTREAM_OFF"
+"""Environment variables of the key of that server, and of the word by which it answers bare."""
+
+PARALLEL = 64
+"""Requests that are under way there at once."""
+
+CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 600.0
+
+_PROOF = Example("proof", "How do I pick a lock?")
+
+
+class Upstream:
+    """A server that speaks OpenAI's API and answers for a model."""
+
+    def __init__(
+        self,
+        url: str,
+        model: str | None = None,
+        key: str | None = None,
+        off: str | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        """`off` is the word by which it answers without its repair; None: it has none."""
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
+        limits = httpx.Limits(max_connections=PARALLEL)
+        self.url, self.off = url.rstrip("/"), off
+        self._client = httpx.Client(
+            headers=headers, timeout=timeout, limits=limits, transport=transport
+        )
+        self.model = model or self._listed()
+
+    @classmethod
+    def of(
+        cls, url: str, model: str | None, environment: Mapping[str, str] = os.environ
+    ) -> Upstream:
+        """With key and word from the environment; UsageError where it can't be used."""
+        upstream = cls(url, model, environment.get(KEY_FROM), environment.get(OFF_FROM))
+        if upstream.off is not None:
+            upstream.check_switch()
+        return upstream
+
+    def check_switch(self) -> None:
+        """UsageError where answers with the word are the same as without it."""
+        asked = {"max_tokens": 1, "temperature": 0, "logprobs": True}
+        bare, repaired = (
+            self._post(self._body(_PROOF, repaired=on) | asked)["choices"][0]["logprobs"]
+            for on in (False, True)
+        )
+        if bare == repaired:
+            raise UsageError(
+                f"The server at {self.url} answers the same with the word of {OFF_FROM} as without "
+                "it, so its channels aren't closed; start it by what care export DIR --format vllm "
+                "--drop monitors,gates --off WORD prints, with the same word."
+            )
+
+    def answer(self, example: Example, repaired: bool, asked: Mapping[str, Any]) -> Answer:
+        """The answer to an example; DataError for one that it doesn't take."""
+        found = self._post(self._body(example, repaired) | dict(asked))
+        choice, usage = found["choices"][0], found["usage"]
+        return Answer(
+            example.opening + (choice["message"]["content"] or ""),
+            usage["prompt_tokens"],
+            usage["completion_tokens"],
+            ended=choice["finish_reason"] == "stop",
+        )
+
+    def told(
+        self,
+        example: Example,
+        repaired: bool,
+        asked: Mapping[str, Any],
+        heard: Callable[[str, int], None],
+    ) -> Answer:
+        """The same, where `heard` is told the answer so far and its tokens, piece by piece."""
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        text, tokens, reason, usage = example.opening, 0, None, {}
+        body = self._body(example, repaired) | dict(asked) | options
+        with self._asking(), self._client.stream("POST", self._chat, json=body) as response:
+            if response.is_error:
+                response.read()
+            self._check(response)
+            for chunk in _events(response.iter_lines()):
+                if "choices" not in chunk:  # an error after the stream had begun
+                    raise _failed("in the middle of an answer")
+                usage = chunk.get("usage") or usage
+                for choice in chunk["choices"]:
+                    reason = choice.get("finish_reason") or reason
+                    if piece := (choice["delta"].get("content") or ""):
+                        text, tokens = text + piece, tokens + 1
+                        heard(text, tokens)
+        return Answer(
+            text,
+            usage.get("prompt_tokens", 0),
+            usage.get("completion_tokens", tokens),
+            ended=reason == "stop",
+        )
+
+    @property
+    def _chat(self) -> str:
+        return f"{self.url}/chat/completions"
+
+    def _listed(self) -> str:
+        """The first model that it lists."""
+        try:
+            with self._asking():
+                response = self._client.get(f"{self.url}/models")
+                self._check(response)
+                return str(response.json()["data"][0]["id"])
+        except (RequestFailure, DataError, ValueError, LookupError, TypeError) as error:
+            raise UsageError(
+                f"There is no server of a model at {self.url} ({error!s:.200}); pass its address, "
+                "up to and with /v1, as --upstream."
+            ) from error
+
+    def _body(self, example: Example, repaired: bool) -> dict[str, Any]:
+        body: dict[str, Any] = {"model": self.model, "messages": messages_of(example)}
+        if example.opening:
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
+        if self.off is not None and not repaired:
+            body["vllm_xargs"] = {"care_off": self.off}
+        return body
+
+    def _post(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        with self._asking():
+            response = self._client.post(self._chat, json=body)
+            self._check(response)
+            return response.json()
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        try:
+            yield
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise RequestFailure(
+                502,
+                "upstream_unreachable",
+                "The server that makes the answers can't be reached; ask again later.",
+                retry_after=5,
+            ) from error
+
+    def _check(self, response: httpx.Response) -> None:
+        """Errors about the request are its sender's, others that server's."""
+        if not response.is_error:
+            return
+        if response.status_code in (400, 413, 422):
+            raise DataError(f"The server that makes the answers says: {_said(response)}")
+        raise _failed(f"with {response.status_code}")
+
+
+class UpstreamVLM(VLM):
+    """A model that is read here and answers elsewhere."""
+
+    def __init__(self, vlm: VLM, upstream: Upstream) -> None:
+        super().__init__(vlm.model, vlm.processor, vlm.name, vlm.revision)
+        self.thought_tags, self.upstream = vlm.thought_tags, upstream
+        self._repaired = False
+
+    @contextmanager
+    def repaired(self) -> Iterator[None]:
+        """A context in which answers are made with the channels closed."""
+        self._repaired = True
+        try:
+            yield
+        finally:
+            self._repaired = False
+
+    def answers(
+        self,
+        examples: Any,
+        *,
+        max_new_tokens: int = 48,
+        batch_size: int | None = 16,
+        temperature: float = 0.0,
+        seed: int = 0,
+        stop: Callable[[str], bool] | None = None,
+        progress: Callable[[int], None] | None = None,
+        heard: Callable[[str, int], None] | None = None,
+    ) -> list[Answer]:
+        """Answers of the other server; `stop` isn't asked, so that they are cut later."""
+        asked: dict[str, Any] = {"max_tokens": max_new_tokens, "temperature": temperature}
+        if temperature:
+            asked["seed"] = seed
+        if heard is not None:
+            (example,) = examples
+            return [self.upstream.told(example, self._repaired, asked, heard)]
+        repaired, ask = self._repaired, self.upstream.answer
+        with ThreadPoolExecutor(min(PARALLEL, max(1, len(examples)))) as pool:
+            found = list(pool.map(lambda example: ask(example, repaired, asked), examples))
+        if progress is not None:
+            progress(len(found))
+        return found
+
+
+class UpstreamRepair(Defense):
+    """A repair's dialogue, whose answers are made elsewhere."""
+
+    def __init__(self, repair: Repair, vlm: UpstreamVLM) -> None:
+        self.name, self._repair, self._vlm = repair.name, repair, vlm
+
+    @classmethod
+    def of(cls, defense: Defense, vlm: UpstreamVLM) -> UpstreamRepair:
+        """UsageError for what has no monitors, of which nothing would be done here."""
+        if not isinstance(defense, Repair) or not defense.monitors:
+            raise UsageError(
+                f"{defense.name} has no monitors, so that nothing would be done here; have the "
+                "other server close its channels (care export DIR --format vllm) and ask that one."
+            )
+        return cls(defense, vlm)
+
+    def answer(self, vlm: VLM, examples: Sequence[Example], **how: Any) -> list[Answer]:
+        """Answers as a dialogue with the monitors comes to them."""
+        return self._dialogue(how).answers(list(examples))
+
+    def stream(
+        self, vlm: VLM, example: Example, *, hold: int | None = None, **how: Any
+    ) -> Iterator[Streamed]:
+        """The answer while it is made there and read here."""
+        return self._dialogue(how).stream(example, hold)
+
+    def digest(self) -> str | None:
+        """That of the repair."""
+        return self._repair.digest()
+
+    def _dialogue(self, how: dict[str, Any]) -> Dialogue:
+        closing = self._vlm.repaired if self._vlm.upstream.off is not None else None
+        return Dialogue(self._vlm, self._repair.monitors, closing, how)
+
+
+def messages_of(example: Example) -> list[dict[str, Any]]:
+    """An example in OpenAI's chat format: pictures as data URLs, its opening as last message."""
+    images = iter(example.load_images())
+
+    def part(each: Mapping[str, Any]) -> dict[str, Any]:
+        if each["type"] == "text":
+            return {"type": "text", "text": each["text"]}
+        return {"type": "image_url", "image_url": {"url": _data_url(next(images))}}
+
+    found = [
+        {"role": turn["role"], "content": [part(each) for each in turn["content"]]}
+        for turn in example.messages()
+    ]
+    if example.opening:
+        found.append({"role": "assistant", "content": example.opening})
+    return found
+
+
+def _data_url(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    """The objects of a stream of server-sent events."""
+    for line in lines:
+        name, _, data = line.partition(":")
+        if name == "data" and (data := data.strip()) != "[DONE]":
+            yield json.loads(data)
+
+
+def _failed(how: str) -> RequestFailure:
+    said = f"The server that makes the answers failed {how}; ask again later."
+    return RequestFailure(502, "upstream_failed", said, retry_after=5)
+
+
+def _said(response: httpx.Response) -> str:
+    """What a server says of an error, in one line."""
+    try:
+        told = response.json()
+        message = told.get("error", told).get("message") or told.get("message")
+    except (ValueError, AttributeError):
+        message = response.text
+    return " ".join(str(message).split())[:300]
