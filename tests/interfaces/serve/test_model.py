@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from statistics import median
 
+import httpx
 import openai
 import pytest
 
@@ -265,3 +266,23 @@ def test_a_stopped_engine_ends_what_it_is_at_and_answers_nothing_more(vlm):
         assert len(passes) < 100 and not engine.alive
         with pytest.raises(openai.InternalServerError):
             create(running, 0)
+
+
+@pytest.mark.parametrize(
+    ("said", "alive"),
+    [("CUDA error: device-side assert triggered", False), ("a mistake of ours", True),
+     ("CUDA error: out of memory", True)],
+)  # fmt: skip
+def test_only_a_device_that_failed_ends_the_engine(vlm, monkeypatch, said, alive):
+    engine = Counted(vlm, repaired())
+
+    def fail(*_):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(engine, "_answers", fail)
+    with serving(engine) as running:
+        with pytest.raises(openai.InternalServerError, match="its log says more"):
+            create(running)
+        assert engine.alive is alive and said in running.logged()["unforeseen"]
+        ready = httpx.get(f"{running.root}/ready")
+        assert ready.status_code == (200 if alive else 503)
