@@ -36,7 +36,7 @@ PINNED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 
 # What newer and older libraries break first. CI runs these on both.
 SHORT_TESTS := tests/data tests/judges tests/models tests/interfaces/test_inspect_*.py \
-	tests/interfaces/test_thoughts.py tests/journeys/test_libraries.py
+	tests/interfaces/test_thoughts.py tests/interfaces/serve/test_server.py tests/journeys/test_libraries.py
 
 # What importing lmms-eval and running its tasks about pictures needs. All that it declares would bring
 # torchvision, and with it another torch; video, sound and most model backends are left out.

@@ -44,7 +44,7 @@ class Scripted:
         self.pieces, self.go, self.error = pieces, go, error
         self.asked, self.stopped, self.alive = [], False, True
 
-    def count(self, conversation):
+    def count(self, conversation, longest):
         return len(conversation.prompt.split())
 
     async def answer(self, asked):

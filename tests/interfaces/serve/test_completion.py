@@ -120,6 +120,12 @@ def test_what_is_withdrawn_is_told_and_what_follows_begins_anew():
     assert chunks[-1]["choices"][0]["finish_reason"] == "content_filter"
 
 
+def test_nothing_is_withdrawn_that_was_held_back():
+    chunks = streamed([Withdrawn("", ALARM), "I'm sorry."], said("I'm sorry.", "refusal", [ALARM]))
+    assert not [chunk for chunk in chunks if "withdrawn" in chunk.get("care", {})]
+    assert shown(chunks) == "I'm sorry." and chunks[-1]["care"]["alarms"]
+
+
 def test_a_stream_can_end_with_its_numbers():
     *_, numbers = made().last(Served(said("Soap."), "d"), usage=True)
     found = json.loads(numbers.removeprefix(b"data: "))

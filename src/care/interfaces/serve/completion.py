@@ -68,6 +68,8 @@ class Completion:
     """What of a stream has been sent."""
     text: str = ""
     """What of a stream has been said since it was last withdrawn."""
+    withdrew: bool = False
+    """Whether something that a stream had sent was withdrawn."""
 
     def whole(self, served: Served) -> dict[str, Any]:
         """The object of an answer in one piece."""
@@ -135,11 +137,11 @@ class Completion:
         self.shown = parts
 
     def _withdrawn(self, alarm: Alarm | None) -> Iterator[bytes]:
-        about = {
-            "withdrawn": {"content": self.shown.content, "alarm": alarm and asdict(alarm)},
-        }
-        yield self._chunk({}, care=about)
-        self.shown = AnswerParts("", "")
+        if not (self.shown.content or self.shown.thoughts):
+            return  # an alarm before anything was sent: there is nothing to clear
+        about = {"content": self.shown.content, "alarm": alarm and asdict(alarm)}
+        yield self._chunk({}, care={"withdrawn": about})
+        self.shown, self.withdrew = AnswerParts("", ""), True
 
     def _chunk(self, delta: dict[str, str], reason: str | None = None, **more: Any) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}

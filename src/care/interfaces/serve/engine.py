@@ -65,8 +65,9 @@ class Engine(Protocol):
     tags: Tags
     """Between which the model thinks before it answers."""
 
-    def count(self, conversation: Conversation) -> int:
-        """Tokens of a prompt; DataError for one that can't be read. In any thread."""
+    def count(self, conversation: Conversation, longest: int) -> int:
+        """Tokens of a prompt; DataError for one that can't be read, or not with an answer of
+        `longest` tokens. In any thread."""
         ...
 
     async def answer(self, asked: Pending) -> Served:
@@ -112,19 +113,19 @@ class TransformersEngine:
         repair = UpstreamRepair.of(load_defense(config.repair, vlm), vlm)
         return cls(vlm, repair, size, config.hold)
 
-    def count(self, conversation: Conversation) -> int:
+    def count(self, conversation: Conversation, longest: int) -> int:
         """See `Engine`: the prompt is encoded as the model gets it, so that what can't be is told
         here and disturbs no batch."""
         from care.models.batches import encode
 
-        image_token = self._vlm.anatomy.image_token_id
+        image_token, context = self._vlm.anatomy.image_token_id, self._vlm.context
         with self._counting:
             inputs, _ = encode(self._processor, [conversation], [[]], image_token)
         tokens = int(inputs["attention_mask"].sum())
-        if self._vlm.context is not None and tokens >= self._vlm.context:
+        if context is not None and tokens + longest > context:
             raise DataError(
-                f"The prompt has {tokens:,} tokens and leaves no room for an answer in the "
-                f"{self._vlm.context:,} that {self._vlm.name} can read; shorten it."
+                f"The prompt has {tokens:,} tokens and its answer up to {longest:,}, together more "
+                f"than the {context:,} that {self._vlm.name} can read; shorten one of them."
             )
         return tokens
 

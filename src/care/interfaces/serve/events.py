@@ -116,11 +116,12 @@ class EventStream:
                 for chunk in completion.last(said, self._usage):
                     await send(chunk)
                 await send(DONE)
+                record.withdrawn = completion.withdrew
                 return
-            record.withdrawn = record.withdrawn or isinstance(said, Withdrawn)
             for chunk in completion.more(said):
                 record.seen()
                 await send(chunk)
+            record.withdrawn = completion.withdrew
 
 
 async def _in_time(send: Send, message: dict[str, Any]) -> None:

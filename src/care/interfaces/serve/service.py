@@ -204,7 +204,7 @@ class Service:
 
         def work() -> tuple[ChatRequest, int]:
             asked = read_body(body, name, limits, length)
-            return asked, engine.count(asked.conversation)
+            return asked, engine.count(asked.conversation, asked.decoding.max_new_tokens)
 
         if self._readers is None:
             self._readers = CapacityLimiter(READERS)
