@@ -22,16 +22,13 @@ from care.errors import UsageError
 from care.interfaces.vllm import limits
 from care.interfaces.vllm.layers import decoder_layers, put_on
 from care.interfaces.vllm.plugin import NATIVE, TRANSFORMERS
+from care.interfaces.vllm.requests import Requests
 from care.interfaces.vllm.settings import OFF, Settings, is_off, load_repair, read_settings
 from care.interfaces.vllm.state import with_masks
 from care.interfaces.vllm.tokens import EditedTokens, StepMask, scopes_of
 from care.models.anatomy import image_token_id
 
 logger = init_logger(f"vllm.{__name__}")  # below vLLM's own, so that its lines are shown
-
-SEEN = "care_requests"
-"""Attribute of vLLM's configuration that the engine's `Requests` leaves there: the two have no
-other way to each other."""
 
 
 class Repaired:
@@ -106,7 +103,7 @@ class _Work:
             mask=self.mask,
         )
         if self.mask is not None and not config.use_v2_model_runner:
-            self._requests = getattr(config, SEEN)
+            self._requests = Requests.of(config)
             self._requests.edited = self.edited
             model.register_forward_pre_hook(self._before, with_kwargs=True)
         ranks = [c.subspace.rank for c in repair.channels if c.strength > 0]

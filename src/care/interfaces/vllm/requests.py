@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakValueDictionary
 
 from vllm.v1.sample.logits_processor import (  # pyright: ignore[reportMissingImports]
     LogitsProcessor,
@@ -25,6 +26,10 @@ from care.errors import UsageError
 from care.interfaces.vllm.plugin import NATIVE, TRANSFORMERS
 from care.interfaces.vllm.settings import OFF, read_settings
 from care.interfaces.vllm.tokens import EditedTokens
+
+_ENGINES: WeakValueDictionary[int, Requests] = WeakValueDictionary()
+"""By the identity of their configuration: vLLM gives a model no other way to what sees requests,
+and its configuration holds nothing that it doesn't know."""
 
 
 class Requests(LogitsProcessorV2, LogitsProcessor):
@@ -42,7 +47,13 @@ class Requests(LogitsProcessorV2, LogitsProcessor):
                 f"vLLM's class {known} of {vllm_config.model_config.model} can't be repaired; add "
                 "--model-impl transformers."
             )
-        vllm_config.care_requests = self  # SEEN of `models`
+        self._config = vllm_config  # held, so that no other has its id meanwhile
+        _ENGINES[id(vllm_config)] = self
+
+    @classmethod
+    def of(cls, vllm_config: Any) -> Requests:
+        """That of the engine with this configuration, which its model is given too."""
+        return _ENGINES[id(vllm_config)]
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
