@@ -24,6 +24,8 @@ from care.data.small_world.suites import load
 from care.defenses.repair.channel import Channel
 from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import random_subspace
+from care.errors import UsageError
+from care.interfaces.serve.upstream import OFF_FROM, Upstream
 from care.interfaces.vllm.command import serve_command, settings_for
 from care.interfaces.vllm.limits import REQUESTS
 from care.interfaces.vllm.settings import KEY, OFF
@@ -226,6 +228,18 @@ def _check_endpoint(server, log, port, examples, requests, answers):
         assert said(place) == answers["gated"][place]
         assert said(place, WORD) == answers["bare"][place]
         assert said(place, "open") == answers["gated"][place]
+    url = f"http://127.0.0.1:{port}/v1"
+    upstream = Upstream.of(url, None, {OFF_FROM: WORD})
+    how = {"temperature": 0, "max_tokens": 16}
+    for place in range(0, len(examples), 3):
+        for repaired, name in ((False, "bare"), (True, "gated")):
+            answer = upstream.answer(examples[place], repaired, how)
+            assert answer.text.strip() == answers[name][place]
+            pieces = []
+            told = upstream.told(examples[place], repaired, how, lambda *a, p=pieces: p.append(a))
+            assert told == answer and len(pieces) == answer.tokens
+    with pytest.raises(UsageError, match="answers the same with the word"):
+        Upstream.of(url, None, {OFF_FROM: "open"})
     refused = ask(0, {OFF: 1})
     assert refused.status_code == 400
     assert "must be the word that takes the repair off" in refused.text
