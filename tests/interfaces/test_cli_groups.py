@@ -44,7 +44,7 @@ def test_every_command_explains_itself(entry, capsys):
         (["list", "suits"], "Did you mean 'suites'? See `care list --help`."),
         (
             ["repair", "--sed", "1"],
-            "No such option: --sed (Possible options: --pgd, --preset, --seed);",
+            "No such option: --sed (Possible options: --preset, --seed, --shard);",
         ),
         (["repair", "--seed", "x"], "see `care repair --help`."),
         (["report"], "see `care report --help`."),

@@ -32,6 +32,7 @@ from care.typed import to_tree
 from kit import tiny
 from kit.artefacts import made as artefact_repair
 from kit.repairs import made
+from kit.watched import repaired as watched_repair
 
 LLAVA = {"name": "llava-hf/some", "class": "LlavaForConditionalGeneration", "revision": "abc"}
 MONITORED = "has monitors, and vLLM can only be given its edits"
@@ -342,7 +343,7 @@ def test_the_command_follows_model_word_and_repair(tmp_path, capsys):
         (["--out", "x"], "--format vllm takes no option of weights, but got out"),
         (["--push", "a/b"], "--format vllm takes no option of weights, but got push"),
         (["--images"], "--format vllm takes no option of a run, but got images"),
-        (["--drop", "gates"], "In vLLM a repair's gates are honoured"),
+        (["--drop", "fusion"], "In vLLM a repair's fusion is honoured"),
         (["--model", "m", "--device-map", "auto"], "vLLM takes no device-map"),
     ],
 )
@@ -367,3 +368,19 @@ def test_the_embedded_model_has_to_be_a_folder(tmp_path):
     mhsa = replace(artefact_repair(), channels=(made(site=Site(1, "mhsa_out")),))
     with pytest.raises(UsageError, match=r"edits 1\.mhsa_out, and in vLLM only"):
         settings_for(save(mhsa, tmp_path / "mhsa"))
+
+
+def test_gates_that_are_left_out_are_wide_open(folder, tmp_path):
+    settings = settings_for(folder, opened=True)
+    served, whole = load_repair(settings), load_repair(settings_for(folder))
+    assert settings.parts == "opened" and served.channels
+    assert any(channel.gate is not None for channel in whole.channels)
+    assert all(channel.gate is None for channel in served.channels)
+    monitors = watched_repair().monitors
+    repair = replace(artefact_repair(manifest={"model": LLAVA}), monitors=monitors)
+    watched = save(repair, tmp_path / "watched")
+    with pytest.raises(UsageError, match="has monitors"):
+        settings_for(watched, opened=True)
+    both = load_repair(settings_for(watched, edits_only=True, opened=True))
+    assert both.channels and not both.monitors
+    assert all(channel.gate is None for channel in both.channels)

@@ -122,7 +122,7 @@ def _export_repair(asked: ExportConfig) -> None:
 def _show_command(asked: ExportConfig) -> None:
     if other := [part for part in asked.dropped if part not in ("monitors", "gates")]:
         raise UsageError(
-            f"In vLLM a repair's {other[0]} are honoured, so they can't be left out; --drop takes "
+            f"In vLLM a repair's {other[0]} is honoured, so it can't be left out; --drop takes "
             "monitors and gates there."
         )
     from care.interfaces.vllm.command import serve_command, settings_for, shown

@@ -9,7 +9,6 @@ import typer
 from care.interfaces.cli.registry import command
 from care.interfaces.cli.shared import hide_loading_bars, show_table
 from care.interfaces.cli.tables import show
-from care.runs.merging import merge as merge_shards
 
 
 @command("merge", "Runs")
@@ -17,6 +16,8 @@ def merge(
     out: Annotated[Path, typer.Argument(help="Folder of a job that was asked for with --shard.")],
 ) -> None:
     """Put the shards of a job together, and write the table of a whole evaluation."""
+    from care.runs.merging import merge as merge_shards  # its arrays need numpy, and help doesn't
+
     merged = merge_shards(out)
     taken = f"Taken: {merged.rows} judged answers, {merged.batches} new batches to fit on."
     if not merged.whole:
