@@ -179,25 +179,127 @@ _REFUSED = Family(stub=_none)
 _TIMM = Family(missing="its tower needs timm")
 _VISION = Family(missing="its image processor needs torchvision")
 _LACKS = Family(missing="its configuration has no defaults that go together")
+_SAM_SIZE = {"height": 128, "width": 128}
+
+
+def _sam(part: str) -> dict[str, Any]:
+    """A tower like that of Segment Anything: 128 pixels in patches of 16, and 4 tokens of them."""
+    small = {"image_size": 128, "window_size": 4, "global_attn_indexes": [1], "output_channels": 16}
+    return {f"{part}.{key}": value for key, value in small.items()}
+
+
+_CODE = len(special_tokens()) - 10
+"""The first of ten ids that stand for what is in a picture."""
+_CODES = {"<image>": special_tokens().index("<image>")}
+_DOTS_SLIDING = {
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "head_dim": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+}
 _GLM_POSITIONS = {"text_config.rope_parameters": _PARTIAL}
 _VIDEO_START = {"vision_start_token_id": special_tokens().index("<|vision_start|>")}
 _QWEN = "Qwen2VLImageProcessorPil"
 
 FAMILIES |= {
     "apertus1p5": _LACKS,
-    "aria": Family(missing="its tower has no small configuration"),
+    "aria": Family(
+        processor={"size_conversion": {490: 4}, "images_kwargs": {"max_image_size": 490}},
+        config={
+            "vision_config.image_size": 490,
+            "vision_config.patch_size": 70,
+            "projector_patch_to_query_dict": {49: 4},
+        },
+    ),
     "blip": _REFUSED,
     "blip-2": Family(missing="it has no chat template, and takes its question beside the picture"),
-    "chameleon": Family(missing="its pictures are tokens of its checkpoint's vocabulary"),
-    "cohere_compass": _LACKS,
+    "chameleon": Family(
+        images={"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}},
+        processor={"image_seq_length": 4},
+        named={"sep_token": "<|end|>"},
+        config={
+            "vocabulary_map": _CODES | {f"IMGIMG{'ABCDEFGHIJ'[n]}Z": _CODE + n for n in range(10)},
+            "vq_config.num_embeddings": 10,
+            "vq_config.resolution": 32,
+            "vq_config.base_channels": 32,
+            "vq_config.channel_multiplier": [1, 1, 1, 1, 1],
+            "vq_config.num_res_blocks": 1,
+            "vq_config.latent_channels": 32,
+        },
+    ),
+    "cohere_compass": Family(
+        image="<|VISION_START|><|IMAGE_PAD|><|VISION_END|>",
+        token="<|IMAGE_PAD|>",
+        named={"vision_start_token": "<|VISION_START|>", "vision_end_token": "<|VISION_END|>"},
+        images=_CUT,
+        config={"text_config.rope_parameters": {"full_attention": _MROPE}},
+    ),
     "cosmos3_edge": Family(**_PAD),
     "cosmos3_omni": Family(**_PAD, images=_CUT, uses=("Qwen3VLProcessor", _QWEN)),
-    "deepseek_ocr2": _LACKS,
-    "deepseek_vl_hybrid": Family(missing="its second tower has no small configuration"),
+    "deepseek_ocr2": Family(
+        images={"size": {"height": 192, "width": 192}},
+        processor={"patch_size": 4, "images_kwargs": {"crop_to_patches": False}},
+        config={
+            **_sam("vision_config.sam_config"),
+            "vision_config.sam_config.image_size": 192,
+            "vision_config.sam_config.downsample_channels": [24, 32],
+            "text_config.mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+            "text_config.num_experts_per_tok": 2,
+        },
+    ),
+    "deepseek_vl_hybrid": Family(
+        images={
+            "size": {"height": 64, "width": 64},
+            "high_res_size": {"height": 128, "width": 128},
+        },
+        processor={"num_image_tokens": 16},
+        config={
+            "vision_config.image_size": 64,
+            "vision_config.patch_size": 16,
+            **_sam("high_res_vision_config"),
+        },
+    ),
     "diffusion_gemma": _LACKS,
-    "dots3_note": _LACKS,
-    "emu3": Family(missing="its pictures are tokens of its checkpoint's vocabulary"),
-    "ernie4_5_vl_moe": _LACKS,
+    "dots3_note": Family(
+        token="<|imgpad|>",
+        image="<img><|imgpad|></img>",
+        images={"temporal_patch_size": 1},
+        config={
+            "text_config.num_key_value_heads": 4,
+            "text_config.head_dim": 16,
+            "text_config.index_n_heads": 2,
+            "text_config.index_head_dim": 8,
+            "text_config.per_layer_config": {2: _DOTS_SLIDING, 3: _DOTS_SLIDING},
+            "text_config.shared_experts_intermediate_size": 32,
+            "audio_config.downsample_hidden_size": 8,
+        },
+    ),
+    "emu3": Family(
+        images={"min_pixels": 32 * 32, "max_pixels": 32 * 32},
+        config={
+            "vocabulary_map": _CODES
+            | {"<|extra_200|>": _CODE - 1}
+            | {f"<|visual token {n:06}|>": _CODE + n for n in range(10)},
+            "vq_config.codebook_size": 10,
+            "vq_config.base_channels": 32,
+            "vq_config.channel_multiplier": [1, 1, 1, 1],
+            "vq_config.num_res_blocks": 1,
+            "vq_config.embed_dim": 4,
+        },
+    ),
+    "ernie4_5_vl_moe": Family(
+        image="<|image_start|><image><|image_end|>",
+        token="<image>",
+        images={"size": {"shortest_edge": 56 * 56, "longest_edge": 56 * 56}},
+        config={
+            "text_config.rope_parameters": {**_MROPE, "mrope_section": [1, 1, 2]},
+            "text_config.moe_intermediate_size": [64, 32],
+        },
+    ),
     "evolla": Family(missing="it reads proteins, not pictures"),
     "exaone4_5": Family(**_PAD),
     "fast_vlm": _TIMM,
@@ -208,15 +310,68 @@ FAMILIES |= {
     "git": _REFUSED,
     "glm46v": Family(**_GLM, config=_GLM_POSITIONS),
     "glm4v_moe": Family(**_GLM, config=_GLM_POSITIONS, uses=("", "Glm4vImageProcessorPil")),
-    "glm5_next": _LACKS,
+    "glm5_next": Family(
+        stub=_none,
+        config={
+            "text_config.num_key_value_heads": 4,
+            "text_config.linear_num_heads": 4,
+            "text_config.linear_head_dim": 8,
+            "text_config.qk_rope_head_dim": 0,
+            "text_config.head_dim": 0,
+            "text_config.index_head_dim": 8,
+            "text_config.index_n_heads": 2,
+            "vision_config.projection_intermediate_size": 64,
+        },
+    ),
     "glm_ocr": Family(
         **_GLM, config=_GLM_POSITIONS, uses=("Glm46VProcessor", "Glm46VImageProcessorPil")
     ),
     "glmga": Family(**_GLM, config=_GLM_POSITIONS, uses=("Glm46VProcessor", "")),
-    "got_ocr2": Family(missing="its tower has no small configuration"),
-    "granite4_vision": _LACKS,
-    "granite_docling": Family(missing="its image processor has no small configuration"),
-    "hunyuan_vl": _LACKS,
+    "got_ocr2": Family(
+        image="<img><imgpad></img>",
+        token="<imgpad>",
+        images={"size": _SAM_SIZE},
+        processor={"num_image_tokens": 4},
+        config=_sam("vision_config"),
+    ),
+    "granite4_vision": Family(
+        images={**_SQUARE, "image_grid_pinpoints": _PINPOINTS},
+        processor={
+            "patch_size": 14,
+            "vision_feature_select_strategy": "default",
+            "num_additional_image_tokens": 1,
+            "downsample_rate": "1/2",
+        },
+        config={
+            **_TOWER,
+            "vision_config.hidden_size": 64,
+            "image_grid_pinpoints": _PINPOINTS,
+            "downsample_rate": "1/2",
+            "deepstack_layer_map": [[1, 0], [2, 1]],
+            "spatial_target_layers": [1, 2, 3, 0],
+        },
+    ),
+    "granite_docling": Family(
+        images={"size": {"height": 64, "width": 64}},
+        processor={"image_seq_len": 4},
+        config={
+            "vision_config.image_size": 64,
+            "vision_config.scale_factor": 2,
+        },
+    ),
+    "hunyuan_vl": Family(
+        image="<|image_start|><image><|image_end|>",
+        token="<image>",
+        images={"size": {"shortest_edge": 64 * 64, "longest_edge": 64 * 64}},
+        config={
+            "text_config.head_dim": 8,
+            "text_config.rope_parameters": {**_MROPE, "mrope_section": [1, 1, 1, 1]},
+        },
+        upstream={
+            "padding, batch": "its positions count the pictures of a whole batch, so that a "
+            "prompt's logits depend on the pictures in the rows before it"
+        },
+    ),
     "hy_v4_vl": _REFUSED,
     "hyperclovax_vision_v2": Family(**_PAD),
     "idefics": _REFUSED,
@@ -256,7 +411,12 @@ FAMILIES |= {
     "perception_lm": _TIMM,
     "pi0": _REFUSED,
     "pix2struct": _REFUSED,
-    "pp_chart2table": Family(missing="its tower has no small configuration"),
+    "pp_chart2table": Family(
+        image="<img>" + "<imgpad>" * 4 + "</img>",
+        token="<imgpad>",
+        images={"size": _SAM_SIZE},
+        config=_sam("vision_config"),
+    ),
     "pp_formulanet": _REFUSED,
     "qianfan_ocr": Family(
         token="<IMG_CONTEXT>", images={"size": _SIZE}, processor={"image_seq_length": 4}
