@@ -9,7 +9,18 @@ from typing import Any
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 
 from kit.architectures.building import Family
-from kit.architectures.stubs import flattened, pooled, sized, stand_in, whole
+from kit.architectures.stubs import (
+    flattened,
+    gridded,
+    last,
+    placed,
+    pooled,
+    sized,
+    stand_in,
+    strung,
+    timed,
+    whole,
+)
 from kit.architectures.tokens import special_tokens
 
 _SIZE = {"height": 56, "width": 56}
@@ -206,7 +217,22 @@ _VIDEO_START = {"vision_start_token_id": special_tokens().index("<|vision_start|
 _QWEN = "Qwen2VLImageProcessorPil"
 
 FAMILIES |= {
-    "apertus1p5": _LACKS,
+    "apertus1p5": Family(
+        config={
+            "image_token_offset": _CODE,
+            "audio_token_offset": _CODE + 10,
+            "audio_config.codebook_dim": 32,
+            "audio_config.codebook_size": 10,
+            "vision_config.codebook_size": 10,
+            "vision_config.base_channels": 32,
+            "vision_config.latent_channels": 32,
+            "vision_config.channel_multiplier": [1, 1, 1, 1],
+            "vision_config.num_res_blocks": 1,
+            "vision_config.resolution": 56,
+            "vision_config.attn_resolutions": [7],
+        },
+        stub=stand_in("<image>", "<begin_of_image>" + "<image>" * 49 + "<end_of_image>", sized),
+    ),
     "aria": Family(
         processor={"size_conversion": {490: 4}, "images_kwargs": {"max_image_size": 490}},
         config={
@@ -263,7 +289,15 @@ FAMILIES |= {
             **_sam("high_res_vision_config"),
         },
     ),
-    "diffusion_gemma": _LACKS,
+    "diffusion_gemma": Family(
+        stub=_none,
+        config={
+            "vision_config": _GEMMA4_TOWER,
+            "text_config.num_experts": 4,
+            "text_config.top_k_experts": 2,
+            "text_config.moe_intermediate_size": 32,
+        },
+    ),
     "dots3_note": Family(
         token="<|imgpad|>",
         image="<img><|imgpad|></img>",
@@ -306,7 +340,20 @@ FAMILIES |= {
     "florence2": _REFUSED,
     "fuyu": Family(missing="its processor needs its checkpoint's tokenizer"),
     "gemma3n": _TIMM,
-    "gemma4_unified": _VISION,
+    "gemma4_unified": Family(
+        config={
+            "vision_config": {
+                "patch_size": 14,
+                "pooling_kernel_size": 1,
+                "mm_embed_dim": 32,
+                "mm_posemb_size": 16,
+                "output_proj_dims": 32,
+            },
+        },
+        stub=stand_in(
+            "<image>", "<begin_of_image>" + "<image>" * 16 + "<end_of_image>", placed, "<image>"
+        ),
+    ),
     "git": _REFUSED,
     "glm46v": Family(**_GLM, config=_GLM_POSITIONS),
     "glm4v_moe": Family(**_GLM, config=_GLM_POSITIONS, uses=("", "Glm4vImageProcessorPil")),
@@ -378,11 +425,19 @@ FAMILIES |= {
     "idefics2": Family(config=_TOWER, images={"size": {"shortest_edge": 56, "longest_edge": 56}}),
     "inkling2": _REFUSED,
     "inkling2_loop": _REFUSED,
-    "inkling_mm_model": _VISION,
+    "inkling_mm_model": Family(
+        token="<|unused_200054|>",
+        config={"vision_config.patch_size": 14},
+        stub=stand_in("<image>", "<|content_image|>" + "<|unused_200054|>" * 16, last),
+    ),
     "instructblip": Family(missing="it has no chat template, and takes its question twice"),
     "instructblipvideo": Family(missing="it reads videos, not pictures"),
     "janus": Family(images={"size": _SIZE}, processor={"num_image_tokens": 16}, config=_TOWER),
-    "kimi_k25": _VISION,
+    "kimi_k25": Family(
+        image="<|media_pad|>",
+        config={"text_config.num_key_value_heads": 4},
+        stub=stand_in("<|media_pad|>", "<|media_pad|>" * 4, gridded),
+    ),
     "kosmos-2": _REFUSED,
     "kosmos-2.5": _REFUSED,
     "lfm3_vl": Family(**_PAD, images=_CUT),
@@ -392,19 +447,48 @@ FAMILIES |= {
         processor=_LLAVA,
         config={**_TOWER, "image_grid_pinpoints": _PINPOINTS},
     ),
-    "minicpm_ocr": _VISION,
+    "minicpm_ocr": Family(
+        config={**_TOWER, "vision_config.insert_layer_id": 0, "insert_layer_id": 0},
+        stub=stand_in("<image>", "<|image_start|>" + "<image>" * 4 + "<|image_end|>", strung),
+    ),
     "minicpmv4_7": Family(
         processor={"video_processor": _VIDEOS},
         images={"patch_size": 16},
         config={"insert_layer_id": 0},
     ),
-    "minimax_m3_vl": _VISION,
+    "minimax_m3_vl": Family(
+        config={
+            "vision_config.hidden_size": 64,
+            "text_config.rotary_dim": 8,
+            "text_config.index_n_heads": 2,
+            "text_config.index_head_dim": 8,
+            "text_config.index_block_size": 16,
+            "text_config.shared_intermediate_size": 32,
+        },
+        stub=stand_in("<image>", "<|vision_start|>" + "<image>" * 4 + "<|vision_end|>", timed),
+    ),
     "mistral4": Family(
         stub=_none,
         config={"qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "num_key_value_heads": 4},
     ),
-    "mistral_large4": _VISION,
-    "muse_glimmer": _VISION,
+    "mistral_large4": Family(
+        image="[IMG]",
+        stub=stand_in("[IMG]", "[IMG][IMG][IMG_BREAK][IMG][IMG][IMG_END]", sized),
+        config={
+            **_TOWER,
+            "text_config.qk_rope_head_dim": 4,
+            "text_config.qk_nope_head_dim": 4,
+            "text_config.num_key_value_heads": 4,
+            "text_config.kv_source_layers": [0, 1, 2, 3],
+            "text_config.index_n_heads": 2,
+            "text_config.index_head_dim": 8,
+        },
+    ),
+    "muse_glimmer": Family(
+        token="<|patch|>",
+        config={"out_hidden_size": 128},
+        stub=stand_in("<image>", "<|image_start|>" + "<|patch|>" * 4 + "<|image_end|>", timed),
+    ),
     "muse_spark": _REFUSED,
     "nemotron_h_omni": _REFUSED,
     "paddleocr_vl": Family(config={"text_config.rope_parameters": _MROPE}),
@@ -429,7 +513,16 @@ FAMILIES |= {
     "qwen3_omni_moe_thinker": Family(
         **_PAD, images=_CUT, config=_VIDEO_START, uses=("Qwen3OmniMoeProcessor", _QWEN)
     ),
-    "qwen4_exp": _LACKS,
+    "qwen4_exp": Family(
+        stub=_none,
+        config={
+            "text_config.indexer_n_heads": 2,
+            "text_config.indexer_kv_heads": 1,
+            "text_config.indexer_head_dim": 8,
+            "text_config.indexer_budget": 16,
+            "text_config.indexer_compress_ratio": 4,
+        },
+    ),
     "shieldgemma2": Family(
         image="<begin_of_image>",
         token="<image_soft_token>",
@@ -438,10 +531,24 @@ FAMILIES |= {
         config={**_TOWER, "mm_tokens_per_image": 4},
         uses=("Gemma3Processor", ""),
     ),
-    "step3p7": _VISION,
+    "step3p7": Family(
+        token="<im_patch>",
+        config={**_TOWER, "text_config.sliding_window": 16},
+        stub=stand_in("<image>", "<im_start><im_patch><im_end>", whole),
+    ),
     "t5gemma2": _REFUSED,
     "udop": _REFUSED,
-    "unlimited_ocr": _VISION,
+    "unlimited_ocr": Family(
+        config={
+            **_sam("vision_config.sam_config"),
+            "vision_config.sam_config.image_size": 56,
+            "vision_config.sam_config.patch_size": 7,
+            "vision_config.sam_config.downsample_channels": [24, 32],
+            "vision_config.encoder_config.image_size": 28,
+            "text_config.num_key_value_heads": 4,
+        },
+        stub=stand_in("<image>", "<image>" * 7, whole),
+    ),
     "video_llama_3": Family(**_PAD, images=_CUT),
     "video_llava": Family(images=_SQUARE, processor=_LLAVA, config=_TOWER),
     "vipllava": Family(images=_SQUARE, processor=_LLAVA, config=_TOWER),
