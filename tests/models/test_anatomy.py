@@ -79,8 +79,15 @@ def claim_encoder(model):
     model.config.is_encoder_decoder = True
 
 
-def add_streams(model):
-    model.get_decoder().layers[1].attn_hc = nn.Identity()
+def claim_canvas(model):
+    model.config.canvas_length = 256
+
+
+def add_streams(name):
+    def add(model):
+        setattr(model.get_decoder().layers[1], name, nn.Identity())
+
+    return add
 
 
 def lose_attention(model):
@@ -91,7 +98,9 @@ test_other_models_are_refused = refusals(
     (ModelError, "decoder", lambda: Anatomy.of(nn.Linear(2, 2))),
     (ModelError, "names no image token", lambda: lacking(forget_image_token)),
     (ModelError, "an encoder reads the request", lambda: lacking(claim_encoder)),
-    (ModelError, "several residual streams", lambda: lacking(add_streams)),
+    (ModelError, "refines a canvas of many tokens at once", lambda: lacking(claim_canvas)),
+    (ModelError, "several residual streams", lambda: lacking(add_streams("attn_hc"))),
+    (ModelError, "several residual", lambda: lacking(add_streams("attn_hyper_connection"))),
     (ModelError, "4 layers where the configuration says 7", lambda: lacking(claim_seven)),
     (ModelError, "layer 2 .* has no mixer .self_attn", lambda: lacking(lose_attention)),
     (ModelError, "head", lambda: lacking(lambda model: model.model)),

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from care.data.images import load_image
 from care.errors import ModelError
+from care.models.codebooks import check_pictures
 from care.models.vlm import VLM
 
 
@@ -88,8 +89,10 @@ class PixelPath:
         """The path, and `start` at the model's input size as 8-bit levels (3, H, W) in float32.
 
         Raises ModelError unless one image becomes one normalised image or the patches of one, and
-        an 8-bit image of that size becomes the same `pixel_values` either way.
+        an 8-bit image of that size becomes the same `pixel_values` either way; and for a model that
+        has a codebook for pictures.
         """
+        check_pictures(vlm.model, vlm.name)
         name = type(getattr(vlm.processor, "image_processor", None) or vlm.processor).__name__
         try:
             path = cls._configured(vlm.processor.image_processor)

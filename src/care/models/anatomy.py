@@ -50,7 +50,8 @@ class Anatomy:
         """Find and verify the parts of `model`: of Hugging Face's, one that answers in text.
 
         Raises ModelError if it takes images but names no token in whose place they are, has an
-        encoder for the request, no decoder of the configured depth, or a layer lacks mixer or FFN.
+        encoder for the request, writes by diffusion, has no decoder of the configured depth, or a
+        layer lacks mixer or FFN.
         """
         name = type(model).__name__
         config = getattr(model, "config", None)
@@ -63,6 +64,12 @@ class Anatomy:
             raise ModelError(
                 f"{name} can't be used: an encoder reads the request, and sites are those of a "
                 "decoder that does; use a model with a decoder alone."
+            )
+        if hasattr(config, "canvas_length"):
+            raise ModelError(
+                f"{name} can't be used: it refines a canvas of many tokens at once (text "
+                "diffusion), and roles are those of tokens that follow each other; use a model "
+                "that writes one token after another."
             )
         text_config = config.get_text_config()
         decoder = _decoder(model)

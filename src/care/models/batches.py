@@ -18,7 +18,13 @@ from care.models.memory import out_of_memory
 from care.models.sites import Role, roles_of_inputs
 from care.models.text_only import TextProcessor
 
-_SEQUENCE_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+_SEQUENCE_KEYS = (
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "moe_mm_token_type_ids",
+)
 _ANSWER_TYPES = {"PaliGemmaProcessor": 1}
 """`token_type_ids` of an answer by processor, where 0 is another thing: what is read both ways."""
 _APART = ("MllamaProcessor", "PaliGemmaProcessor")
@@ -179,16 +185,20 @@ def _inputs(processor: Any, arguments: dict[str, Any]) -> dict[str, Any]:
 
     Pictures are given by prompt, since a plain list is taken for those of one prompt by some
     (Gemma 3), and as a list where that is refused (GOT-OCR 2). Some (PaliGemma's) can't be asked
-    without pictures, though their models can: text alone is the tokenizer's matter then.
+    without pictures, though their models can: text alone is the tokenizer's matter then. Some
+    (Cosmos 3 Edge's) return kinds of tokens that their models need only when asked for them.
     """
+    names = getattr(processor, "model_input_names", ())
+    asked = {"return_mm_token_type_ids": True} if "mm_token_type_ids" in names else {}
     try:
-        found = processor(**arguments)
+        found = processor(**arguments, **asked)
     except ValueError:
         if "images" not in arguments:
-            found = processor.tokenizer(**arguments, return_token_type_ids=True)
+            types = "token_type_ids" in names
+            found = processor.tokenizer(**arguments, return_token_type_ids=types)
         else:
             flat = [image for row in arguments["images"] for image in row]
-            found = processor(**arguments | {"images": flat})
+            found = processor(**arguments | {"images": flat}, **asked)
     return {key: value for key, value in found.items() if key != "labels"}
 
 

@@ -47,6 +47,7 @@ _WRITERS: dict[Part, tuple[str, ...]] = {
 
 _NOT_A_SUM = {
     "attn_hc": "keeps several residual streams",
+    "attn_hyper_connection": "keeps several residual streams",
     "mlp_input": "draws on the outputs of other layers anew",
     "post_attention_residual_gate": "weighs its residual stream before it adds to it",
 }

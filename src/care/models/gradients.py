@@ -43,15 +43,15 @@ def differentiable(vlm: VLM) -> Iterator[None]:
             before = _attention(model.config)
             if set(before.values()) != {"eager"}:
                 stack.callback(model.set_attn_implementation, before)
-                model.set_attn_implementation("eager")
+                model.set_attn_implementation(dict.fromkeys(before, "eager"))
         yield
 
 
 def _attention(config: Any) -> dict[str, str]:
-    """Attention implementation of the model ("") and of each of its parts."""
+    """Attention implementation of the model ("") and of each of its parts that attends."""
     found = {"": config._attn_implementation}
     for key in config.sub_configs:
         part = getattr(config, key, None)
-        if part is not None:
+        if part is not None and part._attn_implementation is not None:  # Gemma 4 without a tower
             found[key] = part._attn_implementation
     return found

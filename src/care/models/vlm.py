@@ -28,6 +28,7 @@ from care.models.batches import (
     prompt_lengths,
     render,
 )
+from care.models.codebooks import check_inputs
 from care.models.context import context_limit
 from care.models.decoding import end_tokens
 from care.models.devices import device_of
@@ -182,9 +183,11 @@ class VLM:
     def forward(self, batch: Batch, *, logits_to_keep: int = 0, grad: bool = False) -> Tensor:
         """Logits (B, T, vocabulary), or (B, k, vocabulary) of the last k > 0 positions.
 
-        No gradients unless `grad`. Hooks see `batch.roles`.
+        No gradients unless `grad`; ModelError where they can't reach pixels. Hooks see the roles.
         """
         inputs = dict(batch.inputs)
+        if grad:
+            check_inputs(self.model, self.name, inputs)
         if plain_positions(self.model):
             inputs["position_ids"] = position_ids(inputs["attention_mask"])
         if self._keeps_logits:

@@ -40,7 +40,7 @@ class Family:
     images: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of its image processor."""
     processor: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of its processor."""
+    """Arguments of its processor; what it doesn't take is set on it."""
     uses: tuple[str, str] = ("", "")
     """Classes of processor and image processor, where transformers' own tables name none."""
     stub: Callable[[Any], Any] | None = None
@@ -55,6 +55,8 @@ class Family:
     """What keeps it from being built here, if something does."""
     note: str = ""
     """What the page says of it beside what came of the checks."""
+    upstream: Mapping[str, str] = field(default_factory=dict)
+    """Checks that fail for what transformers does with its model, and what that is."""
     mend: Callable[[], None] | None = None
     """Puts right what keeps its model from running in the installed transformers."""
 
@@ -84,6 +86,8 @@ def processor_of(name: str, family: Family, tokenizer: Any) -> Any:
     with _parts_unchecked():
         made = kind(**{key: value for key, value in given.items() if key in taken or key in _MIXED})
     made.chat_template = tokenizer.chat_template
+    for key in family.processor.keys() - taken.keys() - {*_MIXED}:
+        setattr(made, key, family.processor[key])
     return made
 
 

@@ -63,6 +63,8 @@ def tried(name: str, family: Family, folder: Path) -> Row:
             marks[head], said = UNTRIED, _said(error, name)
         except Exception as error:
             marks[head], said = FAILED, f"{type(error).__name__}: {_said(error, name)}"
+            if head in family.upstream:
+                marks[head], said = UPSTREAM, family.upstream[head]
         if marks[head] != YES:
             why[said] = (*why.get(said, ()), head)
     return Row(name, processor, marks, why)

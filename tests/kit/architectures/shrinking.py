@@ -21,7 +21,8 @@ _WIDTHS = _words(
     "vision_hidden_size aligner_hidden_size language_hidden_size output_dim "
     "projector_input_dim projector_output_dim "
     "hidden_size_per_layer_input embed_size qformer_hidden_size output_hidden_size "
-    "cross_attention_hidden_size encoder_hidden_size"
+    "cross_attention_hidden_size encoder_hidden_size adapter_in_dim adapter_out_dim "
+    "adapter_input_size"
 )
 _FFNS = _words(
     "intermediate_size ffn_dim mlp_dim intermediate_size_mlp moe_intermediate_size "

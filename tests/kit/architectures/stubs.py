@@ -17,11 +17,16 @@ Vision = Callable[[np.ndarray], dict[str, Any]]
 
 
 class StandIn:
-    """Writes `written` for each `image` of a text, and has `vision` make the pixels."""
+    """Writes `written` for each `image` of a text, and has `vision` make the pixels.
 
-    def __init__(self, tokenizer: Any, image: str, written: str, vision: Vision) -> None:
+    Tokens called `typed`, if any, are of kind 1, as Gemma 4 asks for.
+    """
+
+    def __init__(
+        self, tokenizer: Any, image: str, written: str, vision: Vision, typed: str = ""
+    ) -> None:
         self.tokenizer, self.chat_template = tokenizer, tokenizer.chat_template
-        self._image, self._written, self._vision = image, written, vision
+        self._image, self._written, self._vision, self._typed = image, written, vision, typed
 
     def apply_chat_template(self, messages: list[dict[str, Any]], **kwargs: Any) -> str:
         return self.tokenizer.apply_chat_template(messages, **kwargs)
@@ -31,6 +36,9 @@ class StandIn:
     ) -> dict[str, Any]:
         texts = [row.replace(self._image, self._written) for row in text]
         inputs = dict(self.tokenizer(texts, return_token_type_ids=False, **kwargs))
+        if self._typed:
+            kind = inputs["input_ids"] == self.tokenizer.convert_tokens_to_ids(self._typed)
+            inputs["mm_token_type_ids"] = kind.long()
         flat = [image for row in images or () for image in row]
         if flat:
             small = [np.asarray(image.resize((SIZE, SIZE)), np.float32) for image in flat]
@@ -38,9 +46,9 @@ class StandIn:
         return inputs
 
 
-def stand_in(image: str, written: str, vision: Vision) -> Callable[[Any], StandIn]:
+def stand_in(image: str, written: str, vision: Vision, typed: str = "") -> Callable[[Any], StandIn]:
     """What makes one of a tokenizer."""
-    return lambda tokenizer: StandIn(tokenizer, image, written, vision)
+    return lambda tokenizer: StandIn(tokenizer, image, written, vision, typed)
 
 
 def whole(pixels: np.ndarray) -> dict[str, Any]:
@@ -57,6 +65,47 @@ def patches(pixels: np.ndarray) -> np.ndarray:
     """Patches (n, 16, 3 · 14²) with the channels of a pixel side by side."""
     cut = pixels.reshape(-1, 3, ROW, PATCH, ROW, PATCH).transpose(0, 2, 4, 3, 5, 1)
     return cut.reshape(len(pixels), ROW * ROW, -1)
+
+
+def cut(pixels: np.ndarray) -> np.ndarray:
+    """Patches (n · 16, 3, 14, 14)."""
+    cut = pixels.reshape(-1, 3, ROW, PATCH, ROW, PATCH).transpose(0, 2, 4, 1, 3, 5)
+    return np.ascontiguousarray(cut.reshape(-1, 3, PATCH, PATCH))
+
+
+def gridded(pixels: np.ndarray) -> dict[str, Any]:
+    """Patches of all images in one row, with their grids (Kimi K2.5)."""
+    grids = torch.tensor([[1, ROW, ROW]] * len(pixels))
+    return {"pixel_values": torch.tensor(cut(pixels)), "image_grid_thw": grids}
+
+
+def timed(pixels: np.ndarray) -> dict[str, Any]:
+    """The same, each patch flat and of two equal moments (MiniMax M3, Muse Glimmer)."""
+    found = gridded(pixels)
+    twice = found["pixel_values"].unsqueeze(2).expand(-1, -1, 2, -1, -1)
+    return found | {"pixel_values": twice.flatten(1)}
+
+
+def placed(pixels: np.ndarray) -> dict[str, Any]:
+    """Patches (n, 16, 3 · 14²) with their columns and rows (Gemma 4 without a tower)."""
+    places = np.stack(np.meshgrid(np.arange(ROW), np.arange(ROW)), axis=-1).reshape(-1, 2)
+    return {
+        "pixel_values": torch.tensor(patches(pixels) / 2 + 0.5),
+        "image_position_ids": torch.tensor(places).expand(len(pixels), -1, -1),
+    }
+
+
+def last(pixels: np.ndarray) -> dict[str, Any]:
+    """Patches (n · 16, 2, 14, 14, 3) of two equal moments, with the channels last (Inkling)."""
+    found = cut(pixels).transpose(0, 2, 3, 1)[:, None]
+    return {"pixel_values": torch.tensor(found.repeat(2, axis=1))}
+
+
+def strung(pixels: np.ndarray) -> dict[str, Any]:
+    """All patches in one line (1, 3, 14, n · 16 · 14), with the shapes of images (MiniCPM)."""
+    line = cut(pixels).transpose(1, 2, 0, 3).reshape(1, 3, PATCH, -1)
+    sizes = torch.tensor([[ROW, ROW]] * len(pixels), dtype=torch.int32)
+    return {"pixel_values": torch.tensor(line), "target_sizes": sizes}
 
 
 def flattened(pixels: np.ndarray) -> dict[str, Any]:
