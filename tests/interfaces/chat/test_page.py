@@ -18,6 +18,7 @@ from care.interfaces.requests.hosts import listening
 from kit import repairs, tiny
 from kit.chats import ASKED, answerer, asked
 from kit.chromium import Browser
+from kit.serving import until
 from kit.watched import ALWAYS, repaired
 
 pytestmark = [
@@ -206,3 +207,17 @@ def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(capsys):
         port = taken.getsockname()[1]
         assert main(["chat", "embedded", "--repair", "none", "--port", str(port)]) == 2
     assert f"Port {port} of 127.0.0.1 can't be had" in capsys.readouterr().err
+
+
+def test_who_closes_the_page_frees_the_model(vlm):
+    slow = answerer(vlm, repairs.repair(scopes=("decision", "response")), max_new_tokens=300)
+    with shown(slow) as url:
+        asked = {"data": [{"text": ASKED, "files": []}]}
+        event = httpx.post(f"{url}/gradio_api/call/ask", json=asked, timeout=600).json()["event_id"]
+        address = f"{url}/gradio_api/call/ask/{event}"
+        with httpx.stream("GET", address, timeout=600) as stream:
+            lines = (line for line in stream.iter_lines() if line.startswith("data:"))
+            next(lines)
+        assert "care-why" in client(url).predict(asked["data"][0], api_name="/ask")[1]
+        until(lambda: slow._lock.acquire(blocking=False), 600)
+        assert vlm.edit_counts is None

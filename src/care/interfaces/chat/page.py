@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
+import gradio as gr  # pyright: ignore[reportMissingImports]
 
 from care.errors import CareError, UsageError
 from care.interfaces.chat.answers import Answerer, Pair

@@ -18,7 +18,7 @@ def chat(config: ChatConfig) -> None:
     """Show a page in the browser that answers bare and repaired, side by side, and says why."""
     config.logins()  # before anything slow: what is wrong with them shows at once
     try:
-        import gradio  # noqa: F401
+        import gradio  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingDependencyError(
             f"`care chat` needs gradio, which can't be imported ({error}); run: {INSTALL}"
