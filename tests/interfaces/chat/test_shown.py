@@ -54,12 +54,12 @@ def test_words_of_anybody_are_shown_as_they_are():
 def test_a_decision_is_told_with_score_and_threshold():
     found = seen(answered("refusal", [ALARM]), repaired())
     assert "answer 1.25 > 0.50 after 16 tokens" in found.words
-    assert "a refusal was given" in found.words and "a refusal in its place" in found.words
+    assert "a refusal was given" in found.words
     assert (
         "answer 1.25" not in seen(answered("refusal", [ALARM])).words
     )  # of the bare model nothing
-    assert "No monitor decided it." in seen(answered(), repaired()).words
-    assert "It has no monitors." in seen(answered(), repair()).words
+    assert "The model's own answer; no monitor decided it." in seen(answered(), repaired()).words
+    assert "The model's own answer; not monitored." in seen(answered(), repair()).words
 
 
 def test_what_was_edited_is_a_row_for_each_site():
@@ -69,7 +69,7 @@ def test_what_was_edited_is_a_row_for_each_site():
     )
     found = seen(answered("repaired", [ALARM], edits=edits), repaired())
     assert [tag for tag, _ in found.tags].count("tr") == 3
-    for word in ("3.ffn_out", "the last one before the answer", "34 %", "5.layer_out", "150 %"):
+    for word in ("3.ffn_out", "last before the answer", "34 %", "5.layer_out", "150 %"):
         assert word in found.words
     assert "No activation was edited." in seen(answered(), repaired()).words
     weights = type("Weights", (Defense,), {"touches": "weights"})()
@@ -79,10 +79,10 @@ def test_what_was_edited_is_a_row_for_each_site():
 def test_what_was_withdrawn_is_said_and_not_shown():
     told = Told("", withdrawn=(Withdrawn("To smash it", ALARM),))
     found = seen(told, repaired())
-    assert "withdrawn: answer 1.25 > 0.50 after 16 tokens" in found.words
+    assert "withdrawn (answer 1.25 > 0.50 after 16 tokens)" in found.words
     assert "smash" not in found.words and "is taken back" in found.words
     hidden = replace(told, withdrawn=(Withdrawn("", ALARM),))
-    assert "Nothing was shown of it" in seen(hidden, repaired()).words
+    assert "nothing of it was shown" in seen(hidden, repaired()).words
 
 
 def test_a_picture_stands_beside_its_request_and_a_failure_in_the_answers_place():

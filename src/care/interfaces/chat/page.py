@@ -54,23 +54,24 @@ def page(answerer: Answerer) -> gr.Blocks:
     ) as blocks:
         pair = gr.State(Pair(), time_to_live=KEPT)
         gr.HTML(_head(answerer))
-        sides = []
-        with gr.Row(equal_height=True):
-            for name, html in zip(("Bare", "Repaired"), shown(Pair()), strict=True):
-                with gr.Column(elem_classes="care-side"):
-                    gr.HTML(f"<h2>{name}</h2>")
-                    sides.append(gr.HTML(html, elem_id=f"care-{name.lower()}"))
+        with gr.Row():
+            sides = [
+                gr.HTML(html, elem_id=f"care-{name}")
+                for name, html in zip(("bare", "repaired"), shown(Pair()), strict=True)
+            ]
         told = gr.HTML("", elem_id="care-told")
         box = gr.MultimodalTextbox(
             file_types=["image"],
             file_count="multiple",
             placeholder="Ask something; pictures may be added, pasted or dropped here",
+            label="Request",
             show_label=False,
             autofocus=True,
             max_plain_text_length=10**6,
             elem_id="care-box",
         )
-        new = gr.Button("New conversation", size="sm")
+        with gr.Row():
+            new = gr.Button("New conversation", size="sm", scale=0, min_width=180)
         outputs = [*sides, told, box, pair]
         box.submit(
             ask, [box, pair], outputs, api_name="ask", show_progress="hidden", concurrency_limit=1
@@ -130,6 +131,6 @@ def _head(answerer: Answerer) -> str:
     digest = answerer.defense.digest()
     told = f", digest {digest[:12]}" if digest else ""
     return (
-        f'<div class="care-head"><h1>{escape(answerer.vlm.name)}</h1><span>bare, and under '
-        f"{escape(answerer.defense.name)}{told}</span></div>"
+        f'<div class="care-head"><h1>{escape(answerer.vlm.name)}</h1><span>bare, and repaired '
+        f"by {escape(answerer.defense.name)}{told}</span></div>"
     )

@@ -18,31 +18,31 @@ if TYPE_CHECKING:
     from care.models.alarms import Source
 
 _SCOPES = {
-    "image": "the pictures'",
-    "text": "the words'",
-    "decision": "the last one before the answer",
-    "response": "the answer's",
+    "image": "of the pictures",
+    "text": "of the words",
+    "decision": "last before the answer",
+    "response": "of the answer",
     "all": "all",
 }
 """Which tokens a scope means."""
 
 _SOURCES: dict[Source, str] = {
-    "model": "the model as it was asked",
-    "text alone": "the model, asked the text alone",
-    "repaired": "begun again, channels closed",
-    "refusal": "a refusal in its place",
+    "model": "The model's own answer",
+    "text alone": "Of the text alone",
+    "repaired": "Begun again with the unsafe channels closed",
+    "refusal": "A refusal in the answer's place",
 }
-"""Where an answer comes from."""
+"""Where an answer comes from that no monitor decided."""
 
 
 def bare_html(thread: Thread) -> str:
     """What the bare model was asked and answered."""
-    return _thread(thread, None)
+    return _thread("Bare", thread, None)
 
 
 def repaired_html(thread: Thread, defense: Defense) -> str:
     """The same under a defense, with who decided it and what was edited."""
-    return _thread(thread, defense)
+    return _thread("Repaired", thread, defense)
 
 
 def failure_html(message: str) -> str:
@@ -50,10 +50,10 @@ def failure_html(message: str) -> str:
     return f'<p class="care-failure" role="alert">{escape(message)}</p>'
 
 
-def _thread(thread: Thread, defense: Defense | None) -> str:
-    if not thread:
-        return '<div class="care-thread"><p class="care-quiet">Nothing was asked yet.</p></div>'
-    return f'<div class="care-thread">{"".join(_exchange(each, defense) for each in thread)}</div>'
+def _thread(name: str, thread: Thread, defense: Defense | None) -> str:
+    shown = "".join(_exchange(each, defense) for each in thread)
+    shown = shown or '<p class="care-quiet">Nothing was asked yet.</p>'
+    return f'<h2>{name}</h2><div class="care-thread">{shown}</div>'
 
 
 def _exchange(each: Exchange, defense: Defense | None) -> str:
@@ -68,9 +68,9 @@ def _exchange(each: Exchange, defense: Defense | None) -> str:
 
 def _answer(told: Told, defense: Defense | None) -> Iterator[str]:
     for taken in told.withdrawn:
-        why = f": {taken.alarm.shown}" if taken.alarm else ""
-        was = "What was shown of it is taken back" if taken.shown else "Nothing was shown of it"
-        yield f'<p class="care-withdrawn">An answer was withdrawn{escape(why)}. {was}.</p>'
+        why = f" ({taken.alarm.shown})" if taken.alarm and told.answer is None else ""
+        was = "what was shown of it is taken back" if taken.shown else "nothing of it was shown"
+        yield f'<p class="care-withdrawn">An answer was withdrawn{escape(why)}; {was}.</p>'
     if told.failure:
         yield failure_html(told.failure)
     elif told.text or told.answer is not None:
@@ -88,12 +88,9 @@ def _decision(told: Told, defense: Defense) -> str:
     source, alarms = told.answer.source, told.answer.alarms
     if alarms:
         scores, _, followed = decided(alarms, source).rpartition("; ")
-        why = f'<b class="care-alarm">{escape(scores)}</b>: {escape(followed)}.'
-    elif getattr(defense, "monitors", ()):
-        why = "No monitor decided it."
-    else:
-        why = "It has no monitors."
-    return f'<p><span class="care-source">{_SOURCES[source]}</span> {why}</p>'
+        return f'<p><b class="care-alarm">{escape(scores)}</b>: {escape(followed)}.</p>'
+    watched = getattr(defense, "monitors", ())
+    return f"<p>{_SOURCES[source]}; {'no monitor decided it' if watched else 'not monitored'}.</p>"
 
 
 def _edits(told: Told, defense: Defense) -> str:
@@ -108,5 +105,5 @@ def _edits(told: Told, defense: Defense) -> str:
         f"<td>{100 * edits.change:.0f} %</td></tr>"
         for edits in told.edits
     )
-    names = "<th>edited at</th><th>tokens</th><th>which</th><th>by, of its length</th>"
+    names = "<th>edited at</th><th>tokens</th><th>which</th><th>changed by</th>"
     return f"<table><tr>{names}</tr>{rows}</table>"
