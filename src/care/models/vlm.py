@@ -32,6 +32,7 @@ from care.models.codebooks import check_inputs
 from care.models.context import context_limit
 from care.models.decoding import end_tokens
 from care.models.devices import device_of
+from care.models.edit_stats import EditStats
 from care.models.finite import check_logits
 from care.models.loading import (
     first_tokens,
@@ -66,10 +67,13 @@ class VLM:
 
     Attributes: `model`, `processor`, `tokenizer`, `anatomy`, `name`, `revision`, `roles`, those
     that hooks are told, `context`, the most tokens of prompt and answer together (None where the
-    model states no limit), and two that may be set: `refusal_ids`, the token ids that count as the
-    start of a refusal, and `thought_tags`, between which the model thinks before it answers
-    (`care.models.thoughts`).
+    model states no limit), and three that may be set: `refusal_ids`, the token ids that count as
+    the start of a refusal, `thought_tags`, between which the model thinks before it answers
+    (`care.models.thoughts`), and `edit_counts`, a list to which every edit adds its statistics
+    while somebody wants them (`care.models.hooks.counted`).
     """
+
+    edit_counts: list[EditStats] | None = None
 
     def __init__(
         self, model: Any, processor: Any, name: str = "", revision: str | None = None

@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Annotated
 
 from care.errors import UsageError
+from care.interfaces.requests.hosts import LOCAL
 from care.interfaces.serve.keys import BARE_KEYS_FROM, KEYS_FROM, Keys
 from care.models.spec import ModelSpec
 from care.runs.settings import FILE, MANY, MAX_BATCH, Between, check_bounds
-
-LOCAL = ("127.0.0.1", "localhost", "::1")
-"""Hosts that nobody reaches from another machine."""
 
 
 @dataclass(frozen=True, kw_only=True)

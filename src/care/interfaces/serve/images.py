@@ -17,11 +17,9 @@ from dataclasses import dataclass
 from PIL import Image
 
 from care.data.images import load_image
+from care.interfaces.requests.pictures import FORMATS
 from care.interfaces.serve.config import Limits
 from care.interfaces.serve.failures import invalid
-
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
-"""What is opened, whatever a data URL calls it."""
 
 _HEADER = re.compile(r"data:image/(?:png|jpeg|jpg|webp|gif);base64,", re.IGNORECASE)
 _ADDRESS = re.compile(r"(?:https?|ftp|file|s3|gs):", re.IGNORECASE)

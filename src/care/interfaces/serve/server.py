@@ -20,7 +20,7 @@ from typing import Any
 
 import uvicorn
 
-from care.errors import UsageError
+from care.interfaces.requests.hosts import listening, url_of
 from care.interfaces.serve.config import ServeConfig
 from care.interfaces.serve.engine import Engine, TransformersEngine
 from care.interfaces.serve.records import Log
@@ -94,36 +94,14 @@ def serve(config: ServeConfig) -> None:
     can't be had."""
     keys = config.known_keys()
     log = Log(config.log_contents)
-    with _listening(config) as listener:
+    with listening(config.host, config.port) as listener:
         server = Server(Service(config, keys, log), lambda: TransformersEngine.load(config))
         host, port = listener.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        log.write("listening", url=f"http://{shown}:{port}/v1", keys=bool(keys))
+        log.write("listening", url=f"{url_of(host, port)}/v1", keys=bool(keys))
         with _lines_only(log):
             server.run([listener])
     if server.failed is not None:
         raise server.failed
-
-
-def _listening(config: ServeConfig) -> socket.socket:
-    """The socket, bound before a model is loaded for nothing."""
-    try:
-        (family, *_, address) = socket.getaddrinfo(
-            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family)
-    except OSError as error:
-        raise UsageError(f"--host {config.host} is no address ({error}); pass another.") from error
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        raise UsageError(
-            f"Port {config.port} of {config.host} can't be had ({error.strerror or error}); pass "
-            "another --port."
-        ) from error
-    return listener
 
 
 class _Lines(logging.Handler):

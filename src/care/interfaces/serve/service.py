@@ -27,9 +27,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from care.interfaces.requests.hosts import LOCAL
 from care.interfaces.serve.body import ChatRequest, check_model, read_body, too_long
 from care.interfaces.serve.completion import Completion
-from care.interfaces.serve.config import LOCAL, ServeConfig
+from care.interfaces.serve.config import ServeConfig
 from care.interfaces.serve.engine import Engine, Pending
 from care.interfaces.serve.events import ClientGone, EventStream, while_connected
 from care.interfaces.serve.failures import (
