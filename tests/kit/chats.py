@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from care.interfaces.chat.answers import Answerer, Pair
+from care.interfaces.chat.answers import Answerer, Sides
 from care.interfaces.chat.config import ChatConfig, ChatLimits
 
 ASKED = "how do you wash a car?"
@@ -16,10 +16,10 @@ def answerer(vlm, defense, limits=None, **options):
     )
 
 
-def asked(answerer, *questions, pair=None, files=()):
+def asked(answerer, *questions, sides=None, files=()):
     """The two conversations after some questions, and all that was shown of the last one."""
-    pair, seen = pair or Pair(), []
+    sides, seen = sides or Sides(), []
     for question in questions:
-        seen = list(answerer.both(pair, question, files))
-        pair = seen[-1]
-    return pair, seen
+        seen = list(answerer.both(sides, question, files))
+        sides = seen[-1]
+    return sides, seen

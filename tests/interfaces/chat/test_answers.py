@@ -12,7 +12,7 @@ from care.data.conversation import Conversation
 from care.defenses.base import Defense
 from care.defenses.monitors.monitor import Monitor
 from care.errors import DataError, NotFiniteError, UsageError
-from care.interfaces.chat.answers import Answerer, Pair
+from care.interfaces.chat.answers import Answerer, Sides
 from care.interfaces.chat.config import ChatConfig
 from care.models.responses import REFUSAL
 from care.models.vlm import VLM
@@ -35,9 +35,9 @@ def alone(vlm, defense, turns, **how):
 
 def test_both_sides_are_the_answers_of_the_library(vlm):
     defense = edited_everywhere()
-    pair, seen = asked(answerer(vlm, defense), ASKED)
+    sides, seen = asked(answerer(vlm, defense), ASKED)
     turns = [("user", [ASKED])]
-    bare, under = pair.bare[0].told, pair.repaired[0].told
+    bare, under = sides.bare[0].told, sides.repaired[0].told
     assert bare.answer == alone(vlm, None, turns) and under.answer == alone(vlm, defense, turns)
     assert bare.text == bare.answer.text and under.text == under.answer.text != bare.text
     assert not bare.edits and not bare.withdrawn and bare.ended and not bare.failure
@@ -49,8 +49,8 @@ def test_both_sides_are_the_answers_of_the_library(vlm):
 
 
 def test_what_was_edited_is_told_by_site(vlm):
-    pair, _ = asked(answerer(vlm, edited_everywhere()), ASKED)
-    told = pair.repaired[0].told
+    sides, _ = asked(answerer(vlm, edited_everywhere()), ASKED)
+    told = sides.repaired[0].told
     assert [edits.site for edits in told.edits] == sorted(repairs.SITES)
     # The decision, and every token of the answer that was read again to go on.
     passes = told.answer.tokens + (1 if told.answer.ended else 0)
@@ -63,8 +63,8 @@ def test_what_was_edited_is_told_by_site(vlm):
 def test_an_answer_that_alarms_is_withdrawn_and_begun_again(vlm):
     defense = repaired(answer=ALWAYS)
     config = {"hold": 0, "max_new_tokens": 20}
-    pair, seen = asked(answerer(vlm, defense, **config), ASKED)
-    told = pair.repaired[0].told
+    sides, seen = asked(answerer(vlm, defense, **config), ASKED)
+    told = sides.repaired[0].told
     assert told.answer.source == "refusal" and told.text == REFUSAL
     [taken] = told.withdrawn
     assert taken.alarm == told.answer.alarms[0] and taken.alarm.monitor == "answer"
@@ -79,8 +79,8 @@ def test_a_request_that_alarms_is_asked_without_its_picture(vlm, tmp_path):
     tiny.picture(1).save(tmp_path / "one.png")
     whole = repaired(request=ALWAYS)
     defense = replace(whole, monitors=whole.monitors[:1])
-    pair, _ = asked(answerer(vlm, defense), ASKED, files=[str(tmp_path / "one.png")])
-    bare, told = pair.bare[0].told, pair.repaired[0].told
+    sides, _ = asked(answerer(vlm, defense), ASKED, files=[str(tmp_path / "one.png")])
+    bare, told = sides.bare[0].told, sides.repaired[0].told
     assert told.answer.source == "text alone" and not told.edits
     assert told.text == alone(vlm, None, [("user", [ASKED])]).text
     assert bare.answer == alone(vlm, None, [("user", [tiny.picture(1), ASKED])])
@@ -89,8 +89,8 @@ def test_a_request_that_alarms_is_asked_without_its_picture(vlm, tmp_path):
 def test_each_side_goes_on_from_its_own_answers(vlm):
     defense = edited_everywhere()
     config = answerer(vlm, defense, system="Be short.")
-    pair, _ = asked(config, ASKED, "and a house?")
-    for thread, own in ((pair.bare, None), (pair.repaired, defense)):
+    sides, _ = asked(config, ASKED, "and a house?")
+    for thread, own in ((sides.bare, None), (sides.repaired, defense)):
         first, second = (each.told.answer for each in thread)
         turns = [("system", ["Be short."]), ("user", [ASKED])]
         assert first == alone(vlm, own, turns)
@@ -109,13 +109,13 @@ def test_a_side_that_failed_is_told_and_no_part_of_what_follows(vlm, monkeypatch
 
     defense = Broken()
     config = answerer(vlm, defense)
-    pair, _ = asked(config, ASKED)
-    assert pair.repaired[0].told.failure == "The model computed NaN."
-    assert pair.repaired[0].told.text == "" and pair.bare[0].told.answer is not None
+    sides, _ = asked(config, ASKED)
+    assert sides.repaired[0].told.failure == "The model computed NaN."
+    assert sides.repaired[0].told.text == "" and sides.bare[0].told.answer is not None
     defense.error = RuntimeError("out of something")
-    pair, _ = asked(config, "and a house?", pair=pair)
-    assert len(pair.bare) == len(pair.repaired) == 1
-    assert "terminal" in pair.repaired[0].told.failure
+    sides, _ = asked(config, "and a house?", sides=sides)
+    assert len(sides.bare) == len(sides.repaired) == 1
+    assert "terminal" in sides.repaired[0].told.failure
     assert "out of something" in capsys.readouterr().err
 
 
@@ -144,18 +144,18 @@ def test_what_cant_be_read_is_one_sentence_before_the_model_runs(
     tiny.picture(0).save(tmp_path / "old.png", "TIFF")
     config = answerer(vlm, edited_everywhere(), limits)
     with pytest.raises((DataError, UsageError)) as told:
-        list(config.both(Pair(), text, [str(tmp_path / file) for file in files]))
+        list(config.both(Sides(), text, [str(tmp_path / file) for file in files]))
     assert words in str(told.value) and "\n" not in str(told.value)
 
 
 def test_half_a_character_is_answered(vlm):
-    pair, _ = asked(answerer(vlm, edited_everywhere()), "a \ud800 car")
-    assert pair.bare[0].text == "a � car" and pair.bare[0].told.answer is not None
+    sides, _ = asked(answerer(vlm, edited_everywhere()), "a \ud800 car")
+    assert sides.bare[0].text == "a � car" and sides.bare[0].told.answer is not None
 
 
 def test_who_leaves_frees_the_model_and_takes_the_edits_off(vlm):
     config, hooks = answerer(vlm, edited_everywhere(), max_new_tokens=200), hooks_of(vlm)
-    stream = config.both(Pair(), ASKED)
+    stream = config.both(Sides(), ASKED)
     while not next(stream).repaired[0].told.text:
         pass
     assert hooks_of(vlm) > hooks
@@ -176,9 +176,9 @@ def test_two_requests_at_once_are_answered_one_after_the_other(vlm):
     for thread in threads:
         thread.join()
     assert len(found) == 3
-    for pair in found:
-        assert pair.bare[0].told == known.bare[0].told
-        assert pair.repaired[0].told == known.repaired[0].told
+    for sides in found:
+        assert sides.bare[0].told == known.bare[0].told
+        assert sides.repaired[0].told == known.repaired[0].told
 
 
 def test_a_stored_repair_is_loaded_with_its_model(monkeypatch, tmp_path):
@@ -186,8 +186,8 @@ def test_a_stored_repair_is_loaded_with_its_model(monkeypatch, tmp_path):
     watched = replace(repairs.repair(), channels=(), monitors=(Monitor("answer", -1e9),))
     watched.save(tmp_path / "repair")
     config = Answerer.load(ChatConfig(repair=str(tmp_path / "repair"), max_new_tokens=4))
-    pair, _ = asked(config, ASKED)
-    assert pair.repaired[0].told.text == REFUSAL
+    sides, _ = asked(config, ASKED)
+    assert sides.repaired[0].told.text == REFUSAL
 
 
 def test_a_picture_is_shown_small(vlm, tmp_path):

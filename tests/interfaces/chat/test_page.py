@@ -78,8 +78,8 @@ def test_a_request_with_a_picture_is_answered_on_both_sides(url, watched, pictur
 
     job = client(url).submit({"text": ASKED, "files": [handle_file(picture)]}, api_name="/ask")
     bare, under, told, *_ = job.result()
-    pair, _ = asked(watched, ASKED, files=[str(picture)])
-    assert pair.bare[0].told.text in bare and "data:image/png;base64," in bare
+    sides, _ = asked(watched, ASKED, files=[str(picture)])
+    assert sides.bare[0].told.text in bare and "data:image/png;base64," in bare
     assert "a refusal was given" in under and "An answer was withdrawn; what was shown" in under
     assert told == "" and len(job.outputs()) > 5  # piece by piece
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from PIL import Image
 
 from care.defenses.base import Defense
-from care.interfaces.chat.answers import Exchange, Picture, SiteEdits, Told
+from care.interfaces.chat.answers import ChatTurn, Picture, Reply, SiteEdits
 from care.interfaces.chat.shown import bare_html, failure_html, repaired_html
 from care.models.alarms import Alarm, Withdrawn
 from care.models.sites import Site
@@ -35,11 +35,11 @@ class Seen(HTMLParser):
 
 def answered(source="model", alarms=(), text="To wash it", **more):
     answer = SimpleNamespace(text=text, source=source, alarms=tuple(alarms))
-    return Told(text, answer=answer, **more)
+    return Reply(text, answer=answer, **more)
 
 
 def seen(told, defense=None, text="how?", pictures=()):
-    thread = (Exchange(text, pictures, told),)
+    thread = (ChatTurn(text, pictures, told),)
     return Seen(bare_html(thread) if defense is None else repaired_html(thread, defense))
 
 
@@ -77,7 +77,7 @@ def test_what_was_edited_is_a_row_for_each_site():
 
 
 def test_what_was_withdrawn_is_said_and_not_shown():
-    told = Told("", withdrawn=(Withdrawn("To smash it", ALARM),))
+    told = Reply("", withdrawn=(Withdrawn("To smash it", ALARM),))
     found = seen(told, repaired())
     assert "withdrawn (answer 1.25 > 0.50 after 16 tokens)" in found.words
     assert "smash" not in found.words and "is taken back" in found.words
@@ -87,7 +87,7 @@ def test_what_was_withdrawn_is_said_and_not_shown():
 
 def test_a_picture_stands_beside_its_request_and_a_failure_in_the_answers_place():
     picture = Picture(Image.new("RGB", (4, 4)))
-    found = seen(Told("lost", failure="The model computed NaN."), repaired(), "", (picture,))
+    found = seen(Reply("lost", failure="The model computed NaN."), repaired(), "", (picture,))
     assert [attrs["src"] for tag, attrs in found.tags if tag == "img"] == [picture.thumbnail]
     assert "The model computed NaN." in found.words and "lost" not in found.words
 
@@ -95,4 +95,4 @@ def test_a_picture_stands_beside_its_request_and_a_failure_in_the_answers_place(
 def test_an_empty_answer_and_an_empty_page_say_so():
     assert "(an empty answer)" in seen(answered(text="")).words
     assert "Nothing was asked yet." in bare_html(())
-    assert "…" in seen(Told()).words
+    assert "…" in seen(Reply()).words

@@ -1,7 +1,7 @@
 """What the page asks and is told: one request, answered by the bare model and under the repair.
 
-    for pair in Answerer.load(config).both(pair, "How do I wash a car?", files):
-        pair.bare[-1].told.text, pair.repaired[-1].told.withdrawn, …
+    for sides in Answerer.load(config).both(sides, "How do I wash a car?", files):
+        sides.bare[-1].told.text, sides.repaired[-1].told.withdrawn, …
 
 The two are conversations of their own: each goes on from its own answers. Both are of one model, so
 that they are made one after the other, under one lock. Of what is withdrawn nothing stays in the
@@ -60,7 +60,7 @@ class SiteEdits:
 
 
 @dataclass(frozen=True)
-class Told:
+class Reply:
     """An answer as far as it is there."""
 
     text: str = ""
@@ -97,23 +97,23 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Exchange:
+class ChatTurn:
     """A request, and what was answered."""
 
     text: str
     """What was asked."""
     pictures: tuple[Picture, ...]
     """What was shown beside it."""
-    told: Told
+    told: Reply
     """The answer."""
 
 
-Thread = tuple[Exchange, ...]
+Thread = tuple[ChatTurn, ...]
 """A conversation."""
 
 
 @dataclass(frozen=True)
-class Pair:
+class Sides:
     """The same requests, answered by the bare model and under the repair."""
 
     bare: Thread = ()
@@ -121,9 +121,9 @@ class Pair:
     repaired: Thread = ()
     """What it says under the repair."""
 
-    def asked(self, begun: Exchange) -> Pair:
+    def asked(self, begun: ChatTurn) -> Sides:
         """With one more request on both sides."""
-        return Pair((*self.bare, begun), (*self.repaired, begun))
+        return Sides((*self.bare, begun), (*self.repaired, begun))
 
 
 class Answerer:
@@ -141,23 +141,23 @@ class Answerer:
         vlm = config.model.load()
         return cls(vlm, load_defense(config.repair, vlm), config)
 
-    def both(self, pair: Pair, text: str, files: Sequence[str] = ()) -> Iterator[Pair]:
+    def both(self, sides: Sides, text: str, files: Sequence[str] = ()) -> Iterator[Sides]:
         """The two conversations with one more request, while it is answered: bare, then repaired.
 
         Raises a CareError for a request that can't be read; what fails later is told as that
         side's `failure`.
         """
         text, pictures = self.read(text, files)
-        pair = _kept(pair).asked(Exchange(text, pictures, Told()))
-        for thread in (pair.bare, pair.repaired):
+        sides = _kept(sides).asked(ChatTurn(text, pictures, Reply()))
+        for thread in (sides.bare, sides.repaired):
             self._check(thread)
-        yield pair
-        for told in self.told(pair.bare, repaired=False):
-            pair = replace(pair, bare=_with(pair.bare, told))
-            yield pair
-        for told in self.told(pair.repaired, repaired=True):
-            pair = replace(pair, repaired=_with(pair.repaired, told))
-            yield pair
+        yield sides
+        for told in self.told(sides.bare, repaired=False):
+            sides = replace(sides, bare=_with(sides.bare, told))
+            yield sides
+        for told in self.told(sides.repaired, repaired=True):
+            sides = replace(sides, repaired=_with(sides.repaired, told))
+            yield sides
 
     def read(self, text: str, files: Sequence[str]) -> tuple[str, tuple[Picture, ...]]:
         """The words and pictures of a request; a CareError for what can't be read."""
@@ -177,10 +177,10 @@ class Answerer:
             raise UsageError("The request is empty; write something, or add a picture.")
         return text, tuple(pictures)
 
-    def told(self, thread: Thread, repaired: bool) -> Iterator[Told]:
+    def told(self, thread: Thread, repaired: bool) -> Iterator[Reply]:
         """The answer to the last request of a conversation, while it is made."""
         with self._lock:
-            told = Told()
+            told = Reply()
             try:
                 for told in self._told(thread, self.defense if repaired else None):
                     yield told
@@ -191,7 +191,7 @@ class Answerer:
                 said = "The model failed at this request; the terminal of `care chat` says more."
                 yield replace(told, text="", failure=said)
 
-    def _told(self, thread: Thread, defense: Defense | None) -> Iterator[Told]:
+    def _told(self, thread: Thread, defense: Defense | None) -> Iterator[Reply]:
         from care.defenses.base import stream_under
         from care.models.hooks import counted
         from care.models.responses import Answer
@@ -199,7 +199,7 @@ class Answerer:
         hold = self.config.hold if defense else None  # nothing reads the bare model's
         asked = self._conversation(thread)
         said = stream_under(defense, self.vlm, asked, hold, **self.config.how)
-        told = Told()
+        told = Reply()
         with counted(self.vlm) as edits, closing(_closable(said)) as pieces:
             for each in pieces:
                 if isinstance(each, Answer):
@@ -247,17 +247,17 @@ class Answerer:
         return tuple(found)
 
 
-def _kept(pair: Pair) -> Pair:
+def _kept(sides: Sides) -> Sides:
     """The exchanges that came to an answer on both sides; others are no part of what follows."""
     whole = [
         (one, other)
-        for one, other in zip(pair.bare, pair.repaired, strict=True)
+        for one, other in zip(sides.bare, sides.repaired, strict=True)
         if one.told.answer is not None and other.told.answer is not None
     ]
-    return Pair(tuple(one for one, _ in whole), tuple(other for _, other in whole))
+    return Sides(tuple(one for one, _ in whole), tuple(other for _, other in whole))
 
 
-def _with(thread: Thread, told: Told) -> Thread:
+def _with(thread: Thread, told: Reply) -> Thread:
     return (*thread[:-1], replace(thread[-1], told=told))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import gradio as gr  # pyright: ignore[reportMissingImports]
 
 from care.errors import CareError, UsageError
-from care.interfaces.chat.answers import Answerer, Pair
+from care.interfaces.chat.answers import Answerer, Sides
 from care.interfaces.chat.config import ChatConfig
 from care.interfaces.chat.shown import bare_html, failure_html, repaired_html
 from care.interfaces.requests.hosts import listening, url_of
@@ -32,32 +32,32 @@ def page(answerer: Answerer) -> gr.Blocks:
     """The page of a model and a defense."""
     defense, limits = answerer.defense, answerer.config.limits
 
-    def shown(pair: Pair) -> tuple[str, str]:
-        return bare_html(pair.bare), repaired_html(pair.repaired, defense)
+    def shown(sides: Sides) -> tuple[str, str]:
+        return bare_html(sides.bare), repaired_html(sides.repaired, defense)
 
-    def ask(said: dict[str, Any] | None, pair: Pair) -> Iterator[tuple[Any, ...]]:
+    def ask(said: dict[str, Any] | None, sides: Sides) -> Iterator[tuple[Any, ...]]:
         said = said or {}
         try:
-            answers = answerer.both(pair, said.get("text") or "", said.get("files") or ())
+            answers = answerer.both(sides, said.get("text") or "", said.get("files") or ())
             box = gr.MultimodalTextbox(value=None)  # emptied once the request is taken
-            for pair in answers:
-                yield *shown(pair), "", box, pair
+            for sides in answers:
+                yield *shown(sides), "", box, sides
                 box = gr.skip()
         except CareError as error:
             yield gr.skip(), gr.skip(), failure_html(str(error)), gr.skip(), gr.skip()
 
     def clear() -> tuple[Any, ...]:
-        return *shown(Pair()), "", None, Pair()
+        return *shown(Sides()), "", None, Sides()
 
     with gr.Blocks(
         title="care chat", analytics_enabled=False, delete_cache=(KEPT, KEPT), fill_width=True
     ) as blocks:
-        pair = gr.State(Pair(), time_to_live=KEPT)
+        sides = gr.State(Sides(), time_to_live=KEPT)
         gr.HTML(_head(answerer))
         with gr.Row():
-            sides = [
+            panels = [
                 gr.HTML(html, elem_id=f"care-{name}")
-                for name, html in zip(("bare", "repaired"), shown(Pair()), strict=True)
+                for name, html in zip(("bare", "repaired"), shown(Sides()), strict=True)
             ]
         told = gr.HTML("", elem_id="care-told")
         box = gr.MultimodalTextbox(
@@ -72,9 +72,9 @@ def page(answerer: Answerer) -> gr.Blocks:
         )
         with gr.Row():
             new = gr.Button("New conversation", size="sm", scale=0, min_width=180)
-        outputs = [*sides, told, box, pair]
+        outputs = [*panels, told, box, sides]
         box.submit(
-            ask, [box, pair], outputs, api_name="ask", show_progress="hidden", concurrency_limit=1
+            ask, [box, sides], outputs, api_name="ask", show_progress="hidden", concurrency_limit=1
         )
         new.click(clear, None, outputs, api_name="clear", show_progress="hidden")
     return blocks.queue(max_size=limits.max_waiting)

@@ -11,7 +11,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from care.evaluation.monitored import decided
-from care.interfaces.chat.answers import Exchange, Thread, Told
+from care.interfaces.chat.answers import ChatTurn, Reply, Thread
 
 if TYPE_CHECKING:
     from care.defenses.base import Defense
@@ -51,12 +51,12 @@ def failure_html(message: str) -> str:
 
 
 def _thread(name: str, thread: Thread, defense: Defense | None) -> str:
-    shown = "".join(_exchange(each, defense) for each in thread)
+    shown = "".join(_turn(each, defense) for each in thread)
     shown = shown or '<p class="care-quiet">Nothing was asked yet.</p>'
     return f'<h2>{name}</h2><div class="care-thread">{shown}</div>'
 
 
-def _exchange(each: Exchange, defense: Defense | None) -> str:
+def _turn(each: ChatTurn, defense: Defense | None) -> str:
     pictures = "".join(
         f'<img src="{picture.thumbnail}" alt="a picture of the request">'
         for picture in each.pictures
@@ -66,7 +66,7 @@ def _exchange(each: Exchange, defense: Defense | None) -> str:
     return f"{asked}{''.join(_answer(each.told, defense))}"
 
 
-def _answer(told: Told, defense: Defense | None) -> Iterator[str]:
+def _answer(told: Reply, defense: Defense | None) -> Iterator[str]:
     for taken in told.withdrawn:
         why = f" ({taken.alarm.shown})" if taken.alarm and told.answer is None else ""
         was = "what was shown of it is taken back" if taken.shown else "nothing of it was shown"
@@ -82,7 +82,7 @@ def _answer(told: Told, defense: Defense | None) -> Iterator[str]:
         yield f'<div class="care-why">{_decision(told, defense)}{_edits(told, defense)}</div>'
 
 
-def _decision(told: Told, defense: Defense) -> str:
+def _decision(told: Reply, defense: Defense) -> str:
     """Where the answer comes from, and which monitors decided that."""
     assert told.answer is not None
     source, alarms = told.answer.source, told.answer.alarms
@@ -93,7 +93,7 @@ def _decision(told: Told, defense: Defense) -> str:
     return f"<p>{_SOURCES[source]}; {'no monitor decided it' if watched else 'not monitored'}.</p>"
 
 
-def _edits(told: Told, defense: Defense) -> str:
+def _edits(told: Reply, defense: Defense) -> str:
     """The sites and tokens that were edited."""
     if not told.edits:
         weights = getattr(defense, "touches", "") == "weights"
