@@ -15,6 +15,8 @@ from care.interfaces.cli import app as cli
 from care.runs.rows import Rows
 from kit.evaluate_command import ARGUMENTS, world  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 ASKED = [*ARGUMENTS[:-2], "--repair", "care", "--batch-size", "3"]
 
 

@@ -109,6 +109,7 @@ def content(chunks):
 # -- the same answers ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_sixteen_clients_at_once_get_what_the_library_answers_one_by_one(vlm, watching):
     alone = [watching.answer(vlm, [example(n)], max_new_tokens=LONG)[0] for n in range(16)]
     assert {answer.source for answer in alone} > {"model"}
@@ -128,6 +129,7 @@ def test_sixteen_clients_at_once_get_what_the_library_answers_one_by_one(vlm, wa
         assert [care["source"] for _, care, _ in streamed] == [answer.source for answer in alone]
 
 
+@pytest.mark.slow
 def test_a_stream_that_is_alone_comes_in_pieces_and_others_whole(vlm):
     repair = repaired()
     alone = [repair.answer(vlm, [example(n)], max_new_tokens=LONG)[0].text for n in range(6)]
@@ -236,6 +238,7 @@ def test_who_hangs_up_frees_the_model_after_the_token_it_is_at(vlm, stream):
     assert tiny.hooks_of(vlm) == hooks
 
 
+@pytest.mark.slow
 def test_who_hangs_up_loses_nothing_of_others(vlm):
     repair = repaired()
     alone = [repair.answer(vlm, [example(n)], max_new_tokens=LONG)[0].text for n in range(4)]
