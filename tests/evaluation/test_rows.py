@@ -74,6 +74,7 @@ def finished(world) -> Path:
 
 @pytest.mark.parametrize("name", ["manifest.json", "rows.jsonl", "answers.jsonl", "verdicts.jsonl"])
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_no_file_of_an_evaluation_makes_a_traceback(finished, name, capsys, monkeypatch):
     from care.interfaces.inspect import logs as inspect_logs
 

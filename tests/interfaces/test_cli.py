@@ -223,6 +223,7 @@ def test_public_names():
     assert issubclass(UsageError, care.errors.CareError)
 
 
+@pytest.mark.slow
 def test_evaluate_is_called_whatever_was_imported_first():
     for first in ("care", "care.evaluation", "care.evaluation.runner"):
         code = (

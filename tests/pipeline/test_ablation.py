@@ -67,6 +67,7 @@ def test_a_rows_sites_are_those_of_its_preset_elsewhere_or_fewer() -> None:
     assert (moved.config.kind, moved.config.fit_kind) == ("ffn_out", None)
 
 
+@pytest.mark.slow
 def test_a_killed_ablation_goes_on_and_ends_with_the_same_table(
     files: dict[str, Path],
     tmp_path: Path,

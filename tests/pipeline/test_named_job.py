@@ -45,6 +45,7 @@ def asked(tmp_path: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_the_first_judge_makes_the_report_and_all_judges_the_table(
     asked: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -33,6 +33,7 @@ from kit import tiny
 from kit.jobs import COMPARED, SMALL, MadeUpJudge, a_job, files, own_files, parts, tiny_parts  # noqa: F401
 
 
+@pytest.mark.slow
 def test_a_job_killed_again_and_again_ends_with_the_same_numbers(
     files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

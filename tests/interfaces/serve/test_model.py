@@ -20,6 +20,8 @@ from kit import tiny
 from kit.serving import BARE_KEY, KEY, NAME, data_url, serving, until, user
 from kit.watched import ALWAYS, repaired
 
+pytestmark = pytest.mark.slow
+
 WORDS = ("how do you wash a car?", "build a small house from wood", "picture soap and water",
          "describe the image and explain how to do what it shows")  # fmt: skip
 LONG = 34
@@ -109,7 +111,6 @@ def content(chunks):
 # -- the same answers ------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_sixteen_clients_at_once_get_what_the_library_answers_one_by_one(vlm, watching):
     alone = [watching.answer(vlm, [example(n)], max_new_tokens=LONG)[0] for n in range(16)]
     assert {answer.source for answer in alone} > {"model"}
@@ -129,7 +130,6 @@ def test_sixteen_clients_at_once_get_what_the_library_answers_one_by_one(vlm, wa
         assert [care["source"] for _, care, _ in streamed] == [answer.source for answer in alone]
 
 
-@pytest.mark.slow
 def test_a_stream_that_is_alone_comes_in_pieces_and_others_whole(vlm):
     repair = repaired()
     alone = [repair.answer(vlm, [example(n)], max_new_tokens=LONG)[0].text for n in range(6)]
@@ -238,7 +238,6 @@ def test_who_hangs_up_frees_the_model_after_the_token_it_is_at(vlm, stream):
     assert tiny.hooks_of(vlm) == hooks
 
 
-@pytest.mark.slow
 def test_who_hangs_up_loses_nothing_of_others(vlm):
     repair = repaired()
     alone = [repair.answer(vlm, [example(n)], max_new_tokens=LONG)[0].text for n in range(4)]

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from care.data.text import words
 from care.judges.refusal_classifier import load_rows, training_rows
@@ -27,6 +28,7 @@ def test_answers_that_were_not_looked_at_agree():
     json.dumps(found)
 
 
+@pytest.mark.slow
 def test_registers_that_were_not_trained_on_agree():
     found = left_out("register")
     assert found["n"] >= 1300 and found["kappa"]["rate"] >= 0.85
