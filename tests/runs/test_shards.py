@@ -94,6 +94,19 @@ def test_parts_become_one_run_in_any_order_and_again(tmp_path: Path) -> None:
     assert kept == ["1.safetensors", "2.safetensors", "3.safetensors"]
 
 
+def test_what_a_merged_run_did_since_is_kept(tmp_path: Path) -> None:
+    a_part(tmp_path, Shard(1, 2), {"a": 1})
+    merge(tmp_path)
+    with Run(tmp_path, resume=True, config={"seed": 0}) as run, run.stage("material"):
+        run.record(judges={"other": {"a": 1}}, told="y")
+    a_part(tmp_path, Shard(2, 2), {"b": 2})
+    assert merge(tmp_path).whole
+    with Run(tmp_path, resume=True, config={"seed": 0}) as run:
+        assert run.manifest["judges"] == {"other": {"a": 1}} and run.manifest["told"] == "y"
+        assert [stage["name"] for stage in run.stages] == ["evaluation", "material"]
+        assert run.stage_done("material")
+
+
 def test_what_does_not_belong_together_is_not_merged(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no shards in"):
         merge(tmp_path)

@@ -69,7 +69,12 @@ def merge(out: str | Path) -> Merged:
             _take_rows(run.answers, parts[shard] / ANSWERS)
             _take_rows(run.results, parts[shard] / ROWS)
         batches = sum(_take_batches(run, path) for path in parts.values())
-        run.record(**_facts(manifests.values()), stages=_stages([*manifests.values()]))
+        facts = _facts([*manifests.values()]) | {"stages": _stages([*manifests.values()])}
+        # Merged before, it may have gone on since: what it did then is its own.
+        of_parts = {stage["name"] for stage in facts["stages"]}
+        own = [stage for stage in run.stages if stage["name"] not in of_parts]
+        told = {name: fact for name, fact in facts.items() if name not in run.manifest}
+        run.record(**told | {"stages": [*facts["stages"], *own]})
         done = tuple(shard for shard, manifest in manifests.items() if manifest.get(DONE))
         every = [Shard(number + 1, count) for number in range(count)]
         missing = tuple(shard for shard in every if shard not in done)
@@ -134,7 +139,7 @@ def _take_batches(run: Run, part: Path) -> int:
     return taken
 
 
-def _facts(manifests: Any) -> dict[str, Any]:
+def _facts(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the parts say beside what is their own; of several the last one's."""
     found: dict[str, Any] = {}
     for manifest in manifests:
