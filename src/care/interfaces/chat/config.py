@@ -12,9 +12,10 @@ from typing import Annotated, Any
 
 from care.errors import DataError, UsageError
 from care.interfaces.requests.hosts import LOCAL
+from care.interfaces.requests.limits import RequestLimits
 from care.models.spec import ModelSpec
 from care.runs.reading import check_regular
-from care.runs.settings import FILE, MANY, MAX_BATCH, MAX_SEED, Between, check_bounds
+from care.runs.settings import FILE, MAX_BATCH, MAX_SEED, Between, check_bounds
 
 LOGIN_FROM = "CARE_CHAT_LOGIN"
 """Environment variable that holds a user and a password, USER:PASSWORD."""
@@ -27,22 +28,11 @@ _MAX_LOGINS = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatLimits:
+class ChatLimits(RequestLimits):
     """What one request of the page may hold, and how many there may be."""
 
-    max_images: Annotated[int, Between(0, 1000)] = 8
-    """Pictures of a request."""
-    max_image_bytes: Annotated[int, Between(1, MANY)] = 10 * 2**20
-    """Bytes of a picture's file."""
-    max_pixels: Annotated[int, Between(1, MANY)] = 16_000_000
-    """Pixels of all pictures of a request together, known before any of them is decoded."""
-    max_prompt_tokens: Annotated[int, Between(1, MAX_BATCH)] = 16_384
-    """Tokens of a conversation, those of its pictures included."""
     max_waiting: Annotated[int, Between(1, MAX_BATCH)] = 16
     """Requests that wait for the model; one more is told to come again later."""
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,34 +12,24 @@ from typing import Annotated
 
 from care.errors import UsageError
 from care.interfaces.requests.hosts import LOCAL
+from care.interfaces.requests.limits import RequestLimits
 from care.interfaces.serve.keys import BARE_KEYS_FROM, KEYS_FROM, Keys
 from care.models.spec import ModelSpec
 from care.runs.settings import FILE, MANY, MAX_BATCH, Between, check_bounds
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class Limits(RequestLimits):
     """What one request may hold, and how many there may be."""
 
     max_body_bytes: Annotated[int, Between(1, MANY)] = 32 * 2**20
     """Bytes of a request, its pictures included."""
-    max_images: Annotated[int, Between(0, 1000)] = 8
-    """Pictures of a request."""
-    max_image_bytes: Annotated[int, Between(1, MANY)] = 10 * 2**20
-    """Bytes of a picture's file."""
-    max_pixels: Annotated[int, Between(1, MANY)] = 16_000_000
-    """Pixels of all pictures of a request together, known before any of them is decoded."""
-    max_prompt_tokens: Annotated[int, Between(1, MAX_BATCH)] = 16_384
-    """Tokens of a request, those of its pictures included."""
     max_answer_tokens: Annotated[int, Between(1, MAX_BATCH)] = 4096
     """Tokens of an answer that may be asked for."""
     max_waiting: Annotated[int, Between(1, MAX_BATCH)] = 64
     """Requests that are being read, waiting or answered; one more is told to come again later."""
     requests_per_minute: Annotated[int, Between(1, MANY)] = 600
     """Requests by one key in a minute; without keys, by everybody together."""
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
 
 
 @dataclass(frozen=True, kw_only=True)
