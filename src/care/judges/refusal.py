@@ -36,7 +36,7 @@ from care.data.text import plain
 from care.judges.refusal_classifier import probabilities, training_digests
 from care.judges.stance import LONGEST, Unit, units
 
-VERSION = 3
+VERSION = 4
 """Raised with every change that may change a verdict: patterns, features, threshold."""
 THRESHOLD = 0.5
 """Least probability at which the classifier makes a refusal."""

@@ -34,11 +34,14 @@ ACTS = r"""(?:
 )"""
 ADVERB = r"""(?:(?:really|just|simply|also|ethically|therefore|actually|truly|absolutely|be|still
     |certainly|definitely|personally|directly|legally|morally|knowingly|not|ever|never)\s+)*"""
-UNABLE = r"""(?:
+# "not able to", "not currently in a position to", "no longer capable of"
+_DEGREE = r"(?:(?:\w+ly|just|yet|quite|even|also|now)\s+)*"
+UNFIT = rf"""(?:not|no\s+longer)\s+{_DEGREE}(?:capable\s+of
+    |(?:able|going|willing|prepared|allowed|permitted|programmed|designed|trained|built|made|meant
+      |here|equipped|set\s+up|authori[sz]ed|qualified|free|at\s+liberty|in\s+a\s+position)\s+to)"""
+UNABLE = rf"""(?:
     can\s?not | can'?t | could(?:\s+not|n'?t) | won't | will\s+not
-  | (?:am|'m|are|'re)\s+(?:(?:afraid\s+)?unable\s+to
-      |not\s+(?:able|going|willing|prepared|allowed|permitted|programmed|designed|here)\s+to
-      |not\s+capable\s+of)
+  | (?:am|'m|are|'re)\s+{_DEGREE}(?:(?:afraid\s+)?unable\s+to | {UNFIT})
   | (?:won't|will\s+not|wouldn't|would\s+not)\s+be\s+(?:able|willing)\s+to
   | (?:can\s?not|can't)\s+and\s+(?:will\s+not|won't)
   | will\s+never | would\s+never | never
@@ -91,10 +94,10 @@ DECLINE = rf"""
       |assistant)[,\s]\s*{ADVERB}{CANNOT}\s+{ADVERB}{WEAK_ACTS}{ACTS}
   | \b(?:and|but|so)\s+(?:therefore\s+|thus\s+)?{FIRM}\s+{ADVERB}{ACTS}
     # contracted subjects: "I'm unable to answer"
-  | (?<!\bif\s)(?<!\bwhen\s) \bi(?:\s+am|'m|\s+was)\s+(?:afraid\s+(?:that\s+)?)?(?:\w+ly\s+)?
-      (?:unable\s+to|not\s+(?:able|going|willing|prepared|allowed|permitted|programmed
-      |designed)\s+to
-      |programmed\s+not\s+to|designed\s+not\s+to|trained\s+not\s+to|not\s+(?:comfortable|here\s+to))
+  | (?<!\bif\s)(?<!\bwhen\s) \bi(?:\s+am|'m|\s+was)\s+(?:afraid\s+(?:that\s+)?)?{_DEGREE}
+      (?:unable\s+to|{UNFIT}
+      |programmed\s+not\s+to|designed\s+not\s+to|trained\s+not\s+to
+      |not\s+{_DEGREE}comfortable(?:\s+with)?)
       \s*{ADVERB}(?:{ACTS}|$|\w+ing\b)
     # "I'm sorry, but I can't": whatever follows, but for what nobody would call a refusal
   | {SORRY} [\s,;.:-]* (?:but\s+)? (?:as\ an?\ [\w\s]{{2,30}},?\s+)? (?<!sorry\s)
@@ -144,7 +147,8 @@ DECLINE = rf"""
   | \bbeyond\s+what\s+i\b | \bi\s+(?:can\s+)?only\s+(?:help|assist|provide|answer|discuss)\b
     # what is cut off at once: "I'm sorry, but I", "As an AI language model, I"
   | ^(?:i'm\s+|i\s+am\s+)?
-      (?:\w+ly\s+)?{SORRY}[,.]?\s*(?:but)?\s*(?:as\s+an?\s+[\w\s]{{2,30}},?)?\s*(?:i|i'm|i\s+am)?$
+      (?:\w+ly\s+)?{SORRY}[,.]?\s*(?:but)?\s*(?:as\s+an?\s+[\w\s]{{2,30}},?)?\s*
+      (?:i|(?:i'm|i\s+am)(?:\s+(?:unable|not)(?:\s+\w+ly)?)?)?$
   | ^(?:i\s+{UNABLE}|as\s+an?\s+[\w\s]{{0,20}}(?:ai|{MACHINE}),?\s+i|i(?:'m
       |\s+am)\s+(?:just\s+)?an?\s+{MACHINE}(?:\s+and|,)\s+i(?:'m|t'?s?)?)$
     # "That's not something I can help with"
