@@ -3,10 +3,13 @@
 #
 #   make demo     attack, diagnose, repair and prove the embedded model: runs/demo/report.html
 #   make test     the tests: test-fast, then test-slow, then test-embedded
-#   make test-fast   those that need neither the embedded model nor a browser and start no processes
+#   make test-fast   those that need neither the embedded model nor a browser and run no whole jobs
+#   make test-slow   whole jobs on tiny models, killed and resumed too, and processes that load torch
+#   make test-embedded   those that need the embedded model or a browser
 #   make test-models   a tiny model of every family of transformers, against docs/models.md
-#   make test-newest   the fast tests on the newest releases, in .venv-newest
-#   make test-oldest   the fast tests on the lower bounds of pyproject.toml, in .venv-oldest
+#   make test-newest   the fast and slow tests on the newest releases, in .venv-newest
+#   make test-oldest   the fast and slow tests on the lower bounds of pyproject.toml, in .venv-oldest
+#   make short-newest short-oldest   the same for those alone that depend on libraries (SHORT_TESTS)
 #   make test-compare   a quick comparison on the embedded model, with few rivals (minutes; not part of CI)
 #   make test-lmms   the tests that need lmms-eval, in .venv-lmms (minutes; not part of CI)
 #   make test-ray    the tests that need Ray, in .venv-ray (minutes; not part of CI)
@@ -35,9 +38,19 @@ UV := .venv-uv/bin/uv
 # nor, since 25.3, PIP_CONSTRAINT to builds.
 PINNED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 
-# What newer and older libraries break first. CI runs these on both.
-SHORT_TESTS := tests/data tests/judges tests/models tests/interfaces/test_inspect_*.py \
-	tests/interfaces/test_thoughts.py tests/interfaces/serve/test_server.py tests/journeys/test_libraries.py
+# What newer and older libraries break first: tables and pictures, models and hooks, judges that are
+# trained, loaded or asked over HTTP, Inspect, the server. What is plain Python is not asked again: a new
+# file of tests belongs here if another release of a library could make it fail. CI runs these on both.
+SHORT_TESTS := \
+	$(patsubst %,tests/data/test_%.py,benchmark_readers contamination digests images source tables typography) \
+	tests/data/test_benchmarks.py::test_a_suite_is_read_from_a_copy tests/data/small_world/test_pictures.py \
+	$(patsubst %,tests/data/small_world/test_suites.py::test_the_%_as_they_were, \
+		words_of_the_test_suites_are pictures_of_the_test_suites_are adversarial_pictures_are) \
+	$(patsubst %,tests/judges/test_%.py,api classifiers guards outcome perplexity) \
+	$(patsubst %,tests/judges/test_refusal.py::test_%,rule_classifier_and_judge_tell_refusals \
+		classifier_learns_in_time_and_knows_what_the_rule_does_not combination_is_certainty_or_classifier) \
+	tests/models $(patsubst %,tests/interfaces/test_%.py,inspect_eval inspect_logs inspect_parts thoughts) \
+	tests/interfaces/serve/test_server.py tests/journeys/test_libraries.py
 
 # What importing lmms-eval and running its tasks about pictures needs. All that it declares would bring
 # torchvision, and with it another torch; video, sound and most model backends are left out.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import time
+from collections.abc import Generator
 
 import pytest
 from hypothesis import settings
@@ -53,6 +55,21 @@ def _over(config: pytest.Config) -> float | None:
     """Seconds that a run with a budget took, if these are more."""
     budget, seconds = config.getoption("budget"), time.monotonic() - config.stash[STARTED]
     return seconds if budget is not None and seconds > budget else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is there after the imports stays, so nothing looks for garbage in it.
+
+    A million objects of torch, transformers and the tests: going over them takes half a second, and
+    the package does so itself between two models.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

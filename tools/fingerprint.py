@@ -84,20 +84,32 @@ def helps() -> dict[str, str]:
     """The help of `care` and of every command below it, 100 columns wide."""
     found = [entry.words for entry in commands()]
     found = sorted({(), *found, *((words[0],) for words in found)})
-    return {" ".join(("care", *words)): _help(words) for words in found}
-
-
-def _help(command: tuple[str, ...]) -> str:
-    code = "import sys; sys.argv[0] = 'care'; from care.interfaces.cli.app import main; main()"
     shown = {"COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1", "TERM": "dumb"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *command, "--help"],
+    done = subprocess.run(  # a process of its own, since typer reads its width when it is imported
+        [sys.executable, "-c", _HELPS],
+        input=json.dumps(found),
         env={**os.environ, **shown},
         capture_output=True,
         text=True,
         check=True,
     )
-    return done.stdout
+    return {
+        " ".join(("care", *words)): text
+        for words, text in zip(found, json.loads(done.stdout), strict=True)
+    }
+
+
+_HELPS = """
+import contextlib, io, json, sys
+from care.interfaces.cli.app import main
+found = []
+for words in json.load(sys.stdin):
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        if code := main([*words, "--help"]):
+            sys.exit(code)
+    found.append(said.getvalue())
+json.dump(found, sys.stdout)
+"""
 
 
 def tiny_job(folder: Path, resume: bool = False) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -37,25 +40,43 @@ def lines(*goals):
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-@pytest.fixture
-def world(monkeypatch, tmp_path):
+def in_a_world(patch, folder):
     """A tiny model, two repairs, requests to optimise on and others to judge by."""
     found = {
         name: Repair((made(seed=seed, gate=a_gate(), scopes=("decision", "response")),), name=name)
         for seed, name in enumerate(("one", "two"))
     }
-    monkeypatch.setattr(ModelSpec, "load", lambda self: tiny_vlm())
-    monkeypatch.setattr(evaluation_job, "rules_for", lambda model: RulesJudge())
-    monkeypatch.setattr(
-        Repair, "load", classmethod(lambda cls, path, vlm=None: found[Path(path).name])
-    )
-    monkeypatch.setattr(
-        "care.data.small_world.scenes.unrelated", lambda rng, *rest: picture(3, (28, 28))
-    )
-    monkeypatch.chdir(tmp_path)
+    patch.setattr(ModelSpec, "load", lambda self: tiny_vlm())
+    patch.setattr(evaluation_job, "rules_for", lambda model: RulesJudge())
+    patch.setattr(Repair, "load", classmethod(lambda cls, path, vlm=None: found[Path(path).name]))
+    patch.setattr("care.data.small_world.scenes.unrelated", lambda rng, *rest: picture(3, (28, 28)))
+    patch.chdir(folder)
     Path("asked.jsonl").write_text(lines(*GOALS[:2]))
     Path("test.jsonl").write_text(lines(*GOALS[2:]))
     return found
+
+
+@pytest.fixture
+def world(monkeypatch, tmp_path):
+    return in_a_world(monkeypatch, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder in which an evaluation has ended, and what it showed."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as shown:
+        in_a_world(patch, folder)
+        assert evaluate() == 0
+    return folder, shown.getvalue()
+
+
+@pytest.fixture
+def finished(world, whole, tmp_path):
+    """What it showed; a copy of its run is there."""
+    folder, shown = whole
+    shutil.copytree(folder / "run", tmp_path / "run")
+    return shown
 
 
 def evaluate(*more, attack=ATTACK, out="run"):
@@ -68,19 +89,16 @@ def table(out="run"):
     return json.loads(Path(out, "table.json").read_text())
 
 
-def test_every_defense_is_shown_the_image_made_against_each(world, capsys):
-    assert evaluate() == 0
+def test_every_defense_is_shown_the_image_made_against_each(finished):
     tree = table()
     names = ["test", *(f"pgd-32 on {name}" for name in ("none", "one", "two"))]
     assert [suite["name"] for suite in tree["suites"]] == names
     assert all(list(suite["defenses"]) == ["none", "one", "two"] for suite in tree["suites"])
     assert all(suite["defenses"]["two"]["n"] == 3 for suite in tree["suites"])
-    shown = capsys.readouterr().out
-    assert "transfer" in shown and "adaptive" in shown and "pgd-32 on two" in shown
+    assert "transfer" in finished and "adaptive" in finished and "pgd-32 on two" in finished
 
 
-def test_the_images_differ_and_know_their_defense(world):
-    assert evaluate() == 0
+def test_the_images_differ_and_know_their_defense(finished):
     folders = [Path("run/attacks/pgd-32") / str(place) for place in range(3)]
     facts = [json.loads((folder / "attack.json").read_text()) for folder in folders]
     assert [fact["repair"] for fact in facts] == [None, "one", "two"]
@@ -132,8 +150,7 @@ def test_a_threat_tells_what_is_certified(monkeypatch, tmp_path):
         assert found.certified.rate == rate
 
 
-def test_a_resumed_run_makes_no_image_again(world, monkeypatch):
-    assert evaluate() == 0
+def test_a_resumed_run_makes_no_image_again(finished, monkeypatch):
     before = Path("run/table.json").read_bytes()
     monkeypatch.setattr(evaluation_attacks, "make_image", lambda *given: pytest.fail("made again"))
     assert evaluate("--resume") == 0
@@ -155,14 +172,12 @@ def test_an_interrupted_attack_is_gone_on_with(world, monkeypatch):
     assert [None if path is None else path.name for path in seen] == [None, "one", "one", "two"]
 
 
-def test_other_settings_of_the_attack_are_another_run(world, capsys):
-    assert evaluate() == 0
+def test_other_settings_of_the_attack_are_another_run(finished, capsys):
     assert evaluate("--resume", attack=ATTACK.replace("steps=3", "steps=4")) == 2
     assert "adaptive" in capsys.readouterr().err
 
 
-def test_judges_of_pictures_find_the_images_again(world):
-    assert evaluate() == 0
+def test_judges_of_pictures_find_the_images_again(finished):
     with Run(Path("run"), resume=True) as run:
         seen = [row["suite"] for row in run.rows()]
         asked = evaluation_job.asked_suites(run.path, read_config(run.manifest), seen)
@@ -239,8 +254,7 @@ def test_a_name_leads_nowhere_else(world, capsys, name, monkeypatch):
     assert not Path("deep").exists()
 
 
-def test_a_manifest_from_somebody_else_names_no_file_elsewhere(world, capsys):
-    assert evaluate() == 0
+def test_a_manifest_from_somebody_else_names_no_file_elsewhere(finished, capsys):
     path = Path("run/manifest.json")
     manifest = json.loads(path.read_text())
     manifest["config"]["adaptive"] = [f"{ATTACK},as=../../elsewhere"]
@@ -249,8 +263,7 @@ def test_a_manifest_from_somebody_else_names_no_file_elsewhere(world, capsys):
     assert "would be that of a file" in capsys.readouterr().err
 
 
-def test_a_link_in_a_run_leads_nowhere(world, tmp_path, capsys):
-    assert evaluate() == 0
+def test_a_link_in_a_run_leads_nowhere(finished, tmp_path, capsys):
     Path("run/attacks/pgd-32").rename("kept")
     (tmp_path / "outside").mkdir()
     Path("run/attacks/pgd-32").symlink_to(tmp_path / "outside")

@@ -236,7 +236,6 @@ def test_evaluate_is_called_whatever_was_imported_first():
 
 def commands():
     """Every command with its words on the command line."""
-    from typer.main import get_command
 
     def below(group, words):
         for name, found in group.commands.items():
@@ -245,7 +244,7 @@ def commands():
             else:
                 yield (*words, name), found
 
-    return dict(below(get_command(cli.app), ()))
+    return dict(below(cli.whole_command(), ()))
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)

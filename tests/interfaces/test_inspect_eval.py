@@ -141,11 +141,12 @@ class Watching(Defense):
 
 def test_what_a_monitor_decided_is_metadata_of_the_output(vlm, suite_file, tmp_path, monkeypatch):
     monkeypatch.setattr("care.interfaces.inspect.provider.load_defense", lambda *_: Watching())
-    log = run(inspect_registry.suite(name=str(suite_file)), model(repair="r"), tmp_path, limit=1)
+    task, few = inspect_registry.suite(name=str(suite_file)), {"max_tokens": 6}
+    log = run(task, model(repair="r"), tmp_path, limit=1, **few)
     (sample,) = log.samples
     alarm = {"monitor": "request", "score": 1.5, "threshold": 0.5, "tokens": 0}
     assert sample.output.metadata == {"source": "text alone", "alarms": [alarm]}
-    assert asked(model(repair="r")).metadata is None
+    assert asked(model(repair="r"), **few).metadata is None
 
 
 def test_the_same_words_are_drawn_anew_whatever_the_picture(vlm):
@@ -158,8 +159,8 @@ def test_the_same_words_are_drawn_anew_whatever_the_picture(vlm):
         tiny.picture(n).save(buffer, "PNG")
         address = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
         shown = [ContentImage(image=address), ContentText(text="Why?")]
-        asked(answering, [ChatMessageUser(content=shown)], temperature=1.0)
-    asked(answering, "Why?")
+        asked(answering, [ChatMessageUser(content=shown)], temperature=1.0, max_tokens=4)
+    asked(answering, "Why?", max_tokens=4)
     # What is left without the pictures differs by the turn alone.
     assert [e.turn for e in seen] == [1, 2, 3]
     assert len({e.id for e in seen}) == 3 and len({e.text_alone().id for e in seen}) == 1
@@ -261,7 +262,8 @@ def test_sampling_depends_on_the_seed_and_repeats_differ(vlm):
     assert drawn[0] != drawn[1]
     assert drawn == [asked(second, seed=1, **hot).completion for _ in range(2)]
     assert asked(model(), seed=2, **hot).completion != drawn[0]
-    assert asked(model(), temperature=0.0).completion == asked(model()).completion
+    cold = asked(model(), temperature=0.0, max_tokens=8)
+    assert cold.completion == asked(model(), max_tokens=8).completion
 
 
 @pytest.mark.parametrize(
@@ -273,7 +275,7 @@ def test_settings_that_cant_be_honoured_are_errors(vlm, config):
     with pytest.raises(UsageError, match=f"can't honour {next(iter(config))}"):
         asked(model(), **config)
     neutral = {"num_choices": 1, "frequency_penalty": 0.0, "logprobs": False, "top_p": 1.0}
-    assert asked(model(), **neutral).completion
+    assert asked(model(), max_tokens=4, **neutral).completion
 
 
 @tool

@@ -10,9 +10,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+
+from tools import fingerprint
 
 pytestmark = pytest.mark.slow
 
@@ -24,16 +29,18 @@ TOLERANCE = 1e-3
 """How far figures lie apart on machines that round differently; twenty times what was seen."""
 
 
+def compared(one: Path, other: Path, *more: str) -> tuple[int, str]:
+    """What the tool says of two files, and its exit code."""
+    arguments = ["fingerprint.py", "compare", str(one), str(other), *more]
+    with redirect_stdout(StringIO()) as said, patch.object(sys, "argv", arguments):
+        return fingerprint.main(), said.getvalue()
+
+
 def test_nothing_changed(tmp_path: Path) -> None:
     now = tmp_path / "now.json"
     subprocess.run([sys.executable, str(TOOL), "take", str(now)], check=True)
-    compared = subprocess.run(
-        [sys.executable, str(TOOL), "compare", str(STORED), str(now), f"--tolerance={TOLERANCE}"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert compared.returncode == 0, f"{compared.stdout}{__doc__}"
+    code, said = compared(STORED, now, f"--tolerance={TOLERANCE}")
+    assert code == 0, f"{said}{__doc__}"
 
 
 def test_what_differs_is_told(tmp_path: Path) -> None:
@@ -42,14 +49,9 @@ def test_what_differs_is_told(tmp_path: Path) -> None:
     del other["job"]["repair"]["report.json"]["schema"]
     changed = tmp_path / "changed.json"
     changed.write_text(json.dumps(other))
-    compared = subprocess.run(
-        [sys.executable, str(TOOL), "compare", str(STORED), str(changed)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert compared.returncode == 1
-    assert [line.split(":")[0] for line in compared.stdout.splitlines()] == [
+    code, said = compared(STORED, changed)
+    assert code == 1
+    assert [line.split(":")[0] for line in said.splitlines()] == [
         "/job/repair/report.json/schema",
         "/names/Repair",
     ]

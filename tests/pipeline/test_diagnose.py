@@ -47,6 +47,7 @@ def sides(job: RepairJob, split: str) -> tuple[list[care.Example], list[care.Exa
     )
 
 
+@pytest.mark.slow
 def test_the_function_finds_what_the_command_finds(
     files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

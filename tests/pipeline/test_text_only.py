@@ -21,6 +21,7 @@ def text_only(tiny_parts: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ModelSpec, "load", lambda self: vlm)
 
 
+@pytest.mark.slow
 def test_a_job_repairs_the_text_half(files: dict[str, Path], tmp_path: Path) -> None:
     options = {"test_length": 8, "batch_size": 8, "max_new_tokens": 4, **files}
     with pytest.warns(UserWarning, match="reads text alone: requests with pictures are left out"):

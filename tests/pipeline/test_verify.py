@@ -29,6 +29,7 @@ def world(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_page_and_an_exit_code(world, capsys):
     assert cli.main(["verify", "tiny", "repair", *ASKED, "--max-lost", "1"]) == 0
     out = capsys.readouterr().out

@@ -102,6 +102,7 @@ def check_damaged_parts(run: Path, whole: dict, options: dict) -> None:
     assert {name: (run / name).read_bytes() for name in names} == before
 
 
+@pytest.mark.slow
 def test_a_quick_job_says_so_wherever_its_figures_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +129,7 @@ def test_a_quick_job_says_so_wherever_its_figures_are(
         pipeline.diagnose(a_job(tmp_path / "other", quick=True))
 
 
+@pytest.mark.slow
 def test_a_diagnosis_judges_answers_under_both_repairs_and_is_resumed(
     files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +165,7 @@ def test_a_diagnosis_judges_answers_under_both_repairs_and_is_resumed(
     assert pipeline.diagnose(a_job(out, resume=True, **options)) == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["paper", "official"])
 def test_the_papers_layers_are_those_of_the_ablation_and_the_releases_are_fixed(
     files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str

@@ -154,7 +154,7 @@ def test_half_a_character_is_answered(vlm):
 
 
 def test_who_leaves_frees_the_model_and_takes_the_edits_off(vlm):
-    config, hooks = answerer(vlm, edited_everywhere(), max_new_tokens=200), hooks_of(vlm)
+    config, hooks = answerer(vlm, edited_everywhere(), max_new_tokens=60), hooks_of(vlm)
     stream = config.both(Sides(), ASKED)
     while not next(stream).repaired[0].told.text:
         pass

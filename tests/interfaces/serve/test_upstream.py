@@ -164,6 +164,7 @@ def negated(monitor):
     return replace(monitor, detector=turned)
 
 
+@pytest.mark.slow
 def test_over_a_server_of_this_package_answers_are_those_of_the_library(vlm):
     asked = [Conversation.of(user_turns(n)) for n in range(8)]
     bare = vlm.answers(asked, max_new_tokens=LONG)

@@ -14,9 +14,11 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Annotated, Any
 
 import typer
+from typer.main import get_command
 
 from care.interfaces.cli.registry import Group, add_commands, ended_by_sigterm, fail, renamed
 
@@ -60,6 +62,12 @@ def care_command(
 add_commands(app)
 
 
+@cache
+def whole_command() -> Any:
+    """`care` with all below it. Calling the app would build it anew each time."""
+    return get_command(app)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Libraries keep their advice to themselves; warnings of `care` are one line."""
@@ -97,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _quiet(), _any_text(), ended_by_sigterm():
             if told := renamed(given):
                 fail(told)
-            app(args=given, prog_name="care")
+            whole_command()(args=given, prog_name="care")
     except typer.Exit as end:
         return end.exit_code
     except SystemExit as end:
