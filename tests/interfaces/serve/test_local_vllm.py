@@ -183,9 +183,9 @@ def test_another_defense_and_no_vllm(fake, tmp_path, monkeypatch):
     monkeypatch.setattr(local_vllm, "find_spec", lambda name: None)
     with loaded(tmp_path, a_repair()) as found:
         assert found.log[-1]["why"].startswith("vLLM isn't installed here")
-    with pytest.raises(MissingDependencyError, match="pip install vllm"):
-        with loaded(tmp_path, a_repair(), engine="vllm"):
-            pass
+    missing = pytest.raises(MissingDependencyError, match="pip install vllm")
+    with missing, loaded(tmp_path, a_repair(), engine="vllm"):
+        pass
     with loaded(tmp_path, a_repair(), engine="transformers") as found:
         assert found.log[-1] == {**found.log[-1], "engine": "transformers", "why": "as asked"}
 

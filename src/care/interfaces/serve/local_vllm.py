@@ -14,6 +14,7 @@ import math
 import os
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -95,9 +96,9 @@ def _ready(
     child: Child, scratch: Path, name: str, settings: Settings, key: str, word: str
 ) -> Upstream:
     """How it is asked, once it answers as it should."""
-    limits = httpx.Limits(max_connections=PARALLEL)
-    transport = httpx.HTTPTransport(uds=str(socket_in(scratch)), limits=limits)
-    _wait(child, transport, name)
+    limits, where = httpx.Limits(max_connections=PARALLEL), socket_in(scratch)
+    transport = httpx.HTTPTransport(uds=str(where), limits=limits)
+    _wait(child, where, transport, name)
     _check_log(child, settings)
     upstream = Upstream(URL, key=key, off=word, transport=transport)
     # Edits with gates may leave a request alone; opened channels change every one.
@@ -169,12 +170,12 @@ def _folder_or_name(config: ServeConfig, vlm: VLM, scratch: Path) -> str:
     return str(folder)
 
 
-def _wait(child: Child, transport: httpx.BaseTransport, name: str) -> None:
+def _wait(child: Child, where: Path, transport: httpx.BaseTransport, name: str) -> None:
     """Until it answers; UsageError where it ends instead."""
     client = httpx.Client(transport=transport, timeout=10)
     while child.alive:
         with suppress(httpx.TransportError):
-            if client.get("http://vllm/health").status_code == 200:
+            if _listens(where) and client.get("http://vllm/health").status_code == 200:
                 return
         time.sleep(_LOOK)
     if child.ending:
@@ -183,6 +184,12 @@ def _wait(child: Child, transport: httpx.BaseTransport, name: str) -> None:
         f"vLLM ended before it served {name} ({child.why()}); say what it needs by --vllm-args, or "
         "take --engine transformers."
     )
+
+
+def _listens(where: Path) -> bool:
+    """Whether anybody does at a socket; httpx would leave its end open where nobody does."""
+    with socket.socket(socket.AF_UNIX) as own:
+        return own.connect_ex(str(where)) == 0
 
 
 def _check_log(child: Child, settings: Settings) -> None:
