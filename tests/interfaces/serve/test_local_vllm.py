@@ -8,10 +8,13 @@ import io
 import json
 import os
 import shlex
+import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -52,9 +55,10 @@ def a_repair(monitors=True, sites=IN_VLLM, **alarms):
 
 
 @pytest.fixture
-def fake(monkeypatch, tmp_path):
+def fake(monkeypatch, tmp_path, tmp_path_factory):
     """The stand-in in vLLM's place; `fake.told()` is what it was started with."""
     told = tmp_path / "told"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("t")))
     monkeypatch.setattr(local_vllm, "find_spec", lambda name: object())
     monkeypatch.setattr(local_vllm, "PROGRAM", (sys.executable, FAKE))
     monkeypatch.setattr(VLM, "embedded", classmethod(lambda cls, dtype="auto": tiny.tiny_vlm()))
@@ -149,8 +153,10 @@ def test_a_repair_without_monitors_is_its_edits(fake, tmp_path):
     ("way", "repair", "said"),
     [
         ("refuses", a_repair(), "ended before it served embedded (vLLM can't serve m with r: it"),
-        ("silent", a_repair(), "doesn't say that the repair"),
-        ("alike", a_repair(), "answers alike with the channels"),
+        pytest.param("silent", a_repair(), "doesn't say that the repair", marks=pytest.mark.slow),
+        pytest.param(
+            "alike", a_repair(), "answers alike with the channels", marks=pytest.mark.slow
+        ),
         ("", a_repair(sites=repairs.SITES), "edits 2.mhsa_out, and in vLLM only"),
         ("", a_repair().monitors_only(), "has no channel that edits anything in vLLM"),
     ],
@@ -241,7 +247,12 @@ WORDS = (sys.executable, FAKE, "--model", "m", "--additional-config",
          json.dumps({"care": {"switch": "", "digest": "0" * 12}}), "--uds")  # fmt: skip
 
 
-@pytest.mark.parametrize("way", ["kill -9", "SIGTERM", "SIGINT", "error", "os._exit", "no keeper"])
+ENDS = ("SIGTERM", "SIGINT", "error", "os._exit", "no keeper")
+
+
+@pytest.mark.parametrize(
+    "way", ["kill -9", *(pytest.param(way, marks=pytest.mark.slow) for way in ENDS)]
+)
 def test_it_ends_with_its_parent_however_that_ends(tmp_path, way):
     scratch, told = tmp_path / "scratch", tmp_path / "told"
     scratch.mkdir()
@@ -321,6 +332,17 @@ def test_the_share_of_a_gpu_that_is_left():
     assert local_vllm.share_left(60, 80) == 0.65
     with pytest.raises(UsageError, match="12% are free"):
         local_vllm.share_left(10, 80)
+
+
+def test_a_long_folder_for_temporary_files_leaves_room_for_a_socket(tmp_path, monkeypatch):
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    scratch = local_vllm.new_scratch()
+    with socket.socket(socket.AF_UNIX) as own:
+        own.bind(str(local_vllm.socket_in(scratch)))
+    assert scratch.parent == Path("/tmp")
+    shutil.rmtree(scratch)
 
 
 def test_words_that_a_user_says_keep_their_quotes():

@@ -52,6 +52,9 @@ ROOM = 0.1
 PLAIN = {"repetition_penalty": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
 """What a model's generation_config may say otherwise, and the transformers path doesn't heed."""
 
+LONGEST = 60
+"""Bytes of a folder's path, since a socket's may have no more than 107."""
+
 _SECRETS = (KEYS_FROM, BARE_KEYS_FROM, KEY_FROM, OFF_FROM)
 
 _LOOK = 0.2
@@ -77,7 +80,7 @@ def start(
     word, key = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
     watched, folder = bool(defense.monitors), local_folder(config.repair)
     settings = settings_for(folder, edits_only=watched, opened=watched, word=word)
-    scratch = Path(tempfile.mkdtemp(prefix="care-vllm-"))  # for its owner alone
+    scratch = new_scratch()
     try:
         words = command(config, vlm, settings, scratch)
         child = Child(words, environment(key), scratch, config.vllm_log)
@@ -133,6 +136,12 @@ def environment(key: str) -> dict[str, str]:
     found.setdefault("VLLM_NO_USAGE_STATS", "1")
     # Proof that the repair is on is a line of its log.
     return found | {"VLLM_API_KEY": key, "VLLM_LOGGING_LEVEL": "INFO"}
+
+
+def new_scratch() -> Path:
+    """A folder that its owner alone can enter, with a path that leaves room for a socket's."""
+    place = None if len(os.fsencode(tempfile.gettempdir())) < LONGEST else "/tmp"
+    return Path(tempfile.mkdtemp(prefix="care-vllm-", dir=place))
 
 
 def socket_in(scratch: Path) -> Path:
