@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 LAST_SECONDS = 10.0
 """Seconds in which the group may end by itself."""
@@ -26,13 +27,14 @@ LAST_SECONDS = 10.0
 _LOOK = 0.5
 """Seconds between two looks at whether the command still runs."""
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def main(arguments: list[str]) -> int:
     """Run a command for as long as standard input is open; its exit code."""
     scratch, *command = arguments
     told: list[int] = []
+    _ask_linux(_PR_SET_CHILD_SUBREAPER, 1)  # what the command leaves behind is waited for here
     try:
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=_ends_with_its_parent
@@ -59,11 +61,20 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     end = time.monotonic() + LAST_SECONDS
     sent = _send(child.pid, signal.SIGTERM)
     while sent and time.monotonic() < end:
-        child.poll()  # or it would be in the group for ever
+        # Who has ended is in the group until somebody waits for it.
+        if child.poll() is not None:
+            _wait_for_others()
         time.sleep(0.05)
         sent = _send(child.pid, 0)
     _send(child.pid, signal.SIGKILL)
     child.wait()
+
+
+def _wait_for_others() -> None:
+    """Take note of the ends of processes that the command left behind."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def _send(group: int, number: int) -> bool:
@@ -76,9 +87,14 @@ def _send(group: int, number: int) -> bool:
 
 
 def _ends_with_its_parent() -> None:
-    """On Linux, SIGTERM when this process is gone; elsewhere the pipe has to do."""
+    """SIGTERM when this process is gone."""
+    _ask_linux(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _ask_linux(what: int, value: int) -> None:
+    """`prctl`; elsewhere the pipe has to do."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(what, value)
 
 
 if __name__ == "__main__":
