@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
@@ -21,12 +22,15 @@ pytest.importorskip("vllm")
 
 from care.data.images import load_image
 from care.data.small_world.suites import load
+from care.defenses.monitors.detector import Detector
+from care.defenses.monitors.monitor import Monitor
+from care.defenses.monitors.reading import Exchange
 from care.defenses.repair.channel import Channel
 from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import random_subspace
 from care.errors import UsageError
 from care.interfaces.serve.upstream import OFF_FROM, Upstream
-from care.interfaces.vllm.command import serve_command, settings_for
+from care.interfaces.vllm.command import module_command, serve_command, settings_for
 from care.interfaces.vllm.limits import REQUESTS
 from care.interfaces.vllm.settings import KEY, OFF
 from care.models.batches import render
@@ -41,6 +45,7 @@ from kit.vllm_engine import ENVIRONMENT, SMALL
 pytestmark = [pytest.mark.vllm, pytest.mark.embedded, pytest.mark.slow]
 
 WORD = "sesame"
+KEY_HERE, BARE_KEY_HERE = "a-key-of-this-test", "a-bare-key-of-this-test"
 SUITES = ("text-jailbreak", "beside-image", "benign", "vqa")
 
 
@@ -93,7 +98,39 @@ def world(tmp_path_factory):
         found = repair.answer(vlm, examples, max_new_tokens=16)
         answers[name] = [each.text for each in found]
         assert sum(a != b for a, b in zip(answers[name], answers["bare"], strict=True)) >= 2
+    watched = _watched(vlm, examples, answers["bare"])
+    watched.save(folder / "watched")
+    answers["watched"] = watched.answer(vlm, examples, max_new_tokens=16)
+    assert {each.source for each in answers["watched"]} == {"model", "repaired"}
     return folder, examples, requests, answers
+
+
+def _watched(vlm, examples, bare):
+    """A repair with a random monitor, set so that it alarms at some answers but at none of those
+    that are begun again."""
+    rng = np.random.default_rng(5)
+    detector = Detector(*(rng.standard_normal(576).astype(np.float32) for _ in range(2)))
+    monitor = Monitor("answer", 0.0, Site.parse("12.layer_out"), detector)
+    found = Repair(REPAIRS["gated"], name="watched", manifest={"model": model_facts(vlm)})
+    again = found.opened().answer(vlm, examples, max_new_tokens=16)
+
+    def highest(texts):
+        said = [Exchange(e, text) for e, text in zip(examples, texts, strict=True)]
+        return np.array([max(s for _, s in each) for each in monitor.scores(vlm, said, 8)])
+
+    first, then = highest(bare), highest([each.text for each in again])
+    if not (first > then.max()).any():  # the other way round, then
+        detector = dataclasses.replace(detector, direction=-detector.direction)
+        monitor = dataclasses.replace(monitor, detector=detector)
+        first, then = highest(bare), highest([each.text for each in again])
+    order = np.sort(first)
+    threshold = next(
+        (low + high) / 2
+        for low, high in pairwise(order)
+        if low < high and then[first > low].max() < (low + high) / 2
+    )
+    watching = dataclasses.replace(monitor, threshold=float(threshold))
+    return dataclasses.replace(found, monitors=(watching,))
 
 
 def engine(world, name, word=None, off=(), **options):
@@ -183,8 +220,7 @@ def test_the_command_serves_it_over_http(world):
         if name not in ("dtype",):
             option = name.replace("_", "-")
             more.append(f"--{option}={json.dumps(value) if isinstance(value, dict) else value}")
-    # The command of vLLM's build for CPUs looks for another package's version, and fails.
-    program = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", *words[2:]]
+    program = module_command(words, [sys.executable])
     log = folder / "server.log"
     with (
         log.open("w") as said,
@@ -202,17 +238,22 @@ def test_the_command_serves_it_over_http(world):
             server.wait(timeout=120)
 
 
+def _parts(example, request):
+    """The content of a request, as OpenAI's API has it."""
+    parts = [{"type": "text", "text": example.prompt}]
+    if file := request["image"]:
+        data = base64.b64encode(Path(file).read_bytes()).decode()
+        url = {"url": f"data:image/png;base64,{data}"}
+        parts.insert(0, {"type": "image_url", "image_url": url})
+    return parts
+
+
 def _check_endpoint(server, log, port, examples, requests, answers):
     client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600)
     _wait(server, log, client)
 
     def ask(place, arguments=None):
-        parts = [{"type": "text", "text": examples[place].prompt}]
-        if file := requests[place]["image"]:
-            data = base64.b64encode(Path(file).read_bytes()).decode()
-            url = {"url": f"data:image/png;base64,{data}"}
-            parts.insert(0, {"type": "image_url", "image_url": url})
-        messages = [{"role": "user", "content": parts}]
+        messages = [{"role": "user", "content": _parts(examples[place], requests[place])}]
         if examples[place].system:
             messages.insert(0, {"role": "system", "content": examples[place].system})
         how = {"temperature": 0, "max_tokens": 16, "vllm_xargs": arguments}
@@ -245,6 +286,80 @@ def _check_endpoint(server, log, port, examples, requests, answers):
     refused = ask(0, {OFF: 1})
     assert refused.status_code == 400
     assert "must be the word that takes the repair off" in refused.text
+
+
+SERVE = "import sys; from care.interfaces.cli.app import main; sys.exit(main(sys.argv[1:]))"
+
+
+def test_care_serve_starts_it_and_it_ends_with_care_serve(world, tmp_path):
+    folder, examples, requests, answers = world
+    log, said = tmp_path / "vllm.log", tmp_path / "said"
+    small = "--model-impl transformers --enforce-eager --max-num-seqs 8 --max-model-len 512"
+    words = ["embedded", "--repair", str(folder / "watched"), "--engine", "vllm", "--port", "0",
+             "--dtype", "float32", "--vllm-log", str(log),
+             "--vllm-args", f"{small} --gpu-memory-utilization 0.3"]  # fmt: skip
+    keys = {"CARE_API_KEY": KEY_HERE, "CARE_BARE_API_KEY": BARE_KEY_HERE}
+    with (
+        said.open("w") as stderr,
+        subprocess.Popen(
+            [sys.executable, "-c", SERVE, "serve", *words],
+            env={**os.environ, **ENVIRONMENT, **keys},
+            stderr=stderr,
+        ) as server,
+    ):
+        try:
+            told = _ready(server, said, log)
+            assert told["engine"]["engine"] == "vllm"
+            for place, example in enumerate(examples):
+                whole = answers["watched"][place]
+                found = _asked(told["listening"]["url"], KEY_HERE, example, requests[place])
+                assert found["choices"][0]["message"]["content"].strip() == whole.text
+                assert found["care"]["source"] == whole.source
+            bare = {"care": {"repair": False}}
+            found = _asked(told["listening"]["url"], BARE_KEY_HERE, examples[0], requests[0], bare)
+            assert found["choices"][0]["message"]["content"].strip() == answers["bare"][0]
+            pids = _below(server.pid)
+            assert len(pids) >= 2  # the keeper, and vLLM
+        finally:
+            server.kill()
+    end = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < end, "vLLM outlives care serve"
+        time.sleep(0.5)
+
+
+def _ready(server, said, log, seconds=1200):
+    """The events of a server's log, by name, once it is ready."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        lines = said.read_text().splitlines()
+        shown = [json.loads(line) for line in lines if line.startswith("{")]
+        events = {line["event"]: line for line in shown}
+        if "ready" in events:
+            return events
+        more = log.read_text() if log.exists() else ""
+        assert server.poll() is None, f"{said.read_text()}\n{more[-5000:]}"
+        time.sleep(1)
+    raise AssertionError("the server didn't get ready")
+
+
+def _asked(url, key, example, request, more=None):
+    """What a server answers to an example."""
+    messages = [{"role": "user", "content": _parts(example, request)}]
+    if example.system:
+        messages.insert(0, {"role": "system", "content": example.system})
+    body = {"model": "embedded", "messages": messages, "max_tokens": 16, **(more or {})}
+    headers = {"Authorization": f"Bearer {key}"}
+    found = httpx.post(f"{url}/chat/completions", json=body, headers=headers, timeout=600)
+    assert found.status_code == 200, found.text
+    return found.json()
+
+
+def _below(pid):
+    """A process's children, and theirs."""
+    found = Path(f"/proc/{pid}/task").glob("*/children")
+    own = [int(word) for file in found for word in file.read_text().split()]
+    return own + [each for child in own for each in _below(child)]
 
 
 def _wait(server, log, client, seconds=1200):

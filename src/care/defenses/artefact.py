@@ -175,7 +175,7 @@ def _checked(facts: dict[str, Any], what: str, todo: str) -> ArtefactFacts:
 
 def load(name_or_path: str | Path, vlm: VLM | None = None) -> RepairData:
     """Read and check an artefact; ArtefactError says what is wrong with it."""
-    folder = _local(name_or_path)
+    folder = local_folder(name_or_path)
     facts = _facts(folder)
     numbers = _read(folder / NUMBERS, MAX_NUMBERS)
     if digest_of(facts, numbers) != facts.get("sha256"):
@@ -245,7 +245,7 @@ def upload(folder: Path, repo_id: str, **options: Any) -> str:
         ) from error
 
 
-def _local(name_or_path: str | Path) -> Path:
+def local_folder(name_or_path: str | Path) -> Path:
     """The artefact's folder, fetched from the Hub if a text has the form owner/name."""
     folder = Path(name_or_path)
     if folder.is_dir():

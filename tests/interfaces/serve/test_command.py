@@ -75,7 +75,7 @@ def test_a_signal_ends_it_in_order(call, tiny_embedded, tmp_path, port, number):
     client.join()
     assert code == 0 and signal.getsignal(number) == before
     events = [json.loads(line)["event"] for line in lines]
-    assert events == ["listening", "ready", "request", "ending"]
+    assert events == ["listening", "engine", "ready", "request", "ending"]
     assert found[0]["care"]["repair"] == repair.digest() and found[0]["model"] == "embedded"
     assert found[0]["usage"]["completion_tokens"] == 4
 

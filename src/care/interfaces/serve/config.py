@@ -6,9 +6,10 @@ a sentence that names it. Plain data: neither torch nor the packages of the extr
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from care.errors import UsageError
 from care.interfaces.requests.hosts import LOCAL
@@ -16,6 +17,16 @@ from care.interfaces.requests.limits import RequestLimits
 from care.interfaces.serve.keys import BARE_KEYS_FROM, KEYS_FROM, Keys
 from care.models.spec import ModelSpec
 from care.runs.settings import FILE, MANY, MAX_BATCH, Between, check_bounds
+
+VLLM_OWN = frozenset(
+    f"--{name}"
+    for name in (
+        "model", "additional-config", "logits-processors", "api-key", "host", "port", "uds",
+        "root-path", "ssl-keyfile", "ssl-certfile", "config", "enable-log-requests",
+    )
+)  # fmt: skip
+"""Options of vLLM's that a user may not say: what makes it the repair's server, and keeps its word
+from others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +53,13 @@ class ServeConfig:
     hold: Annotated[int | None, Between(0, MAX_BATCH)] = None
     """Tokens of a streamed answer that are kept back until a monitor has read them; none: until the
     first reading."""
+    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    """What makes the answers: vllm, started here beside the model that reads them, transformers,
+    or auto, vllm where it is installed and can serve this model with this repair."""
+    vllm_args: str = ""
+    """Further options of vLLM's server, in one text, such as '--max-num-seqs 64'."""
+    vllm_log: Path | None = None
+    """File for what vLLM says; none: a temporary one, which stays if vLLM fails."""
     upstream: str | None = None
     """Address of another server of the same model, such as vLLM's, up to and with /v1, that makes
     the answers; the model here reads them. Its key is in CARE_UPSTREAM_KEY, and the word by which
@@ -73,11 +91,38 @@ class ServeConfig:
         check_bounds(self)
         if not self.repair:
             raise UsageError("--repair is empty; pass the folder of a repair.")
+        if self.upstream is not None and self.engine != "auto":
+            raise UsageError(
+                f"--engine {self.engine} and --upstream both say what makes the answers; leave one "
+                "of them out."
+            )
+        if self.upstream is not None or self.engine == "transformers":
+            for option in ("vllm_args", "vllm_log"):
+                if getattr(self, option):
+                    raise UsageError(
+                        f"--{option.replace('_', '-')} is for a vLLM that is started here, and "
+                        "none is; leave it out, or take --engine vllm."
+                    )
+        if own := [word for word in self.vllm_words if _option(word) in VLLM_OWN]:
+            raise UsageError(
+                f"--vllm-args holds {_option(own[0])}, which `care serve` says to vLLM itself; "
+                "leave it out."
+            )
 
     @property
     def name(self) -> str:
         """What requests call the model."""
         return self.served_name or self.model.shown
+
+    @property
+    def vllm_words(self) -> list[str]:
+        """The words of `vllm_args`; UsageError for quotes that don't close."""
+        try:
+            return shlex.split(self.vllm_args)
+        except ValueError as error:
+            raise UsageError(
+                f"--vllm-args can't be read ({error}); pass it as a shell would be told."
+            ) from error
 
     @property
     def answer_length(self) -> int:
@@ -93,3 +138,8 @@ class ServeConfig:
                 f"--keys FILE or set {KEYS_FROM} (or {BARE_KEYS_FROM}), or leave --host out."
             )
         return keys
+
+
+def _option(word: str) -> str:
+    """An option of vLLM's as it is documented, of a word that may hold its value too."""
+    return word.partition("=")[0].replace("_", "-")

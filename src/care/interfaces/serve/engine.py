@@ -28,7 +28,6 @@ from care.models.thoughts import Tags
 
 if TYPE_CHECKING:
     from care.defenses.base import Defense
-    from care.interfaces.serve.config import ServeConfig
     from care.models.responses import Answer
     from care.models.vlm import VLM
 
@@ -96,22 +95,6 @@ class TransformersEngine:
         self._processor, self._counting = copy.deepcopy(vlm.processor), Lock()
         self._batches = Batches(batch_size, self._work)
         self._stopped = self._broken = False
-
-    @classmethod
-    def load(cls, config: ServeConfig) -> TransformersEngine:
-        """The engine of a configuration. Raises what loading its model and its repair does."""
-        from care.defenses.loading import load_defense
-
-        size = config.model.batch(config.batch_size)
-        if config.upstream is None:
-            vlm = config.model.load()
-            return cls(vlm, load_defense(config.repair, vlm), size, config.hold)
-        from care.interfaces.serve.upstream import Upstream, UpstreamRepair, UpstreamVLM
-
-        upstream = Upstream.of(config.upstream, config.upstream_model)
-        vlm = UpstreamVLM(config.model.load(), upstream)
-        repair = UpstreamRepair.of(load_defense(config.repair, vlm), vlm)
-        return cls(vlm, repair, size, config.hold)
 
     def count(self, conversation: Conversation, longest: int) -> int:
         """See `Engine`: the prompt is encoded as the model gets it, so that what can't be is told

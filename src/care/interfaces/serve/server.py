@@ -14,7 +14,7 @@ import socket
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -22,7 +22,8 @@ import uvicorn
 
 from care.interfaces.requests.hosts import listening, url_of
 from care.interfaces.serve.config import ServeConfig
-from care.interfaces.serve.engine import Engine, TransformersEngine
+from care.interfaces.serve.engine import Engine
+from care.interfaces.serve.loading import load
 from care.interfaces.serve.records import Log
 from care.interfaces.serve.service import Service
 
@@ -80,22 +81,27 @@ class Server(uvicorn.Server):
         if self.service.engine is not None:
             self.service.engine.stop()
 
+    def fail(self, error: Exception) -> None:
+        """End, since the server can't go on; in any thread. Nothing where it ends already."""
+        if not self.should_exit:
+            self.failed = error
+            self.should_exit = True
+
     def _loading(self) -> None:
         try:
             self.service.engine = self._load()
             self.service.log.write("ready", model=self.service.config.name)
         except Exception as error:
-            self.failed = error
-            self.should_exit = True
+            self.fail(error)
 
 
 def serve(config: ServeConfig) -> None:
-    """Serve a model until a signal; raises what loading it does, and UsageError for a port that
-    can't be had."""
+    """Serve a model until a signal; raises what loading it does, UsageError for a port that can't
+    be had, and ModelError where vLLM, as a child, has ended."""
     keys = config.known_keys()
     log = Log(config.log_contents)
-    with listening(config.host, config.port) as listener:
-        server = Server(Service(config, keys, log), lambda: TransformersEngine.load(config))
+    with listening(config.host, config.port) as listener, ExitStack() as held:
+        server = Server(Service(config, keys, log), lambda: load(config, log, held, server.fail))
         host, port = listener.getsockname()[:2]
         log.write("listening", url=f"{url_of(host, port)}/v1", keys=bool(keys))
         with _lines_only(log):

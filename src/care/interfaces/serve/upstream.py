@@ -76,14 +76,18 @@ class Upstream:
             upstream.check_switch()
         return upstream
 
-    def check_switch(self) -> None:
-        """UsageError where answers with the word are the same as without it."""
+    def switches(self) -> bool:
+        """Whether answers with the word are others than without it."""
         asked = {"max_tokens": 1, "temperature": 0, "logprobs": True}
         bare, repaired = (
             self._post(self._body(_PROOF, repaired=on) | asked)["choices"][0]["logprobs"]
             for on in (False, True)
         )
-        if bare == repaired:
+        return bare != repaired
+
+    def check_switch(self) -> None:
+        """UsageError where answers with the word are the same as without it."""
+        if not self.switches():
             raise UsageError(
                 f"The server at {self.url} answers the same with the word of {OFF_FROM} as without "
                 "it, so its channels aren't closed; start it by what care export DIR --format vllm "
@@ -261,6 +265,29 @@ class UpstreamRepair(Defense):
     def _dialogue(self, how: dict[str, Any]) -> Dialogue:
         closing = self._vlm.repaired if self._vlm.upstream.off is not None else None
         return Dialogue(self._vlm, self._repair.monitors, closing, how)
+
+
+class UpstreamEdits(Defense):
+    """A repair without monitors: its edits, made elsewhere."""
+
+    def __init__(self, repair: Repair, vlm: UpstreamVLM) -> None:
+        self.name, self._repair, self._vlm = repair.name, repair, vlm
+
+    def answer(self, vlm: VLM, examples: Sequence[Example], **how: Any) -> list[Answer]:
+        """Answers of the other server under the repair."""
+        with self._vlm.repaired():
+            return self._vlm.answers(list(examples), **how)
+
+    def stream(
+        self, vlm: VLM, example: Example, *, hold: int | None = None, **how: Any
+    ) -> Iterator[Streamed]:
+        """The answer while it is made there."""
+        with self._vlm.repaired():
+            yield from Defense().stream(self._vlm, example, hold=hold, **how)
+
+    def digest(self) -> str | None:
+        """That of the repair."""
+        return self._repair.digest()
 
 
 def messages_of(example: Example) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,11 @@ def serve_command(settings: Settings, model: ModelSpec) -> list[str]:
     words += ["--revision", revision] if revision else []
     words += ["--trust-remote-code"] if model.trust_remote_code else []
     return words
+
+
+def module_command(words: Sequence[str], python: Sequence[str]) -> list[str]:
+    """The same command as a module of Python's: the command `vllm` isn't there in every build."""
+    return [*python, "-m", "vllm.entrypoints.openai.api_server", "--model", *words[2:]]
 
 
 def shown(words: list[str]) -> str:
