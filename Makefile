@@ -49,7 +49,10 @@ SHORT_TESTS := \
 	$(patsubst %,tests/judges/test_%.py,api classifiers guards outcome perplexity) \
 	$(patsubst %,tests/judges/test_refusal.py::test_%,rule_classifier_and_judge_tell_refusals \
 		classifier_learns_in_time_and_knows_what_the_rule_does_not combination_is_certainty_or_classifier) \
-	tests/models $(patsubst %,tests/interfaces/test_%.py,inspect_eval inspect_logs inspect_parts thoughts) \
+	tests/models/architectures tests/models/embedded \
+	$(filter-out $(patsubst %,tests/models/test_%.py,changed finite memory sites spec), \
+		$(wildcard tests/models/test_*.py)) \
+	$(patsubst %,tests/interfaces/test_%.py,inspect_eval inspect_logs inspect_parts thoughts) \
 	tests/interfaces/serve/test_server.py tests/journeys/test_libraries.py
 
 # What importing lmms-eval and running its tasks about pictures needs. All that it declares would bring

@@ -78,6 +78,7 @@ def evaluate(*more, attacks=(PICTURES, "openings", "joined")):
     return cli.main([*arguments, "--repair", "care", "--parts", *adaptive, *more])
 
 
+@pytest.mark.slow
 def test_a_repair_is_taken_apart_and_only_what_decides_is_attacked(world, capsys):
     assert evaluate() == 0, capsys.readouterr().err
     shown = capsys.readouterr()
@@ -112,6 +113,7 @@ def test_a_repair_is_taken_apart_and_only_what_decides_is_attacked(world, capsys
     assert json.loads(Path("run/table.json").read_text())["unions"] == json.loads(before)["unions"]
 
 
+@pytest.mark.slow
 def test_what_monitors_miss_is_made_once_for_all_that_have_them(world, monkeypatch, capsys):
     monkeypatch.setattr(ModelSpec, "answer_length", lambda self, asked: 4)
     attacks = ("missed,n=1,steps=1,restarts=1,requests=asked.jsonl",)
@@ -135,6 +137,7 @@ def test_what_monitors_miss_is_made_once_for_all_that_have_them(world, monkeypat
     assert evaluate("--resume", attacks=attacks) == 0 and (folder / "3.json").exists()
 
 
+@pytest.mark.slow
 def test_controls_are_made_stored_and_asked(world, monkeypatch, capsys):
     monkeypatch.setattr("care.evaluation.controls.HARMLESS", 3)
     arguments = ["evaluate", "m", "--suite", "test.jsonl", "--max-new-tokens", "4", "--out", "run"]
@@ -173,6 +176,7 @@ def test_controls_are_made_stored_and_asked(world, monkeypatch, capsys):
     assert "no discriminant of requests" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_some_requests_are_attacked_and_their_pictures_joined(world):
     pictures = "registers,each=1,limit=2,n=1,steps=1,restarts=1,as=each"
     assert evaluate(attacks=(pictures, "openings", "joined")) == 0

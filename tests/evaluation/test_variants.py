@@ -175,6 +175,7 @@ def test_limits_come_together_and_hold_the_rate():
 SEARCHED = "gcg,steps=2,width=4,topk=8,length=3,n=2,as=suffix"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("each", [0, 1])
 def test_suffixes_are_searched_on_each_defense_and_shown_to_all(world, capsys, each):
     attacks = (f"{SEARCHED},each={each}",)

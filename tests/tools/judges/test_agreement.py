@@ -1,7 +1,7 @@
 """Agreement with hand labels: closed cases, the shipped file per source, the command."""
 
 import json
-import subprocess
+import runpy
 import sys
 
 import numpy as np
@@ -13,8 +13,13 @@ from tools.judges.agreement import SPLITS, agreement, kappa, outcome_agreement, 
 from tools.judges.labelled import refusals
 
 
-def test_agreement_with_hand_labels():
-    got = agreement()
+@pytest.fixture(scope="module")
+def of_all():
+    return agreement()
+
+
+def test_agreement_with_hand_labels(of_all):
+    got = of_all
     assert got["n"] == len(refusals())
     assert got["combined"]["accuracy"]["rate"] > 0.95
     assert got["combined"]["kappa"] > 0.9
@@ -32,8 +37,8 @@ def test_agreement_with_hand_labels():
     json.dumps(got)
 
 
-def test_every_source_agrees():
-    got = agreement()["by_source"]
+def test_every_source_agrees(of_all):
+    got = of_all["by_source"]
     rows = refusals()
     assert sum(part["n"] for part in got.values()) == len(rows)
     for source in ("written", "embedded", "overdriven"):
@@ -81,11 +86,13 @@ def test_outcome_agreement_closed_case():
     assert outcome_agreement([long], strict)["confusion"] == {"harmful": {"degenerate": 1}}
 
 
-def test_a_source_may_hold_one_label():
+def test_a_source_may_hold_one_label(monkeypatch):
+    monkeypatch.setattr("tools.judges.agreement.held_out", dict)  # other texts than these
     rows = [
         {"text": "I can't help with that.", "refused": True, "source": "a"},
         {"text": "Take flour and water.", "refused": False, "source": "b"},
     ]
+    monkeypatch.setattr("tools.judges.agreement.training_rows", lambda: rows)
     got = agreement(rows)["by_source"]
     assert got["a"]["combined"]["false_positives"]["rate"] is None
     assert got["a"]["combined"]["false_negatives"]["rate"] == 0.0
@@ -114,8 +121,9 @@ def test_kappa_closed_cases():
     assert kappa(np.array(["a", "b", "c"]), np.array(["a", "b", "b"])) == pytest.approx(0.5)
 
 
-def test_agreement_command_prints_json():
-    out = subprocess.run(
-        [sys.executable, "-m", "tools.judges"], capture_output=True, text=True, check=True
-    )
-    assert json.loads(out.stdout)["combined"]["kappa"] > 0.9
+def test_agreement_command_prints_json(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["judges"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("tools.judges", run_name="__main__")
+    assert end.value.code == 0
+    assert json.loads(capsys.readouterr().out)["combined"]["kappa"] > 0.9

@@ -11,6 +11,7 @@ from care.data.text import words
 from care.judges.refusal_classifier import load_rows, training_rows
 from care.statistics.agreement import kappa_interval
 from tools.judges.__main__ import main
+from tools.judges.agreement import agreement
 from tools.judges.agreement_by_kind import FILE, compared, held_out, left_out, manner
 
 ROWS = load_rows(FILE)
@@ -98,9 +99,11 @@ def test_the_documentation_shows_every_kind():
 
 def test_the_command_shows_them(monkeypatch, capsys):
     monkeypatch.setattr("tools.judges.__main__.left_out", lambda by: {"by": by})
+    once, held = agreement(), held_out()
+    monkeypatch.setattr("tools.judges.__main__.agreement", lambda: dict(once))
     for arguments in ([], ["--leave-out"]):
         assert main(["agreement", *arguments]) == 0
         found = json.loads(capsys.readouterr().out)
-        assert found["assistants"] == held_out()
+        assert found["assistants"] == held
         assert found.get("left_out") == ({"by": "register"} if arguments else None)
         assert found.get("left_out_authors") == ({"by": "author"} if arguments else None)
