@@ -17,6 +17,7 @@ from care.data.small_world import suites
 from care.defenses.repair.repair import Repair
 from care.evaluation.scores import Scorecard
 from care.interfaces.cli.app import main
+from care.judges import refusal
 from care.models.vlm import VLM
 from care.report.files import load_report
 from care.typed import from_tree, to_tree
@@ -38,9 +39,11 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_jobs_go_on_and_ask_nothing_again(old: Path) -> None:
+def test_jobs_go_on_and_ask_nothing_again(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fingerprint
 
+    # A run is refused by rules that were changed since, and these were; nothing else may refuse it.
+    monkeypatch.setattr(refusal, "VERSION", 3)
     stored = ("answers.jsonl", "rows.jsonl", "scan.jsonl", "decisions.safetensors")
     files = [path for path in old.rglob("*") if path.name in stored]
     before = {path: path.read_bytes() for path in files}
