@@ -1,27 +1,27 @@
 """What a repair costs vLLM at decoding (docs/vllm.md).
 
     python benchmarks/plugin.py --repair runs/demo/repair            # where vLLM is installed
-    python benchmarks/plugin.py --compiled                           # engines beside each other
 
 Repairs are served as `care export --format vllm --drop monitors` has it (`edits`), and as `care
 serve --engine vllm` has it (`opened`: `--drop monitors,gates --off WORD`), asked with the word, as
 most requests are there. Processor seconds of the process are told, with one thread, since these
 hardly depend on what else the machine does.
 
-In one eager engine the plugin's hooks are taken off and put on again at every second step, and two
-neighbouring steps are a pair: that is fine enough for a per cent on a busy machine. A compiled
-engine can't be changed, so there a stock one, in a process of its own, answers in turns with it. A
-ratio is that of the sums, with its 95% interval (bootstrap over pairs or rounds). The embedded
-model is small, so that the share of edits is greater there than on a model of billions of weights.
+In an eager engine the plugin's hooks are timed within each step, and taken off and put on again at
+every second one: "inside" is their time over that of the rest of the same step, which a busy
+machine hardly blurs, and "ratio" that of whole steps with hooks to the neighbouring ones without.
+Both are ratios of sums, with 95% intervals (bootstrap over pairs of steps). The embedded model is
+small, so that the share of edits is greater there than on a model of billions of weights. A
+compiled engine can't be changed so, and isn't measured here.
 The last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
-import random
 import subprocess
 import sys
 import tempfile
@@ -35,6 +35,7 @@ from care.interfaces.vllm.layers import EDIT
 from care.interfaces.vllm.limits import REQUESTS
 from care.interfaces.vllm.settings import KEY, OFF
 from care.statistics.bootstrap import bootstrap_ratio
+from care.statistics.intervals import Interval
 from care.typed import to_tree
 
 WORD = "a-word-of-the-benchmark"
@@ -54,25 +55,20 @@ class Work:
     """One engine in this process."""
 
     def __init__(self, options: dict[str, Any]) -> None:
-        from vllm import LLM
+        from vllm import LLM  # pyright: ignore[reportMissingImports]
 
         self._llm, self._asked = LLM(**options), 0
 
     def _params(self, tokens: int, arguments: dict[str, str]) -> Any:
-        from vllm import SamplingParams
+        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
         return SamplingParams(
             temperature=0, max_tokens=tokens, ignore_eos=True, extra_args=arguments
         )
 
-    def answers(self, clients: int, tokens: int, arguments: dict[str, str]) -> list[float]:
-        """Processor milliseconds a token of answers, prompts included."""
-        start = time.process_time()
-        self._llm.generate([PROMPT] * clients, self._params(tokens, arguments), use_tqdm=False)
-        return [1e3 * (time.process_time() - start) / (clients * tokens)]
-
     def steps(self, clients: int, tokens: int, arguments: dict[str, str]) -> list[list[float]]:
-        """Pairs of the same for neighbouring steps: with the plugin's hooks, and without."""
+        """Processor milliseconds a token of neighbouring steps with the plugin's hooks and without,
+        and of the first in the hooks."""
         engine, plugin = self._llm.llm_engine, Hooks(self._llm)
         params = self._params(2 * tokens + clients + 8, arguments)
         names = [f"{self._asked}-{n}" for n in range(clients)]
@@ -86,10 +82,11 @@ class Work:
             found = {}
             for on in (True, False) if number % 2 else (False, True):
                 plugin.put(on)
-                start = time.process_time()
+                plugin.seconds, start = 0.0, time.process_time()
                 engine.step()
-                found[on] = 1e3 * (time.process_time() - start) / clients
-            pairs.append([found[True], found[False]])
+                found[on] = (time.process_time() - start, plugin.seconds)
+            (with_it, inside), (without, _) = found[True], found[False]
+            pairs.append([1e3 * each / clients for each in (with_it, without, inside)])
         plugin.put(True)
         engine.abort_request(names)
         while engine.has_unfinished_requests():
@@ -98,21 +95,35 @@ class Work:
 
 
 class Hooks:
-    """All hooks of the plugin on the model of an eager engine."""
+    """All hooks of the plugin on the model of an eager engine, and the time they take."""
 
     def __init__(self, llm: Any) -> None:
         worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
-        model = worker.get_model()
+        model, self.seconds = worker.get_model(), 0.0
         edited = [m for m in model.modules() if any(n.startswith(EDIT) for n in m._modules)]
-        self._hooks = [(m._forward_hooks, dict(m._forward_hooks)) for m in edited]
-        self._hooks.append((model._forward_pre_hooks, dict(model._forward_pre_hooks)))
-        assert all(each for _, each in self._hooks), "the plugin has no hooks here"
+        places = [m._forward_hooks for m in edited] + [model._forward_pre_hooks]
+        assert edited and all(places), "the plugin has no hooks here"
+        self._hooks = [(place, {n: self._timed(hook) for n, hook in place.items()})
+                       for place in places]  # fmt: skip
 
     def put(self, on: bool) -> None:
         """On or off."""
         for place, hooks in self._hooks:
             place.clear()
             place.update(hooks if on else {})
+
+    def _timed(self, hook: Any) -> Any:
+        hook = getattr(hook, "__wrapped__", hook)
+
+        @functools.wraps(hook)
+        def timed(*args: Any) -> Any:
+            start = time.process_time()
+            try:
+                return hook(*args)
+            finally:
+                self.seconds += time.process_time() - start
+
+        return timed
 
 
 def work(options: dict[str, Any]) -> None:
@@ -147,8 +158,8 @@ class Engine:
         self._process.wait()
 
 
-def options_of(folder: Path, repair: Path, eager: bool) -> dict[str, dict[str, Any]]:
-    """What a stock engine of the embedded model takes, and what each way does."""
+def options_of(folder: Path, repair: Path) -> dict[str, dict[str, Any]]:
+    """What an engine of the embedded model takes, each way."""
     from care.models.vlm import VLM
 
     vlm = VLM.embedded(dtype="float32")
@@ -156,7 +167,7 @@ def options_of(folder: Path, repair: Path, eager: bool) -> dict[str, dict[str, A
     vlm.processor.save_pretrained(folder)
     common = {
         "model": str(folder), "dtype": "float32", "max_model_len": 512, "max_num_seqs": 64,
-        "gpu_memory_utilization": 0.3, "model_impl": "transformers", "enforce_eager": eager,
+        "gpu_memory_utilization": 0.3, "model_impl": "transformers", "enforce_eager": True,
         "limit_mm_per_prompt": {"image": 0}, "enable_prefix_caching": False,
     }  # fmt: skip
     said = {
@@ -167,17 +178,23 @@ def options_of(folder: Path, repair: Path, eager: bool) -> dict[str, dict[str, A
         name: {"additional_config": {KEY: to_tree(each, name)}, "logits_processors": [REQUESTS]}
         for name, each in said.items()
     }
-    return {"stock": common} | {name: common | more[name] for name in WAYS}
+    return {name: common | more[name] for name in WAYS}
 
 
 def compared(pairs: list[list[float]]) -> dict[str, Any]:
     """Of pairs with the repair and without."""
-    ours, stock = ([pair[n] for pair in pairs] for n in (0, 1))
-    ratio = bootstrap_ratio(ours, stock)
+    ours, stock, inside = zip(*pairs, strict=True)
+    rest = [whole - part for whole, part in zip(ours, inside, strict=True)]
     return {
         "processor ms a token": [round(sum(each) / len(pairs), 3) for each in (ours, stock)],
-        "ratio": [round(each, 4) for each in (ratio.rate, ratio.low, ratio.high)],
+        "ratio": limits(bootstrap_ratio(ours, stock)),
+        "inside": limits(bootstrap_ratio(inside, rest)),
     }
+
+
+def limits(found: Interval) -> list[float]:
+    """An estimate and its limits."""
+    return [round(each, 4) for each in (found.rate, found.low, found.high)]
 
 
 def by_steps(options: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
@@ -197,34 +214,11 @@ def by_steps(options: dict[str, Any], given: argparse.Namespace) -> dict[str, An
     return told
 
 
-def by_engines(options: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
-    """Engines beside each other, asked in turns."""
-    engines = {name: Engine(each) for name, each in options.items()}
-    told: dict[str, Any] = {}
-    try:
-        for clients in given.clients:
-            rounds: dict[str, list[float]] = {name: [] for name in engines}
-            for number in range(given.pairs + 1):  # the first is warm-up
-                for name in random.Random(number).sample(list(engines), len(engines)):
-                    asked = {"clients": clients, "tokens": 8, "arguments": WAYS.get(name, {})}
-                    found = engines[name].ask(what="answers", **asked)
-                    rounds[name] += found if number else []
-            for way in WAYS:
-                pairs = [list(pair) for pair in zip(rounds[way], rounds["stock"], strict=True)]
-                told[f"{way}, {clients} at once"] = found = compared(pairs)
-                print(way, clients, json.dumps(found), flush=True)
-    finally:
-        for each in engines.values():
-            each.end()
-    return told
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="what a repair costs vLLM at decoding")
     parser.add_argument("--repair", type=Path, default=Path("runs/demo/repair"))
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
-    parser.add_argument("--pairs", type=int, default=40, help="of steps, or of rounds")
-    parser.add_argument("--compiled", action="store_true", help="as vLLM is unless it is told")
+    parser.add_argument("--pairs", type=int, default=40, help="of steps")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.work:
@@ -236,9 +230,8 @@ def main() -> None:
     if not given.repair.is_dir():
         raise SystemExit(f"There is no repair in {given.repair}; run make demo, or pass --repair.")
     with tempfile.TemporaryDirectory() as folder:
-        options = options_of(Path(folder, "model"), given.repair, eager=not given.compiled)
-        told = (by_engines if given.compiled else by_steps)(options, given)
-    print(json.dumps(told | {"pairs": given.pairs, "compiled": given.compiled}))
+        told = by_steps(options_of(Path(folder, "model"), given.repair), given)
+    print(json.dumps(told | {"pairs": given.pairs}))
 
 
 if __name__ == "__main__":
