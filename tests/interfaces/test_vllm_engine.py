@@ -11,8 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -91,7 +91,9 @@ def world(tmp_path_factory):
             image = str(folder / f"{place}.png")
             load_image(picture).save(image)
         requests.append({"prompt": render(vlm.processor, example), "image": image})
-    answers = {"bare": [each.text for each in vlm.answers(examples, max_new_tokens=16)]}
+    answers: dict[str, Any] = {
+        "bare": [each.text for each in vlm.answers(examples, max_new_tokens=16)]
+    }
     for name, channels in REPAIRS.items():
         repair = Repair(channels, name=name, manifest={"model": model_facts(vlm)})
         repair.save(folder / name)
@@ -101,36 +103,31 @@ def world(tmp_path_factory):
     watched = _watched(vlm, examples, answers["bare"])
     watched.save(folder / "watched")
     answers["watched"] = watched.answer(vlm, examples, max_new_tokens=16)
-    assert {each.source for each in answers["watched"]} == {"model", "repaired"}
+    assert {each.source for each in answers["watched"]} >= {"model", "repaired"}
     return folder, examples, requests, answers
 
 
 def _watched(vlm, examples, bare):
-    """A repair with a random monitor, set so that it alarms at some answers but at none of those
-    that are begun again."""
-    rng = np.random.default_rng(5)
-    detector = Detector(*(rng.standard_normal(576).astype(np.float32) for _ in range(2)))
-    monitor = Monitor("answer", 0.0, Site.parse("12.layer_out"), detector)
+    """A repair with a random monitor that alarms at half of the answers, but not at all of those
+    that are begun again then."""
     found = Repair(REPAIRS["gated"], name="watched", manifest={"model": model_facts(vlm)})
-    again = found.opened().answer(vlm, examples, max_new_tokens=16)
+    again = [each.text for each in found.opened().answer(vlm, examples, max_new_tokens=16)]
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        detector = Detector(*(rng.standard_normal(576).astype(np.float32) for _ in range(2)))
+        monitor = Monitor("answer", 0.0, Site.parse("12.layer_out"), detector)
+        first, then = (_highest(monitor, vlm, examples, texts) for texts in (bare, again))
+        threshold = float(np.median(first))
+        if (then[first > threshold] < threshold).any():
+            watching = dataclasses.replace(monitor, threshold=threshold)
+            return dataclasses.replace(found, monitors=(watching,))
+    raise AssertionError("no monitor alarms at some answers alone")
 
-    def highest(texts):
-        said = [Exchange(e, text) for e, text in zip(examples, texts, strict=True)]
-        return np.array([max(s for _, s in each) for each in monitor.scores(vlm, said, 8)])
 
-    first, then = highest(bare), highest([each.text for each in again])
-    if not (first > then.max()).any():  # the other way round, then
-        detector = dataclasses.replace(detector, direction=-detector.direction)
-        monitor = dataclasses.replace(monitor, detector=detector)
-        first, then = highest(bare), highest([each.text for each in again])
-    order = np.sort(first)
-    threshold = next(
-        (low + high) / 2
-        for low, high in pairwise(order)
-        if low < high and then[first > low].max() < (low + high) / 2
-    )
-    watching = dataclasses.replace(monitor, threshold=float(threshold))
-    return dataclasses.replace(found, monitors=(watching,))
+def _highest(monitor, vlm, examples, texts):
+    """The highest score of each answer."""
+    said = [Exchange(e, text) for e, text in zip(examples, texts, strict=True)]
+    return np.array([max(score for _, score in each) for each in monitor.scores(vlm, said, 8)])
 
 
 def engine(world, name, word=None, off=(), **options):

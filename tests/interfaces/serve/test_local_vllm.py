@@ -271,8 +271,7 @@ def test_it_ends_with_its_parent_however_that_ends(tmp_path, way):
             os.kill(worker, signal.SIGKILL)  # vLLM ends its own; this stand-in doesn't
             parent.kill()
         elif way in ("error", "os._exit"):
-            parent.stdin.write(b"\n")
-            parent.stdin.flush()
+            parent.communicate(b"\n")
         else:
             numbers = {"kill -9": signal.SIGKILL, "SIGTERM": signal.SIGTERM}
             parent.send_signal(numbers.get(way, signal.SIGINT))

@@ -148,7 +148,7 @@ class Service:
             )
         if not self.engine.alive:
             raise RequestFailure(
-                503, "engine_failed", "The model's device failed; the server has to be restarted."
+                503, "engine_failed", "The model's device or vLLM failed; start the server again."
             )
         return self.engine
 
