@@ -53,9 +53,9 @@ class Anatomy:
     def of(cls, model: Any) -> "Anatomy":
         """Find and verify the parts of `model`: of Hugging Face's, one that answers in text.
 
-        Raises ModelError if it takes images but names no token in whose place they are, has an
-        encoder for the request, writes by diffusion, has no decoder of the configured depth, or a
-        layer lacks mixer or FFN.
+        Raises ModelError if it takes images but names no token in whose place they are, or nothing
+        without them, has an encoder for the request, writes by diffusion, has no decoder of the
+        configured depth, or a layer lacks mixer or FFN.
         """
         name = type(model).__name__
         config = getattr(model, "config", None)
@@ -74,6 +74,13 @@ class Anatomy:
                 f"{name} can't be used: it refines a canvas of many tokens at once (text "
                 "diffusion), and roles are those of tokens that follow each other; use a model "
                 "that writes one token after another."
+            )
+        taken = inspect.signature(model.forward).parameters
+        if "pixel_values" in taken and taken["pixel_values"].default is inspect.Parameter.empty:
+            raise ModelError(
+                f"{name} can't be used: it takes no request without a picture, and generates from "
+                "embeddings whose tokens its language model isn't told; use a model that reads "
+                "pictures among the tokens of a text."
             )
         text_config = config.get_text_config()
         decoder = _decoder(model)
