@@ -66,6 +66,7 @@ from care.pipeline.given_settings import Given, check_rows, read_settings, with_
 from care.pipeline.overheads import BATCH, overheads
 from care.pipeline.search import SettingsSearch, setting_name
 from care.pipeline.selection import RULE as CARES_RULE
+from care.pipeline.splits import Splits
 from care.pipeline.stages import Stages, compared_suites
 from care.pipeline.studies import OWN, Studied, Study, best_rivals, check_studies
 from care.pipeline.tuning import FULL, QUICK, Options, settings_of
@@ -117,10 +118,11 @@ def compare(job: CompareJob, progress: Bar | None = None) -> ComparisonTable:
     given = {} if job.settings is None else read_settings(job.settings)
     if job.settings is not None:
         check_rows(given, [*kinds, *(plan.name for plan in tuned_plans().values())], job.settings)
-    with open_run(job) as run:
+    splits = Splits(job)
+    with open_run(job, splits) as run:
         run.record(asked=job.asked())
         with run.stage("model"):
-            work = Stages(job, run, progress)
+            work = Stages(job, run, progress, splits=splits)
         with Fits(run, work.vlm) as fits:
             return _Comparison(job, run, work, fits, given, progress).table(kinds, attacks)
 
