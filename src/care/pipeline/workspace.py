@@ -117,13 +117,15 @@ class Workspace:
         stage: str,
         rows: Run | None = None,
         only: Mapping[str, Collection[str]] | None = None,
+        whole: bool | None = None,
     ) -> Results:
         """Answer and judge as a stage of the run; rows go to `rows`, by default the run itself.
 
-        The run's own end where they refuse only if no other judge reads them. `only` is that of
-        `care.evaluate`.
+        They end where they refuse unless they are asked for `whole`, as the run's own are by
+        default where another judge reads them. `only` is that of `care.evaluate`.
         """
-        whole = rows is None and not self.job.cuts_refusals
+        if whole is None:
+            whole = rows is None and not self.job.cuts_refusals
         with self.run.stage(stage):
             return run_evaluation(
                 self.vlm,
