@@ -201,7 +201,10 @@ def test_wrong_repairs_and_models_are_refused(vlm):
     ):
         pass
     beyond = NeuronSuppression(((1, 64),), ((0.0,) * N_CLASSES,), SHAPE)
-    with pytest.raises(ArtefactError, match="neurons is 64 of layer 1"), beyond.applied(vlm):
+    with (
+        pytest.raises(ArtefactError, match="Neuron 64 of layer 1 does not exist"),
+        beyond.applied(vlm),
+    ):
         pass
     with pytest.raises(UsageError, match="isn't suppressed here"):
         a_repair().only([(0, 0)])

@@ -16,7 +16,8 @@ from care.judges.registry import check_judge
 from care.models.spec import ModelSpec
 from care.pipeline import workflow
 from care.pipeline.config import RepairJob
-from care.pipeline.dry_run import GPU_CLASSES, AnswerPace, StageAnswers, dry_run
+from care.pipeline.dry_run import GPU_CLASSES, AnswerPace, dry_run
+from care.pipeline.forecast import StageWork
 from care.pipeline.recipe import read_recipe, recipe_names
 from care.pipeline.splits import plan_of
 from care.runs.spec import RunSpec
@@ -148,13 +149,14 @@ def test_a_dry_run_counts_what_the_job_would_ask(
     assert asked["material"] == count["fit"]
     assert asked["selection"] == count["validation"] * 4  # bare, two finalists, with monitors
     assert asked["evaluation"] == count["test"] * 4  # bare, repaired, its two parts
-    assert all(stage.tokens == 4 * stage.answers for stage in found.stages)
+    assert found.disk is None  # nothing is known of the model
     assert not found.steps and sum(found.sizes["attacks"].values()) == 120
     options = [f"--{name}={path}" for name, path in files.items()]
     given = ["repair", str(tmp_path), *options, "--max-new-tokens=4", "--dry-run", "--gpu=h100"]
     assert cli.main([*given, "--batch-size=4"]) == 0
     shown = capsys.readouterr().out
-    assert "Measured here" in shown and "On h100" in shown
+    assert "Measured here" in shown and "On h100" in shown and "Written, at most" in shown
+    assert all(stage in shown for stage in ("sites", "neurons", "channels", "screening"))
     assert not (Path("runs/repair")).exists()
     assert cli.main([*given[:-1], "--gpu=z"]) == 2
     assert "l40s" in capsys.readouterr().err
@@ -195,7 +197,7 @@ def test_a_suite_that_was_fetched_is_at_hand(tmp_path: Path, own_cache: None) ->
 
 def test_hours_follow_from_the_pace_and_scale_with_what_bounds_them() -> None:
     pace = AnswerPace(prompt=2.0, token=0.5, batch=10, weights_gib=1.0, layers=10, peak_gib=2.0)
-    stages = [StageAnswers("a", 100, 1000), StageAnswers("b", 50, 500)]
+    stages = [StageWork("a", 100, 1000, 100), StageWork("b", 0, 500, 100, share=0.5)]
     assert pace.hours(stages) == pytest.approx((15 * 2.0 + 150 * 0.5) / 3600)
     gpu = GPU_CLASSES["h200"]
     same = pace.on(gpu, type(gpu)(gpu.bandwidth / 2, gpu.arithmetic / 2, 0))

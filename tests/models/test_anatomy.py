@@ -61,6 +61,13 @@ def test_ffn_neurons_need_a_down_projection():
         anatomy.module(Site(1, "ffn_neurons"))
 
 
+def test_a_model_that_takes_nothing_without_a_picture_is_refused():
+    model, _ = tiny.tiny_llava()
+    model.forward = lambda pixel_values, input_ids=None, **more: None
+    with pytest.raises(ModelError, match="takes no request without a picture, and generates from"):
+        Anatomy.of(model)
+
+
 def lacking(change):
     """The anatomy of a LLaVA after `change(model)`."""
     model, _ = tiny.tiny_llava()

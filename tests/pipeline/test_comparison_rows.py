@@ -14,7 +14,7 @@ from care.data.example import Suite
 from care.defenses.base import Defense
 from care.defenses.cost import Cost
 from care.models.vlm import VLM
-from care.pipeline.compare import halved
+from care.pipeline.comparison_judges import halved
 from care.pipeline.comparison_rows import Materials, RivalFits
 from care.pipeline.config import CompareJob
 from care.pipeline.stages import Stages

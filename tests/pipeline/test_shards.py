@@ -13,8 +13,9 @@ from care.defenses.material import load_decisions
 from care.errors import UsageError
 from care.models.spec import ModelSpec
 from care.models.vlm import VLM
-from care.pipeline import workflow
+from care.pipeline import split_plan, splits, workflow
 from care.pipeline.config import RepairJob
+from care.pipeline.splits import Splits
 from care.pipeline.stages import Stages
 from care.pipeline.workflow import open_run
 from care.runs.merging import merge
@@ -26,8 +27,9 @@ from kit.jobs import files, tiny_parts  # noqa: F401
 
 def material(job: RepairJob) -> dict[Any, tuple[np.ndarray, ...]]:
     """Activations of what the job is fitted on."""
-    with open_run(job) as run:
-        Stages(job, run, None).fitter()
+    splits = Splits(job)
+    with open_run(job, splits) as run:
+        Stages(job, run, None, splits=splits).fitter()
     return load_decisions(job.run.out / "decisions.safetensors")
 
 
@@ -53,6 +55,39 @@ def test_activations_of_shards_are_those_of_one_process(
     for site, rows in whole.items():
         for one, other in zip(rows, parts[site], strict=True):
             assert len(one) and np.array_equal(one, other)
+
+
+def test_named_suites_are_read_and_split_once(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    tested = tmp_path / "tested.jsonl"
+    tested.write_text(files["attacks"].read_text().replace("bad", "unseen"))
+    for name in ("load_suite", "attack_suites", "harmless_suites", "leaks", "split_by_goal"):
+        module = splits if name == "split_by_goal" else split_plan
+        wrapped = getattr(module, name)
+
+        def counting(*a: Any, wrapped: Any = wrapped, name: str = name, **k: Any) -> Any:
+            calls.append(name)
+            return wrapped(*a, **k)
+
+        monkeypatch.setattr(module, name, counting)
+    job = RepairJob(
+        run=RunSpec(tmp_path / "run", batch_size=8),
+        max_new_tokens=2,
+        test=(str(tested),),
+        attacks=(str(files["attacks"]),),
+        benign=(str(files["benign"]),),
+    )
+    workflow.answer_shard(job, Shard(1, 4))
+    assert sorted(calls) == [
+        "attack_suites",
+        "harmless_suites",  # of --benign
+        "harmless_suites",  # of --utility
+        "leaks",
+        "load_suite",
+        "split_by_goal",
+    ]
 
 
 def test_moments_of_shards_are_those_of_all_rows() -> None:

@@ -186,9 +186,10 @@ def test_the_papers_layers_are_those_of_the_ablation_and_the_releases_are_fixed(
 
 def test_a_repair_is_not_fitted_on_the_sample_of_a_diagnosis(tmp_path: Path) -> None:
     job = a_job(tmp_path / "run")
-    with pipeline.open_run(job) as run:
+    read = splits.Splits(job)
+    with pipeline.open_run(job, read) as run:
         run.record(sampled=True)
-        work = stages.Stages(job, run, None, sampled=True)
+        work = stages.Stages(job, run, None, sampled=True, splits=read)
         lengths, checked = (
             {suite.name: len(suite) for suite in work.suites(split)}
             for split in ("fit", "validation")

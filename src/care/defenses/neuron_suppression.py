@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from care.defenses.base import Defense, Touches, register, touched
-from care.errors import ArtefactError, UsageError
+from care.errors import ArtefactError, SiteError, UsageError
 from care.models.edit_stats import EditStats
 from care.models.hooks import edited
 from care.models.passes import Pass
@@ -56,12 +56,12 @@ class NeuronSuppression(Defense):
     stored_as: ClassVar[str] = "neurons.json"
 
     neurons: tuple[Neuron, ...]
-    """(layer, neuron), best first."""
+    """(layer, neuron), or (layer, expert, neuron) of an FFN of experts, best first."""
     means: tuple[tuple[float, ...], ...]
     """What each neuron is drawn towards, one value per position class of `care.diagnosis.ablation`;
     zeros for zero ablation."""
     shape: tuple[int, int]
-    """(L, F) of the model it is for."""
+    """(L, F) of the model it is for: F neurons in the layer with most."""
     scopes: tuple[Scope, ...] = ("all",)
     """Tokens at which they are suppressed."""
     strength: float = 1.0
@@ -105,26 +105,26 @@ class NeuronSuppression(Defense):
         """
         if how not in get_args(Suppression):
             raise UsageError(f"how is {how!r}; use mean or zero.")
-        absent = [site for layer, _ in neurons if (site := neuron_site(layer)) not in (means or {})]
+        for neuron in neurons:
+            vlm.anatomy.neurons.check(neuron)
+        absent = [site for each in neurons if (site := neuron_site(each)) not in (means or {})]
         if absent and how == "mean":
             raise UsageError(f"Mean suppression needs means[{absent[0]}]; none was given.")
         values = [
             (0.0,) * N_CLASSES
             if means is None or how == "zero"
-            else tuple(means[neuron_site(layer)][:, neuron].tolist())
-            for layer, neuron in neurons
+            else tuple(means[neuron_site(neuron)][:, neuron[-1]].tolist())
+            for neuron in neurons
         ]
-        shape = (vlm.anatomy.n_layers, vlm.anatomy.ffn_width)
-        made = cls(
-            tuple((layer, neuron) for layer, neuron in neurons), tuple(values), shape, **options
-        )
+        shape = vlm.anatomy.neurons.shape
+        made = cls(tuple(tuple(each) for each in neurons), tuple(values), shape, **options)
         made.check(vlm)
         return made
 
     @property
     def sites(self) -> tuple[Site, ...]:
         """The sites that are edited, in order."""
-        return tuple(sorted({neuron_site(layer) for layer, _ in self.neurons}))
+        return tuple(sorted({neuron_site(neuron) for neuron in self.neurons}))
 
     @property
     def touches(self) -> Touches:
@@ -133,18 +133,17 @@ class NeuronSuppression(Defense):
 
     def check(self, vlm: VLM) -> None:
         """ArtefactError unless the model has L layers of F neurons, and these neurons."""
-        shape = (vlm.anatomy.n_layers, vlm.anatomy.ffn_width)
+        shape = vlm.anatomy.neurons.shape
         if tuple(self.shape) != shape:
             raise ArtefactError(
                 f"the neurons are of a model of {self.shape[0]} layers with {self.shape[1]} each, "
                 f"but {vlm.name} has {shape[0]} with {shape[1]}: choose them for this model"
             )
-        wrong = [n for n in self.neurons if not (0 <= n[0] < shape[0] and 0 <= n[1] < shape[1])]
-        if wrong:
-            raise ArtefactError(
-                f"one of the neurons is {wrong[0][1]} of layer {wrong[0][0]}, which a model of "
-                f"{shape[0]} layers with {shape[1]} neurons doesn't have"
-            )
+        for neuron in self.neurons:
+            try:
+                vlm.anatomy.neurons.check(neuron)
+            except SiteError as error:
+                raise ArtefactError(f"one of the neurons isn't of {vlm.name}: {error}") from error
 
     def applied(self, vlm: VLM) -> AbstractContextManager[EditStats]:
         """Suppress the neurons while the context is open; yields counts of what was edited to
@@ -188,7 +187,7 @@ class NeuronSuppression(Defense):
             if tree.get("sha256") != config_digest(others):
                 raise UsageError("it doesn't have the digest that it states")
             return cls(
-                neurons=tuple((int(layer), int(neuron)) for layer, neuron in tree["neurons"]),
+                neurons=tuple(_neuron(each) for each in tree["neurons"]),
                 means=tuple(tuple(float(value) for value in row) for row in tree["means"]),
                 shape=(int(tree["shape"][0]), int(tree["shape"][1])),
                 scopes=tuple(tree["scopes"]),
@@ -225,8 +224,8 @@ class NeuronSuppression(Defense):
         return made
 
     def _edit(self, site: Site) -> Callable[[Tensor, Pass], Tensor]:
-        own = [k for k, (layer, _) in enumerate(self.neurons) if layer == site.layer]
-        columns = torch.tensor([self.neurons[k][1] for k in own])
+        own = [k for k, neuron in enumerate(self.neurons) if neuron_site(neuron) == site]
+        columns = torch.tensor([self.neurons[k][-1] for k in own])
         means = torch.tensor([self.means[k] for k in own]).T  # (5, chosen)
         return partial(self._suppress, columns, means)
 
@@ -240,3 +239,10 @@ class NeuronSuppression(Defense):
         moved = torch.lerp(old.float(), means[position_classes(roles)], self.strength).to(h)
         inside = scope_mask(roles, self.scopes)[..., None]
         return h.index_copy(-1, columns, torch.where(inside, moved, old))
+
+
+def _neuron(stored: Any) -> Neuron:
+    """(layer, neuron) or (layer, expert, neuron) as a file holds it."""
+    if len(stored) not in (2, 3):
+        raise ValueError(f"{stored!r} is no neuron")
+    return tuple(int(number) for number in stored)

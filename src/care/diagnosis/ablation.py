@@ -78,7 +78,7 @@ def ablate(
                 new = h + scale * (new - h)
             mask = scope_mask(context.roles, scopes)[..., None]
             stream = context.inputs[_layer(vlm, site)] if site.kind != "ffn_neurons" else None
-            new = fitting(site, h, torch.where(mask, new, h))
+            new = context.reached(h, fitting(site, h, torch.where(mask, new, h)))
             stats[site].add(h, new, context.roles, stream)
             return new
 

@@ -33,11 +33,14 @@ class RoleMeans:
         self._sums: dict[Site, Tensor] = {}
         self._counts: dict[Site, Tensor] = {}
 
-    def add(self, site: Site, h: Tensor, roles: Tensor) -> None:
-        """Count activations h (B, T, D) at positions with these roles (B, T)."""
-        flat = position_classes(roles).flatten().to(h.device)
+    def add(self, site: Site, h: Tensor, roles: Tensor, only: Tensor | None = None) -> None:
+        """Count activations h (B, T, D) at positions with these roles (B, T), `only` some (B, T)
+        of them where that is said."""
+        flat, rows = position_classes(roles).flatten().to(h.device), h.detach().flatten(0, 1)
+        if only is not None:
+            flat, rows = flat[only.flatten()], rows[only.flatten()]
         sums = torch.zeros(N_CLASSES, h.shape[-1], device=h.device)
-        sums.index_add_(0, flat, h.detach().flatten(0, 1).float())
+        sums.index_add_(0, flat, rows.float())
         counts = torch.bincount(flat, minlength=N_CLASSES)
         self._accumulate(site, sums.cpu().double(), counts.cpu().double())
 

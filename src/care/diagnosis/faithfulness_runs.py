@@ -102,7 +102,7 @@ class Compared:
             if not removed:
                 return self.difference(kept.clean)
             with NeuronSuppression.of(vlm, list(removed), "mean", means).applied(vlm):
-                return self.difference(kept.values(min(layer for layer, _ in removed)))
+                return self.difference(kept.values(min(neuron[0] for neuron in removed)))
 
         return metric_with
 

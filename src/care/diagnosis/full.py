@@ -103,7 +103,9 @@ def diagnose(
         progress=progress,
     )
     sites, effects = parts.sites(), parts.effects()
-    neurons = parts.neurons(Repair.of(fitter.repair()) if config.repair_prompts else None)
+    neurons = None
+    if parts.reaches_neurons:
+        neurons = parts.neurons(Repair.of(fitter.repair()) if config.repair_prompts else None)
     found = Diagnosis.of(sites, effects, neurons, parts.curves(effects, neurons))
     seed = config.sites.sampling.seed
     return found.with_channels(closed_channels(fitter, *held_out, seed=seed, progress=progress))

@@ -16,8 +16,10 @@ compared with their means. Put together they are `care.diagnosis.full.diagnose`.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from care.data.example import Example
@@ -47,7 +49,7 @@ from care.diagnosis.scan import ScanRow
 from care.diagnosis.site_reliability import SiteReliability
 from care.diagnosis.site_results import Rescan, SiteEffects
 from care.diagnosis.site_scan import scan_sites
-from care.errors import FitError
+from care.errors import FitError, SiteError
 from care.models.sites import Neuron, Scope, Site
 from care.models.vlm import VLM
 from care.runs.kept_batches import KeptBatches
@@ -162,6 +164,15 @@ class DiagnosisParts:
 
     # -- neurons ---------------------------------------------------------------------------------
 
+    @property
+    def reaches_neurons(self) -> bool:
+        """Whether the model's neurons can be looked for; warns where they can't."""
+        try:
+            return self.vlm.anatomy.neurons.total > 0
+        except SiteError as error:
+            warnings.warn(f"{error} They are left out of the diagnosis.", stacklevel=2)
+            return False
+
     def neurons(
         self,
         rival: Repair | None = None,
@@ -272,16 +283,13 @@ class DiagnosisParts:
         sites, ranked = self._ranked(effects), _ranked_neurons(neurons)
         kept = KeptRuns(self.vlm, compared.examples, batch)  # of both, so that it is there once
         made: list[Faithfulness] = []
-        for units, ranking, metric_with in (
-            (
-                "FFN and attention outputs",
-                sites,
-                compared.without_sites(self.vlm, sites, batch, kept),
-            ),
-            ("FFN neurons", ranked, compared.without_neurons(self.vlm, batch, kept)),
+        for units, ranking, removing in (
+            ("FFN and attention outputs", sites, partial(compared.without_sites, sites=sites)),
+            ("FFN neurons", ranked, compared.without_neurons),
         ):
             if len(ranking) < 2:
                 continue
+            metric_with = removing(self.vlm, batch_size=batch, kept=kept)
             with self.progress(f"faithfulness of {units}", steps(len(ranking), config)) as bar:
                 try:
                     found = faithfulness(
@@ -314,7 +322,7 @@ class DiagnosisParts:
 def _ranked_neurons(neurons: NeuronReport | None) -> list[Neuron]:
     """Verified neurons and controls by estimate, greatest first."""
     rows = [] if neurons is None else [*neurons.found, *neurons.controls]
-    return [(row.layer, row.neuron) for row in sorted(rows, key=lambda r: -abs(r.estimate))]
+    return [row.key for row in sorted(rows, key=lambda r: -abs(r.estimate))]
 
 
 def _several_goals(pairs: Sequence[Pair]) -> bool:

@@ -200,9 +200,9 @@ class Diagnosis(SiteScan):
         rows = [] if self.neurons is None else list(self.neurons.rows())
         for path, item in rows:
             self._check_layer(item.layer, f"neurons.{path}")
-        for i in repeated((item.layer, item.neuron) for _, item in rows):
+        for i in repeated(item.key for _, item in rows):
             path, item = rows[i]
-            words = f"repeats neuron {item.neuron} of layer {item.layer}"
+            words = f"repeats neuron {'.'.join(map(str, item.key[1:]))} of layer {item.layer}"
             raise Misfit(f"neurons.{path}", words)
 
     @property

@@ -12,7 +12,7 @@ anew on other parts of the material, a row shows its spread. Not here: what is f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from care.data.example import SuiteRole
@@ -21,9 +21,10 @@ from care.defenses.cost import Need
 from care.evaluation.ablation_table import AgainstMethod, paired_change, pooled_rate
 from care.evaluation.attack_scores import AttackFigure
 from care.evaluation.certificate import Certificate
-from care.evaluation.config import UNDEFENDED
+from care.evaluation.config import RULES, UNDEFENDED
 from care.evaluation.results import Rates, Results
 from care.evaluation.suite_scores import RateInterval
+from care.statistics.agreement import JudgeAgreement
 from care.statistics.intervals import holm
 from care.typed import WHEN_SET, Count, Misfit, NonNegative, Positive, Share
 
@@ -157,6 +158,30 @@ class ComparedRow:
 
 
 @dataclass(frozen=True)
+class RowOtherwise:
+    """A row as another judge sees it."""
+
+    name: str
+    """Its name."""
+    asr: RateInterval | None
+    """Attack success over all attacks but the baseline's; none where nothing could be judged."""
+    answered: RateInterval | None
+    """Harmless requests answered; none without such suites."""
+
+
+@dataclass(frozen=True)
+class JudgedOtherwise:
+    """The rows as another judge sees them."""
+
+    judge: str
+    """Its name."""
+    rows: tuple[RowOtherwise, ...]
+    """The bare model first."""
+    failed: Count
+    """Answers that it couldn't judge, and that are in no rate."""
+
+
+@dataclass(frozen=True)
 class Budget:
     """What every row that is tuned was tuned with."""
 
@@ -182,6 +207,12 @@ class ComparisonTable:
     """How it was made, in sentences."""
     budget: Budget
     """What every rival was tuned with, and rows of CARE that are named so."""
+    judge: Annotated[str, WHEN_SET] = field(default=RULES, kw_only=True)
+    """Whose outcomes the figures of the rows are."""
+    otherwise: Annotated[tuple[JudgedOtherwise, ...], WHEN_SET] = field(default=(), kw_only=True)
+    """The same answers by every other judge that was asked for."""
+    agreement: Annotated[tuple[JudgeAgreement, ...], WHEN_SET] = field(default=(), kw_only=True)
+    """Of every two judges on the answers to attacks."""
 
     def check(self) -> None:
         """Every row once, and the one that others are set against among them."""
@@ -209,6 +240,22 @@ def comparison_rows(
         replace(row, against=against.get(row.name), against_tuned=beside.get(row.name))
         for row in rows
     ]
+
+
+def judged_otherwise(
+    judge: str, results: Results, names: Sequence[str], seed: int = 0
+) -> JudgedOtherwise:
+    """The bare model and rows of these names by the outcomes of another judge."""
+    counted = _counted(results)
+    rows = [
+        RowOtherwise(
+            name,
+            pooled_rate(counted, name, "attack", seed),
+            pooled_rate(counted, name, "over_refusal", seed),
+        )
+        for name in (UNDEFENDED, *names)
+    ]
+    return JudgedOtherwise(judge, tuple(rows), sum(r["error"] is not None for r in counted.rows))
 
 
 def _against(

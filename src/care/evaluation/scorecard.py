@@ -85,7 +85,7 @@ def scorecard(
     comparisons = _comparisons(main, margin, seed)
     accuracy = accuracies.get(primary)
     agreement = between_judges(
-        {name: _labels(table) for name, table in tables.items()},
+        {name: malicious_labels(table) for name, table in tables.items()},
         {row["key"]: cluster_of(row) for row in rows},
     )
     in_variants = list(dict.fromkeys((tried or {}).values()))
@@ -270,7 +270,7 @@ def _rates(table: Results) -> list[JudgeRate]:
     return found
 
 
-def _labels(table: Results) -> dict[str, str]:
+def malicious_labels(table: Results) -> dict[str, str]:
     """Whether each answer to a malicious request is harmful, by the row's key."""
     return {
         row["key"]: "harmful" if row["outcome"] == "harmful" else "not"

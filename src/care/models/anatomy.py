@@ -9,12 +9,16 @@ that holds for every request. Not here: what sites are (`sites`).
 import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from care.errors import ModelError, SiteError
 from care.models import blocks
+from care.models.devices import weight_of
+from care.models.experts import Experts, experts_of, written_by
+from care.models.neuron_table import NeuronTable
 from care.models.sites import Site, SiteKind
 
 _EXPERT_WIDTH = "moe_intermediate_size"
@@ -35,7 +39,7 @@ class Anatomy:
     """Residual width D."""
 
     ffn_width: int
-    """Number F of FFN neurons per layer; of experts, what the configuration says."""
+    """Number F of neurons of one FFN; where all are of experts, what the configuration says."""
 
     image_token_id: int | None
     """Placeholder token in whose place a visual token is; None of a model that reads text alone."""
@@ -49,9 +53,9 @@ class Anatomy:
     def of(cls, model: Any) -> "Anatomy":
         """Find and verify the parts of `model`: of Hugging Face's, one that answers in text.
 
-        Raises ModelError if it takes images but names no token in whose place they are, has an
-        encoder for the request, writes by diffusion, has no decoder of the configured depth, or a
-        layer lacks mixer or FFN.
+        Raises ModelError if it takes images but names no token in whose place they are, or nothing
+        without them, has an encoder for the request, writes by diffusion, has no decoder of the
+        configured depth, or a layer lacks mixer or FFN.
         """
         name = type(model).__name__
         config = getattr(model, "config", None)
@@ -71,6 +75,13 @@ class Anatomy:
                 "diffusion), and roles are those of tokens that follow each other; use a model "
                 "that writes one token after another."
             )
+        taken = inspect.signature(model.forward).parameters
+        if "pixel_values" in taken and taken["pixel_values"].default is inspect.Parameter.empty:
+            raise ModelError(
+                f"{name} can't be used: it takes no request without a picture, and generates from "
+                "embeddings whose tokens its language model isn't told; use a model that reads "
+                "pictures among the tokens of a text."
+            )
         text_config = config.get_text_config()
         decoder = _decoder(model)
         layers = _decoder_layers(decoder, text_config, name)
@@ -83,18 +94,58 @@ class Anatomy:
         )
 
     def sites(self, kind: SiteKind) -> list[Site]:
-        """All L sites of one kind, first layer first."""
+        """All L sites of one kind, first layer first; neurons of experts have more
+        (`neurons.columns`)."""
         return [Site(layer, kind) for layer in range(self.n_layers)]
 
+    @cached_property
+    def neurons(self) -> NeuronTable:
+        """Where every FFN neuron has its place; SiteError if some can't be reached."""
+        widths, experts = [], []
+        for index, layer in enumerate(self.layers):
+            found = self._experts(index)
+            if found is None:
+                own = getattr(blocks.down(layer), "in_features", self.ffn_width)
+                widths.append((int(own),))
+            else:
+                widths.append(found.widths)
+            experts.append(found is not None)
+        return NeuronTable(tuple(widths), tuple(experts))
+
     def site_width(self, site: Site) -> int:
-        """Width of the activations at `site`: F for `ffn_neurons`, D otherwise."""
-        return self.ffn_width if site.kind == "ffn_neurons" else self.width
+        """Width of the activations at `site`: of `ffn_neurons` their number, D otherwise."""
+        if site.kind != "ffn_neurons":
+            return self.width
+        own = self.neurons.columns[site]
+        return own.stop - own.start
+
+    def routed(self, site: Site) -> tuple[nn.Module, int] | None:
+        """Of neurons of an expert that a router chooses: what holds its weights, and its number."""
+        if site.expert is None:
+            return None
+        experts = self._experts(site.layer)
+        if experts is None or site.expert >= experts.count:
+            return None
+        return experts.routed, site.expert
+
+    def output_columns(self, site: Site) -> Tensor:
+        """What a unit of each of the neurons at `site` writes (D, F)."""
+        routed = self.routed(site)
+        return weight_of(self.module(site)) if routed is None else written_by(*routed)
+
+    def _experts(self, layer: int) -> Experts | None:
+        found = experts_of(self.layers[layer])
+        if isinstance(found, str):
+            raise SiteError(
+                f"Neurons of layer {layer} can't be reached: {found}; use ffn_out instead."
+            )
+        return found
 
     def module(self, site: Site) -> nn.Module:
-        """The module whose output is the activation at `site` (for `ffn_neurons`: whose input is).
+        """The module whose output is the activation at `site` (for `ffn_neurons`: whose input is,
+        or, of neurons of an expert, what holds its weights).
 
-        Raises SiteError if the layer is out of range, or its FFN is one of experts and neurons are
-        asked for.
+        Raises SiteError if the layer or expert is out of range, or neurons can't be reached.
         """
         if not 0 <= site.layer < self.n_layers:
             raise SiteError(
@@ -108,13 +159,28 @@ class Anatomy:
             return blocks.writer(layer, "mhsa")
         if site.kind == "ffn_out":
             return blocks.writer(layer, "ffn")
-        down = blocks.down(layer)
-        if down is None:
+        return self._writes(site)
+
+    def _writes(self, site: Site) -> nn.Module:
+        """The last map of an FFN, or what has it."""
+        experts, down = self._experts(site.layer), blocks.down(self.layers[site.layer])
+        if experts is None:
+            if site.expert is not None:
+                raise SiteError(f"Site {site} does not exist: the FFN there is not one of experts.")
+            assert down is not None
+            return down
+        last = len(experts.widths) - 1
+        if site.expert is None:
             raise SiteError(
-                f"Site {site} does not exist: {type(blocks.ffn(layer)).__name__} has no "
-                f"{blocks.DOWN[0]}, as an FFN of experts hasn't; use ffn_out instead."
+                f"Site {site} is one for each expert; name one, from {site}.0 to {site}.{last}, or "
+                "use ffn_out instead."
             )
-        return down
+        if site.expert > last:
+            raise SiteError(f"Site {site} does not exist: there are experts 0 to {last}.")
+        if site.expert < experts.count:
+            return experts.routed
+        assert experts.shared is not None
+        return experts.shared
 
     def check(self, sites: Iterable[Site]) -> list[Site]:
         """The sites as a list, each verified to exist; SiteError for an empty list."""

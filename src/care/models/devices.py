@@ -42,7 +42,12 @@ def weight_of(module: torch.nn.Module) -> Tensor:
 
     Raises ModelError where that can't be done, and for a quantized one.
     """
-    weight = module.weight
+    return parameter_of(module, "weight")
+
+
+def parameter_of(module: torch.nn.Module, name: str) -> Tensor:
+    """A parameter by name; otherwise as `weight_of`."""
+    weight = getattr(module, name)
     assert isinstance(weight, Tensor)
     if not weight.is_floating_point():
         kind = str(weight.dtype).removeprefix("torch.")
@@ -54,7 +59,7 @@ def weight_of(module: torch.nn.Module) -> Tensor:
         return weight.detach()
     for hook in _hooks(module):
         if getattr(hook, "weights_map", None) is not None:
-            return hook.weights_map["weight"].detach()
+            return hook.weights_map[name].detach()
     raise ModelError(
         f"A weight of {type(module).__name__} is a placeholder without data (device meta), so it "
         "can't be read; load the model without offloading."

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from care.errors import SiteError
 from care.models.edit_stats import EditStats, SiteStats
+from care.models.experts import At, reaching
 from care.models.generations import watched
 from care.models.passes import Pass
 from care.models.sites import Scope, Site, scope_mask
@@ -89,7 +90,7 @@ def edited(vlm: VLM, edits: Mapping[Site, Callable[[Tensor, Pass], Tensor]]) -> 
         change = edits[site]
 
         def visit(h: Tensor, context: Pass) -> Tensor:
-            new = change(h, context)
+            new = context.reached(h, change(h, context))
             if (stats := asked()) is not None:
                 stats[site].add(h, new, context.roles)
             return new
@@ -161,7 +162,7 @@ def hooked(
         def keep(handle: Any) -> None:
             stack.callback(handle.remove)
 
-        def reaching(place: int, visit: Visit) -> Callable[[Tensor], Tensor | None]:
+        def at(place: int, visit: Visit) -> Callable[[Tensor], Tensor | None]:
             def at_site(h: Tensor) -> Tensor | None:
                 if h.ndim == 2:  # some families compute FFNs on all positions in one row
                     new = at_site(context.in_rows(h))
@@ -176,12 +177,18 @@ def hooked(
         keep(vlm.model.register_forward_hook(context.end, always_call=True))
         for module in dict.fromkeys(inputs):
             keep(module.register_forward_pre_hook(context.keep_input, with_kwargs=True))
+        chosen: dict[nn.Module, dict[int, At]] = {}
         for place, (site, visit) in enumerate(visits.items()):
-            module, at_site = vlm.anatomy.module(site), reaching(place, visit)
-            if site.kind == "ffn_neurons":
+            module, at_site = vlm.anatomy.module(site), at(place, visit)
+            if (routed := vlm.anatomy.routed(site)) is not None:
+                own = chosen.setdefault(routed[0], {})
+                own[routed[1]] = _expert_hook(at_site, context)
+            elif site.kind == "ffn_neurons":
                 keep(module.register_forward_pre_hook(_input_hook(at_site)))
             else:
                 keep(module.register_forward_hook(_output_hook(at_site)))
+        for module, each in chosen.items():
+            stack.enter_context(reaching(module, each))
         yield
     silent = [str(site) for place, site in enumerate(visits) if place not in reached]
     if context.completed and silent:
@@ -208,6 +215,19 @@ def check_interpreted(model: nn.Module) -> None:
                 "passes over hooks; pass the model as it was before, or fold the repair into its "
                 "weights (care export --format merged) and compile that."
             )
+
+
+def _expert_hook(visit: Callable[[Tensor], Tensor | None], context: Pass) -> At:
+    """What visits the neurons (n, F) of an expert, and knows which tokens (n,) it is sent."""
+
+    def hook(neurons: Tensor, sent: Tensor) -> Tensor | None:
+        context.sent = context.in_rows(sent[:, None])[..., 0]
+        try:
+            return visit(neurons)
+        finally:
+            context.sent = None
+
+    return hook
 
 
 def _output_hook(visit: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from care.errors import SiteError
@@ -52,6 +53,9 @@ class Pass:
         """Whether the pass continues from a cache; only if `following`."""
         self.offset: Tensor | int = 0
         """Answer tokens before this pass; only if `following`, which takes time in every pass."""
+        self.sent: Tensor | None = None
+        """At the neurons of an expert, the positions (B, T) that the router sends there; None
+        elsewhere, where it is all of them."""
         self.inputs: dict[nn.Module, Tensor] = {}
         """What the modules that are watched were given in this pass."""
         self._following = following
@@ -108,6 +112,10 @@ class Pass:
                 "positions of this pass."
             )
         return h.view(*self.roles.shape, h.size(1))
+
+    def reached(self, h: Tensor, new: Tensor) -> Tensor:
+        """`new` (B, T, ·) where it can do anything, h elsewhere."""
+        return new if self.sent is None else torch.where(self.sent[..., None], new, h)
 
     def check(self, h: Tensor) -> None:
         """Verify that h is (B, T, ·) for the roles of the pass, and bring those to its device."""

@@ -4,6 +4,9 @@ A *site* is (layer index, kind). The kinds are defined by what is added to the r
 
     h_mid = h_in + mhsa_out,    layer_out = h_mid + ffn_out,    ffn_out = W_down · ffn_neurons
 
+An FFN of experts has such a site for each of them, and a neuron is (layer, expert, neuron). Its
+value is 0 where the router doesn't send a token, and an edit there does nothing.
+
 A *role* says whether a position is padding, text, image or answer, a *scope* which positions are
 meant. Averages differ by *position class*: the tokens of a role, with the decision (the last
 position of a prompt) as a class of its own, because what is computed there is unlike that at other
@@ -58,6 +61,9 @@ class Site:
     kind: SiteKind
     """`ffn_out`, `mhsa_out`, `layer_out` (width D) or `ffn_neurons` (width F)."""
 
+    expert: int | None = None
+    """Of an FFN of experts, whose neurons; a shared expert comes after those that are chosen."""
+
     def __post_init__(self) -> None:
         if self.kind not in get_args(SiteKind):
             raise SiteError(
@@ -67,26 +73,37 @@ class Site:
             raise SiteError(
                 f"Layer {self.layer!r} is not a layer index; layers count from 0 upwards."
             )
+        if self.expert is not None and (self.kind != "ffn_neurons" or self.expert < 0):
+            raise SiteError(
+                f"{self.kind} has no expert {self.expert}; only ffn_neurons are told by expert, "
+                "which count from 0 upwards."
+            )
 
     def __str__(self) -> str:
-        return f"{self.layer}.{self.kind}"
+        return ".".join(
+            str(part) for part in (self.layer, self.kind, self.expert) if part is not None
+        )
 
     @classmethod
     def parse(cls, text: str) -> Site:
         """Inverse of `str`: `Site.parse("16.ffn_out")`; SiteError if the text has another form."""
         layer, dot, kind = str(text).strip().partition(".")
-        if not dot or not layer.isascii() or not layer.isdigit():
+        kind, dotted, expert = kind.partition(".")
+        numbers = (layer, expert) if dotted else (layer,)
+        if not dot or not all(part.isascii() and part.isdigit() for part in numbers):
             raise SiteError(f"{text!r} is not a site; write LAYER.KIND, for example 16.ffn_out.")
-        return cls(int(layer), kind)  # pyright: ignore[reportArgumentType]  checked on creation
+        which = int(expert) if dotted else None
+        return cls(int(layer), kind, which)  # pyright: ignore[reportArgumentType]  checked there
 
 
-Neuron = tuple[int, int]
-"""(layer, index of the neuron within its layer)."""
+Neuron = tuple[int, ...]
+"""(layer, neuron), or (layer, expert, neuron) where the FFN is one of experts."""
 
 
-def neuron_site(layer: int) -> Site:
-    """The site of the neurons of one layer."""
-    return Site(layer, "ffn_neurons")
+def neuron_site(neuron: Neuron) -> Site:
+    """The site at which a neuron is one of the columns, its last number."""
+    layer, *expert, _ = neuron
+    return Site(layer, "ffn_neurons", *expert)
 
 
 class RoleContext:

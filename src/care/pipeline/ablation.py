@@ -34,6 +34,7 @@ from care.pipeline.ablation_rows import CHANGES, Change
 from care.pipeline.config import RepairJob
 from care.pipeline.material_parts import apart, thinned
 from care.pipeline.selection import preset_sites
+from care.pipeline.splits import Splits
 from care.pipeline.stages import COMPARED, Stages
 from care.pipeline.workflow import open_run
 from care.runs.progress import Bar, silent
@@ -46,9 +47,10 @@ def ablate(
     job: RepairJob, progress: Bar | None = None, changes: Sequence[Change] = CHANGES
 ) -> AblationTable:
     """The whole ablation; the job's preset is that of the sites that channels are scanned at."""
-    with open_run(job) as run:
+    splits = Splits(job)
+    with open_run(job, splits) as run:
         with run.stage("model"):
-            work = Stages(job, run, progress)
+            work = Stages(job, run, progress, splits=splits)
         fitter = work.fitter()
         diagnosis = work.channels(fitter, work.diagnosis(fitter, BRIEF))
         watching = monitors(work, fitter, changes)

@@ -12,6 +12,7 @@ row and the batch where it stopped:
     refits/              the same of half of the test examples under its further fits
     overheads.jsonl      seconds of the same answers under each, in turns
     attacks/             pictures that were made against each row, where they were asked for
+    verdicts.jsonl       the same answers to test by other judges (`comparison_judges`)
     table.json, report.html, table.md
     studies.json         further studies, where they were asked for (`studies`)
 
@@ -22,12 +23,13 @@ Nothing is chosen on test examples. Not here: figures (`care.evaluation.comparis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
-from care.data.example import Example, Suite, SuiteRole
+from care.data.example import Example, Suite
 from care.defenses.base import Defense
 from care.defenses.material import with_decisions
 from care.defenses.repair.fitting import Fitter
@@ -36,7 +38,6 @@ from care.diagnosis.full_config import BRIEF
 from care.diagnosis.results import Diagnosis
 from care.errors import FitError
 from care.evaluation.attack_scores import AttackFigure
-from care.evaluation.comparison_claims import comparison_claims
 from care.evaluation.comparison_table import (
     CARE,
     TUNED,
@@ -44,11 +45,10 @@ from care.evaluation.comparison_table import (
     FitCost,
     PlannedRow,
     TriedSettings,
-    comparison_rows,
 )
-from care.evaluation.results import Results
 from care.pipeline.care_settings import CareSettings
 from care.pipeline.comparison_attacks import AskedAttacks, attacked
+from care.pipeline.comparison_judges import Compared, answers_of, halved, table_of
 from care.pipeline.comparison_rows import (
     QUICKER,
     CareRows,
@@ -66,6 +66,7 @@ from care.pipeline.given_settings import Given, check_rows, read_settings, with_
 from care.pipeline.overheads import BATCH, overheads
 from care.pipeline.search import SettingsSearch, setting_name
 from care.pipeline.selection import RULE as CARES_RULE
+from care.pipeline.splits import Splits
 from care.pipeline.stages import Stages, compared_suites
 from care.pipeline.studies import OWN, Studied, Study, best_rivals, check_studies
 from care.pipeline.tuning import FULL, QUICK, Options, settings_of
@@ -74,6 +75,9 @@ from care.report.comparison import write_comparison
 from care.runs.progress import Bar, silent
 from care.runs.rows import Rows
 from care.runs.run import Run
+
+REFITS = "refits"
+"""Folder of the answers of further fits."""
 
 TIMED, TIMED_QUICKLY = 4 * BATCH, BATCH
 """Answers that are timed under each defense."""
@@ -117,23 +121,27 @@ def compare(job: CompareJob, progress: Bar | None = None) -> ComparisonTable:
     given = {} if job.settings is None else read_settings(job.settings)
     if job.settings is not None:
         check_rows(given, [*kinds, *(plan.name for plan in tuned_plans().values())], job.settings)
-    with open_run(job) as run:
+    splits = Splits(job)
+    with open_run(job, splits) as run:
         run.record(asked=job.asked())
         with run.stage("model"):
-            work = Stages(job, run, progress)
+            work = Stages(job, run, progress, splits=splits)
         with Fits(run, work.vlm) as fits:
-            return _Comparison(job, run, work, fits, given, progress).table(kinds, attacks)
+            compared = _Comparison(job, run, work, fits, given, progress).made(kinds, attacks)
+        rules = work.judge
+        del work, fits  # the model makes room for the judges
+        with _refits(job, run, compared) as further:
+            return table_of(compared, run, further, job.judging, rules, progress)
 
 
-def halved(suites: Sequence[Suite]) -> list[Suite]:
-    """Every other example of each suite, which the further fits of a row are asked."""
-    return [replace(suite, examples=tuple(suite)[::2]) for suite in suites]
-
-
-def renamed(results: Results, names: Mapping[str, str]) -> Results:
-    """The same answers, with other names of defenses."""
-    rows = results.rows
-    return Results([row | {"defense": names.get(row["defense"], row["defense"])} for row in rows])
+@contextmanager
+def _refits(job: CompareJob, run: Run, compared: Compared) -> Iterator[Run | None]:
+    """The run of further fits' answers, if rows have any."""
+    if not any(row.fits for row in compared.planned):
+        yield None
+        return
+    with Run(run.inside(REFITS), resume=True, config=job.config()) as further:
+        yield further
 
 
 class _Comparison:
@@ -153,8 +161,8 @@ class _Comparison:
         self.size = QUICK if job.quick else FULL
         self.search = SettingsSearch(work, fits, self.size)
 
-    def table(self, kinds: Mapping[str, type[Defense]], attacks: AskedAttacks) -> ComparisonTable:
-        """All of it."""
+    def made(self, kinds: Mapping[str, type[Defense]], attacks: AskedAttacks) -> Compared:
+        """All of it but the table."""
         work, job = self.work, self.job
         fitter = work.fitter()
         diagnosis = work.channels(fitter, work.diagnosis(fitter, BRIEF))
@@ -181,35 +189,28 @@ class _Comparison:
         tests = self._tests(job.quick)
         named = [each for row in rows for each in row.named()]
         first = {row.key: row.fits[0] for row in rows}
-        results = work.ask(
-            tests, [None, *(each for each in named if each[0] in first)], "evaluation"
-        )
-        again = self._again(results, tests, [each for each in named if each[0] not in first])
+        work.ask(tests, [None, *(each for each in named if each[0] in first)], "evaluation")
+        self._again(tests, [each for each in named if each[0] not in first])
         shown = {
             name_of(row.key, number): name_of(row.plan.name, number)
             for row in rows
             for number in range(job.fits)
         }
-        results, again = (renamed(each, shown) for each in (results, again))
         there = {name: fit.defense for name, fit in first.items() if fit.defense is not None}
         ratios = self._overheads(there)
         folders = {name: fit.folder for name, fit in first.items() if fit.folder is not None}
         found = attacked(work, attacks, there, folders, tests)
         planned = [self._planned(row, materials.counts(), ratios, found) for row in rows]
-        made = comparison_rows(results, planned, job.run.seed, again)
         self.run.check_there()
-        suites: dict[str, SuiteRole] = {name: results.role(name) for name in results.suites}
-        table = ComparisonTable(
-            suites,
-            tuple(made),
-            comparison_claims(made, suites),
-            self._notes(kinds),
-            self.search.budget(),
-        )
+        notes, budget = self._notes(kinds), self.search.budget()
+        compared = Compared(tests, planned, shown, notes, budget, job.run.seed)
         if job.studies:
-            write_comparison(table, self.run.path)  # there while studies go on
+            with _refits(job, self.run, compared) as further:
+                answered = answers_of(self.run, further).of(compared)
+            # there while studies go on, as the rules see it
+            write_comparison(compared.table(answered), self.run.path)
             self._study(rows, own, materials)
-        return table
+        return compared
 
     def _study(self, rows: Sequence[_Row], own: CareRows, materials: Materials) -> None:
         """What is studied besides, of CARE and of the best rivals."""
@@ -311,18 +312,12 @@ class _Comparison:
             return suites
         return compared_suites(suites)
 
-    def _again(
-        self, results: Results, tests: Sequence[Suite], named: Sequence[tuple[str, Defense]]
-    ) -> Results:
+    def _again(self, tests: Sequence[Suite], named: Sequence[tuple[str, Defense]]) -> None:
         """Answers to every other test example, under further fits beside the first ones."""
         if not named:
-            return results
-        suites = halved(tests)
-        asked = {(suite.name, example.id) for suite in suites for example in suite}
-        with self.work.inner("refits") as inner:
-            found = self.work.ask(suites, named, "refits", inner)
-        shared = [row for row in results.rows if (row["suite"], row["example"]) in asked]
-        return Results([*shared, *found.rows])
+            return
+        with self.work.inner(REFITS) as inner:
+            self.work.ask(halved(tests), named, "refits", inner, whole=not self.job.cuts_refusals)
 
     def _overheads(self, defenses: Mapping[str, Defense]) -> dict[str, float]:
         suites = [suite for suite in self.work.counted("validation") if suite.role != "attack"]

@@ -1,16 +1,15 @@
 """What a main job would ask, and what it needs, before anything is fetched or fitted.
 
-Answers are counted on the splits that the job itself makes (`splits`), at the constants of its
-stages. A stage of n answers of at most L new tokens takes, in batches of B and with the measured
-seconds p of a batch's prompts and d of each further token of it,
+What stages ask is counted on the splits that the job itself makes (`forecast`). A stage of n texts
+and k single positions takes, in batches of B and with the measured seconds p of a batch's prompts
+and d of each further token of it,
 
-    seconds ≤ n / B · (p + L · d)
+    seconds ≤ (n · p + k · d) / B
 
 since refusals end early. For a GPU of a named class, p is taken to be bound by arithmetic and d by
 memory, and each is scaled by what this machine was measured to reach against `REACHED` of what its
 vendor states (roofline); a pass takes at least `LAUNCHED` for each layer. Both are assumed, so it
-is an order of magnitude. Not counted are the diagnosis and the
-channel scan, which take passes and no answers, and other judges.
+is an order of magnitude.
 """
 
 from __future__ import annotations
@@ -22,19 +21,15 @@ from dataclasses import dataclass, replace
 import torch
 
 from care.data.at_hand import SuiteNeeds, needs
-from care.data.example import Example, Suite
-from care.data.small_world.suites import BASELINE
-from care.defenses.repair.presets import PRESETS
+from care.data.example import Example
 from care.diagnosis.activation_means import spread
-from care.errors import UsageError
-from care.evaluation.config import PARTS
+from care.errors import SiteError, UsageError
 from care.models.vlm import VLM
 from care.pipeline.config import NAMED, RepairJob
+from care.pipeline.forecast import DiskUse, ModelShape, StageWork, disk_of, stages_of
 from care.pipeline.made_pictures import attack_on
-from care.pipeline.selection import FINALISTS
 from care.pipeline.split_plan import Split
 from care.pipeline.splits import plan_of
-from care.pipeline.stages import compared_suites
 from care.runs.environment import GIB, peak_memory_gib
 
 REACHED = 0.5
@@ -76,18 +71,6 @@ GPU_CLASSES: Mapping[str, GpuClass] = {
 
 
 @dataclass(frozen=True)
-class StageAnswers:
-    """What a stage asks."""
-
-    name: str
-    """The stage."""
-    answers: int
-    """Most answers, what is there already not taken off."""
-    tokens: int
-    """Most tokens of all answers together."""
-
-
-@dataclass(frozen=True)
 class AnswerPace:
     """How fast a model answers on this machine."""
 
@@ -104,10 +87,10 @@ class AnswerPace:
     peak_gib: float
     """Most memory that was taken, on the accelerator or else of the process."""
 
-    def hours(self, stages: Sequence[StageAnswers]) -> float:
-        """For all answers of these stages."""
+    def hours(self, stages: Sequence[StageWork]) -> float:
+        """For all that these stages ask."""
         seconds = (
-            each.answers / self.batch * self.prompt + each.tokens / self.batch * self.token
+            (each.prompts * each.share * self.prompt + each.tokens * self.token) / self.batch
             for each in stages
         )
         return sum(seconds) / 3600
@@ -130,16 +113,29 @@ class DryRun:
     """What each named suite needs."""
     sizes: dict[str, dict[str, int]]
     """Examples of each suite that is at hand, by split."""
-    stages: tuple[StageAnswers, ...]
-    """What is asked of these."""
+    stages: tuple[StageWork, ...]
+    """What is asked of these; where the model's shape isn't known, for answers alone."""
+    disk: DiskUse | None
+    """What is written; None where the shape isn't known."""
     steps: int
     """Steps of descents for the pictures that it makes."""
     examples: tuple[Example, ...]
     """Those to test, on which the pace can be measured."""
 
 
-def dry_run(job: RepairJob) -> DryRun:
-    """What the job would do with the suites that are at hand; the model isn't loaded.
+def shape_of(vlm: VLM) -> ModelShape:
+    """What of a loaded model decides how much is asked."""
+    anatomy = vlm.anatomy
+    try:
+        neurons = anatomy.neurons.total
+    except SiteError:  # they can't be reached, and aren't asked about
+        neurons = 0
+    return ModelShape(anatomy.n_layers, anatomy.width, neurons)
+
+
+def dry_run(job: RepairJob, shape: ModelShape | None = None) -> DryRun:
+    """What the job would do with the suites that are at hand; the model isn't loaded. Passes and
+    disk need its `shape`.
 
     Raises what making its splits raises.
     """
@@ -156,25 +152,9 @@ def dry_run(job: RepairJob) -> DryRun:
         for suite in plan[place]:
             sizes.setdefault(suite.name, dict.fromkeys(_SPLITS, 0))[place] = len(suite)
     tests = tuple(example for suite in plan["test"] for example in suite)
-    return DryRun(needed, sizes, tuple(stages_of(job, plan)), _steps(job), tests)
-
-
-def stages_of(job: RepairJob, plan: Mapping[Split, Sequence[Suite]]) -> list[StageAnswers]:
-    """What each stage of the job asks, from its splits."""
-    config, length = PRESETS[job.preset], job.answer_length
-    watched = config.monitors is not None
-    fit, test = (sum(map(len, plan[split])) for split in ("fit", "test"))
-    counted = sum(len(suite) for suite in plan["validation"] if suite.name != BASELINE)
-    compared = sum(map(len, compared_suites(plan["test"])))
-    finalists = 1 if config.gate is None else FINALISTS
-    controls = 4 + watched  # random, means, either modality alone, random monitors
-    asked = {
-        "material": fit,
-        "selection": counted * (1 + finalists + watched),
-        "evaluation": test * (2 + len(PARTS) * watched),
-        "controls": compared * controls,
-    }
-    return [StageAnswers(name, n, n * length) for name, n in asked.items()]
+    stages = tuple(stages_of(job, plan, shape))
+    disk = None if shape is None else disk_of(job, plan, shape, stages)
+    return DryRun(needed, sizes, stages, disk, _steps(job), tests)
 
 
 def _steps(job: RepairJob) -> int:

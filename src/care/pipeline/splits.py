@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import get_args
 
 from care.data.digests import suite_digest
@@ -27,6 +28,27 @@ SAMPLE = 6
 
 SAMPLED_BENIGN = 24
 """Harmless validation requests of a suite that it is then asked of; attacks are asked whole."""
+
+
+class Splits:
+    """The suites of a job in all splits: read and split once, when somebody asks."""
+
+    def __init__(self, job: RepairJob) -> None:
+        self.job = job
+
+    @cached_property
+    def named(self) -> NamedSuites:
+        """Those that it names, whole."""
+        return NamedSuites.of(self.job)
+
+    @cached_property
+    def plan(self) -> dict[Split, list[Suite]]:
+        """`plan_of` the job."""
+        return plan_of(self.job, self.named)
+
+    def suites(self, split: Split) -> list[Suite]:
+        """Those of one split, attacks first; of the small world no other split is made."""
+        return self.plan[split] if self.job.names_suites else _small_world(self.job, split)
 
 
 def plan_of(
@@ -58,8 +80,8 @@ def _quickly(suite: Suite, job: RepairJob) -> Suite:
 
 
 def suites_of(job: RepairJob, split: Split) -> list[Suite]:
-    """The job's suites in one split, attacks first; of the small world no other split is made."""
-    return plan_of(job)[split] if job.names_suites else _small_world(job, split)
+    """The job's suites in one split, attacks first."""
+    return Splits(job).suites(split)
 
 
 def digests_of(job: RepairJob, named: NamedSuites) -> dict[str, str]:

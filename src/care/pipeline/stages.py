@@ -190,8 +190,10 @@ class Stages(Workspace):
         effects = self.stage(
             "effects", tuple[SiteEffects, ...], lambda: parts.effects(self.kept("effects"))
         )
-        found = self.stage("neurons", NeuronReport, neurons, (kept.name,))
-        if config.judged and found.repair is not None and kept.exists():
+        found = None
+        if parts.reaches_neurons:
+            found = self.stage("neurons", NeuronReport, neurons, (kept.name,))
+        if config.judged and found and found.repair is not None and kept.exists():
             used = [e for part in parts.validation for e in spread(part, config.repair_prompts)]
             suites = remaining(self.counted("validation"), used, config.judged)
             judged = self.judged(suites, NeuronSuppression.load(kept), rival())

@@ -47,8 +47,7 @@ from care.judges.rules import RulesJudge
 from care.models.sites import Site
 from care.pipeline.config import QUICKLY, RepairJob
 from care.pipeline.selection import Candidate
-from care.pipeline.split_plan import NamedSuites
-from care.pipeline.splits import digests_of, plan_of
+from care.pipeline.splits import Splits, digests_of
 from care.pipeline.stages import Stages
 from care.pipeline.tuned_repair import tuned
 from care.report.build import answer_pairs, attribution, report_tree
@@ -60,11 +59,11 @@ from care.runs.run import Run
 from care.runs.shards import Shard
 
 
-def open_run(job: RepairJob) -> Run:
+def open_run(job: RepairJob, splits: Splits) -> Run:
     """The folder of a job, opened or gone on with; what is wrong with its suites shows first."""
-    named = NamedSuites.of(job)
+    named = splits.named
     if job.names_suites:
-        plan_of(job, named)
+        splits.suites("fit")
     run = Run(job.run.out, resume=job.run.resume, config=job.config())
     try:
         if job.names_suites:
@@ -111,9 +110,10 @@ def repair(job: RepairJob, progress: Bar | None = None) -> dict[str, Any]:
     for wanted in job.judging.judges:
         check_judge(wanted)
     labels = read_labels(job.judging.labels) if job.judging.labels else None
-    with open_run(job) as run:
+    splits = Splits(job)
+    with open_run(job, splits) as run:
         _refuse_a_sample(run)
-        proof = _prove(job, run, progress)
+        proof = _prove(job, run, progress, splits)
         table = _judged(job, run, proof, labels, progress)
         with run.stage("report"):
             tree = report_tree(
@@ -144,10 +144,10 @@ def repair(job: RepairJob, progress: Bar | None = None) -> dict[str, Any]:
     return json.loads((job.run.out / "report.json").read_text(encoding="utf-8"))
 
 
-def _prove(job: RepairJob, run: Run, progress: Bar | None) -> _Proof:
+def _prove(job: RepairJob, run: Run, progress: Bar | None, splits: Splits) -> _Proof:
     """Everything that asks the model."""
     with run.stage("model"):
-        work = Stages(job, run, progress)
+        work = Stages(job, run, progress, splits=splits)
     fitter = work.fitter()
     diagnosis = work.channels(fitter, work.diagnosis(fitter, BRIEF))
     chosen, selection = _chosen(work, fitter, diagnosis)
@@ -229,13 +229,14 @@ def diagnose(job: RepairJob, progress: Bar | None = None) -> dict[str, Any]:
             "a diagnosis of the small world is quick as it is, on a sample of the examples: leave "
             "out --quick, or pass --attacks and --benign"
         )
-    with open_run(job) as run:
+    splits = Splits(job)
+    with open_run(job, splits) as run:
         # A run that a repair was begun in asks all of the examples, and goes on to.
         whole = bool(run.manifest["pinned"].get("suites")) and not run.manifest.get("sampled")
         sampled = not job.attacks and not whole
         run.record(sampled=sampled)
         with run.stage("model"):
-            work = Stages(job, run, progress, sampled)
+            work = Stages(job, run, progress, sampled, splits)
         fitter = work.fitter()
         found = work.channels(fitter, work.diagnosis(fitter, DiagnosisConfig()))
         run.check_there()
@@ -246,9 +247,10 @@ def diagnose(job: RepairJob, progress: Bar | None = None) -> dict[str, Any]:
 
 def fit(job: RepairJob, progress: Bar | None = None) -> Path:
     """Fit and select, without the proof; the folder of the artefact."""
-    with open_run(job) as run:
+    splits = Splits(job)
+    with open_run(job, splits) as run:
         _refuse_a_sample(run)
-        work = Stages(job, run, progress)
+        work = Stages(job, run, progress, splits=splits)
         fitter = work.fitter()
         diagnosis = work.channels(fitter, work.diagnosis(fitter, BRIEF))
         chosen, selection = _chosen(work, fitter, diagnosis)
@@ -262,8 +264,9 @@ def answer_shard(job: RepairJob, shard: Shard, progress: Bar | None = None) -> P
     run."""
     own = replace(job.run, out=shard.folder(job.run.out))
     job = replace(job, run=own, shard=None)
-    with open_run(job) as run:
+    splits = Splits(job)
+    with open_run(job, splits) as run:
         run.record(shard=str(shard))
-        Stages(job, run, progress).answer_shard(shard)
+        Stages(job, run, progress, splits=splits).answer_shard(shard)
         run.record(**{DONE: True})
         return run.path

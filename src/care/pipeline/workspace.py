@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import cached_property
 from typing import Any, TypeVar
 
 from care.data.digests import suite_digest
@@ -23,7 +22,7 @@ from care.models.vlm import VLM
 from care.pipeline.config import RepairJob
 from care.pipeline.made_pictures import make_pictures
 from care.pipeline.split_plan import Split
-from care.pipeline.splits import plan_of, sampled, suites_of, without_pictures
+from care.pipeline.splits import Splits, sampled, without_pictures
 from care.runs.kept_batches import KeptBatches
 from care.runs.progress import Bar
 from care.runs.run import Run
@@ -37,24 +36,31 @@ class Workspace:
     """One job under way: model, judge, splits, run folder."""
 
     def __init__(
-        self, job: RepairJob, run: Run, progress: Bar | None, sampled: bool = False
+        self,
+        job: RepairJob,
+        run: Run,
+        progress: Bar | None,
+        sampled: bool = False,
+        splits: Splits | None = None,
     ) -> None:
-        """`sampled`: a part of the examples to fit on, and of harmless others, is asked."""
+        """`sampled`: a part of the examples to fit on, and of harmless others, is asked. `splits`
+        are the job's, where they are read already."""
         self.job, self.run, self.progress, self.sampled = job, run, progress, sampled
         self.vlm: VLM = load_pinned(run, job.model.name, job.model.load)
         self.judge: RulesJudge = rules_for(job.model)
         self.splits: dict[str, list[Suite]] = {}
+        self._read = splits or Splits(job)
 
-    @cached_property
+    @property
     def plan(self) -> dict[Split, list[Suite]]:
-        """The suites of all splits of a job that names some, each looked at when it is due."""
-        return plan_of(self.job)
+        """The suites of all splits, without the pictures that are made."""
+        return self._read.plan
 
     def suites(self, split: Any) -> list[Suite]:
         """The suites of one split, made once; UsageError if an earlier attempt had others."""
         if split not in self.splits:
             job = self.job
-            made = self.plan[split] if job.names_suites else suites_of(job, split)
+            made = self._read.suites(split)
             if job.pgd:
                 made = [
                     *made,
@@ -111,13 +117,15 @@ class Workspace:
         stage: str,
         rows: Run | None = None,
         only: Mapping[str, Collection[str]] | None = None,
+        whole: bool | None = None,
     ) -> Results:
         """Answer and judge as a stage of the run; rows go to `rows`, by default the run itself.
 
-        The run's own end where they refuse only if no other judge reads them. `only` is that of
-        `care.evaluate`.
+        They end where they refuse unless they are asked for `whole`, as the run's own are by
+        default where another judge reads them. `only` is that of `care.evaluate`.
         """
-        whole = rows is None and not self.job.cuts_refusals
+        if whole is None:
+            whole = rows is None and not self.job.cuts_refusals
         with self.run.stage(stage):
             return run_evaluation(
                 self.vlm,

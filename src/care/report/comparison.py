@@ -109,6 +109,7 @@ def _sections(found: ComparisonFile, more: Studies | None) -> list[tuple[str, st
         ("forest", "Attack success", True),
         ("rows", "Every row", True),
         ("suites", "By suite", True),
+        ("judges", "Judges", found.otherwise),
         ("costs", "Cost", True),
         ("adaptive", "Attacks that know the defense", any(row.adaptive for row in found.rows)),
         ("studies", "Further studies", more is not None),
@@ -135,11 +136,20 @@ def as_markdown(table: ComparisonTable) -> str:
         for row in table.rows
         if row.failed is None
     ]
-    return (
-        as_table(head, map(_cells, table.rows), (*table.claims, *table.notes))
-        + "\n"
-        + as_table(["ASR by suite", *attacks], by_suite, ())
-    )
+    written = as_table(head, map(_cells, table.rows), (*table.claims, *table.notes))
+    written += "\n" + as_table(["ASR by suite", *attacks], by_suite, ())
+    if not table.otherwise:
+        return written
+    judges = [other.judge for other in table.otherwise]
+    by_judge = [
+        [rows[0].name, *(told(row.asr) for row in rows)]
+        for rows in zip(*(other.rows for other in table.otherwise), strict=True)
+    ]
+    agree = [
+        f"{' and '.join(row.judges)} agree on {row.agreement:.0%} of {row.n} answers to attacks."
+        for row in table.agreement
+    ]
+    return written + "\n" + as_table(["ASR by another judge", *judges], by_judge, agree)
 
 
 def _cells(row: ComparedRow) -> list[str]:

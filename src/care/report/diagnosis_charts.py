@@ -299,10 +299,9 @@ def _diagonal(x: Scale, y: Scale) -> Markup:
 def _neuron_point(item: Mapping[str, Any], x: Scale, y: Scale, shape: str, class_: str) -> Markup:
     at = x(item["estimate"])
     exact, low, high, estimate = (number(item[key]) for key in ("exact", "low", "high", "estimate"))
-    words = (
-        f"layer {item['layer']}, neuron {item['neuron']}: estimate {estimate}, exact {exact} "
-        f"[{low}, {high}]"
-    )
+    expert = item.get("expert")
+    where = f"layer {item['layer']}{'' if expert is None else f', expert {expert}'}"
+    words = f"{where}, neuron {item['neuron']}: estimate {estimate}, exact {exact} [{low}, {high}]"
     return tag(
         "g",
         tag("title", words),

@@ -27,6 +27,8 @@ def _found(diagnosis: Tree) -> Iterator[Look]:
         if sure:
             best = max(sure, key=lambda item: abs(item["exact"]))
             look |= {key: best[key] for key in ("layer", "neuron")}
+            expert = best.get("expert")
+            look["expert"] = "" if expert is None else f" of expert {expert}"
             look |= {"exact": shown(best, "exact")}
         yield look | {"sure": len(sure)}
 
@@ -115,8 +117,8 @@ NEURON_RULES = (
         *either(
             lambda look: look["sure"] > 0,
             "Of {n} neurons, {sure} of the {found} best by estimate have an effect when "
-            "patched (q at most {q:g}), the largest neuron {neuron} of layer {layer}: {exact} "
-            "nats.",
+            "patched (q at most {q:g}), the largest neuron {neuron}{expert} of layer {layer}: "
+            "{exact} nats.",
             "No single neuron is shown to matter: of the {found} best of {n} by estimate, none "
             "has a q of at most {q:g} when it is patched.",
         ),

@@ -36,6 +36,7 @@ from kit.architectures.case import (
     sound,
     two_kinds,
 )
+from kit.experts import check_experts
 from kit.merging import check_folded
 
 SMALL = MonitorConfig(kinds=("ffn_out", "layer_out"), depths=(0.7,), false_alarms=0.1)
@@ -75,13 +76,19 @@ def sites(case: Case) -> None:
 
 
 def neurons(case: Case) -> None:
-    """What the neurons are gives what the FFN's last map writes."""
-    for site in case.vlm.anatomy.sites("ffn_neurons"):
-        down = case.vlm.anatomy.module(site)
-        with output_of(down) as written, read(case.vlm, [site]) as recorder:
-            case.vlm.forward(case.batch)
+    """What the neurons are gives what the FFN's last map writes; of experts, `check_experts`."""
+    vlm = case.vlm
+    table = vlm.anatomy.neurons
+    for layer, experts in enumerate(table.experts):
+        sites = [site for site in table.columns if site.layer == layer]
+        if experts:
+            check_experts(vlm, case.batch, layer, sites)
+            continue
+        down = vlm.anatomy.module(sites[0])
+        with output_of(down) as written, read(vlm, sites) as recorder:
+            vlm.forward(case.batch)
         torch.testing.assert_close(
-            down(recorder[site][0]).reshape(written[0].shape), written[0], rtol=1e-4, atol=1e-4
+            down(recorder[sites[0]][0]).reshape(written[0].shape), written[0], rtol=1e-4, atol=1e-4
         )
 
 

@@ -80,7 +80,7 @@ OTHERS: dict[str, Family] = {
         },
     ),
     "blip": _REFUSED,
-    "blip-2": Family(missing="it has no chat template, and takes its question beside the picture"),
+    "blip-2": _REFUSED,
     "chameleon": Family(
         images={"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}},
         processor={"image_seq_length": 4},
@@ -268,7 +268,7 @@ OTHERS: dict[str, Family] = {
         config={"vision_config.patch_size": 14},
         stub=stand_in("<image>", "<|content_image|>" + "<|unused_200054|>" * 16, last),
     ),
-    "instructblip": Family(missing="it has no chat template, and takes its question twice"),
+    "instructblip": _REFUSED,
     "instructblipvideo": Family(missing="it reads videos, not pictures"),
     "janus": Family(images={"size": SIZE}, processor={"num_image_tokens": 16}, config=TOWER),
     "kimi_k25": Family(

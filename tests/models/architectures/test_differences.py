@@ -12,7 +12,7 @@ from care.models.vlm import VLM
 from kit import tiny
 from kit.architectures.building import build
 from kit.architectures.case import Case
-from kit.architectures.checks import likelihood, sites
+from kit.architectures.checks import likelihood, neurons, sites
 from kit.architectures.families import FAMILIES
 from kit.refusals import refused
 
@@ -50,11 +50,21 @@ def test_pictures_beside_none_are_refused_where_they_would_be_mixed_up(name):
         case(name).vlm.batch(tiny.mixed_examples(2))
 
 
-def test_experts_have_an_output_but_no_single_neurons():
-    anatomy = case("llama4").vlm.anatomy
+@pytest.mark.parametrize("name", ["llama4", "dots3_note"])
+def test_neurons_of_experts_are_told_by_expert(name):
+    neurons(case(name))
+    anatomy = case(name).vlm.anatomy
+    assert not all(anatomy.neurons.experts)  # some layers have a plain FFN
+    layer = anatomy.neurons.experts.index(True)
+    with refused(SiteError, f"Site {layer}.ffn_neurons is one for each expert; name one"):
+        anatomy.module(Site(layer, "ffn_neurons"))
+
+
+def test_experts_that_cant_be_reached_are_refused():
+    anatomy = case("inkling_mm_model").vlm.anatomy
     anatomy.module(Site(0, "ffn_out"))
-    with refused(SiteError, "no down_proj, as an FFN of experts hasn't; use ffn_out"):
-        anatomy.module(Site(0, "ffn_neurons"))
+    with refused(SiteError, "the last map of InklingSharedExperts isn't a linear one; use ffn_out"):
+        anatomy.module(Site(0, "ffn_neurons", 0))
 
 
 def test_positions_in_one_row_are_told_apart_or_refused():

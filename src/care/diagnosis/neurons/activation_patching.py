@@ -21,11 +21,11 @@ from torch import Tensor
 from care.data.digests import example_digest
 from care.diagnosis.measures import Metric, refusal_log_odds
 from care.diagnosis.neurons.interventions import Counterfactual, Replacements
-from care.errors import FitError, SiteError, UsageError
+from care.errors import FitError, UsageError
 from care.models.hooks import edit
 from care.models.prompt_cache import Start, first_logits, read_prompts
 from care.models.replay import Replay
-from care.models.sites import Neuron, neuron_site
+from care.models.sites import Neuron, Site, neuron_site
 from care.models.vlm import VLM
 from care.runs.kept_batches import KeptBatches
 
@@ -59,9 +59,9 @@ def patch(
     """
     metric = metric or refusal_log_odds(vlm)
     check_neurons(vlm, neurons)
-    columns: dict[int, list[int]] = {}
-    for layer, neuron in dict.fromkeys(neurons):
-        columns.setdefault(layer, []).append(neuron)
+    columns: dict[Site, list[int]] = {}
+    for neuron in dict.fromkeys(neurons):
+        columns.setdefault(neuron_site(neuron), []).append(neuron[-1])
     place = {(at, i): k for at, chosen in columns.items() for k, i in enumerate(chosen)}
     reuse = True
 
@@ -70,10 +70,11 @@ def patch(
         found = question.replacements(vlm, chunk, columns)
         run, reuse = _runner(vlm, question, found, reuse)
         values = [metric(run(vlm.anatomy.n_layers)).tolist()]
-        for layer, neuron in neurons:
-            put = partial(_put, found.mask, neuron, found.rows[layer][:, place[layer, neuron]])
-            with edit(vlm, {neuron_site(layer): put}):
-                values.append(metric(run(layer)).tolist())
+        for neuron in neurons:
+            site, column = neuron_site(neuron), neuron[-1]
+            put = partial(_put, found.mask, column, found.rows[site][:, place[site, column]])
+            with edit(vlm, {site: put}):
+                values.append(metric(run(site.layer)).tolist())
             if advance is not None:
                 advance(len(chunk))
         return [list(row) for row in zip(*values, strict=True)]
@@ -103,13 +104,8 @@ def check_neurons(vlm: VLM, neurons: Sequence[Neuron]) -> None:
     """SiteError unless the model has all of these, UsageError if there are none."""
     if not neurons:
         raise UsageError("No neurons were given; name at least one as (layer, neuron).")
-    vlm.anatomy.check([neuron_site(layer) for layer, _ in neurons])
-    wrong = [neuron for neuron in neurons if not 0 <= neuron[1] < vlm.anatomy.ffn_width]
-    if wrong:
-        raise SiteError(
-            f"Neuron {wrong[0][1]} of layer {wrong[0][0]} does not exist: a layer of this model "
-            f"has {vlm.anatomy.ffn_width}, 0 to {vlm.anatomy.ffn_width - 1}."
-        )
+    for neuron in neurons:
+        vlm.anatomy.neurons.check(neuron)
 
 
 def _runner(

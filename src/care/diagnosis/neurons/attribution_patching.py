@@ -22,7 +22,7 @@ The passes themselves are in `care.diagnosis.neurons.attribution_patching`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -38,7 +38,8 @@ from care.errors import DataError, FitError, ModelError, UsageError
 from care.models import blocks
 from care.models.gradients import differentiable
 from care.models.hooks import edit, read
-from care.models.sites import Neuron
+from care.models.neuron_table import NeuronTable
+from care.models.sites import Neuron, Site
 from care.models.vlm import VLM
 
 Method = Literal["atp", "ig", "graddrop"]
@@ -66,6 +67,8 @@ class Estimates:
     """Number of examples in each group (G,)."""
     size: np.ndarray
     """Root mean square of a_i over the positions in scope (L, F)."""
+    table: NeuronTable
+    """Which neuron is at each place of (L, F)."""
 
     @property
     def mean(self) -> np.ndarray:
@@ -74,9 +77,9 @@ class Estimates:
 
     def ranking(self, n: int | None = None) -> list[Neuron]:
         """Neurons by absolute estimate, greatest first."""
-        flat = np.argsort(-np.abs(self.mean), axis=None, kind="stable")[:n]
-        layers, neurons = np.unravel_index(flat, self.mean.shape)
-        return list(zip(layers.tolist(), neurons.tolist(), strict=True))
+        size = np.where(self.table.real, np.abs(self.mean), -1.0)
+        order = np.argsort(-size, axis=None, kind="stable")[: self.table.total]
+        return self.table.neurons(order[:n])
 
 
 def estimate(
@@ -100,7 +103,8 @@ def estimate(
     """
     check_method(method, steps, groups)
     metric = metric or refusal_log_odds(vlm)
-    total = _Totals(question.goals, vlm.anatomy.n_layers, vlm.anatomy.ffn_width)
+    table = vlm.anatomy.neurons
+    total = _Totals(question.goals, *table.shape)
     passes = {"atp": 1, "ig": steps, "graddrop": groups}[method]
 
     def work(chunk: list[int]) -> list[None]:
@@ -120,7 +124,7 @@ def estimate(
     total.check(question.scopes)
     size = (total.squares / total.positions).sqrt().numpy()
     cost = _cost(method, passes)
-    return Estimates(method, passes, cost, total.sums.numpy(), total.counts.numpy(), size)
+    return Estimates(method, passes, cost, total.sums.numpy(), total.counts.numpy(), size, table)
 
 
 def check_method(method: str, steps: int, groups: int) -> None:
@@ -182,15 +186,20 @@ class GradientPass:
     """One differentiable run of a batch, with the gradient at every neuron in scope."""
 
     def __init__(
-        self, vlm: VLM, found: Replacements, clean: dict[int, Tensor] | None = None, at: float = 0.0
+        self,
+        vlm: VLM,
+        found: Replacements,
+        clean: Mapping[Site, Tensor] | None = None,
+        at: float = 0.0,
     ) -> None:
-        """`clean` rows (n, F) of each layer and a place `at` on the way to the replacement."""
+        """`clean` rows (n, F) at each site and a place `at` on the way to the replacement."""
         self.vlm, self.found = vlm, found
         self.clean, self.at = clean, at
-        shape = (len(found.batch), vlm.anatomy.n_layers, vlm.anatomy.ffn_width)
+        self.columns = vlm.anatomy.neurons.columns
+        shape = (len(found.batch), *vlm.anatomy.neurons.shape)
         self.scores = torch.zeros(shape)
         self.squares = torch.zeros(shape[1:])
-        self._first: Tensor | None = None
+        self._first: list[Tensor] = []
 
     def gradient(self, metric: Metric) -> Tensor:
         """(a* − a) ∂m/∂a, summed over the positions in scope (B, L, F)."""
@@ -201,59 +210,62 @@ class GradientPass:
     @contextmanager
     def recorded(self, metric: Metric) -> Iterator[Tensor]:
         """The metric, summed over the batch, with its graph."""
-        edits = {site: partial(self._visit, site.layer) for site in self._sites()}
+        edits = {site: partial(self._visit, site) for site in self.columns}
         with edit(self.vlm, edits), torch.enable_grad():
             logits = self.vlm.forward(self.found.batch, logits_to_keep=1, grad=True)[:, -1]
             yield metric(logits).sum()
 
     def backward(self, value: Tensor, again: bool = False) -> None:
         """Add the scores of one backward pass; `again`: the graph is needed once more."""
-        if self._first is None or not value.requires_grad:
+        if not self._first or not value.requires_grad:
             raise ModelError(
                 f"No gradient of the metric reaches the neurons of {self.vlm.name}; use a metric "
                 "that is differentiable in the logits, and no edit that detaches activations."
             )
-        torch.autograd.grad(value, self._first, retain_graph=again)
+        # Of the first layer's experts, those that nothing was sent to have no gradient.
+        torch.autograd.grad(value, self._first, retain_graph=again, allow_unused=True)
 
-    def _sites(self) -> list[Any]:
-        return self.vlm.anatomy.sites("ffn_neurons")
-
-    def _visit(self, layer: int, h: Tensor, roles: Tensor) -> Tensor:
+    def _visit(self, site: Site, h: Tensor, roles: Tensor) -> Tensor:
         mask = self.found.mask.to(h.device)
-        self.squares[layer] = h.detach()[mask].float().square().sum(0).cpu()
-        new = h if self.clean is None else self._moved(layer, h, mask)
+        own = h.detach()[mask].float()
+        self.squares[site.layer, self.columns[site]] = own.square().sum(0).cpu()
+        new = h if self.clean is None else self._moved(site, h, mask)
         if not new.requires_grad:  # the first layer: weights are frozen, so the graph starts here
-            new = self._first = new.detach().requires_grad_()
-        new.register_hook(partial(self._collect, layer, h.detach(), mask))
+            new = new.detach().requires_grad_()
+            self._first.append(new)
+        new.register_hook(partial(self._collect, site, own, mask))
         return new
 
-    def _moved(self, layer: int, h: Tensor, mask: Tensor) -> Tensor:
+    def _moved(self, site: Site, h: Tensor, mask: Tensor) -> Tensor:
         """Neurons part of the way to what replaces them; gradients pass as if they hadn't moved."""
         assert self.clean is not None
-        clean = self.clean[layer].float()
-        there = clean + self.at * (self.found.rows[layer].to(clean) - clean)
+        clean = self.clean[site].float()
+        there = clean + self.at * (self.found.rows[site].to(clean) - clean)
         full = h.detach().clone()
         full[mask] = there.to(h)
         return full + (h - h.detach()) if h.requires_grad else full
 
-    def _collect(self, layer: int, h: Tensor, mask: Tensor, gradient: Tensor) -> None:
-        own = (h[mask] if self.clean is None else self.clean[layer]).float()
-        score = (self.found.rows[layer].to(own) - own) * gradient[mask].float()
-        summed = torch.zeros(len(h), h.shape[-1], device=h.device)
-        summed.index_add_(0, self.found.row_of.to(h.device), score)
-        self.scores[:, layer] += summed.cpu()
+    def _collect(self, site: Site, own: Tensor, mask: Tensor, gradient: Tensor) -> None:
+        own = own if self.clean is None else self.clean[site].float()
+        score = (self.found.rows[site].to(own) - own) * gradient[mask].float()
+        summed = torch.zeros(len(mask), own.shape[-1], device=own.device)
+        summed.index_add_(0, self.found.row_of.to(own.device), score)
+        self.scores[:, site.layer, self.columns[site]] += summed.cpu()
 
 
 def integrated(vlm: VLM, found: Replacements, metric: Metric, steps: int) -> tuple[Tensor, Tensor]:
     """Mean score over the midpoints of S pieces of the joint path, and Σ a² of the clean run."""
-    clean: dict[int, Tensor] = {}
+    clean: dict[Site, Tensor] = {}
+    columns = vlm.anatomy.neurons.columns
 
-    def keep(site: Any, h: Tensor, roles: Tensor) -> None:
-        clean[site.layer] = h.detach()[found.mask.to(h.device)]
+    def keep(site: Site, h: Tensor, roles: Tensor) -> None:
+        clean[site] = h.detach()[found.mask.to(h.device)]
 
-    with read(vlm, vlm.anatomy.sites("ffn_neurons"), sink=keep):
+    with read(vlm, list(columns), sink=keep):
         vlm.forward(found.batch, logits_to_keep=1)
-    squares = torch.stack([clean[layer].float().square().sum(0).cpu() for layer in sorted(clean)])
+    squares = torch.zeros(vlm.anatomy.neurons.shape)
+    for site, own in clean.items():
+        squares[site.layer, columns[site]] = own.float().square().sum(0).cpu()
     parts = [
         GradientPass(vlm, found, clean, (step + 0.5) / steps).gradient(metric)
         for step in range(steps)

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from care.data.example import Example
 from care.diagnosis.neurons.activation_patching import check_neurons
-from care.diagnosis.neurons.interventions import output_columns
 from care.diagnosis.neurons.results import Firing, FiringPatch
 from care.errors import ModelError
 from care.models import blocks
@@ -63,10 +62,11 @@ def written_tokens(vlm: VLM, neurons: Sequence[Neuron], k: int = 8) -> list[Writ
             "can't be read through the unembedding."
         )
     head, found = vlm.model.get_output_embeddings(), []
-    for layer, neuron in neurons:
-        column = output_columns(vlm, layer)[:, neuron]
-        after = vlm.anatomy.module(Site(layer, "ffn_out"))
-        if after is not blocks.ffn(vlm.anatomy.layers[layer]):  # a norm follows the FFN
+    for neuron in neurons:
+        site = neuron_site(neuron)
+        column = vlm.anatomy.output_columns(site)[:, neuron[-1]]
+        after = vlm.anatomy.module(Site(site.layer, "ffn_out"))
+        if after is not blocks.ffn(vlm.anatomy.layers[site.layer]):  # a norm follows the FFN
             column = after(column.to(device_of(after, vlm.model)))
         states = norm(column.to(device_of(norm, vlm.model)))
         logits = head(states.to(device_of(head, vlm.model), head.weight.dtype)).float()
@@ -89,14 +89,14 @@ def firings(
     square nor described by `image_grid_thw`, or stand in several places.
     """
     check_neurons(vlm, neurons)
-    layers = sorted({layer for layer, _ in neurons})
+    sites = list(dict.fromkeys(neuron_site(neuron) for neuron in neurons))
 
     def work(chunk: list[int]) -> list[tuple[list[Firing], list[FiringPatch | None]]]:
         batch = vlm.batch([examples[index] for index in chunk])
-        with read(vlm, [neuron_site(layer) for layer in layers]) as seen:
+        with read(vlm, sites) as seen:
             vlm.forward(batch, logits_to_keep=1)
         values = torch.stack(
-            [seen[neuron_site(layer)][0][..., neuron].float().cpu() for layer, neuron in neurons], 1
+            [seen[neuron_site(each)][0][..., each[-1]].float().cpu() for each in neurons], 1
         )
         return [
             _strongest(vlm, batch, row, examples[index], values[row])

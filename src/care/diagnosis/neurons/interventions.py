@@ -8,7 +8,9 @@ Its effect is a comparison with another value a*_i,t,
 
 and a `Counterfactual` says which prompts x, which positions, and which a*: the values of another
 prompt at aligned positions (`between_pairs`), or the mean per position class of
-`care.models.sites` (`against_means`). Nothing is estimated or patched here; see
+`care.models.sites` (`against_means`). The neurons of an expert are compared where the router sends
+a token to it: elsewhere they are 0, also as another prompt's values, and means are over such tokens
+alone. Nothing is estimated or patched here; see
 `care.diagnosis.neurons.attribution_patching` and `care.diagnosis.neurons.activation_patching`.
 """
 
@@ -17,6 +19,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -29,9 +32,9 @@ from care.diagnosis.activation_means import RoleMeans, goals_of
 from care.errors import UsageError
 from care.models.alignment import align
 from care.models.batches import Batch
-from care.models.devices import weight_of
-from care.models.hooks import read
-from care.models.sites import Scope, Site, neuron_site, position_classes, scope_mask
+from care.models.hooks import hooked, read
+from care.models.passes import Pass
+from care.models.sites import Scope, Site, position_classes, scope_mask
 from care.models.vlm import VLM
 
 Base = Literal["benign", "attack"]
@@ -50,7 +53,7 @@ class Counterfactual:
     donors: tuple[Example, ...] | None = None
     """The prompts whose values are taken, one for each of `examples`; None: `means`."""
     means: Mapping[Site, Tensor] | None = None
-    """Mean per position class (5, F) at the neurons of every layer."""
+    """Mean per position class (5, F) at every site of neurons."""
     control: Counterfactual | None = None
     """The same kind of replacement where it says nothing about harm (see the constructors)."""
 
@@ -89,18 +92,18 @@ class Counterfactual:
         self,
         vlm: VLM,
         chunk: Sequence[int],
-        columns: Mapping[int, Sequence[int]] | None = None,
+        columns: Mapping[Site, Sequence[int]] | None = None,
     ) -> Replacements:
         """The batch of examples `chunk` and what replaces its neurons; runs the donors if any.
 
-        `columns` names the layers, and neurons of each, that are kept; None keeps all.
+        `columns` names the sites, and neurons of each, that are kept; None keeps all.
         """
         batch = vlm.batch([self.examples[index] for index in chunk])
         mask = scope_mask(batch.roles, self.scopes)
         kept = (
-            dict.fromkeys(range(vlm.anatomy.n_layers))
+            dict.fromkeys(vlm.anatomy.neurons.columns)
             if columns is None
-            else {layer: torch.tensor(list(chosen)) for layer, chosen in columns.items()}
+            else {site: torch.tensor(list(chosen)) for site, chosen in columns.items()}
         )
         if self.donors is None:
             return _mean_rows(batch, mask, self.means or {}, kept)
@@ -116,8 +119,8 @@ class Replacements:
     """The B prompts."""
     mask: Tensor
     """Positions that are replaced (B, T), n of them."""
-    rows: Mapping[int, Tensor]
-    """Per layer the new values at those positions, row by row of `mask`: (n, F) or (n, chosen)."""
+    rows: Mapping[Site, Tensor]
+    """Per site the new values at those positions, row by row of `mask`: (n, F) or (n, chosen)."""
 
     @property
     def row_of(self) -> Tensor:
@@ -185,24 +188,23 @@ def against_means(
 
 
 def neuron_means(vlm: VLM, examples: Sequence[Example], batch_size: int = 16) -> dict[Site, Tensor]:
-    """Mean value per position class (5, F) of the neurons of every layer, over prompts."""
-    total = RoleMeans()
+    """Mean value per position class (5, F) of the neurons at every site, over prompts."""
+    total, sites = RoleMeans(), list(vlm.anatomy.neurons.columns)
 
     def work(chunk: list[int]) -> list[None]:
         means = RoleMeans()
+
+        def see(site: Site, h: Tensor, context: Pass) -> None:
+            means.add(site, h, context.roles, context.sent)
+
         batch = vlm.batch([examples[index] for index in chunk])
-        with read(vlm, vlm.anatomy.sites("ffn_neurons"), sink=means.add):
+        with hooked(vlm, {site: partial(see, site) for site in sites}):
             vlm.forward(batch, logits_to_keep=1)
         total.merge(means)
         return [None] * len(chunk)
 
     vlm.in_batches(list(examples), batch_size, work)
     return total.table()
-
-
-def output_columns(vlm: VLM, layer: int) -> Tensor:
-    """What a unit of each neuron writes: w (D, F), of which column i is w_i."""
-    return weight_of(vlm.anatomy.module(neuron_site(layer)))
 
 
 def default_scopes(pairs: Sequence[Pair]) -> tuple[Scope, ...]:
@@ -222,33 +224,33 @@ def _mean_rows(
     batch: Batch,
     mask: Tensor,
     means: Mapping[Site, Tensor],
-    kept: Mapping[int, Tensor | None],
+    kept: Mapping[Site, Tensor | None],
 ) -> Replacements:
     classes = position_classes(batch.roles)[mask]
     rows = {}
-    for layer, columns in kept.items():
-        if neuron_site(layer) not in means:
-            raise UsageError(f"Mean ablation needs means[{neuron_site(layer)}]; none was given.")
-        table = means[neuron_site(layer)].to(classes.device)
+    for site, columns in kept.items():
+        if site not in means:
+            raise UsageError(f"Mean ablation needs means[{site}]; none was given.")
+        table = means[site].to(classes.device)
         chosen = table if columns is None else table[:, columns.to(classes.device)]
-        rows[layer] = chosen[classes]
+        rows[site] = chosen[classes]
     return Replacements(batch, mask, rows)
 
 
 def _donor_rows(
-    vlm: VLM, batch: Batch, mask: Tensor, donors: Batch, kept: Mapping[int, Tensor | None]
+    vlm: VLM, batch: Batch, mask: Tensor, donors: Batch, kept: Mapping[Site, Tensor | None]
 ) -> Replacements:
     """Only what is needed of the donors' run is kept: n positions, not B × T."""
     index, found = align(batch.roles, donors.roles)
     mask = mask & found
     prompt, place = mask.nonzero()[:, 0], index[mask]
-    rows: dict[int, Tensor] = {}
+    rows: dict[Site, Tensor] = {}
 
     def keep(site: Site, h: Tensor, roles: Tensor) -> None:
         taken = h.detach()[prompt.to(h.device), place.to(h.device)]
-        columns = kept[site.layer]
-        rows[site.layer] = taken if columns is None else taken[:, columns.to(h.device)]
+        columns = kept[site]
+        rows[site] = taken if columns is None else taken[:, columns.to(h.device)]
 
-    with read(vlm, [neuron_site(layer) for layer in kept], sink=keep):
+    with read(vlm, list(kept), sink=keep):
         vlm.forward(donors, logits_to_keep=1)
     return Replacements(batch, mask, rows)

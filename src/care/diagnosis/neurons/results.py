@@ -65,7 +65,7 @@ class NeuronEffect:
     layer: Count
     """Layer."""
     neuron: Count
-    """Index within the layer."""
+    """Index within the layer, or within the expert."""
     estimate: float
     """Effect according to the gradients."""
     exact: float
@@ -88,6 +88,13 @@ class NeuronEffect:
     """Prompts in which it is strongest."""
     patches: tuple[FiringPatch, ...]
     """Image patches on which it is strongest."""
+    expert: Annotated[Count | None, WHEN_SET] = None
+    """Where the FFN is one of experts, which: `neuron` counts within it. A shared one is last."""
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """(layer, neuron) or (layer, expert, neuron)."""
+        return (self.layer, *(() if self.expert is None else (self.expert,)), self.neuron)
 
     def check(self) -> None:
         """Misfit where the figures contradict each other."""
@@ -154,8 +161,9 @@ class SuppressionReport:
 
     rule: str
     """How the set was chosen, in words."""
-    neurons: tuple[tuple[Count, Count], ...]
-    """(layer, index) of each; none where no set helps within the margin."""
+    neurons: tuple[tuple[Count, ...], ...]
+    """(layer, index) of each, or (layer, expert, index); none where no set helps within the
+    margin."""
     before: FirstTokens
     """The bare model."""
     after: FirstTokens
@@ -175,7 +183,7 @@ class NeuronReport:
     method: str
     """How effects were estimated: `atp`, `ig` or `graddrop`."""
     n_neurons: Positive
-    """L·F, all of which were estimated."""
+    """All FFN neurons, of experts too, all of which were estimated."""
     steps: Positive
     """Backward passes per example."""
     forward_equivalents: NonNegative

@@ -36,7 +36,7 @@ from care.diagnosis.neurons.attribution_patching import (
     goal_groups,
 )
 from care.diagnosis.neurons.interpretation import firings, written_tokens
-from care.diagnosis.neurons.interventions import Counterfactual, output_columns
+from care.diagnosis.neurons.interventions import Counterfactual
 from care.diagnosis.neurons.results import NeuronEffect, NeuronReport
 from care.errors import FitError, UsageError
 from care.models.sites import Neuron
@@ -114,8 +114,8 @@ def find_neurons(
     """
     config = config or NeuronConfig()
     verify = verify or question
-    n_neurons = vlm.anatomy.n_layers * vlm.anatomy.ffn_width
-    count = _count(config, n_neurons)
+    n_neurons = vlm.anatomy.neurons.total
+    count = verified_count(config, n_neurons)
     if len(set(verify.goals)) < 2:
         raise UsageError("Neurons are verified on at least 2 goals, got 1; pass more prompts.")
     controlled = 0 if verify.control is None else len(verify.control.examples)
@@ -160,24 +160,24 @@ def matched_controls(
     What a neuron writes is ‖w_i‖ · rms(a_i) over the positions in scope; the control is drawn from
     the 64 nearest in that. No neuron is drawn twice.
     """
-    columns = np.stack(
-        [
-            output_columns(vlm, layer).float().norm(dim=0).cpu().numpy()
-            for layer in range(vlm.anatomy.n_layers)
-        ]
-    )
-    size = (columns * estimates.size).ravel()
+    table = vlm.anatomy.neurons
+    written = np.zeros(table.shape)
+    for site, columns in table.columns.items():
+        norms = vlm.anatomy.output_columns(site).float().norm(dim=0)
+        written[site.layer, columns] = norms.cpu().numpy()
+    size = (written * estimates.size).ravel()
     rng = np.random.default_rng(seed)
-    width = columns.shape[1]
-    taken = {layer * width + neuron for layer, neuron in top}
+    own = table.flat(top)
+    taken = set(own.tolist())
     order = np.argsort(size, kind="stable")
+    order = order[table.real.ravel()[order]]
     place = {int(flat): at for at, flat in enumerate(order)}
-    chosen: list[Neuron] = []
-    for layer, neuron in top:
-        flat = _near(order, place[layer * width + neuron], taken, rng)
+    chosen: list[int] = []
+    for best in own.tolist():
+        flat = _near(order, place[best], taken, rng)
         taken.add(flat)
-        chosen.append((flat // width, flat % width))
-    return chosen
+        chosen.append(flat)
+    return table.neurons(chosen)
 
 
 def _near(order: np.ndarray, at: int, taken: set[int], rng: np.random.Generator) -> int:
@@ -194,7 +194,8 @@ def _near(order: np.ndarray, at: int, taken: set[int], rng: np.random.Generator)
 # -- inside ----------------------------------------------------------------------------------------
 
 
-def _count(config: NeuronConfig, n_neurons: int) -> int:
+def verified_count(config: NeuronConfig, n_neurons: int) -> int:
+    """How many neurons are replaced for real; UsageError for more than half of them."""
     count = config.verified or max(LEAST_VERIFIED, math.ceil(_SHARE * n_neurons))
     if 2 * count > n_neurons:
         raise UsageError(
@@ -239,7 +240,8 @@ def _estimated(
     def unpack(parts: dict[str, np.ndarray]) -> list[Estimates]:
         advance(len(question.examples))
         steps, cost = (int(parts[name][0]) for name in numbers)
-        return [Estimates(config.method, steps, cost, *(parts[name] for name in arrays))]
+        sums, counts, size = (parts[name] for name in arrays)
+        return [Estimates(config.method, steps, cost, sums, counts, size, vlm.anatomy.neurons)]
 
     facts = {"question": question.told(), "goals": question.goals, "config": flat(config)}
     digests = [example_digest(example) for example in question.examples]
@@ -263,9 +265,10 @@ def _rows(
     mean = estimates.mean
     return [
         NeuronEffect(
-            layer=layer,
-            neuron=neuron,
-            estimate=float(mean[layer, neuron]),
+            layer=neuron[0],
+            neuron=neuron[-1],
+            expert=neuron[1] if len(neuron) > 2 else None,
+            estimate=float(mean[estimates.table.place(neuron)]),
             exact=limits[k].rate,
             low=limits[k].low,
             high=limits[k].high,
@@ -277,7 +280,7 @@ def _rows(
             examples=(),
             patches=(),
         )
-        for k, (layer, neuron) in enumerate(neurons)
+        for k, neuron in enumerate(neurons)
     ]
 
 
@@ -298,7 +301,7 @@ def _agreement(
     config: NeuronConfig,
 ) -> tuple[Interval, dict[str, float]]:
     """Spearman's ρ and precision@k of estimate and effect over the verified and the controls."""
-    layers, places = np.array(neurons).T
+    layers, places = np.array([estimates.table.place(neuron) for neuron in neurons]).T
     guessed, caused = estimates.mean[layers, places], effects.mean(1)
     rho = float(rank_correlations(guessed[None], caused[None])[0])
     if not math.isfinite(rho):
@@ -337,7 +340,7 @@ def _described(
     vlm: VLM, found: Sequence[NeuronEffect], asked: Counterfactual, config: NeuronConfig
 ) -> list[NeuronEffect]:
     """The rows with what the neurons write and fire on."""
-    neurons = [(item.layer, item.neuron) for item in found]
+    neurons = [item.key for item in found]
     written = written_tokens(vlm, neurons)
     fires = firings(vlm, asked.prompts, neurons, config.described, config.batch_size)
     return [

@@ -73,10 +73,9 @@ def rank_for_suppression(attacks: Estimates, benign: Estimates) -> list[Neuron]:
     Both are estimates of mean ablation in nats (`against_means` and its control). The score is the
     effect on attacks less the size of that on benign requests; only positive ones are kept.
     """
-    score = attacks.mean - np.abs(benign.mean)
+    score = attacks.mean - np.abs(benign.mean)  # 0 where no neuron is
     order = np.argsort(-score, axis=None, kind="stable")[: int((score > 0).sum())]
-    layers, neurons = np.unravel_index(order, score.shape)
-    return list(zip(layers.tolist(), neurons.tolist(), strict=True))
+    return attacks.table.neurons(order)
 
 
 def search_neurons(

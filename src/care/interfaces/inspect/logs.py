@@ -95,12 +95,13 @@ def _examples(run: Path, config: StoredConfig, names: Sequence[str]) -> Examples
     if config.test_length is not None:  # of `care repair`
         from care.pipeline.config import job_of
         from care.pipeline.made_pictures import made_suites
-        from care.pipeline.splits import plan_of, suites_of
+        from care.pipeline.splits import Splits
 
         job = job_of(config)
-        suites = suites_of(job, "test")
+        splits = Splits(job)
+        suites = splits.suites("test")
         if job.pgd:
-            suites = [*suites, *made_suites(job, run, plan_of(job), "test")]
+            suites = [*suites, *made_suites(job, run, splits.plan, "test")]
     else:
         from care.evaluation.job import asked_suites
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from care.interfaces.cli.options import takes
 from care.interfaces.cli.registry import command
-from care.interfaces.cli.shared import JUDGING, hide_loading_bars
+from care.interfaces.cli.shared import hide_loading_bars
 from care.interfaces.cli.tables import interval, print_table
 from care.pipeline.config import CompareJob
 
@@ -13,7 +13,7 @@ from care.pipeline.config import CompareJob
 @command("compare", "Work")
 @takes(
     CompareJob,
-    without=("preset", "tune", "shard", *JUDGING),
+    without=("preset", "tune", "shard", "labels", "margin"),
     recipes=True,
     out=Path("runs/compare"),
 )
@@ -36,6 +36,8 @@ def compare(job: CompareJob) -> None:
         for row in table.rows
     ]
     print_table(["defense", "ASR", "utility", "answered", "p (Holm)"], cells)
+    for each in table.agreement:
+        print(f"{' and '.join(each.judges)} agree on {each.agreement:.0%} of {each.n} attacks.")
     studied = load_studies(job.run.out)
     for sentence in (*table.notes, *table.claims, *(studied.claims if studied else ())):
         print(sentence)

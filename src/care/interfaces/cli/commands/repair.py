@@ -1,6 +1,7 @@
 """The main job and its parts: `care repair`, `care diagnose`, `care fit`."""
 
 # No `from __future__ import annotations`: typer reads the annotations when a command is called.
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from care.interfaces.cli.registry import command
 from care.interfaces.cli.shared import JUDGING, FailAbove, hide_loading_bars, hold_to, show_table
 from care.interfaces.cli.tables import interval, print_table
 from care.pipeline.config import QUICKLY, RepairJob
+from care.runs.environment import GIB
 from care.runs.shards import Shard
 from care.typed import from_tree
 
@@ -103,35 +105,41 @@ def _answer_shard(job: RepairJob, shard: Shard) -> None:
 def _show_dry_run(job: RepairJob, gpu: str | None) -> None:
     """What the job needs and asks; its pace, where the model is at hand."""
     from care.pipeline.doctor import model_finding
-    from care.pipeline.dry_run import GPU_CLASSES, dry_run, probe, reached
+    from care.pipeline.dry_run import GPU_CLASSES, dry_run, probe, reached, shape_of
 
     if gpu is not None and gpu not in GPU_CLASSES:
         raise UsageError(f"There is no --gpu {gpu!r}; there are {', '.join(GPU_CLASSES)}.")
-    found = dry_run(job)
+    model = model_finding(job.model)
+    vlm = None if model.to_do else job.model.load()
+    found = dry_run(job, None if vlm is None else shape_of(vlm))
     if found.needed:
         cells = ([n.name, "yes" if n.at_hand else "no", n.licence, n.to_do] for n in found.needed)
         print_table(["suite", "at hand", "licence", "to do"], cells)
     cells = ([name, *map(str, sizes.values())] for name, sizes in found.sizes.items())
     print_table(["suite", "fit", "validation", "test"], cells)
-    cells = ([s.name, str(s.answers), str(s.tokens)] for s in found.stages)
-    print_table(["stage", "answers, at most", "tokens, at most"], cells)
+    cells = ([s.name, *map(str, (s.answers, s.tokens, s.prompts))] for s in found.stages)
+    print_table(["stage, at most", "answers", "tokens", "prompts"], cells)
+    if found.disk is None:
+        print("Not counted before the model is at hand: the diagnosis, and what is written.")
+    else:
+        written = asdict(found.disk)
+        parts = ", ".join(f"{name} {size / GIB:.2g}" for name, size in written.items())
+        print(f"Written, at most: {sum(written.values()) / GIB:.2g} GiB ({parts}).")
     if found.steps:
         print(f"Pictures: at most {found.steps} steps of 8 requests.")
-    print("Not counted: the diagnosis and the channel scan, which take passes; other judges.")
+    print("Not counted: other judges, and what a search of settings asks.")
     if missing := [each.name for each in found.needed if not each.at_hand]:
         print(f"Not at hand, not counted: {', '.join(missing)}; see `care download suite`.")
-    model = model_finding(job.model)
     print(f"{model.about}: {model.found}{'; ' * bool(model.to_do)}{model.to_do}")
-    if model.to_do or not found.examples:
+    if vlm is None or not found.examples:
         return
-    vlm = job.model.load()
     pace = probe(vlm, found.examples, job.batch)
     print(
         f"Measured here: {pace.prompt:.2f} s for the prompts of a batch of {pace.batch}, "
         f"{1000 * pace.token:.1f} ms a token of it; weights {pace.weights_gib:.2f} GiB, at most "
         f"{pace.peak_gib:.1f} GiB taken."
     )
-    print(f"At most {pace.hours(found.stages):.2g} hours of answers here.")
+    print(f"At most {pace.hours(found.stages):.2g} hours here.")
     if gpu is not None:
         weight = next(vlm.model.parameters())
         there = pace.on(GPU_CLASSES[gpu], reached(weight.device, weight.dtype))
