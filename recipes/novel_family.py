@@ -34,6 +34,7 @@ from care.evaluation.results import Results
 from care.models.sites import Site
 from care.pipeline.config import RepairJob
 from care.pipeline.material_parts import apart
+from care.pipeline.splits import Splits
 from care.pipeline.stages import Stages
 from care.pipeline.workflow import open_run
 from care.runs.progress import Progress
@@ -53,8 +54,9 @@ def main() -> None:
     asked = parser.parse_args()
     counts = [int(count) for count in asked.counts.split(",")]
     job = RepairJob(run=RunSpec(asked.run, resume=True))
-    with open_run(job) as run:
-        work = Stages(job, run, Progress)
+    splits = Splits(job)
+    with open_run(job, splits) as run:
+        work = Stages(job, run, Progress, splits=splits)
         for family in asked.families:
             found = curve(work, run, family, counts)
             run.write_json(f"novel-{family}.json", found)
