@@ -200,8 +200,8 @@ def limits(found: Interval) -> list[float]:
 def by_steps(options: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
     """Each way in an eager engine of its own, one after the other."""
     told: dict[str, Any] = {}
-    for way, arguments in WAYS.items():
-        engine = Engine(options[way])
+    for way in given.ways:
+        engine, arguments = Engine(options[way]), WAYS[way]
         try:
             for clients in given.clients:
                 asked = {"what": "steps", "clients": clients, "arguments": arguments}
@@ -217,6 +217,7 @@ def by_steps(options: dict[str, Any], given: argparse.Namespace) -> dict[str, An
 def main() -> None:
     parser = argparse.ArgumentParser(description="what a repair costs vLLM at decoding")
     parser.add_argument("--repair", type=Path, default=Path("runs/demo/repair"))
+    parser.add_argument("--ways", choices=tuple(WAYS), nargs="+", default=list(WAYS))
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--pairs", type=int, default=40, help="of steps")
     parser.add_argument("--work", help=argparse.SUPPRESS)

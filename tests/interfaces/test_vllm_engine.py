@@ -91,16 +91,15 @@ def world(tmp_path_factory):
             image = str(folder / f"{place}.png")
             load_image(picture).save(image)
         requests.append({"prompt": render(vlm.processor, example), "image": image})
-    answers: dict[str, Any] = {
-        "bare": [each.text for each in vlm.answers(examples, max_new_tokens=16)]
-    }
+    bare = [each.text for each in vlm.answers(examples, max_new_tokens=16)]
+    answers: dict[str, Any] = {"bare": bare}
     for name, channels in REPAIRS.items():
         repair = Repair(channels, name=name, manifest={"model": model_facts(vlm)})
         repair.save(folder / name)
         found = repair.answer(vlm, examples, max_new_tokens=16)
         answers[name] = [each.text for each in found]
-        assert sum(a != b for a, b in zip(answers[name], answers["bare"], strict=True)) >= 2
-    watched = _watched(vlm, examples, answers["bare"])
+        assert sum(a != b for a, b in zip(answers[name], bare, strict=True)) >= 2
+    watched = _watched(vlm, examples, bare)
     watched.save(folder / "watched")
     answers["watched"] = watched.answer(vlm, examples, max_new_tokens=16)
     assert {each.source for each in answers["watched"]} >= {"model", "repaired"}

@@ -59,7 +59,9 @@ class Load:
     async def client(self, number, end):
         """Requests one after the other until the end."""
         headers = {"Content-Type": "application/json"}
-        async with httpx.AsyncClient(timeout=300, headers=headers) as client:
+        # Given up before the server does (5 s), which a request could cross.
+        limits = httpx.Limits(keepalive_expiry=1)
+        async with httpx.AsyncClient(timeout=300, headers=headers, limits=limits) as client:
             count = number  # so that they aren't hostile all at once
             while time.monotonic() < end:
                 count += 1
@@ -112,7 +114,8 @@ PICTURES = [data_url(tiny.picture(seed)) for seed in range(5)]
 def told(events):
     """(what stands in the end, the last care object) of a stream."""
     text, care = "", {}
-    lines = events.split("\n\n")
+    # Without the signs of life of a stream that waits.
+    lines = [line for line in events.split("\n\n") if not line.startswith(":")]
     assert lines[-2] == "data: [DONE]"
     for line in lines[:-2]:
         chunk = json.loads(line.removeprefix("data: "))
@@ -167,7 +170,7 @@ def test_many_clients_for_minutes(tmp_path):
             memory = asyncio.run(watched(load, process, SECONDS))
             counts = httpx.get(f"{root}/metrics").text
             process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 0
+            assert process.wait(120) == 0  # a second of work, which takes long on a busy machine
         finally:
             process.kill()
     before, after = memory[len(memory) // 10], memory[-1]
