@@ -83,6 +83,6 @@ def test_what_is_missing_is_asked_by_the_job_itself(world):
     assert 0 < rest < one
 
 
-def test_attacks_that_are_made_are_not_split(tmp_path):
-    with pytest.raises(UsageError, match="leave out --shard, or --adaptive"):
-        EvaluationConfig(adaptive=("pgd-32",), shard="1/2")
+def test_what_is_chosen_by_all_answers_is_not_split():
+    with pytest.raises(UsageError, match="joined is chosen by the answers to all others"):
+        EvaluationConfig(adaptive=("templates", "openings", "joined"), shard="1/2")

@@ -94,6 +94,19 @@ def test_shards_on_workers_equal_one_process(asked: list[str], tmp_path: Path) -
 
 @needs_ray
 @pytest.mark.ray
+def test_attacks_on_workers_equal_one_process(asked: list[str], tmp_path: Path) -> None:
+    asked = [*asked, "--adaptive", "pgd-32,steps=2,restarts=3,batch_size=2"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert cli.main([*asked, "--out", str(whole)]) == 0
+    split = ["ray", "--workers", "2", "--shards", "2", "--", *asked, "--out", str(parts)]
+    assert cli.main(split) == 0
+    assert rows_of(parts) == rows_of(whole) and (parts / "table.json").is_file()
+    picture = "attacks/pgd-32/0/image.png"
+    assert (parts / picture).read_bytes() == (whole / picture).read_bytes()
+
+
+@needs_ray
+@pytest.mark.ray
 def test_a_killed_worker_is_replaced_and_nothing_counts_twice(
     asked: list[str], tmp_path: Path
 ) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from care.attacks import pgd, presets
 from care.defenses.material import load_decisions
-from care.errors import UsageError
 from care.models.spec import ModelSpec
 from care.models.vlm import VLM
 from care.pipeline import split_plan, splits, workflow
@@ -99,6 +99,46 @@ def test_moments_of_shards_are_those_of_all_rows() -> None:
     np.testing.assert_allclose(merged.covariance(), whole.covariance(), rtol=1e-12, atol=1e-13)
 
 
-def test_pictures_are_made_in_one_process(files: dict[str, Path]) -> None:
-    with pytest.raises(UsageError, match="leave out --shard, or --pgd"):
-        RepairJob(pgd=("32",), shard="1/2", **files)
+@pytest.mark.slow
+def test_pictures_of_shards_are_those_of_one_process(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(presets.PUBLISHED, "pgd-32", few(presets.PUBLISHED["pgd-32"]))
+    asked: dict[str, Any] = {"max_new_tokens": 3, "pgd": ("32", "64"), **files}
+
+    def a_job(name: str, **more: Any) -> RepairJob:
+        return RepairJob(run=RunSpec(tmp_path / name, batch_size=8, **more), **asked)
+
+    monkeypatch.setenv("CARE_CACHE", str(tmp_path / "one" / "suites"))
+    whole = material(a_job("whole"))
+    monkeypatch.setenv("CARE_CACHE", str(tmp_path / "other" / "suites"))
+    steps = counted_steps(monkeypatch)
+    steps.clear()
+    for number in (2, 1):
+        job = a_job("parts", resume=(tmp_path / "parts").exists())
+        _, waiting = workflow.answer_shard(job, Shard(number, 2))
+        assert waiting == ((Shard(1, 2),) if number == 2 else ())
+    assert len(steps) == 2 * 3 * 2  # radii, splits, steps of an attempt: each once
+    workflow.answer_shard(a_job("parts", resume=True), Shard(2, 2))
+    assert merge(tmp_path / "parts").whole
+    parts = material(a_job("parts", resume=True))
+    assert len(steps) == 2 * 3 * 2
+    for picture in (tmp_path / "whole" / "pgd").glob("*-fit/image.png"):
+        other = tmp_path / "parts" / picture.relative_to(tmp_path / "whole")
+        assert other.read_bytes() == picture.read_bytes()
+    for site, rows in whole.items():
+        for one, other in zip(rows, parts[site], strict=True):
+            assert np.array_equal(one, other)
+
+
+def few(preset: Any) -> Any:
+    """A preset of two steps."""
+    return replace(preset, config=replace(preset.config, steps=2, restarts=1, batch=2))
+
+
+def counted_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one with each step of a descent."""
+    found: list[int] = []
+    advance = pgd.advance
+    monkeypatch.setattr(pgd, "advance", lambda *a: found.append(1) or advance(*a))
+    return found

@@ -14,6 +14,7 @@ from care.attacks.presets import Loss, PGDConfig, preset
 from care.errors import UsageError
 from care.models.spec import ModelSpec
 from care.runs.settings import FILE, MANY, Between, check_bounds
+from care.runs.shards import Shard
 from care.runs.spec import RunSpec
 
 GateMode = Literal["exact", "straight-through", "soft"]
@@ -50,6 +51,9 @@ class AttackConfig:
     """How gradients pass the gates of the repair."""
     evasion: Annotated[float, Between(0, 1e6)] = 0.0
     """Weight of staying out of the repair's sight."""
+    shard: str | None = None
+    """Descend only the attempts of the I-th of K parts, said as I/K, or auto under torchrun and
+    SLURM; --resume without it makes the image of all."""
     model: ModelSpec = ModelSpec()
     """What is attacked."""
 
@@ -69,6 +73,11 @@ class AttackConfig:
         check_bounds(self)
         if self.target is not None and not self.target.strip():
             raise UsageError("--target is empty; write the beginning of an answer with {goal}.")
+
+    @property
+    def part(self) -> Shard | None:
+        """The shard that is asked for."""
+        return None if self.shard is None else Shard.of(self.shard)
 
     @property
     def loss(self) -> Loss:

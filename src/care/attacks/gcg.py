@@ -122,14 +122,18 @@ class GCG(SearchedAttack):
             "requests": config_digest({"ids": [e.digest() for e in examples], "y": targets}),
             "settings": config_digest({**asdict(self), "seed": of.seed, "dtype": of.model.dtype}),
         }
-        if (of.folder / SUFFIXES).exists():
-            return _check_made_of(of.folder, told)
         groups = (
             [[place] for place in range(len(examples))] if self.each else [[*range(len(examples))]]
         )
+        if (of.folder / SUFFIXES).exists():
+            if of.turns is not None:
+                of.turns.next(len(groups))
+            return _check_made_of(of.folder, told)
         suffixes: dict[str, str] = {}
         losses: list[float] = []
         for number, group in enumerate(groups):
+            if of.turns is not None and not of.turns.next(1):
+                continue
             found = search_suffix(
                 vlm,
                 [examples[place] for place in group],
@@ -141,6 +145,8 @@ class GCG(SearchedAttack):
             )
             suffixes[examples[group[0]].id if self.each else ALL] = found.text
             losses.append(found.loss)
+        if of.turns is not None:
+            return None  # others search the rest
         mean = sum(losses) / len(losses)
         facts = SuffixFacts(made_of=told, steps=self.steps, loss=mean, suffixes=suffixes)
         write_whole(of.folder / SUFFIXES, to_json(to_tree(facts), indent=1) + "\n")

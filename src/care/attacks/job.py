@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,13 @@ from PIL import Image
 from care.attacks.adaptive import Through
 from care.attacks.config import AttackConfig
 from care.attacks.facts import IMAGE, AttackFacts, SavedImage
-from care.attacks.pgd import AttackResult, corpus_requests, image_loss, universal_image
+from care.attacks.pgd import (
+    AttackResult,
+    corpus_requests,
+    descend_attempts,
+    image_loss,
+    universal_image,
+)
 from care.attacks.variants import Search
 from care.data.digests import digest_of
 from care.data.example import Example
@@ -91,6 +97,30 @@ def run(
     tree = to_tree(facts, "The attack")
     write_whole(out / IMAGE, to_json(tree, indent=1) + "\n")
     return tree
+
+
+def run_attempts(
+    job: AttackConfig,
+    attempts: Collection[int],
+    progress: Bar | None = None,
+    vlm: VLM | None = None,
+) -> None:
+    """Some of the attempts of `run`, by number, as far as their checkpoints in its folder."""
+    examples, targets = requests_of(job)
+    vlm = vlm or job.model.load()
+    repair = None if job.repair is None else load_defense(job.repair, vlm)
+    job.run.out.mkdir(parents=True, exist_ok=True)
+    descend_attempts(
+        vlm,
+        examples,
+        targets,
+        _start(job),
+        job.pgd(),
+        attempts,
+        through=None if repair is None else Through(repair, job.gate, job.evasion),
+        checkpoint=job.run.out / "state.safetensors",
+        progress=progress,
+    )
 
 
 def made_of(

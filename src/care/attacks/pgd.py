@@ -16,8 +16,8 @@ import hashlib
 import io
 import json
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -111,6 +111,56 @@ def universal_image(
     attack, ArtefactError for a damaged checkpoint, and ModelError if the processor can't be
     differentiated through or the loss doesn't depend on the image.
     """
+    how = (through, until, term, progress, checkpoint)
+    with _descents(vlm, examples, targets, start, config, *how) as (objective, descend):
+        results = [
+            _result(objective, descend(restart), config, through, restart)
+            for restart in range(config.restarts)
+        ]
+        best = results[0] if len(results) == 1 else _least(objective, results, through)
+    _warn_of_rounding(best)
+    return best
+
+
+def descend_attempts(
+    vlm: VLM,
+    examples: Sequence[Example],
+    targets: Sequence[str],
+    start: Image.Image,
+    config: PGDConfig,
+    attempts: Collection[int],
+    *,
+    checkpoint: Path,
+    through: Through | None = None,
+    until: Plateau | None = None,
+    term: Callable[[Objective], Term] | None = None,
+    progress: StepProgress | None = None,
+) -> None:
+    """Some of the attempts of `universal_image`, by number, as far as their checkpoints.
+
+    For what several processes make: who then calls that with the same arguments, and all the
+    checkpoints at hand, gets the image that one process makes.
+    """
+    how = (through, until, term, progress, checkpoint)
+    with _descents(vlm, examples, targets, start, config, *how) as (_, descend):
+        for restart in attempts:
+            descend(restart)
+
+
+@contextmanager
+def _descents(
+    vlm: VLM,
+    examples: Sequence[Example],
+    targets: Sequence[str],
+    start: Image.Image,
+    config: PGDConfig,
+    through: Through | None,
+    until: Plateau | None,
+    term: Callable[[Objective], Term] | None,
+    progress: StepProgress | None,
+    checkpoint: Path | None,
+) -> Iterator[tuple[Objective, Callable[[int], DescentState]]]:
+    """What is descended, and the attempt of a number, from its checkpoint on."""
     examples, targets = list(examples), list(targets)
     _check_request(examples, targets)
     path, levels = PixelPath.of(vlm, start)
@@ -124,16 +174,14 @@ def universal_image(
         digest = ""
         if checkpoint is not None:
             digest = _digest(vlm, examples, targets, levels, config, through)
-        results = []
-        for restart in range(config.restarts):
+
+        def descend(restart: int) -> DescentState:
             told = f"{digest}/{restart}"
             file = None if checkpoint is None else _file_of(Path(checkpoint), restart)
             state = _begin(file, told, levels.to(vlm.device), config, restart)
-            state = _descend(objective, levels, state, config, through, until, progress, file, told)
-            results.append(_result(objective, state, config, through, restart))
-        best = results[0] if len(results) == 1 else _least(objective, results, through)
-    _warn_of_rounding(best)
-    return best
+            return _descend(objective, levels, state, config, through, until, progress, file, told)
+
+        yield objective, descend
 
 
 def corpus_requests(corpus: Sequence[str]) -> tuple[list[Example], list[str]]:

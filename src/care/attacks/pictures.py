@@ -35,7 +35,7 @@ from PIL import Image
 from care.attacks.adaptive import Through
 from care.attacks.facts import ALL, PICTURES, MadePicture, PictureFacts
 from care.attacks.job import TARGET, asked_of
-from care.attacks.pgd import universal_image
+from care.attacks.pgd import descend_attempts, universal_image
 from care.attacks.plateau import Plateau
 from care.attacks.presets import PGDConfig
 from care.attacks.registers import opened
@@ -206,10 +206,14 @@ class Pictures(SearchedAttack):
         }
         done = _begun(of.folder, told, self.steps)
         if len(done.pictures) == self._many(held_out):
+            if of.turns is not None:
+                of.turns.next(self._many(held_out) * self.restarts)
             return
         wishes = list(self.wishes(vlm, defense, held_out, of))
         for number, wish in enumerate(wishes):
-            if number >= len(done.pictures):
+            if of.turns is not None:
+                self._attempted(vlm, defense, wish, of, number, of.turns.next(self.restarts))
+            elif number >= len(done.pictures):
                 before = number * self.steps * self.restarts
                 bar = None if progress is None else partial(progress, before)
                 made = self._made(vlm, defense, wish, of, number, bar)
@@ -239,6 +243,30 @@ class Pictures(SearchedAttack):
     def _many(self, held_out: Suite) -> int:
         """How many pictures are made."""
         return len(self.pictures) * (len(held_out) if self.each else 1)
+
+    def _attempted(
+        self,
+        vlm: VLM,
+        defense: Defense | None,
+        wish: Wish,
+        of: Search,
+        number: int,
+        attempts: Sequence[int],
+    ) -> None:
+        """Some of the attempts at a wish, as far as their checkpoints."""
+        if attempts:
+            descend_attempts(
+                vlm,
+                wish.examples,
+                wish.targets,
+                wish.start,
+                self.descent(of.seed),
+                attempts,
+                through=None if defense is None else Through(defense),
+                until=Plateau(),
+                term=self.term(vlm, defense, wish),
+                checkpoint=of.folder / f"state-{number}.safetensors",
+            )
 
     def _made(
         self, vlm: VLM, defense: Defense | None, wish: Wish, of: Search, number: int, bar: Any

@@ -11,6 +11,7 @@ and read back; nothing here fits.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 from safetensors import SafetensorError
 
@@ -291,7 +293,7 @@ def sorted_from(facts: Mapping[str, Any], examples: Sequence[Example]) -> Sorted
     return Sorted(part("complied"), part("refused"), part("answered"))
 
 
-def save_decisions(path: Path, material: Material) -> None:
+def save_decisions(path: Path, material: Sorted) -> None:
     """Write the activations of `material` as safetensors, whole or not at all."""
     tensors = {
         f"{site}/{name}": np.ascontiguousarray(rows)
@@ -302,14 +304,39 @@ def save_decisions(path: Path, material: Material) -> None:
 
 
 def load_decisions(path: Path) -> dict[Site, tuple[np.ndarray, ...]]:
-    """What `save_decisions` wrote; empty if there is no such file."""
+    """What `save_decisions` wrote; empty if there is no such file.
+
+    Rows stay in the file until they are looked at, so that many of them take no memory.
+    """
     if not path.exists():
         return {}
     try:
-        tensors = safetensors.numpy.load_file(path)
-    except SafetensorError as error:
+        tensors = _mapped(path)
+    except (SafetensorError, ValueError, OSError) as error:
         raise DataError(f"{path} is damaged ({error}): delete it and resume") from error
     sites = dict.fromkeys(key.rsplit("/", 1)[0] for key in tensors)
     return {
         Site.parse(site): tuple(tensors[f"{site}/{name}"] for name in CLASSES) for site in sites
     }
+
+
+def _mapped(path: Path) -> dict[str, np.ndarray]:
+    """Views of the float32 tensors of a safetensors file; what is written to them stays here."""
+    with safetensors.safe_open(path, framework="np") as opened:  # what checks the header
+        names = list(opened.keys())
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    found: dict[str, np.ndarray] = {}
+    for name in names:
+        kind, shape, (start, end) = (
+            header[name][key] for key in ("dtype", "shape", "data_offsets")
+        )
+        if kind != "F32":
+            raise ValueError(f"{name} is of type {kind}, not F32")
+        rows = np.zeros(shape, np.float32)
+        if end > start:
+            offset = 8 + length + start
+            rows = np.asarray(np.memmap(path, np.float32, "c", offset, tuple(shape)))
+        found[name] = rows
+    return found

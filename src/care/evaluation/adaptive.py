@@ -26,7 +26,7 @@ from typing import Any
 
 from care.attacks.config import AttackConfig
 from care.attacks.facts import AttackFacts
-from care.attacks.job import made_of, requests_of
+from care.attacks.job import made_of, requests_of, run_attempts
 from care.attacks.job import run as make_image
 from care.attacks.watched import of_pictures
 from care.data.example import Example, Suite
@@ -49,6 +49,7 @@ from care.runs.files import to_json, write_whole
 from care.runs.progress import Bar, Progress, silent
 from care.runs.reading import file_digest, read_json
 from care.runs.run import Run
+from care.runs.shards import Turns
 from care.typed import from_tree, to_tree
 
 HELD_OUT = "direct"
@@ -73,10 +74,12 @@ def make_images(
     seed: int,
     vlm: VLM,
     progress: Bar | None = None,
+    turns: Turns | None = None,
 ) -> None:
     """Optimise the images that aren't there yet, of every attack on every defense.
 
-    `vlm` is the model of `spec`. Raises what `care.attacks.job.run` raises.
+    `vlm` is the model of `spec`. Where `turns` deal out the attempts, only this process's are made,
+    as far as their checkpoints. Raises what `care.attacks.job.run` raises.
     """
     identity = run.manifest["pinned"]["model"]
     for attack in attacks:
@@ -86,11 +89,17 @@ def make_images(
             job = attack.against(spec, seed, folder, repair)
             if repair is not None and not made_for(load_defense(repair, vlm)):
                 continue  # the bare model decides, and its image is there
+            config = job.pgd()
+            mine = None if turns is None else turns.next(config.restarts)
             if (folder / "attack.json").exists():
                 _check_made_of(folder, job, identity, label)
                 continue
             run.inside(*folder.relative_to(run.path).parts)
-            config = job.pgd()
+            if mine is not None:
+                if mine:
+                    with run.stage(f"attack {label}"):
+                        run_attempts(job, mine, vlm=vlm)
+                continue
             many = config.steps * config.restarts
             with run.stage(f"attack {label}"), (progress or silent)(label, many) as bar:
                 make_image(job, counting(bar), vlm, identity)

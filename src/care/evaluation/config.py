@@ -139,10 +139,9 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         check_bounds(self)
         check_judges(self.judging)
-        if self.shard is not None and self.adaptive:
+        if self.shard is not None and any(isinstance(a.attack, Joined) for a in self.in_variants):
             raise UsageError(
-                "attacks that know the defense are made in one process: leave out --shard, or "
-                "--adaptive"
+                "the attack joined is chosen by the answers to all others: leave out --shard, or it"
             )
         defenses = [UNDEFENDED, *defense_names(self.repairs), *(PARTS if self.parts else ())]
         defenses += CONTROLS if self.controls else ()

@@ -38,6 +38,7 @@ from care.evaluation.asked_attacks import (
     attacks_in_variants,
     image_attacks,
 )
+from care.evaluation.attack_parts import MADE, are_made, take_over, waited_for
 from care.evaluation.config import (
     CONTROLS,
     RULES,
@@ -72,12 +73,13 @@ from care.judges.registry import check_judge, needs_images
 from care.judges.rules import RulesJudge, rules_for
 from care.models.identity import load_pinned
 from care.models.spec import ModelSpec
+from care.models.vlm import VLM
 from care.runs.environment import started
 from care.runs.manifest import check_is_run
 from care.runs.merging import DONE
 from care.runs.progress import Bar
 from care.runs.run import Run, copy_run
-from care.runs.shards import Shard
+from care.runs.shards import Shard, Turns
 from care.typed import to_tree
 
 
@@ -103,15 +105,29 @@ def evaluate(
         )
 
 
-def answer_shard(job: EvaluationConfig, shard: Shard, progress: Bar | None = None) -> Path:
-    """Answer and judge by the rules what is in one shard of the job; the folder of its run."""
+def answer_shard(
+    job: EvaluationConfig, shard: Shard, progress: Bar | None = None
+) -> tuple[Path, tuple[Shard, ...]]:
+    """Answer and judge by the rules what is in one shard of the job; the folder of its run.
+
+    Attacks come before: where other shards haven't made their turns of them yet, those are told,
+    and nothing is answered.
+    """
     own = replace(job.run, out=shard.folder(job.run.out))
     job = replace(job, run=own, shard=None)
     with _Evaluation.of(job).opened() as (run, asked):
         run.record(shard=str(shard))
-        _answer(job, run, asked, rules_for(job.model), progress, None, shard)
+        rules = rules_for(job.model)
+        if are_made(job.attacks, job.in_variants):
+            if not run.manifest.get(MADE):
+                _make_attacks(job, run, asked, progress, Turns(shard))
+                run.record(**{MADE: True})
+            gc.collect()  # one model at a time
+            if waiting := waited_for(run, shard):
+                return run.path, waiting
+        _answer(job, run, asked, rules, progress, None, shard)
         run.record(**{DONE: True})
-        return run.path
+        return run.path, ()
 
 
 @dataclass(frozen=True)
@@ -264,10 +280,8 @@ def _answer(
         pairs = zip(job.in_variants, asked, strict=True), zip(attacks, requests, strict=True)
         total = cost(list(pairs[0]), list(pairs[1]), dict(defenses))
         tell(told(total, vlm, [*requests, *asked][0], job.answer_length, job.batch))
-    make_images(attacks, places, run, job.model, job.run.seed, vlm, progress)
-    identity = run.manifest["pinned"]["model"]
-    of = Search(run.path, job.model, job.run.seed, identity, job.max_new_tokens)
-    search_variants(job.in_variants, asked, places, run, of, vlm, progress)
+    take_over(run, shard)
+    _make(job, run, evaluation, vlm, progress)
     made = image_suites(attacks, run.path, list(places), requests)
     made += found_suites(job.in_variants, run.path, list(places), asked)
     _made(run, made)
@@ -306,6 +320,32 @@ def _answer(
             suites = [*suites, *joined]
     record_identity(run, rules)
     return suites
+
+
+def _make_attacks(
+    job: EvaluationConfig, run: Run, evaluation: _Evaluation, progress: Bar | None, turns: Turns
+) -> None:
+    """This process's turns of the attacks, as far as their checkpoints."""
+    vlm = load_pinned(run, job.model.name, job.model.load)
+    if job.controls:
+        write_controls(job, run, vlm)
+    _make(job, run, evaluation, vlm, progress, turns)
+
+
+def _make(
+    job: EvaluationConfig,
+    run: Run,
+    evaluation: _Evaluation,
+    vlm: VLM,
+    progress: Bar | None,
+    turns: Turns | None = None,
+) -> None:
+    """Descend and search what isn't there yet of every attack on every defense."""
+    places, seed = job.defenses, job.run.seed
+    make_images(job.attacks, places, run, job.model, seed, vlm, progress, turns)
+    identity = run.manifest["pinned"]["model"]
+    of = Search(run.path, job.model, seed, identity, job.max_new_tokens, turns)
+    search_variants(job.in_variants, evaluation.asked, places, run, of, vlm, progress)
 
 
 def _made(run: Run, suites: Sequence[Suite]) -> None:

@@ -94,8 +94,6 @@ class RepairJob:
                 raise UsageError(
                     f"--pgd is {radius!r:.40}; pass radii from 1 to 255, or {UNCONSTRAINED}."
                 )
-        if self.shard is not None and self.pgd:
-            raise UsageError("pictures are made in one process: leave out --shard, or --pgd")
         check_judges(self.judging)
         check_bounds(self)
 

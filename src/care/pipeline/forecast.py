@@ -98,7 +98,8 @@ def stages_of(
     counted = sum(len(suite) for suite in plan["validation"] if suite.name != BASELINE)
     compared = sum(map(len, compared_suites(plan["test"])))
     finalists = 1 if config.gate is None else FINALISTS
-    found = [StageWork("material", fit, fit * length, fit)]
+    # Where decisions are read, that position is run by itself before the answer begins at it.
+    found = [StageWork("material", fit, fit * (length + config.reads_decisions), fit)]
     if shape is not None:
         found += _diagnosis(job, plan, shape, config)
     found.append(_asked("selection", counted, length, 1 + finalists, watched))

@@ -18,7 +18,7 @@ from typing import Any
 
 from care.attacks.config import AttackConfig
 from care.attacks.facts import IMAGE
-from care.attacks.job import made_of
+from care.attacks.job import made_of, run_attempts
 from care.attacks.job import run as make_image
 from care.data.example import Example, Suite
 from care.data.jsonl import write_suite
@@ -33,6 +33,7 @@ from care.pipeline.split_plan import Split
 from care.runs.files import config_digest, write_whole
 from care.runs.progress import Bar, silent
 from care.runs.run import Run
+from care.runs.shards import Turns
 from care.runs.spec import RunSpec
 
 MADE = "made-pgd-"
@@ -46,6 +47,9 @@ SHOWN = 120
 
 PICTURE = "image.png"
 """Name of a picture in its folder."""
+
+CHECKPOINTS = "pgd/*/state*"
+"""Where checkpoints of descents lie in the folder of a run, where shards make them."""
 
 _FOLDER = "pgd"
 _SPLITS: tuple[Split, ...] = ("fit", "validation", "test")
@@ -61,17 +65,15 @@ def make_pictures(
 ) -> list[Suite]:
     """The suites of one split, whose pictures are made unless they are there."""
     identity = run.manifest["pinned"]["model"]
-    goals = spread(goals_of(plan["fit"]), DESCENDED)
     for radius in job.pgd:
         folder = run.inside(_FOLDER, f"{radius}-{split}")
         if (folder / IMAGE).exists():
             continue
-        asked = Suite("requests", "attack", tuple(goals))
-        requests = write_suite(asked, run.inside(_FOLDER) / "requests.jsonl")
-        attack = attack_on(job, requests, radius, split, run.path)
+        attack = _attack_in(job, run, plan, radius, split)
         kept = cache_folder().parent / "attacks" / config_digest(made_of(attack, None, identity))
         attack = replace(attack, run=replace(attack.run, out=kept))
         if not (kept / IMAGE).exists():
+            _take_checkpoints(folder, kept)
             config = attack.pgd()
             many, label = config.steps * config.restarts, f"{MADE}{radius}, {split}"
             with run.stage(label), (progress or silent)(label, many) as bar:
@@ -79,6 +81,45 @@ def make_pictures(
         for name in (PICTURE, IMAGE):  # what tells that it is there comes last
             write_whole(folder / name, (kept / name).read_bytes())
     return made_suites(job, run.path, plan, split)
+
+
+def make_attempts(
+    job: RepairJob,
+    run: Run,
+    vlm: VLM,
+    plan: Mapping[Split, Sequence[Suite]],
+    turns: Turns,
+    progress: Bar | None = None,
+) -> None:
+    """This process's turns of the attempts at all pictures, as far as their checkpoints."""
+    for radius in job.pgd:
+        for split in _SPLITS:
+            attack = _attack_in(job, run, plan, radius, split)
+            folder = run.inside(_FOLDER, f"{radius}-{split}")
+            attack = replace(attack, run=replace(attack.run, out=folder))
+            if mine := turns.next(attack.pgd().restarts):
+                label = f"{MADE}{radius}, {split}"
+                many = attack.pgd().steps * len(mine)
+                with run.stage(label), (progress or silent)(label, many) as bar:
+                    run_attempts(attack, mine, counting(bar), vlm)
+
+
+def _attack_in(
+    job: RepairJob, run: Run, plan: Mapping[Split, Sequence[Suite]], radius: str, split: Split
+) -> AttackConfig:
+    """The descent of a picture, with the requests that it is descended on."""
+    goals = spread(goals_of(plan["fit"]), DESCENDED)
+    asked = Suite("requests", "attack", tuple(goals))
+    requests = write_suite(asked, run.inside(_FOLDER) / "requests.jsonl")
+    return attack_on(job, requests, radius, split, run.path)
+
+
+def _take_checkpoints(folder: Path, kept: Path) -> None:
+    """What shards have descended of a picture goes on from there."""
+    for file in sorted(folder.glob("state*")):
+        if not (kept / file.name).exists():
+            kept.mkdir(parents=True, exist_ok=True)
+            write_whole(kept / file.name, file.read_bytes())
 
 
 def made_suites(

@@ -37,6 +37,7 @@ from care.diagnosis.full_config import BRIEF, DiagnosisConfig
 from care.diagnosis.results import Diagnosis
 from care.diagnosis.token_attribution import TokenScores, token_scores
 from care.errors import UsageError
+from care.evaluation.attack_parts import MADE, take_over, waited_for
 from care.evaluation.config import RULES, JudgingSpec
 from care.evaluation.rejudge import judged, open_verdicts
 from care.evaluation.results import Results
@@ -46,6 +47,7 @@ from care.judges.registry import check_judge
 from care.judges.rules import RulesJudge
 from care.models.sites import Site
 from care.pipeline.config import QUICKLY, RepairJob
+from care.pipeline.made_pictures import CHECKPOINTS, make_attempts
 from care.pipeline.selection import Candidate
 from care.pipeline.splits import Splits, digests_of
 from care.pipeline.stages import Stages
@@ -56,7 +58,7 @@ from care.runs.environment import peak_memory_gib, started
 from care.runs.merging import DONE
 from care.runs.progress import Bar
 from care.runs.run import Run
-from care.runs.shards import Shard
+from care.runs.shards import FOLDER, Shard, Turns
 
 
 def open_run(job: RepairJob, splits: Splits) -> Run:
@@ -70,6 +72,8 @@ def open_run(job: RepairJob, splits: Splits) -> Run:
             run.pin("files", digests_of(job, named))
         quick = {"quick": QUICKLY} if job.quick else {}
         run.record(**started(job.model.shown, job.run.seed), **quick)
+        if job.pgd and run.path.parent.name != FOLDER:
+            take_over(run, None, CHECKPOINTS)  # what shards have descended
     except BaseException:
         run.close()
         raise
@@ -259,14 +263,27 @@ def fit(job: RepairJob, progress: Bar | None = None) -> Path:
         return chosen.repair.save(run.inside("repair"))
 
 
-def answer_shard(job: RepairJob, shard: Shard, progress: Bar | None = None) -> Path:
-    """Answer what is in one shard of the requests that the job is fitted on; the folder of its
-    run."""
+def answer_shard(
+    job: RepairJob, shard: Shard, progress: Bar | None = None
+) -> tuple[Path, tuple[Shard, ...]]:
+    """Answer what is in one shard of the requests that the job is fitted on; the folder of its run.
+
+    Pictures come before: where other shards haven't made their turns of them yet, those are told,
+    and nothing is answered.
+    """
     own = replace(job.run, out=shard.folder(job.run.out))
     job = replace(job, run=own, shard=None)
     splits = Splits(job)
     with open_run(job, splits) as run:
         run.record(shard=str(shard))
-        Stages(job, run, progress, splits=splits).answer_shard(shard)
+        work = Stages(job, run, progress, splits=splits)
+        if job.pgd:
+            if not run.manifest.get(MADE):
+                make_attempts(job, run, work.vlm, splits.plan, Turns(shard), progress)
+                run.record(**{MADE: True})
+            if waiting := waited_for(run, shard):
+                return run.path, waiting
+            take_over(run, shard, CHECKPOINTS)
+        work.answer_shard(shard)
         run.record(**{DONE: True})
-        return run.path
+        return run.path, ()

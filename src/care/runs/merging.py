@@ -1,7 +1,8 @@
 """Put the parts of a job into one run, as if one process had done them all.
 
     OUT/shards/I-of-K/    parts, each a run (`shards`)
-    OUT/                  their rows, answers and kept batches, in one run that can be gone on with
+    OUT/                  their rows, answers, kept batches and attacks, in one run that can be gone
+                          on with
 
 Parts belong together if their configurations and all digests that they are held to are the same.
 What is there already isn't taken again, so parts can be merged as they come, and again when others
@@ -26,6 +27,9 @@ from care.runs.shards import Shard, shards_in
 
 DONE = "shard_done"
 """What the manifest of a part says when all of its batches are there."""
+
+ATTACKS = "attacks"
+"""Folder of what was made to attack with, in that of a run."""
 
 _OWN = frozenset({"created", "command", "config", "config_digest", "stages", "resumed", "pinned"})
 """Facts of a manifest that are each run's own, or are put together here."""
@@ -69,11 +73,16 @@ def merge(out: str | Path) -> Merged:
             _take_rows(run.answers, parts[shard] / ANSWERS)
             _take_rows(run.results, parts[shard] / ROWS)
         batches = sum(_take_batches(run, path) for path in parts.values())
+        for shard, manifest in manifests.items():
+            if manifest.get(DONE):
+                _take_attacks(run, parts[shard])
         facts = _facts([*manifests.values()]) | {"stages": _stages([*manifests.values()])}
         # Merged before, it may have gone on since: what it did then is its own.
         of_parts = {stage["name"] for stage in facts["stages"]}
         own = [stage for stage in run.stages if stage["name"] not in of_parts]
         told = {name: fact for name, fact in facts.items() if name not in run.manifest}
+        if "suites" in facts:  # some were made since
+            told["suites"] = facts["suites"] | run.manifest.get("suites", {})
         run.record(**told | {"stages": [*facts["stages"], *own]})
         done = tuple(shard for shard, manifest in manifests.items() if manifest.get(DONE))
         every = [Shard(number + 1, count) for number in range(count)]
@@ -137,6 +146,19 @@ def _take_batches(run: Run, part: Path) -> int:
             work.replace(place)
         taken += 1
     return taken
+
+
+def _take_attacks(run: Run, part: Path) -> None:
+    """Copy what a part has made to attack with and isn't there; all parts have the same."""
+    for path in sorted((part / ATTACKS).rglob("*")):
+        place = run.inside(*path.relative_to(part).parts)
+        if path.is_dir() or path.is_symlink() or place.exists() or path.name.endswith(PART):
+            continue
+        with storage_errors(f"copy {path} to {place}"):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            work = place.with_name(place.name + PART)
+            shutil.copy2(path, work)
+            work.replace(place)
 
 
 def _facts(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -89,6 +89,18 @@ class Shard:
         return f"{self.number}/{self.count}"
 
 
+class Turns:
+    """Deals pieces of work out to the parts of a job, in an order that is the same in all."""
+
+    def __init__(self, shard: Shard) -> None:
+        self.shard, self._dealt = shard, 0
+
+    def next(self, count: int) -> list[int]:
+        """Which of the next `count` pieces, from 0, are this part's."""
+        first, self._dealt = self._dealt, self._dealt + count
+        return [number for number in range(count) if self.shard.takes(first + number)]
+
+
 _LAUNCHERS = (
     ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN"),
     ("RANK", "WORLD_SIZE", None),

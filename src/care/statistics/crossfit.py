@@ -7,8 +7,9 @@ Of k folds each holds the same groups in every family.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,14 +18,48 @@ from numpy.typing import NDArray
 Rows: TypeAlias = NDArray[np.floating[Any]]
 
 
+BLOCK = 1024
+"""Rows that are taken at once where there are many."""
+
+
 @dataclass(frozen=True, eq=False)
 class FamilyRows:
-    """Activations of one family."""
+    """Activations of one family; its rows may be some of those of an array in a file."""
 
-    x: Rows
-    """(N, D)."""
+    source: Rows
+    """(M, D)."""
     groups: Sequence[str]
     """What must not be split between folds, for each row: a goal, or a shared picture."""
+    places: NDArray[np.int64] | None = None
+    """Which of the rows of `source` are its (N,); none: all of them."""
+    function: Callable[[Rows], Rows] | None = None
+    """What is taken of each row (N, D) in its place."""
+
+    def __len__(self) -> int:
+        return len(self.source if self.places is None else self.places)
+
+    @property
+    def width(self) -> int:
+        """D, after `function`."""
+        return self._of(slice(0, 1)).shape[1]
+
+    @cached_property
+    def x(self) -> Rows:
+        """All rows (N, D) at once."""
+        return self._of(slice(None))
+
+    def blocks(self, size: int = BLOCK) -> Iterator[tuple[int, NDArray[np.float64]]]:
+        """All rows, at most `size` at once, with the place of the first of them."""
+        for start in range(0, len(self), size):
+            yield start, self._of(slice(start, start + size)).astype(np.float64)
+
+    def every(self, step: int) -> Rows:
+        """Every `step`-th row."""
+        return self._of(slice(None, None, step))
+
+    def _of(self, part: slice) -> Rows:
+        own = self.source[part] if self.places is None else self.source[self.places[part]]
+        return own if self.function is None else self.function(own)
 
     @property
     def mean(self) -> NDArray[np.float64]:

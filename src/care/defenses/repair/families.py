@@ -44,26 +44,36 @@ class Told:
         return cls(family, example.goal or example.prompt, pictures)
 
 
-def classes_of(rows: Sequence[np.ndarray], told: Sequence[Sequence[Told]]) -> Classes:
-    """The classes from rows (N, D) of attacks that worked, refused and answered requests."""
+def classes_of(
+    rows: Sequence[np.ndarray],
+    told: Sequence[Sequence[Told]],
+    attacks: Sequence[int] | None = None,
+) -> Classes:
+    """The classes from rows (N, D) of attacks that worked, refused and answered requests.
+
+    `attacks` are the places of those attacks that are meant, and told of; none: all. Rows aren't
+    copied.
+    """
     worked, refused, answered = zip(rows, told, strict=True)
     return Classes(
-        attacks=families(*worked),
+        attacks=families(*worked, attacks),
         refused=FamilyRows(refused[0], groups(refused[1])),
         benign=families(*answered),
     )
 
 
-def families(x: np.ndarray, told: Sequence[Told]) -> dict[str, FamilyRows]:
-    """Rows (N, D) by family, small ones together."""
+def families(
+    x: np.ndarray, told: Sequence[Told], places: Sequence[int] | None = None
+) -> dict[str, FamilyRows]:
+    """Rows (N, D) by family, small ones together; `places` in x of those that are told of."""
     names = [each.family for each in told]
     counts = Counter(names)
     names = [name if counts[name] >= LEAST_FAMILY else OTHERS for name in names]
-    found = {}
+    found, at = {}, np.asarray(range(len(x)) if places is None else places, np.int64)
     for name in dict.fromkeys(names):
         own = [place for place, other in enumerate(names) if other == name]
         if name != OTHERS or len(own) >= LEAST_FAMILY or len(own) == len(names):
-            found[name] = FamilyRows(x[own], groups([told[place] for place in own]))
+            found[name] = FamilyRows(x, groups([told[place] for place in own]), at[own])
     return found
 
 

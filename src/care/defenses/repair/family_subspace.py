@@ -20,10 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, eigh
 
+from care.defenses.repair.family_moments import is_large, pooled_in_blocks, relabelled_gaps
 from care.defenses.repair.subspace import Projection, Subspace, oblique, orthonormal
 from care.errors import FitError
 from care.statistics.crossfit import FamilyRows
@@ -45,14 +47,14 @@ class Classes:
 
     def __post_init__(self) -> None:
         for name, rows in {**self.attacks, **self.benign, "refused": self.refused}.items():
-            if len(rows.x) < _LEAST_ROWS:
+            if len(rows) < _LEAST_ROWS:
                 raise FitError(
-                    f"{name!r} has {len(rows.x)} activations, and at least {_LEAST_ROWS} are "
+                    f"{name!r} has {len(rows)} activations, and at least {_LEAST_ROWS} are "
                     "needed to fit a gate; add examples"
                 )
-            if not np.isfinite(rows.x).all():
+            if bad := sum(int((~np.isfinite(block)).sum()) for _, block in rows.blocks()):
                 raise FitError(
-                    f"{int((~np.isfinite(rows.x)).sum())} of the activations of {name!r} aren't "
+                    f"{bad} of the activations of {name!r} aren't "
                     "finite; run the model in float32 or bfloat16"
                 )
         if not self.attacks or not self.benign:
@@ -62,7 +64,7 @@ class Classes:
         """The same with `function` of the activations (N, D) in their place."""
 
         def of(rows: FamilyRows) -> FamilyRows:
-            return FamilyRows(function(rows.x), rows.groups)
+            return FamilyRows(rows.source, rows.groups, rows.places, function)
 
         return Classes(
             {name: of(rows) for name, rows in self.attacks.items()},
@@ -112,20 +114,17 @@ def unsafe_subspace(
 
     K is at least 1. FitError for classes that can't be told apart at all (equal means).
     """
-    x = np.concatenate([*(rows.x for rows in classes.attacks.values()), classes.refused.x])
-    x = x.astype(np.float64)
-    parts = [rows.x for rows in classes.everything()]
-    _, covariance = pooled(parts, classes, shrinkage, within, refusals)
-    sizes = [len(rows.x) for rows in classes.attacks.values()]
-    contrast = _contrast(sizes, len(classes.refused.x))
-    anchor = x[-len(classes.refused.x) :].mean(axis=0)
-    x -= anchor
-    gaps = x.T @ contrast
-    if np.abs(gaps).max() <= 1e-9 * np.abs(x).max():  # equal but for rounding
+    sizes = [len(rows) for rows in classes.attacks.values()]
+    contrast = _contrast(sizes, len(classes.refused))
+    take = _in_blocks if is_large(classes) else _at_once
+    found = take(classes, contrast, (shrinkage, within, refusals))
+    covariance, anchor, gaps = found.covariance, found.anchor, found.gaps
+    if np.abs(gaps).max() <= 1e-9 * found.largest:  # equal but for rounding
         raise FitError("attacks that worked and refusals have equal means; are they the same rows?")
     factor = cho_factor(covariance, lower=True)
     values, turned = eigh(gaps.T @ cho_solve(factor, gaps))
-    null = _null(x @ cho_solve(factor, x.T), contrast, permutations, level, seed)
+    largest = found.relabelled(factor, contrast, permutations, seed)
+    null = float(np.quantile(largest, level, method="higher"))
     above = int((values > null).sum())
     patterns = gaps @ turned[:, ::-1][:, : max(1, above)]
     ends = eigh(covariance, eigvals_only=True)
@@ -144,7 +143,7 @@ def unsafe_subspace(
         shrinkage=shrinkage,
         condition=float(ends[-1] / ends[0]),
         n_malicious=sum(sizes),
-        n_benign=len(classes.refused.x) + sum(len(rows.x) for rows in classes.benign.values()),
+        n_benign=len(classes.refused) + sum(map(len, classes.benign.values())),
         write=write,
     )
 
@@ -160,17 +159,57 @@ def _contrast(sizes: Sequence[int], refused: int) -> np.ndarray:
     return weights * np.sqrt(np.array(sizes) / sum(sizes))
 
 
-def _null(
-    gram: np.ndarray, contrast: np.ndarray, permutations: int, level: float, seed: int
-) -> float:
-    """The `level` quantile of the largest λ when attacks and refusals are relabelled."""
-    rng = np.random.default_rng(seed)
-    largest = []
-    for _ in range(permutations):
-        mixed = contrast[rng.permutation(len(contrast))]
-        values = np.linalg.eigvalsh(mixed.T @ gram @ mixed)
-        largest.append(values[-1])
-    return float(np.quantile(largest, level, method="higher"))
+@dataclass(frozen=True, eq=False)
+class _Taken:
+    """What is taken of the rows before eigenvectors are."""
+
+    covariance: np.ndarray
+    """C (D, D)."""
+    anchor: np.ndarray
+    """r (D,)."""
+    gaps: np.ndarray
+    """√(n_f/n) (m_f − r) of each family (D, F)."""
+    largest: float
+    """Greatest |x − r| of attacks and refusals."""
+    relabelled: Callable[[Any, np.ndarray, int, int], list[float]]
+    """(factor of C, contrast, permutations, seed) -> the largest λ of each relabelling of attacks
+    and refusals."""
+
+
+def _at_once(classes: Classes, contrast: np.ndarray, weights: tuple[float, float, float]) -> _Taken:
+    parts = [rows.x for rows in classes.everything()]
+    x = np.concatenate([*parts[: len(classes.attacks)], classes.refused.x]).astype(np.float64)
+    _, covariance = pooled(parts, classes, *weights)
+    anchor = x[-len(classes.refused) :].mean(axis=0)
+    x -= anchor
+
+    def relabelled(factor: Any, contrast: np.ndarray, many: int, seed: int) -> list[float]:
+        gram = x @ cho_solve(factor, x.T)
+        rng = np.random.default_rng(seed)
+        mixed = (contrast[rng.permutation(len(contrast))] for _ in range(many))
+        return [float(np.linalg.eigvalsh(each.T @ gram @ each)[-1]) for each in mixed]
+
+    return _Taken(covariance, anchor, x.T @ contrast, float(np.abs(x).max()), relabelled)
+
+
+def _in_blocks(
+    classes: Classes, contrast: np.ndarray, weights: tuple[float, float, float]
+) -> _Taken:
+    [whole] = pooled_in_blocks(classes, *weights)
+    rows, families = [*classes.attacks.values(), classes.refused], len(classes.attacks)
+    anchor = whole.means[families]
+    sizes = np.array([len(each) for each in rows[:-1]])
+    gaps = np.stack([mean - anchor for mean in whole.means[:families]], axis=1)
+    blocks = (block for each in rows for _, block in each.blocks())
+    largest = max(float(np.abs(block - anchor).max()) for block in blocks)
+
+    def relabelled(factor: Any, contrast: np.ndarray, many: int, seed: int) -> list[float]:
+        mixed = relabelled_gaps(rows, contrast, anchor, many, seed)
+        return [float(np.linalg.eigvalsh(m.T @ cho_solve(factor, m))[-1]) for m in mixed]
+
+    return _Taken(
+        whole.covariance, anchor, gaps * np.sqrt(sizes / sizes.sum()), largest, relabelled
+    )
 
 
 def _scatter(rows: np.ndarray, centre: np.ndarray) -> np.ndarray:

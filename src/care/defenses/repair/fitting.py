@@ -273,11 +273,12 @@ class Fitter:
         the modality, and then only requests that have such tokens are among them.
         """
         worked, turned_down, harmless = self._shown_of(modality)
+        own: list[int] | None = None
         if self.config.attribution is None:
             self.prefetch([site])
             attacks, refused, answered = self._decisions(site)
-            own = [self._is(e, modality) for e, _ in self._shown("complied")]
-            attacks = attacks[own]
+            shown = self._shown("complied")
+            own = [place for place, (e, _) in enumerate(shown) if self._is(e, modality)]
         else:
             scope: Scope = "image" if modality == "image" else "text"
             attacks, refused, answered = (
@@ -285,7 +286,7 @@ class Fitter:
                 for name, shown in zip(CLASSES, (worked, turned_down, harmless), strict=True)
             )
         told = [[Told.of(*shown) for shown in part] for part in (worked, turned_down, harmless)]
-        return classes_of((attacks, refused, answered), told)
+        return classes_of((attacks, refused, answered), told, own)
 
     def _shown_of(self, modality: Modality) -> tuple[list[Shown], list[Shown], list[Shown]]:
         """The attacks of a modality, and the refused and the answered requests beside them."""

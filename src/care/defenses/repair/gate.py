@@ -23,10 +23,10 @@ products approximate a Gaussian kernel (Rahimi and Recht 2007),
     φ(h) = √(2/M) cos(Ωᵀ h + b),    φ(h)ᵀ φ(h') ≈ exp(−‖(h − h') / s‖² / 2σ²)
 
 with s the standard deviation of each channel and σ² half the median squared distance, both of the
-benign rows. The u_f are then kernel discriminants, and span the unsafe subspace of feature space. A
-step there has no preimage among activations, so what is taken away where the gate is open stays a
-linear pattern: what activations have, on average, where the coordinates z_f are high (the means of
-the families less a refusal; Haufe et al. 2014).
+benign rows (of many, of some that are evenly spaced). The u_f are then kernel discriminants, and
+span the unsafe subspace of feature space. A step there has no preimage among activations, so what
+is taken away where the gate is open stays a linear pattern: what activations have, on average,
+where the coordinates z_f are high (the means of the families less a refusal; Haufe et al. 2014).
 Fisher 1936; gating of interventions as in Lee et al. 2024 (arXiv 2409.05907).
 """
 
@@ -39,6 +39,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.spatial.distance import pdist
 
+from care.defenses.repair.family_moments import LARGE, crossfitted_in_blocks, is_large
 from care.defenses.repair.family_subspace import Classes, pooled
 from care.errors import UsageError
 from care.statistics.crossfit import folds_of
@@ -209,11 +210,17 @@ def crossfit(classes: Classes, config: GateConfig | None = None) -> Crossfit:
     config = config or GateConfig()
     features = None
     if config.features:
-        benign = np.concatenate([rows.x for rows in classes.benign.values()])
+        some = classes.benign.values()
+        step = max(1, sum(map(len, some)) // LARGE)
+        benign = np.concatenate([rows.every(step) for rows in some])
         features = FourierFeatures.drawn(benign, config.features)
         classes = classes.mapped(features)
-    filters, mean = discriminants([rows.x for rows in classes.everything()], classes, config)
-    scores = crossfit_scores(classes, config)
+    if is_large(classes):
+        weights = (config.shrinkage, config.within, config.refusals)
+        filters, mean, scores = crossfitted_in_blocks(classes, *weights, config.folds)
+    else:
+        filters, mean = discriminants([rows.x for rows in classes.everything()], classes, config)
+        scores = crossfit_scores(classes, config)
     count = len(classes.attacks)
     return Crossfit(
         tuple(classes.attacks),

@@ -57,7 +57,7 @@ class DecisionMemory:
         attacks, *others = self.rows[self.source(site)]
         own = [place for place, each in enumerate(self.told[0]) if bool(each.pictures) == pictured]
         worked = tuple(self.told[0][place] for place in own)
-        return classes_of((attacks[own], *others), (worked, *self.told[1:]))
+        return classes_of((attacks, *others), (worked, *self.told[1:]), own)
 
     def fitted(self, site: Site, pictured: bool) -> tuple[Subspace, Gate | None]:
         """The subspace and the gate of a channel."""

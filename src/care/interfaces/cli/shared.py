@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -41,6 +42,15 @@ def check_folder(out: Path, resume: bool) -> None:
         raise UsageError(
             f"The folder {out} isn't empty; go on in it with --resume or choose another folder."
         )
+
+
+def show_shard(path: Path, waiting: Sequence[object]) -> None:
+    """Where a shard is, and for which others' attacks it waits."""
+    print(path)
+    if waiting:
+        others = ", ".join(map(str, waiting))
+        print(f"Its turns of the attacks are made, those of shards {others} aren't: when they are,")
+        print("ask for every shard again, with --resume, and they are answered.")
 
 
 def show_table(run: Path) -> None:

@@ -28,7 +28,7 @@ Main = Callable[[Sequence[str]], int]
 PATIENCE = 10.0
 """Seconds in which the head of a cluster has to answer."""
 
-SPLIT = ("evaluate", "repair", "fit")
+SPLIT = ("evaluate", "repair", "fit", "attack")
 """Commands that take `--shard`."""
 
 

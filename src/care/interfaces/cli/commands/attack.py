@@ -10,18 +10,27 @@ from care.interfaces.cli.options import takes
 from care.interfaces.cli.registry import command
 from care.interfaces.cli.shared import AsJson, check_folder, hide_loading_bars
 from care.interfaces.cli.tables import print_table
+from care.runs.shards import Turns
 
 
 @command("attack", "Work")
 @takes(AttackConfig, without=("thoughts",))
 def attack(job: AttackConfig) -> None:
     """Optimise an adversarial image against a model, also through a repair, to measure it."""
-    check_folder(job.run.out, job.run.resume)
+    check_folder(job.run.out, job.run.resume or job.part is not None)
     hide_loading_bars()
-    from care.attacks.job import run
+    from care.attacks.job import run, run_attempts
     from care.runs.progress import Progress
 
     config, done = job.pgd(), 0
+    if job.part is not None:
+        mine = Turns(job.part).next(config.restarts)
+        if mine:
+            run_attempts(job, mine)
+        told = ", ".join(str(each + 1) for each in mine) or "none"
+        print(f"Attempts of {config.restarts} made: {told}. When all are, --resume without --shard")
+        print(f"makes the image of them in {job.run.out}.")
+        return
     with Progress("attack", config.steps * config.restarts) as bar:
 
         def advance(step: int, loss: float) -> None:

@@ -15,7 +15,14 @@ from care.evaluation.config import (
 )
 from care.interfaces.cli.options import takes
 from care.interfaces.cli.registry import command
-from care.interfaces.cli.shared import Explain, FailAbove, hide_loading_bars, hold_to, show_table
+from care.interfaces.cli.shared import (
+    Explain,
+    FailAbove,
+    hide_loading_bars,
+    hold_to,
+    show_shard,
+    show_table,
+)
 from care.interfaces.cli.tables import show
 
 if TYPE_CHECKING:
@@ -33,7 +40,7 @@ def evaluate(
     from care.runs.progress import Progress
 
     if job.part is not None:
-        print(evaluation.answer_shard(job, job.part, Progress))
+        show_shard(*evaluation.answer_shard(job, job.part, Progress))
         return
     card = evaluation.evaluate(job, Progress, lambda line: print(line, file=sys.stderr))
     show(card)

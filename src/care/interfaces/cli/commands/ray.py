@@ -21,7 +21,8 @@ def ray(
     asked: Annotated[
         list[str],
         typer.Argument(
-            metavar="-- COMMAND…", help="evaluate, repair or fit with its options, after --."
+            metavar="-- COMMAND…",
+            help="evaluate, repair, fit or attack with its options, after --.",
         ),
     ],
 ) -> None:
@@ -29,5 +30,24 @@ def ray(
     out = folder_of(asked)
     from care.interfaces.cli.app import main
 
-    run_shards(main, asked, config, lambda line: print(line, file=sys.stderr))
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    run_shards(main, asked, config, tell)
+    if asked[0] == "attack":  # the image of all attempts
+        raise typer.Exit(main([*asked, *([] if "--resume" in asked else ["--resume"])]))
+    if _waiting(Path(out)):
+        tell("The attacks are made; now what they ask is answered.")
+        run_shards(main, asked, config, tell)
     merge(Path(out))
+
+
+def _waiting(out: Path) -> bool:
+    """Whether shards have made attacks and not answered yet."""
+    from care.evaluation.attack_parts import MADE
+    from care.runs.manifest import MANIFEST, read_manifest
+    from care.runs.merging import DONE
+    from care.runs.shards import shards_in
+
+    told = [read_manifest(path / MANIFEST) for path in shards_in(out).values()]
+    return any(each.get(MADE) and not each.get(DONE) for each in told)

@@ -11,7 +11,14 @@ from care.errors import UsageError
 from care.evaluation.config import JudgingSpec
 from care.interfaces.cli.options import takes
 from care.interfaces.cli.registry import command
-from care.interfaces.cli.shared import JUDGING, FailAbove, hide_loading_bars, hold_to, show_table
+from care.interfaces.cli.shared import (
+    JUDGING,
+    FailAbove,
+    hide_loading_bars,
+    hold_to,
+    show_shard,
+    show_table,
+)
 from care.interfaces.cli.tables import interval, print_table
 from care.pipeline.config import QUICKLY, RepairJob
 from care.runs.environment import GIB
@@ -99,7 +106,7 @@ def _answer_shard(job: RepairJob, shard: Shard) -> None:
     from care.pipeline import workflow
     from care.runs.progress import Progress
 
-    print(workflow.answer_shard(job, shard, progress=Progress))
+    show_shard(*workflow.answer_shard(job, shard, progress=Progress))
 
 
 def _show_dry_run(job: RepairJob, gpu: str | None) -> None:
