@@ -221,7 +221,7 @@ def _neurons(
     verified = verified_count(BRIEF.neurons, shape.neurons)
     # What is taken from others is read too: from donors, or as a mean over benign requests.
     prompts = half * (1 + paired + 2) + (other + controlled) * (1 + paired)
-    prompts += (2 + paired) * (other + controlled)  # where they fire
+    prompts += 2 * other if paired else other + controlled  # where they fire
     prompts += 0 if paired else min(most, len(benign))
     tokens = other * (1 + 2 * verified) + controlled * (1 + verified)
     return StageWork("neurons", 0, tokens, prompts)
