@@ -12,7 +12,7 @@ from care.attacks import pgd
 from care.evaluation import job
 from care.interfaces.cli import app as cli
 from care.runs.rows import Rows
-from care.runs.shards import Shard, Turns
+from care.runs.shards import Shard, ShardTurns
 from kit import tiny
 
 STEPS = 2
@@ -21,7 +21,7 @@ EACH = f"pictured,steps={STEPS},restarts=2,each=1,limit=2,kappa=16,suite="
 
 
 def test_turns_deal_everything_out_once() -> None:
-    parts = [Turns(Shard(number, 3)) for number in (1, 2, 3)]
+    parts = [ShardTurns(Shard(number, 3)) for number in (1, 2, 3)]
     for count in (3, 1, 5):
         dealt = [part.next(count) for part in parts]
         assert sorted(n for part in dealt for n in part) == list(range(count))

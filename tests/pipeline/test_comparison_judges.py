@@ -19,7 +19,7 @@ from care.judges.rules import RulesJudge
 from care.pipeline import compare as comparing
 from care.pipeline import comparison_judges
 from care.pipeline.compare import compare
-from care.pipeline.comparison_judges import Compared, table_of
+from care.pipeline.comparison_judges import ComparedRows, table_of
 from care.pipeline.config import CompareJob
 from care.pipeline.tuning import TuningSize
 from care.report.comparison import load_comparison, write_comparison
@@ -63,7 +63,7 @@ def judges(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rejudge, "CHUNK", 4)
 
 
-def answered(folder: Path) -> tuple[Run, Compared]:
+def answered(folder: Path) -> tuple[Run, ComparedRows]:
     """Answers to twelve attacks and as many harmless requests, bare, under CARE and under one more;
     under CARE every attack is refused by words that the rules take for a refusal."""
     run = Run(folder, config={})
@@ -86,7 +86,7 @@ def answered(folder: Path) -> tuple[Run, Compared]:
         for name, role in (("bad", "attack"), ("good", "over_refusal"))
     ]
     planned = [PlannedRow(CARE, "care", "", None, None)]
-    return run, Compared(tests, planned, {CARE: CARE}, ("A note.",), Budget(1, 1, "none"), 0)
+    return run, ComparedRows(tests, planned, {CARE: CARE}, ("A note.",), Budget(1, 1, "none"), 0)
 
 
 def test_the_first_judge_makes_the_table_and_the_others_stand_beside_it(

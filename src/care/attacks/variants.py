@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from care.errors import UsageError
 from care.models.spec import ModelSpec
-from care.runs.shards import Turns
+from care.runs.shards import ShardTurns
 
 if TYPE_CHECKING:
     from care.data.example import Example, Suite
@@ -66,7 +66,7 @@ class Search:
     """What `care.models.identity` says of the model."""
     max_new_tokens: int | None = None
     """Length of the answers that are asked for; none: the model's usual one."""
-    turns: Turns | None = None
+    turns: ShardTurns | None = None
     """Deals out descents and searches where several processes make them: then only this one's are
     made, as far as their checkpoints."""
 

@@ -49,7 +49,7 @@ from care.runs.files import to_json, write_whole
 from care.runs.progress import Bar, Progress, silent
 from care.runs.reading import file_digest, read_json
 from care.runs.run import Run
-from care.runs.shards import Turns
+from care.runs.shards import ShardTurns
 from care.typed import from_tree, to_tree
 
 HELD_OUT = "direct"
@@ -74,7 +74,7 @@ def make_images(
     seed: int,
     vlm: VLM,
     progress: Bar | None = None,
-    turns: Turns | None = None,
+    turns: ShardTurns | None = None,
 ) -> None:
     """Optimise the images that aren't there yet, of every attack on every defense.
 

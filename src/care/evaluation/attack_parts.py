@@ -2,11 +2,11 @@
 
     OUT/shards/I-of-K/attacks/NAME/N/state*    checkpoints of what part I descends or searches
 
-First each shard makes its turns of all attempts (`care.runs.shards.Turns`): restarts of a universal
-picture, of pictures for single requests, and suffixes, on each defense. Then, when all shards are
-that far, each takes over the others' checkpoints, with which the attack is finished as one process
-finishes it that goes on: to the same pictures and suffixes. What is asked with them is split as any
-other suite. An evaluation without --shard takes the checkpoints over in the same way.
+First each shard makes its turns of all attempts (`care.runs.shards.ShardTurns`): restarts of a
+universal picture, of pictures for single requests, and suffixes, on each defense. Then, when all
+shards are that far, each takes over the others' checkpoints, with which the attack is finished as
+one process finishes it that goes on: to the same pictures and suffixes. What is asked with them is
+split as any other suite. An evaluation without --shard takes the checkpoints over in the same way.
 """
 
 from __future__ import annotations

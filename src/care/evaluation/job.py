@@ -79,7 +79,7 @@ from care.runs.manifest import check_is_run
 from care.runs.merging import DONE
 from care.runs.progress import Bar
 from care.runs.run import Run, copy_run
-from care.runs.shards import Shard, Turns
+from care.runs.shards import Shard, ShardTurns
 from care.typed import to_tree
 
 
@@ -120,7 +120,7 @@ def answer_shard(
         rules = rules_for(job.model)
         if are_made(job.attacks, job.in_variants):
             if not run.manifest.get(MADE):
-                _make_attacks(job, run, asked, progress, Turns(shard))
+                _make_attacks(job, run, asked, progress, ShardTurns(shard))
                 run.record(**{MADE: True})
             gc.collect()  # one model at a time
             if waiting := waited_for(run, shard):
@@ -323,7 +323,11 @@ def _answer(
 
 
 def _make_attacks(
-    job: EvaluationConfig, run: Run, evaluation: _Evaluation, progress: Bar | None, turns: Turns
+    job: EvaluationConfig,
+    run: Run,
+    evaluation: _Evaluation,
+    progress: Bar | None,
+    turns: ShardTurns,
 ) -> None:
     """This process's turns of the attacks, as far as their checkpoints."""
     vlm = load_pinned(run, job.model.name, job.model.load)
@@ -338,7 +342,7 @@ def _make(
     evaluation: _Evaluation,
     vlm: VLM,
     progress: Bar | None,
-    turns: Turns | None = None,
+    turns: ShardTurns | None = None,
 ) -> None:
     """Descend and search what isn't there yet of every attack on every defense."""
     places, seed = job.defenses, job.run.seed

@@ -48,7 +48,7 @@ from care.evaluation.comparison_table import (
 )
 from care.pipeline.care_settings import CareSettings
 from care.pipeline.comparison_attacks import AskedAttacks, attacked
-from care.pipeline.comparison_judges import Compared, answers_of, halved, table_of
+from care.pipeline.comparison_judges import ComparedRows, answers_of, halved, table_of
 from care.pipeline.comparison_rows import (
     QUICKER,
     CareRows,
@@ -135,7 +135,7 @@ def compare(job: CompareJob, progress: Bar | None = None) -> ComparisonTable:
 
 
 @contextmanager
-def _refits(job: CompareJob, run: Run, compared: Compared) -> Iterator[Run | None]:
+def _refits(job: CompareJob, run: Run, compared: ComparedRows) -> Iterator[Run | None]:
     """The run of further fits' answers, if rows have any."""
     if not any(row.fits for row in compared.planned):
         yield None
@@ -161,7 +161,7 @@ class _Comparison:
         self.size = QUICK if job.quick else FULL
         self.search = SettingsSearch(work, fits, self.size)
 
-    def made(self, kinds: Mapping[str, type[Defense]], attacks: AskedAttacks) -> Compared:
+    def made(self, kinds: Mapping[str, type[Defense]], attacks: AskedAttacks) -> ComparedRows:
         """All of it but the table."""
         work, job = self.work, self.job
         fitter = work.fitter()
@@ -203,7 +203,7 @@ class _Comparison:
         planned = [self._planned(row, materials.counts(), ratios, found) for row in rows]
         self.run.check_there()
         notes, budget = self._notes(kinds), self.search.budget()
-        compared = Compared(tests, planned, shown, notes, budget, job.run.seed)
+        compared = ComparedRows(tests, planned, shown, notes, budget, job.run.seed)
         if job.studies:
             with _refits(job, self.run, compared) as further:
                 answered = answers_of(self.run, further).of(compared)

@@ -47,7 +47,7 @@ class Answered:
     further: Sequence[Row]
     """Of further fits, to every other example."""
 
-    def of(self, compared: Compared) -> Answered:
+    def of(self, compared: ComparedRows) -> Answered:
         """Those of rows that are compared now: an earlier attempt may have asked others."""
         suites = {suite.name for suite in compared.tests}
         names = {UNDEFENDED, *compared.shown}
@@ -57,7 +57,7 @@ class Answered:
         )
         return Answered(*parts)
 
-    def table(self, compared: Compared) -> tuple[Results, Results]:
+    def table(self, compared: ComparedRows) -> tuple[Results, Results]:
         """Those by which rows are shown, and those by which their fits are."""
         asked = {(s.name, e.id) for s in halved(compared.tests) for e in s}
         shared = [row for row in self.rows if (row["suite"], row["example"]) in asked]
@@ -67,7 +67,7 @@ class Answered:
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparedRows:
     """What the table is made of besides."""
 
     tests: Sequence[Suite]
@@ -109,7 +109,7 @@ def answers_of(run: Run, further: Run | None) -> Answered:
 
 
 def table_of(
-    compared: Compared,
+    compared: ComparedRows,
     run: Run,
     further: Run | None,
     judging: JudgingSpec,
@@ -164,7 +164,7 @@ def _judged(
         verdicts.close()
 
 
-def _otherwise(name: str, compared: Compared, answered: Answered) -> JudgedOtherwise:
+def _otherwise(name: str, compared: ComparedRows, answered: Answered) -> JudgedOtherwise:
     results, _ = answered.table(compared)
     there = [row.name for row in compared.planned if row.failed is None]
     return judged_otherwise(name, results, there, compared.seed)

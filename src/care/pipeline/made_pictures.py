@@ -33,7 +33,7 @@ from care.pipeline.split_plan import Split
 from care.runs.files import config_digest, write_whole
 from care.runs.progress import Bar, silent
 from care.runs.run import Run
-from care.runs.shards import Turns
+from care.runs.shards import ShardTurns
 from care.runs.spec import RunSpec
 
 MADE = "made-pgd-"
@@ -88,7 +88,7 @@ def make_attempts(
     run: Run,
     vlm: VLM,
     plan: Mapping[Split, Sequence[Suite]],
-    turns: Turns,
+    turns: ShardTurns,
     progress: Bar | None = None,
 ) -> None:
     """This process's turns of the attempts at all pictures, as far as their checkpoints."""

@@ -58,7 +58,7 @@ from care.runs.environment import peak_memory_gib, started
 from care.runs.merging import DONE
 from care.runs.progress import Bar
 from care.runs.run import Run
-from care.runs.shards import FOLDER, Shard, Turns
+from care.runs.shards import FOLDER, Shard, ShardTurns
 
 
 def open_run(job: RepairJob, splits: Splits) -> Run:
@@ -279,7 +279,7 @@ def answer_shard(
         work = Stages(job, run, progress, splits=splits)
         if job.pgd:
             if not run.manifest.get(MADE):
-                make_attempts(job, run, work.vlm, splits.plan, Turns(shard), progress)
+                make_attempts(job, run, work.vlm, splits.plan, ShardTurns(shard), progress)
                 run.record(**{MADE: True})
             if waiting := waited_for(run, shard):
                 return run.path, waiting

@@ -89,7 +89,7 @@ class Shard:
         return f"{self.number}/{self.count}"
 
 
-class Turns:
+class ShardTurns:
     """Deals pieces of work out to the parts of a job, in an order that is the same in all."""
 
     def __init__(self, shard: Shard) -> None:

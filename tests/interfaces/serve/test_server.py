@@ -364,8 +364,8 @@ def test_a_failed_device_is_not_ready():
     engine = Scripted()
     with serving(engine) as running:
         engine.alive = False
-        assert "has to be restarted" in get(running, "/ready").text
-        with pytest.raises(openai.InternalServerError, match="has to be restarted"):
+        assert "start the server again" in get(running, "/ready").text
+        with pytest.raises(openai.InternalServerError, match="start the server again"):
             create(running)
 
 

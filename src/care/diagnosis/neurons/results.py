@@ -173,6 +173,12 @@ class SuppressionReport:
     judged: Annotated[JudgedSuppression | None, WHEN_SET] = None
     """Whole answers under both; null where none were judged."""
 
+    def check(self) -> None:
+        """Misfit where something isn't a neuron."""
+        for place, neuron in enumerate(self.neurons):
+            if len(neuron) not in (2, 3):
+                raise Misfit(f"neurons[{place}]", f"has {len(neuron)} items; it must have 2 or 3")
+
 
 @dataclass(frozen=True)
 class NeuronReport:

@@ -10,7 +10,7 @@ from care.interfaces.cli.options import takes
 from care.interfaces.cli.registry import command
 from care.interfaces.cli.shared import AsJson, check_folder, hide_loading_bars
 from care.interfaces.cli.tables import print_table
-from care.runs.shards import Turns
+from care.runs.shards import ShardTurns
 
 
 @command("attack", "Work")
@@ -24,7 +24,7 @@ def attack(job: AttackConfig) -> None:
 
     config, done = job.pgd(), 0
     if job.part is not None:
-        mine = Turns(job.part).next(config.restarts)
+        mine = ShardTurns(job.part).next(config.restarts)
         if mine:
             run_attempts(job, mine)
         told = ", ".join(str(each + 1) for each in mine) or "none"
