@@ -54,7 +54,7 @@ def test_moments_in_blocks_are_those_of_all_rows() -> None:
     found = classes(700)
     parts = [rows.x for rows in found.everything()]
     mean, covariance = pooled(parts, found, *WEIGHTS)
-    [whole] = pooled_in_blocks(found, *WEIGHTS)
+    [whole] = pooled_in_blocks(found.everything(), len(found.attacks), *WEIGHTS)
     np.testing.assert_allclose(whole.mean, mean, rtol=1e-10)
     np.testing.assert_allclose(whole.covariance, covariance, rtol=1e-10, atol=1e-10)
 
@@ -65,7 +65,7 @@ def test_a_crossfit_in_blocks_is_that_of_all_rows(
 ) -> None:
     found, config = classes(300), GateConfig(folds=3, features=features)
     at_once = crossfit(found, config)
-    monkeypatch.setattr("care.defenses.repair.gate.is_large", lambda classes: True)
+    monkeypatch.setattr("care.defenses.repair.gate.is_large", lambda everything: True)
     blocks = crossfit(found, config)
     scale = np.abs(at_once.filters).max()
     np.testing.assert_allclose(blocks.filters, at_once.filters, rtol=1e-10, atol=1e-10 * scale)

@@ -17,16 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
 from care.statistics.crossfit import FamilyRows, folds_of
 from care.statistics.moments import Moments, towards_diagonal
-
-if TYPE_CHECKING:
-    from care.defenses.repair.family_subspace import Classes
 
 LARGE = 8192
 """Rows of all classes together, from which on they are taken in blocks."""
@@ -53,21 +49,24 @@ class Pooled:
         return found / (gaps * found).sum(axis=0), self.mean
 
 
-def is_large(classes: Classes) -> bool:
+def is_large(everything: Sequence[FamilyRows]) -> bool:
     """Whether rows are taken in blocks."""
-    return sum(len(rows) for rows in classes.everything()) > LARGE
+    return sum(map(len, everything)) > LARGE
 
 
 def pooled_in_blocks(
-    classes: Classes,
+    everything: Sequence[FamilyRows],
+    families: int,
     shrinkage: float,
     within: float,
     refusals: float,
     folds: Sequence[np.ndarray] | None = None,
 ) -> list[Pooled]:
-    """Moments without each fold, and of all rows, which come last; of these alone without folds."""
-    everything, count = classes.everything(), len(classes.attacks)
-    others = len(classes.benign)
+    """Moments without each fold, and of all rows, which come last; of these alone without folds.
+
+    Of the classes the first are the `families` of attacks, then come refusals, then benign ones.
+    """
+    count, others = families, len(everything) - families - 1
     weights = np.array([refusals, *[(1 - refusals) / others] * others])
     shares = [within / count] * count + [(1 - within) * weight for weight in weights]
     parts = 0 if folds is None else 1 + max(int(own.max()) for own in folds)
@@ -93,13 +92,17 @@ def pooled_in_blocks(
 
 
 def crossfitted_in_blocks(
-    classes: Classes, shrinkage: float, within: float, refusals: float, folds: int
+    everything: Sequence[FamilyRows],
+    families: int,
+    shrinkage: float,
+    within: float,
+    refusals: float,
+    folds: int,
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """u (D, F) and μ (D,) from all rows, and z (N, F) of every class, each row scored without its
     group."""
-    everything, families = classes.everything(), len(classes.attacks)
     placed = folds_of(everything, folds)
-    *without, whole = pooled_in_blocks(classes, shrinkage, within, refusals, placed)
+    *without, whole = pooled_in_blocks(everything, families, shrinkage, within, refusals, placed)
     found = [each.discriminants(families) for each in without]
     scores = []
     for rows, own in zip(everything, placed, strict=True):

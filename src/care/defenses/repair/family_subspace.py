@@ -116,7 +116,7 @@ def unsafe_subspace(
     """
     sizes = [len(rows) for rows in classes.attacks.values()]
     contrast = _contrast(sizes, len(classes.refused))
-    take = _in_blocks if is_large(classes) else _at_once
+    take = _in_blocks if is_large(classes.everything()) else _at_once
     found = take(classes, contrast, (shrinkage, within, refusals))
     covariance, anchor, gaps = found.covariance, found.anchor, found.gaps
     if np.abs(gaps).max() <= 1e-9 * found.largest:  # equal but for rounding
@@ -195,7 +195,7 @@ def _at_once(classes: Classes, contrast: np.ndarray, weights: tuple[float, float
 def _in_blocks(
     classes: Classes, contrast: np.ndarray, weights: tuple[float, float, float]
 ) -> _Taken:
-    [whole] = pooled_in_blocks(classes, *weights)
+    [whole] = pooled_in_blocks(classes.everything(), len(classes.attacks), *weights)
     rows, families = [*classes.attacks.values(), classes.refused], len(classes.attacks)
     anchor = whole.means[families]
     sizes = np.array([len(each) for each in rows[:-1]])

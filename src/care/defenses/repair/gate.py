@@ -215,11 +215,14 @@ def crossfit(classes: Classes, config: GateConfig | None = None) -> Crossfit:
         benign = np.concatenate([rows.every(step) for rows in some])
         features = FourierFeatures.drawn(benign, config.features)
         classes = classes.mapped(features)
-    if is_large(classes):
+    everything = classes.everything()
+    if is_large(everything):
         weights = (config.shrinkage, config.within, config.refusals)
-        filters, mean, scores = crossfitted_in_blocks(classes, *weights, config.folds)
+        filters, mean, scores = crossfitted_in_blocks(
+            everything, len(classes.attacks), *weights, config.folds
+        )
     else:
-        filters, mean = discriminants([rows.x for rows in classes.everything()], classes, config)
+        filters, mean = discriminants([rows.x for rows in everything], classes, config)
         scores = crossfit_scores(classes, config)
     count = len(classes.attacks)
     return Crossfit(
