@@ -22,7 +22,7 @@ from care.evaluation import runner
 from care.evaluation.comparison_table import CARE, TriedSettings
 from care.evaluation.results import Results
 from care.pipeline import compare as comparing
-from care.pipeline import workspace
+from care.pipeline import splits
 from care.pipeline.compare import compare
 from care.pipeline.config import CompareJob, RepairJob
 from care.pipeline.studies import (
@@ -56,17 +56,17 @@ def a_job(out: Path, *, resume: bool = False, **more: Any) -> CompareJob:
 @pytest.fixture
 def families(monkeypatch: pytest.MonkeyPatch) -> None:
     """The user's attacks as two suites, of which either can be left out."""
-    whole = workspace.plan_of
+    whole = splits.plan_of
 
-    def parted(job: RepairJob) -> dict[Any, list[Suite]]:
-        return {split: _parted(*suites) for split, suites in whole(job).items()}
+    def parted(job: RepairJob, *read: Any) -> dict[Any, list[Suite]]:
+        return {split: _parted(*suites) for split, suites in whole(job, *read).items()}
 
     def _parted(attacks: Suite, benign: Suite) -> list[Suite]:
         parts = {"even": attacks.examples[::2], "odd": attacks.examples[1::2]}
         named = {n: tuple(replace(e, suite=n) for e in part) for n, part in parts.items()}
         return [*(Suite(name=n, role="attack", examples=e) for n, e in named.items()), benign]
 
-    monkeypatch.setattr(workspace, "plan_of", parted)
+    monkeypatch.setattr(splits, "plan_of", parted)
 
 
 @pytest.mark.slow

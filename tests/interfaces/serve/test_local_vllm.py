@@ -232,7 +232,9 @@ import sys, time
 from pathlib import Path
 from care.interfaces.serve.child import Child
 scratch, log, *words = sys.argv[1:]
-import os
+import os, signal
+# What a shell starts in the background ignores it, and so would this.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 child = Child(words, os.environ, Path(scratch), Path(log))
 way = os.environ["WAY"]
 print("started", flush=True)
@@ -275,7 +277,7 @@ def test_it_ends_with_its_parent_however_that_ends(tmp_path, way):
         else:
             numbers = {"kill -9": signal.SIGKILL, "SIGTERM": signal.SIGTERM}
             parent.send_signal(numbers.get(way, signal.SIGINT))
-        parent.wait()
+        parent.wait(60)
         until(lambda: gone(pid, keeper, worker), 20)
     assert way == "no keeper" or not scratch.exists()
 
