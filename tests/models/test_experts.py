@@ -33,8 +33,8 @@ def model(name: str = "aria") -> VLM:
     """A tiny model whose layers have four experts, and a shared one."""
     try:
         vlm = VLM(*build(name, FAMILIES[name]), name)
-    except ModuleNotFoundError as error:
-        pytest.skip(f"this release of transformers can't build {name}: {error}")
+    except (ModuleNotFoundError, KeyError) as error:  # Aria's processor once took one size alone
+        pytest.skip(f"this release of transformers can't build {name}: {error!r}")
     with torch.no_grad():  # as they begin, weights are so small that neurons do nothing
         for weight in vlm.anatomy.layers.parameters():
             weight.mul_(8 if weight.ndim > 1 else 1)
