@@ -1,5 +1,6 @@
 """Neurons of experts: reached one by one, estimated, suppressed and saved as what they are."""
 
+import os
 from functools import cache
 
 import numpy as np
@@ -34,6 +35,8 @@ def model(name: str = "aria") -> VLM:
     try:
         vlm = VLM(*build(name, FAMILIES[name]), name)
     except (ModuleNotFoundError, KeyError) as error:  # Aria's processor once took one size alone
+        if isinstance(error, KeyError) and os.environ.get("CARE_LIBRARIES") != "oldest":
+            raise
         pytest.skip(f"this release of transformers can't build {name}: {error!r}")
     with torch.no_grad():  # as they begin, weights are so small that neurons do nothing
         for weight in vlm.anatomy.layers.parameters():
