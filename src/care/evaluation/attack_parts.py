@@ -11,17 +11,16 @@ split as any other suite. An evaluation without --shard takes the checkpoints ov
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from care.attacks.variants import SearchedAttack
 from care.evaluation.asked_attacks import AskedVariants, ImageAttack
-from care.runs.files import PART, storage_errors
+from care.runs.files import PART, copy_whole
 from care.runs.manifest import MANIFEST, read_manifest
 from care.runs.merging import ATTACKS
 from care.runs.run import Run
-from care.runs.shards import FOLDER, Shard, shards_in
+from care.runs.shards import FOLDER, Shard, ShardTurns, shards_in
 
 MADE = "shard_attacks"
 """What the manifest of a part says when it has made its turns of the attacks."""
@@ -35,7 +34,15 @@ def are_made(images: Sequence[ImageAttack], in_variants: Sequence[AskedVariants]
     return bool(images) or any(isinstance(each.attack, SearchedAttack) for each in in_variants)
 
 
-def waited_for(run: Run, shard: Shard) -> tuple[Shard, ...]:
+def in_turns(run: Run, shard: Shard, make: Callable[[ShardTurns], None]) -> tuple[Shard, ...]:
+    """`make` the turns of the part `run`, unless it has; the parts that haven't made theirs yet."""
+    if not run.manifest.get(MADE):
+        make(ShardTurns(shard))
+        run.record(**{MADE: True})
+    return _waited_for(run, shard)
+
+
+def _waited_for(run: Run, shard: Shard) -> tuple[Shard, ...]:
     """The parts that haven't made their turns yet, of the same job as the part `run`."""
     digest, found = run.manifest["config_digest"], []
     there = shards_in(_job_of(run.path))
@@ -60,11 +67,7 @@ def take_over(run: Run, shard: Shard | None, checkpoints: str = CHECKPOINTS) -> 
             known = place.stat().st_mtime if place.exists() else 0.0
             if file.name.endswith(PART) or file.is_symlink() or known >= file.stat().st_mtime:
                 continue
-            with storage_errors(f"copy {file} to {place}"):
-                place.parent.mkdir(parents=True, exist_ok=True)
-                work = place.with_name(place.name + PART)
-                shutil.copy2(file, work)
-                work.replace(place)
+            copy_whole(file, place)
 
 
 def _job_of(path: Path) -> Path:

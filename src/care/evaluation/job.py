@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -38,7 +39,7 @@ from care.evaluation.asked_attacks import (
     attacks_in_variants,
     image_attacks,
 )
-from care.evaluation.attack_parts import MADE, are_made, take_over, waited_for
+from care.evaluation.attack_parts import are_made, in_turns, take_over
 from care.evaluation.config import (
     CONTROLS,
     RULES,
@@ -119,11 +120,9 @@ def answer_shard(
         run.record(shard=str(shard))
         rules = rules_for(job.model)
         if are_made(job.attacks, job.in_variants):
-            if not run.manifest.get(MADE):
-                _make_attacks(job, run, asked, progress, ShardTurns(shard))
-                run.record(**{MADE: True})
+            waiting = in_turns(run, shard, partial(_make_attacks, job, run, asked, progress))
             gc.collect()  # one model at a time
-            if waiting := waited_for(run, shard):
+            if waiting:
                 return run.path, waiting
         _answer(job, run, asked, rules, progress, None, shard)
         run.record(**{DONE: True})

@@ -30,7 +30,7 @@ from care.evaluation.adaptive import counting
 from care.models.vlm import VLM
 from care.pipeline.config import UNCONSTRAINED, RepairJob
 from care.pipeline.split_plan import Split
-from care.runs.files import config_digest, write_whole
+from care.runs.files import config_digest, copy_whole, write_whole
 from care.runs.progress import Bar, silent
 from care.runs.run import Run
 from care.runs.shards import ShardTurns
@@ -118,8 +118,7 @@ def _take_checkpoints(folder: Path, kept: Path) -> None:
     """What shards have descended of a picture goes on from there."""
     for file in sorted(folder.glob("state*")):
         if not (kept / file.name).exists():
-            kept.mkdir(parents=True, exist_ok=True)
-            write_whole(kept / file.name, file.read_bytes())
+            copy_whole(file, kept / file.name)
 
 
 def made_suites(

@@ -27,6 +27,7 @@ from __future__ import annotations
 import gc
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from care.diagnosis.full_config import BRIEF, DiagnosisConfig
 from care.diagnosis.results import Diagnosis
 from care.diagnosis.token_attribution import TokenScores, token_scores
 from care.errors import UsageError
-from care.evaluation.attack_parts import MADE, take_over, waited_for
+from care.evaluation.attack_parts import in_turns, take_over
 from care.evaluation.config import RULES, JudgingSpec
 from care.evaluation.rejudge import judged, open_verdicts
 from care.evaluation.results import Results
@@ -58,7 +59,7 @@ from care.runs.environment import peak_memory_gib, started
 from care.runs.merging import DONE
 from care.runs.progress import Bar
 from care.runs.run import Run
-from care.runs.shards import FOLDER, Shard, ShardTurns
+from care.runs.shards import FOLDER, Shard
 
 
 def open_run(job: RepairJob, splits: Splits) -> Run:
@@ -278,10 +279,8 @@ def answer_shard(
         run.record(shard=str(shard))
         work = Stages(job, run, progress, splits=splits)
         if job.pgd:
-            if not run.manifest.get(MADE):
-                make_attempts(job, run, work.vlm, splits.plan, ShardTurns(shard), progress)
-                run.record(**{MADE: True})
-            if waiting := waited_for(run, shard):
+            make = partial(make_attempts, job, run, work.vlm, splits.plan, progress=progress)
+            if waiting := in_turns(run, shard, make):
                 return run.path, waiting
             take_over(run, shard, CHECKPOINTS)
         work.answer_shard(shard)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
@@ -74,6 +75,21 @@ def write_whole(path: str | Path, content: bytes | str, make_folder: bool = True
             part.unlink(missing_ok=True)
         raise
     return path
+
+
+def copy_whole(source: Path, path: Path) -> None:
+    """Copy a file, with its times, so that the copy is there whole or not at all; its folder is
+    made."""
+    part = path.with_name(f"{path.name[:64]}.{secrets.token_hex(8)}{PART}")
+    try:
+        with storage_errors(f"copy {source} to {path}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, part)
+            part.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
 
 
 class Place:

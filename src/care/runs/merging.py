@@ -11,14 +11,13 @@ are done. Not here: tables (`care.evaluation`), and what a part asks.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from care.errors import DataError, UsageError
-from care.runs.files import PART, storage_errors
+from care.runs.files import PART, copy_whole
 from care.runs.kept_batches import FOLDER as BATCHES
 from care.runs.manifest import MANIFEST, differences, read_manifest
 from care.runs.rows import Rows
@@ -139,11 +138,7 @@ def _take_batches(run: Run, part: Path) -> int:
         place = run.inside(BATCHES, path.parent.name, path.name)
         if place.exists() or path.name.endswith(PART) or path.is_symlink():
             continue
-        with storage_errors(f"copy {path} to {place}"):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            work = place.with_name(place.name + PART)
-            shutil.copyfile(path, work)
-            work.replace(place)
+        copy_whole(path, place)
         taken += 1
     return taken
 
@@ -154,11 +149,7 @@ def _take_attacks(run: Run, part: Path) -> None:
         place = run.inside(*path.relative_to(part).parts)
         if path.is_dir() or path.is_symlink() or place.exists() or path.name.endswith(PART):
             continue
-        with storage_errors(f"copy {path} to {place}"):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            work = place.with_name(place.name + PART)
-            shutil.copy2(path, work)
-            work.replace(place)
+        copy_whole(path, place)
 
 
 def _facts(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
