@@ -67,10 +67,15 @@ def test_the_page_says_what_the_file_says(tmp_path):
     parts = [part.splitlines() for part in "\n".join(lines).split("\n\n")]
     tables = [[line for line in part if line.startswith("| ")] for part in parts]
     fitted = [row for row in TABLE.rows if row.failed is None]
-    assert [len(rows) for rows in tables] == [len(TABLE.rows) + 1, 0, len(fitted) + 1]
+    attacked = [row for row in TABLE.rows if row.adaptive]
+    lengths = [len(TABLE.rows) + 1, 0, len(fitted) + 1, len(attacked) + 1]
+    assert [len(rows) for rows in tables] == lengths
     assert parts[1] == [f"- {sentence}" for sentence in (*TABLE.claims, *TABLE.notes)]
     assert tables[2][0] == "| ASR by suite | direct | pgd <b> |"
     assert f"| {fitted[0].name} | 1.00 | {fitted[0].suites['pgd <b>'].rate:.2f} |" in tables[2]
+    assert tables[3][0].startswith("| ASR by attack | pgd-32, transfer: ")
+    assert [row.name for row in attacked] == [line.split(" | ")[0][2:] for line in tables[3][1:]]
+    assert re.fullmatch(r"\| careful \| .*0\.75 \[.*\] \|", tables[3][2])
     assert "| careful | 0.60 [" in "\n".join(lines) and "× 1.25 | 2 | 30 + 40 |" in lines[3]
 
 

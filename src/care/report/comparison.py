@@ -7,7 +7,7 @@ stand beside the table (`care.report.studies`), page and Markdown show them too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -82,13 +82,12 @@ def render_comparison(
 ) -> str:
     """The HTML page; `digest` is the SHA-256 of the JSON, `studied` further studies and theirs."""
     more, more_digest = studied or (None, "")
-    attacks = [(f.attack, f.requests) for row in found.rows for f in row.adaptive]
     return filled(
         "comparison_page.html.j2",
         report=found,
         digest=digest,
         json_name=json_name,
-        attacks=list(dict.fromkeys(attacks)),
+        attacks=_asked(found),
         certified=_certified(found),
         pareto=pareto_chart(found.rows),
         forest=forest(found.rows),
@@ -127,7 +126,7 @@ def _certified(found: ComparisonFile) -> str | None:
 
 
 def as_markdown(table: ComparisonTable) -> str:
-    """The rows as a table, the claims as a list, and attack success by suite as another table."""
+    """The rows as a table, the claims as a list, and attack success by suite, attack and judge."""
     head = ["defense", "mean ASR", "against CARE", "p (Holm)", "utility", "harmless answered"]
     head += ["overhead", "fit, s", "examples"]
     attacks = [name for name, role in table.suites.items() if role == "attack"]
@@ -138,6 +137,15 @@ def as_markdown(table: ComparisonTable) -> str:
     ]
     written = as_table(head, map(_cells, table.rows), (*table.claims, *table.notes))
     written += "\n" + as_table(["ASR by suite", *attacks], by_suite, ())
+    asked = _asked(table)
+    if asked:
+        by_attack = [[row.name, *_attacked(row, asked)] for row in table.rows if row.adaptive]
+        names = [
+            f"{attack}, {made}: {requests}"
+            for attack, requests in asked
+            for made in ("transfer", "adaptive")
+        ]
+        written += "\n" + as_table(["ASR by attack", *names], by_attack, ())
     if not table.otherwise:
         return written
     judges = [other.judge for other in table.otherwise]
@@ -150,6 +158,24 @@ def as_markdown(table: ComparisonTable) -> str:
         for row in table.agreement
     ]
     return written + "\n" + as_table(["ASR by another judge", *judges], by_judge, agree)
+
+
+def _asked(table: ComparisonTable) -> list[tuple[str, str]]:
+    """The attacks that know the defense, each with the requests that it was tried on."""
+    asked = [(f.attack, f.requests) for row in table.rows for f in row.adaptive]
+    return list(dict.fromkeys(asked))
+
+
+def _attacked(row: ComparedRow, asked: Sequence[tuple[str, str]]) -> list[str]:
+    """What of each attack passes a row, made on the bare model and made through the row."""
+    figures = {(f.attack, f.requests): f for f in row.adaptive}
+    cells: list[str] = []
+    for attack in asked:
+        found = figures.get(attack)
+        transfer = None if found is None else found.transfer
+        cells.append("" if transfer is None else told(transfer))
+        cells.append("" if found is None else told(found.adaptive))
+    return cells
 
 
 def _cells(row: ComparedRow) -> list[str]:
