@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from runpy import run_module
 from types import SimpleNamespace
 
 import pytest
@@ -82,6 +83,13 @@ def test_every_command_explains_itself(name, capsys):
 def test_version(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"care {care.__version__}\n"
+
+
+def test_it_runs_as_a_module_too(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["care", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        run_module("care", run_name="__main__")
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith("care ")
 
 
 def test_a_job_by_default(calls, capsys):
