@@ -36,6 +36,14 @@ def test_shares_are_of_the_answers():
     assert chat == MonitorShares("chat", "care", 1, raised, 0.0, 0.0, 0.0, errors=0)
 
 
+def test_what_is_refused_without_its_opening_is_told():
+    asked = [row("openings", "care", 0, "refused", source="unopened"), *rows()]
+    shares = {each.suite: each for each in monitor_shares(Results(asked))}
+    assert shares["openings"].unopened == 1.0 and shares["pgd"].unopened == 0.0
+    words = "words that others began its answer with were left out, and it was refused"
+    assert next(iter(explained(asked))) == f"openings/e0, care: {words}"
+
+
 def test_without_alarms_there_are_none():
     assert monitor_shares(Results([row("pgd", "care", 0, "safe")])) == []
 
@@ -61,4 +69,4 @@ def test_the_scorecard_holds_and_shows_them(capsys, monkeypatch):
     show(card)
     out = capsys.readouterr().out
     [line] = [x for x in out.partition("What monitors decided")[2].splitlines() if "pgd" in x][:1]
-    assert line.split() == ["pgd", "care", "4", "0.50", "0.50", "0.50", "0.25", "0.25"]
+    assert line.split() == ["pgd", "care", "4", "0.50", "0.50", "0.50", "0.00", "0.25", "0.25"]

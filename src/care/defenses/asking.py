@@ -3,11 +3,11 @@
     AnswerCall          one call of `answer`: what is asked, what is known of it, and how
     Turns               a defense that asks more than once, or looks at the bare model's answers
     Gated               one of them: it opens to some requests, all others get the bare answer
-    spoken, refusing    what answers say, and which of them refuse
     yes_odds            how much likelier a model says yes than no
     answers_by_batch    answers of batches, each under what was made of its requests
 
-Not here: what is asked, what opens a gate, and what is made of a batch (`care.defenses.rivals`).
+Not here: what is asked, what opens a gate, and what is made of a batch (`care.defenses.rivals`),
+nor which answers refuse (`care.defenses.refusals`).
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ import numpy as np
 from care.data.example import Example
 from care.defenses.base import Defense, Touches
 from care.errors import NotFiniteError
-from care.judges.refusal import judge_refusals
 from care.models.responses import Answer, complete
-from care.models.thoughts import answer_of
 from care.models.vlm import VLM
 
 BATCH_SIZE = 16
@@ -141,17 +139,6 @@ def fill(found: list[Answer | None], places: np.ndarray, answers: Sequence[Answe
     """Put answers into the places that are told (N,) of bool, in order."""
     for place, answer in zip(np.flatnonzero(places), answers, strict=True):
         found[place] = answer
-
-
-def refusing(vlm: VLM, answers: Sequence[Answer | None]) -> np.ndarray:
-    """Which of N answers refuse (N,) of bool, as the offline judge decides it; thoughts aren't
-    looked at, and what isn't there refuses nothing."""
-    return judge_refusals([text or "" for text in spoken(vlm, answers)]).combined
-
-
-def spoken(vlm: VLM, answers: Sequence[Answer | None]) -> list[str | None]:
-    """What N answers say, without thoughts; None of one that isn't there, "" while it thinks."""
-    return [each and (answer_of(each.text, vlm.thought_tags) or "") for each in answers]
 
 
 def yes_odds(vlm: VLM, examples: Sequence[Example], batch_size: int = BATCH_SIZE) -> np.ndarray:

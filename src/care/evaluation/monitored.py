@@ -18,6 +18,7 @@ from care.typed import Count, Positive, Share
 _FOLLOWED: Mapping[Source, str] = {
     "model": "answered as it came, it is text alone",
     "text alone": "whatever came beside its text was left out, and the text alone answered",
+    "unopened": "words that others began its answer with were left out, and it was refused",
     "repaired": "the answer was begun again with the unsafe channels closed",
     "refusal": "a refusal was given",
 }
@@ -44,6 +45,8 @@ class MonitorShares:
     """Share in whose place a refusal was given."""
     errors: Count
     """Examples that failed; they are in no share."""
+    unopened: Share = 0.0
+    """Share that was refused once words that others began its answer with were left out."""
 
 
 def monitor_shares(table: Results) -> list[MonitorShares]:
@@ -63,15 +66,17 @@ def monitor_shares(table: Results) -> list[MonitorShares]:
 def explained(rows: Sequence[Row]) -> Iterator[str]:
     """A line for each answer that a monitor decided: which, by which score, and what followed."""
     for row in rows:
-        if alarms := row.get("alarms", ()):
-            told = decided(alarms, row.get("source", "model"))
+        alarms, source = row.get("alarms", ()), row.get("source", "model")
+        if alarms or source == "unopened":
+            told = decided(alarms, source)
             yield f"{row['suite']}/{row['example']}, {row['defense']}: {told}"
 
 
 def decided(alarms: Sequence[Alarm | Row], source: Source) -> str:
     """Which monitors decided an answer, by which scores, and what followed."""
     raised = [each if isinstance(each, Alarm) else Alarm(**each) for each in alarms]
-    return f"{', '.join(alarm.shown for alarm in raised)}; {_FOLLOWED[source]}"
+    shown = ", ".join(alarm.shown for alarm in raised)
+    return f"{shown}; {_FOLLOWED[source]}" if shown else _FOLLOWED[source]
 
 
 def _shares(suite: str, defense: str, monitors: Sequence[str], rows: list[Row]) -> MonitorShares:
@@ -87,6 +92,7 @@ def _shares(suite: str, defense: str, monitors: Sequence[str], rows: list[Row]) 
         repaired=sum(row.get("source") == "repaired" for row in answered) / n,
         refused=sum(row.get("source") == "refusal" for row in answered) / n,
         errors=len(rows) - n,
+        unopened=sum(row.get("source") == "unopened" for row in answered) / n,
     )
 
 

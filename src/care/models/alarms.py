@@ -1,16 +1,15 @@
-"""Where an answer comes from, and what was raised on the way to it.
-
-Rows of evaluations hold these as answers do, so torch isn't imported here.
-"""
+"""Where an answer comes from: the model as it was asked, the model asked without the pictures, the
+model asked without words that others began its answer with, which it refuses then, the model begun
+again with its unsafe channels closed, or a refusal put in its place."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-Source = Literal["model", "text alone", "repaired", "refusal"]
+Source = Literal["model", "text alone", "unopened", "repaired", "refusal"]
 """Where an answer comes from: the model as it was asked, the model asked without the pictures, the
-model begun again with its unsafe channels closed, or a refusal put in its place."""
+model asked without words that others began its answer with, which it refuses then, the model begun again with its unsafe channels closed, or a refusal put in its place."""
 
 
 PICTURED = "pictured"

@@ -114,8 +114,56 @@ def test_a_request_that_alarms_loses_words_that_begin_its_answer(images):
     answer, vlm = answered(Watching("request", "ask"), example=begun)
     assert answer.source == "text alone"
     assert [(e.images, e.opening) for e in vlm.asked] == [((), "")]
-    _, vlm = answered(Watching("request", "other"), example=begun)
-    assert vlm.asked == [begun]
+
+
+def unopening(answer: str, *monitors, closing=True, opening="Sure, here is"):
+    """What is answered where an answer was begun, of a model that says `answer` without that."""
+    told: list[int] = []
+    vlm = Opened(answer)
+    begun = replace(ASKED, opening=opening)
+    how = {"progress": told.append}
+    dialogue = Dialogue(vlm, monitors, vlm.closing if closing else None, how)
+    [found] = dialogue.answers([begun])
+    *shown, streamed = Dialogue(vlm, monitors, vlm.closing if closing else None, {}).stream(begun)
+    assert replace(streamed, tokens=0) == replace(found, tokens=0) and shown
+    assert sum(told) == (found.source != "model")  # that one is counted by a real model
+    return found, vlm
+
+
+class Opened(Scripted):
+    """Says one thing by itself, and goes on from words that it is given."""
+
+    thought_tags = ()
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def said(self, examples):
+        texts = [f"{e.opening}: how" if e.opening else self.answer for e in examples]
+        texts = [text + (", closed" if self.closed else "") for text in texts]
+        return [Answer(text, prompt_tokens=1, tokens=3, ended=True) for text in texts]
+
+
+def test_an_opening_draws_nothing_from_a_model_that_refuses_without_it():
+    found, vlm = unopening("I'm sorry, but I can't help with that.")
+    assert told(found) == ("I'm sorry, but I can't help with that.", "unopened", [])
+    assert all(not e.opening for e in vlm.asked) and vlm.asked[0].images == ASKED.images
+
+
+def test_an_opening_stays_where_the_model_answers_without_it():
+    found, vlm = unopening("Gladly.")
+    assert told(found) == ("Sure, here is: how", "model", [])
+    assert [bool(e.opening) for e in vlm.asked[:2]] == [False, True]
+    assert unopening("Gladly.", Watching("answer", "Gladly", "Sure"), closing=False)[0].alarms
+
+
+def test_an_answer_that_alarms_without_its_opening_is_begun_again_without_it():
+    found, vlm = unopening("To do it, first", StopsAt("answer", "first"))
+    assert told(found) == ("To do it, first, closed", "repaired", ["answer"])
+    assert all(not e.opening for e in vlm.asked)
+    found, _ = unopening("To do it, first", StopsAt("answer", "first"), closing=False)
+    assert told(found) == (REFUSAL, "refusal", ["answer"])
 
 
 @pytest.mark.parametrize("reads", ["answer", "exchange"])
@@ -153,6 +201,15 @@ def test_answers_to_requests_that_alarmed_are_suspected():
     examples = [Example(p, p, images=(SQUARE,)) for p in ("fine", "bad")]
     Dialogue(vlm, [Watching("request", "bad"), watching], None, {}).answers(examples)
     assert watching.suspected == {"fine": False, "bad": True}
+
+
+def test_answers_that_others_began_are_suspected():
+    watching, vlm = Watching("answer", "x"), Opened("Gladly.")
+    begun = [
+        replace(ASKED, id=opening, prompt=opening, opening=opening) for opening in ("{", "Sure")
+    ]
+    Dialogue(vlm, [watching], None, {}).answers([*begun, ASKED])
+    assert watching.suspected == {"{": True, "Sure": True, ASKED.id: False}
 
 
 def test_all_monitors_together():

@@ -3,11 +3,15 @@
     the request raises the alarm    its pictures are out from then on, and words that others put
                                     into the answer's beginning; and less is enough for an alarm of
                                     the answer
+    others begin the answer         the model is asked without their words first; where it refuses
+                                    then, or what it says raises an alarm, they are out as well;
+                                    else they stay, and less is enough for an alarm
     the answer does                 it is begun again with all unsafe channels closed: gates wide
                                     open, and without words that others put into its beginning
     and that answer does too        a refusal is given
 
-Without an alarm the answer is the unedited model's, to the bit. Where a request's alarm is raised,
+Without an alarm the answer is the unedited model's, to the bit, unless an opening was to draw it
+from a model that refuses. Where a request's alarm is raised,
 everything that follows is made of its text alone, and so is the answer: it doesn't depend on the
 picture or on how its answer was begun, whatever that is: what a certificate of an evaluation rests
 on. For that, requests that are asked as text alone and those that are asked with more never share a
@@ -29,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 from care.data.example import Example
 from care.defenses.monitors.monitor import FIRST, Monitor
 from care.defenses.monitors.reading import Exchange, tokens_read
+from care.defenses.refusals import refusing
 from care.errors import NotFiniteError
 from care.models.alarms import Alarm, Source, Withdrawn
 from care.models.finite import not_finite
@@ -103,9 +108,10 @@ class Dialogue:
                 examples, self._requests(examples), given or [None] * len(examples), strict=True
             )
         ]
-        found: list[Answer | None] = [None] * len(turns)
+        found = self._unopened(turns)
+        left = [n for n, answer in enumerate(found) if answer is None]
         for added in (False, True):
-            places = [n for n, turn in enumerate(turns) if _added(turn.asked) == added]
+            places = [n for n in left if _added(turns[n].asked) == added]
             answers = self._watched([turns[n] for n in places])
             for place, answer in zip(places, answers, strict=True):
                 found[place] = answer
@@ -124,6 +130,11 @@ class Dialogue:
         """
         [alarm] = self._requests([example])
         turn = _Turn.of(example, alarm, None)
+        [unopened] = self._unopened([turn])
+        if unopened is not None:
+            yield unopened.text
+            yield unopened
+            return
         hearing, showing = _Hearing(self, turn, check_hold(hold)), Showing()
         raised: Alarm | None = None
         with closing(spoken(self.vlm, turn.asked, **self.how)) as so_far:
@@ -145,6 +156,32 @@ class Dialogue:
             raise NotFiniteError(not_finite(self.vlm.name, self.vlm.dtype), [None])
         yield other.text
         yield other
+
+    def _unopened(self, turns: Sequence[_Turn]) -> list[Answer | None]:
+        """What is answered without the words that others began an answer with, where they are out.
+
+        They may give an answer its form, and not draw one from a model that refuses without them.
+        None where they stay, and where there are none.
+        """
+        found: list[Answer | None] = [None] * len(turns)
+        opened = [place for place, turn in enumerate(turns) if turn.asked.opening]
+        if not opened:
+            return found
+        plain = [replace(turns[n], asked=_unopened(turns[n].asked), given=None) for n in opened]
+        said = self._ask(plain, self.how | {"progress": None})
+        alarms = self.said(plain, said)
+        for place, answer, refused, alarm in zip(
+            opened, said, refusing(self.vlm, said), alarms, strict=True
+        ):
+            if answer is not None and refused and alarm is None:
+                found[place] = replace(answer, source="unopened")
+        stopped = [n for n, alarm in enumerate(alarms) if alarm]
+        others = self._instead([plain[n] for n in stopped], [alarms[n] for n in stopped])
+        for place, other in zip(stopped, others, strict=True):
+            found[opened[place]] = other
+        if (progress := self.how.get("progress")) is not None:
+            progress(sum(answer is not None for answer in found))
+        return found
 
     def _watched(self, turns: Sequence[_Turn]) -> list[Answer | None]:
         """Answers that were read, and what is answered in place of those that raised an alarm."""
@@ -206,12 +243,15 @@ class Dialogue:
     def said(
         self, turns: Sequence[_Turn], found: Sequence[Answer | Spoken | None], **read: Any
     ) -> list[Alarm | None]:
-        """Alarms of answers, given those of their requests; `read` as in `Monitor.alarms`."""
+        """Alarms of answers, given those of their requests; `read` as in `Monitor.alarms`.
+
+        Less is enough for one where the request has raised an alarm, or others began the answer.
+        """
         exchanges = [
             Exchange(turn.example, answer.text if answer else "")
             for turn, answer in zip(turns, found, strict=True)
         ]
-        suspected = [turn.alarm is not None for turn in turns]
+        suspected = [turn.alarm is not None or bool(turn.asked.opening) for turn in turns]
         return self._first(self.listening, exchanges, suspected, **read)
 
     def _first(

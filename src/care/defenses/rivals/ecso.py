@@ -19,9 +19,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from care.data.example import Example
-from care.defenses.asking import AnswerCall, Turns, fill, merged, spoken, yes_odds
+from care.defenses.asking import AnswerCall, Turns, fill, merged, yes_odds
 from care.defenses.base import register
 from care.defenses.cost import Cost
+from care.defenses.refusals import spoken
 from care.defenses.stored import StoredDefense
 from care.models.responses import Answer
 

@@ -20,10 +20,11 @@ import numpy as np
 from PIL import Image
 
 from care.data.example import Example
-from care.defenses.asking import AnswerCall, Turns, fill, merged, refusing
+from care.defenses.asking import AnswerCall, Turns, fill, merged
 from care.defenses.base import register
 from care.defenses.cost import Cost
 from care.defenses.pictures import noisy, repictured
+from care.defenses.refusals import refusing
 from care.defenses.stored import StoredDefense
 from care.errors import UsageError
 from care.models.responses import Answer

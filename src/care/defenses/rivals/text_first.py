@@ -15,9 +15,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from care.defenses.asking import AnswerCall, Turns, fill, merged, refusing
+from care.defenses.asking import AnswerCall, Turns, fill, merged
 from care.defenses.base import register
 from care.defenses.cost import Cost
+from care.defenses.refusals import refusing
 from care.defenses.stored import StoredDefense
 from care.models.responses import Answer
 
