@@ -1,6 +1,7 @@
-"""Where an answer comes from: the model as it was asked, the model asked without the pictures, the
-model asked without words that others began its answer with, which it refuses then, the model begun
-again with its unsafe channels closed, or a refusal put in its place."""
+"""Where an answer comes from, and what was raised on the way to it.
+
+Rows of evaluations hold these as answers do, so torch isn't imported here.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from typing import Literal
 
 Source = Literal["model", "text alone", "unopened", "repaired", "refusal"]
 """Where an answer comes from: the model as it was asked, the model asked without the pictures, the
-model asked without words that others began its answer with, which it refuses then, the model begun again with its unsafe channels closed, or a refusal put in its place."""
+model asked without words that others began its answer with, which it refuses then, the model begun
+again with its unsafe channels closed, or a refusal put in its place."""
 
 
 PICTURED = "pictured"
