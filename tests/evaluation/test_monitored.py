@@ -37,10 +37,10 @@ def test_shares_are_of_the_answers():
 
 
 def test_what_is_refused_without_its_opening_is_told():
-    asked = [row("openings", "care", 0, "refused", source="unopened"), *rows()]
+    asked = [row("openings", "care", 0, "refused", source="plain"), *rows()]
     shares = {each.suite: each for each in monitor_shares(Results(asked))}
-    assert shares["openings"].unopened == 1.0 and shares["pgd"].unopened == 0.0
-    words = "words that others began its answer with were left out, and it was refused"
+    assert shares["openings"].plain == 1.0 and shares["pgd"].plain == 0.0
+    words = "asked plainly, with no words to begin its answer and greedily, the model refused"
     assert next(iter(explained(asked))) == f"openings/e0, care: {words}"
 
 

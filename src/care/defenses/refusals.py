@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def refusing(vlm: VLM, answers: Sequence[Answer | None]) -> np.ndarray:
     """Which of N answers refuse (N,) of bool, as the offline judge decides it; thoughts aren't
     looked at, and what isn't there refuses nothing."""
-    return judge_refusals([text or "" for text in spoken(vlm, answers)]).combined
+    return judge_refusals([text or "" for text in shown_texts(vlm, answers)]).combined
 
 
-def spoken(vlm: VLM, answers: Sequence[Answer | None]) -> list[str | None]:
+def shown_texts(vlm: VLM, answers: Sequence[Answer | None]) -> list[str | None]:
     """What N answers say, without thoughts; None of one that isn't there, "" while it thinks."""
     return [each and (answer_of(each.text, vlm.thought_tags) or "") for each in answers]

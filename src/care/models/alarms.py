@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Source = Literal["model", "text alone", "unopened", "repaired", "refusal"]
+Source = Literal["model", "text alone", "plain", "repaired", "refusal"]
 """Where an answer comes from: the model as it was asked, the model asked without the pictures, the
-model asked without words that others began its answer with, which it refuses then, the model begun
-again with its unsafe channels closed, or a refusal put in its place."""
+model asked plainly (without words that others began its answer with, and greedily), which refuses
+then, the model begun again with its unsafe channels closed, or a refusal put in its place."""
 
 
 PICTURED = "pictured"

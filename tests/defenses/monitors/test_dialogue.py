@@ -147,7 +147,7 @@ class Opened(Scripted):
 
 def test_an_opening_draws_nothing_from_a_model_that_refuses_without_it():
     found, vlm = unopening("I'm sorry, but I can't help with that.")
-    assert told(found) == ("I'm sorry, but I can't help with that.", "unopened", [])
+    assert told(found) == ("I'm sorry, but I can't help with that.", "plain", [])
     assert all(not e.opening for e in vlm.asked) and vlm.asked[0].images == ASKED.images
 
 
@@ -201,6 +201,50 @@ def test_answers_to_requests_that_alarmed_are_suspected():
     examples = [Example(p, p, images=(SQUARE,)) for p in ("fine", "bad")]
     Dialogue(vlm, [Watching("request", "bad"), watching], None, {}).answers(examples)
     assert watching.suspected == {"fine": False, "bad": True}
+
+
+class Drawing(Opened):
+    """Draws "how" where it is asked to draw; else it says one thing, cut where it is to be."""
+
+    def answers(self, examples, **how):
+        self.drawn = how.get("temperature", 0) > 0
+        self.most = how.get("max_new_tokens", 99)
+        return super().answers(examples, **how)
+
+    def said(self, examples):
+        words = "how" if self.drawn else self.answer
+        whole = self.most >= len(words.split())
+        words = " ".join(words.split()[: self.most]) + (", closed" if self.closed else "")
+        return [Answer(words, prompt_tokens=1, tokens=3, ended=whole) for _ in examples]
+
+
+REFUSES = "I'm sorry, but I can't help with that." + " Please ask me about something else." * 8
+
+
+@pytest.mark.parametrize(
+    ("says", "most", "monitors", "wanted"),
+    [
+        ("Gladly.", 99, (), ("how", "model", [])),
+        (REFUSES, 99, (), (REFUSES, "plain", [])),
+        (REFUSES, 12, (), (" ".join(REFUSES.split()[:12]), "plain", [])),
+        (REFUSES, 99, (Watching("request", "ask"),), (REFUSES, "text alone", ["request"])),
+        ("Do it", 99, (Watching("request", "x"),), ("how", "model", [])),
+    ],
+)
+def test_no_draw_replaces_what_the_model_refuses_greedily(says, most, monitors, wanted):
+    vlm = Drawing(says)
+    dialogue = Dialogue(vlm, monitors, vlm.closing, {"temperature": 1.0, "max_new_tokens": most})
+    [found] = dialogue.answers([ASKED])
+    assert told(found) == wanted
+    *shown, streamed = dialogue.stream(ASKED)
+    assert told(streamed) == wanted and "".join(map(str, shown)) == wanted[0]
+
+
+def test_what_is_begun_again_for_a_greedy_answer_is_greedy_too():
+    vlm = Drawing("Do it")
+    how = {"temperature": 1.0, "max_new_tokens": 99}
+    [found] = Dialogue(vlm, [StopsAt("answer", "it")], vlm.closing, how).answers([ASKED])
+    assert told(found) == ("Do it, closed", "repaired", ["answer"]) and not vlm.drawn
 
 
 def test_answers_that_others_began_are_suspected():

@@ -3,15 +3,16 @@
     the request raises the alarm    its pictures are out from then on, and words that others put
                                     into the answer's beginning; and less is enough for an alarm of
                                     the answer
-    others begin the answer         the model is asked without their words first; where it refuses
-                                    then, or what it says raises an alarm, they are out as well;
-                                    else they stay, and less is enough for an alarm
+    others begin the answer,        the model is asked plainly first, without their words and
+    or it is drawn                  greedily; where it refuses then, that stands, and an alarm is
+                                    followed as below; else less is enough for an alarm of what
+                                    others began
     the answer does                 it is begun again with all unsafe channels closed: gates wide
                                     open, and without words that others put into its beginning
     and that answer does too        a refusal is given
 
-Without an alarm the answer is the unedited model's, to the bit, unless an opening was to draw it
-from a model that refuses. Where a request's alarm is raised,
+Without an alarm the answer is the unedited model's, to the bit, unless an opening or chance was to
+draw it from a model that refuses. Where a request's alarm is raised,
 everything that follows is made of its text alone, and so is the answer: it doesn't depend on the
 picture or on how its answer was begun, whatever that is: what a certificate of an evaluation rests
 on. For that, requests that are asked as text alone and those that are asked with more never share a
@@ -33,8 +34,9 @@ from typing import TYPE_CHECKING, Any
 from care.data.example import Example
 from care.defenses.monitors.monitor import FIRST, Monitor
 from care.defenses.monitors.reading import Exchange, tokens_read
-from care.defenses.refusals import refusing
+from care.defenses.refusals import refusing, shown_texts
 from care.errors import NotFiniteError
+from care.judges.refusal import certainly_refused
 from care.models.alarms import Alarm, Source, Withdrawn
 from care.models.finite import not_finite
 from care.models.responses import Answer, refusal
@@ -49,6 +51,9 @@ from care.models.streaming import (
 
 if TYPE_CHECKING:
     from care.models.vlm import VLM
+
+HEARD = 2 * FIRST
+"""Tokens of a plain answer that are heard, at most, before another one is made."""
 
 Closing = Callable[[], AbstractContextManager[Any]]
 """Opens a context in which all unsafe channels are closed."""
@@ -108,10 +113,9 @@ class Dialogue:
                 examples, self._requests(examples), given or [None] * len(examples), strict=True
             )
         ]
-        found = self._unopened(turns)
-        left = [n for n, answer in enumerate(found) if answer is None]
+        found: list[Answer | None] = [None] * len(turns)
         for added in (False, True):
-            places = [n for n in left if _added(turns[n].asked) == added]
+            places = [n for n, turn in enumerate(turns) if _added(turn.asked) == added]
             answers = self._watched([turns[n] for n in places])
             for place, answer in zip(places, answers, strict=True):
                 found[place] = answer
@@ -130,10 +134,10 @@ class Dialogue:
         """
         [alarm] = self._requests([example])
         turn = _Turn.of(example, alarm, None)
-        [unopened] = self._unopened([turn])
-        if unopened is not None:
-            yield unopened.text
-            yield unopened
+        [plain] = self._plainly([turn])
+        if plain is not None:
+            yield plain.text
+            yield plain
             return
         hearing, showing = _Hearing(self, turn, check_hold(hold)), Showing()
         raised: Alarm | None = None
@@ -157,34 +161,74 @@ class Dialogue:
         yield other.text
         yield other
 
-    def _unopened(self, turns: Sequence[_Turn]) -> list[Answer | None]:
-        """What is answered without the words that others began an answer with, where they are out.
+    def _watched(self, turns: Sequence[_Turn]) -> list[Answer | None]:
+        """Answers that were read, and what is answered in place of those that raised an alarm."""
+        found = self._plainly(turns)
+        left = [place for place, answer in enumerate(found) if answer is None]
+        for place, answer in zip(left, self._asked([turns[n] for n in left]), strict=True):
+            found[place] = answer
+        return found
 
-        They may give an answer its form, and not draw one from a model that refuses without them.
-        None where they stay, and where there are none.
+    def _plainly(self, turns: Sequence[_Turn]) -> list[Answer | None]:
+        """What stands of what the model says plainly: without an opening, and greedily.
+
+        None where that isn't a refusal and raises no alarm, and where nothing else is asked for. Of
+        a long answer its beginning is made.
         """
+        drawn = bool(self.how.get("temperature"))
         found: list[Answer | None] = [None] * len(turns)
-        opened = [place for place, turn in enumerate(turns) if turn.asked.opening]
-        if not opened:
+        places = [n for n, turn in enumerate(turns) if drawn or turn.asked.opening]
+        if not places:
             return found
-        plain = [replace(turns[n], asked=_unopened(turns[n].asked), given=None) for n in opened]
-        said = self._ask(plain, self.how | {"progress": None})
+        plain = [replace(turns[n], asked=_unopened(turns[n].asked), given=None) for n in places]
+        greedy = self.how | {"progress": None, "temperature": 0.0}
+        said = self._ask(plain, greedy | {"max_new_tokens": self._beginning})
         alarms = self.said(plain, said)
-        for place, answer, refused, alarm in zip(
-            opened, said, refusing(self.vlm, said), alarms, strict=True
-        ):
-            if answer is not None and refused and alarm is None:
-                found[place] = replace(answer, source="unopened")
+        for place, answer in zip(places, self._refusals(plain, said, alarms, greedy), strict=True):
+            found[place] = answer and replace(
+                answer,
+                source="plain" if turns[place].source == "model" else turns[place].source,
+                alarms=_raised(turns[place].alarm),
+            )
         stopped = [n for n, alarm in enumerate(alarms) if alarm]
-        others = self._instead([plain[n] for n in stopped], [alarms[n] for n in stopped])
+        others = self._instead([plain[n] for n in stopped], [alarms[n] for n in stopped], greedy)
         for place, other in zip(stopped, others, strict=True):
-            found[opened[place]] = other
+            found[places[place]] = other
         if (progress := self.how.get("progress")) is not None:
             progress(sum(answer is not None for answer in found))
         return found
 
-    def _watched(self, turns: Sequence[_Turn]) -> list[Answer | None]:
-        """Answers that were read, and what is answered in place of those that raised an alarm."""
+    @property
+    def _beginning(self) -> int:
+        """Tokens of a plain answer that are made to hear what it is."""
+        return min(HEARD, self.how.get("max_new_tokens", HEARD))
+
+    def _refusals(
+        self,
+        turns: Sequence[_Turn],
+        said: Sequence[Answer | None],
+        alarms: Sequence[Alarm | None],
+        how: dict[str, Any],
+    ) -> list[Answer | None]:
+        """The whole answers of those that refuse from the beginning, and raise no alarm."""
+        cut = self._beginning < self.how.get("max_new_tokens", math.inf)
+        texts = shown_texts(self.vlm, said)
+        whole = [
+            answer is not None
+            and (refused if answer.ended or not cut else certainly_refused(text or ""))
+            for answer, refused, text in zip(said, refusing(self.vlm, said), texts, strict=True)
+        ]
+        found = [
+            answer if refused and alarm is None else None
+            for answer, refused, alarm in zip(said, whole, alarms, strict=True)
+        ]
+        longer = [n for n, answer in enumerate(found) if cut and answer and not answer.ended]
+        for place, answer in zip(longer, self._ask([turns[n] for n in longer], how), strict=True):
+            found[place] = answer
+        return found
+
+    def _asked(self, turns: Sequence[_Turn]) -> list[Answer | None]:
+        """The same of what the model is asked as it stands."""
         found = self._ask(turns, self.how)
         known, progress = sum(turn.given is not None for turn in turns), self.how.get("progress")
         if known and progress is not None:
@@ -200,20 +244,27 @@ class Dialogue:
             found[place] = other
         return found
 
-    def _instead(self, turns: Sequence[_Turn], said: Sequence[Alarm | None]) -> list[Answer | None]:
+    def _instead(
+        self,
+        turns: Sequence[_Turn],
+        said: Sequence[Alarm | None],
+        how: dict[str, Any] | None = None,
+    ) -> list[Answer | None]:
         """What is answered in place of answers that raised these alarms, with all alarms."""
         return [
             other and replace(other, alarms=(*_raised(turn.alarm, alarm), *other.alarms))
-            for turn, alarm, other in zip(turns, said, self._again(turns), strict=True)
+            for turn, alarm, other in zip(
+                turns, said, self._again(turns, how or self.how), strict=True
+            )
         ]
 
-    def _again(self, turns: Sequence[_Turn]) -> list[Answer | None]:
+    def _again(self, turns: Sequence[_Turn], how: dict[str, Any]) -> list[Answer | None]:
         """What is answered in place of answers that raised an alarm."""
         if self.closing is None or not turns:
             return [refusal() for _ in turns]
         anew = [replace(turn, asked=_unopened(turn.asked), given=None) for turn in turns]
         with self.closing():
-            found = self._ask(anew, self.how | {"progress": None})
+            found = self._ask(anew, how | {"progress": None})
         said = self.said(anew, found)
         return [
             replace(refusal(), alarms=(alarm,))

@@ -22,7 +22,7 @@ from care.data.example import Example
 from care.defenses.asking import AnswerCall, Turns, fill, merged, yes_odds
 from care.defenses.base import register
 from care.defenses.cost import Cost
-from care.defenses.refusals import spoken
+from care.defenses.refusals import shown_texts
 from care.defenses.stored import StoredDefense
 from care.models.responses import Answer
 
@@ -62,7 +62,7 @@ class Ecso(Turns, StoredDefense):
         there = np.array([caption is not None for caption in captions], dtype=bool)
         blind = [
             replace(e, images=(), prompt=ANSWERED.format(caption=said, request=e.prompt))
-            for e, said in zip(examples, spoken(call.vlm, captions), strict=True)
+            for e, said in zip(examples, shown_texts(call.vlm, captions), strict=True)
             if said is not None
         ]
         fill(found, harmful, merged(there, call.ask(blind)))
@@ -70,7 +70,7 @@ class Ecso(Turns, StoredDefense):
 
     def _harmful(self, call: AnswerCall, found: list[Answer | None]) -> np.ndarray:
         """Which answers (N,) of bool the model says are harmful, beside the picture."""
-        said = spoken(call.vlm, found)
+        said = shown_texts(call.vlm, found)
         asked = np.array([bool(e.images and a) for e, a in zip(call.examples, said, strict=True)])
         questions = [
             _again(e, JUDGED, request=e.prompt, answer=a)

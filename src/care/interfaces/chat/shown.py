@@ -29,7 +29,7 @@ _SCOPES = {
 _SOURCES: dict[Source, str] = {
     "model": "The model's own answer",
     "text alone": "Of the text alone",
-    "unopened": "Without the words that began it",
+    "plain": "Refused when asked plainly",
     "repaired": "Begun again with the unsafe channels closed",
     "refusal": "A refusal in the answer's place",
 }

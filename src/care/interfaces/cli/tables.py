@@ -150,14 +150,14 @@ def _show_monitors(found: Sequence[MonitorShares]) -> None:
     """How many answers each monitor decided, and what followed."""
     monitors = list(dict.fromkeys(name for each in found for name in each.alarmed))
     names = ["suite", "defense", "n", *(f"{m} alarmed" for m in monitors)]
-    followed = ("lost_pictures", "unopened", "repaired", "refused")
+    followed = ("lost_pictures", "plain", "repaired", "refused")
     rows = (
         [each.suite, each.defense, str(each.n)]
         + [_share(each.alarmed[m]) if m in each.alarmed else "" for m in monitors]
         + [_share(getattr(each, name)) for name in followed]
         for each in found
     )
-    words = ["lost its picture", "refused unopened", "begun again", "refused"]
+    words = ["lost its picture", "refused plainly", "begun again", "refused"]
     print_table([*names, *words], rows)
 
 
