@@ -205,7 +205,7 @@ def test_closing_a_stream_closes_everything(vlm):
 
 def test_an_answer_begun_again_that_is_not_finite_is_an_error(vlm):
     class Broken(Dialogue):
-        def _again(self, turns):
+        def _again(self, turns, how):
             return [None]
 
     dialogue = Broken(vlm, repaired(ALWAYS).monitors, None, LONG)

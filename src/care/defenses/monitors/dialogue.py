@@ -136,26 +136,29 @@ class Dialogue:
         turn = _Turn.of(example, alarm, None)
         [plain] = self._plainly([turn])
         if plain is not None:
+            raised = [each for each in plain.alarms if each is not turn.alarm]
+            if raised:
+                yield Withdrawn("", raised[0])
             yield plain.text
             yield plain
             return
         hearing, showing = _Hearing(self, turn, check_hold(hold)), Showing()
-        raised: Alarm | None = None
+        stopped: Alarm | None = None
         with closing(spoken(self.vlm, turn.asked, **self.how)) as so_far:
             for said in so_far:
-                raised = hearing.alarm(said)
+                stopped = hearing.alarm(said)
                 if isinstance(said, Answer):
-                    if raised is None:
+                    if stopped is None:
                         yield from showing.rest(said.text)
                         yield replace(said, source=turn.source, alarms=_raised(turn.alarm))
-                elif raised is not None:
+                elif stopped is not None:
                     break
                 elif said.tokens >= hearing.hold and hearing.at > hearing.hold:
                     yield from showing.more(said.text)
-        if raised is None:
+        if stopped is None:
             return
-        yield Withdrawn(showing.shown, raised)
-        [other] = self._instead([turn], [raised])
+        yield Withdrawn(showing.shown, stopped)
+        [other] = self._instead([turn], [stopped])
         if other is None:
             raise NotFiniteError(not_finite(self.vlm.name, self.vlm.dtype), [None])
         yield other.text
