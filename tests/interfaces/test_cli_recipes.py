@@ -23,6 +23,7 @@ from care.pipeline.splits import plan_of
 from care.runs.spec import RunSpec
 from kit import suite_copies as copies
 from kit import tiny
+from kit.hub import FakeHub, hub  # noqa: F401
 from kit.jobs import own_files
 from kit.suite_copies import own_cache  # noqa: F401
 
@@ -181,7 +182,36 @@ def test_a_dry_run_says_what_would_be_fetched_and_counts_the_rest(
     shown = capsys.readouterr().out
     assert "Not at hand, not counted: figstep; " in shown
     assert "model some/model: not fetched" in shown
+    assert "some/model: size not known: the Hub is switched off by HF_HUB_OFFLINE." in shown
+    assert "To fetch: 2 sizes not known." in shown
     assert dry_run(RepairJob(attacks=("figstep",), benign=("xstest",))).sizes == {}
+
+
+def test_a_dry_run_says_how_large_what_it_fetches_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], own_cache: None,
+    hub: FakeHub,
+) -> None:  # fmt: skip
+    hub.listed["some/model"] = {"config.json": 1, "model.safetensors": 16_600_000_000}
+    at = REGISTRY["or-bench-hard"].source.at
+    hub.listed[at] = {"or-bench-hard-1k.csv": 250_000_000, "or-bench-80k.csv": 10**10}
+    options = ["--attacks=figstep", "--benign=or-bench-hard", "--judge=harmbench", "--judge=rules"]
+    hub.listed["cais/HarmBench-Llama-2-13b-cls"] = {"README.md": 1}
+    assert cli.main(["repair", "some/model", *options, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "To fetch: 16.6 GB of model, 250 MB of suites (2 sizes not known)." in shown
+    assert "250 MB to fetch" in shown and "it comes from GitHub" in shown
+    assert "harmbench: size not known: the Hub lists no weights to load." in shown
+    assert len(hub.asked) == 3 and hub.heads == 1
+    hub.keep("some/model", "config.json")
+    monkeypatch.setattr(ModelSpec, "load", lambda _: pytest.fail("nothing may be fetched"))
+    assert cli.main(["repair", "some/model", *options, "--dry-run"]) == 0
+    assert "model some/model: fetched in part; the rest is" in capsys.readouterr().out
+    assert cli.main(["doctor", "some/model", *options, "--json"]) == 0
+    found = {each["about"]: each for each in json.loads(capsys.readouterr().out)}
+    assert found["to fetch"]["bytes"] == 16_850_000_000
+    assert found["--benign or-bench-hard"]["bytes"] == 250_000_000
+    assert found["--attacks figstep"]["bytes"] is None
+    assert found["hub"]["found"].endswith("answers")
 
 
 def test_a_suite_that_was_fetched_is_at_hand(tmp_path: Path, own_cache: None) -> None:

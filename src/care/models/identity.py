@@ -32,11 +32,12 @@ _OLD_WEIGHTS = ("*.bin", "*.pt", "*.pth")
 """Read by transformers only where there are none of these:"""
 _LOADED_FIRST = ("model.safetensors", "model.safetensors.index.json")
 
-_FACTS = (
+FACTS = (
     "config.json", "generation_config.json", "adapter_config.json", "*.index.json",
     "tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "added_tokens.json", "*.model",
     "*.tiktoken", "tekken.json", "*processor_config.json", "chat_template*", "*.jinja", "*.py",
 )  # fmt: skip
+"""Files beside the weights that decide what a model answers."""
 
 _VOLATILE = ("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype")
 """Facts of a configuration that depend on how and by what the model was loaded."""
@@ -129,7 +130,7 @@ def parameters_digest(model: Any) -> str | None:
 def _files(folder: Path) -> list[Path]:
     """The files that decide what a model answers, in subfolders too: an index may name any."""
     whole = any((folder / name).is_file() for name in _LOADED_FIRST)
-    wanted = _FACTS + _WEIGHTS + (() if whole else _OLD_WEIGHTS)
+    wanted = FACTS + _WEIGHTS + (() if whole else _OLD_WEIGHTS)
     found = sorted(path for path in folder.rglob("*") if _matches(path.name, wanted))
     hidden = (any(part.startswith(".") for part in _inside(path, folder).parts) for path in found)
     return [path for path, out in zip(found, hidden, strict=True) if not out and path.is_file()]

@@ -1,29 +1,30 @@
 """What a main job would run on, in one page: versions, machine, hub, model, judges and suites.
 
-Nothing is fetched and no model is loaded. The hub is asked once whether it answers, and not at all
-where it is switched off (HF_HUB_OFFLINE). What a job asks, and for how long, is in `dry_run`.
+Nothing is fetched and no model is loaded. The hub is asked once whether it answers, and what it
+lists of each repository that isn't at hand (`to_fetch`), and not at all where it is switched off
+(HF_HUB_OFFLINE). What a job asks, and for how long, is in `dry_run`.
 """
 
 from __future__ import annotations
 
-import shutil
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import constants
 
-from care.data.at_hand import needs
+from care.data.at_hand import SuiteNeeds, needs
 from care.data.source import cache_folder
 from care.judges.config import HubConfig
 from care.judges.registry import judge_config
 from care.models.embedded.cache import base_folder
+from care.models.hub_files import cached
 from care.models.spec import ModelSpec
 from care.pipeline.config import NAMED, RepairJob
+from care.pipeline.hub_listing import Hub
+from care.pipeline.to_fetch import Fetch, free_at, lack_of_space, sums, to_fetch, total_said
 from care.runs.environment import GIB, machine_facts, versions
 
 EXTRAS = {
@@ -32,9 +33,6 @@ EXTRAS = {
     "pyarrow": "for suites in Parquet: pip install 'care-vlm[parquet]'",
 }
 """Packages that a job may need, and what for."""
-
-_SECONDS = 5
-"""How long the hub may take to answer."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +45,34 @@ class LookedAt:
     """What there is."""
     to_do: str = ""
     """What is missing, or to be known."""
+    bytes: int | None = 0
+    """Bytes that would be fetched of it; None where nobody tells."""
+
+    def with_size(self, fetch: Fetch) -> LookedAt:
+        """This, with what would be fetched."""
+        found = "; ".join(filter(None, (self.found, fetch.said)))
+        return replace(self, found=found, bytes=fetch.size)
 
 
 def findings(job: RepairJob) -> list[LookedAt]:
     """All of it, in the order of the page."""
+    hub = Hub()
+    named = [(option, needs(name)) for option in NAMED for name in getattr(job, option)]
+    fetches = to_fetch(job, [need for _, need in named], hub)
+    fetched = [
+        model_finding(job.model),
+        *(_judge(wanted) for wanted in job.judging.judges),
+        *(_suite(option, need) for option, need in named),
+    ]
     return [
         *(LookedAt(name, number) for name, number in versions().items()),
         *(LookedAt(name, *_installed(name, why)) for name, why in EXTRAS.items()),
         *_machine(),
-        _hub(),
-        model_finding(job.model),
-        *(_judge(wanted) for wanted in job.judging.judges),
-        *_suites(job),
+        _hub(hub),
+        *(each.with_size(fetch) for each, fetch in zip(fetched, fetches, strict=True)),
+        LookedAt(
+            "to fetch", total_said(fetches), lack_of_space(fetches), sum(sums(fetches).values())
+        ),
     ]
 
 
@@ -83,21 +97,16 @@ def _machine() -> Iterator[LookedAt]:
     if not torch.cuda.is_available():
         yield LookedAt("device", "cpu", "no GPU is seen; answers of a large model are slow here")
     for what, folder in (("suites", cache_folder()), ("models", Path(constants.HF_HUB_CACHE))):
-        there = next(place for place in (folder, *folder.parents) if place.is_dir())
-        free = shutil.disk_usage(there).free / GIB
+        free = free_at(folder) / GIB
         yield LookedAt(f"disk for {what}", f"{free:.0f} GiB free at {folder}")
 
 
-def _hub() -> LookedAt:
+def _hub(hub: Hub) -> LookedAt:
     if constants.HF_HUB_OFFLINE:
         return LookedAt("hub", "switched off by HF_HUB_OFFLINE", "only what is at hand is read")
-    asked = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-    try:
-        with urllib.request.urlopen(asked, timeout=_SECONDS):
-            return LookedAt("hub", f"{constants.ENDPOINT} answers")
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        why = getattr(error, "reason", error)
-        return LookedAt("hub", f"{constants.ENDPOINT} doesn't answer ({why})", "go online")
+    if hub.silence:
+        return LookedAt("hub", hub.silence, "go online")
+    return LookedAt("hub", f"{constants.ENDPOINT} answers")
 
 
 def model_finding(model: ModelSpec) -> LookedAt:
@@ -113,9 +122,14 @@ def _on_hub(name: str, revision: str | None) -> tuple[str, str]:
     """Whether a model is at hand: a folder, or what was fetched from the Hub."""
     if Path(name).is_dir():
         return "a folder", ""
-    found = try_to_load_from_cache(name, "config.json", revision=revision)
-    if isinstance(found, str):
+    try:
+        found = cached(name, revision)
+    except ValueError:
+        return "not found", "correct the name: it is no folder, and none that the Hub could have"
+    if found == "whole":
         return "fetched", ""
+    if found == "in part":
+        return "fetched in part", "the rest is fetched when it is loaded"
     return "not fetched", "it is fetched when it is loaded"
 
 
@@ -126,9 +140,6 @@ def _judge(wanted: str) -> LookedAt:
     return LookedAt(f"judge {config.name}", *_on_hub(config.model, config.revision))
 
 
-def _suites(job: RepairJob) -> Iterator[LookedAt]:
-    for option in NAMED:
-        for name in getattr(job, option):
-            found = needs(name)
-            there = "at hand" if found.at_hand else "not at hand"
-            yield LookedAt(f"--{option} {name}", f"{there}; licence: {found.licence}", found.to_do)
+def _suite(option: str, need: SuiteNeeds) -> LookedAt:
+    there = "at hand" if need.at_hand else "not at hand"
+    return LookedAt(f"--{option} {need.name}", f"{there}; licence: {need.licence}", need.to_do)

@@ -1,9 +1,10 @@
 """The main job and its parts: `care repair`, `care diagnose`, `care fit`."""
 
 # No `from __future__ import annotations`: typer reads the annotations when a command is called.
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +25,9 @@ from care.pipeline.config import QUICKLY, RepairJob
 from care.runs.environment import GIB
 from care.runs.shards import Shard
 from care.typed import from_tree
+
+if TYPE_CHECKING:
+    from care.data.at_hand import SuiteNeeds
 
 DryRun = Annotated[
     bool,
@@ -109,6 +113,26 @@ def _answer_shard(job: RepairJob, shard: Shard) -> None:
     show_shard(*workflow.answer_shard(job, shard, progress=Progress))
 
 
+def _show_fetches(job: RepairJob, needed: "Sequence[SuiteNeeds]") -> None:
+    """What the named suites need, and how large everything is that would be fetched."""
+    from care.pipeline.to_fetch import lack_of_space, to_fetch, total_said
+
+    fetches = to_fetch(job, needed)
+    suites = [fetch for fetch in fetches if fetch.part == "suites"]
+    if needed:
+        cells = (
+            [need.name, "yes" if need.at_hand else "no", need.licence, fetch.said, need.to_do]
+            for need, fetch in zip(needed, suites, strict=True)
+        )
+        print_table(["suite", "at hand", "licence", "size", "to do"], cells)
+    for fetch in fetches:
+        if fetch.untold and fetch.part != "suites":
+            print(f"{fetch.about}: {fetch.said}.")
+    print(f"To fetch: {total_said(fetches)}.")
+    if lack := lack_of_space(fetches):
+        print(lack)
+
+
 def _show_dry_run(job: RepairJob, gpu: str | None) -> None:
     """What the job needs and asks; its pace, where the model is at hand."""
     from care.pipeline.doctor import model_finding
@@ -119,9 +143,7 @@ def _show_dry_run(job: RepairJob, gpu: str | None) -> None:
     model = model_finding(job.model)
     vlm = None if model.to_do else job.model.load()
     found = dry_run(job, None if vlm is None else shape_of(vlm))
-    if found.needed:
-        cells = ([n.name, "yes" if n.at_hand else "no", n.licence, n.to_do] for n in found.needed)
-        print_table(["suite", "at hand", "licence", "to do"], cells)
+    _show_fetches(job, found.needed)
     cells = ([name, *map(str, sizes.values())] for name, sizes in found.sizes.items())
     print_table(["suite", "fit", "validation", "test"], cells)
     cells = ([s.name, *map(str, (s.answers, s.tokens, s.prompts))] for s in found.stages)
