@@ -247,6 +247,24 @@ def test_what_is_begun_again_for_a_greedy_answer_is_greedy_too():
     assert told(found) == ("Do it, closed", "repaired", ["answer"]) and not vlm.drawn
 
 
+def test_what_is_not_finite_in_place_of_a_plain_answer_is_never_drawn():
+    class Broken(Drawing):
+        def answers(self, examples, **how):
+            if self.closed:
+                raise NotFiniteError("NaN", [None] * len(examples))
+            return super().answers(examples, **how)
+
+    vlm = Broken("Do it")
+    how = {"temperature": 1.0, "max_new_tokens": 99}
+    dialogue = Dialogue(vlm, [StopsAt("answer", "it")], vlm.closing, how)
+    with pytest.raises(NotFiniteError) as raised:
+        dialogue.answers([ASKED])
+    assert raised.value.answers == [None] and not vlm.drawn
+    vlm.closed = False
+    with pytest.raises(NotFiniteError):
+        list(dialogue.stream(ASKED))
+
+
 def test_answers_that_others_began_are_suspected():
     watching, vlm = Watching("answer", "x"), Opened("Gladly.")
     begun = [

@@ -12,15 +12,15 @@
     and that answer does too        a refusal is given
 
 Without an alarm the answer is the unedited model's, to the bit, unless an opening or chance was to
-draw it from a model that refuses. Where a request's alarm is raised,
-everything that follows is made of its text alone, and so is the answer: it doesn't depend on the
-picture or on how its answer was begun, whatever that is: what a certificate of an evaluation rests
-on. For that, requests that are asked as text alone and those that are asked with more never share a
-batch, in which bfloat16 would carry the one over to the other. Answers are read at 16, 32, 64, …
-tokens and at the end, so that one which goes on harmlessly isn't spared for it: when they are
-finished or, of a stream, while they are made. A stream keeps its beginning back until that was
-read, and shows what follows at once: what was shown before a later reading can't be unsaid. An
-alarm ends it, and what is answered in its place is the same either way.
+draw it from a model that refuses. Where a request's alarm is raised, everything that follows is
+made of its text alone, and so is the answer: it doesn't depend on the picture or on how its answer
+was begun, whatever that is: what a certificate of an evaluation rests on. For that, requests that
+are asked as text alone and those that are asked with more never share a batch, in which bfloat16
+would carry the one over to the other. Answers are read at 16, 32, 64, … tokens and at the end, so
+that one which goes on harmlessly isn't spared for it: when they are finished or, of a stream, while
+they are made. A stream keeps its beginning back until that was read, and shows what follows at
+once: what was shown before a later reading can't be unsaid. An alarm ends it, and what is answered
+in its place is the same either way.
 """
 
 from __future__ import annotations
@@ -134,8 +134,8 @@ class Dialogue:
         """
         [alarm] = self._requests([example])
         turn = _Turn.of(example, alarm, None)
-        [plain] = self._plainly([turn])
-        if plain is not None:
+        if settled := self._plainly([turn]):
+            plain = self._finite(settled[0])
             raised = [each for each in plain.alarms if each is not turn.alarm]
             if raised:
                 yield Withdrawn("", raised[0])
@@ -158,47 +158,47 @@ class Dialogue:
         if stopped is None:
             return
         yield Withdrawn(showing.shown, stopped)
-        [other] = self._instead([turn], [stopped])
-        if other is None:
-            raise NotFiniteError(not_finite(self.vlm.name, self.vlm.dtype), [None])
+        [found] = self._instead([turn], [stopped])
+        other = self._finite(found)
         yield other.text
         yield other
+
+    def _finite(self, answer: Answer | None) -> Answer:
+        if answer is None:
+            raise NotFiniteError(not_finite(self.vlm.name, self.vlm.dtype), [None])
+        return answer
 
     def _watched(self, turns: Sequence[_Turn]) -> list[Answer | None]:
         """Answers that were read, and what is answered in place of those that raised an alarm."""
         found = self._plainly(turns)
-        left = [place for place, answer in enumerate(found) if answer is None]
-        for place, answer in zip(left, self._asked([turns[n] for n in left]), strict=True):
-            found[place] = answer
-        return found
+        left = [place for place in range(len(turns)) if place not in found]
+        found |= zip(left, self._asked([turns[n] for n in left]), strict=True)
+        return [found[place] for place in range(len(turns))]
 
-    def _plainly(self, turns: Sequence[_Turn]) -> list[Answer | None]:
-        """What stands of what the model says plainly: without an opening, and greedily.
+    def _plainly(self, turns: Sequence[_Turn]) -> dict[int, Answer | None]:
+        """What stands of what the model says plainly, without an opening and greedily, by place.
 
-        None where that isn't a refusal and raises no alarm, and where nothing else is asked for. Of
-        a long answer its beginning is made.
+        Nothing where that isn't a refusal and raises no alarm, and where nothing else is asked for.
+        Of a long answer its beginning is made.
         """
         drawn = bool(self.how.get("temperature"))
-        found: list[Answer | None] = [None] * len(turns)
         places = [n for n, turn in enumerate(turns) if drawn or turn.asked.opening]
         if not places:
-            return found
+            return {}
         plain = [replace(turns[n], asked=_unopened(turns[n].asked), given=None) for n in places]
         greedy = self.how | {"progress": None, "temperature": 0.0}
         said = self._ask(plain, greedy | {"max_new_tokens": self._beginning})
         alarms = self.said(plain, said)
-        for place, answer in zip(places, self._refusals(plain, said, alarms, greedy), strict=True):
-            found[place] = answer and replace(
-                answer,
-                source="plain" if turns[place].source == "model" else turns[place].source,
-                alarms=_raised(turns[place].alarm),
-            )
+        found: dict[int, Answer | None] = {}
+        for n, answer in self._refusals(plain, said, alarms, greedy).items():
+            turn = turns[places[n]]
+            source = "plain" if turn.source == "model" else turn.source
+            found[places[n]] = answer and replace(answer, source=source, alarms=_raised(turn.alarm))
         stopped = [n for n, alarm in enumerate(alarms) if alarm]
         others = self._instead([plain[n] for n in stopped], [alarms[n] for n in stopped], greedy)
-        for place, other in zip(stopped, others, strict=True):
-            found[places[place]] = other
+        found |= zip([places[n] for n in stopped], others, strict=True)
         if (progress := self.how.get("progress")) is not None:
-            progress(sum(answer is not None for answer in found))
+            progress(len(found))
         return found
 
     @property
@@ -212,23 +212,20 @@ class Dialogue:
         said: Sequence[Answer | None],
         alarms: Sequence[Alarm | None],
         how: dict[str, Any],
-    ) -> list[Answer | None]:
-        """The whole answers of those that refuse from the beginning, and raise no alarm."""
+    ) -> dict[int, Answer | None]:
+        """The whole answers of those that refuse from the beginning, without an alarm, by place."""
         cut = self._beginning < self.how.get("max_new_tokens", math.inf)
-        texts = shown_texts(self.vlm, said)
-        whole = [
-            answer is not None
-            and (refused if answer.ended or not cut else certainly_refused(text or ""))
-            for answer, refused, text in zip(said, refusing(self.vlm, said), texts, strict=True)
-        ]
-        found = [
-            answer if refused and alarm is None else None
-            for answer, refused, alarm in zip(said, whole, alarms, strict=True)
-        ]
-        longer = [n for n, answer in enumerate(found) if cut and answer and not answer.ended]
-        for place, answer in zip(longer, self._ask([turns[n] for n in longer], how), strict=True):
-            found[place] = answer
-        return found
+        found: dict[int, Answer | None] = {}
+        longer: list[int] = []
+        texts, judged = shown_texts(self.vlm, said), refusing(self.vlm, said)
+        for place, (answer, alarm) in enumerate(zip(said, alarms, strict=True)):
+            if answer is None or alarm is not None:
+                continue
+            whole = answer.ended or not cut
+            if judged[place] if whole else certainly_refused(texts[place] or ""):
+                found[place] = answer
+                longer += [] if whole else [place]
+        return found | dict(zip(longer, self._ask([turns[n] for n in longer], how), strict=True))
 
     def _asked(self, turns: Sequence[_Turn]) -> list[Answer | None]:
         """The same of what the model is asked as it stands."""
