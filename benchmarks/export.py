@@ -33,7 +33,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from care.data.example import Example
 from care.defenses.base import answers_under
-from care.defenses.folded_weights import Folded, folds
+from care.defenses.folded_weights import FoldedWeights, folds
 from care.defenses.linear_parts import affine_maps
 from care.defenses.repair.channel import Channel
 from care.defenses.repair.repair import Repair
@@ -111,7 +111,7 @@ def calls(vlm: VLM, batch: int) -> dict[str, Call]:
 def costs(vlm: VLM, batch: int, rounds: int) -> dict[str, Any]:
     """All figures of one model."""
     repair = linear_repair(vlm)
-    weights = Folded(folds(vlm, affine_maps(repair)))
+    weights = FoldedWeights(folds(vlm, affine_maps(repair)))
     found: dict[str, Any] = {}
     for name, call in calls(vlm, batch).items():
         found[f"{name}_hook"] = overhead(call, lambda: repair.applied(vlm), rounds)
@@ -125,7 +125,7 @@ def costs(vlm: VLM, batch: int, rounds: int) -> dict[str, Any]:
     return found
 
 
-def merged_overhead(call: Call, weights: Folded, vlm: VLM, rounds: int) -> float:
+def merged_overhead(call: Call, weights: FoldedWeights, vlm: VLM, rounds: int) -> float:
     """The same of other weights of equal shapes, which are swapped between blocks of calls."""
     taken: dict[bool, list[float]] = {False: [], True: []}
     for inside in (False, True, True, False):
