@@ -56,35 +56,34 @@ def write_whole(path: str | Path, content: bytes | str, make_folder: bool = True
     Its folder is made where there is none, unless `make_folder` is False.
     """
     path = Path(path)
-    # A name of its own, for two processes may fill one cache with the same file.
-    part = path.with_name(f"{path.name[:64]}.{secrets.token_hex(8)}{PART}")
     data = valid_text(content).encode() if isinstance(content, str) else content
-    try:
-        with storage_errors(f"write {path}"):
-            if make_folder:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-            try:
-                write_all(file, data)
-                os.fsync(file)
-            finally:
-                os.close(file)
-            part.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise
+    with _whole(path, f"write {path}", make_folder) as part:
+        file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            write_all(file, data)
+            os.fsync(file)
+        finally:
+            os.close(file)
     return path
 
 
 def copy_whole(source: Path, path: Path) -> None:
     """Copy a file, with its times, so that the copy is there whole or not at all; its folder is
     made."""
+    with _whole(path, f"copy {source} to {path}") as part:
+        shutil.copy2(source, part)
+
+
+@contextmanager
+def _whole(path: Path, doing: str, make_folder: bool = True) -> Generator[Path, None, None]:
+    """A path to make a file at, which then takes its place; after an error nothing is left."""
+    # A name of its own, for two processes may fill one cache with the same file.
     part = path.with_name(f"{path.name[:64]}.{secrets.token_hex(8)}{PART}")
     try:
-        with storage_errors(f"copy {source} to {path}"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, part)
+        with storage_errors(doing):
+            if make_folder:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            yield part
             part.replace(path)
     except BaseException:
         with suppress(OSError):
