@@ -6,11 +6,11 @@ monitors (`care serve`).
     python benchmarks/serve.py --url URL --off WORD           # a running vLLM: bare, and repaired
 
 One server at a time, the same harmless requests (half of them beside a picture) at 1, 8 and 64
-clients, each of which asks its next when it has its answer. Bare and repaired are the same server,
-asked by a key or a word that may, in turns: "ratio" is repaired over bare, over all rounds, with
-its 95% interval (bootstrap over rounds). Processor seconds are those of the server and of all that
-it started; they hardly depend on what else the machine does. What the plugin costs vLLM beside a
-stock one is told by `plugin.py`. The last line is one JSON object.
+clients, each of which asks its next, of `--each`, when it has its answer. Bare and repaired are the
+same server, asked by a key or a word that may, in turns: "ratio" is repaired over bare, over all
+rounds, with its 95% interval (bootstrap over rounds). Processor seconds are those of the server and
+of all that it started; they hardly depend on what else the machine does. What the plugin costs vLLM
+beside a stock one is told by `plugin.py`. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -148,12 +149,12 @@ class Measured:
 
 def figures(ways: dict[str, Measured], given: argparse.Namespace) -> dict[str, Any]:
     """Of each number of clients, the ways in turns."""
-    asked = bodies(max(16, *given.clients))
+    asked = bodies(max(64, *given.clients))
     found: dict[str, Any] = {}
     for way in ways.values():
         way.round(asked[:2], 2)  # caches are warm
     for clients in given.clients:
-        some = asked[: max(2, clients)]
+        some = list(islice(cycle(asked), given.each * clients))
         rounds: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
         for number in range(given.rounds):
             for name in in_turn(ways, number):
@@ -194,10 +195,11 @@ def main() -> None:
     parser.add_argument("--url", help="a running server with a word for the bare model")
     parser.add_argument("--off", help="that word")
     parser.add_argument("--clients", type=int, nargs="+", default=list(CLIENTS))
+    parser.add_argument("--each", type=int, default=4, help="requests of each client in a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--streams", type=int, default=16, help="of which the first token is timed")
     given = parser.parse_args()
-    told: dict[str, Any] = {"tokens": TOKENS, "rounds": given.rounds}
+    told: dict[str, Any] = {"tokens": TOKENS, "rounds": given.rounds, "each": given.each}
     if given.url:
         bare = {"vllm_xargs": {"care_off": given.off}} if given.off else {}
         ways = {"bare": Measured(given.url, KEY, bare), "repaired": Measured(given.url, KEY, {})}

@@ -15,7 +15,7 @@ import pytest
 
 from care.data.conversation import Conversation
 from care.defenses.monitors.reading import Exchange
-from care.interfaces.serve.engine import TransformersEngine
+from care.interfaces.serve.transformers_engine import TransformersEngine
 from kit import tiny
 from kit.serving import BARE_KEY, KEY, NAME, data_url, serving, until, user
 from kit.watched import ALWAYS, repaired

@@ -15,8 +15,8 @@ from care.defenses.base import Defense
 from care.defenses.monitors.reading import Exchange
 from care.errors import DataError, UsageError
 from care.interfaces.serve import upstream as module
-from care.interfaces.serve.engine import TransformersEngine
 from care.interfaces.serve.failures import RequestFailure
+from care.interfaces.serve.transformers_engine import TransformersEngine
 from care.interfaces.serve.upstream import Upstream, UpstreamRepair, UpstreamVLM, messages_of
 from care.models.alarms import Withdrawn
 from care.models.responses import REFUSAL, Answer
@@ -72,7 +72,7 @@ class Fake:
 def through(vlm, repair, upstream):
     """The repair, and the model whose answers are made there."""
     there = UpstreamVLM(vlm, upstream)
-    return UpstreamRepair.of(repair, there), there
+    return UpstreamRepair.of(repair), there
 
 
 def test_a_request_goes_over_as_it_is():
@@ -231,16 +231,16 @@ def test_a_word_that_changes_nothing_is_refused_at_the_start(monkeypatch):
         environment = {module.OFF_FROM: "word", module.KEY_FROM: "k"}
         if same:
             with pytest.raises(UsageError, match="answers the same with the word"):
-                Upstream.of("http://there/v1", "m", environment)
+                Upstream.of("http://there/v1", "m", environment=environment)
         else:
-            assert Upstream.of("http://there/v1", "m", environment).off == "word"
+            assert Upstream.of("http://there/v1", "m", environment=environment).off == "word"
 
 
 WHOLE = Upstream.__init__
 
 
 def patched(fake):
-    def made(self, url, model, key, off):
-        WHOLE(self, url, model, key, off, httpx.MockTransport(fake))
+    def made(self, url, model, key, off, parallel):
+        WHOLE(self, url, model, key, off, httpx.MockTransport(fake), parallel)
 
     return made

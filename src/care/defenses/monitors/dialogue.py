@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from care.data.example import Example
-from care.defenses.monitors.monitor import FIRST, Monitor
+from care.defenses.monitors.monitor import FIRST, Monitor, first_alarms
 from care.defenses.monitors.reading import Exchange, tokens_read
 from care.defenses.refusals import refusing, shown_texts
 from care.errors import NotFiniteError
@@ -284,7 +284,7 @@ class Dialogue:
 
     def _requests(self, examples: Sequence[Example]) -> list[Alarm | None]:
         watching = [monitor for monitor in self.monitors if monitor.reads == "request"]
-        return self._first(watching, [Exchange(example) for example in examples])
+        return self.alarms(watching, [Exchange(example) for example in examples])
 
     @property
     def listening(self) -> list[Monitor]:
@@ -303,24 +303,22 @@ class Dialogue:
             for turn, answer in zip(turns, found, strict=True)
         ]
         suspected = [turn.alarm is not None or bool(turn.asked.opening) for turn in turns]
-        return self._first(self.listening, exchanges, suspected, **read)
+        return self.alarms(self.listening, exchanges, suspected, **read)
 
-    def _first(
+    def alarms(
         self,
         monitors: Sequence[Monitor],
         exchanges: Sequence[Exchange],
         suspected: Sequence[bool] | None = None,
         **read: Any,
     ) -> list[Alarm | None]:
-        """The earliest alarm that each exchange raises with any of the monitors."""
+        """The earliest alarm that each exchange raises with any of these monitors."""
         size = self.how.get("batch_size", 16)
-        each = [
-            monitor.alarms(self.vlm, exchanges, size, suspected, **read) for monitor in monitors
-        ]
-        return [
-            min((alarm for alarm in alarms if alarm), key=lambda a: a.tokens, default=None)
-            for alarms in (zip(*each, strict=True) if each else [()] * len(exchanges))
-        ]
+        return first_alarms(self.vlm, monitors, exchanges, size, suspected, **read)
+
+    def tokens_read(self, text: str) -> int:
+        """Tokens of an answer so far, as the monitors count them."""
+        return tokens_read(self.vlm, text)
 
 
 class _Hearing:
@@ -342,7 +340,7 @@ class _Hearing:
         ended, after = isinstance(said, Answer), self._read
         if not ended:
             said = replace(said, text=whole_characters(said.text))
-            there = tokens_read(self._dialogue.vlm, said.text) if said.tokens > self.at else 0
+            there = self._dialogue.tokens_read(said.text) if said.tokens > self.at else 0
             while self.at < there:
                 self._read, self.at = int(self.at), 2 * self.at
             if self._read == after:

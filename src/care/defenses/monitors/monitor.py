@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -194,6 +194,22 @@ class Monitor:
         if not all(np.isfinite(row).all() for row in rows):
             raise NotFiniteError(not_finite(vlm.name, vlm.dtype))
         return [(len(row), float(pooled(row, self.pooling, [len(row)])[0])) for row in rows]
+
+
+def first_alarms(
+    vlm: VLM,
+    monitors: Sequence[Monitor],
+    exchanges: Sequence[Exchange],
+    batch_size: int,
+    suspected: Sequence[bool] | None = None,
+    **read: Any,
+) -> list[Alarm | None]:
+    """The earliest alarm that each exchange raises with any monitor; as `Monitor.alarms`."""
+    each = [monitor.alarms(vlm, exchanges, batch_size, suspected, **read) for monitor in monitors]
+    return [
+        min((alarm for alarm in alarms if alarm), key=lambda a: a.tokens, default=None)
+        for alarms in (zip(*each, strict=True) if each else [()] * len(exchanges))
+    ]
 
 
 _Reading = tuple[int | None, Exchange]

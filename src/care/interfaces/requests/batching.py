@@ -18,7 +18,7 @@ import anyio.to_thread
 from care.errors import CareError, DataError, NotFiniteError
 
 QUIET = 0.05
-"""Seconds without a new request after which a batch starts that isn't full."""
+"""Seconds without a new request after which a batch starts that isn't full, unless told."""
 
 Work = Callable[[Any, list[Any]], Sequence[Any]]
 """(settings, items) -> a result for each item."""
@@ -36,9 +36,9 @@ class _Request:
 class Batches:
     """Turns concurrent calls of `ask` into few calls of `work`, one at a time."""
 
-    def __init__(self, size: int, work: Work) -> None:
+    def __init__(self, size: int, work: Work, quiet: float = QUIET) -> None:
         self.size = size
-        self._work = work
+        self._work, self._quiet = work, quiet
         self._waiting: list[_Request] = []
         self._turn = anyio.Lock()
 
@@ -70,7 +70,7 @@ class Batches:
         seen = 0
         while seen < len(self._alike(settings)) < self.size:
             seen = len(self._alike(settings))
-            await anyio.sleep(QUIET)
+            await anyio.sleep(self._quiet)
 
     def _work_off(self, batch: list[_Request]) -> None:
         try:

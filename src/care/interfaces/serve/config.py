@@ -38,7 +38,8 @@ class Limits(RequestLimits):
     max_answer_tokens: Annotated[int, Between(1, MAX_BATCH)] = 4096
     """Tokens of an answer that may be asked for."""
     max_waiting: Annotated[int, Between(1, MAX_BATCH)] = 64
-    """Requests that are being read, waiting or answered; one more is told to come again later."""
+    """Requests that are being read, waiting or answered; one more is told to come again later. With
+    vLLM or another server they are all under way there at once."""
     requests_per_minute: Annotated[int, Between(1, MANY)] = 600
     """Requests by one key in a minute; without keys, by everybody together."""
 
@@ -77,7 +78,8 @@ class ServeConfig:
     bare_keys: Annotated[Path | None, FILE] = None
     """File of keys whose requests may also ask for the bare model; more in CARE_BARE_API_KEY."""
     batch_size: Annotated[int | None, Between(1, MAX_BATCH)] = None
-    """Requests that are answered together; none: 64 of the embedded model, 16 of others."""
+    """Requests that transformers answers together, or texts that are read together of what another
+    server answers; none: 64 of the embedded model, 16 of others."""
     grace: Annotated[float, Between(0, MANY)] = 60.0
     """Seconds in which answers are finished once the server is told to end."""
     log_contents: bool = False

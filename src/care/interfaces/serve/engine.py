@@ -1,18 +1,15 @@
-"""What answers requests: a protocol, and the engine of transformers, which works off one batch at a
-time.
+"""What answers requests: a protocol, and what the engines of one model share.
 
-Requests that wait together and are to be answered alike are one batch (`Batches`). A stream that
-has its batch to itself is told piece by piece; one among others is answered with them, and told
-when it has been read whole. Whoever hangs up sets `gone`: where nobody waits for a batch any more,
-the model ends it after the token that it is at, and where somebody does, it goes on for those.
-torch is imported with the model, so that a server answers before. Not here: HTTP, and who may ask
-for what.
+Here prompts are counted, and is known whether the engine can go on. How requests become answers is
+each engine's own: `transformers_engine` works off batches, `upstream_engine` asks another server
+for each. torch is imported with the model, so that a server answers before. Not here: HTTP, and who
+may ask for what.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
@@ -20,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from care.data.conversation import Conversation
 from care.errors import DataError
-from care.interfaces.requests.batching import Batches
 from care.interfaces.requests.decoding import Decoding
 from care.interfaces.serve.failures import ModelStopped
 from care.models.alarms import Withdrawn
@@ -83,22 +79,19 @@ class Engine(Protocol):
         ...
 
 
-class TransformersEngine:
+class OneModel:
     """One model in this process, under one repair."""
 
-    def __init__(
-        self, vlm: VLM, defense: Defense, batch_size: int, hold: int | None = None
-    ) -> None:
-        self._vlm, self._defense, self._hold, self._size = vlm, defense, hold, batch_size
+    def __init__(self, vlm: VLM, defense: Defense, hold: int | None = None) -> None:
+        self._vlm, self._defense, self._hold = vlm, defense, hold
         self.tags, self._digest = vlm.thought_tags, defense.digest()
         # A tokenizer can't be used by two threads at once, so prompts are counted with another.
         self._processor, self._counting = copy.deepcopy(vlm.processor), Lock()
-        self._batches = Batches(batch_size, self._work)
         self._stopped = self._broken = False
 
     def count(self, conversation: Conversation, longest: int) -> int:
         """See `Engine`: the prompt is encoded as the model gets it, so that what can't be is told
-        here and disturbs no batch."""
+        here and disturbs nobody."""
         from care.models.batches import encode
 
         image_token, context = self._vlm.anatomy.image_token_id, self._vlm.context
@@ -112,17 +105,6 @@ class TransformersEngine:
             )
         return tokens
 
-    async def answer(self, asked: Pending) -> Served:
-        """See `Engine`."""
-        try:
-            answer = await self._batches.ask((asked.decoding, asked.repaired), asked)
-        except DataError as error:  # the prompt was read already, so it's about the answer
-            raise DataError(
-                f"The answer is too long to be read again by the monitors ({error}) and can't be "
-                "given unread; ask for a shorter one."
-            ) from error
-        return Served(answer, self._digest if asked.repaired else None)
-
     def stop(self) -> None:
         """See `Engine`."""
         self._stopped = True
@@ -132,27 +114,17 @@ class TransformersEngine:
         """See `Engine`."""
         return not (self._stopped or self._broken)
 
-    def _work(self, settings: tuple[Decoding, bool], batch: list[Pending]) -> Sequence[Answer]:
-        decoding, repaired = settings
-        defense = self._defense if repaired else None
-        how = {
-            "max_new_tokens": decoding.max_new_tokens,
-            "temperature": decoding.temperature,
-            "seed": decoding.seed,
-            "stop": decoding.stop,
-            "batch_size": self._size,
-        }
-        with self._while_awaited(batch):
-            if len(batch) == 1 and batch[0].tell is not None:
-                return [self._told(defense, batch[0], how)]
-            return self._answers(defense, batch, how)
+    def _served(self, answer: Answer, asked: Pending) -> Served:
+        return Served(answer, self._digest if asked.repaired else None)
 
-    def _told(self, defense: Defense | None, asked: Pending, how: dict[str, Any]) -> Answer:
+    def _told(self, vlm: VLM, asked: Pending, how: dict[str, Any]) -> Answer:
+        """The answer to a stream, which is told its pieces."""
         from care.defenses.base import stream_under
         from care.models.responses import Answer
 
         assert asked.tell is not None
-        said = stream_under(defense, self._vlm, asked.conversation, self._hold, **how)
+        defense = self._defense if asked.repaired else None
+        said = stream_under(defense, vlm, asked.conversation, self._hold, **how)
         try:
             for each in said:
                 if isinstance(each, Answer):
@@ -163,35 +135,42 @@ class TransformersEngine:
                 said.close()
         raise AssertionError("a stream ends with its answer")
 
-    def _answers(
-        self, defense: Defense | None, batch: list[Pending], how: dict[str, Any]
-    ) -> list[Answer]:
-        from care.defenses.base import answers_under
-
-        # Of equal requests in one call each would be drawn by another seed, so each is asked once.
-        keys = [asked.conversation.digest() for asked in batch]
-        distinct = dict(zip(keys, (asked.conversation for asked in batch), strict=True))
-        found = answers_under(defense, self._vlm, list(distinct.values()), **how)
-        known = dict(zip(distinct, found, strict=True))
-        return [known[key] for key in keys]
+    def _look(self, *awaited: Pending) -> None:
+        """ModelStopped where nobody waits for an answer to these any more."""
+        if self._stopped or all(asked.gone for asked in awaited):
+            raise ModelStopped("Nobody waits for this answer, or the server ends.")
 
     @contextmanager
-    def _while_awaited(self, batch: Sequence[Pending]) -> Iterator[None]:
-        """Before every pass of the model, look whether anybody still waits for the batch."""
-
-        def look(*_: Any) -> None:
-            if self._stopped or all(asked.gone for asked in batch):
-                raise ModelStopped("Nobody waits for this answer, or the server ends.")
-
-        look()
-        hook = self._vlm.model.register_forward_pre_hook(look)
+    def _noticed(self) -> Iterator[None]:
+        """Of an error that leaves the device unusable it is remembered that it was there."""
         try:
             yield
         except RuntimeError as error:
             self._broken = self._broken or _is_final(error)
             raise
-        finally:
-            hook.remove()
+
+
+def options(decoding: Decoding, batch_size: int) -> dict[str, Any]:
+    """How `VLM.answers` is asked."""
+    return {
+        "max_new_tokens": decoding.max_new_tokens,
+        "temperature": decoding.temperature,
+        "seed": decoding.seed,
+        "stop": decoding.stop,
+        "batch_size": batch_size,
+    }
+
+
+@contextmanager
+def read_again() -> Iterator[None]:
+    """A DataError of an answer says so: the prompt was read before it waited."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(
+            f"The answer is too long to be read again by the monitors ({error}) and can't be "
+            "given unread; ask for a shorter one."
+        ) from error
 
 
 def _is_final(error: RuntimeError) -> bool:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from care.errors import CareError, ModelError
 from care.interfaces.serve.child import Child
 from care.interfaces.serve.config import ServeConfig
-from care.interfaces.serve.engine import Engine, TransformersEngine
+from care.interfaces.serve.engine import Engine
 from care.interfaces.serve.failures import ModelStopped
 from care.interfaces.serve.records import Log
 
@@ -33,6 +33,7 @@ def load(config: ServeConfig, log: Log, held: ExitStack, failed: Failed) -> Engi
     Raises what loading its model and its repair does.
     """
     from care.defenses.loading import load_defense
+    from care.interfaces.serve.transformers_engine import TransformersEngine
 
     size = config.model.batch(config.batch_size)
     if config.upstream is not None:
@@ -55,31 +56,16 @@ def load(config: ServeConfig, log: Log, held: ExitStack, failed: Failed) -> Engi
 
 def _upstream(config: ServeConfig, size: int) -> Engine:
     from care.defenses.loading import load_defense
+    from care.interfaces.serve.reading_together import Reader
     from care.interfaces.serve.upstream import Upstream, UpstreamRepair, UpstreamVLM
+    from care.interfaces.serve.upstream_engine import UpstreamEngine
 
     assert config.upstream is not None
-    upstream = Upstream.of(config.upstream, config.upstream_model)
-    vlm = UpstreamVLM(config.model.load(), upstream)
-    repair = UpstreamRepair.of(load_defense(config.repair, vlm), vlm)
-    return TransformersEngine(vlm, repair, size, config.hold)
-
-
-class _BehindVllm(TransformersEngine):
-    """The engine whose answers a child makes."""
-
-    def __init__(self, child: Child, *how: Any) -> None:
-        super().__init__(*how)
-        self._child = child
-
-    def stop(self) -> None:
-        """See `Engine`: what the child is at can't be taken back, so it ends."""
-        super().stop()
-        self._child.end()
-
-    @property
-    def alive(self) -> bool:
-        """See `Engine`."""
-        return super().alive and self._child.alive
+    parallel = config.limits.max_waiting
+    upstream = Upstream.of(config.upstream, config.upstream_model, parallel)
+    vlm = config.model.load()
+    repair = UpstreamRepair.of(load_defense(config.repair, vlm), Reader(vlm, size))
+    return UpstreamEngine(UpstreamVLM(vlm, upstream), repair, parallel, config.hold)
 
 
 def _in_vllm(
@@ -87,7 +73,9 @@ def _in_vllm(
 ) -> Engine:
     from care.defenses.repair.repair import Repair
     from care.interfaces.serve.local_vllm import start
+    from care.interfaces.serve.reading_together import Reader
     from care.interfaces.serve.upstream import UpstreamEdits, UpstreamRepair, UpstreamVLM
+    from care.interfaces.serve.upstream_engine import UpstreamEngine
 
     def started(child: Child) -> None:
         held.callback(child.finish)
@@ -95,9 +83,6 @@ def _in_vllm(
 
     child, upstream = start(config, vlm, defense, started)
     assert isinstance(defense, Repair)  # others were refused
-    there = UpstreamVLM(vlm, upstream)
-    size = config.model.batch(config.batch_size)
-    way = UpstreamRepair if defense.monitors else UpstreamEdits
     child.when_it_ends(
         lambda: failed(
             ModelError(
@@ -107,4 +92,7 @@ def _in_vllm(
         )
     )
     log.write("engine", engine="vllm", why="it serves this model with this repair")
-    return _BehindVllm(child, there, way(defense, there), size, config.hold)
+    reader = Reader(vlm, config.model.batch(config.batch_size))
+    there = UpstreamRepair(defense, reader) if defense.monitors else UpstreamEdits(defense)
+    parallel = config.limits.max_waiting
+    return UpstreamEngine(UpstreamVLM(vlm, upstream), there, parallel, config.hold, child)

@@ -35,7 +35,7 @@ from care.interfaces.serve.child import Child
 from care.interfaces.serve.config import ServeConfig
 from care.interfaces.serve.failures import ModelStopped
 from care.interfaces.serve.keys import BARE_KEYS_FROM, KEYS_FROM
-from care.interfaces.serve.upstream import KEY_FROM, OFF_FROM, PARALLEL, Upstream
+from care.interfaces.serve.upstream import KEY_FROM, OFF_FROM, Upstream
 from care.interfaces.vllm.command import module_command, serve_command, settings_for
 from care.interfaces.vllm.settings import Settings
 from care.models.vlm import VLM
@@ -89,19 +89,20 @@ def start(
         raise
     started(child)
     try:
-        return child, _ready(child, scratch, config.model.shown, settings, key, word)
+        return child, _ready(child, scratch, config, settings, key, word)
     except BaseException:
         child.finish()
         raise
 
 
 def _ready(
-    child: Child, scratch: Path, name: str, settings: Settings, key: str, word: str
+    child: Child, scratch: Path, config: ServeConfig, settings: Settings, key: str, word: str
 ) -> Upstream:
     """How it is asked, once it answers as it should."""
-    limits, where = httpx.Limits(max_connections=PARALLEL), socket_in(scratch)
+    limits = httpx.Limits(max_connections=config.limits.max_waiting)
+    where = socket_in(scratch)
     transport = httpx.HTTPTransport(uds=str(where), limits=limits)
-    _wait(child, where, transport, name)
+    _wait(child, where, transport, config.model.shown)
     _check_log(child, settings)
     upstream = Upstream(URL, key=key, off=word, transport=transport)
     # Edits with gates may leave a request alone; opened channels change every one.

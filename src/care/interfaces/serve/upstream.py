@@ -13,13 +13,14 @@ plugin that closes channels in vLLM (`care.interfaces.vllm`).
 from __future__ import annotations
 
 import base64
+import copy
 import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import httpx
 from PIL import Image
@@ -30,6 +31,7 @@ from care.defenses.monitors.dialogue import Dialogue
 from care.defenses.repair.repair import Repair
 from care.errors import DataError, UsageError
 from care.interfaces.serve.failures import RequestFailure
+from care.interfaces.serve.reading_together import DialogueReadTogether, Reader
 from care.models.responses import Answer
 from care.models.streaming import Streamed
 from care.models.vlm import VLM
@@ -38,7 +40,7 @@ KEY_FROM, OFF_FROM = "CARE_UPSTREAM_KEY", "CARE_UPSTREAM_OFF"
 """Environment variables of the key of that server, and of the word by which it answers bare."""
 
 PARALLEL = 64
-"""Requests that are under way there at once."""
+"""Requests that are under way there at once, unless told otherwise."""
 
 CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 600.0
 
@@ -55,11 +57,12 @@ class Upstream:
         key: str | None = None,
         off: str | None = None,
         transport: httpx.BaseTransport | None = None,
+        parallel: int = PARALLEL,
     ) -> None:
         """`off` is the word by which it answers without its repair; None: it has none."""
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
-        limits = httpx.Limits(max_connections=PARALLEL)
+        limits = httpx.Limits(max_connections=parallel)
         self.url, self.off = url.rstrip("/"), off
         self._client = httpx.Client(
             headers=headers, timeout=timeout, limits=limits, transport=transport
@@ -68,10 +71,15 @@ class Upstream:
 
     @classmethod
     def of(
-        cls, url: str, model: str | None, environment: Mapping[str, str] = os.environ
+        cls,
+        url: str,
+        model: str | None,
+        parallel: int = PARALLEL,
+        environment: Mapping[str, str] = os.environ,
     ) -> Upstream:
         """With key and word from the environment; UsageError where it can't be used."""
-        upstream = cls(url, model, environment.get(KEY_FROM), environment.get(OFF_FROM))
+        key, off = environment.get(KEY_FROM), environment.get(OFF_FROM)
+        upstream = cls(url, model, key, off, parallel=parallel)
         if upstream.off is not None:
             upstream.check_switch()
         return upstream
@@ -194,7 +202,14 @@ class UpstreamVLM(VLM):
     def __init__(self, vlm: VLM, upstream: Upstream) -> None:
         super().__init__(vlm.model, vlm.processor, vlm.name, vlm.revision)
         self.thought_tags, self.upstream = vlm.thought_tags, upstream
-        self._repaired = False
+        self._repaired, self._look = False, _nothing
+
+    def asking(self, look: Callable[[], None]) -> Self:
+        """The same for one request of several that are asked at once; `look` is called before it is
+        asked, and at every piece of a stream, and may raise."""
+        own = copy.copy(self)
+        own._repaired, own._look = False, look
+        return own
 
     @contextmanager
     def repaired(self) -> Iterator[None]:
@@ -221,9 +236,10 @@ class UpstreamVLM(VLM):
         asked: dict[str, Any] = {"max_tokens": max_new_tokens, "temperature": temperature}
         if temperature:
             asked["seed"] = seed
+        self._look()
         if heard is not None:
             (example,) = examples
-            return [self.upstream.told(example, self._repaired, asked, heard)]
+            return [self._told(example, asked, heard)]
         repaired, ask = self._repaired, self.upstream.answer
         with ThreadPoolExecutor(min(PARALLEL, max(1, len(examples)))) as pool:
             found = list(pool.map(lambda example: ask(example, repaired, asked), examples))
@@ -231,63 +247,86 @@ class UpstreamVLM(VLM):
             progress(len(found))
         return found
 
+    def _told(
+        self, example: Example, asked: Mapping[str, Any], heard: Callable[[str, int], None]
+    ) -> Answer:
+        def looked(text: str, tokens: int) -> None:
+            self._look()
+            heard(text, tokens)
+
+        return self.upstream.told(example, self._repaired, asked, looked)
+
 
 class UpstreamRepair(Defense):
     """A repair's dialogue, whose answers are made elsewhere."""
 
-    def __init__(self, repair: Repair, vlm: UpstreamVLM) -> None:
-        self.name, self._repair, self._vlm = repair.name, repair, vlm
+    def __init__(self, repair: Repair, reader: Reader | None = None) -> None:
+        """`reader` reads for this and other dialogues that are held at once; None: the model that
+        is asked reads, and dialogues are held one after the other."""
+        self.name, self._repair, self._reader = repair.name, repair, reader
 
     @classmethod
-    def of(cls, defense: Defense, vlm: UpstreamVLM) -> UpstreamRepair:
+    def of(cls, defense: Defense, reader: Reader | None = None) -> UpstreamRepair:
         """UsageError for what has no monitors, of which nothing would be done here."""
         if not isinstance(defense, Repair) or not defense.monitors:
             raise UsageError(
                 f"{defense.name} has no monitors, so that nothing would be done here; have the "
                 "other server close its channels (care export DIR --format vllm) and ask that one."
             )
-        return cls(defense, vlm)
+        return cls(defense, reader)
 
     def answer(self, vlm: VLM, examples: Sequence[Example], **how: Any) -> list[Answer]:
         """Answers as a dialogue with the monitors comes to them."""
-        return self._dialogue(how).answers(list(examples))
+        return self._dialogue(vlm, how).answers(list(examples))
 
     def stream(
         self, vlm: VLM, example: Example, *, hold: int | None = None, **how: Any
     ) -> Iterator[Streamed]:
         """The answer while it is made there and read here."""
-        return self._dialogue(how).stream(example, hold)
+        return self._dialogue(vlm, how).stream(example, hold)
 
     def digest(self) -> str | None:
         """That of the repair."""
         return self._repair.digest()
 
-    def _dialogue(self, how: dict[str, Any]) -> Dialogue:
-        closing = self._vlm.repaired if self._vlm.upstream.off is not None else None
-        return Dialogue(self._vlm, self._repair.monitors, closing, how)
+    def _dialogue(self, vlm: VLM, how: dict[str, Any]) -> Dialogue:
+        there = _elsewhere(vlm)
+        closing = there.repaired if there.upstream.off is not None else None
+        if self._reader is None:
+            return Dialogue(there, self._repair.monitors, closing, how)
+        return DialogueReadTogether(there, self._repair.monitors, closing, how, self._reader)
 
 
 class UpstreamEdits(Defense):
     """A repair without monitors: its edits, made elsewhere."""
 
-    def __init__(self, repair: Repair, vlm: UpstreamVLM) -> None:
-        self.name, self._repair, self._vlm = repair.name, repair, vlm
+    def __init__(self, repair: Repair) -> None:
+        self.name, self._repair = repair.name, repair
 
     def answer(self, vlm: VLM, examples: Sequence[Example], **how: Any) -> list[Answer]:
         """Answers of the other server under the repair."""
-        with self._vlm.repaired():
-            return self._vlm.answers(list(examples), **how)
+        with _elsewhere(vlm).repaired():
+            return vlm.answers(list(examples), **how)
 
     def stream(
         self, vlm: VLM, example: Example, *, hold: int | None = None, **how: Any
     ) -> Iterator[Streamed]:
         """The answer while it is made there."""
-        with self._vlm.repaired():
-            yield from Defense().stream(self._vlm, example, hold=hold, **how)
+        with _elsewhere(vlm).repaired():
+            yield from Defense().stream(vlm, example, hold=hold, **how)
 
     def digest(self) -> str | None:
         """That of the repair."""
         return self._repair.digest()
+
+
+def _elsewhere(vlm: VLM) -> UpstreamVLM:
+    assert isinstance(vlm, UpstreamVLM), "its channels are closed elsewhere"
+    return vlm
+
+
+def _nothing() -> None:
+    """Nobody has to be looked for."""
 
 
 def messages_of(example: Example) -> list[dict[str, Any]]:
