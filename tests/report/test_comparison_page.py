@@ -27,11 +27,12 @@ from care.report.studies import NAME, load_studies, write_studies
 from care.report.study_charts import families_chart, sizes_chart, strengths_chart
 from care.typed import from_tree, to_tree
 from kit.cards import write_card
-from kit.comparisons import studies, table
+from kit.comparisons import adaptive, studies, table
 from kit.pages import Page, at
 
 TABLE = table()
 ROWS = {row.name: row for row in TABLE.rows}
+MADE = ("transfer", "adaptive")
 NUMBERS = ("forwards", "answers", "overhead", "fit_seconds", "harmful", "harmless")
 
 
@@ -77,6 +78,32 @@ def test_the_page_says_what_the_file_says(tmp_path):
     assert [row.name for row in attacked] == [line.split(" | ")[0][2:] for line in tables[3][1:]]
     assert re.fullmatch(r"\| careful \| .*0\.75 \[.*\] \|", tables[3][2])
     assert "| careful | 0.60 [" in "\n".join(lines) and "× 1.25 | 2 | 30 + 40 |" in lines[3]
+
+
+def test_an_attack_that_not_every_row_was_asked_stands_under_its_own_name(tmp_path):
+    first, second = adaptive(CARE, 0.25), adaptive("careful", 0.75)
+    other = (replace(second[0], attack="openings"),)
+    rows = [
+        replace(row, adaptive={CARE: first + other, "careful": other}.get(row.name, ()))
+        for row in TABLE.rows
+    ]
+    html = write_comparison(replace(TABLE, rows=tuple(rows)), tmp_path).read_text()
+    shown = html.partition('id="adaptive-table"')[2].partition("</table>")[0]
+    head = re.findall(r'class="n">([^<]*)</th>', shown)
+    assert head == [f"{name}, {made}" for name in ("pgd-32", "openings") for made in MADE]
+    cells = {
+        name: [
+            bool(re.search("data-key", cell)) for cell in row.split('<td class="n stacked">')[1:]
+        ]
+        for name, row in re.findall(r'class="named">([^<]*)</th>(.*?)</tr>', shown, re.S)
+    }
+    assert cells == {CARE: [True] * 4, "careful": [False, False, True, True]}
+    [markdown] = [
+        line
+        for line in (tmp_path / "table.md").read_text().partition("ASR by attack")[2].splitlines()
+        if line.startswith("| careful")
+    ]
+    assert re.fullmatch(r"\| careful \|  \|  \| 0\.50 .* \| 0\.75 .* \|", markdown)
 
 
 def test_a_stored_one_is_read_back_and_told_from_an_evaluation(tmp_path):

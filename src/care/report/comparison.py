@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from care.evaluation.attack_scores import AttackFigure
 from care.evaluation.comparison_studies import Studies
 from care.evaluation.comparison_table import ComparedRow, ComparisonTable
 from care.report import studies, study_charts
@@ -88,6 +89,7 @@ def render_comparison(
         digest=digest,
         json_name=json_name,
         attacks=_asked(found),
+        by_attack=_by_attack,
         certified=_certified(found),
         pareto=pareto_chart(found.rows),
         forest=forest(found.rows),
@@ -166,12 +168,17 @@ def _asked(table: ComparisonTable) -> list[tuple[str, str]]:
     return list(dict.fromkeys(asked))
 
 
+def _by_attack(row: ComparedRow) -> dict[tuple[str, str], tuple[int, AttackFigure]]:
+    """The attacks that a row was asked, each with its place among them."""
+    return {(f.attack, f.requests): (place, f) for place, f in enumerate(row.adaptive)}
+
+
 def _attacked(row: ComparedRow, asked: Sequence[tuple[str, str]]) -> list[str]:
     """What of each attack passes a row, made on the bare model and made through the row."""
-    figures = {(f.attack, f.requests): f for f in row.adaptive}
+    figures = _by_attack(row)
     cells: list[str] = []
     for attack in asked:
-        found = figures.get(attack)
+        _, found = figures.get(attack, (None, None))
         transfer = None if found is None else found.transfer
         cells.append("" if transfer is None else told(transfer))
         cells.append("" if found is None else told(found.adaptive))
