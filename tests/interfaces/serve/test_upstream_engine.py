@@ -4,6 +4,7 @@ batches."""
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -60,6 +61,7 @@ class There:
                 chunk = {"choices": [{"delta": {"content": f"{word} "}}]}
                 yield f"data: {json.dumps(chunk)}\n\n".encode()
                 self._wait(text)
+                time.sleep(0.002)
             last = {"choices": [{"delta": {}, "finish_reason": "stop"}], "usage": USAGE}
             yield f"data: {json.dumps(last)}\n\ndata: [DONE]\n\n".encode()
         finally:
@@ -225,13 +227,57 @@ def test_no_more_are_under_way_than_may_be(vlm, there):
 
 def test_who_hangs_up_ends_the_stream_there(vlm, there):
     with serving(engine(vlm, there, hold=0)) as running:
-        stream = create(running, "wait and wash and build and go", stream=True)
+        stream = create(running, "wait " + "and wash " * 500, stream=True)
         until(lambda: there.pieces == 1)
         stream.close()
         there.go.set()
         until(lambda: there.ended)
-        assert there.pieces < 7
+        assert there.pieces < 1001
         assert text_of(create(running, "wash a car")) == "wash a car"
+
+
+def test_who_hangs_up_while_it_is_read_disturbs_no_other(vlm, there):
+    passes, held = [], threading.Event()
+
+    def hold(*_):
+        passes.append(1)
+        assert held.wait(60)
+
+    hook = vlm.model.register_forward_pre_hook(hold)
+    try:
+        with serving(engine(vlm, there)) as running, ThreadPoolExecutor(4) as pool:
+            reading, waiting = (hanging_up(running, text) for text in ("wash a car", "wash soap"))
+            until(lambda: passes)
+            others = [pool.submit(create, running, f"build house {n}") for n in range(4)]
+            until(lambda: running.server.service._inside == 6)
+            for each in (reading, waiting):
+                each.close()
+            time.sleep(0.2)
+            held.set()
+            assert [text_of(each.result()) for each in others] == [
+                f"build house {n}" for n in range(4)
+            ]
+            until(lambda: len(statuses(running)) == 6)
+            assert sorted(statuses(running)) == [200] * 4 + [499] * 2
+            assert "internal_error" not in str(running.log)
+    finally:
+        hook.remove()
+
+
+def hanging_up(running, text):
+    """A connection that has asked, and doesn't wait."""
+    body = json.dumps({"model": NAME, "messages": user(text), "max_tokens": 8}).encode()
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json"
+        f"\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    client = socket.create_connection(("127.0.0.1", running.port))
+    client.sendall(head.encode() + body)
+    return client
+
+
+def statuses(running):
+    return [line["status"] for line in running.log if line["event"] == "request"]
 
 
 def test_an_answer_that_is_too_long_to_read_disturbs_no_other(there):
