@@ -264,6 +264,19 @@ def test_who_hangs_up_while_it_is_read_disturbs_no_other(vlm, there):
         hook.remove()
 
 
+def test_who_hangs_up_while_it_is_answered_disturbs_no_other(vlm, there):
+    with serving(engine(vlm, there), max_waiting=4) as running:
+        clients = [hanging_up(running, f"wait for {n}") for n in range(2)]
+        until(lambda: there.under_way == 2)
+        for each in clients:
+            each.close()
+        time.sleep(0.2)
+        there.go.set()
+        until(lambda: running.server.service._inside == 0)
+        assert text_of(create(running, "wash a car")) == "wash a car"
+        assert statuses(running)[:2] == [499, 499]
+
+
 def hanging_up(running, text):
     """A connection that has asked, and doesn't wait."""
     body = json.dumps({"model": NAME, "messages": user(text), "max_tokens": 8}).encode()

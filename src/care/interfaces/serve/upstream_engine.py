@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import anyio
 import anyio.to_thread
 from anyio import CapacityLimiter
 
@@ -42,7 +43,8 @@ class UpstreamEngine(OneModel):
         """See `Engine`."""
         if self._threads is None:
             self._threads = CapacityLimiter(self._parallel)
-        with read_again():
+        # A reading shares its batch with others, so it isn't cancelled with who hung up.
+        with read_again(), anyio.CancelScope(shield=True):
             answer = await anyio.to_thread.run_sync(self._work, asked, limiter=self._threads)
         return self._served(answer, asked)
 
