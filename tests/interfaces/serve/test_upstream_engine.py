@@ -36,7 +36,7 @@ class There:
     def __init__(self):
         self.go, self.guard = threading.Event(), threading.Lock()
         self.under_way = self.most = self.pieces = 0
-        self.ended = []
+        self.ended, self.seeds = [], []
 
     def __call__(self, request):
         if request.url.path == "/v1/models":
@@ -45,6 +45,7 @@ class There:
         with self.guard:
             self.under_way += 1
             self.most = max(self.most, self.under_way)
+        self.seeds.append(body.get("seed"))
         asked = body["messages"][-1]["content"][-1]["text"]
         text = asked if "vllm_xargs" in body else f"closed {asked}"
         if body.get("stream"):
@@ -213,6 +214,28 @@ def test_closed_channels_are_those_of_one_request_alone(vlm, there):
         found = list(pool.map(ask, ways))
     for way, text in zip(ways, found, strict=True):
         assert text.strip() == ("wash a car" if way is bare else "closed wash a car")
+
+
+def test_draws_are_new_each_time_unless_they_have_a_seed(vlm, there):
+    with serving(engine(vlm, there, repaired().edits_only())) as running:
+        for more in ({}, {}, {"seed": 3}, {"seed": 3}, {"seed": 4}):
+            create(running, "wash a car", temperature=1.0, **more)
+        create(running, "wash a car")
+    first, second, third, fourth, fifth, greedy = there.seeds
+    assert len({first, second, third, fifth}) == 4 and third == fourth and greedy is None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_ends_the_answer_there(vlm, there, stream):
+    text = "wait and " + "wash " * 200
+    there.go.set()
+    with serving(engine(vlm, there)) as running:
+        found = create(running, text, stop=["wash"], max_tokens=300, stream=stream)
+        said = "".join(pieces_of(found)) if stream else text_of(found)
+        assert said == "wait and " and there.pieces < 202
+        if not stream:
+            assert found.choices[0].finish_reason == "stop" and found.usage.completion_tokens < 20
+        until(lambda: there.ended)
 
 
 def test_no_more_are_under_way_than_may_be(vlm, there):

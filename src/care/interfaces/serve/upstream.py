@@ -32,9 +32,13 @@ from care.defenses.repair.repair import Repair
 from care.errors import DataError, UsageError
 from care.interfaces.serve.failures import RequestFailure
 from care.interfaces.serve.reading_together import DialogueReadTogether, Reader
+from care.models.decoding import row_seeds
 from care.models.responses import Answer
+from care.models.starts import listed
 from care.models.streaming import Streamed
+from care.models.thoughts import outside_thoughts
 from care.models.vlm import VLM
+from care.runs.settings import MAX_SEED
 
 KEY_FROM, OFF_FROM = "CARE_UPSTREAM_KEY", "CARE_UPSTREAM_OFF"
 """Environment variables of the key of that server, and of the word by which it answers bare."""
@@ -119,8 +123,10 @@ class Upstream:
         repaired: bool,
         asked: Mapping[str, Any],
         heard: Callable[[str, int], None],
+        stop: Callable[[str], bool] | None = None,
     ) -> Answer:
-        """The same, where `heard` is told the answer so far and its tokens, piece by piece."""
+        """The same, where `heard` is told the answer so far and its tokens, piece by piece, and
+        `stop` ends it there with the piece after which it is true."""
         options = {"stream": True, "stream_options": {"include_usage": True}}
         text, tokens, reason, usage = example.opening, 0, None, {}
         body = self._body(example, repaired) | dict(asked) | options
@@ -137,6 +143,8 @@ class Upstream:
                     if piece := (choice["delta"].get("content") or ""):
                         text, tokens = text + piece, tokens + 1
                         heard(text, tokens)
+                        if stop is not None and stop(text):
+                            return Answer(text, usage.get("prompt_tokens", 0), tokens, ended=True)
         return Answer(
             text,
             usage.get("prompt_tokens", 0),
@@ -232,29 +240,30 @@ class UpstreamVLM(VLM):
         progress: Callable[[int], None] | None = None,
         heard: Callable[[str, int], None] | None = None,
     ) -> list[Answer]:
-        """Answers of the other server; `stop` isn't asked, so that they are cut later."""
-        asked: dict[str, Any] = {"max_tokens": max_new_tokens, "temperature": temperature}
-        if temperature:
-            asked["seed"] = seed
+        """Answers of the other server. Each is drawn by a seed of its own, as in `VLM.answers`."""
+        examples = listed(examples)
+        seeds = row_seeds(examples, seed) if temperature else [None] * len(examples)
+        repaired, end = self._repaired, stop and outside_thoughts(stop, self.thought_tags)
+        told = heard or _nothing_heard
+
+        def ask(example: Example, seed: int | None) -> Answer:
+            asked: dict[str, Any] = {"max_tokens": max_new_tokens, "temperature": temperature}
+            if seed is not None:
+                asked["seed"] = seed % MAX_SEED
+            if heard is None and end is None:
+                return self.upstream.answer(example, repaired, asked)
+            return self.upstream.told(example, repaired, asked, looked, end)
+
+        def looked(text: str, tokens: int) -> None:
+            self._look()
+            told(text, tokens)
+
         self._look()
-        if heard is not None:
-            (example,) = examples
-            return [self._told(example, asked, heard)]
-        repaired, ask = self._repaired, self.upstream.answer
         with ThreadPoolExecutor(min(PARALLEL, max(1, len(examples)))) as pool:
-            found = list(pool.map(lambda example: ask(example, repaired, asked), examples))
+            found = list(pool.map(ask, examples, seeds))
         if progress is not None:
             progress(len(found))
         return found
-
-    def _told(
-        self, example: Example, asked: Mapping[str, Any], heard: Callable[[str, int], None]
-    ) -> Answer:
-        def looked(text: str, tokens: int) -> None:
-            self._look()
-            heard(text, tokens)
-
-        return self.upstream.told(example, self._repaired, asked, looked)
 
 
 class UpstreamRepair(Defense):
@@ -327,6 +336,10 @@ def _elsewhere(vlm: VLM) -> UpstreamVLM:
 
 def _nothing() -> None:
     """Nobody has to be looked for."""
+
+
+def _nothing_heard(text: str, tokens: int) -> None:
+    """Nobody listens."""
 
 
 def messages_of(example: Example) -> list[dict[str, Any]]:
