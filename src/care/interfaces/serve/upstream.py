@@ -18,7 +18,6 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -243,24 +242,23 @@ class UpstreamVLM(VLM):
         """Answers of the other server. Each is drawn by a seed of its own, as in `VLM.answers`."""
         examples = listed(examples)
         seeds = row_seeds(examples, seed) if temperature else [None] * len(examples)
-        repaired, end = self._repaired, stop and outside_thoughts(stop, self.thought_tags)
-        told = heard or _nothing_heard
+        end = stop and outside_thoughts(stop, self.thought_tags)
 
         def ask(example: Example, seed: int | None) -> Answer:
             asked: dict[str, Any] = {"max_tokens": max_new_tokens, "temperature": temperature}
             if seed is not None:
                 asked["seed"] = seed % MAX_SEED
             if heard is None and end is None:
-                return self.upstream.answer(example, repaired, asked)
-            return self.upstream.told(example, repaired, asked, looked, end)
+                return self.upstream.answer(example, self._repaired, asked)
+            return self.upstream.told(example, self._repaired, asked, looked, end)
 
         def looked(text: str, tokens: int) -> None:
             self._look()
-            told(text, tokens)
+            if heard is not None:
+                heard(text, tokens)
 
         self._look()
-        with ThreadPoolExecutor(min(PARALLEL, max(1, len(examples)))) as pool:
-            found = list(pool.map(ask, examples, seeds))
+        found = [ask(*each) for each in zip(examples, seeds, strict=True)]
         if progress is not None:
             progress(len(found))
         return found
@@ -336,10 +334,6 @@ def _elsewhere(vlm: VLM) -> UpstreamVLM:
 
 def _nothing() -> None:
     """Nobody has to be looked for."""
-
-
-def _nothing_heard(text: str, tokens: int) -> None:
-    """Nobody listens."""
 
 
 def messages_of(example: Example) -> list[dict[str, Any]]:
