@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import socket
 import threading
 import time
 from contextlib import contextmanager
@@ -73,6 +74,17 @@ class Running:
         import openai
 
         return openai.OpenAI(base_url=f"{self.root}/v1", api_key=key, max_retries=0)
+
+    def connection(self, messages, **asked):
+        """A connection that has asked for an answer; who closes it hangs up."""
+        body = json.dumps({"model": NAME, "messages": messages} | asked).encode()
+        head = (
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+            f"application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        client = socket.create_connection(("127.0.0.1", self.port))
+        client.sendall(head.encode() + body)
+        return client
 
     @property
     def log(self):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -211,14 +209,7 @@ def test_an_answer_that_no_monitor_can_read_isnt_given(vlm):
 
 def hung_up(running, engine, passes, stream):
     """A client that is gone after a few passes."""
-    body = {"model": NAME, "messages": messages(0), "max_tokens": 300, "stream": stream}
-    sent = json.dumps(body).encode()
-    head = (
-        "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json"
-        f"\r\nContent-Length: {len(sent)}\r\n\r\n"
-    )
-    with socket.create_connection(("127.0.0.1", running.port)) as client:
-        client.sendall(head.encode() + sent)
+    with running.connection(messages(0), max_tokens=300, stream=stream):
         until(lambda: len(passes) > 3)
 
 
@@ -246,13 +237,7 @@ def test_who_hangs_up_loses_nothing_of_others(vlm):
         first = pool.submit(create, running, 0, max_tokens=20)
         until(lambda: engine.sizes)
         others = [pool.submit(create, running, n) for n in range(1, 4)]
-        body = json.dumps({"model": NAME, "messages": messages(3), "max_tokens": LONG}).encode()
-        with socket.create_connection(("127.0.0.1", running.port)) as client:
-            client.sendall(
-                b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
-                b"Content-Type: application/json\r\n"
-                b"Content-Length: %d\r\n\r\n" % len(body) + body
-            )
+        with running.connection(messages(3), max_tokens=LONG):
             until(lambda: 4 in engine.sizes)
             seen = len(passes)
             until(lambda: len(passes) > seen + 3)

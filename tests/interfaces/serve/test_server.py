@@ -374,13 +374,7 @@ def test_a_client_that_hangs_up_marks_its_request_at_once(stream):
     go = threading.Event()
     engine = Scripted(pieces=["To wash"], go=go)
     with serving(engine) as running:
-        body = json.dumps({"model": NAME, "messages": user(), "stream": stream}).encode()
-        head = (
-            "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
-            f"application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
-        with socket.create_connection(("127.0.0.1", running.port)) as client:
-            client.sendall(head.encode() + body)
+        with running.connection(user(), stream=stream):
             until(lambda: engine.asked)
             assert not engine.asked[0].gone
         until(lambda: engine.asked[0].gone)

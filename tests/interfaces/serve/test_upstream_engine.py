@@ -4,7 +4,6 @@ batches."""
 from __future__ import annotations
 
 import json
-import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -269,7 +268,9 @@ def test_who_hangs_up_while_it_is_read_disturbs_no_other(vlm, there):
     hook = vlm.model.register_forward_pre_hook(hold)
     try:
         with serving(engine(vlm, there)) as running, ThreadPoolExecutor(4) as pool:
-            reading, waiting = (hanging_up(running, text) for text in ("wash a car", "wash soap"))
+            reading, waiting = (
+                running.connection(user(text), max_tokens=8) for text in ("wash a car", "wash soap")
+            )
             until(lambda: passes)
             others = [pool.submit(create, running, f"build house {n}") for n in range(4)]
             until(lambda: running.server.service._inside == 6)
@@ -289,7 +290,7 @@ def test_who_hangs_up_while_it_is_read_disturbs_no_other(vlm, there):
 
 def test_who_hangs_up_while_it_is_answered_disturbs_no_other(vlm, there):
     with serving(engine(vlm, there), max_waiting=4) as running:
-        clients = [hanging_up(running, f"wait for {n}") for n in range(2)]
+        clients = [running.connection(user(f"wait for {n}"), max_tokens=8) for n in range(2)]
         until(lambda: there.under_way == 2)
         for each in clients:
             each.close()
@@ -298,18 +299,6 @@ def test_who_hangs_up_while_it_is_answered_disturbs_no_other(vlm, there):
         until(lambda: running.server.service._inside == 0)
         assert text_of(create(running, "wash a car")) == "wash a car"
         assert statuses(running)[:2] == [499, 499]
-
-
-def hanging_up(running, text):
-    """A connection that has asked, and doesn't wait."""
-    body = json.dumps({"model": NAME, "messages": user(text), "max_tokens": 8}).encode()
-    head = (
-        "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json"
-        f"\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    client = socket.create_connection(("127.0.0.1", running.port))
-    client.sendall(head.encode() + body)
-    return client
 
 
 def statuses(running):
