@@ -107,17 +107,30 @@ def test_what_a_merged_run_did_since_is_kept(tmp_path: Path) -> None:
         assert run.stage_done("material")
 
 
+def test_what_does_not_belong_together_is_not_begun(tmp_path: Path) -> None:
+    first = a_part(tmp_path, Shard(1, 2), {"a": 1})
+    with pytest.raises(UsageError, match=r"Shard 2/2 can't be begun: shard 1/2 .*\(seed: 0 then, 1"):
+        a_part(tmp_path, Shard(2, 2), {"b": 1}, seed=1)
+    with pytest.raises(UsageError, match=r"Shard 2/3 can't be begun: .* split into 2 \(1/2 is"):
+        a_part(tmp_path, Shard(2, 3), {"b": 1})
+    assert [path.name for path in first.parent.iterdir()] == ["1-of-2"]
+    with Run(first, resume=True, config={"seed": 0}) as run:  # by itself it's what it was
+        assert run.has("a")
+
+
 def test_what_does_not_belong_together_is_not_merged(tmp_path: Path) -> None:
+    out = tmp_path / "job"
     with pytest.raises(UsageError, match="no shards in"):
-        merge(tmp_path)
-    a_part(tmp_path, Shard(1, 2), {"a": 1})
-    other = a_part(tmp_path, Shard(2, 2), {"b": 1}, seed=1)
+        merge(out)
+    a_part(out, Shard(1, 2), {"a": 1})
+    other = a_part(tmp_path / "other", Shard(2, 2), {"b": 1}, seed=1)
+    other = other.rename(out / "shards" / other.name)  # copied together, or begun at once
     with pytest.raises(UsageError, match=r"Shards 1/2 and 2/2 are of different jobs \(seed: 0"):
-        merge(tmp_path)
+        merge(out)
     other.rename(other.with_name("away"))
-    other = a_part(tmp_path, Shard(2, 2), {"a": 7})
+    other = a_part(out, Shard(2, 2), {"a": 7})
     with pytest.raises(DataError, match="holds another row 'a'"):
-        merge(tmp_path)
+        merge(out)
     other.rename(other.with_name("2-of-3"))
     with pytest.raises(UsageError, match="split into 2 and 3"):
-        merge(tmp_path)
+        merge(out)

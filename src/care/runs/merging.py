@@ -4,7 +4,8 @@
     OUT/                  their rows, answers, kept batches and attacks, in one run that can be gone
                           on with
 
-Parts belong together if their configurations and all digests that they are held to are the same.
+Parts belong together if they are of one job (`parts`), and all digests that they are held to are
+the same.
 What is there already isn't taken again, so parts can be merged as they come, and again when others
 are done. Not here: tables (`care.evaluation`), and what a part asks.
 """
@@ -16,13 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from care.errors import DataError, UsageError
+from care.errors import DataError
 from care.runs.files import PART, copy_whole
 from care.runs.kept_batches import FOLDER as BATCHES
-from care.runs.manifest import MANIFEST, differences, read_manifest
+from care.runs.manifest import MANIFEST, read_manifest
+from care.runs.parts import check_alike, parts_in
 from care.runs.rows import Rows
 from care.runs.run import ANSWERS, ROWS, Run
-from care.runs.shards import Shard, shards_in
+from care.runs.shards import Shard
 
 DONE = "shard_done"
 """What the manifest of a part says when all of its batches are there."""
@@ -60,10 +62,10 @@ def merge(out: str | Path) -> Merged:
     jobs; DataError where two of them hold different rows of one key.
     """
     out = Path(out)
-    parts = _parts(out)
+    parts = parts_in(out)
     count = next(iter(parts)).count
     manifests = {shard: read_manifest(path / MANIFEST) for shard, path in parts.items()}
-    _check_alike(manifests)
+    check_alike(manifests)
     first = next(iter(manifests.values()))
     with Run(out, resume=True, config=first["config"]) as run:
         for shard, manifest in manifests.items():
@@ -87,33 +89,6 @@ def merge(out: str | Path) -> Merged:
         every = [Shard(number + 1, count) for number in range(count)]
         missing = tuple(shard for shard in every if shard not in done)
         return Merged(done, missing, len(run.results), batches)
-
-
-def _parts(out: Path) -> dict[Shard, Path]:
-    parts = {s: path for s, path in shards_in(out).items() if (path / MANIFEST).is_file()}
-    if not parts:
-        raise UsageError(
-            f"There are no shards in {out}; pass the --out of a job that was asked for with "
-            "--shard."
-        )
-    counts = sorted({shard.count for shard in parts})
-    if len(counts) > 1:
-        raise UsageError(
-            f"The shards in {out} are of jobs that were split into {counts[0]} and {counts[1]}; "
-            "keep those of one and remove the others."
-        )
-    return parts
-
-
-def _check_alike(manifests: Mapping[Shard, Mapping[str, Any]]) -> None:
-    (one, first), *others = manifests.items()
-    for shard, manifest in others:
-        if manifest["config_digest"] != first["config_digest"]:
-            changed = differences(first["config"], manifest["config"])
-            raise UsageError(
-                f"Shards {one} and {shard} are of different jobs ({changed}); ask for all shards "
-                "with the same options."
-            )
 
 
 def _take_rows(rows: Rows, path: Path) -> None:

@@ -33,6 +33,7 @@ from care.runs.files import (
     write_whole,
 )
 from care.runs.manifest import MANIFEST, SCHEMA, check_is_run, differences, now, read_manifest
+from care.runs.parts import check_beside
 from care.runs.reading import file_digest
 from care.runs.rows import Row, Rows
 from care.runs.secrets import hidden
@@ -52,8 +53,8 @@ class Run:
     Parameters: `path`, the folder, made if absent; `resume`, go on with what is there; `config`,
     everything that decides the rows: resuming with another one is refused, None isn't compared.
 
-    Raises: UsageError when the folder holds something and `resume` is False, isn't a run, or was
-    made with another configuration; StorageError when it can't be written, another process has it
+    Raises: UsageError when the folder holds something and `resume` is False, isn't a run, was made
+    with another configuration, or is a shard's beside those of another job; StorageError when it can't be written, another process has it
     open, or it was deleted or replaced meanwhile; DataError when a row other than the last is
     damaged, or the manifest isn't one.
 
@@ -65,6 +66,9 @@ class Run:
         self, path: str | Path, resume: bool = False, config: Mapping[str, Any] | None = None
     ) -> None:
         self.path = Path(path)
+        plain = None if config is None else json.loads(to_json(config))
+        if plain is not None:
+            check_beside(self.path, plain)
         self.manifest: dict[str, Any] = {}
         self._made = not self.path.exists()
         found = self._prepare_folder(resume)
@@ -72,7 +76,7 @@ class Run:
         self._lock: int | None = lock
         self._place = Place(self.path / LOCK, lock)
         try:
-            self._open_manifest(found, config)
+            self._open_manifest(found, plain)
             self.results = Rows(self.path / ROWS)
             self.answers = Rows(self.path / ANSWERS)
         except BaseException:
@@ -287,14 +291,13 @@ class Run:
         return handle
 
     def _open_manifest(self, found: bool, config: Mapping[str, Any] | None) -> None:
-        plain = json.loads(to_json(config or {}))
-        digest = config_digest(plain)
+        digest = config_digest(config or {})
         if not found:
             self.record(
                 schema=SCHEMA,
                 created=now(),
                 command=sys.argv,
-                config=plain,
+                config=config or {},
                 config_digest=digest,
                 machine=machine_facts(),
                 versions=versions(),
@@ -305,7 +308,7 @@ class Run:
             return
         self.manifest = read_manifest(self.path / MANIFEST)
         if config is not None and self.manifest["config_digest"] != digest:
-            changed = differences(self.manifest["config"], hidden(plain))
+            changed = differences(self.manifest["config"], hidden(config))
             raise UsageError(
                 f"The run in {self.path} was started with another configuration ({changed}); "
                 "resume it with the same one or choose another folder."

@@ -8,7 +8,8 @@
 
 What is split are whole batches, the same ones however many parts there are, so that what is
 answered doesn't depend on their number. A part is a run of its own: killed, it goes on, and nothing
-is counted twice. Not here: putting them together (`merging`).
+is counted twice. Not here: whether parts are of one job (`parts`), and putting them together
+(`merging`).
 """
 
 from __future__ import annotations
@@ -109,12 +110,20 @@ _LAUNCHERS = (
 """Who says which process one is, how many there are, and from which number they are counted."""
 
 
+def shard_of(folder: Path) -> Shard | None:
+    """The part whose run lies, or will lie, in a folder; None for another run's."""
+    name = _NAME.fullmatch(folder.name)
+    if name is None or folder.parent.name != FOLDER:
+        return None
+    return Shard(int(name[1]), int(name[2]))
+
+
 def shards_in(out: Path) -> dict[Shard, Path]:
     """The parts that lie in the folder of a job, in their order."""
     folder = out / FOLDER
     found = {
-        Shard(int(name[1]), int(name[2])): path
+        shard: path
         for path in (folder.iterdir() if folder.is_dir() else ())
-        if path.is_dir() and (name := _NAME.fullmatch(path.name))
+        if path.is_dir() and (shard := shard_of(path))
     }
     return dict(sorted(found.items()))
