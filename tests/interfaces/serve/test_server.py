@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -387,7 +388,7 @@ def test_a_client_that_hangs_up_marks_its_request_at_once(stream):
 # -- the end ---------------------------------------------------------------------------------------
 
 
-def test_what_is_being_answered_is_finished_and_nothing_new_is_taken():
+def test_what_is_being_answered_is_finished_and_who_asks_meanwhile_is_told():
     go = threading.Event()
     engine = Scripted(go=go)
     with serving(engine) as running, ThreadPoolExecutor(1) as pool:
@@ -395,22 +396,44 @@ def test_what_is_being_answered_is_finished_and_nothing_new_is_taken():
         until(lambda: engine.asked)
         running.server.should_exit = True
         until(lambda: any(line["event"] == "ending" for line in running.log))
-        with pytest.raises(httpx.ConnectError):
-            until(lambda: post(running) and False, 20)
+        for refused in (post(running), get(running, "/ready")):
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "shutting_down"
+        assert get(running, "/health").status_code == 200
+        assert len(engine.asked) == 1 and not engine.stopped
         go.set()
         assert waiting.result().choices[0].message.content == "To wash a car"
     assert engine.stopped
+    with pytest.raises(httpx.ConnectError):
+        post(running)
 
 
-def test_after_its_grace_the_model_is_stopped():
+@pytest.mark.parametrize("way", ["grace", "second Ctrl-C"])
+def test_after_its_grace_or_a_second_signal_the_model_is_stopped(way):
     engine = Scripted(go=threading.Event())
     engine.stop = lambda: setattr(engine, "error", ModelStopped()) or engine.go.set()
-    with serving(engine, grace=0.2) as running, ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(create, running)
+    with serving(engine, grace=0.2 if way == "grace" else 60) as running:
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(post, running)
+            until(lambda: engine.asked)
+            for _ in range(1 if way == "grace" else 2):
+                running.server.handle_exit(signal.SIGINT, None)
+            refused = waiting.result(30)
+    assert refused.status_code == 503 and refused.headers["retry-after"] == "5"
+    assert "before the answer was there" in refused.json()["error"]["message"]
+    assert running.logged()["status"] == 503
+
+
+def test_a_third_signal_waits_for_nothing_and_tells_who_does():
+    engine = Scripted(go=threading.Event())  # goes on for ever, and heeds no stop
+    with serving(engine) as running, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(post, running)
         until(lambda: engine.asked)
-        running.server.should_exit = True
-        with pytest.raises(openai.InternalServerError, match="before the answer was there"):
-            waiting.result(30)
+        for _ in range(3):
+            running.server.handle_exit(signal.SIGINT, None)
+        refused = waiting.result(5)
+    assert refused.status_code == 503 and refused.json()["error"]["code"] == "shutting_down"
+    assert running.logged()["status"] == 503
 
 
 def test_every_line_is_json_with_a_time(hostile):

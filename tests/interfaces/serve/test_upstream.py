@@ -13,7 +13,7 @@ from care.data.conversation import Conversation
 from care.data.example import Example
 from care.defenses.base import Defense
 from care.defenses.monitors.reading import Exchange
-from care.errors import DataError, UsageError
+from care.errors import UsageError
 from care.interfaces.serve import upstream as module
 from care.interfaces.serve.failures import RequestFailure
 from care.interfaces.serve.transformers_engine import TransformersEngine
@@ -211,8 +211,9 @@ def test_an_error_in_the_middle_of_a_stream_is_told():
 
 
 def test_what_goes_wrong_there_is_one_sentence(vlm):
-    with pytest.raises(DataError, match="says: too long"):
+    with pytest.raises(RequestFailure, match="says: too long") as refused:
         Fake(400).upstream().answer(ASKED[0], True, {})
+    assert (refused.value.status, refused.value.code) == (400, "upstream_refused")
     with pytest.raises(RequestFailure, match="failed with 503") as failed:
         Fake(503).upstream().answer(ASKED[0], True, {})
     assert failed.value.status == 502 and "there" not in str(failed.value)

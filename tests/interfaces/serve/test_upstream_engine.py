@@ -4,6 +4,8 @@ batches."""
 from __future__ import annotations
 
 import json
+import signal
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +18,7 @@ import pytest
 
 from care.data.conversation import Conversation
 from care.data.example import Example
+from care.defenses.base import Defense
 from care.defenses.monitors.reading import Exchange
 from care.interfaces.serve.reading_together import Reader
 from care.interfaces.serve.upstream import Upstream, UpstreamEdits, UpstreamRepair, UpstreamVLM
@@ -161,7 +164,7 @@ def test_what_is_read_at_once_is_read_in_one_pass(vlm, there):
             until(lambda: sizes == [1])
             asked += [pool.submit(create, running, f"build house {n}") for n in range(15)]
             service = running.server.service
-            until(lambda: service._inside == 16)
+            until(lambda: service.inside == 16)
             time.sleep(0.2)
             held.set()
             answers = [each.result() for each in asked]
@@ -273,7 +276,7 @@ def test_who_hangs_up_while_it_is_read_disturbs_no_other(vlm, there):
             )
             until(lambda: passes)
             others = [pool.submit(create, running, f"build house {n}") for n in range(4)]
-            until(lambda: running.server.service._inside == 6)
+            until(lambda: running.server.service.inside == 6)
             for each in (reading, waiting):
                 each.close()
             time.sleep(0.2)
@@ -296,7 +299,7 @@ def test_who_hangs_up_while_it_is_answered_disturbs_no_other(vlm, there):
             each.close()
         time.sleep(0.2)
         there.go.set()
-        until(lambda: running.server.service._inside == 0)
+        until(lambda: running.server.service.inside == 0)
         assert text_of(create(running, "wash a car")) == "wash a car"
         assert statuses(running)[:2] == [499, 499]
 
@@ -324,3 +327,37 @@ def test_a_server_that_ends_answers_nothing_more(vlm, there):
         with pytest.raises(openai.InternalServerError):
             create(running, "wash a car")
     assert not ended.alive and REFUSAL not in there.ended
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_another_server_is_at_is_not_waited_for_at_the_end(vlm, stream):
+    """Its answer comes never: the socket is shut, and who waits is told."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        upstream = Upstream(f"http://127.0.0.1:{silent.getsockname()[1]}/v1", model="m")
+        asked = UpstreamEngine(UpstreamVLM(vlm, upstream), Defense(), 4)
+        with serving(asked) as running, ThreadPoolExecutor(1) as pool:
+            silent.settimeout(30)
+            body = {"model": NAME, "messages": user(), "stream": stream, "max_tokens": 8}
+            url = f"{running.root}/v1/chat/completions"
+            waiting = pool.submit(httpx.post, url, json=body, timeout=60)
+            connection, _ = silent.accept()
+            with connection:
+                assert connection.recv(100_000)
+                for _ in range(2):
+                    running.server.handle_exit(signal.SIGINT, None)
+                told = waiting.result(5).text
+    assert "shutting_down" in told
+
+
+def test_what_the_other_server_refuses_is_told_as_it_says_it(vlm):
+    """And not as an answer that is too long to be read again."""
+
+    def refuses(request):
+        if request.url.path == "/v1/models":
+            return httpx.Response(200, json={"data": [{"id": "m"}]})
+        return httpx.Response(400, json={"error": {"message": "seed is odd"}})
+
+    with serving(engine(vlm, refuses)) as running:
+        with pytest.raises(openai.BadRequestError, match="answers says: seed is odd") as refused:
+            create(running, "wash a car")
+        assert refused.value.code == "upstream_refused"

@@ -18,7 +18,7 @@ from care.data.conversation import Conversation
 from care.errors import UsageError
 from care.interfaces.requests.decoding import Decoding, check_settings
 from care.interfaces.serve.config import Limits
-from care.interfaces.serve.failures import RequestFailure, invalid
+from care.interfaces.serve.failures import TOO_LONG, RequestFailure, invalid
 from care.interfaces.serve.images import PictureReader
 from care.runs.settings import MAX_SEED
 
@@ -261,7 +261,7 @@ def too_long(what: str, limits: Limits) -> RequestFailure:
         f"The prompt has {what}, more than its {limits.max_prompt_tokens:,} tokens may hold; "
         "shorten it.",
         "messages",
-        "context_length_exceeded",
+        TOO_LONG,
     )
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from care.data.conversation import Conversation
 from care.errors import DataError
 from care.interfaces.requests.decoding import Decoding
-from care.interfaces.serve.failures import ModelStopped
+from care.interfaces.serve.failures import TOO_LONG, ModelStopped, invalid
 from care.models.alarms import Withdrawn
 from care.models.thoughts import Tags
 
@@ -61,8 +61,8 @@ class Engine(Protocol):
     """Between which the model thinks before it answers."""
 
     def count(self, conversation: Conversation, longest: int) -> int:
-        """Tokens of a prompt; DataError for one that can't be read, or not with an answer of
-        `longest` tokens. In any thread."""
+        """Tokens of a prompt; DataError for one that can't be read, and RequestFailure where it
+        can't be with an answer of `longest` tokens. In any thread."""
         ...
 
     async def answer(self, asked: Pending) -> Served:
@@ -99,9 +99,11 @@ class OneModel:
             inputs, _ = encode(self._processor, [conversation], [[]], image_token)
         tokens = int(inputs["attention_mask"].sum())
         if context is not None and tokens + longest > context:
-            raise DataError(
+            raise invalid(
                 f"The prompt has {tokens:,} tokens and its answer up to {longest:,}, together more "
-                f"than the {context:,} that {self._vlm.name} can read; shorten one of them."
+                f"than the {context:,} that {self._vlm.name} can read; shorten one of them.",
+                "messages",
+                TOO_LONG,
             )
         return tokens
 

@@ -18,6 +18,10 @@ CLIENT_GONE = 499
 """Status in logs of a request whose client hung up; nobody is told it."""
 
 
+TOO_LONG = "context_length_exceeded"
+"""OpenAI's code for a prompt that is too long."""
+
+
 class RequestFailure(CareError, RuntimeError):
     """A request that isn't answered, and what its client is told."""
 

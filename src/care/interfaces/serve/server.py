@@ -1,8 +1,9 @@
 """The process behind `care serve`: it listens, loads the model meanwhile, and ends in order.
 
 On SIGINT or SIGTERM nothing new is taken, and what is there is answered to its end, for `grace`
-seconds; then, or at a second Ctrl-C, the model stops after the token that it is at, and those who
-still wait are told. Not here: requests (`service`).
+seconds, in which who asks is told so; then, or at a second Ctrl-C, the model stops after the token
+that it is at, and those who still wait are told. A third Ctrl-C waits for nothing. Not here:
+requests (`service`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import signal
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,7 +33,10 @@ CONNECTIONS = 1000
 """Connections at once; more are refused by uvicorn, before anything of theirs is read."""
 
 LAST_SECONDS = 10
-"""Seconds after the end of `grace` in which connections may still be written to."""
+"""Seconds in which those who wait are told, once the model was stopped."""
+
+_LOOK = 0.05
+"""Seconds between two looks at whether somebody still waits."""
 
 
 class Server(uvicorn.Server):
@@ -40,7 +45,7 @@ class Server(uvicorn.Server):
     def __init__(self, service: Service, load: Callable[[], Engine]) -> None:
         self.service, self._load = service, load
         self.failed: Exception | None = None
-        grace = service.config.grace
+        self._hurried = False
         super().__init__(
             uvicorn.Config(
                 service.app,
@@ -51,7 +56,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 limit_concurrency=CONNECTIONS,
-                timeout_graceful_shutdown=int(grace) + LAST_SECONDS,
+                timeout_graceful_shutdown=LAST_SECONDS,
             )
         )
 
@@ -63,19 +68,25 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """End at a signal, which has done its work then and isn't raised anew."""
-        self.force_exit = self.force_exit or (self.should_exit and sig == signal.SIGINT)
+        if self.should_exit and sig == signal.SIGINT:
+            self._hurried, self.force_exit = True, self._hurried
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take nothing new, answer what is there, and let go of the model."""
         self.service.closing = True
         self.service.log.write("ending")
-        timer = asyncio.get_running_loop().call_later(self.service.config.grace, self._stop)
-        try:
-            await super().shutdown(sockets)
-        finally:
-            timer.cancel()
-            self._stop()
+        # It listens on meanwhile: who asks whether it is ready is told, and not refused.
+        await self._wait(self.service.config.grace, lambda: self._hurried)
+        self._stop()
+        await self._wait(LAST_SECONDS, lambda: self.force_exit)
+        await super().shutdown(sockets)
+
+    async def _wait(self, seconds: float, enough: Callable[[], bool]) -> None:
+        """Until nobody waits for an answer, or it is enough."""
+        end = time.monotonic() + seconds
+        while self.service.inside and not enough() and time.monotonic() < end:
+            await asyncio.sleep(_LOOK)
 
     def _stop(self) -> None:
         if self.service.engine is not None:

@@ -56,9 +56,10 @@ class Service:
         self.config, self.keys, self.log = config, keys, log
         self.engine: Engine | None = None
         self.closing = False
+        self.inside = 0
+        """Requests that are being read, waiting or answered."""
         self._rates = RateLimit(config.limits.requests_per_minute)
-        self._inside = 0
-        self._metrics = Metrics(lambda: self._inside)
+        self._metrics = Metrics(lambda: self.inside)
         self._readers: CapacityLimiter | None = None
         created = int(time.time())
         self._served = {
@@ -156,18 +157,18 @@ class Service:
     def room(self) -> Iterator[None]:
         """A place for one request; RequestFailure where all are taken."""
         most = self.config.limits.max_waiting
-        if self._inside >= most:
+        if self.inside >= most:
             raise RequestFailure(
                 429,
                 "queue_full",
                 f"There are {most} requests already, the most that are taken; ask again later.",
                 retry_after=self._last_seconds,
             )
-        self._inside += 1
+        self.inside += 1
         try:
             yield
         finally:
-            self._inside -= 1
+            self.inside -= 1
 
     def limit_rate(self, caller: Caller) -> None:
         """RequestFailure for a caller who asks too often."""
@@ -239,6 +240,11 @@ class _Endpoint:
             failure = record.failed(error)
             if not record.begun:
                 await refused(failure)(scope, receive, send)
+        except anyio.get_cancelled_exc_class():  # the server waits no longer for its engine
+            failure = record.failed(ModelStopped())
+            if not record.begun:
+                await refused(failure)(scope, receive, send)
+            raise
         finally:
             service.done(record)
 

@@ -18,7 +18,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Self
 
 import httpx
@@ -28,8 +28,9 @@ from care.data.example import Example
 from care.defenses.base import Defense
 from care.defenses.monitors.dialogue import Dialogue
 from care.defenses.repair.repair import Repair
-from care.errors import DataError, UsageError
-from care.interfaces.serve.failures import RequestFailure
+from care.errors import UsageError
+from care.interfaces.serve.connections import Connections
+from care.interfaces.serve.failures import RequestFailure, invalid
 from care.interfaces.serve.reading_together import DialogueReadTogether, Reader
 from care.models.decoding import row_seeds
 from care.models.responses import Answer
@@ -70,6 +71,7 @@ class Upstream:
         self._client = httpx.Client(
             headers=headers, timeout=timeout, limits=limits, transport=transport
         )
+        self._connections = Connections()
         self.model = model or self._listed()
 
     @classmethod
@@ -106,7 +108,7 @@ class Upstream:
             )
 
     def answer(self, example: Example, repaired: bool, asked: Mapping[str, Any]) -> Answer:
-        """The answer to an example; DataError for one that it doesn't take."""
+        """The answer to an example; RequestFailure where it gives none."""
         found = self._post(self._body(example, repaired) | dict(asked))
         choice, usage = found["choices"][0], found["usage"]
         return Answer(
@@ -129,7 +131,7 @@ class Upstream:
         options = {"stream": True, "stream_options": {"include_usage": True}}
         text, tokens, reason, usage = example.opening, 0, None, {}
         body = self._body(example, repaired) | dict(asked) | options
-        with self._asking(), self._client.stream("POST", self._chat, json=body) as response:
+        with self._asking(), self._stream(body) as response:
             if response.is_error:
                 response.read()
             self._check(response)
@@ -151,6 +153,10 @@ class Upstream:
             ended=reason == "stop",
         )
 
+    def close(self) -> None:
+        """End what is being answered, in any thread, and ask nothing more."""
+        self._connections.close()
+
     @property
     def _chat(self) -> str:
         return f"{self.url}/chat/completions"
@@ -162,7 +168,7 @@ class Upstream:
                 response = self._client.get(f"{self.url}/models")
                 self._check(response)
                 return str(response.json()["data"][0]["id"])
-        except (RequestFailure, DataError, ValueError, LookupError, TypeError) as error:
+        except (RequestFailure, ValueError, LookupError, TypeError) as error:
             raise UsageError(
                 f"There is no server of a model at {self.url} ({error!s:.200}); pass its address, "
                 "up to and with /v1, as --upstream."
@@ -178,9 +184,16 @@ class Upstream:
 
     def _post(self, body: Mapping[str, Any]) -> dict[str, Any]:
         with self._asking():
-            response = self._client.post(self._chat, json=body)
+            response = self._client.post(self._chat, json=body, extensions=self._traced)
             self._check(response)
             return response.json()
+
+    def _stream(self, body: Mapping[str, Any]) -> AbstractContextManager[httpx.Response]:
+        return self._client.stream("POST", self._chat, json=body, extensions=self._traced)
+
+    @property
+    def _traced(self) -> dict[str, Any]:
+        return {"trace": self._connections.trace}
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
@@ -199,7 +212,9 @@ class Upstream:
         if not response.is_error:
             return
         if response.status_code in (400, 413, 422):
-            raise DataError(f"The server that makes the answers says: {_said(response)}")
+            raise invalid(
+                f"The server that makes the answers says: {_said(response)}", code="upstream_refused"
+            )
         raise _failed(f"with {response.status_code}")
 
 

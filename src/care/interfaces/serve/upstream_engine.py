@@ -15,6 +15,7 @@ import anyio.to_thread
 from anyio import CapacityLimiter
 
 from care.interfaces.serve.engine import OneModel, Pending, Served, options, read_again
+from care.interfaces.serve.failures import RequestFailure
 
 if TYPE_CHECKING:
     from care.defenses.base import Defense
@@ -49,8 +50,9 @@ class UpstreamEngine(OneModel):
         return self._served(answer, asked)
 
     def stop(self) -> None:
-        """See `Engine`: what a child is at can't be taken back, so it ends."""
+        """See `Engine`: what the other server is at isn't waited for, and a child ends."""
         super().stop()
+        self._there.upstream.close()
         if self._child is not None:
             self._child.end()
 
@@ -64,9 +66,13 @@ class UpstreamEngine(OneModel):
 
         self._look(asked)
         vlm, how = self._there.asking(lambda: self._look(asked)), options(asked.decoding, 1)
-        with self._noticed():
-            if asked.tell is not None:
-                return self._told(vlm, asked, how)
-            defense = self._defense if asked.repaired else None
-            [answer] = answers_under(defense, vlm, [asked.conversation], **how)
-            return answer
+        try:
+            with self._noticed():
+                if asked.tell is not None:
+                    return self._told(vlm, asked, how)
+                defense = self._defense if asked.repaired else None
+                [answer] = answers_under(defense, vlm, [asked.conversation], **how)
+                return answer
+        except RequestFailure:
+            self._look(asked)  # where it was stopped, that is why
+            raise
