@@ -80,9 +80,21 @@ def test_a_signal_ends_it_in_order(call, tiny_embedded, tmp_path, port, number):
     assert found[0]["usage"]["completion_tokens"] == 4
 
 
-def test_a_repair_that_isnt_there_ends_it_in_one_sentence(call, tiny_embedded, tmp_path):
-    code, lines = call("embedded", "--repair", str(tmp_path / "none"), "--port", "0")
-    assert code == 2 and lines[-1].startswith("Error: ") and "none" in lines[-1]
+@pytest.mark.parametrize("what", ["repair", "vLLM"])
+def test_what_isnt_there_ends_it_in_one_sentence_before_a_model_is_loaded(
+    call, monkeypatch, tmp_path, what
+):
+    from care.interfaces.serve import local_vllm
+    from care.models.vlm import VLM
+    from kit.watched import repaired
+
+    monkeypatch.setattr(VLM, "embedded", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(local_vllm, "find_spec", lambda name: None)
+    repaired().save(tmp_path / "repair")
+    repair = tmp_path / ("none" if what == "repair" else "repair")
+    code, lines = call("embedded", "--repair", str(repair), "--port", "0", "--engine", "vllm")
+    said = "none" if what == "repair" else "vLLM isn't installed here"
+    assert code == 2 and lines[-1].startswith("Error: ") and said in lines[-1]
     assert [json.loads(line)["event"] for line in lines[:-1]] == ["listening", "ending"]
 
 

@@ -33,8 +33,12 @@ def load(config: ServeConfig, log: Log, held: ExitStack, failed: Failed) -> Engi
     Raises what loading its model and its repair does.
     """
     from care.defenses.loading import load_defense
+    from care.interfaces.serve.local_vllm import check_installed
     from care.interfaces.serve.transformers_engine import TransformersEngine
 
+    load_defense(config.repair)  # what is wrong with it is told before a model is loaded
+    if config.engine == "vllm":
+        check_installed()
     size = config.model.batch(config.batch_size)
     if config.upstream is not None:
         return _upstream(config, size)

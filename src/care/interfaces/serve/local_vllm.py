@@ -61,6 +61,14 @@ _LOOK = 0.2
 """Seconds between two looks at whether it answers."""
 
 
+def check_installed() -> None:
+    """MissingDependencyError where vLLM isn't there."""
+    if find_spec("vllm") is None:
+        raise MissingDependencyError(
+            "vLLM isn't installed here; pip install vllm, or take --engine transformers."
+        )
+
+
 def start(
     config: ServeConfig, vlm: VLM, defense: Defense, started: Callable[[Child], None]
 ) -> tuple[Child, Upstream]:
@@ -68,10 +76,7 @@ def start(
 
     CareError, in one sentence, for what vLLM can't serve so.
     """
-    if find_spec("vllm") is None:
-        raise MissingDependencyError(
-            "vLLM isn't installed here; pip install vllm, or take --engine transformers."
-        )
+    check_installed()
     if not isinstance(defense, Repair):
         raise UsageError(
             f"vLLM can be given repairs alone, and {defense.name} is another defense; take "
