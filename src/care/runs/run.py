@@ -54,9 +54,9 @@ class Run:
     everything that decides the rows: resuming with another one is refused, None isn't compared.
 
     Raises: UsageError when the folder holds something and `resume` is False, isn't a run, was made
-    with another configuration, or is a shard's beside those of another job; StorageError when it can't be written, another process has it
-    open, or it was deleted or replaced meanwhile; DataError when a row other than the last is
-    damaged, or the manifest isn't one.
+    with another configuration, or is a shard's beside those of another job; StorageError when it
+    can't be written, another process has it open, or it was deleted or replaced meanwhile;
+    DataError when a row other than the last is damaged, or the manifest isn't one.
 
     Attributes: `path`; `manifest`, as it is on disk; `results` and `answers`, the `Rows`
     of rows.jsonl and answers.jsonl.

@@ -23,6 +23,7 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+import torch
 
 import kit
 from care.data.conversation import Conversation
@@ -104,6 +105,19 @@ def running(pid):
     except FileNotFoundError:
         return False
     return said.rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_what_reads_leaves_cores_to_a_vllm_that_has_no_gpu(fake, tmp_path, monkeypatch, gpu):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        with loaded(tmp_path, a_repair(answer=ALWAYS), engine="vllm"):
+            assert torch.get_num_threads() == (4 if gpu else 2)
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_what_it_is_told_and_that_nobody_else_learns_it(fake, tmp_path):

@@ -412,13 +412,13 @@ def test_what_is_being_answered_is_finished_and_who_asks_meanwhile_is_told():
 def test_after_its_grace_or_a_second_signal_the_model_is_stopped(way):
     engine = Scripted(go=threading.Event())
     engine.stop = lambda: setattr(engine, "error", ModelStopped()) or engine.go.set()
-    with serving(engine, grace=0.2 if way == "grace" else 60) as running:
-        with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(post, running)
-            until(lambda: engine.asked)
-            for _ in range(1 if way == "grace" else 2):
-                running.server.handle_exit(signal.SIGINT, None)
-            refused = waiting.result(30)
+    grace = 0.2 if way == "grace" else 60
+    with serving(engine, grace=grace) as running, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(post, running)
+        until(lambda: engine.asked)
+        for _ in range(1 if way == "grace" else 2):
+            running.server.handle_exit(signal.SIGINT, None)
+        refused = waiting.result(30)
     assert refused.status_code == 503 and refused.headers["retry-after"] == "5"
     assert "before the answer was there" in refused.json()["error"]["message"]
     assert running.logged()["status"] == 503

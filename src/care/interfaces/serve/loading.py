@@ -41,7 +41,7 @@ def load(config: ServeConfig, log: Log, held: ExitStack, failed: Failed) -> Engi
         check_installed()
     size = config.model.batch(config.batch_size)
     if config.upstream is not None:
-        return _upstream(config, size)
+        return _upstream(config, size, held)
     vlm = config.model.load()
     defense = load_defense(config.repair, vlm)
     why = "as asked"
@@ -58,7 +58,7 @@ def load(config: ServeConfig, log: Log, held: ExitStack, failed: Failed) -> Engi
     return TransformersEngine(vlm, defense, size, config.hold)
 
 
-def _upstream(config: ServeConfig, size: int) -> Engine:
+def _upstream(config: ServeConfig, size: int, held: ExitStack) -> Engine:
     from care.defenses.loading import load_defense
     from care.interfaces.serve.reading_together import Reader
     from care.interfaces.serve.upstream import Upstream, UpstreamRepair, UpstreamVLM
@@ -67,6 +67,7 @@ def _upstream(config: ServeConfig, size: int) -> Engine:
     assert config.upstream is not None
     parallel = config.limits.max_waiting
     upstream = Upstream.of(config.upstream, config.upstream_model, parallel)
+    held.callback(upstream.close)
     vlm = config.model.load()
     repair = UpstreamRepair.of(load_defense(config.repair, vlm), Reader(vlm, size))
     return UpstreamEngine(UpstreamVLM(vlm, upstream), repair, parallel, config.hold)
@@ -76,7 +77,7 @@ def _in_vllm(
     config: ServeConfig, vlm: VLM, defense: Defense, log: Log, held: ExitStack, failed: Failed
 ) -> Engine:
     from care.defenses.repair.repair import Repair
-    from care.interfaces.serve.local_vllm import start
+    from care.interfaces.serve.local_vllm import leave_cores, start
     from care.interfaces.serve.reading_together import Reader
     from care.interfaces.serve.upstream import UpstreamEdits, UpstreamRepair, UpstreamVLM
     from care.interfaces.serve.upstream_engine import UpstreamEngine
@@ -86,6 +87,8 @@ def _in_vllm(
         log.write("vllm", log=str(child.log))
 
     child, upstream = start(config, vlm, defense, started)
+    held.callback(upstream.close)
+    leave_cores(held)
     assert isinstance(defense, Repair)  # others were refused
     child.when_it_ends(
         lambda: failed(

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -98,6 +98,19 @@ def start(
     except BaseException:
         child.finish()
         raise
+
+
+def leave_cores(held: ExitStack) -> None:
+    """Where vLLM computes on this machine's cores too, read with half of the threads, as long as
+    `held` isn't closed.
+
+    Its worker keeps a core busy for a second after the last token. With a thread on every core each
+    operation here would wait until the one on that core got a turn.
+    """
+    if not torch.cuda.is_available():
+        threads = torch.get_num_threads()
+        torch.set_num_threads(max(1, threads // 2))
+        held.callback(torch.set_num_threads, threads)
 
 
 def _ready(

@@ -156,6 +156,7 @@ class Upstream:
     def close(self) -> None:
         """End what is being answered, in any thread, and ask nothing more."""
         self._connections.close()
+        self._client.close()
 
     @property
     def _chat(self) -> str:
@@ -212,9 +213,8 @@ class Upstream:
         if not response.is_error:
             return
         if response.status_code in (400, 413, 422):
-            raise invalid(
-                f"The server that makes the answers says: {_said(response)}", code="upstream_refused"
-            )
+            told = f"The server that makes the answers says: {_said(response)}"
+            raise invalid(told, code="upstream_refused")
         raise _failed(f"with {response.status_code}")
 
 

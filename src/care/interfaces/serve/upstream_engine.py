@@ -15,7 +15,6 @@ import anyio.to_thread
 from anyio import CapacityLimiter
 
 from care.interfaces.serve.engine import OneModel, Pending, Served, options, read_again
-from care.interfaces.serve.failures import RequestFailure
 
 if TYPE_CHECKING:
     from care.defenses.base import Defense
@@ -73,6 +72,6 @@ class UpstreamEngine(OneModel):
                 defense = self._defense if asked.repaired else None
                 [answer] = answers_under(defense, vlm, [asked.conversation], **how)
                 return answer
-        except RequestFailure:
+        except RuntimeError:  # RequestFailure among them, and what a closed client says
             self._look(asked)  # where it was stopped, that is why
             raise
