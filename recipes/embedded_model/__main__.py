@@ -1,6 +1,7 @@
 """`python -m recipes.embedded_model`: train the embedded model, attack it, look at its behaviour.
 
-python -m recipes.embedded_model train     the shipped weights anew (about two hours on two cores)
+python -m recipes.embedded_model train     the shipped weights anew (25 minutes on two cores
+                                           with AMX, about two hours without)
 python -m recipes.embedded_model attack    the universal adversarial pictures anew (about two
                                            minutes each on two cores)
 python -m recipes.embedded_model save      the model with other trained weights, as a checkpoint
