@@ -17,7 +17,6 @@ from care.errors import CareError, DataError, NotFiniteError, UsageError
 CLIENT_GONE = 499
 """Status in logs of a request whose client hung up; nobody is told it."""
 
-
 TOO_LONG = "context_length_exceeded"
 """OpenAI's code for a prompt that is too long."""
 

@@ -36,14 +36,14 @@ def load(config: ServeConfig, log: Log, held: ExitStack, failed: Failed) -> Engi
     from care.interfaces.serve.local_vllm import check_installed
     from care.interfaces.serve.transformers_engine import TransformersEngine
 
-    load_defense(config.repair)  # what is wrong with it is told before a model is loaded
+    defense = load_defense(config.repair)  # what is wrong with it is told before a model is loaded
     if config.engine == "vllm":
         check_installed()
     size = config.model.batch(config.batch_size)
     if config.upstream is not None:
-        return _upstream(config, size, held)
+        return _upstream(config, defense, size, held)
     vlm = config.model.load()
-    defense = load_defense(config.repair, vlm)
+    defense.check(vlm)
     why = "as asked"
     if config.engine != "transformers":
         try:
@@ -58,8 +58,7 @@ def load(config: ServeConfig, log: Log, held: ExitStack, failed: Failed) -> Engi
     return TransformersEngine(vlm, defense, size, config.hold)
 
 
-def _upstream(config: ServeConfig, size: int, held: ExitStack) -> Engine:
-    from care.defenses.loading import load_defense
+def _upstream(config: ServeConfig, defense: Defense, size: int, held: ExitStack) -> Engine:
     from care.interfaces.serve.reading_together import Reader
     from care.interfaces.serve.upstream import Upstream, UpstreamRepair, UpstreamVLM
     from care.interfaces.serve.upstream_engine import UpstreamEngine
@@ -69,7 +68,8 @@ def _upstream(config: ServeConfig, size: int, held: ExitStack) -> Engine:
     upstream = Upstream.of(config.upstream, config.upstream_model, parallel)
     held.callback(upstream.close)
     vlm = config.model.load()
-    repair = UpstreamRepair.of(load_defense(config.repair, vlm), Reader(vlm, size))
+    defense.check(vlm)
+    repair = UpstreamRepair.of(defense, Reader(vlm, size))
     return UpstreamEngine(UpstreamVLM(vlm, upstream), repair, parallel, config.hold)
 
 
