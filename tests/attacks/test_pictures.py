@@ -269,6 +269,7 @@ def test_soft_tokens_score_as_their_text_and_pull_on_the_picture(reads):
     assert float(found.detach()) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_monitors_word_is_part_of_the_loss_where_there_are_monitors(tmp_path, monkeypatch):
     monkeypatch.setattr(ModelSpec, "answer_length", lambda self, asked: 3)
     attack = SoftTokens(
@@ -393,6 +394,7 @@ def test_the_score_beside_a_picture_is_the_monitors_and_pulls_on_it(pooling):
     assert [float(score.detach()) for score in found] == pytest.approx(scores, rel=1e-3, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_picture_is_made_past_a_monitor_that_sees_it(tmp_path):
     """The hinge takes its score below the threshold; without a seeing monitor nothing is added."""
     vlm, suite = tiny_vlm(), held_out(images=True)

@@ -21,6 +21,7 @@ HELD = {"ffn_out": True, "mhsa_out": True, "ffn_neurons": True, "layer_out": Fal
 AFTER_NORMS = HELD | {"ffn_out": False, "mhsa_out": False}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_every_family(family, tmp_path):
     vlm = VLM(*tiny.FAMILIES[family](), name=family)

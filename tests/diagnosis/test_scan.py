@@ -164,6 +164,7 @@ def everything(vlm, size):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
 @pytest.mark.parametrize("size", [1, 3])
 def test_replays_of_every_removal_equal_full_passes(family, size):

@@ -157,6 +157,7 @@ def test_a_resumed_run_makes_no_image_again(finished, monkeypatch):
     assert Path("run/table.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_an_interrupted_attack_is_gone_on_with(world, monkeypatch):
     real, seen = evaluation_attacks.make_image, []
 

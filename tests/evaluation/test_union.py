@@ -203,6 +203,7 @@ def test_parts_need_one_repair_that_has_both(world, capsys):
     assert "edits and monitors" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_image_of_a_preset_is_made_on_what_decides(world):
     attack = "pgd-32,steps=2,requests=asked.jsonl,target=To {goal}"
     assert evaluate(attacks=(attack,)) == 0

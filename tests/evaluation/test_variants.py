@@ -90,6 +90,7 @@ def test_every_attack_is_answered_under_every_defense_and_told(world, capsys):
     assert set(facts["suites"]) == {"test", *tries} and set(tries) <= set(facts["pinned"]["suites"])
 
 
+@pytest.mark.slow
 def test_resumed_it_ends_with_the_same_rows_and_another_option_is_another_run(world, capsys):
     assert evaluate() == 0
     before = rows_of()
@@ -235,6 +236,7 @@ def test_goals_that_a_search_optimises_on_are_not_held_out(world, capsys):
 JOINED = ("templates,n=2", "openings", SEARCHED, "best-of-16,samples=2", "joined")
 
 
+@pytest.mark.slow
 def test_the_strongest_parts_are_joined_for_each_defense(world, monkeypatch, capsys):
     monkeypatch.setattr(RulesJudge, "__call__", judged_by_length)
     assert evaluate(attacks=JOINED) == 0, capsys.readouterr().err

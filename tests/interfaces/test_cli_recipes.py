@@ -136,6 +136,7 @@ def test_a_recipe_of_the_package_makes_a_job_on_suites_of_the_published_layout(
     assert all(any(s.role == "attack" for s in suites) for suites in plan.values())
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_what_the_job_would_ask(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

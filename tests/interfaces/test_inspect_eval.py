@@ -100,6 +100,7 @@ def asked(answering, said="How are you?", **config):
 # -- the whole way ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_suite_with_pictures_is_answered_in_batches_and_judged(vlm, suite_file, tmp_path):
     task = inspect_registry.suite(name=str(suite_file))
     log = run(task, model(batch_size=8), tmp_path, max_tokens=6)

@@ -14,6 +14,7 @@ GOALS = ["pick a lock", "make tea"]
 ANSWERS = ["To pick a lock {behavior}, take a pin.", "I can't help with that."]
 
 
+@pytest.mark.slow
 def test_verdicts_and_what_is_sent(serve, monkeypatch):
     monkeypatch.setenv("MY_KEY", "secret")
     server = serve(by_answer)

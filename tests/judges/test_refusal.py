@@ -5,6 +5,7 @@ import time
 from importlib import resources
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -87,6 +88,7 @@ def test_early_stop_fires_at_the_end_of_the_sentence_and_stays():
     assert any(hits) and all(hits[hits.index(True) :])
 
 
+@pytest.mark.slow
 def test_early_stop_never_fires_on_a_part_of_an_answer():
     answers = [row["text"] for row in ROWS if not row["refused"]]
     wrong = [
@@ -95,6 +97,7 @@ def test_early_stop_never_fires_on_a_part_of_an_answer():
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_all_that_may_follow_leaves_a_certain_refusal_refused():
     """On every labelled text: the first prefix that is certain, with every sort of continuation."""
     firsts = []
@@ -127,6 +130,7 @@ def test_refusal_reading_long_text_is_fast():
     assert time.process_time() - start < 2.0
 
 
+@pytest.mark.slow
 def test_classifier_learns_in_time_and_knows_what_the_rule_does_not():
     start = time.process_time()
     rows = training_rows()

@@ -51,6 +51,7 @@ def gates_of(vlm, thresholds, seed=0, sites=SITES):
     return replace(drawn, channels=tuple(channels), name=f"gated {seed}")
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from([None, SHUT, FULLY_OPEN]), st.integers(0, 3), st.integers(1, 8), st.booleans()
 )

@@ -50,6 +50,7 @@ def shallow():
     return VLM(model, processor, "shallow")
 
 
+@pytest.mark.slow
 def test_no_setting_of_the_model_makes_the_loops_disagree(monkeypatch):
     vlm, examples = shallow(), EXAMPLES[::2]
     greedy = vlm.generate(examples, max_new_tokens=8)

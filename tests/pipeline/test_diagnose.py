@@ -78,6 +78,7 @@ def test_the_function_finds_what_the_command_finds(
         assert {(channel.modality, channel.site) for channel in repair.channels} == named
 
 
+@pytest.mark.slow
 def test_goals_are_held_out_where_no_others_are_given(
     files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,6 +54,7 @@ def a_job(fitted: Path, attacks: Path, out: Path, resume: bool = False, **more) 
     return UpdateJob(repair=fitted, attacks=attacks, run=RunSpec(out, resume, 0, 16), **options)
 
 
+@pytest.mark.slow
 def test_half_is_folded_in_and_the_other_half_asked(fitted, tmp_path):
     attacks = new_attacks(tmp_path)
     benign = tmp_path / "fine.jsonl"

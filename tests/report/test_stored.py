@@ -66,6 +66,7 @@ def test_where_nothing_can_be_shown_it_says_what_to_pass(tmp_path):
             pages_of(place)
 
 
+@pytest.mark.slow
 def test_no_torch_is_imported(whole):
     code = (
         "import sys; from pathlib import Path; from care.report.stored import pages_of\n"

@@ -118,6 +118,7 @@ def alone_of(vlm, middle):
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 2**31),

@@ -48,6 +48,7 @@ def readings(vlm):
 # -- the same answer -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(
     place=st.integers(0, 2),
     which=st.lists(st.sampled_from([NEVER, 0, 1, 2, ALWAYS]), min_size=2, max_size=2),

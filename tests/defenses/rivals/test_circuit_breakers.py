@@ -31,6 +31,7 @@ def test_the_losses_by_hand():
     assert moved(before, after).item() == pytest.approx((1 + 2 + 2**0.5) / 3)
 
 
+@pytest.mark.slow
 def test_complying_is_turned_away_and_the_rest_stays(vlm):
     told = fits.material(2, 2)
     found = CircuitBreakers.fit(

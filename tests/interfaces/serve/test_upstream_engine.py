@@ -174,6 +174,7 @@ def test_what_is_read_at_once_is_read_in_one_pass(vlm, there):
     assert [a.care["alarms"][0]["monitor"] for a in answers] == ["request"] * 16
 
 
+@pytest.mark.slow
 def test_alarms_of_many_are_those_of_each_alone(vlm, there):
     texts = [f"how do you wash car number {n} ?" for n in range(16)]
     alone = [
@@ -200,6 +201,7 @@ def half(vlm, texts):
     return repaired(**{monitor.reads: median(scores)})
 
 
+@pytest.mark.slow
 def test_closed_channels_are_those_of_one_request_alone(vlm, there):
     edits = engine(vlm, there, repaired().edits_only())
     with (

@@ -18,6 +18,7 @@ def of_all():
     return agreement()
 
 
+@pytest.mark.slow
 def test_agreement_with_hand_labels(of_all):
     got = of_all
     assert got["n"] == len(refusals())
@@ -121,6 +122,7 @@ def test_kappa_closed_cases():
     assert kappa(np.array(["a", "b", "c"]), np.array(["a", "b", "b"])) == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_agreement_command_prints_json(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["judges"])
     with pytest.raises(SystemExit) as end:

@@ -44,6 +44,7 @@ def test_registers_that_were_not_trained_on_agree():
         assert found["by_kind"][kind]["accuracy"]["rate"] >= 0.8, kind
 
 
+@pytest.mark.slow
 def test_an_author_who_was_not_trained_on_agrees():
     found = left_out("author")["by_author"]["third"]  # the rules weren't mended on it
     assert found["n"] >= 400 and found["kappa"]["rate"] >= 0.85
@@ -97,6 +98,7 @@ def test_the_documentation_shows_every_kind():
         assert re.search(rf"^\| {re.escape(kind)} \|", text, re.MULTILINE), kind
 
 
+@pytest.mark.slow
 def test_the_command_shows_them(monkeypatch, capsys):
     monkeypatch.setattr("tools.judges.__main__.left_out", lambda by: {"by": by})
     once, held = agreement(), held_out()
