@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 
 import httpx
@@ -126,6 +127,19 @@ def test_sixteen_clients_at_once_get_what_the_library_answers_one_by_one(vlm, wa
         streamed = [content(create(running, n, stream=True)) for n in range(16)]
         assert [text for text, _, _ in streamed] == [answer.text for answer in alone]
         assert [care["source"] for _, care, _ in streamed] == [answer.source for answer in alone]
+
+
+def test_words_that_an_answer_is_begun_with_count_as_prompt(vlm):
+    edits, opening = repaired().edits_only(), "To wash a car"
+    begun = replace(example(0), opening=opening)
+    [there] = edits.answer(vlm, [begun], max_new_tokens=8)
+    longer = [*messages(0), {"role": "assistant", "content": opening}]
+    with serving(Counted(vlm, edits)) as running:
+        got = create(running, messages=longer, max_tokens=8)
+    assert got.choices[0].message.content == there.text
+    assert there.text.startswith(opening) and there.tokens > 8
+    assert got.usage.completion_tokens == 8
+    assert got.usage.total_tokens == there.prompt_tokens + there.tokens
 
 
 def test_a_stream_that_is_alone_comes_in_pieces_and_others_whole(vlm):

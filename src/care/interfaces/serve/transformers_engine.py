@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from care.interfaces.requests.batching import Batches
@@ -35,7 +36,19 @@ class TransformersEngine(OneModel):
         """See `Engine`."""
         with read_again():
             answer = await self._batches.ask((asked.decoding, asked.repaired), asked)
-        return self._served(answer, asked)
+        return self._served(self._counted(answer, asked.conversation.opening), asked)
+
+    def _counted(self, answer: Answer, opening: str) -> Answer:
+        """Numbers of tokens as other servers tell them: words that others began an answer with
+        belong to the prompt. Only the model's answer to all that was asked has them."""
+        from care.models.batches import answer_ids
+
+        if not opening or answer.source != "model":
+            return answer
+        with self._counting:
+            begun = len(answer_ids(self._processor.tokenizer, opening))
+        prompt, tokens = answer.prompt_tokens + begun, answer.tokens - begun
+        return replace(answer, prompt_tokens=prompt, tokens=tokens)
 
     def _work(self, settings: tuple[Decoding, bool], batch: list[Pending]) -> Sequence[Answer]:
         how = options(settings[0], self._size)
