@@ -4,7 +4,7 @@ import base64
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from care.errors import UsageError
@@ -50,6 +50,7 @@ def test_a_key_that_is_said_again_is_hidden(serve, monkeypatch, form):
     st.text(max_size=30),
 )
 def test_no_key_survives(key, before, after):
+    assume(key not in "[hidden]")  # what stands in its place
     for form in (key, quote(key, safe=""), base64.b64encode(key.encode()).decode().rstrip("=")):
         assert form not in without_key(before + form + after, key)
 

@@ -102,7 +102,7 @@ def gone(*pids):
 def running(pid):
     try:
         said = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # it ended before, or while that was read
         return False
     return said.rpartition(")")[2].split()[0] != "Z"
 
