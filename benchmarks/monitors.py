@@ -1,11 +1,13 @@
 """What monitors add to the time of an answer that raises no alarm (embedded model, one at a time).
 
-    share(n) = (request + n tokens of what is said read) / (prompt and picture + n decode steps)
+    share(n) = (request read twice + n tokens of what is said read)
+               / (prompt and picture + n decode steps)
 
-What is said is read as an answer and as an exchange, which are told apart too. A decode step is
-timed as the difference between answers of 24 tokens and of one, and the reading of n tokens on a
-text of n tokens; all interleaved in one process. Medians of the rounds, with the
-interval of their bootstrap. The last line is one JSON object.
+A request is read by a detector and by the model's own refusal log-odds; what is said is read as an
+answer and as an exchange, which are told apart too. A decode step is timed as the difference
+between answers of 24 tokens and of one, and the reading of n tokens on a text of n tokens; all
+interleaved in one process. Medians of the rounds, with the interval of their bootstrap. The last
+line is one JSON object.
 """
 
 from __future__ import annotations
@@ -61,6 +63,7 @@ def main() -> None:
         "one": lambda: answer(1),
         "24": lambda: answer(24),
         "request": lambda: watching[0].alarms(vlm, [Exchange(asked)], 1),
+        "own refusal": lambda: Monitor("request", 1e9).alarms(vlm, [Exchange(asked)], 1),
     }
     for monitor, n in product(watching[1:], texts):
         read = partial(monitor.alarms, vlm, [Exchange(asked, texts[n])], 1)
@@ -77,7 +80,8 @@ def main() -> None:
     def share(n: int, reads: Sequence[str], pick: np.ndarray) -> float:
         median = {name: float(np.median(part[pick])) for name, part in rows.items()}
         step = (median["24"] - median["one"]) / (said - 1)
-        read = median["request"] + sum(median[f"{each} {n}"] for each in reads)
+        read = median["request"] + median["own refusal"]
+        read += sum(median[f"{each} {n}"] for each in reads)
         return read / (median["one"] + (n - 1) * step)
 
     drawn = [rng.integers(0, rounds, rounds) for _ in range(1000)]

@@ -27,7 +27,7 @@ LATER = "leace"
 def asked(out: Path, *more: str) -> ComparisonTable:
     """The table of a quick comparison, as it is on disk."""
     rivals = [word for name in RIVALS for word in ("--defense", name)]
-    given = ["compare", "--quick", "--test-length", "12", *rivals, *more]
+    given = ["compare", "--quick", "--test-length", "48", *rivals, *more]
     assert main([*given, "--out", str(out)]) == 0
     tree = json.loads((out / "table.json").read_text())
     assert (tree.pop("schema"), tree.pop("title")) == (SCHEMA, TITLE)

@@ -18,7 +18,7 @@ from care.interfaces.cli.app import main
 from care.pipeline import compare as comparing
 from care.pipeline.compare import compare
 from care.pipeline.comparison_attacks import AskedAttacks
-from care.pipeline.comparison_rows import QUICKER, rivals
+from care.pipeline.comparison_rows import FIRST, NOT_QUICK, QUICKER, rivals
 from care.pipeline.config import CompareJob
 from care.pipeline.tuning import TuningSize, options_of, settings_of
 from care.report.comparison import SCHEMA, TITLE, write_comparison
@@ -150,15 +150,16 @@ def test_settings_that_cannot_be_fitted_are_told_and_rows_are_added_to_what_is_t
             raise FitError("too deep")
         return fit(cls, *given, **options)
 
-    monkeypatch.setattr(comparing, "QUICK", replace(SIZE, settings=6))
+    monkeypatch.setattr(comparing, "FIRST_LOOK", replace(SIZE, settings=6))
     monkeypatch.setattr(DifferenceOfMeans, "fit", classmethod(fails_deep))
     asked: dict[str, Any] = {"defenses": ("difference-of-means",), "quick": True}
     asked |= own_files(tmp_path, 480)
     with monkeypatch.context() as before:
-        before.setattr(comparing, "tuned_plans", dict)
+        before.setattr(comparing, "tuned_plans", lambda quick: {})
         old = compare(a_job(tmp_path / "out", **asked))
     table = compare(a_job(tmp_path / "out", resume=True, **asked))
-    new = {plan.name for plan in comparing.tuned_plans().values()}
+    new = {plan.name for plan in comparing.tuned_plans(quick=True).values()}
+    assert new == {TUNED} and {row.name for row in table.rows}.isdisjoint(NOT_QUICK)
     assert {row.name for row in table.rows} - {row.name for row in old.rows} == new
     kept = [row for row in untimed(table).rows if row.name not in new]
     for one, other in zip(untimed(old).rows, kept, strict=True):  # p is corrected over more rows
@@ -172,6 +173,8 @@ def test_settings_that_cannot_be_fitted_are_told_and_rows_are_added_to_what_is_t
 
 def test_what_a_quick_one_shortens_are_options_of_its_rivals() -> None:
     there = rivals([])
+    assert list(rivals([], quick=True)) == list(FIRST) and set(FIRST) < there.keys()
+    assert rivals(["all"], quick=True) == rivals(["all"]) == there
     known = [name for name in QUICKER if name in there]
     assert known
     for name in known:
@@ -187,6 +190,8 @@ def test_wrong_names_are_one_sentence(tmp_path: Path) -> None:
         rivals(["astro"])
     with pytest.raises(UsageError, match="no rival 'repair'"):
         rivals(["repair"])
+    with pytest.raises(UsageError, match="no rival 'all'"):
+        rivals(["all", "astra"])
     with pytest.raises(UsageError, match="named twice"):
         rivals(["astra", "astra"])
     with pytest.raises(UsageError, match="gcg searches on each defense"):

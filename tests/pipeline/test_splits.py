@@ -10,12 +10,14 @@ import pytest
 from care.data.small_world import suites
 from care.data.small_world.suites import FIT_LENGTHS, SELECTION_LENGTHS
 from care.errors import DataError, UsageError
+from care.evaluation.config import StoredConfig
 from care.evaluation.results import Results
 from care.models.spec import ModelSpec
-from care.pipeline.config import RepairJob
+from care.pipeline.config import CompareJob, RepairJob, job_of
 from care.pipeline.selection import mean_rates
 from care.pipeline.splits import split_examples, suites_of
 from care.runs.spec import RunSpec
+from care.typed import from_tree
 
 
 def write(path: Path, kind: str, count: int) -> Path:
@@ -85,6 +87,25 @@ def test_a_quick_job_asks_a_quarter_of_every_suite(tmp_path: Path, split: str) -
     for some, of in zip(*(suites_of(RepairJob(**own, quick=q), split) for q in (True, False)),
                         strict=True):  # fmt: skip
         assert len(some) == -(-len(of) // 4) and set(some) < set(of)
+
+
+@pytest.mark.parametrize(("split", "times"), [("fit", 6), ("validation", 8), ("test", 16)])
+def test_a_quick_comparison_asks_less(tmp_path: Path, split: str, times: int) -> None:
+    jobs = [CompareJob(quick=quick) for quick in (True, False)]
+    part, whole = (suites_of(job, split) for job in jobs)
+    assert [len(suite) for suite in part] == [-(-len(suite) // times) for suite in whole]
+    assert {e.category for suite in part for e in suite} >= {"pictured", "written"}
+    assert jobs[0].config()["quick"].endswith("a sixteenth to test")
+    tree = json.loads(json.dumps(jobs[0].config()))
+    stored = from_tree(StoredConfig, tree, "config", strict=False, what="The manifest")
+    assert suites_of(job_of(stored), split) == part
+    own = {
+        "attacks": write(tmp_path / "a.jsonl", "malicious", 200),
+        "benign": write(tmp_path / "b.jsonl", "benign", 200),
+    }
+    for some, of in zip(*(suites_of(CompareJob(**own, quick=q), split) for q in (True, False)),
+                        strict=True):  # fmt: skip
+        assert len(some) == -(-len(of) // times) and set(some) < set(of)
 
 
 def test_a_handful_of_own_examples_is_too_few(tmp_path: Path) -> None:

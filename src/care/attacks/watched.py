@@ -7,7 +7,8 @@ to every token of the request. Added to the loss of a request is `WEIGHT` times
     Σ over the monitors of max(s − threshold + 0.05, 0)
 
 with s read once, at the end of the request or of the wished answer. A monitor of answers alone
-reads what is said and nothing of the request: no suffix changes it but by what is said.
+reads what is said and nothing of the request: no suffix changes it but by what is said. Refusal
+log-odds of the request need no term: what makes the wished answer's first token likely lowers them.
 
 Of pictures: a monitor of requests has no picture to read, and one of what is said has no gradient
 but a surrogate of it (`said`). A control that reads each request beside its picture has one: of it

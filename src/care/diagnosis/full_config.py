@@ -90,3 +90,6 @@ BRIEF = DiagnosisConfig(
     repair_prompts=0,
 )
 """What the main job does on the way."""
+
+LAYERS = replace(BRIEF, sites=replace(BRIEF.sites, components=("layer",), top_sites=0))
+"""Of it, which layers are to be mended by the ablation of layers (`Diagnosis.ablated_layers`)."""

@@ -34,7 +34,7 @@ from care.defenses.base import Defense
 from care.defenses.material import with_decisions
 from care.defenses.repair.fitting import Fitter
 from care.diagnosis.activation_means import spread
-from care.diagnosis.full_config import BRIEF
+from care.diagnosis.full_config import LAYERS
 from care.diagnosis.results import Diagnosis
 from care.errors import FitError
 from care.evaluation.attack_scores import AttackFigure
@@ -50,6 +50,7 @@ from care.pipeline.care_settings import CareSettings
 from care.pipeline.comparison_attacks import AskedAttacks, attacked
 from care.pipeline.comparison_judges import ComparedRows, answers_of, halved, table_of
 from care.pipeline.comparison_rows import (
+    NOT_QUICK,
     QUICKER,
     CareRows,
     MaterialPart,
@@ -60,7 +61,7 @@ from care.pipeline.comparison_rows import (
     rivals,
     tuned_plans,
 )
-from care.pipeline.config import QUICKLY, CompareJob
+from care.pipeline.config import CompareJob
 from care.pipeline.fits import Fit, Fits, Made
 from care.pipeline.given_settings import Given, check_rows, read_settings, with_given
 from care.pipeline.overheads import BATCH, overheads
@@ -69,7 +70,7 @@ from care.pipeline.selection import RULE as CARES_RULE
 from care.pipeline.splits import Splits
 from care.pipeline.stages import Stages, compared_suites
 from care.pipeline.studies import OWN, Studied, Study, best_rivals, check_studies
-from care.pipeline.tuning import FULL, QUICK, Options, settings_of
+from care.pipeline.tuning import FIRST_LOOK, FULL, Options, settings_of
 from care.pipeline.workflow import open_run
 from care.report.comparison import write_comparison
 from care.runs.progress import Bar, silent
@@ -79,7 +80,7 @@ from care.runs.run import Run
 REFITS = "refits"
 """Folder of the answers of further fits."""
 
-TIMED, TIMED_QUICKLY = 4 * BATCH, BATCH
+TIMED, TIMED_QUICKLY = 4 * BATCH, BATCH // 2
 """Answers that are timed under each defense."""
 
 
@@ -116,7 +117,7 @@ def name_of(row: str, number: int) -> str:
 
 def compare(job: CompareJob, progress: Bar | None = None) -> ComparisonTable:
     """The whole comparison. UsageError for a rival, an attack or a study that there isn't."""
-    kinds, attacks = rivals(job.defenses), AskedAttacks.of(job.adaptive)
+    kinds, attacks = rivals(job.defenses, job.quick), AskedAttacks.of(job.adaptive)
     check_studies(job.studies)
     given = {} if job.settings is None else read_settings(job.settings)
     if job.settings is not None:
@@ -158,14 +159,14 @@ class _Comparison:
     ) -> None:
         self.job, self.run, self.work, self.fits, self.given = job, run, work, fits, given
         self.bar = progress or silent
-        self.size = QUICK if job.quick else FULL
+        self.size = FIRST_LOOK if job.quick else FULL
         self.search = SettingsSearch(work, fits, self.size)
 
     def made(self, kinds: Mapping[str, type[Defense]], attacks: AskedAttacks) -> ComparedRows:
         """All of it but the table."""
         work, job = self.work, self.job
         fitter = work.fitter()
-        diagnosis = work.channels(fitter, work.diagnosis(fitter, BRIEF))
+        diagnosis = work.channels(fitter, work.scanned(fitter, LAYERS))
         with self.run.stage("readings"):
             sites = work.vlm.anatomy.sites("layer_out")
             material = with_decisions(work.vlm, fitter.material, sites, job.batch)
@@ -174,7 +175,9 @@ class _Comparison:
         chosen, _ = work.select(shared, diagnosis)
         bare = work.bare_answers()
         own = CareRows(work, diagnosis, chosen, bare, materials)
-        plans = own.plans()
+        plans = [
+            (plan, make) for plan, make in own.plans() if not (job.quick and plan.name in NOT_QUICK)
+        ]
         with self.run.stage("fits"), self.bar("fits", len(plans) * job.fits) as bar:
             rows = [self._row(plan, make, bar.advance) for plan, make in plans]
         if (care := next(row for row in rows if row.plan.name == CARE)).fits[0].failed:
@@ -266,7 +269,7 @@ class _Comparison:
             return Fitter(self.work.vlm, materials.of(number), shared.config, job.batch)
 
         found = []
-        bare, plans = self.search.asked(), tuned_plans()
+        bare, plans = self.search.asked(), tuned_plans(job.quick)
         with self.run.stage("tuned"), self.bar("tuned", len(plans)) as bar:
             for preset, plan in plans.items():
                 own = CareSettings(
@@ -387,7 +390,7 @@ class _Comparison:
                 f"{', '.join(sorted(self.given))}."
             )
         if self.job.quick:
-            notes.append(f"Quick: {QUICKLY}, and one part of the suites.")
+            notes.append(f"Quick: {self.job.quickly}, and one part of the suites.")
         for name, options in quick.items():
             told = ", ".join(f"{key} = {value}" for key, value in options.items())
             notes.append(f"Quick: {name} is fitted with {told}.")

@@ -46,11 +46,35 @@ NO_RIVALS = ("repair", "neurons")
 CONTROLS = ("always-refuse", "random-monitor", "random-subspace")
 """Registered ones that nobody proposes: what a defense has to be better than."""
 
+FIRST = (
+    "astra",
+    "spo-vlm",
+    "refusal-pairs",
+    "text-first",
+    "self-reminder",
+    "difference-of-means",
+    "always-refuse",
+)
+"""Rivals of a quick comparison that names none: the paper's own, what costs nothing to try, one
+vector, and what none may be as safe as."""
+
+NOT_QUICK = (
+    "care: random monitors",
+    "care: shuffled labels",
+    "care: paper, tuned",
+    "care: official, tuned",
+)
+"""Rows of CARE that a quick comparison leaves out."""
+
+EVERY = "all"
+"""Names every rival there is."""
+
 QUICKER: Mapping[str, Options] = {
     "astra": {"pictures": 4, "draws": 1, "masks": 32, "grid": 7},
     "autosteer": {"steps": 15},
-    "circuit-breakers": {"steps": 10},
-    "refusal-pairs": {"steps": 10},
+    "circuit-breakers": {"steps": 10, "batch_size": 4},
+    "refusal-direction": {"train": 32, "validation": 8},
+    "refusal-pairs": {"steps": 10, "batch_size": 4},
     "smoothing": {"copies": 3},
     "spo-vlm": {"steps": 10},
 }
@@ -108,9 +132,14 @@ class Materials:
         return len(part.complied) + len(part.refused), len(part.answered)
 
 
-def rivals(names: Sequence[str]) -> dict[str, type[Defense]]:
-    """The rivals of these names, or all there are; UsageError for an unknown one."""
+def rivals(names: Sequence[str], quick: bool = False) -> dict[str, type[Defense]]:
+    """The rivals of these names; without any all there are, or of a `quick` comparison the first to
+    look at. UsageError for an unknown one."""
     there = [name for name in known.names() if name not in NO_RIVALS]
+    if not names and quick:
+        names = FIRST
+    if tuple(names) == (EVERY,):
+        names = ()
     for name in names:
         if name not in there:
             raise UsageError(
@@ -122,12 +151,17 @@ def rivals(names: Sequence[str]) -> dict[str, type[Defense]]:
     return {name: kind for name in names or there if (kind := known.kind_of(name)) is not None}
 
 
-def tuned_plans() -> dict[Preset, RowPlan]:
-    """The rows of CARE's presets at the rivals' budget; the default's has no name of a preset."""
+def tuned_plans(quick: bool = False) -> dict[Preset, RowPlan]:
+    """The rows of CARE's presets at the rivals' budget; the default's has no name of a preset.
+
+    Of a `quick` comparison those that it has.
+    """
     names: dict[Preset, str] = {preset: f"care: {preset}, tuned" for preset in PRESETS}
     names["corrected"] = TUNED
     return {
-        preset: RowPlan(name, "care", Repair.cost, Repair.paper) for preset, name in names.items()
+        preset: RowPlan(name, "care", Repair.cost, Repair.paper)
+        for preset, name in names.items()
+        if not (quick and name in NOT_QUICK)
     }
 
 

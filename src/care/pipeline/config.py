@@ -7,6 +7,7 @@ what it does in `workflow`.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -35,10 +36,17 @@ UNCONSTRAINED = "unconstrained"
 SHORT = 24
 """Tokens of an answer that the rules alone judge, who tell by its beginning."""
 
-QUICK = 4
+Split = Literal["fit", "validation", "test"]
+
+QUICK: Mapping[Split, int] = {"fit": 4, "validation": 4, "test": 4}
 """One in so many examples is asked in a quick job."""
 QUICKLY = "a quarter of the examples"
 """The same in words, for what a quick job writes."""
+
+FIRST_LOOK: Mapping[Split, int] = {"fit": 6, "validation": 8, "test": 16}
+"""One in so many is asked in a quick comparison; of fewer to fit on no rank of 64 is solved."""
+FIRST_LOOKED = "a sixth of the examples to fit on, an eighth to choose by, a sixteenth to test"
+"""The same in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +110,15 @@ class RepairJob:
         """The shard that is asked for."""
         return None if self.shard is None else Shard.of(self.shard)
 
+    def one_in(self, split: Split) -> int:
+        """One in so many examples of that split is asked."""
+        return QUICK[split] if self.quick else 1
+
+    @property
+    def quickly(self) -> str:
+        """What of the examples a quick one asks."""
+        return QUICKLY
+
     @property
     def batch(self) -> int:
         """Examples that are answered together."""
@@ -133,7 +150,7 @@ class RepairJob:
 
     def config(self) -> dict[str, Any]:
         """Everything that decides the numbers, for the manifest."""
-        quick = {"quick": QUICKLY} if self.quick else {}
+        quick = {"quick": self.quickly} if self.quick else {}
         tune = {"tune": True} if self.tune else {}
         named: dict[str, Any] = {name: ",".join(getattr(self, name)) or None for name in NAMED[:2]}
         # Jobs of versions that knew no such options go on: they say nothing of them.
@@ -162,7 +179,8 @@ def job_of(config: StoredConfig) -> RepairJob:
     attacks, benign = (
         tuple(part.split(",")) if part else () for part in (config.attacks, config.benign)
     )
-    return RepairJob(
+    kind = CompareJob if config.quick == FIRST_LOOKED else RepairJob
+    return kind(
         run=RunSpec(Path(), seed=config.seed),
         attacks=attacks,
         benign=benign,
@@ -246,9 +264,10 @@ class CompareJob(RepairJob):
     run: RunSpec = RunSpec(Path("runs/compare"))
     """Where it goes."""
     quick: bool = False
-    """A quarter of the examples, fewer settings and one fit, for a first look."""
+    """Few rivals, a sixth of the examples or less, two settings and one fit, for a first look."""
     defenses: Annotated[tuple[str, ...], Said("--defense")] = ()
-    """A rival to compare, see `care list defenses`; none: all there are; repeatable."""
+    """A rival to compare, see `care list defenses`, or all; none: all there are, or seven of a
+    quick one; repeatable."""
     seeds: Annotated[int | None, Between(1, 100)] = None
     """Fits of every row, each on another part of the material; none: 3, or 1 of a quick one."""
     fitted_on: Annotated[int | None, Between(8, MANY)] = None
@@ -267,6 +286,15 @@ class CompareJob(RepairJob):
         super().__post_init__()
         if self.tune:
             raise UsageError("a comparison tunes every defense as it is: leave out tune=True")
+
+    def one_in(self, split: Split) -> int:
+        """See `RepairJob`."""
+        return FIRST_LOOK[split] if self.quick else 1
+
+    @property
+    def quickly(self) -> str:
+        """See `RepairJob`."""
+        return FIRST_LOOKED
 
     @property
     def fits(self) -> int:

@@ -37,10 +37,10 @@ from care.pipeline.stages import compared_suites
 
 _CHECKED = 3
 """Passes that show of a batch whether replays suit the model."""
-_WATCHED, _LISTENED = 7, 4
+_WATCHED, _LISTENED = 8, 5
 """Texts that are read for an answer that is watched, begun anew after an alarm, or refused then:
-the request by a monitor and by the model, the answer by two monitors, and all but the first of
-these again."""
+the request by two monitors and by the model, the answer by two monitors, and all but the first two
+of these again."""
 _ROW, _PER_TOKEN = 900, 5
 """Bytes of a judged row without its answer, and of a token of that."""
 
@@ -231,8 +231,9 @@ def _monitors(
     config: RepairConfig, plan: Mapping[Split, Sequence[Suite]], counted: int
 ) -> StageWork:
     """Requests, answers and both read as text: those to fit on, those to choose by, and harmless
-    ones again for monitors with random directions and for what is remembered."""
+    ones again for monitors with random directions and for what is remembered; of requests also for
+    their refusal log-odds."""
     assert config.monitors is not None
     fit = sum(min(2 * config.monitors.most, len(suite)) for suite in plan["fit"])
     harmless = sum(min(HARMLESS, len(s)) for s in plan["fit"] if s.role != "attack")
-    return StageWork("monitors", 0, 0, 3 * (fit + 2 * counted + harmless))
+    return StageWork("monitors", 0, 0, 3 * (fit + 2 * counted + harmless) + counted)

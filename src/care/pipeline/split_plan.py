@@ -26,9 +26,8 @@ from care.data.example import Example, Suite
 from care.data.registry import REGISTRY, load_suite
 from care.errors import DataError, UsageError
 from care.evaluation.suites import attack_suites, harmless_suites
-from care.pipeline.config import RepairJob
+from care.pipeline.config import RepairJob, Split
 
-Split = Literal["fit", "validation", "test"]
 Splits = Mapping[Split, Sequence[Suite]]
 
 SHARES: Mapping[Split, float] = {"fit": 0.5, "validation": 0.7, "test": 1.0}

@@ -20,7 +20,7 @@ from care.data.minimal_pairs import Pair
 from care.data.registry import REGISTRY
 from care.data.small_world.suites import FIT_LENGTHS, SELECTION_LENGTHS, TEST_LENGTH
 from care.diagnosis.activation_means import spread
-from care.pipeline.config import QUICK, RepairJob
+from care.pipeline.config import RepairJob
 from care.pipeline.split_plan import NamedSuites, Split, split_by_goal, without_leaks
 
 SAMPLE = 6
@@ -69,14 +69,15 @@ def plan_of(
     found = without_leaks(found, named.tested, job.leaks == "leave-out")
     if not job.quick:
         return found
-    return {split: [_quickly(suite, job) for suite in found[split]] for split in found}
+    return {split: [_quickly(suite, job, split) for suite in found[split]] for split in found}
 
 
-def _quickly(suite: Suite, job: RepairJob) -> Suite:
-    """A quarter of a named suite; the small world's are made that short."""
+def _quickly(suite: Suite, job: RepairJob, split: Split) -> Suite:
+    """A part of a named suite; the small world's are made that short."""
     if not job.attacks and suite.name in FIT_LENGTHS:
         return suite
-    return replace(suite, examples=tuple(spread(suite.examples, math.ceil(len(suite) / QUICK))))
+    length = math.ceil(len(suite) / job.one_in(split))
+    return replace(suite, examples=tuple(spread(suite.examples, length)))
 
 
 def suites_of(job: RepairJob, split: Split) -> list[Suite]:
@@ -113,8 +114,7 @@ def _small_world(job: RepairJob, split: Split) -> list[Suite]:
             length = min(length, length * job.test_length // TEST_LENGTH) or 1
         else:
             length = FIT_LENGTHS[name]
-        if job.quick:
-            length = math.ceil(length / QUICK)
+        length = math.ceil(length / job.one_in(split))
         made.append(suites.load(name, split, length))
     return made
 

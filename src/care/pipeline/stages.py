@@ -161,17 +161,6 @@ class Stages(Workspace):
         On the fit split; neurons to suppress, if they are asked for, are chosen on validation.
         """
         parts = self.parts(fitter, config)
-
-        def scanned() -> SitesFound:
-            rows = Rows(self.run.path / "scan.jsonl")
-            done = [ScanRow.from_json(row) for row in rows.all()]
-            try:
-                return parts.sites(
-                    done, lambda row: rows.add({"key": str(len(rows)), **row.to_json()})
-                )
-            finally:
-                rows.close()
-
         kept = self.run.path / "neurons-repair.json"
 
         @cache
@@ -186,7 +175,7 @@ class Stages(Workspace):
             compared = rival() if config.repair_prompts else None
             return parts.neurons(compared, keep, self.kept("neurons"))
 
-        sites = self.stage("sites", SitesFound, scanned)
+        sites = self._sites(parts)
         effects = self.stage(
             "effects", tuple[SiteEffects, ...], lambda: parts.effects(self.kept("effects"))
         )
@@ -202,6 +191,23 @@ class Stages(Workspace):
             "curves", tuple[Faithfulness, ...], lambda: parts.curves(effects, found)
         )
         return Diagnosis.of(sites, effects, found, curves)
+
+    def scanned(self, fitter: Fitter, config: DiagnosisConfig) -> Diagnosis:
+        """Of the diagnosis the scan of sites alone, by which presets choose their layers."""
+        return Diagnosis.of(self._sites(self.parts(fitter, config)), (), None, ())
+
+    def _sites(self, parts: DiagnosisParts) -> SitesFound:
+        def make() -> SitesFound:
+            rows = Rows(self.run.path / "scan.jsonl")
+            done = [ScanRow.from_json(row) for row in rows.all()]
+            try:
+                return parts.sites(
+                    done, lambda row: rows.add({"key": str(len(rows)), **row.to_json()})
+                )
+            finally:
+                rows.close()
+
+        return self.stage("sites", SitesFound, make)
 
     def judged(
         self, suites: Sequence[Suite], neurons: NeuronSuppression, rival: Repair

@@ -83,7 +83,8 @@ def test_without_validation_cross_fitted_scores_decide(vlm):
 
 def test_monitors_watch_requests_and_what_is_said(vlm):
     found = fit_monitors(vlm, said(), said(start=100), SMALL)
-    assert [monitor.reads for monitor in found.monitors] == ["request", *found.choices[0].reads]
+    reads = [monitor.reads for monitor in found.monitors]
+    assert reads == ["request", *found.choices[0].reads, "request"]
     assert len(found.choices) == 3 and set(found.tried) == {"request", "answer", "exchange"}
     best = np.mean(list(found.choices[0].missed.values()))
     for other in found.choices[1:]:
@@ -92,6 +93,23 @@ def test_monitors_watch_requests_and_what_is_said(vlm):
     assert [any(t.site is None for t in found.tried[r]) for r in ("request", "answer")] == [
         True
     ] * 2
+
+
+def test_what_the_model_refuses_as_text_is_watched_beside_a_detector(vlm):
+    """Its threshold is that of the harmless requests' own log-odds, at the share of each kind."""
+    held = said(start=100)
+    found = fit_monitors(vlm, said(), held, SMALL)
+    detector, *_, odds = found.monitors
+    assert detector.site is not None and odds.site is None and odds.reads == "request"
+    harmless = {e.prompt: e.text_alone() for e, _, _ in held if e.kind == "benign"}
+    scores = vlm.refusal_log_odds(list(harmless.values()))
+    assert (scores > odds.threshold).mean() <= SMALL.share()
+    assert np.isclose(scores, odds.threshold, atol=1e-4).any()
+    # Where the log-odds are what is taken of requests, they stand there once.
+    fits = fit_monitor(vlm, "request", *([labelled_request(e) for e, _, _ in part]
+                       for part in (said(), held)), SMALL)  # fmt: skip
+    assert fits.best.site is not None and fits.odds is not None and fits.odds.odds is None
+    assert fits.odds.best.site is None and fits.odds.tried == fits.tried
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
-"""Which monitors watch a model: one for requests, and one or two for what is said.
+"""Which monitors watch a model: one or two for requests, and one or two for what is said.
 
 They are fitted on the model's own answers, and chosen on others. A monitor of requests is always
-there, since its answers are what can be certified. Of answer and exchange, either or both are
-taken, by one rule: the share of harmful answers that raise no alarm, meaned over the attack suites,
-is to be least; of choices that are less than a point apart, the one with more monitors. Two
-monitors of answers share the stated false alarms, and what passes one may not pass the other: a
-suffix can be searched that moves the score of an exchange, which holds it, but it moves that of the
-answer by what is said alone.
+there, since its answers are what can be certified. Beside a detector stand the refusal log-odds of
+the request's text, what the model itself would refuse without the picture: the defense `text-first`
+for one pass in place of an answer, with as many false alarms of their own. Of answer and exchange,
+either or both are taken, by one rule: the share of harmful answers that raise no alarm, meaned over
+the attack suites, is to be least; of choices that are less than a point apart, the one with more
+monitors. Two monitors of answers share the stated false alarms, and what passes one may not pass
+the other: a suffix can be searched that moves the score of an exchange, which holds it, but it
+moves that of the answer by what is said alone.
 """
 
 from __future__ import annotations
@@ -107,6 +109,8 @@ def fit_monitors(
             remembered(vlm, fits[reads], config, share, batch_size)
             for reads, share in shared.items()
         ]
+        if (odds := fits["request"].odds) is not None:
+            memory.append(remembered(vlm, odds, config, config.share(), batch_size))
     order = [taken, *(each for each in choices if each is not taken)]
     return MonitorsFit(
         _watching(fits, taken.reads, config),
@@ -123,9 +127,12 @@ def fit_monitors(
 def _watching(
     fits: Mapping[Reads, MonitorFit], answers: tuple[Reads, ...], config: MonitorConfig
 ) -> tuple[Monitor, ...]:
-    """The monitor of requests and those of answers, which divide the share of false alarms."""
+    """The monitor of requests and those of answers, which divide the share of false alarms, and
+    the refusal log-odds of requests."""
     found = [fits["request"].best.monitor(config.share())]
     found += [fits[reads].best.monitor(config.share(len(answers))) for reads in answers]
+    if (odds := fits["request"].odds) is not None:
+        found.append(odds.best.monitor(config.share()))
     return tuple(found)
 
 

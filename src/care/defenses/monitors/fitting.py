@@ -77,7 +77,8 @@ class MonitorConfig:
     """Weight of the diagonal in a detector's covariance."""
     false_alarms: float = 0.05
     """Greatest share of each kind of harmless examples that may raise an alarm: half of it by their
-    requests, half by what is answered."""
+    requests, half by what is answered. The refusal log-odds of requests may raise half as many
+    besides, of which the model would refuse the text."""
 
     def __post_init__(self) -> None:
         if not (0 < self.false_alarms < 1 and 0 < self.shrinkage <= 1):
@@ -160,6 +161,8 @@ class MonitorFit:
     held: tuple[Labelled, ...]
     """The examples to choose on, as they are read; none where those to fit on took their place,
     but for refusal log-odds."""
+    odds: MonitorFit | None = None
+    """The same with the refusal log-odds taken, where they are a candidate and weren't taken."""
 
 
 def fit_monitor(
@@ -187,9 +190,15 @@ def fit_monitor(
     )
     tried = [(candidate.tried(judged, share), candidate) for candidate in found]
     tried.sort(key=lambda pair: (-mean_share(pair[0].caught), -pair[0].auc))
+    trials = tuple(trial for trial, _ in tried)
+
+    def taking(candidate: MonitorCandidate, odds: MonitorFit | None = None) -> MonitorFit:
+        rests = held[1] if validation or candidate.site is not None else fit[1]
+        return MonitorFit(candidate, trials, tuple(fit[1]), tuple(rests), odds)
+
     best = tried[0][1]
-    rests = held[1] if validation or best.site is not None else fit[1]
-    return MonitorFit(best, tuple(each for each, _ in tried), tuple(fit[1]), tuple(rests))
+    others = (candidate for _, candidate in tried[1:] if candidate.site is None)
+    return taking(best, next((taking(other) for other in others), None))
 
 
 Readable = tuple[list[int], list[Labelled]]
