@@ -19,7 +19,7 @@ from care.pipeline import compare as comparing
 from care.pipeline.compare import compare
 from care.pipeline.comparison_attacks import AskedAttacks
 from care.pipeline.comparison_rows import FIRST, NOT_QUICK, QUICKER, rivals
-from care.pipeline.config import CompareJob
+from care.pipeline.config import FIRST_LOOKED, CompareJob
 from care.pipeline.tuning import TuningSize, options_of, settings_of
 from care.report.comparison import SCHEMA, TITLE, write_comparison
 from care.report.studies import write_studies
@@ -169,6 +169,8 @@ def test_settings_that_cannot_be_fitted_are_told_and_rows_are_added_to_what_is_t
     assert deep and all(each.failed == "too deep" and each.asr is None for each in deep)
     assert [each.chosen for each in row.tried].count(True) == 1 and row.failed is None
     assert len(row.fits) == 1 and any("Quick" in note for note in table.notes)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["quick"] == manifest["config"]["quick"] == FIRST_LOOKED
 
 
 def test_what_a_quick_one_shortens_are_options_of_its_rivals() -> None:

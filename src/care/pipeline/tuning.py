@@ -62,7 +62,7 @@ FULL = TuningSize(8, 4, {"attack": 60, "utility": 30, "over_refusal": 60})
 QUICK = TuningSize(3, 2, {"attack": 15, "utility": 12, "over_refusal": 12})
 """Of a quick job that tunes one repair."""
 FIRST_LOOK = TuningSize(2, 1, {"attack": 10, "utility": 5, "over_refusal": 5})
-"""Of a quick comparison, which has some twenty rows."""
+"""Of a quick comparison, which has some fifteen rows."""
 
 
 def settings_of(

@@ -47,7 +47,7 @@ from care.judges.labels import read_labels
 from care.judges.registry import check_judge
 from care.judges.rules import RulesJudge
 from care.models.sites import Site
-from care.pipeline.config import QUICKLY, RepairJob
+from care.pipeline.config import RepairJob
 from care.pipeline.made_pictures import CHECKPOINTS, make_attempts
 from care.pipeline.selection import Candidate
 from care.pipeline.splits import Splits, digests_of
@@ -71,7 +71,7 @@ def open_run(job: RepairJob, splits: Splits) -> Run:
     try:
         if job.names_suites:
             run.pin("files", digests_of(job, named))
-        quick = {"quick": QUICKLY} if job.quick else {}
+        quick = {"quick": job.quickly} if job.quick else {}
         run.record(**started(job.model.shown, job.run.seed), **quick)
         if job.pgd and run.path.parent.name != FOLDER:
             take_over(run, None, CHECKPOINTS)  # what shards have descended
@@ -210,7 +210,7 @@ def _refuse_a_sample(run: Run) -> None:
 def _label(repair: Repair, job: RepairJob) -> None:
     """Have the artefact say that it was made on a part of the examples."""
     if job.quick:
-        repair.manifest["quick"] = QUICKLY
+        repair.manifest["quick"] = job.quickly
 
 
 def _record_suites(run: Run, work: Stages) -> None:

@@ -101,39 +101,43 @@ def fit_monitors(
     judged = answers[1] or answers[0]
     choices = [_choice(fits, reads, judged, config) for reads in CHOICES]
     taken = best_choice(choices)
-    shared: dict[Reads, float] = {"request": config.share()}
-    shared |= dict.fromkeys(taken.reads, config.share(len(taken.reads)))
-    memory = []
+    memory: list[MonitorMemory] = []
     if remember:
         memory = [
-            remembered(vlm, fits[reads], config, share, batch_size)
-            for reads, share in shared.items()
+            remembered(vlm, fit, config, share, batch_size)
+            for fit, share in _watching(fits, taken.reads, config)
         ]
-        if (odds := fits["request"].odds) is not None:
-            memory.append(remembered(vlm, odds, config, config.share(), batch_size))
     order = [taken, *(each for each in choices if each is not taken)]
     return MonitorsFit(
-        _watching(fits, taken.reads, config),
+        _monitors(fits, taken.reads, config),
         tuple(order),
         {reads: fit.tried for reads, fit in fits.items()},
         {
-            share: _watching(fits, taken.reads, replace(config, false_alarms=share))
+            share: _monitors(fits, taken.reads, replace(config, false_alarms=share))
             for share in shares
         },
         tuple(memory),
     )
 
 
-def _watching(
+def _monitors(
     fits: Mapping[Reads, MonitorFit], answers: tuple[Reads, ...], config: MonitorConfig
 ) -> tuple[Monitor, ...]:
-    """The monitor of requests and those of answers, which divide the share of false alarms, and
-    the refusal log-odds of requests."""
-    found = [fits["request"].best.monitor(config.share())]
-    found += [fits[reads].best.monitor(config.share(len(answers))) for reads in answers]
-    if (odds := fits["request"].odds) is not None:
-        found.append(odds.best.monitor(config.share()))
-    return tuple(found)
+    """What watches, each at its share of false alarms."""
+    return tuple(fit.best.monitor(share) for fit, share in _watching(fits, answers, config))
+
+
+def _watching(
+    fits: Mapping[Reads, MonitorFit], answers: tuple[Reads, ...], config: MonitorConfig
+) -> list[tuple[MonitorFit, float]]:
+    """The fits of what watches with their shares of false alarms: requests, the answers, which
+    divide theirs, and the refusal log-odds of requests."""
+    requests = fits["request"]
+    found = [(requests, config.share())]
+    found += [(fits[reads], config.share(len(answers))) for reads in answers]
+    if requests.odds is not None:
+        found.append((requests.odds, config.share()))
+    return found
 
 
 def best_choice(choices: Sequence[Choice]) -> Choice:

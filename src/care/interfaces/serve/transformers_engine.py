@@ -36,26 +36,28 @@ class TransformersEngine(OneModel):
         """See `Engine`."""
         with read_again():
             answer = await self._batches.ask((asked.decoding, asked.repaired), asked)
-        return self._served(self._counted(answer, asked.conversation.opening), asked)
-
-    def _counted(self, answer: Answer, opening: str) -> Answer:
-        """Numbers of tokens as other servers tell them: words that others began an answer with
-        belong to the prompt. Only the model's answer to all that was asked has them."""
-        from care.models.batches import answer_ids
-
-        if not opening or answer.source != "model":
-            return answer
-        with self._counting:
-            begun = len(answer_ids(self._processor.tokenizer, opening))
-        prompt, tokens = answer.prompt_tokens + begun, answer.tokens - begun
-        return replace(answer, prompt_tokens=prompt, tokens=tokens)
+        return self._served(answer, asked)
 
     def _work(self, settings: tuple[Decoding, bool], batch: list[Pending]) -> Sequence[Answer]:
         how = options(settings[0], self._size)
         with self._while_awaited(batch):
             if len(batch) == 1 and batch[0].tell is not None:
-                return [self._told(self._vlm, batch[0], how)]
-            return self._answers(settings[1], batch, how)
+                found = [self._told(self._vlm, batch[0], how)]
+            else:
+                found = self._answers(settings[1], batch, how)
+        return [
+            self._counted(answer, asked.conversation.opening)
+            for answer, asked in zip(found, batch, strict=True)
+        ]
+
+    def _counted(self, answer: Answer, opening: str) -> Answer:
+        """Numbers of tokens as other servers tell them: words that others began an answer with
+        belong to the prompt. Only the model's answer to all that was asked has them."""
+        if answer.source != "model":
+            return answer
+        begun = len(self._vlm.response_ids(opening))
+        prompt, tokens = answer.prompt_tokens + begun, answer.tokens - begun
+        return replace(answer, prompt_tokens=prompt, tokens=tokens)
 
     def _answers(self, repaired: bool, batch: list[Pending], how: dict[str, Any]) -> list[Answer]:
         from care.defenses.base import answers_under

@@ -21,7 +21,7 @@ from care.interfaces.cli.shared import (
     show_table,
 )
 from care.interfaces.cli.tables import interval, print_table
-from care.pipeline.config import QUICKLY, RepairJob
+from care.pipeline.config import RepairJob
 from care.runs.environment import GIB
 from care.runs.shards import Shard
 from care.typed import from_tree
@@ -66,7 +66,7 @@ def repair(
     )
     print_table(["suite", "metric", *sides], cells)
     if job.quick:
-        print(f"Quick: fitted, chosen and tested on {QUICKLY}.")
+        print(f"Quick: fitted, chosen and tested on {job.quickly}.")
     print(tree["summary"]["verdict"])
     if job.judging != JudgingSpec():
         show_table(job.run.out)
