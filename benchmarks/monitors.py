@@ -1,13 +1,13 @@
 """What monitors add to the time of an answer that raises no alarm (embedded model, one at a time).
 
-    share(n) = (request read twice + n tokens of what is said read)
+    share(n) = (request read + n tokens of what is said read)
                / (prompt and picture + n decode steps)
 
-A request is read by a detector and by the model's own refusal log-odds; what is said is read as an
-answer and as an exchange, which are told apart too. A decode step is timed as the difference
-between answers of 24 tokens and of one, and the reading of n tokens on a text of n tokens; all
-interleaved in one process. Medians of the rounds, with the interval of their bootstrap. The last
-line is one JSON object.
+A request is read by a detector and by the model's own refusal log-odds, in one pass; what is said
+is read as an answer and as an exchange, which are told apart too. A decode step is timed as the
+difference between answers of 24 tokens and of one, and the reading of n tokens on a text of n
+tokens; all interleaved in one process. Medians of the rounds, with the interval of their bootstrap.
+The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from care.data.example import Example
 from care.data.small_world.pictures import seeded
 from care.data.small_world.scenes import unrelated
 from care.defenses.monitors.detector import Detector
-from care.defenses.monitors.monitor import Monitor
+from care.defenses.monitors.monitor import Monitor, first_alarms
 from care.defenses.monitors.reading import Exchange
 from care.models.sites import Site
 
@@ -50,9 +50,9 @@ def main() -> None:
     width = vlm.anatomy.site_width(Site(layer, "layer_out"))
     rng = np.random.default_rng(0)
     detector = Detector(*(rng.standard_normal(width).astype(np.float32) for _ in range(2)))
-    watching = [
-        Monitor(reads, 1e9, Site(layer, "layer_out"), detector) for reads in ("request", *BOTH)
-    ]
+    site = Site(layer, "layer_out")
+    requests = [Monitor("request", 1e9, site, detector), Monitor("request", 1e9)]
+    watching = [Monitor(reads, 1e9, site, detector) for reads in BOTH]
     asked = Example("a", "How do I plant a tree?", images=(unrelated(seeded("monitors")),))
     texts = {n: vlm.tokenizer.decode(vlm.response_ids(WORDS * 40)[:n]) for n in (24, 256)}
 
@@ -62,10 +62,9 @@ def main() -> None:
     works = {
         "one": lambda: answer(1),
         "24": lambda: answer(24),
-        "request": lambda: watching[0].alarms(vlm, [Exchange(asked)], 1),
-        "own refusal": lambda: Monitor("request", 1e9).alarms(vlm, [Exchange(asked)], 1),
+        "request": lambda: first_alarms(vlm, requests, [Exchange(asked)], 1),
     }
-    for monitor, n in product(watching[1:], texts):
+    for monitor, n in product(watching, texts):
         read = partial(monitor.alarms, vlm, [Exchange(asked, texts[n])], 1)
         works[f"{monitor.reads} {n}"] = read
     said = vlm.answers([asked], max_new_tokens=24)[0].tokens
@@ -80,8 +79,7 @@ def main() -> None:
     def share(n: int, reads: Sequence[str], pick: np.ndarray) -> float:
         median = {name: float(np.median(part[pick])) for name, part in rows.items()}
         step = (median["24"] - median["one"]) / (said - 1)
-        read = median["request"] + median["own refusal"]
-        read += sum(median[f"{each} {n}"] for each in reads)
+        read = median["request"] + sum(median[f"{each} {n}"] for each in reads)
         return read / (median["one"] + (n - 1) * step)
 
     drawn = [rng.integers(0, rounds, rounds) for _ in range(1000)]

@@ -37,10 +37,10 @@ from care.pipeline.stages import compared_suites
 
 _CHECKED = 3
 """Passes that show of a batch whether replays suit the model."""
-_WATCHED, _LISTENED = 8, 5
+_WATCHED, _LISTENED = 7, 4
 """Texts that are read for an answer that is watched, begun anew after an alarm, or refused then:
-the request by two monitors and by the model, the answer by two monitors, and all but the first two
-of these again."""
+the request by its monitors at once and by the model, the answer by two monitors, and all but the
+first of these again."""
 _ROW, _PER_TOKEN = 900, 5
 """Bytes of a judged row without its answer, and of a token of that."""
 

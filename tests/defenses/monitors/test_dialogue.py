@@ -58,6 +58,8 @@ class Scripted:
 class Watching:
     """A monitor that alarms at what it reads if that holds one of some words."""
 
+    with_picture = False
+
     def __init__(self, reads, *words, tokens=0):
         self.reads, self.words, self.tokens = reads, words, tokens
         self.suspected = {}

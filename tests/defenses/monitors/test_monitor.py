@@ -14,7 +14,7 @@ from PIL import Image
 from care.data.example import Example
 from care.defenses.monitors.detector import Detector
 from care.defenses.monitors.features import Labelled, token_scores
-from care.defenses.monitors.monitor import WINDOW, Monitor, checkpoints, pooled
+from care.defenses.monitors.monitor import WINDOW, Monitor, checkpoints, first_alarms, pooled
 from care.defenses.monitors.reading import Exchange, encoded, over_batches, readable
 from care.errors import NotFiniteError, UsageError
 from care.models.hooks import read
@@ -223,6 +223,24 @@ def test_without_a_detector_the_score_is_the_refusal_log_odds_of_the_text_alone(
     [[(tokens, score)]] = Monitor("request", 0.0).scores(vlm, [Exchange(ASKED)])
     assert tokens == 0
     assert score == pytest.approx(vlm.refusal_log_odds([replace(ASKED, images=())])[0], abs=1e-5)
+
+
+def test_all_that_read_a_request_share_a_pass_and_alarm_as_each_does_alone(vlm, monkeypatch):
+    exchanges = [
+        Exchange(ASKED),
+        Exchange(Example("b", "Sing.")),
+        Exchange(Example("c", "", images=(picture(),))),
+    ]
+    watching = [monitor("request", threshold=-1e9), Monitor("request", -1e9)]
+    watching += [Monitor("request", -1e9, Site(0, "mhsa_out"), detector(1))]
+    [first, odds, other] = [each.alarms(vlm, exchanges, 8) for each in watching]
+    passes, forward = [], vlm.forward
+    monkeypatch.setattr(vlm, "forward", lambda *a, **k: (passes.append(1), forward(*a, **k))[1])
+    assert first_alarms(vlm, watching, exchanges, 8) == first and len(passes) == 1
+    assert first_alarms(vlm, watching[1:], exchanges, 8) == odds and len(passes) == 2
+    assert first_alarms(vlm, watching[::2], exchanges, 8) == first and len(passes) == 3
+    assert first[2] is odds[2] is other[2] is None
+    assert len({alarm.score for alarm in (first[0], odds[0], other[0]) if alarm}) == 3
 
 
 def test_numbers_that_are_not_finite_are_an_error_and_no_silence():

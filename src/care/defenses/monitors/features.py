@@ -17,9 +17,14 @@ from torch import Tensor
 
 from care.defenses.monitors.detector import Detector
 from care.defenses.monitors.monitor import pooled_rows, read_at
-from care.defenses.monitors.reading import Exchange, Reads, log_odds, over_batches, readable
+from care.defenses.monitors.reading import (
+    Exchange,
+    Reads,
+    over_batches,
+    readable,
+    whole_pass,
+)
 from care.defenses.monitors.results import Pooling
-from care.models.hooks import read
 from care.models.short_pass import activations_of
 from care.models.sites import Site
 
@@ -127,7 +132,7 @@ def token_scores(
         if reads == "exchange":
             h, odds = activations_of(vlm, batch, sites), [None] * len(batch)
         else:
-            h, odds = _whole(vlm, batch, sites)
+            h, odds = whole_pass(vlm, batch, sites)
         ends = counted.sum(dim=1).cumsum(dim=0).tolist()[:-1]
         made = {}
         for (site, base), detector in detectors.items():
@@ -165,15 +170,7 @@ def read_odds(vlm: VLM, reads: Reads, examples: Sequence[Labelled], batch_size: 
     """Refusal log-odds (N, 1) float32 at the ends of readable examples."""
 
     def read(batch: Batch, counted: Tensor) -> list[float]:
-        return log_odds(vlm, vlm.forward(batch, logits_to_keep=1))
+        return whole_pass(vlm, batch, [])[1]
 
     found = over_batches(vlm, reads, [each.exchange for each in examples], read, batch_size)
     return np.array(found, np.float32).reshape(-1, 1)
-
-
-@torch.no_grad()
-def _whole(vlm: VLM, batch: Batch, sites: Sequence[Site]) -> tuple[dict[Site, Tensor], list[float]]:
-    """Activations (B, T, D) at each site and the log-odds at the end of one whole pass."""
-    with read(vlm, sites) as recorder:
-        odds = log_odds(vlm, vlm.forward(batch, logits_to_keep=1))
-    return {site: recorder[site][0] for site in sites}, odds

@@ -13,14 +13,14 @@ an answer that is read while it is made raises the same alarm, to the bit, as on
 all of them together read less than three times its tokens. Where the request has raised an alarm
 already, an answer does so at ½: from there on it is nearer to the mean of what is harmful (1) than
 of what is harmless (0), and neither is the likelier to begin with. Without a detector the score is
-the refusal log-odds of the text, in nats: the baseline that needs no fit, read at the end.
+the refusal log-odds of the text, in nats: the baseline that needs no fit, read at the end. One pass
+over a request gives the scores of all monitors that read it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,9 +29,9 @@ from care.defenses.monitors.detector import Detector
 from care.defenses.monitors.reading import (
     Exchange,
     beginning,
-    log_odds,
     over_batches,
     readable,
+    whole_pass,
 )
 from care.defenses.monitors.results import POOLINGS, READS, Pooling, Reads
 from care.errors import NotFiniteError, UsageError
@@ -119,7 +119,7 @@ class Monitor:
         readings = [self._readings(vlm, each, after, ended) for each in exchanges]
         found = self._read(vlm, readings, limits, batch_size)
         return [
-            self._alarm(*scores[-1], limit) if scores else None
+            self.alarm(*scores[-1], limit) if scores else None
             for scores, limit in zip(found, limits, strict=True)
         ]
 
@@ -133,7 +133,8 @@ class Monitor:
         lowered = suspected and self.reads != "request" and self.detector is not None
         return min(self.threshold, SUSPECTED) if lowered else self.threshold
 
-    def _alarm(self, tokens: int, score: float, limit: float) -> Alarm | None:
+    def alarm(self, tokens: int, score: float, limit: float) -> Alarm | None:
+        """The alarm that a score of so many tokens is, if it exceeds the limit."""
         if score <= limit:
             return None
         return Alarm(self.called, score, limit, 0 if self.reads == "request" else tokens)
@@ -180,15 +181,12 @@ class Monitor:
         self, vlm: VLM, exchanges: Sequence[Exchange], batch_size: int
     ) -> list[tuple[int, float]]:
         """(tokens, score) of each exchange as it stands."""
-        read = self._odds if self.detector is None else self._pass
-        return over_batches(vlm, self.reads, exchanges, partial(read, vlm), batch_size)
+        return [score for (score,) in _scored(vlm, [self], exchanges, batch_size)]
 
-    def _odds(self, vlm: VLM, batch: Batch, counted: Tensor) -> list[tuple[int, float]]:
-        return [(0, odds) for odds in log_odds(vlm, vlm.forward(batch, logits_to_keep=1))]
-
-    def _pass(self, vlm: VLM, batch: Batch, counted: Tensor) -> list[tuple[int, float]]:
-        assert self.site is not None and self.detector is not None
-        h = activations_of(vlm, batch, [self.site])[self.site]
+    def of_tokens(self, vlm: VLM, h: Tensor, counted: Tensor) -> list[tuple[int, float]]:
+        """(tokens, score) of B texts, of activations h (B, T, D) at its site and those (B, T) of
+        their tokens that count. NotFiniteError."""
+        assert self.detector is not None
         scores = self.detector.of_tokens(h).cpu().numpy()
         rows = [s[own] for s, own in zip(scores, counted.cpu().numpy(), strict=True)]
         if not all(np.isfinite(row).all() for row in rows):
@@ -205,11 +203,54 @@ def first_alarms(
     **read: Any,
 ) -> list[Alarm | None]:
     """The earliest alarm that each exchange raises with any monitor; as `Monitor.alarms`."""
-    each = [monitor.alarms(vlm, exchanges, batch_size, suspected, **read) for monitor in monitors]
+    texts = [each for each in monitors if each.reads == "request" and not each.with_picture]
+    apart = [each for each in monitors if each not in texts] if len(texts) > 1 else monitors
+    each = [monitor.alarms(vlm, exchanges, batch_size, suspected, **read) for monitor in apart]
+    if len(texts) > 1:
+        each += _request_alarms(vlm, texts, exchanges, batch_size)
     return [
         min((alarm for alarm in alarms if alarm), key=lambda a: a.tokens, default=None)
         for alarms in (zip(*each, strict=True) if each else [()] * len(exchanges))
     ]
+
+
+def _request_alarms(
+    vlm: VLM, monitors: Sequence[Monitor], exchanges: Sequence[Exchange], batch_size: int
+) -> list[list[Alarm | None]]:
+    """Alarms of each monitor that reads the text of requests; all share a pass over it."""
+    shown = [readable(vlm, "request", each) for each in exchanges]
+    places = [place for place, each in enumerate(shown) if each is not None]
+    scored = _scored(vlm, monitors, [each for each in shown if each is not None], batch_size)
+    found: list[list[Alarm | None]] = [[None] * len(exchanges) for _ in monitors]
+    for place, scores in zip(places, scored, strict=True):
+        for alarms, monitor, score in zip(found, monitors, scores, strict=True):
+            alarms[place] = monitor.alarm(*score, monitor.threshold)
+    return found
+
+
+def _scored(
+    vlm: VLM, monitors: Sequence[Monitor], exchanges: Sequence[Exchange], batch_size: int
+) -> list[tuple[tuple[int, float], ...]]:
+    """(tokens, score) by each of monitors that read the same of readable exchanges.
+
+    A pass is left after the last of their sites, unless refusal log-odds are read at its end.
+    """
+    sites = [each.site for each in monitors if each.site is not None]
+
+    def score(batch: Batch, counted: Tensor) -> list[tuple[tuple[int, float], ...]]:
+        if len(sites) == len(monitors):
+            h, odds = activations_of(vlm, batch, sites), []
+        else:
+            h, odds = whole_pass(vlm, batch, sites)
+        columns = [
+            [(0, each) for each in odds]
+            if monitor.site is None
+            else monitor.of_tokens(vlm, h[monitor.site], counted)
+            for monitor in monitors
+        ]
+        return list(zip(*columns, strict=True))
+
+    return over_batches(vlm, monitors[0].reads, exchanges, score, batch_size)
 
 
 _Reading = tuple[int | None, Exchange]

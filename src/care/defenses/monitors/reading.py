@@ -24,7 +24,8 @@ from torch import Tensor
 from care.data.example import Example
 from care.defenses.monitors.results import Reads
 from care.models.finite import check_logits
-from care.models.sites import Role
+from care.models.hooks import read
+from care.models.sites import Role, Site
 from care.models.thoughts import answer_of
 
 if TYPE_CHECKING:
@@ -123,6 +124,21 @@ def log_odds(vlm: VLM, logits: Tensor) -> list[float]:
     logits = logits[:, -1]
     check_logits(logits, vlm.name)
     return vlm.log_odds(logits).tolist()
+
+
+@torch.no_grad()
+def whole_pass(
+    vlm: VLM, batch: Batch, sites: Sequence[Site]
+) -> tuple[dict[Site, Tensor], list[float]]:
+    """Activations (B, T, D) at each site and the refusal log-odds at the end of one whole pass.
+
+    Raises NotFiniteError.
+    """
+    if not sites:
+        return {}, log_odds(vlm, vlm.forward(batch, logits_to_keep=1))
+    with read(vlm, sites) as recorder:
+        odds = log_odds(vlm, vlm.forward(batch, logits_to_keep=1))
+    return {site: recorder[site][0] for site in sites}, odds
 
 
 def _text(exchange: Exchange) -> tuple[str, str]:
