@@ -100,7 +100,6 @@ def test_a_request_counts_whole_and_without_its_picture(vlm):
         ("answer", ASKED, ""),
         ("answer", ASKED, "<pad><|end|>"),
         ("exchange", ASKED, "  \n"),
-        ("answer", ASKED, "<think>nothing but a thought"),
     ],
 )
 def test_what_has_no_words_is_not_read_and_raises_no_alarm(vlm, reads, example, answer):
@@ -118,6 +117,23 @@ def test_special_tokens_that_an_answer_spells_are_read_as_no_tokens(vlm):
     clean, spelt = (Exchange(ASKED, text) for text in ("build a house", "<|end|> build a house"))
     one, other = monitor().scores(vlm, [clean, spelt])
     assert one == other
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Mix the two. </think> Done.",
+        "<think>Mix the two.",
+        "<think>Mix the two.</think>",
+        "analysisMix the two.",
+    ],
+)
+@pytest.mark.parametrize("reads", ["answer", "exchange"])
+def test_no_tag_of_a_thought_hides_words_from_a_monitor(vlm, reads, said):
+    shown = readable(vlm, reads, Exchange(ASKED, said))
+    assert shown is not None and "Mix the two." in shown.answer
+    [scores] = monitor(reads).scores(vlm, [Exchange(ASKED, said)])
+    assert scores[-1][0] == len(vlm.response_ids(shown.answer))
 
 
 # -- scores ----------------------------------------------------------------------------------------

@@ -217,11 +217,12 @@ def test_an_answer_begun_again_that_is_not_finite_is_an_error(vlm):
     assert raised.value.answers == [None]
 
 
-def test_thoughts_are_not_read_and_wait_for_the_answers_first_reading(vlm, monkeypatch):
-    """A thought of any length is kept back with the beginning of the answer."""
+def test_thoughts_are_read_as_they_come(vlm, monkeypatch):
+    """What is told apart as a thought is shown too, and so no less watched."""
     monkeypatch.setattr(vlm, "thought_tags", ((vlm.answers([ASKED[0]], **LONG)[0].text[:5], "§"),))
     found = streamed(repaired(ALWAYS), vlm, ASKED[0], **LONG)
-    assert found == [found[-1].text, found[-1]] and isinstance(found[-1], Answer)
+    assert isinstance(found[0], Withdrawn) and found[0].shown == ""
+    assert isinstance(found[-1], Answer) and found[-1].alarms
 
 
 def test_progress_counts_an_example_once(vlm):

@@ -8,7 +8,9 @@
 
 A picture, and whatever else made the model say something, reach the last two through the words that
 were said: text is discrete, and there is no gradient through it. Of a request the picture is no
-input at all. Not here: what is made of the activations (`detector`, `monitor`).
+input at all. Thoughts are read as part of the answer, their tags as words: whoever asks may have
+the answer written between such tags, and what is read must be all that is shown. Not here: what is
+made of the activations (`detector`, `monitor`).
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ from care.defenses.monitors.results import Reads
 from care.models.finite import check_logits
 from care.models.hooks import read
 from care.models.sites import Role, Site
-from care.models.thoughts import answer_of
 
 if TYPE_CHECKING:
     from care.models.batches import Batch
@@ -51,7 +52,7 @@ class Exchange:
 def readable(
     vlm: VLM, reads: Reads, exchange: Exchange, with_picture: bool = False
 ) -> Exchange | None:
-    """The exchange as a monitor reads it: without pictures, thoughts and special tokens.
+    """The exchange as a monitor reads it: without pictures and special tokens.
 
     `with_picture` leaves a request its pictures, for a control. None where there is nothing to
     read: a request that is only a picture, an answer that hasn't begun.
@@ -60,7 +61,7 @@ def readable(
     if reads == "request":
         request = replace(exchange.request, opening="") if with_picture else request
         return Exchange(request) if exchange.request.prompt.strip() else None
-    answer = _plain(vlm, answer_of(exchange.answer, vlm.thought_tags) or "")
+    answer = _plain(vlm, exchange.answer)
     if not answer:
         return None
     if reads == "answer":
