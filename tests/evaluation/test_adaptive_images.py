@@ -107,6 +107,20 @@ def test_the_images_differ_and_know_their_defense(finished):
     assert len(pictures) == 3
 
 
+def test_a_defense_keeps_its_folder_when_others_are_attacked_beside_it(tmp_path):
+    attack = ImageAttack.parse("pgd-32")
+    with Run(tmp_path / "run", config={}) as run:
+        evaluation_attacks.number(run, ["none", "jpeg", "one"])
+        bare, jpeg, one = evaluation_attacks.folders(run.path, attack, ["none", "jpeg", "one"])
+        jpeg.mkdir(parents=True)
+        evaluation_attacks.number(run, ["none", "ecso", "jpeg"])
+    there = ["none", "ecso", "jpeg"]
+    kept = evaluation_attacks.folders(run.path, attack, there)
+    assert kept[::2] == [bare, jpeg] and kept[1] not in (bare, jpeg, one)
+    # On ecso, before jpeg and made for nothing of its own, nothing was made.
+    assert list(evaluation_attacks.made_on(run.path, attack, there)) == ["none", "jpeg"]
+
+
 def test_transfer_and_adaptive_are_read_off_the_matrix(world, monkeypatch):
     shown = {
         "pgd-32 on none": {"none": 0.9, "one": 0.1},

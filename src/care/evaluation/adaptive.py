@@ -52,6 +52,9 @@ from care.runs.run import Run
 from care.runs.shards import ShardTurns
 from care.typed import from_tree, to_tree
 
+NUMBERS = "numbers.json"
+"""Holds the numbers of defenses in a run that others may join."""
+
 HELD_OUT = "direct"
 """The small world's suite of requests without pictures."""
 
@@ -215,8 +218,31 @@ def certified(cell: DefenseScores | None) -> Certificate | None:
 def folders(
     path: Path, attack: AskedAttack, defenses: Sequence[str] | Mapping[str, Any]
 ) -> list[Path]:
-    """Where what is made on each defense goes; by number, for a defense may be named by a path."""
-    return [path / "attacks" / attack.name / str(place) for place in range(len(defenses))]
+    """Where what is made on each defense goes; by number, for a defense may be named by a path.
+
+    The number is that of its place, or the one that it was given (`number`).
+    """
+    numbers = _numbers(path)
+    return [
+        path / "attacks" / attack.name / str(numbers.get(name, place))
+        for place, name in enumerate(defenses)
+    ]
+
+
+def number(run: Run, defenses: Sequence[str] | Mapping[str, Any]) -> None:
+    """Give each defense a number that it keeps, whatever others are attacked beside it later."""
+    numbers = dict(_numbers(run.path))
+    for name in defenses:
+        numbers.setdefault(name, len(numbers))
+    run.inside("attacks")
+    write_whole(run.path / "attacks" / NUMBERS, to_json(numbers, indent=1) + "\n")
+
+
+def _numbers(path: Path) -> Mapping[str, int]:
+    kept = path / "attacks" / NUMBERS
+    if not kept.exists():
+        return {}
+    return from_tree(dict[str, int], read_json(kept, "numbers of defenses"), what=str(kept))
 
 
 def made_on(

@@ -16,7 +16,7 @@ from typing import Self
 from care.data.example import Suite
 from care.defenses.base import Defense
 from care.errors import UsageError
-from care.evaluation.adaptive import image_suites, make_images, owners, suite_name
+from care.evaluation.adaptive import image_suites, make_images, number, owners, suite_name
 from care.evaluation.asked_attacks import (
     AskedVariants,
     ImageAttack,
@@ -70,6 +70,7 @@ def attacked(
     job, run = work.job, work.run
     held = _held_out(tests)
     places: dict[str, Path | None] = {UNDEFENDED: None, **folders}
+    number(run, places)
     make_images(images, places, run, job.model, job.run.seed, work.vlm, work.progress)
     made = image_suites(images, run.path, list(places), [held] * len(images))
     by_name = {suite.name: suite for suite in made}
