@@ -15,8 +15,8 @@ from care.defenses.controls import (
     seeing_control,
     shuffled_labels,
 )
-from care.defenses.material import CLASSES
-from care.defenses.monitors.choosing import labelled_answer
+from care.defenses.material import CLASSES, KINDS
+from care.defenses.monitors.choosing import labelled_answer, labelled_request
 from care.defenses.monitors.detector import Detector
 from care.defenses.monitors.monitor import Monitor
 from care.defenses.monitors.reading import Exchange
@@ -123,9 +123,13 @@ def test_shuffled_labels_deal_the_same_requests_out_anew():
     found = shuffled_labels(told, seed=1)
     assert [len(getattr(found, name)) for name in CLASSES] == sizes
     before = [each for name in CLASSES for each in getattr(told, name)]
-    for name, part, rows in zip(CLASSES, places, found.decisions[site], strict=True):
-        assert [before[place] for place in rows[:, 0]] == list(getattr(found, name))
+    for name, kind, part, rows in zip(CLASSES, KINDS, places, found.decisions[site], strict=True):
+        dealt = [before[place] for place in rows[:, 0]]
+        assert [(replace(e, kind=kind), said) for e, said in dealt] == list(getattr(found, name))
         assert set(rows[:, 0]) != set(part)
+        # What a monitor of requests is told is the class that it was dealt to, too.
+        labelled = [labelled_request(e) for e, _ in getattr(found, name)]
+        assert {each.harmful for each in labelled if each} == {kind == "malicious"}
     after = [each for name in CLASSES for each in getattr(found, name)]
     assert sorted(e.id for e, _ in after) == sorted(e.id for e, _ in before)
     assert shuffled_labels(told, seed=1) == found != shuffled_labels(told, seed=2)
@@ -139,8 +143,9 @@ def test_shuffled_material_keeps_sizes_and_each_request_its_activations() -> Non
     mixed = shuffled_labels(replace(found, decisions={site: tuple(rows)}), [0, 3, 1])
     pooled = [each for name in CLASSES for each in getattr(found, name)]
     assert mixed.complied != found.complied
-    for name, part, size in zip(CLASSES, mixed.decisions[site], sizes, strict=True):
-        assert getattr(mixed, name) == tuple(pooled[place] for place in part[:, 0])
+    for name, kind, part, size in zip(CLASSES, KINDS, mixed.decisions[site], sizes, strict=True):
+        dealt = [pooled[place] for place in part[:, 0]]
+        assert getattr(mixed, name) == tuple((replace(e, kind=kind), said) for e, said in dealt)
         assert len(part) == size
     kept = {(e.id, said) for name in CLASSES for e, said in getattr(mixed, name)}
     assert kept == {(e.id, said) for e, said in pooled}

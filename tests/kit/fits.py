@@ -28,7 +28,7 @@ def asked(family: str, count: int, kind: str, pictures: bool, seed: int) -> list
     return [
         Example(
             id=f"{family}-{i}",
-            prompt=f"{family} {WORDS[i % 10]} {WORDS[(3 * i + 1) % 10]}?",
+            prompt=f"{family} {WORDS[i % 10]} {WORDS[(3 * i + 1) % 10]} {i}?",
             goal=f"{family} {i}",
             kind="malicious" if kind == "malicious" else "benign",
             suite=family,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from care.data.jsonl import read_suite
-from care.defenses.repair.folding import check_remembers
+from care.defenses.repair.folding import answer_length, check_remembers
 from care.defenses.repair.repair import Repair
 from care.errors import FitError, UsageError
 from care.evaluation.leak_check import repair_leaks
@@ -50,8 +50,15 @@ def new_attacks(folder: Path, count: int = 40, name: str = "novel") -> Path:
 
 
 def a_job(fitted: Path, attacks: Path, out: Path, resume: bool = False, **more) -> UpdateJob:
-    options = {"max_new_tokens": 4, **more}
-    return UpdateJob(repair=fitted, attacks=attacks, run=RunSpec(out, resume, 0, 16), **options)
+    return UpdateJob(repair=fitted, attacks=attacks, run=RunSpec(out, resume, 0, 16), **more)
+
+
+def test_answers_are_as_long_as_those_that_were_fitted_on(fitted):
+    repair = Repair.load(fitted)
+    assert answer_length(repair) == 4  # the job above asks for no other
+    facts = {k: v for k, v in repair.manifest["fitted_on"].items() if k != "max_new_tokens"}
+    older = replace(repair, manifest=repair.manifest | {"fitted_on": facts})
+    assert answer_length(older) == 24
 
 
 @pytest.mark.slow
@@ -78,6 +85,8 @@ def test_half_is_folded_in_and_the_other_half_asked(fitted, tmp_path):
         ["none", "before", "after 1", "after 2", "after"]
     ] * 2
     assert (tmp_path / "out" / "update.json").exists()
+    asked = json.loads((tmp_path / "out" / "material.json").read_text())
+    assert asked["max_new_tokens"] == 4  # as the fit's, since no other length was asked for
     assert (tmp_path / "out" / "table.json").exists()
     # What was folded in is told, so that nobody tests on it, and what was asked isn't in it.
     rows = Rows(tmp_path / "out" / "rows.jsonl")
@@ -145,6 +154,17 @@ def test_of_few_goals_those_folded_in_are_asked_and_that_is_said(fitted, tmp_pat
     assert str(tmp_path / "cli" / "report.html") in shown
     assert cli.main([*words, "--out", str(tmp_path / "cli")]) == 2  # nothing is written over
     assert "isn't empty" in capsys.readouterr().err
+
+
+def test_a_curve_counts_attacks_that_the_repair_has_not_seen(fitted, tmp_path):
+    """A file may begin with attacks that were fitted on already."""
+    old = [json.loads(line) for line in (fitted.parent / "attacks.jsonl").read_text().splitlines()]
+    new = [json.loads(line) for line in new_attacks(tmp_path, 20).read_text().splitlines()]
+    lines = [each | {"id": f"again {n}", "goal": f"again {n}"} for n, each in enumerate(old)] + new
+    mixed = fitted.parent / "mixed.jsonl"  # beside the pictures
+    mixed.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found, card = updating.update(a_job(fitted, mixed, tmp_path / "out", curve="1"))
+    assert found.folded.known > 0 and "after 1" in card.suites[0].defenses
 
 
 def test_goals_of_an_earlier_fit_are_counted(fitted, tmp_path):

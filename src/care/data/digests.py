@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -47,6 +48,13 @@ def picture_digest(image: Image.Image) -> str:
 def text_digest(text: str) -> str:
     """The first 16 digits of the SHA-256 of a text, which tell it from others."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def request_digest(example: Example) -> str:
+    """The first 16 digits of the SHA-256 of what the model is asked, words and pictures: the same
+    of a request that has another id, or stands in another suite."""
+    told = [example.prompt, example.opening, example.system, *picture_digests(example)]
+    return text_digest(json.dumps(told))
 
 
 def suite_digest(suite: Suite) -> str:

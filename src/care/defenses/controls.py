@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from care.data.example import Example
-from care.defenses.material import CLASSES, Material
+from care.defenses.material import CLASSES, KINDS, Material
 from care.defenses.monitors.choosing import labelled_answer
 from care.defenses.monitors.detector import Detector
 from care.defenses.monitors.features import Labelled
@@ -108,8 +108,9 @@ def seeing_control(repair: Repair) -> Repair:
 def shuffled_labels(material: Material, seed: int | Sequence[int] = 0) -> Material:
     """The same requests and answers in classes of the same sizes, dealt out at random.
 
-    A defense that is fitted on it, `Kind.fit(…, material=shuffled_labels(material))`, has all that
-    the fit brings, but nothing of what the classes say.
+    Each request is of the kind that the class it was dealt to holds. A defense that is fitted on
+    it, `Kind.fit(…, material=shuffled_labels(material))`, has all that the fit brings, but nothing
+    of what the classes say.
     """
     parts = [getattr(material, name) for name in CLASSES]
     order = np.random.default_rng(seed).permutation(sum(map(len, parts)))
@@ -117,8 +118,12 @@ def shuffled_labels(material: Material, seed: int | Sequence[int] = 0) -> Materi
     pool = [each for part in parts for each in part]
     rows = {site: np.concatenate(each) for site, each in material.decisions.items()}
     return Material(
-        *(tuple(pool[place] for place in part) for part in dealt),
+        *(
+            tuple((replace(pool[place][0], kind=kind), pool[place][1]) for place in part)
+            for kind, part in zip(KINDS, dealt, strict=True)
+        ),
         decisions={site: tuple(each[part] for part in dealt) for site, each in rows.items()},
+        max_new_tokens=material.max_new_tokens,
     )
 
 

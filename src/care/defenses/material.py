@@ -25,9 +25,9 @@ from safetensors import SafetensorError
 
 from care.data.contamination import goals_told
 from care.data.digests import example_digest
-from care.data.example import Example
+from care.data.example import Example, ExampleKind
 from care.defenses.activations import decisions, read_decisions
-from care.errors import DataError, FitError
+from care.errors import DataError, FitError, UsageError
 from care.judges.refusal import certainly_refused
 from care.judges.rules import RulesJudge
 from care.models.batches import by_length
@@ -43,6 +43,9 @@ _Found = list[tuple[str, dict[Site, np.ndarray]]]
 
 CLASSES = ("complied", "refused", "answered")
 """The classes of a `Material`, in order."""
+
+KINDS: tuple[ExampleKind, ...] = ("malicious", "malicious", "benign")
+"""What the requests of each class are."""
 
 _CLASS_OF = {
     ("malicious", "harmful"): "complied",
@@ -65,6 +68,8 @@ class Sorted:
     decisions: Mapping[Site, tuple[np.ndarray, ...]] = field(default_factory=dict, compare=False)
     """Activations at the decision position, (N, D) of each of the three classes, of the sites at
     which they were taken when the requests were answered."""
+    max_new_tokens: int | None = field(default=None, compare=False)
+    """Length that the answers were given; None where it isn't known."""
 
     @property
     def count(self) -> int:
@@ -77,7 +82,7 @@ class Sorted:
             name: [n for n, (e, _) in enumerate(getattr(self, name)) if not left_out(e)]
             for name in CLASSES
         }
-        return Sorted(self.complied, self.refused, self.answered, self.decisions).part(kept)
+        return self.part(kept)
 
     def part(self, kept: Mapping[str, Sequence[int]]) -> Self:
         """The requests at these places of each class, with their activations."""
@@ -89,6 +94,7 @@ class Sorted:
                 )
                 for site, rows in self.decisions.items()
             },
+            max_new_tokens=self.max_new_tokens,
         )
 
 
@@ -103,6 +109,13 @@ class Material(Sorted):
                     f"no example of the class {name!r} to fit on: a fit needs attacks that "
                     "worked, malicious requests that were refused, and answered benign requests"
                 )
+
+    @classmethod
+    def of(cls, found: Sorted) -> Self:
+        """What was sorted, if no class is empty; FitError else."""
+        return cls(
+            found.complied, found.refused, found.answered, found.decisions, found.max_new_tokens
+        )
 
     @property
     def refusing(self) -> list[str]:
@@ -122,9 +135,23 @@ def gather(vlm: VLM, attacks: Sequence[Example], benign: Sequence[Example], **ho
     """Let the model answer, and sort its answers by outcome; `how` are the options of `ask`.
 
     FitError if no attack worked, no malicious request was refused, or no benign one answered.
+    UsageError as of `check_kinds`.
     """
-    found = ask(vlm, [*attacks, *benign], **how)
-    return Material(found.complied, found.refused, found.answered, found.decisions)
+    check_kinds(attacks, benign)
+    return Material.of(ask(vlm, [*attacks, *benign], **how))
+
+
+def check_kinds(attacks: Sequence[Example], benign: Sequence[Example]) -> None:
+    """UsageError unless all attacks are malicious and all other requests benign."""
+    passed = (("malicious", "attacks", attacks), ("benign", "benign requests", benign))
+    for kind, name, part in passed:
+        wrong = [example for example in part if example.kind != kind]
+        if wrong:
+            raise UsageError(
+                f"{len(wrong)} of {len(part)} requests passed as {name} are {wrong[0].kind} by "
+                f"their kind, the first {wrong[0].id!r}; make them with Example(…, kind={kind!r}), "
+                "or read them with care.load_suite(…, role=…)."
+            )
 
 
 def ask(
@@ -173,6 +200,7 @@ def ask(
             )
             for site in sites
         },
+        max_new_tokens=max_new_tokens,
     )
 
 
@@ -261,8 +289,9 @@ def _unpacked(sites: Sequence[Site], arrays: dict[str, np.ndarray]) -> _Found:
 
 
 def material_to(material: Sorted) -> dict[str, Any]:
-    """Answers by class, as plain values; without activations."""
-    return {name: [[_key(e), answer] for e, answer in getattr(material, name)] for name in CLASSES}
+    """Answers by class and their length, as plain values; without activations."""
+    answers = {n: [[_key(e), answer] for e, answer in getattr(material, n)] for n in CLASSES}
+    return answers | {"max_new_tokens": material.max_new_tokens}
 
 
 def _key(example: Example) -> str:
@@ -275,8 +304,7 @@ def material_from(
     decisions: Mapping[Site, tuple[np.ndarray, ...]] | None = None,
 ) -> Material:
     """Inverse of `material_to`, given the examples that were asked and activations, if any."""
-    found = sorted_from(facts, examples)
-    return Material(found.complied, found.refused, found.answered, decisions or {})
+    return Material.of(replace(sorted_from(facts, examples), decisions=decisions or {}))
 
 
 def sorted_from(facts: Mapping[str, Any], examples: Sequence[Example]) -> Sorted:
@@ -290,7 +318,12 @@ def sorted_from(facts: Mapping[str, Any], examples: Sequence[Example]) -> Sorted
     def part(name: str) -> tuple[Answered, ...]:
         return tuple((known[i], answer) for i, answer in facts[name])
 
-    return Sorted(part("complied"), part("refused"), part("answered"))
+    return Sorted(
+        part("complied"),
+        part("refused"),
+        part("answered"),
+        max_new_tokens=facts.get("max_new_tokens"),
+    )
 
 
 def save_decisions(path: Path, material: Sorted) -> None:

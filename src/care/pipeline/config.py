@@ -221,8 +221,8 @@ class UpdateJob:
     of them."""
     run: RunSpec = RunSpec(Path("runs/update"))
     """Where it goes."""
-    max_new_tokens: Annotated[int, Between(1, MAX_BATCH)] = 24
-    """Length of an answer in tokens; that which the repair was fitted with."""
+    max_new_tokens: Annotated[int | None, Between(1, MAX_BATCH)] = None
+    """Length of an answer in tokens; by default that which the repair was fitted with."""
     model: ModelSpec = ModelSpec()
     """What the repair is for."""
 

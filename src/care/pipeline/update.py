@@ -26,7 +26,15 @@ from care.data.digests import suite_digest
 from care.data.example import Suite
 from care.data.jsonl import read_suite
 from care.defenses.material import Sorted, ask, material_to, sorted_from
-from care.defenses.repair.folding import Folded, check_new, check_remembers, folded, updates_of
+from care.defenses.repair.folding import (
+    Folded,
+    answer_length,
+    check_new,
+    check_remembers,
+    folded,
+    new_to,
+    updates_of,
+)
 from care.defenses.repair.repair import Repair
 from care.evaluation.ablation_table import ASR_CHANGE, paired_change
 from care.evaluation.leak_check import repair_leaks
@@ -112,6 +120,7 @@ def update(job: UpdateJob, progress: Bar | None = None) -> tuple[Update, Scoreca
     attacks, benign = suites_of(job)
     before = Repair.load(job.repair)
     check_remembers(before)  # before a model is loaded
+    length = job.max_new_tokens or answer_length(before)
     folding, asked, apart = parted(attacks, benign)
     check_new(before, folding)
     with Run(job.run.out, resume=job.run.resume, config=job.config()) as run:
@@ -126,7 +135,7 @@ def update(job: UpdateJob, progress: Bar | None = None) -> tuple[Update, Scoreca
         )
         vlm = load_pinned(run, job.model.name, job.model.load)
         before = Repair.load(job.repair, vlm)
-        answers = _answers(job, run, vlm, before, folding, progress)
+        answers = _answers(job, run, vlm, folding, length, progress)
         made = _made(job, vlm, before, answers)
         defenses = [None, (BEFORE, before), *made.items()]
         with run.stage("evaluation"):
@@ -138,7 +147,7 @@ def update(job: UpdateJob, progress: Bar | None = None) -> tuple[Update, Scoreca
                 run=run,
                 seed=job.run.seed,
                 batch_size=job.batch,
-                max_new_tokens=job.max_new_tokens,
+                max_new_tokens=length,
                 stop=certainly_refused,
                 progress=progress,
                 hold_to_defenses=False,  # folded in anew when resumed, equal up to rounding
@@ -193,8 +202,8 @@ def _answers(
     job: UpdateJob,
     run: Run,
     vlm: VLM,
-    repair: Repair,
     folding: Sequence[Suite],
+    length: int,
     progress: Bar | None,
 ) -> Sorted:
     """The model's own answers to what is folded in, asked once."""
@@ -207,7 +216,7 @@ def _answers(
                 examples,
                 judge=rules_for(job.model),
                 batch_size=job.batch,
-                max_new_tokens=job.max_new_tokens,
+                max_new_tokens=length,
                 progress=bar.advance,
                 kept=KeptBatches(run, "material"),
             )
@@ -218,7 +227,9 @@ def _answers(
 
 def _made(job: UpdateJob, vlm: VLM, before: Repair, answers: Sorted) -> dict[str, Repair]:
     """The repair with everything, after those with a part of the attacks that worked."""
-    made, most = {}, len(answers.complied)
+    made, count = {}, answers.count
+    answers = new_to(before, answers)
+    known, most = count - answers.count, len(answers.complied)
     if job.counts and job.counts[-1] >= most:
         warnings.warn(
             f"{most} attacks worked, so the curve to {job.counts[-1]} ends there, as {AFTER!r}.",
@@ -229,7 +240,7 @@ def _made(job: UpdateJob, vlm: VLM, before: Repair, answers: Sorted) -> dict[str
             break
         part = answers.part({"complied": range(count), "refused": (), "answered": ()})
         made[f"after {count}"] = Repair.of(folded(before, vlm, part, batch_size=job.batch))
-    return made | {AFTER: Repair.of(folded(before, vlm, answers, batch_size=job.batch))}
+    return made | {AFTER: Repair.of(folded(before, vlm, answers, known, job.batch))}
 
 
 def _told(before: Repair, after: Repair, table: Results, seed: int) -> Update:

@@ -219,6 +219,42 @@ def test_what_was_fitted_on_is_left_out_and_nothing_new_is_refused(vlm, everythi
     assert_same_channels(Repair.of(again), Repair.of(folded(repair, vlm, more)), 1e-4)
 
 
+def test_a_request_is_known_by_what_it_asks_whatever_it_is_called(vlm, everything):
+    repair = Repair.of(folded(channels_of(vlm, everything), vlm, new_family(9)))
+    named = [
+        (replace(e, id=f"x{n}", suite="y"), a) for n, (e, a) in enumerate(new_family(9).complied)
+    ]
+    with pytest.raises(FitError, match="nothing new to fold into care: all 9 requests"):
+        folded(repair, vlm, replace(new_family(9), complied=tuple(named)))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "said"),
+    [
+        (("benign", "benign"), r"9 of 9 requests passed as attacks are benign .* 'novel-0'"),
+        (("malicious", "malicious"), r"9 of 9 requests passed as benign requests are malicious"),
+    ],
+)
+def test_a_request_of_the_wrong_kind_is_no_news(vlm, everything, kinds, said):
+    """Else harmful answers would be learned as harmless ones, without a word."""
+    attacks, benign = (asked("novel", 9, kind, False, 0) for kind in kinds)
+    with pytest.raises(UsageError, match=said):
+        channels_of(vlm, everything).partial_fit(vlm, attacks, benign)
+    with pytest.raises(UsageError, match=said):
+        Repair.fit(vlm, attacks, benign)
+
+
+def test_of_a_large_suite_as_many_answers_are_heard_as_a_fit_hears(vlm, everything, monkeypatch):
+    watched = watching(fit_monitors(vlm, spoken(20), (), SMALL))
+    kept = folded(watched, vlm, new_family(9))
+    monkeypatch.setattr(MonitorConfig, "most", 5)
+    fewer = folded(watched, vlm, new_family(9))
+    sizes = [[len(each.fitted.tags) for each in part.memory.monitors if each.site is not None]
+             for part in (watched, kept, fewer)]  # fmt: skip
+    assert [n - m for m, n in zip(sizes[0], sizes[1], strict=True)] == [9] * len(sizes[0])
+    assert [n - m for m, n in zip(sizes[0], sizes[2], strict=True)] == [5] * len(sizes[0])
+
+
 def test_goals_that_were_folded_in_are_told_so_that_nobody_tests_on_them(vlm, everything):
     repair = channels_of(vlm, everything)
     before, _ = stated_goals(repair.manifest)

@@ -88,7 +88,7 @@ def fit_monitors(
     harmful or harmless examples are missing or too few.
     """
     config = config or MonitorConfig()
-    said = _spread(said, config.most)
+    said = evenly(said, config.most)
     asked = [[labelled_request(example) for example, _, _ in part] for part in (said, validation)]
     stated = [[each for each in part if each is not None] for part in asked]
     fits: dict[Reads, MonitorFit] = {}
@@ -147,7 +147,7 @@ def best_choice(choices: Sequence[Choice]) -> Choice:
     return min(alike, key=lambda each: (-len(each.reads), mean_share(each.missed)))
 
 
-def _spread(said: Sequence[Said], most: int) -> list[Said]:
+def evenly(said: Sequence[Said], most: int) -> list[Said]:
     """At most so many answers of each suite and either kind, evenly spread, in their order."""
     groups: dict[tuple[str, bool], list[int]] = {}
     for place, (example, _, harmful) in enumerate(said):

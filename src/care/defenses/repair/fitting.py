@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from care.data.digests import picture_digests
+from care.data.digests import picture_digests, request_digest
 from care.data.example import Example, Suite
 from care.defenses.material import CLASSES, Answered, Material, gather
 from care.defenses.monitors.choosing import fit_monitors
@@ -192,7 +192,9 @@ class Fitter:
                 "refused": len(self.material.refused),
                 "answered": len(self.material.answered),
                 "examples": sorted({e.digest()[:16] for part in self._parts() for e, _ in part}),
+                "requests": sorted({request_digest(e) for part in self._parts() for e, _ in part}),
                 "goals": self.material.goals,
+                "max_new_tokens": self.material.max_new_tokens,
             },
         }
         return RepairData(tuple(channels), config.fusion, "care", manifest)

@@ -17,13 +17,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from care.data.contamination import goals_told
-from care.data.digests import example_digest, picture_digests
+from care.data.digests import example_digest, picture_digests, request_digest
 from care.data.example import Example
 from care.defenses.activations import at_decision
-from care.defenses.material import CLASSES, Sorted, ask
-from care.defenses.monitors.choosing import labelled_answer, labelled_request
+from care.defenses.material import CLASSES, Sorted, ask, check_kinds
+from care.defenses.monitors.choosing import evenly, labelled_answer, labelled_request
+from care.defenses.monitors.fitting import MonitorConfig
 from care.defenses.repair.channel import Channel, RepairData
 from care.defenses.repair.families import Told
+from care.defenses.repair.fitting import ANSWER_TOKENS
 from care.defenses.repair.fitting_data import said
 from care.defenses.repair.memory import DecisionMemory, Memory, told_of
 from care.errors import FitError, UsageError
@@ -67,29 +69,36 @@ def fold_in(
     *,
     judge: RulesJudge | None = None,
     batch_size: int = 32,
-    max_new_tokens: int = 24,
+    max_new_tokens: int | None = None,
     progress: Callable[[int], None] | None = None,
     kept: KeptBatches | None = None,
 ) -> RepairData:
     """The repair with the model's own answers to new requests folded in.
 
-    `max_new_tokens` should be what the repair was fitted with. Batches that are `kept` aren't asked
-    again. UsageError for a repair without a memory; FitError where there is nothing to learn from:
-    requests that were fitted on before, or attacks none of which worked and nothing benign.
+    Answers are as long as those that the repair was fitted on, unless `max_new_tokens` says
+    otherwise. Batches that are `kept` aren't asked again. UsageError for a repair without a
+    memory; FitError where there is nothing to learn from: requests that were fitted on before, or
+    attacks none of which worked and nothing benign.
     """
     check_remembers(repair)
+    check_kinds(attacks, benign)
     new = check_new(repair, [attacks, benign])
     answers = ask(
         vlm,
         new,
         judge=judge,
         batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=max_new_tokens or answer_length(repair),
         sites=sorted(_sources(repair)),
         progress=progress,
         kept=kept,
     )
     return folded(repair, vlm, answers, len(attacks) + len(benign) - len(new), batch_size)
+
+
+def answer_length(repair: RepairData) -> int:
+    """Tokens of the answers that a repair was fitted on, 24 where its artefact doesn't say."""
+    return repair.manifest.get("fitted_on", {}).get("max_new_tokens") or ANSWER_TOKENS
 
 
 def folded(
@@ -99,11 +108,11 @@ def folded(
 
     `known` were left out already. Raises what `fold_in` does.
     """
-    memory, before, there = check_remembers(repair), answers, known_of(repair)
-    answers = answers.without(lambda example: _digest(example) in there)
-    known += before.count - answers.count
-    if before.count and not answers.count:
-        raise _nothing_new(repair, before.count)
+    memory, before = check_remembers(repair), answers.count
+    answers = new_to(repair, answers)
+    known += before - answers.count
+    if before and not answers.count:
+        raise _nothing_new(repair, before)
     if not answers.complied and not answers.answered:
         raise FitError(
             f"No new request is one to learn from: {vlm.name} gave no harmful answer to an attack "
@@ -144,8 +153,8 @@ def check_remembers(repair: RepairData) -> Memory:
 
 def check_new(repair: RepairData, asked: Iterable[Iterable[Example]]) -> list[Example]:
     """The requests that a repair wasn't fitted on; FitError if there is none."""
-    there, examples = known_of(repair), [example for part in asked for example in part]
-    new = [example for example in examples if _digest(example) not in there]
+    known, examples = _knows(repair), [example for part in asked for example in part]
+    new = [example for example in examples if not known(example)]
     if not new:
         raise _nothing_new(repair, len(examples))
     return new
@@ -163,9 +172,16 @@ def updates_of(repair: RepairData) -> list[dict[str, Any]]:
     return list(repair.manifest.get("updates", []))
 
 
-def known_of(repair: RepairData) -> set[str]:
-    """Digests of the examples that a repair was fitted on."""
-    return set(repair.manifest.get("fitted_on", {}).get("examples", ()))
+def new_to(repair: RepairData, answers: Sorted) -> Sorted:
+    """The answers to requests that a repair wasn't fitted on."""
+    return answers.without(_knows(repair))
+
+
+def _knows(repair: RepairData) -> Callable[[Example], bool]:
+    """Whether a repair was fitted on an example, or on one that asks the same."""
+    fitted = repair.manifest.get("fitted_on", {})
+    examples, requests = (set(fitted.get(key, ())) for key in ("examples", "requests"))
+    return lambda e: _digest(e) in examples or (bool(requests) and request_digest(e) in requests)
 
 
 def _sources(repair: RepairData) -> set[Site]:
@@ -200,8 +216,9 @@ def _decisions(
 def _monitors(
     repair: RepairData, memory: Memory, vlm: VLM, answers: Sorted, batch_size: int
 ) -> tuple[Any, ...]:
-    """The memories of the repair's monitors with new requests and answers."""
-    heard = said(answers)
+    """The memories of the repair's monitors with new requests and answers, of each suite and kind
+    as many, evenly spread, as a fit takes."""
+    heard = evenly(said(answers), MonitorConfig.most)
     stated = [each for e, _, _ in heard if (each := labelled_request(e)) is not None]
     spoken = [labelled_answer(*each) for each in heard]
     watched = {(m.reads, m.site, m.pooling) for m in repair.monitors}
@@ -240,6 +257,7 @@ def _manifest(manifest: Mapping[str, Any], answers: Sorted, told: Folded) -> dic
     for name in CLASSES:
         fitted[name] = fitted.get(name, 0) + len(getattr(answers, name))
     fitted["examples"] = sorted({*fitted.get("examples", ()), *map(_digest, examples)})
+    fitted["requests"] = sorted({*fitted.get("requests", ()), *map(request_digest, examples)})
     new, old = goals_told(examples), fitted.get("goals", {})
     if old.get("scheme", new["scheme"]) == new["scheme"]:
         new["digests"] = sorted({*old.get("digests", ()), *new["digests"]})

@@ -76,12 +76,15 @@ class DecisionMemory:
         return replace(self, told=tuple((*old, *new) for old, new in pairs), rows=both)
 
     def waiting(self) -> dict[str, int]:
-        """Attacks by family of those that are too few to be a family of their own."""
+        """Attacks by family of those that are in none: too few, and with all others of their
+        modality that are, too few as well."""
         sides = [[each.family for each in self.told[0] if bool(each.pictures) == side]
                  for side in (True, False)]  # fmt: skip
         few: Counter[str] = Counter()
         for side in sides:
-            few.update({name: n for name, n in Counter(side).items() if n < LEAST_FAMILY})
+            own = {name: n for name, n in Counter(side).items() if n < LEAST_FAMILY}
+            if sum(own.values()) < LEAST_FAMILY:
+                few.update(own)
         return dict(few)
 
 
