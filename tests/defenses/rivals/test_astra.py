@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -109,3 +112,18 @@ def test_the_direction_is_what_harmful_patches_add(vlm, monkeypatch):
     expected = (apart / apart.norm()).detach().numpy()
     np.testing.assert_allclose(found.direction[0], expected, atol=1e-4)
     assert found.layers == (1,) and found.calibration.shape == (1, tiny.WIDTH)
+
+
+def test_pictures_of_two_suites_with_the_same_id_are_held_against_their_own(vlm, monkeypatch):
+    """`--pgd 32,64` and files that number their lines have equal ids in suites that differ."""
+    harmful = np.array([True, False, False, False])
+    monkeypatch.setattr(astra, "harmful_patches", lambda *_: harmful)
+    material = fits.material(2, 1)
+    complied = tuple(
+        (replace(e, id="1", suite=f"{e.suite}-{place}"), answer)
+        for place, (e, answer) in enumerate(material.complied)
+    )
+    how: dict[str, Any] = {"grid": 2, "draws": 1, "depth": 0.5}
+    apart = astra.Astra.fit(vlm, [], [], material=material, **how)
+    alike = astra.Astra.fit(vlm, [], [], material=replace(material, complied=complied), **how)
+    np.testing.assert_array_equal(alike.direction, apart.direction)

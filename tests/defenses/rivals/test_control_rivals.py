@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -37,9 +39,18 @@ def test_the_stated_share_is_refused_whatever_is_asked():
     for rate, share in ((0.0, 0), (1.0, 400)):
         found = RandomMonitor(rate=rate).answer(vlm, EXAMPLES)
         assert sum(a.text == REFUSAL for a in found) == share
-    assert 0 <= drawn(0, "e") < 1
+    assert 0 <= drawn(0, "s", "e") < 1
     with pytest.raises(UsageError, match="rate of alarms"):
         RandomMonitor(rate=1.1)
+
+
+def test_requests_of_two_suites_that_number_theirs_alike_are_drawn_apart():
+    vlm, refused = Scripted(lambda example: "yes"), {}
+    for suite in ("one", "two"):
+        examples = [replace(e, suite=suite) for e in EXAMPLES]
+        refused[suite] = [a.source for a in RandomMonitor(rate=0.5).answer(vlm, examples)]
+    alike = sum(a == b for a, b in zip(refused["one"], refused["two"], strict=True))
+    assert wilson(alike, 400).low < 0.5 < wilson(alike, 400).high
 
 
 def test_along_its_directions_everything_becomes_the_mean_of_refusals(vlm):

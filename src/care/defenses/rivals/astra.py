@@ -112,18 +112,18 @@ class Astra(Steering):
         at_least(1, bad, "attacks that worked and come with a picture")
         at_least(1, clean, "benign requests that were answered and come with a picture")
         layer, rng = layer_at(vlm, depth), np.random.default_rng(seed)
+        whole: list[Example] = []
         without: list[Example] = []
         for example in [each for each in bad for _ in range(draws)]:
             harmful = harmful_patches(vlm, example, masks, grid, rng, batch_size)
             if harmful.any():
+                whole.append(_worded(example, ""))
                 without.append(_worded(blackened(example, ~harmful, grid), ""))
         if not without:
             raise FitError(
                 f"no patch of {len(bad)} pictures makes an attack work, so there is nothing to "
                 "steer away from; pass attacks whose pictures carry them"
             )
-        known = {example.id: example for example in bad}
-        whole = [_worded(known[example.id], "") for example in without]
         site = Site(layer, "layer_out")
         first, second = (
             at_decision(vlm, part, [site], batch_size)[site] for part in (whole, without)

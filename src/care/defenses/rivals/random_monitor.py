@@ -1,9 +1,10 @@
 """Random monitor: a control that refuses a stated share of requests, whatever they are.
 
-    refused if u < rate,   u ∈ [0, 1) by SHA-256 of a seed and the example's id
+    refused if u < rate,   u ∈ [0, 1) by SHA-256 of a seed and the example's suite and id
 
 What a monitor prevents beyond what its alarms would at random shows beside this one, at the rate of
-alarms that it raises on the same requests. By id, so that u doesn't depend on what is asked.
+alarms that it raises on the same requests. By suite and id, so that u doesn't depend on what is
+asked, and requests of two suites that number theirs alike are drawn apart.
 """
 
 from __future__ import annotations
@@ -44,14 +45,15 @@ class RandomMonitor(Gated, StoredDefense):
 
     def opened(self, vlm: VLM, examples: Sequence[Example], batch_size: int) -> np.ndarray:
         """Which requests are refused."""
-        return np.array([drawn(self.seed, example.id) < self.rate for example in examples])
+        draws = [drawn(self.seed, example.suite, example.id) for example in examples]
+        return np.array(draws) < self.rate
 
     def guarded(self, vlm: VLM, examples: Sequence[Example], **how: Any) -> list[Answer]:
         """Refusals."""
         return [refusal() for _ in examples]
 
 
-def drawn(seed: int, name: str) -> float:
-    """u, uniform in [0, 1)."""
-    told = hashlib.sha256(f"{seed} {name}".encode()).digest()
+def drawn(seed: int, suite: str, name: str) -> float:
+    """u, uniform in [0, 1), of the example with that id in that suite."""
+    told = hashlib.sha256(f"{seed} {suite}\0{name}".encode()).digest()
     return int.from_bytes(told[:8]) / 2**64
