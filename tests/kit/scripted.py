@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ from care.models.thoughts import TAGS
 
 
 class Scripted:
-    """Stands in for a `VLM`; None in the place of an answer is one with numbers that aren't."""
+    """Stands in for a `VLM`; None in the place of an answer, or NaN of a likelihood, is one with
+    numbers that aren't."""
 
     name, dtype, context, thought_tags = "scripted", torch.float32, None, TAGS
 
@@ -40,4 +42,6 @@ class Scripted:
 
     def score(self, examples: Sequence[Example], words: Sequence[str], batch_size: int) -> Score:
         rows = [(self.likely(e, word), 1, False) for e, word in zip(examples, words, strict=True)]
+        if any(math.isnan(total) for total, _, _ in rows):
+            raise NotFiniteError("no numbers")
         return Score.of(rows)

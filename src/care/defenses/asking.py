@@ -3,7 +3,7 @@
     AnswerCall          one call of `answer`: what is asked, what is known of it, and how
     Turns               a defense that asks more than once, or looks at the bare model's answers
     Gated               one of them: it opens to some requests, all others get the bare answer
-    yes_odds            how much likelier a model says yes than no
+    yes_odds            how much likelier a model says yes than no, NaN where it computes NaN
     answers_by_batch    answers of batches, each under what was made of its requests
 
 Not here: what is asked, what opens a gate, and what is made of a batch (`care.defenses.rivals`),
@@ -109,7 +109,8 @@ class Gated(Turns):
 
     @abstractmethod
     def opened(self, vlm: VLM, examples: Sequence[Example], batch_size: int) -> np.ndarray:
-        """Which of N requests it acts on (N,) of bool."""
+        """Which of N requests it acts on (N,) of bool; or of float, with NaN where it can't tell,
+        so that these get no answer."""
 
     def guarded(self, vlm: VLM, examples: Sequence[Example], **how: Any) -> list[Answer]:
         """Answers to the requests that it acts on."""
@@ -118,10 +119,11 @@ class Gated(Turns):
 
     def turns(self, call: AnswerCall) -> list[Answer | None]:
         """The bare model's answers to those it is shut to, its own to the others."""
-        opened = self.opened(call.vlm, call.examples, call.batch_size)
+        told = self.opened(call.vlm, call.examples, call.batch_size)
+        opened, shut = told == 1, told == 0
         acted_on = [e for e, acts in zip(call.examples, opened, strict=True) if acts]
         how = call.how | {"progress": None}
-        found = merged(~opened, call.bare(np.flatnonzero(~opened).tolist()))
+        found = merged(shut, call.bare(np.flatnonzero(shut).tolist()))
         if acted_on:
             guarded = _or_none(lambda: self.guarded(call.vlm, acted_on, **how), len(acted_on))
             fill(found, opened, guarded)
@@ -142,12 +144,20 @@ def fill(found: list[Answer | None], places: np.ndarray, answers: Sequence[Answe
 
 
 def yes_odds(vlm: VLM, examples: Sequence[Example], batch_size: int = BATCH_SIZE) -> np.ndarray:
-    """log P(Yes) − log P(No) as the answers to N questions (N,), in nats."""
+    """log P(Yes) − log P(No) as the answers to N questions (N,), in nats; NaN where the model
+    computes no finite numbers."""
     if not examples:
         return np.zeros(0)
-    yes, no = (
-        vlm.score(examples, [word] * len(examples), batch_size).logprob for word in ("Yes", "No")
-    )
+    try:
+        yes, no = (
+            vlm.score(examples, [word] * len(examples), batch_size).logprob
+            for word in ("Yes", "No")
+        )
+    except NotFiniteError:
+        if len(examples) == 1:
+            return np.full(1, np.nan)
+        # The error doesn't say for which: one by one, and only those are lost.
+        return np.concatenate([yes_odds(vlm, [example], batch_size) for example in examples])
     return yes - no
 
 

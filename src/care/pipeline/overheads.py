@@ -5,15 +5,19 @@ batch and defense the bare model is timed just before, so that whatever else the
 both alike:
 
     overhead    Σ seconds under the defense / Σ seconds of the bare model just before
+
+A batch in which the model computes NaN for a request counts with the seconds that it took.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 
 from care.data.example import Example
 from care.defenses.base import Defense, answers_under
+from care.errors import NotFiniteError
 from care.judges.refusal import certainly_refused
 from care.models.vlm import VLM
 
@@ -32,14 +36,15 @@ def overheads(
 
     def seconds(defense: Defense | None, batch: Sequence[Example]) -> float:
         begun = time.perf_counter()
-        answers_under(
-            defense,
-            vlm,
-            batch,
-            max_new_tokens=max_new_tokens,
-            batch_size=BATCH,
-            stop=certainly_refused,
-        )
+        with suppress(NotFiniteError):  # the answers aren't kept, so none that is missing matters
+            answers_under(
+                defense,
+                vlm,
+                batch,
+                max_new_tokens=max_new_tokens,
+                batch_size=BATCH,
+                stop=certainly_refused,
+            )
         return time.perf_counter() - begun
 
     warm = False

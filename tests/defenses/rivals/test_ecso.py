@@ -58,3 +58,11 @@ def test_what_is_not_there_is_told_by_place():
         with pytest.raises(NotFiniteError) as told:
             Ecso().answer(vlm, EXAMPLES)
         assert np.flatnonzero([answer is None for answer in told.value.answers]).tolist() == [0]
+
+
+def test_an_answer_that_the_model_cannot_judge_is_lost_alone():
+    vlm = Scripted(says, lambda e, word: np.nan if e.id == "good" else likely(e, word))
+    with pytest.raises(NotFiniteError) as told:
+        Ecso().answer(vlm, EXAMPLES)
+    texts = [answer and answer.text for answer in told.value.answers]
+    assert texts == [f"Sure: {NO}", None, "answer plain"]

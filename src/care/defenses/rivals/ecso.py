@@ -53,7 +53,9 @@ class Ecso(Turns, StoredDefense):
     def turns(self, call: AnswerCall) -> list[Answer | None]:
         """The bare answers, and of those that the model says are harmful others."""
         found = call.bare(range(len(call.examples)))
-        harmful = self._harmful(call, found)
+        odds = self._odds(call, found)
+        found = [None if lost else a for lost, a in zip(np.isnan(odds), found, strict=True)]
+        harmful = odds > self.threshold
         examples = [e for e, bad in zip(call.examples, harmful, strict=True) if bad]
         captions = call.ask(
             [_again(e, CAPTIONED, request=e.prompt) for e in examples],
@@ -68,8 +70,9 @@ class Ecso(Turns, StoredDefense):
         fill(found, harmful, merged(there, call.ask(blind)))
         return found
 
-    def _harmful(self, call: AnswerCall, found: list[Answer | None]) -> np.ndarray:
-        """Which answers (N,) of bool the model says are harmful, beside the picture."""
+    def _odds(self, call: AnswerCall, found: list[Answer | None]) -> np.ndarray:
+        """By what odds (N,) the model says that answers are harmful, beside the picture; −∞ where
+        it isn't asked, NaN where it computes NaN."""
         said = shown_texts(call.vlm, found)
         asked = np.array([bool(e.images and a) for e, a in zip(call.examples, said, strict=True)])
         questions = [
@@ -77,9 +80,9 @@ class Ecso(Turns, StoredDefense):
             for e, a in zip(call.examples, said, strict=True)
             if e.images and a
         ]
-        harmful = np.zeros(len(found), dtype=bool)
-        harmful[asked] = yes_odds(call.vlm, questions, call.batch_size) > self.threshold
-        return harmful
+        odds = np.full(len(found), -np.inf)
+        odds[asked] = yes_odds(call.vlm, questions, call.batch_size)
+        return odds
 
 
 def _again(example: Example, words: str, **parts: str) -> Example:

@@ -51,14 +51,15 @@ class EtaLite(Gated, StoredDefense):
     """Least log P(Yes) − log P(No) of an unsafe picture."""
 
     def opened(self, vlm: VLM, examples: Sequence[Example], batch_size: int) -> np.ndarray:
-        """Which requests come with a picture that the model says is unsafe."""
+        """Which requests come with a picture that the model says is unsafe; NaN where it computes
+        NaN about it."""
         pictured = np.array([bool(example.images) for example in examples], dtype=bool)
         asked = [
             Example(example.id, QUESTION, example.images) for example in examples if example.images
         ]
-        unsafe = np.zeros(len(examples), dtype=bool)
-        unsafe[pictured] = yes_odds(vlm, asked, batch_size) > self.threshold
-        return unsafe
+        odds = np.full(len(examples), -np.inf)
+        odds[pictured] = yes_odds(vlm, asked, batch_size)
+        return np.where(np.isnan(odds), np.nan, odds > self.threshold)
 
     def guarded(self, vlm: VLM, examples: Sequence[Example], **how: Any) -> list[Answer]:
         """Answers that begin with the prefix, and go on with what others had begun them with."""
