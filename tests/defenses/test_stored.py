@@ -11,7 +11,7 @@ import pytest
 
 from care.defenses import load_defense, register
 from care.defenses.stored import FACTS, NUMBERS, StoredDefense, digest_of, fitted_on, numbers_of
-from care.errors import ArtefactError, UsageError
+from care.errors import ArtefactError, FitError
 from care.evaluation.leak_check import stated_goals
 from care.models.vlm import VLM
 from kit import fits, tiny
@@ -113,7 +113,7 @@ def test_other_numbers_are_refused(tmp_path):
 
 
 def test_numbers_that_are_not_finite_are_refused():
-    with pytest.raises(UsageError, match="numbers 'rows' of the defense stored-example aren't all"):
+    with pytest.raises(FitError, match="numbers 'rows' of the defense stored-example aren't all"):
         kept(rows=np.array([[np.nan]]))
 
 

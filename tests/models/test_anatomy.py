@@ -6,6 +6,7 @@ from torch import nn
 
 from care.errors import ModelError, SiteError
 from care.models.anatomy import Anatomy
+from care.models.blocks import final_norm
 from care.models.hooks import read
 from care.models.sites import Role, Site
 from care.models.vlm import VLM
@@ -40,6 +41,19 @@ def test_anatomy_and_residual_equation(family):
     down = anatomy.module(sites[3])(neurons)
     if family != "gemma3":  # there a norm follows
         torch.testing.assert_close(down, ffn)
+
+
+@torch.no_grad()
+def test_the_final_norm_is_found_by_the_name_that_lfm2_gives_it():
+    lfm2 = pytest.importorskip("transformers.models.lfm2")
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 5}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": 0}
+    model = lfm2.Lfm2ForCausalLM(lfm2.Lfm2Config(**sizes, **heads, layer_types=["full_attention"]))
+    norm, last = final_norm(model.get_decoder()), []
+    model.get_decoder().layers[-1].register_forward_hook(lambda _, args, h: last.append(h))
+    logits = model.eval()(torch.tensor([[1, 2, 3]])).logits
+    assert norm is not None and final_norm(model.get_decoder().layers) is None
+    torch.testing.assert_close(model.lm_head(norm(last[0])), logits)
 
 
 def test_unknown_layers_are_refused():

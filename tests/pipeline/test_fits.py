@@ -10,7 +10,15 @@ import pytest
 
 from care.defenses.base import Defense
 from care.defenses.rivals.difference_of_means import DifferenceOfMeans
-from care.errors import ArtefactError, FitError, NotFiniteError, StorageError
+from care.defenses.rivals.hiddendetect import HiddenDetect
+from care.errors import (
+    ArtefactError,
+    FitError,
+    ModelError,
+    NotFiniteError,
+    StorageError,
+    UsageError,
+)
 from care.models.vlm import VLM
 from care.pipeline.fits import Fits, timed
 from care.pipeline.overheads import overheads
@@ -34,6 +42,11 @@ class Elsewhere(Unstored):
 
 def steering() -> Defense:
     return DifferenceOfMeans(layers=(1,), direction=np.ones((1, 32)))
+
+
+def without_threshold() -> Defense:
+    """What no file holds, as a fit that comes to NaN leaves it."""
+    return HiddenDetect(layers=(1, 2), tokens=(3,), threshold=np.nan)
 
 
 @pytest.fixture
@@ -66,7 +79,13 @@ def test_one_that_cannot_be_stored_is_fitted_anew(run: Run, vlm: VLM) -> None:
 
 @pytest.mark.parametrize(
     ("made", "words"),
-    [(lambda: timed(Elsewhere), "for another model"), (lambda: _fails(), "too few examples")],
+    [
+        (lambda: timed(Elsewhere), "for another model"),
+        (lambda: _fails(FitError("too few examples")), "too few examples"),
+        (lambda: _fails(ModelError("no final norm")), "no final norm"),
+        (lambda: _fails(UsageError("depths of nothing")), "depths of nothing"),
+        (lambda: timed(without_threshold), "which JSON can't hold"),
+    ],
 )
 def test_what_does_not_suit_is_told_once(run: Run, vlm: VLM, made, words) -> None:
     with Fits(run, vlm) as fits:
@@ -83,8 +102,8 @@ def test_a_full_disk_is_no_failed_fit(run: Run, vlm: VLM) -> None:
         fits.made("four", full)
 
 
-def _fails() -> tuple[Defense, float]:
-    raise FitError("too few examples")
+def _fails(error: Exception) -> tuple[Defense, float]:
+    raise error
 
 
 def test_overheads_are_ratios_of_the_same_answers_in_turns(

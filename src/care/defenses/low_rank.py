@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from care.defenses.base import Touches
+from care.defenses.likelihood import loss_value
 from care.defenses.stored import StoredDefense
 from care.errors import ArtefactError, FitError, MissingDependencyError, UsageError
 from care.models.gradients import differentiable
@@ -238,11 +239,7 @@ def descend(
     losses: list[float] = []
     for step in range(steps):
         value = loss(step)
-        losses.append(value.item())
-        if not math.isfinite(losses[-1]):
-            raise FitError(
-                f"the loss is {losses[-1]} after {step} steps; train at a lower rate than {rate:g}"
-            )
+        losses.append(loss_value(value, step, rate))
         optimiser.zero_grad()
         value.backward()
         torch.nn.utils.clip_grad_norm_(trained.parameters, MAX_NORM)

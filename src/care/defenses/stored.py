@@ -29,7 +29,7 @@ from safetensors.numpy import save as save_tensors
 from care.data.contamination import goals_told
 from care.data.example import Example, Suite
 from care.defenses.base import Defense
-from care.errors import ArtefactError, CareError, UsageError
+from care.errors import ArtefactError, CareError, FitError, UsageError
 from care.models.identity import model_facts
 from care.runs.files import to_json, write_whole
 from care.runs.reading import GIB, parse_json, read_file
@@ -65,7 +65,7 @@ class StoredDefense(Defense):
         for name in numbers_of(type(self)):
             rows = np.ascontiguousarray(getattr(self, name), dtype=np.float32)
             if not np.isfinite(rows).all():
-                raise UsageError(
+                raise FitError(
                     f"The numbers {name!r} of the defense {self.name} aren't all finite; fit it on "
                     "other examples."
                 )

@@ -45,6 +45,16 @@ _WRITERS: dict[Part, tuple[str, ...]] = {
 }
 """Modules between a part and the addition, by family."""
 
+_FINAL_NORMS = (
+    "norm",
+    "final_layernorm",  # Phi, Falcon H1
+    "final_norm",  # RecurrentGemma
+    "final_layer_norm",  # OPT
+    "layer_norm",  # XGLM
+    "embedding_norm",  # LFM2, which calls so what others call `norm`
+)
+"""What normalises the residual stream after the last layer: the first that a decoder has."""
+
 _NOT_A_SUM = {
     "attn_hc": "keeps several residual streams",
     "attn_hyper_connection": "keeps several residual streams",
@@ -110,6 +120,11 @@ def down(layer: nn.Module) -> nn.Module | None:
     """The map by which the FFN's neurons write; None of an FFN of experts."""
     part = ffn(layer)
     return part if part is _ffn_in(layer) else _first(part, DOWN)
+
+
+def final_norm(decoder: nn.Module) -> nn.Module | None:
+    """What stands between the last layer and the head; None where it can't be told."""
+    return _first(decoder, _FINAL_NORMS)
 
 
 def _ffn_in(layer: nn.Module) -> nn.Module | None:

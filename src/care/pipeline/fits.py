@@ -19,15 +19,15 @@ from typing import Self
 
 from care.defenses.base import Defense
 from care.defenses.loading import load_defense
-from care.errors import ArtefactError, FitError, NotFiniteError, SiteError
+from care.errors import ArtefactError, FitError, ModelError, SiteError, UsageError
 from care.models.vlm import VLM
 from care.runs.rows import Row, Rows
 from care.runs.run import Run
 
 FILE = "fits.jsonl"
 _LONG = 60
-_UNFIT = (FitError, SiteError, ArtefactError, NotFiniteError)
-"""What says that a defense doesn't suit the model or what it is fitted on."""
+_UNFIT = (FitError, SiteError, ArtefactError, ModelError, UsageError)
+"""What says that a defense doesn't suit the model, its settings or what it is fitted on."""
 
 Made = tuple[Defense, float]
 """A defense, and the seconds that its fit took."""
@@ -72,11 +72,11 @@ class Fits:
         try:
             defense, seconds = make()
             defense.check(self.vlm)
+            folder = None if defense.stored_as is None else defense.save(self._folder(key))
         except _UNFIT as error:
             seconds = time.perf_counter() - begun
             self._add(row, key, seconds, str(error), False)
             return Fit(None, seconds, str(error))
-        folder = None if defense.stored_as is None else defense.save(self._folder(key))
         self._add(row, key, seconds, None, folder is not None)
         return Fit(defense, seconds, None, folder)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from care.defenses.rivals.autosteer import AutoSteer, awareness, probe, refusal_matrix
+from care.errors import FitError
 from kit import fits, tiny
 
 
@@ -90,3 +91,8 @@ def test_the_first_step_goes_along_the_gradient(vlm):
         with made(matrix=moved[None], strength=1.0).applied(vlm):
             scores.append(vlm.score([example], [refusal]).logprob[0])
     assert matrix[probe_at] == pytest.approx(1e-3 * np.sign(scores[0] - scores[1]), rel=1e-2)
+
+
+def test_a_loss_that_is_no_number_is_told(vlm):
+    with pytest.raises(FitError, match="loss is nan after 1 steps; train at a lower rate than inf"):
+        refusal_matrix(vlm, fits.material(1, 0), 1.0, 2, np.inf, 0, 16)

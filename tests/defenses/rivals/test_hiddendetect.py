@@ -10,7 +10,7 @@ import torch
 
 from care.defenses.rivals import hiddendetect
 from care.defenses.rivals.hiddendetect import HiddenDetect
-from care.errors import ModelError, UsageError
+from care.errors import FitError, ModelError, UsageError
 from care.models.responses import REFUSAL
 from kit import fits, tiny
 from kit.scripted import Scripted
@@ -36,10 +36,10 @@ def test_the_score_is_the_area_under_the_cosines(vlm):
 
 
 def headed(norm):
-    """A model of which only the norm and the head are there; the head is the identity."""
+    """A model of which only the norm of that name and the head are there, the identity both."""
     head = torch.nn.Linear(3, 3, bias=False)
     head.weight.data = torch.eye(3)
-    decoder = SimpleNamespace(norm=head if norm else None)
+    decoder = SimpleNamespace(**{norm: head})
     return SimpleNamespace(
         model=SimpleNamespace(get_output_embeddings=lambda: head),
         anatomy=SimpleNamespace(decoder=decoder),
@@ -48,12 +48,13 @@ def headed(norm):
     )
 
 
-def test_the_cosine_is_that_of_one_coordinate():
+@pytest.mark.parametrize("norm", ["norm", "embedding_norm"])
+def test_the_cosine_is_that_of_one_coordinate(norm):
     """With the identity as norm and head, logits are the activations: by hand."""
     rows = np.array([[3.0, 4.0, 0.0], [0.0, -1.0, 0.0]], dtype=np.float32)
     expected = [[0.6, 0.0], [7 / (5 * 2**0.5), -1 / 2**0.5]]
     for tokens, cosines in zip(([0], [0, 1]), expected, strict=True):
-        found = hiddendetect.nearness(headed(True), rows, tokens)
+        found = hiddendetect.nearness(headed(norm), rows, tokens)
         np.testing.assert_allclose(found, cosines, atol=1e-6)
 
 
@@ -89,6 +90,13 @@ def test_settings_that_mean_nothing_are_one_sentence(vlm):
         HiddenDetect.fit(vlm, [], fits.asked("b", 1, "benign", False, 0), false_alarms=1.0)
 
 
+def test_a_model_of_too_few_layers_is_one_sentence():
+    """Of three layers the last quarter is one."""
+    vlm = SimpleNamespace(anatomy=SimpleNamespace(n_layers=3), name="short")
+    with pytest.raises(FitError, match=r"depths \(0.75, 1.0\) are a single one of the 3 layers"):
+        HiddenDetect.fit(vlm, [], fits.asked("b", 1, "benign", False, 0), depths=(0.75, 1.0))
+
+
 def test_a_model_without_a_final_norm_is_one_sentence():
     with pytest.raises(ModelError, match="no final norm"):
-        hiddendetect.nearness(headed(False), np.zeros((1, 3), np.float32), [1])
+        hiddendetect.nearness(headed("other"), np.zeros((1, 3), np.float32), [1])

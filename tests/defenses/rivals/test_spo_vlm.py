@@ -14,6 +14,7 @@ from care.defenses.rivals.spo_vlm import (
     preferences,
     refined,
 )
+from care.errors import FitError
 from care.models.sites import Site
 from kit import fits, tiny
 
@@ -73,3 +74,10 @@ def test_without_steps_the_vectors_are_those_of_the_first_stage(vlm):
     np.testing.assert_allclose(found.direction[0], expected, atol=1e-4)
     h = torch.zeros(1, 1, tiny.WIDTH)
     torch.testing.assert_close(found.moved(h, 0)[0, 0], 0.25 * torch.from_numpy(found.direction[0]))
+
+
+def test_a_loss_that_is_no_number_is_told(vlm):
+    pairs = preferences(fits.material(1, 1))[:1]
+    start = np.ones((1, tiny.WIDTH))
+    with pytest.raises(FitError, match="loss is nan after 1 steps; train at a lower rate than inf"):
+        refined(vlm, pairs, [Site(1, "layer_out")], start, 1.0, 2, np.inf, 0.1, 0)

@@ -32,7 +32,7 @@ from care.defenses.activations import at_decision
 from care.defenses.asking import Gated
 from care.defenses.base import register
 from care.defenses.cost import Cost
-from care.defenses.likelihood import logprobs
+from care.defenses.likelihood import logprobs, loss_value
 from care.defenses.material import Material, decision_rows, gather
 from care.defenses.steering import ANSWERING, Steering, at_least
 from care.defenses.stored import fitted_on
@@ -177,7 +177,7 @@ def refusal_matrix(
     seed: int,
     batch_size: int,
 ) -> np.ndarray:
-    """W (D, D) under which attacks that worked are refused."""
+    """W (D, D) under which attacks that worked are refused; FitError where a loss isn't finite."""
     asked = [example for example, _ in material.complied]
     rng, width = np.random.default_rng(seed), vlm.anatomy.width
     matrix = torch.zeros(width, width, device=vlm.device, requires_grad=True)
@@ -189,12 +189,14 @@ def refusal_matrix(
 
     last = Site(vlm.anatomy.n_layers - 1, "layer_out")
     with differentiable(vlm), edit(vlm, {last: refusing}):
-        for _ in range(steps):
+        for step in range(steps):
             places = rng.permutation(len(asked))[:batch_size]
             found, counts = logprobs(
                 vlm, [asked[i] for i in places], [material.refusing[i] for i in places]
             )
+            loss = -(found / counts).mean()
+            loss_value(loss, step, rate)
             adam.zero_grad()
-            (-(found / counts).mean()).backward()
+            loss.backward()
             adam.step()
     return matrix.detach().cpu().numpy()

@@ -30,7 +30,8 @@ from care.defenses.base import register
 from care.defenses.cost import Cost
 from care.defenses.steering import at_least, layers_between
 from care.defenses.stored import StoredDefense, fitted_on
-from care.errors import ModelError, UsageError
+from care.errors import FitError, ModelError, UsageError
+from care.models.blocks import final_norm
 from care.models.devices import device_of
 from care.models.loading import first_tokens
 from care.models.responses import Answer, refusal
@@ -85,6 +86,11 @@ class HiddenDetect(Gated, StoredDefense):
         if not 0 <= false_alarms < 1:
             raise UsageError(f"false_alarms must lie in [0, 1), got {false_alarms!r:.40}.")
         layers = layers_between(vlm, depths)
+        if len(layers) < 2:
+            raise FitError(
+                f"the depths {depths} are a single one of the {vlm.anatomy.n_layers} layers of "
+                f"{vlm.name}, and an area needs two or more; give depths that are further apart"
+            )
         tokens = first_tokens(vlm.tokenizer, [*WORDS, *(word.capitalize() for word in WORDS)])
         scores = np.sort(refusal_areas(vlm, benign, layers, tokens, batch_size))[::-1]
         return cls(
@@ -123,10 +129,10 @@ def refusal_areas(
 @torch.no_grad()
 def nearness(vlm: VLM, rows: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
     """F (N,) of activations (N, D) after one layer; ModelError without a final norm."""
-    norm, head = getattr(vlm.anatomy.decoder, "norm", None), vlm.model.get_output_embeddings()
+    norm, head = final_norm(vlm.anatomy.decoder), vlm.model.get_output_embeddings()
     if norm is None:
         raise ModelError(
-            f"{vlm.name} has no final norm named `norm` in its decoder, so its layers can't be "
+            f"{vlm.name} has no final norm of a known name in its decoder, so its layers can't be "
             "read as logits; use another defense."
         )
     h = torch.from_numpy(rows).to(device_of(norm, vlm.model), vlm.dtype)

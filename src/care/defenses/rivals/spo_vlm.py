@@ -30,7 +30,7 @@ from torch import Tensor
 from care.data.example import Example, Suite
 from care.defenses.base import register
 from care.defenses.cost import Cost
-from care.defenses.likelihood import logprobs
+from care.defenses.likelihood import logprobs, loss_value
 from care.defenses.material import Material, decision_rows, gather
 from care.defenses.steering import ANSWERING, Steering, layers_between
 from care.defenses.stored import fitted_on
@@ -147,7 +147,7 @@ def refined(
     sharpness: float,
     seed: int,
 ) -> np.ndarray:
-    """The vectors (L, D) after so many steps of Adam."""
+    """The vectors (L, D) after so many steps of Adam; FitError where the loss isn't finite."""
     rng = np.random.default_rng(seed)
     known = torch.tensor(vectors, dtype=torch.float32, device=vlm.device, requires_grad=True)
     adam = torch.optim.Adam([known], lr=rate * float(np.abs(vectors).mean()))
@@ -161,11 +161,12 @@ def refined(
 
     edits = {site: adding(place) for place, site in enumerate(sites)}
     with differentiable(vlm):
-        for _ in range(steps):
+        for step in range(steps):
             chosen = [pairs[i] for i in rng.permutation(len(pairs))[:PAIRS]]
             bare = _both(vlm, chosen, grad=False)
             with edit(vlm, edits):
                 loss = preference_loss(_both(vlm, chosen, grad=True), bare, sharpness)
+            loss_value(loss, step, rate)
             adam.zero_grad()
             loss.backward()
             adam.step()

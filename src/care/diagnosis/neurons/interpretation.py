@@ -52,14 +52,14 @@ class Fires(NamedTuple):
 def written_tokens(vlm: VLM, neurons: Sequence[Neuron], k: int = 8) -> list[Written]:
     """The k most promoted and k most suppressed tokens of each neuron.
 
-    Raises ModelError if the decoder has no final norm called `norm`.
+    Raises ModelError if the decoder has no final norm (`blocks.final_norm`).
     """
     check_neurons(vlm, neurons)
-    norm = getattr(vlm.anatomy.decoder, "norm", None)
+    norm = blocks.final_norm(vlm.anatomy.decoder)
     if norm is None:
         raise ModelError(
-            f"{vlm.name} has no final norm named `norm` in its decoder, so what its neurons write "
-            "can't be read through the unembedding."
+            f"{vlm.name} has no final norm of a known name in its decoder, so what its neurons "
+            "write can't be read through the unembedding."
         )
     head, found = vlm.model.get_output_embeddings(), []
     for neuron in neurons:
