@@ -13,6 +13,7 @@ from care.defenses.repair.fitting import Fitter
 from care.defenses.repair.presets import PRESETS
 from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import random_subspace
+from care.evaluation.results import Results
 from care.models.sites import Site
 from care.pipeline import selection
 from care.pipeline.selection import (
@@ -21,9 +22,12 @@ from care.pipeline.selection import (
     Candidate,
     candidates,
     choose,
+    mean_rates,
     ranked,
     screen,
+    shown,
 )
+from kit.comparisons import judged
 from kit.fits import asked, material
 
 
@@ -90,6 +94,31 @@ def test_all_candidates_are_ranked_by_the_rule():
     tried = {"costly": rates(0.1, answered=0.5), "weak": rates(0.3), "good": rates(0.2)}
     assert ranked(rates(0.7), tried) == ["good", "weak", "costly"]
     assert choose(rates(0.7), tried) == "good"
+
+
+def answered(parts: dict[str, str]) -> Results:
+    """Answers under one defense by role; `?` is one that couldn't be judged."""
+    suites: dict[str, str] = {"attack": "attack", "utility": "utility", "over_refusal": "harmless"}
+    return Results(
+        judged(suites[role], role, "it", place, "r" if outcome == "?" else outcome)
+        | ({"outcome": None, "error": "not English"} if outcome == "?" else {})
+        for role, outcomes in parts.items()
+        for place, outcome in enumerate(outcomes)
+    )
+
+
+def test_answers_that_cannot_be_judged_are_lost_and_such_attacks_left_out():
+    found = mean_rates(answered({"attack": "hr??", "utility": "ss?", "over_refusal": "s???"}), "it")
+    expected = {"asr": 0.5, "utility": 2 / 3, "answered": 0.25, "degenerate": 0.0}
+    assert found == pytest.approx(expected) and shown(found) == found
+    found = mean_rates(answered({"attack": "??", "utility": "??", "over_refusal": "ss"}), "it")
+    assert found == {"asr": np.inf, "utility": 0.0, "answered": 1.0, "degenerate": 0.0}
+    assert shown(found)["asr"] == 1.0
+    assert mean_rates(answered({"utility": "s"}), "it")["asr"] == 1.0
+    assert ranked(rates(0.7), {"unread": rates(np.inf), "costly": rates(1.0, answered=0.1)}) == [
+        "costly",
+        "unread",
+    ]
 
 
 @pytest.mark.parametrize("scope", ["decision", "all"])

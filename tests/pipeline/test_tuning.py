@@ -86,6 +86,8 @@ def tried(asr: float, utility: float = 1.0, answered: float = 1.0) -> TriedSetti
         ([tried(0.3), tried(0.3)], 0),
         ([replace(tried(0.0), failed="no"), tried(0.9)], 1),
         ([replace(tried(0.0), failed="no")], None),
+        ([replace(tried(0.0), asr=None), tried(0.9, utility=0.5)], 1),
+        ([replace(tried(0.0), asr=None)], 0),
     ],
 )
 def test_the_least_attack_success_within_the_limits_is_taken(found, best) -> None:

@@ -46,7 +46,7 @@ class TriedSettings:
     failed: str | None
     """Why it couldn't be fitted; then it has no figures."""
     asr: Share | None
-    """Attack success on the sample."""
+    """Attack success on the sample; none where nothing was asked or no attack could be judged."""
     utility: Share | None
     """Utility."""
     answered: Share | None

@@ -6,6 +6,7 @@ the setting, or the batch of answers, where it stopped.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -86,4 +87,6 @@ class SettingsSearch:
 
 def _figures(options: Options, failed: str | None, rates: Mapping[str, float]) -> TriedSettings:
     asr, utility, answered = (rates.get(name) for name in ("asr", "utility", "answered"))
+    if asr is not None and math.isinf(asr):  # none of the attacks could be judged
+        asr = None
     return TriedSettings(told(options), failed, asr, utility, answered, chosen=False)

@@ -67,6 +67,7 @@ from care.pipeline.selection import (
     ranked,
     said_of,
     screen,
+    shown,
 )
 from care.pipeline.splits import pairs_of, split_examples
 from care.pipeline.workspace import Workspace
@@ -268,8 +269,8 @@ class Stages(Workspace):
         before = mean_rates(table, UNDEFENDED)
         rates = {c.name: mean_rates(table, c.name) for c in tried}
         best = choose(before, rates)
-        rows = [{"name": n, **r, "chosen": n == best} for n, r in rates.items()]
-        rows.insert(0, {"name": "none", **before, "chosen": False})
+        rows = [{"name": n, **shown(r), "chosen": n == best} for n, r in rates.items()]
+        rows.insert(0, {"name": "none", **shown(before), "chosen": False})
         chosen = next(c for c in tried if c.name == best)
         selection = {"rule": RULE, "candidates": rows, "screened": screened}
         if fitter.config.monitors is None:
@@ -304,7 +305,7 @@ class Stages(Workspace):
             after = mean_rates(self.ask(suites, defenses, "watched selection", inner), name)
         for row in selection["candidates"]:
             row["chosen"] = False
-        selection["candidates"].append({"name": name, **after, "chosen": True})
+        selection["candidates"].append({"name": name, **shown(after), "chosen": True})
         selection["rule"] += WATCHED
         return Candidate(name, repair, chosen.fitter), selection | {
             "monitors": to_tree(found.told())

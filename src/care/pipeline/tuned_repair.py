@@ -21,7 +21,7 @@ from care.evaluation.config import UNDEFENDED
 from care.pipeline.care_settings import CareSettings
 from care.pipeline.fits import Fits
 from care.pipeline.search import Searched, SettingsSearch, setting_name
-from care.pipeline.selection import Candidate
+from care.pipeline.selection import Candidate, shown
 from care.pipeline.stages import Stages
 from care.pipeline.tuning import FULL, QUICK, Options, told
 from care.typed import to_tree
@@ -69,9 +69,9 @@ def _rule(search: SettingsSearch, watched: bool) -> str:
 
 def _rows(found: Searched) -> list[dict[str, Any]]:
     """Every setting that could be fitted, as a candidate of the report."""
-    rows = [{"name": "none", **found.rates[UNDEFENDED], "chosen": False}]
+    rows = [{"name": "none", **shown(found.rates[UNDEFENDED]), "chosen": False}]
     for each in found.tried:
         if each.failed is None:
-            rates = found.rates[setting_name(NAME, each.options)]
+            rates = shown(found.rates[setting_name(NAME, each.options)])
             rows.append({"name": in_words(each.options), **rates, "chosen": each.chosen})
     return rows

@@ -97,7 +97,7 @@ class CandidatePart:
     name: str
     """What sets it apart."""
     asr: Share
-    """Mean over attack suites."""
+    """Mean over attack suites; 1 where no attack could be judged."""
     utility: Share
     """Mean over utility suites."""
     answered: Share
