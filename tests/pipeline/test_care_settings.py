@@ -17,7 +17,7 @@ from care.defenses.repair.repair import Repair
 from care.evaluation.results import Results
 from care.models.sites import Site
 from care.models.vlm import VLM
-from care.pipeline.care_settings import CareSettings
+from care.pipeline.care_settings import CareSettings, open_settings
 from kit.fits import material
 
 DEEP, EARLY = Site(3, "layer_out"), Site(1, "layer_out")
@@ -68,6 +68,8 @@ def test_layers_that_are_recommended_come_first_then_each_alone_and_those_by_dep
     paper, _ = settings(vlm, "paper", diagnosis((Site(1, "ffn_out"),)))
     assert paper.searched["layers"] == ((1,), (2,))
     assert "image_layers" not in paper.searched
+    assert own.searched.keys() == open_settings("corrected").keys()
+    assert paper.searched.keys() == open_settings("paper").keys()
 
 
 def test_the_presets_own_settings_are_tried_first_and_make_the_preset(vlm: VLM) -> None:

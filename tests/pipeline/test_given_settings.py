@@ -12,7 +12,8 @@ import pytest
 from care.defenses.rivals.astra import Astra
 from care.errors import DataError, UsageError
 from care.evaluation.comparison_table import TriedSettings
-from care.pipeline.comparison_rows import rivals
+from care.pipeline.compare import compare
+from care.pipeline.comparison_rows import QUICKER, open_options, rivals, unless_quicker
 from care.pipeline.config import CompareJob
 from care.pipeline.given_settings import check_rows, read_settings, with_given
 from care.pipeline.tuning import settings_of
@@ -75,9 +76,36 @@ def test_a_file_of_another_shape_is_one_sentence(tmp_path: Path, tree: Any) -> N
 
 
 def test_settings_of_rows_that_are_not_compared_are_told(tmp_path: Path) -> None:
+    there: dict[str, Any] = {"astra": ({}, {}), "cast": ({"depth": 0.5}, {})}
     with pytest.raises(UsageError, match=r"are of astro, and none of these.*astra, cast"):
-        check_rows({"astro": {}}, ["astra", "cast"], tmp_path)
-    check_rows({"astro": {}, "cast": {}}, ["astra", "cast"], tmp_path)
+        check_rows({"astro": {}}, there, tmp_path)
+    check_rows({"astro": {"deep": 1}, "cast": {}}, there, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"cast": {}, "spo-vlm": {"step": 5}}, "give spo-vlm the option 'step'"),
+        ({"care, tuned": {"strength": "1"}}, "care, tuned strength='1', which is of another type"),
+    ],
+)
+def test_a_wrong_option_is_told_before_anything_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], said: str
+) -> None:
+    monkeypatch.setattr("care.pipeline.compare.Splits", lambda job: pytest.fail("it went on"))
+    with pytest.raises(UsageError, match=said):
+        compare(CompareJob(settings=a_file(tmp_path, given)))
+
+
+def test_a_quick_comparison_takes_them_but_for_what_it_shortens() -> None:
+    given, kinds = read_settings(SHIPPED), rivals(["all"])
+    check_rows(given, open_options(kinds), SHIPPED)
+    quick = unless_quicker(given, True)
+    assert unless_quicker(given, False) == given
+    assert quick["spo-vlm"] == {"depths": (0.2, 0.5), "strength": 0.25}
+    for name, kind in kinds.items():
+        [own] = settings_of(kind, 1, always=QUICKER.get(name, {}))
+        assert with_given(name, own, quick.get(name, {}), kind.searched).keys() == own.keys()
 
 
 def test_a_manifest_holds_what_was_given_and_nothing_without(tmp_path: Path) -> None:

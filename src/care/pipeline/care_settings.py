@@ -34,6 +34,15 @@ _DEPTHS = dict.fromkeys(config.depth for config in PRESETS.values())
 """Relative depths of layers that are tried whatever is recommended."""
 
 
+def open_settings(preset: Preset) -> dict[str, tuple[Any, ...]]:
+    """The values that are tried of each setting of a preset, without a model: of layers, which a
+    diagnosis tells, one stands for all."""
+    config = PRESETS[preset]
+    by_modality = config.layers_by == "channels"
+    layers = [f"{m}_layers" for m in MODALITIES] if by_modality else ["layers"]
+    return dict.fromkeys(layers, ((0,),)) | searched(preset, config)
+
+
 class CareSettings:
     """One preset with what it leaves open."""
 

@@ -57,9 +57,11 @@ from care.pipeline.comparison_rows import (
     Materials,
     RivalFits,
     RowPlan,
+    open_options,
     plan_of,
     rivals,
     tuned_plans,
+    unless_quicker,
 )
 from care.pipeline.config import CompareJob
 from care.pipeline.fits import Fit, Fits, Made
@@ -116,19 +118,21 @@ def name_of(row: str, number: int) -> str:
 
 
 def compare(job: CompareJob, progress: Bar | None = None) -> ComparisonTable:
-    """The whole comparison. UsageError for a rival, an attack or a study that there isn't."""
+    """The whole comparison. UsageError for a rival, attack, study or setting that there isn't."""
     kinds, attacks = rivals(job.defenses, job.quick), AskedAttacks.of(job.adaptive)
     check_studies(job.studies)
-    given = {} if job.settings is None else read_settings(job.settings)
+    given: Given = {}
     if job.settings is not None:
-        check_rows(given, [*kinds, *(plan.name for plan in tuned_plans().values())], job.settings)
+        given = read_settings(job.settings)
+        check_rows(given, open_options(kinds, job.quick), job.settings)
     splits = Splits(job)
     with open_run(job, splits) as run:
         run.record(asked=job.asked())
         with run.stage("model"):
             work = Stages(job, run, progress, splits=splits)
         with Fits(run, work.vlm) as fits:
-            compared = _Comparison(job, run, work, fits, given, progress).made(kinds, attacks)
+            own = unless_quicker(given, job.quick)
+            compared = _Comparison(job, run, work, fits, own, progress).made(kinds, attacks)
         rules = work.judge
         del work, fits  # the model makes room for the judges
         with _refits(job, run, compared) as further:

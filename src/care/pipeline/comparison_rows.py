@@ -34,11 +34,13 @@ from care.evaluation.results import Results
 from care.models.sites import Site
 from care.pipeline.ablation import fitted as fitted_change
 from care.pipeline.ablation_rows import Change
+from care.pipeline.care_settings import open_settings
 from care.pipeline.fits import Made, timed
+from care.pipeline.given_settings import Given, Open
 from care.pipeline.material_parts import apart, drawn
 from care.pipeline.selection import Candidate
 from care.pipeline.stages import Stages
-from care.pipeline.tuning import Options, is_fitted, options_of
+from care.pipeline.tuning import Options, is_fitted, options_of, settings_of
 
 NO_RIVALS = ("repair", "neurons")
 """Registered defenses that are rows of CARE, or belong to its diagnosis."""
@@ -162,6 +164,26 @@ def tuned_plans(quick: bool = False) -> dict[Preset, RowPlan]:
         preset: RowPlan(name, "care", Repair.cost, Repair.paper)
         for preset, name in names.items()
         if not (quick and name in NOT_QUICK)
+    }
+
+
+def open_options(kinds: Mapping[str, type[Defense]], quick: bool = False) -> dict[str, Open]:
+    """What each row leaves open that settings can be given of: rivals, and CARE's presets."""
+    found: dict[str, Open] = {
+        name: (settings_of(kind, 1)[0], kind.searched) for name, kind in kinds.items()
+    }
+    for preset, plan in tuned_plans(quick).items():
+        tried = open_settings(preset)
+        found[plan.name] = ({name: values[0] for name, values in tried.items()}, tried)
+    return found
+
+
+def unless_quicker(given: Given, quick: bool) -> Given:
+    """Settings that are given, without those that a `quick` comparison has its own values of."""
+    own = QUICKER if quick else {}
+    return {
+        row: {name: value for name, value in options.items() if name not in own.get(row, {})}
+        for row, options in given.items()
     }
 
 

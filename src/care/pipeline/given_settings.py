@@ -10,7 +10,7 @@ own; rows that aren't named are searched.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from care.runs.reading import read_json
 Options = dict[str, Any]
 Given = dict[str, Options]
 """Options by name of the row."""
+Open = tuple[Options, Mapping[str, Sequence[Any]]]
+"""What a row leaves open: its own settings, and the values that a search would try."""
 
 
 def read_settings(path: Path) -> Given:
@@ -38,14 +40,16 @@ def read_settings(path: Path) -> Given:
         ) from error
 
 
-def check_rows(given: Given, there: Iterable[str], path: Path) -> None:
-    """UsageError unless some of the settings are of rows that are there."""
-    there = list(there)
-    if not given.keys() & set(there):
+def check_rows(given: Given, there: Mapping[str, Open], path: Path) -> None:
+    """UsageError unless some of the settings are of rows that are there, by their names, and all of
+    these are such as `with_given` takes."""
+    if not given.keys() & there.keys():
         raise UsageError(
             f"The settings in {path} are of {', '.join(sorted(given)) or 'no row'}, and none of "
             f"these is searched here; name some of {', '.join(there)}."
         )
+    for row, (own, tried) in there.items():
+        with_given(row, own, given.get(row, {}), tried)
 
 
 def with_given(
