@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from care.defenses.rivals.autosteer import AutoSteer, awareness, probe, refusal_matrix
+from care.defenses.rivals.autosteer import (
+    RATED_WIDTH,
+    AutoSteer,
+    awareness,
+    probe,
+    refusal_matrix,
+)
 from care.errors import FitError
 from kit import fits, tiny
 
@@ -70,7 +76,7 @@ def test_refusals_become_likelier_under_the_matrix_and_the_model_stays(vlm):
     material = fits.material(2, 2)
     asked = [example for example, _ in material.complied]
     weights = {key: value.clone() for key, value in vlm.model.state_dict().items()}
-    matrix = refusal_matrix(vlm, material, 0.5, 10, 0.01, 0, 16)
+    matrix = refusal_matrix(vlm, material, 0.5, 10, 0.01 * tiny.WIDTH / RATED_WIDTH, 0, 16)
     before = vlm.score(asked, material.refusing).logprob
     with made(matrix=matrix[None], strength=0.5).applied(vlm):
         after = vlm.score(asked, material.refusing).logprob
@@ -79,10 +85,11 @@ def test_refusals_become_likelier_under_the_matrix_and_the_model_stays(vlm):
 
 
 def test_the_first_step_goes_along_the_gradient(vlm):
-    """Adam's first step is the rate against the sign of the gradient, here by differences."""
+    """Adam's first step is the rate against the sign of the gradient, here by differences; the rate
+    falls with the width, so that ε W h beside h doesn't grow with it."""
     material = fits.material(1, 0)
     [(example, _)], [refusal] = material.complied, material.refusing
-    matrix = refusal_matrix(vlm, material, 1.0, 1, 1e-3, 0, 16)
+    matrix = refusal_matrix(vlm, material, 1.0, 1, 1e-3 * tiny.WIDTH / RATED_WIDTH, 0, 16)
     probe_at, step = np.unravel_index(np.argsort(-np.abs(matrix).ravel())[:1][0], (32, 32)), 1e-2
     scores = []
     for side in (1, -1):

@@ -11,9 +11,11 @@ about 0.1, the model frozen.
 
 What had to be chosen: W is applied to the output of the last layer, before its norm, from the last
 token of the prompt on; it begins at 0 and is made by Adam in `steps` steps on the model's own
-refusals. Probes see harmful requests, whether they work or not, and answered benign ones, each
-coordinate divided by its standard deviation; pairs are made in turn. The probe is a pass of its own
-here, up to its layer.
+refusals, at a rate of 0.01 · 576/D for each entry: a step moves all D² of them alike, so what it
+does to an activation, relative to its length, grows with the width unless the rate falls. Probes
+see harmful requests, whether they work or not, and answered benign ones, each coordinate divided by
+its standard deviation; pairs are made in turn. The probe is a pass of its own here, up to its
+layer.
 """
 
 from __future__ import annotations
@@ -46,6 +48,9 @@ HIDDEN = 64
 
 EVERY = 4
 """One layer in so many is a candidate."""
+
+RATED_WIDTH = 576
+"""D at which the rate of W is as it is given."""
 
 
 @register("autosteer")
@@ -112,8 +117,8 @@ class AutoSteer(Gated, Steering):
     ) -> Self:
         """Fit on requests; `material` is what they were answered, where that is known.
 
-        W is trained in `steps` steps of Adam at `rate`, at strength ε = 0.1 or the one that is
-        given, if it isn't 0.
+        W is trained in `steps` steps of Adam at `rate` · 576/D, at strength ε = 0.1 or the one
+        that is given, if it isn't 0.
         """
         material = material or gather(vlm, list(attacks), list(benign))
         at_least(2, material.answered, "answered benign requests")
@@ -181,7 +186,7 @@ def refusal_matrix(
     asked = [example for example, _ in material.complied]
     rng, width = np.random.default_rng(seed), vlm.anatomy.width
     matrix = torch.zeros(width, width, device=vlm.device, requires_grad=True)
-    adam = torch.optim.Adam([matrix], lr=rate)
+    adam = torch.optim.Adam([matrix], lr=rate * (RATED_WIDTH / width))
 
     def refusing(h: Tensor, roles: Tensor) -> Tensor:
         new = h.float() + strength * h.float() @ matrix.to(h.device).T
