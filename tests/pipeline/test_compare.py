@@ -6,10 +6,12 @@ import json
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 
+from care.defenses.rivals.cmrm import Cmrm
 from care.defenses.rivals.difference_of_means import DifferenceOfMeans
 from care.errors import FitError, UsageError
 from care.evaluation import runner
@@ -18,8 +20,9 @@ from care.interfaces.cli.app import main
 from care.pipeline import compare as comparing
 from care.pipeline.compare import compare
 from care.pipeline.comparison_attacks import AskedAttacks
-from care.pipeline.comparison_rows import FIRST, NOT_QUICK, QUICKER, rivals
+from care.pipeline.comparison_rows import FIRST, NOT_QUICK, QUICKER, plan_of, rivals
 from care.pipeline.config import FIRST_LOOKED, CompareJob
+from care.pipeline.fits import Fit
 from care.pipeline.tuning import TuningSize, options_of, settings_of
 from care.report.comparison import SCHEMA, TITLE, write_comparison
 from care.report.studies import write_studies
@@ -203,3 +206,12 @@ def test_wrong_names_are_one_sentence(tmp_path: Path) -> None:
     assert {"astra", "difference-of-means"} <= rivals([]).keys()
     assert not {"repair", "neurons"} & rivals([]).keys()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_row_declares_the_cost_of_the_settings_that_were_taken() -> None:
+    made = Cmrm(layers=(1,), direction=np.ones((1, 4)), anchor="request")
+    for defense, forwards in ((made, 2.0), (replace(made, anchor="data"), 0.0), (None, 0.0)):
+        row = comparing._Row(plan_of("cmrm", Cmrm), (Fit(defense, 1.0, None),))
+        planned = comparing._Comparison._planned(cast("Any", None), row, (3, 4), {}, ())
+        assert planned.cost is not None
+        assert (planned.cost.forwards, planned.cost.harmful) == (forwards, 3)

@@ -62,7 +62,8 @@ class Defense:
     """Where it was published, as authors, year and arXiv number."""
 
     cost: Cost = Cost()
-    """What it costs beyond the bare model, as its method has it."""
+    """What it costs beyond the bare model, as its method has it: a class says it of its defaults,
+    an instance of its settings."""
 
     searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     """Options of `fit` that the paper leaves open, or chooses for each model, with the values that

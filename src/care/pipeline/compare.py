@@ -350,17 +350,18 @@ class _Comparison:
         found: Sequence[AttackFigure],
     ) -> PlannedRow:
         plan, first = row.plan, row.fits[0]
-        harmful, harmless = counts if plan.cost.needs else (0, 0)
+        cost = plan.cost if first.defense is None else first.defense.cost
+        harmful, harmless = counts if cost.needs else (0, 0)
         return PlannedRow(
             plan.name,
             plan.group,
             plan.paper,
             first.failed,
             FitCost(
-                plan.cost.forwards,
-                plan.cost.answers,
-                plan.cost.trains,
-                plan.cost.needs,
+                cost.forwards,
+                cost.answers,
+                cost.trains,
+                cost.needs,
                 ratios.get(row.key),
                 first.seconds,
                 harmful,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from care.defenses.cost import Cost
+from care.defenses.rivals import cmrm
 from care.defenses.rivals.cmrm import Cmrm
 from care.models.hooks import read
 from care.models.sites import Site
@@ -49,3 +53,12 @@ def test_only_requests_with_a_picture_change(vlm, anchor):
     same = [b.text == f.text for b, f in zip(bare, found, strict=True)]
     assert all(s for s, e in zip(same, examples, strict=True) if not e.images) and not all(same)
     assert made.answer(vlm, examples, batch_size=1, **how) == found
+
+
+def test_passes_of_the_request_itself_are_declared(vlm, monkeypatch):
+    made = Cmrm.fit(vlm, ANCHORS, [], anchor="request")
+    passes, at_decision = [], cmrm.at_decision
+    monkeypatch.setattr(cmrm, "at_decision", lambda *how: passes.append(how) or at_decision(*how))
+    made.shifted(vlm, ANCHORS)
+    assert made.cost == replace(Cmrm.cost, forwards=len(passes)) and len(passes) == 2
+    assert replace(made, anchor="data").cost == Cmrm.cost == Cost(needs=Cmrm.cost.needs)

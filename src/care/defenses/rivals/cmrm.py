@@ -5,8 +5,8 @@ A picture shifts activations from what the same words give; at the last token, a
     v = mean over anchors of [ h(text) − h(picture, text) ],      h' = h + a v.
 
 Liu et al. 2024, arXiv 2410.09047: anchors are either a data set (one v for all requests, the
-default) or the request itself (`anchor="request"`: a pass more, and v of its own); a is chosen for
-each model, 1 by default here.
+default) or the request itself (`anchor="request"`: v of its own, by two passes more, with the
+picture and without it); a is chosen for each model, 1 by default here.
 
 What had to be chosen: anchors of the data set are malicious requests with a picture and the same
 without; requests without a picture are the bare model's. With a data set v is added from the last
@@ -56,6 +56,11 @@ class Cmrm(Gated, Steering):
     """v of each layer (L, D), of the anchors of the data set."""
     anchor: Literal["data", "request"] = "data"
     """Whose shift is taken back."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.anchor == "request":
+            object.__setattr__(self, "cost", replace(type(self).cost, forwards=2.0))
 
     def moved(self, h: Tensor, place: int) -> Tensor:
         """h + a v."""
