@@ -84,6 +84,13 @@ def test_optional_parts_may_be_missing_or_empty(tree: dict[str, Any], tmp_path: 
     assert "no site met the conditions" in page and "No site was scanned" in page
 
 
+def test_the_page_says_which_control_has_no_gate(tree: dict[str, Any], tmp_path: Path) -> None:
+    said = "The difference of means has no gate"
+    assert said in write_report(tree, tmp_path)[0].read_text(encoding="utf-8")
+    del tree["controls"]["difference of means"]
+    assert said not in write_report(tree, tmp_path)[0].read_text(encoding="utf-8")
+
+
 def test_one_layer_and_one_eigenvalue_can_be_drawn(tree: dict[str, Any], tmp_path: Path) -> None:
     diagnosis = tree["diagnosis"]
     diagnosis["n_layers"] = 1

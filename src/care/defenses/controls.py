@@ -1,11 +1,16 @@
 """Controls of a repair, or of any defense: what differs in one thing, whose doing then shows.
 
     random subspace       other directions of the same rank in every channel
-    difference of means   the bare difference of means in every channel
+    difference of means   the bare difference of means in every channel, and no gate: two things,
+                          see below
     random discriminant   another direction w in every monitor, at the same site and pooling
     sees the picture      the monitor of requests reads each beside its picture, at the same
                           threshold: what the certificate rests on is that it doesn't
     shuffled labels       any defense fitted on the same answers, their classes dealt out at random
+
+The difference of means is a direction as it is published and applied, to whatever is asked (Arditi
+et al. 2024): it tells what a repair has beyond that, subspaces and gates together, and not what
+subspaces have beyond one direction (behind the same gate it does as well, docs/method.md).
 
 A random w has the monitors' own rule for its threshold (`stated_threshold`): of each kind of
 harmless examples to fit on, at most the share may raise the alarm that does so of the monitor's
@@ -63,7 +68,7 @@ def random_control(repair: Repair, seed: int = 0) -> Repair:
 
 
 def means_control(repair: Repair, fitter: Fitter) -> Repair:
-    """The repair with the bare difference of means in place of every channel."""
+    """The repair with the bare difference of means, without a gate, in place of every channel."""
     means = fitter.means(repair.channels)
     return replace(repair, channels=means, name="difference of means", memory=None)
 

@@ -254,7 +254,7 @@ class Fitter:
                 self._rows |= {(name, "decision", site): taken[site] for site in missing}
 
     def means(self, channels: Sequence[Channel]) -> tuple[Channel, ...]:
-        """The channels with the bare difference of means in place of their subspaces."""
+        """The channels with the bare difference of means in place of subspaces and gates."""
         found = []
         for channel in channels:
             self.prefetch([channel.site])
