@@ -355,7 +355,7 @@ def tokens_of(vlm, examples, temperature=0.0, steps=10):
     rows = decoding.AnswerRows(
         eos=decoding.end_tokens(vlm.model, vlm.tokenizer),
         text=partial(text_of, vlm.tokenizer),
-        stop=None,
+        stops=None,
         temperature=temperature,
         generators=[torch.Generator().manual_seed(index) for index in range(len(examples))],
     )

@@ -10,6 +10,7 @@ from care.errors import DataError
 from care.models import prompt_cache
 from care.models.hooks import read
 from care.models.sites import Role, Site, scope_mask
+from care.models.stops import StopTexts
 from care.models.vlm import VLM
 from kit import tiny
 from kit.repairs import repair
@@ -108,6 +109,14 @@ def test_a_stop_sees_the_opening(llava):
     stopped = llava.answers(BEGUN[:2], max_new_tokens=8, stop=lambda text: True)
     for example, answer in zip(BEGUN, stopped, strict=False):
         assert answer.ended and answer.tokens <= len(llava.response_ids(example.opening)) + 4
+
+
+def test_a_stop_at_texts_looks_behind_the_opening(llava):
+    (whole,) = llava.answers(BEGUN[:1], **NEW)
+    said = whole.text.removeprefix(LONGER)
+    for text, early in (("wash", "wash" in said), (said[2:4], True)):
+        (answer,) = llava.answers(BEGUN[:1], **NEW, stop=StopTexts((text,)))
+        assert (answer.tokens < whole.tokens) is early
 
 
 def test_likelihoods_are_of_what_follows_the_opening(llava):

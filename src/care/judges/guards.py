@@ -115,7 +115,7 @@ class GuardJudge(HubJudge):
         rows = AnswerRows(
             eos=end_tokens(self.model, self.tokenizer),
             text=partial(self.tokenizer.decode, skip_special_tokens=True),
-            stop=None,
+            stops=None,
             temperature=0.0,
             generators=[torch.Generator()] * len(texts),
         )

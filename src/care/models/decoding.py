@@ -41,7 +41,7 @@ NO_TOKEN = -1
 """Stands for a token that can't be picked because the logits aren't finite."""
 
 STOP_EVERY = 4
-"""A row's text is shown to `stop` after every so many tokens."""
+"""A row's text is shown to its stop after every so many tokens."""
 
 
 End = Literal["model", "stop", "room", "failed"]
@@ -57,8 +57,8 @@ class AnswerRows:
     text: Callable[[list[int]], str]
     """Decodes token ids to text."""
 
-    stop: Callable[[str], bool] | None
-    """Asked for each row every `STOP_EVERY` tokens of it; true finishes the row."""
+    stops: Sequence[Callable[[str], bool]] | None
+    """One per row, asked every `STOP_EVERY` tokens of it; true finishes the row."""
 
     temperature: float
     """0 is greedy."""
@@ -70,7 +70,7 @@ class AnswerRows:
     """Answer tokens of each row so far, without the token that ended it."""
 
     ends: list[End | None] = field(default_factory=list)
-    """What ended each row that is done: the model's own end token, `stop`, no more `room`, or
+    """What ended each row that is done: the model's own end token, its `stop`, no more `room`, or
     logits that weren't finite (`failed`: then it holds no answer)."""
 
     room: Sequence[int] | None = None
@@ -117,7 +117,8 @@ class AnswerRows:
         answer.append(token)
         if self.heard is not None:
             self.heard(self.text(answer), len(answer))
-        if self.stop is not None and len(answer) % STOP_EVERY == 0 and self.stop(self.text(answer)):
+        stop = None if self.stops is None or len(answer) % STOP_EVERY else self.stops[row]
+        if stop is not None and stop(self.text(answer)):
             self.ends[row] = "stop"
         elif self.room is not None and len(answer) >= self.room[row]:
             self.ends[row] = "room"

@@ -24,6 +24,7 @@ from care.models.decoding import AnswerRows, End, decode, end_tokens, row_seeds
 from care.models.finite import not_finite
 from care.models.prompt_cache import Start
 from care.models.sites import RoleContext
+from care.models.stops import after_opening
 from care.models.thoughts import Tags, opened_by, outside_thoughts, text_of
 
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -143,7 +144,7 @@ class Responder:
         rows = AnswerRows(
             eos=end_tokens(self.model, tokenizer),
             text=lambda tokens: opened[0] + self._text(tokens),  # one template, one tag
-            stop=None if self.stop is None else outside_thoughts(self.stop, self.tags),
+            stops=self._stops(asked),
             temperature=self.temperature,
             generators=[torch.Generator().manual_seed(self.seeds[index]) for index in chunk],
             room=self._room(asked, lengths, begun),
@@ -157,6 +158,13 @@ class Responder:
                 opened, rows.tokens, lengths, begun, rows.ends, strict=True
             )
         ]
+
+    def _stops(self, examples: Sequence[Example]) -> list[Callable[[str], bool]] | None:
+        """The early stop of each answer."""
+        if (stop := self.stop) is None:
+            return None
+        tags = self.tags
+        return [outside_thoughts(after_opening(stop, e.opening, tags), tags) for e in examples]
 
     def _answer(self, tag: str, tokens: list[int], length: int, end: End | None) -> Answer:
         ended, full = end in ("model", "stop"), end == "room"

@@ -223,11 +223,11 @@ class VLM:
 
         Prompts that have been read keep the batches that they were read in, and can be used again;
         `PromptCache` says what edits do to them. `stop` sees each answer so far every few tokens,
-        without thoughts and not while the model thinks; where it says true the answer ends.
-        `progress` gets the number of newly finished examples. A sampled answer depends on `seed`
-        and its example only. Long prompts come fewer at once, and a batch for which memory doesn't
-        suffice is halved. Raises NotFiniteError, which holds the other answers, where the model
-        computes NaN or infinity.
+        without thoughts and not while the model thinks; where it says true the answer ends
+        (`StopTexts` don't look at its opening). `progress` gets the number of newly finished
+        examples. A sampled answer depends on `seed` and its example only. Long prompts come fewer
+        at once, and a batch for which memory doesn't suffice is halved. Raises NotFiniteError,
+        which holds the other answers, where the model computes NaN or infinity.
         """
         found = self.answers(
             examples,

@@ -16,13 +16,13 @@ from kit.serving import said
 ALARM = Alarm("answer", 1.2, 0.7, 16)
 
 
-def made(until=()):
-    return Completion("id", 1, "tiny", Decoding(9, until=until), TAGS, 11)
+def made(until=(), opening=""):
+    return Completion("id", 1, "tiny", Decoding(9, until=until), TAGS, 11, opening)
 
 
-def streamed(pieces, answer, until=()):
+def streamed(pieces, answer, until=(), opening=""):
     """(deltas, last care object, end) of a stream."""
-    completion = made(until)
+    completion = made(until, opening)
     events = [completion.first()]
     for piece in pieces:
         events += completion.more(piece)
@@ -92,6 +92,40 @@ def test_a_stream_shows_what_the_whole_answer_is(pieces, until):
     assert ends == [None] * (len(chunks) - 1) + [whole["finish_reason"]]
     assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert chunks[-1]["care"] == {"source": "model", "alarms": [], "repair": "d"}
+
+
+@pytest.mark.parametrize(
+    ("opening", "pieces", "until", "content"),
+    [
+        ("```python\n", ["```python\nx = 1", "\n``", "`\nDone"], ("```",), "```python\nx = 1\n"),
+        ("Code:\n", ["Code:", "\nx = 1", "\ny"], ("\n",), "Code:\nx = 1"),
+        ("A ``", ["A ```", " b"], ("```",), "A ``` b"),
+        ("<think>a.</think>B. ", ["<think>a.</think>B. c", ". d"], (".",), "B. c"),
+        ("<think>a", ["<think>a</think>b", ". d"], (".",), "b"),
+    ],
+)
+def test_no_stop_is_looked_for_in_words_that_others_began_the_answer_with(
+    opening, pieces, until, content
+):
+    answer = said("".join(pieces))
+    assert made(until, opening).whole(Served(answer, "d"))["choices"][0]["message"]["content"] == (
+        content
+    )
+    chunks = streamed(pieces, answer, until, opening)
+    assert shown(chunks) == content and not any("withdrawn" in c.get("care", {}) for c in chunks)
+
+
+def test_an_answer_without_those_words_is_cut_from_its_first_on():
+    found = made(("sorry",), "I'm sorry").whole(Served(said("I'm sorry.", "plain"), "d"))
+    assert found["choices"][0]["message"]["content"] == "I'm "
+
+
+def test_no_stop_cuts_a_refusal_that_is_put_in_the_answers_place():
+    answer = said("I'm sorry.", "refusal", [ALARM])
+    found = made(("sorry",)).whole(Served(answer, "d"))
+    assert found["choices"][0]["message"]["content"] == "I'm sorry."
+    chunks = streamed(["Mix", Withdrawn("Mix", ALARM), "I'm sorry."], answer, ("sorry",))
+    assert shown(chunks) == "I'm sorry."
 
 
 @pytest.mark.parametrize(

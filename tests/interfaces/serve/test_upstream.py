@@ -20,6 +20,7 @@ from care.interfaces.serve.transformers_engine import TransformersEngine
 from care.interfaces.serve.upstream import Upstream, UpstreamRepair, UpstreamVLM, messages_of
 from care.models.alarms import Withdrawn
 from care.models.responses import REFUSAL, Answer
+from care.models.stops import StopTexts
 from kit import tiny
 from kit.serving import NAME, data_url, serving
 from kit.watched import ALWAYS, repaired
@@ -116,6 +117,14 @@ def test_a_stream_is_told_piece_by_piece():
     answer = Fake().upstream().told(ASKED[0], True, {}, lambda text, n: told.append((text, n)))
     assert told == [("other", 1), ("other ", 2), ("other words", 3)]
     assert answer == Answer("other words", 5, 2, ended=False)
+
+
+def test_a_stop_looks_behind_the_words_that_others_began_the_answer_with(vlm):
+    there = UpstreamVLM(vlm, Fake().upstream())
+    begun = replace(ASKED[0], opening="Two words: ")
+    for text, said in (("words", "bare words"), (" ", "bare "), ("r", "bare")):
+        [answer] = there.answers([begun], stop=StopTexts((text,)))
+        assert answer.text == f"Two words: {said}"
 
 
 @pytest.mark.parametrize(

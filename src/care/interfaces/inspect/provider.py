@@ -170,7 +170,7 @@ class CareAPI(ModelAPI):
         request = replace(request, turn=self._asked[words])
         started = time.monotonic()
         answer = await self._batches.ask(settings, request)
-        return self._output(answer, settings, time.monotonic() - started)
+        return self._output(answer, settings, time.monotonic() - started, request.opening)
 
     def max_tokens(self) -> int:
         """Length of an answer unless one is asked for; as in `care evaluate`."""
@@ -204,11 +204,16 @@ class CareAPI(ModelAPI):
             stop=settings.stop,
         )
 
-    def _output(self, answer: Answer, settings: Decoding, seconds: float) -> ModelOutput:
+    def _output(
+        self, answer: Answer, settings: Decoding, seconds: float, opening: str = ""
+    ) -> ModelOutput:
         said = read(answer.text, self.vlm.thought_tags)
         # Thoughts without an end stay as they are: a scorer must see that there is no answer.
         whole = answer.text if said.answer is None else said.answer
-        text = whole if said.answer is None else settings.cut(whole)
+        # Nor is a refusal cut that was put in the answer's place.
+        uncut = said.answer is None or answer.source == "refusal"
+        begun = opening if answer.source == "model" else ""
+        text = whole if uncut else settings.cut(whole, begun, self.vlm.thought_tags)
         reason = "model_length" if answer.context_full else "max_tokens"
         reason = "stop" if answer.ended or text != whole else reason
         content: Any = text

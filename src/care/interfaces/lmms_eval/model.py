@@ -24,6 +24,7 @@ from care.defenses.base import Defense
 from care.defenses.loading import load_defense
 from care.errors import MissingDependencyError, UsageError
 from care.interfaces.requests.decoding import BLANK_LINE, Decoding, read_decoding, read_pictures
+from care.models.alarms import Source
 from care.models.spec import EMBEDDED, ModelSpec, Precision
 from care.models.thoughts import answer_of
 from care.models.vlm import VLM, Answer
@@ -161,7 +162,7 @@ class CareModel(lmms):
                         said = answer_of(answer.text, self.vlm.thought_tags)
                         unfinished += said is None
                         decided[answer.source] += bool(answer.alarms)
-                        answers[index] = "" if said is None else _cut(said, decoding)
+                        answers[index] = "" if said is None else _cut(said, decoding, answer.source)
         if unfinished:
             logger.warning(
                 f"{unfinished} of {len(requests)} answers ended within the model's thoughts and "
@@ -374,8 +375,8 @@ def _task(request: Any) -> str:
     return str(request.task_name)
 
 
-def _cut(answer: str, decoding: Decoding) -> str:
-    cut = decoding.cut(answer)
+def _cut(answer: str, decoding: Decoding, source: Source) -> str:
+    cut = answer if source == "refusal" else decoding.cut(answer)
     return answer if cut == answer else cut.strip()
 
 

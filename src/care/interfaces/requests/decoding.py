@@ -16,6 +16,8 @@ from typing import Any
 from PIL import Image
 
 from care.errors import UsageError
+from care.models.stops import StopTexts
+from care.models.thoughts import TAGS, Tags
 
 DEFAULT_NEW_TOKENS = 1024
 """Where a task states no length: what most models of lmms-eval take then."""
@@ -50,17 +52,14 @@ class Decoding:
     seed: int = 0
     """Of answers that are drawn."""
 
-    def cut(self, answer: str) -> str:
-        """The answer up to the first of `until`."""
-        ends = [place for text in self.until if (place := answer.find(text)) >= 0]
-        return answer[: min(ends)] if ends else answer
+    def cut(self, answer: str, opening: str = "", tags: Tags = TAGS) -> str:
+        """The answer up to the first of `until` behind the words that others began it with."""
+        return StopTexts(self.until).after(opening, tags).cut(answer)
 
     @property
-    def stop(self) -> Callable[[str], bool] | None:
+    def stop(self) -> StopTexts | None:
         """Whether an unfinished answer holds one of `until`; None where there are none."""
-        if not self.until:
-            return None
-        return lambda answer: any(text in answer for text in self.until)
+        return StopTexts(self.until) if self.until else None
 
 
 def check_settings(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from care.interfaces.requests.decoding import Decoding
 from care.interfaces.serve.engine import Served
 from care.models.alarms import Alarm, Withdrawn
+from care.models.stops import StopTexts
 from care.models.thoughts import Tags, read
 
 if TYPE_CHECKING:
@@ -39,12 +40,12 @@ class AnswerParts:
     """Whether one of the request's stops ended it."""
 
 
-def told(text: str, decoding: Decoding, tags: Tags) -> AnswerParts:
+def told(text: str, stops: StopTexts, tags: Tags) -> AnswerParts:
     """The parts of an answer's text, up to the first of its stops."""
     said = read(text, tags)
     if said.answer is None:  # thoughts without an end
         return AnswerParts(text, "")
-    content = decoding.cut(said.answer)
+    content = stops.cut(said.answer)
     return AnswerParts(said.thoughts or "", content, content != said.answer)
 
 
@@ -64,6 +65,8 @@ class Completion:
     """Between which the model thinks."""
     prompt_tokens: int
     """Tokens of the prompt as it came."""
+    opening: str = ""
+    """Words of the request that the answer begins with, in which no stop is looked for."""
     shown: AnswerParts = field(default_factory=lambda: AnswerParts("", ""))
     """What of a stream has been sent."""
     text: str = ""
@@ -73,7 +76,7 @@ class Completion:
 
     def whole(self, served: Served) -> dict[str, Any]:
         """The object of an answer in one piece."""
-        parts = told(served.answer.text, self.decoding, self.tags)
+        parts = self._parts(served.answer)
         message = {"role": "assistant", "content": parts.content}
         if parts.thoughts:
             message["reasoning_content"] = parts.thoughts
@@ -99,14 +102,15 @@ class Completion:
             self.text = ""
         else:
             self.text += said
-            parts = told(self.text, self.decoding, self.tags)
-            held = _held_back(parts.content, self.decoding, self.tags)
+            stops = StopTexts(self.decoding.until).after(self.opening, self.tags)
+            parts = told(self.text, stops, self.tags)
+            held = _held_back(parts.content, stops, self.tags)
             content = parts.content if parts.stopped else parts.content[: -held or None]
             yield from self._added(AnswerParts(parts.thoughts, content))
 
     def last(self, served: Served, usage: bool) -> Iterator[bytes]:
         """The chunks that end a stream: what is left, why it ended, and its numbers of tokens."""
-        parts = told(served.answer.text, self.decoding, self.tags)
+        parts = self._parts(served.answer)
         yield from self._added(parts)
         care = care_of(served)
         yield self._chunk({}, finish_reason(served.answer, parts.stopped), care=care)
@@ -122,6 +126,13 @@ class Completion:
             "completion_tokens": answer.tokens,
             "total_tokens": prompt + answer.tokens,
         }
+
+    def _parts(self, answer: Answer) -> AnswerParts:
+        """The parts of a finished answer."""
+        # A refusal that is put in its place isn't what was to be stopped.
+        texts = () if answer.source == "refusal" else self.decoding.until
+        opening = self.opening if answer.source == "model" else ""
+        return told(answer.text, StopTexts(texts).after(opening, self.tags), self.tags)
 
     def _added(self, parts: AnswerParts) -> Iterator[bytes]:
         """Chunks from what was shown to `parts`."""
@@ -179,16 +190,17 @@ def finish_reason(answer: Answer, stopped: bool) -> str:
     return "stop" if answer.ended or stopped else "length"
 
 
-def _held_back(content: str, decoding: Decoding, tags: Tags) -> int:
+def _held_back(content: str, stops: StopTexts, tags: Tags) -> int:
     """Characters at the end of an unfinished answer that may be the beginning of a stop, or all of
     one that may be the beginning of a tag."""
     begun = content.strip().casefold()
     if begun and any(opening.casefold().startswith(begun) for opening, _ in tags):
         return len(content)
+    said = content[stops.start(content) :]
     lengths = (
         length
-        for stop in decoding.until
+        for stop in stops.texts
         for length in range(1, len(stop))
-        if content.endswith(stop[:length])
+        if said.endswith(stop[:length])
     )
     return max(lengths, default=0)

@@ -268,7 +268,13 @@ class _Endpoint:
             record.asked = asked.conversation.prompt
             waits = Pending(asked.conversation, asked.decoding, asked.repaired)
             completion = Completion(
-                record.id, record.created, service.config.name, asked.decoding, engine.tags, tokens
+                record.id,
+                record.created,
+                service.config.name,
+                asked.decoding,
+                engine.tags,
+                tokens,
+                asked.conversation.opening,
             )
             if asked.stream:
                 stream = EventStream(engine, waits, completion, record, asked.usage)

@@ -35,6 +35,7 @@ from care.interfaces.serve.reading_together import DialogueReadTogether, Reader
 from care.models.decoding import row_seeds
 from care.models.responses import Answer
 from care.models.starts import listed
+from care.models.stops import after_opening
 from care.models.streaming import Streamed
 from care.models.thoughts import outside_thoughts
 from care.models.vlm import VLM
@@ -257,12 +258,13 @@ class UpstreamVLM(VLM):
         """Answers of the other server. Each is drawn by a seed of its own, as in `VLM.answers`."""
         examples = listed(examples)
         seeds = row_seeds(examples, seed) if temperature else [None] * len(examples)
-        end = stop and outside_thoughts(stop, self.thought_tags)
+        tags = self.thought_tags
 
         def ask(example: Example, seed: int | None) -> Answer:
             asked: dict[str, Any] = {"max_tokens": max_new_tokens, "temperature": temperature}
             if seed is not None:
                 asked["seed"] = seed % MAX_SEED
+            end = stop and outside_thoughts(after_opening(stop, example.opening, tags), tags)
             if heard is None and end is None:
                 return self.upstream.answer(example, self._repaired, asked)
             return self.upstream.told(example, self._repaired, asked, looked, end)
