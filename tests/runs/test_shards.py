@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from care.errors import DataError, UsageError
-from care.runs.merging import DONE, merge
-from care.runs.run import Run
+from care.runs.merging import COUNTS, DONE, finished, merge
+from care.runs.run import ROWS, Run
 from care.runs.shards import Shard, shards_in
 
 TORCHRUN = {"RANK": "2", "WORLD_SIZE": "4"}
@@ -32,7 +32,7 @@ def a_part(out: Path, shard: Shard, rows: dict[str, int], done: bool = True, **c
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(b"numbers")
         if done:
-            run.record(**{DONE: True})
+            run.record(**finished(run))
     return shard.folder(out)
 
 
@@ -87,11 +87,32 @@ def test_parts_become_one_run_in_any_order_and_again(tmp_path: Path) -> None:
         assert {row["key"]: row["value"] for row in run.rows()} == {"a": 1, "b": 2, "c": 3, "d": 4}
         assert len(run.answers) == 4 and run.manifest["told"] == "x"
         assert run.manifest["pinned"] == {"suites": {"a": "1"}}
-        assert not {"shard", DONE} & run.manifest.keys()
+        assert not {"shard", DONE, COUNTS} & run.manifest.keys()
         (stage,) = run.stages
         assert stage["attempts"] == 4 and stage["status"] == "done"
     kept = sorted(path.name for path in (tmp_path / "batches" / "material").iterdir())
     assert kept == ["1.safetensors", "2.safetensors", "3.safetensors"]
+
+
+def test_a_part_at_work_is_read_and_never_written_to(tmp_path: Path) -> None:
+    part = a_part(tmp_path, Shard(1, 1), {"a": 1}, done=False)
+    rows, whole = part / ROWS, b'{"key": "b", "value": 2}\n'
+    with rows.open("ab", buffering=0) as writing:
+        writing.write(whole[:9])  # as far as another process may see of one write
+        assert merge(tmp_path).rows == 1
+        writing.write(whole[9:])
+    assert rows.read_bytes().endswith(whole)
+    assert merge(tmp_path).rows == 2
+
+
+def test_a_part_that_has_lost_rows_is_not_finished(tmp_path: Path) -> None:
+    part = a_part(tmp_path, Shard(1, 1), {"a": 1, "b": 2})
+    (part / ROWS).write_bytes(b"".join((part / ROWS).read_bytes().splitlines(True)[:1]))
+    assert merge(tmp_path).missing == (Shard(1, 1),)
+    a_part(tmp_path, Shard(1, 1), {"a": 1}, done=False)
+    with Run(part, resume=True, config={"seed": 0}) as run:  # earlier versions didn't count
+        run.record(**{COUNTS: {}})
+    assert merge(tmp_path).whole
 
 
 def test_what_a_merged_run_did_since_is_kept(tmp_path: Path) -> None:

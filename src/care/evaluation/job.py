@@ -77,7 +77,7 @@ from care.models.spec import ModelSpec
 from care.models.vlm import VLM
 from care.runs.environment import started
 from care.runs.manifest import check_is_run
-from care.runs.merging import DONE
+from care.runs.merging import finished
 from care.runs.progress import Bar
 from care.runs.run import Run, copy_run
 from care.runs.shards import Shard, ShardTurns
@@ -125,7 +125,7 @@ def answer_shard(
             if waiting:
                 return run.path, waiting
         _answer(job, run, asked, rules, progress, None, shard)
-        run.record(**{DONE: True})
+        run.record(**finished(run))
         return run.path, ()
 
 

@@ -56,7 +56,7 @@ from care.pipeline.tuned_repair import tuned
 from care.report.build import answer_pairs, attribution, report_tree
 from care.report.files import write_diagnosis, write_report
 from care.runs.environment import peak_memory_gib, started
-from care.runs.merging import DONE
+from care.runs.merging import finished
 from care.runs.progress import Bar
 from care.runs.run import Run
 from care.runs.shards import FOLDER, Shard
@@ -284,5 +284,5 @@ def answer_shard(
                 return run.path, waiting
             take_over(run, shard, CHECKPOINTS)
         work.answer_shard(shard)
-        run.record(**{DONE: True})
+        run.record(**finished(run))
         return run.path, ()

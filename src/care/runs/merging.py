@@ -29,6 +29,9 @@ from care.runs.shards import Shard
 DONE = "shard_done"
 """What the manifest of a part says when all of its batches are there."""
 
+COUNTS = "shard_rows"
+"""Where it then says how many rows each of its files holds."""
+
 ATTACKS = "attacks"
 """Folder of what was made to attack with, in that of a run."""
 
@@ -43,7 +46,8 @@ class Merged:
     done: tuple[Shard, ...]
     """Parts that are finished."""
     missing: tuple[Shard, ...]
-    """Parts that aren't there or aren't finished; what they have was taken too."""
+    """Parts that aren't there, aren't finished, or have lost rows since; what they have was taken
+    too."""
     rows: int
     """Judged answers that the run holds now."""
     batches: int
@@ -53,6 +57,11 @@ class Merged:
     def whole(self) -> bool:
         """Whether every part is finished."""
         return not self.missing
+
+
+def finished(run: Run) -> dict[str, Any]:
+    """What the manifest of a part says when all of its batches are there."""
+    return {DONE: True, COUNTS: {ANSWERS: len(run.answers), ROWS: len(run.results)}}
 
 
 def merge(out: str | Path) -> Merged:
@@ -68,14 +77,21 @@ def merge(out: str | Path) -> Merged:
     check_alike(manifests)
     first = next(iter(manifests.values()))
     with Run(out, resume=True, config=first["config"]) as run:
+        done: list[Shard] = []
         for shard, manifest in manifests.items():
             for what, facts in manifest["pinned"].items():
                 run.pin(what, facts)
-            _take_rows(run.answers, parts[shard] / ANSWERS)
-            _take_rows(run.results, parts[shard] / ROWS)
+            taken = {
+                ANSWERS: _take_rows(run.answers, parts[shard] / ANSWERS),
+                ROWS: _take_rows(run.results, parts[shard] / ROWS),
+            }
+            # Parts of earlier versions don't say how many there are.
+            counts = manifest.get(COUNTS, {})
+            if manifest.get(DONE) and all(taken[name] >= n for name, n in counts.items()):
+                done.append(shard)
         batches = sum(_take_batches(run, path) for path in parts.values())
         for shard, manifest in manifests.items():
-            if manifest.get(DONE):
+            if manifest.get(DONE):  # whatever has become of its rows
                 _take_attacks(run, parts[shard])
         facts = _facts([*manifests.values()]) | {"stages": _stages([*manifests.values()])}
         # Merged before, it may have gone on since: what it did then is its own.
@@ -85,25 +101,23 @@ def merge(out: str | Path) -> Merged:
         if "suites" in facts:  # some were made since
             told["suites"] = facts["suites"] | run.manifest.get("suites", {})
         run.record(**told | {"stages": [*facts["stages"], *own]})
-        done = tuple(shard for shard, manifest in manifests.items() if manifest.get(DONE))
         every = [Shard(number + 1, count) for number in range(count)]
         missing = tuple(shard for shard in every if shard not in done)
-        return Merged(done, missing, len(run.results), batches)
+        return Merged(tuple(done), missing, len(run.results), batches)
 
 
-def _take_rows(rows: Rows, path: Path) -> None:
-    found = Rows(path) if path.is_file() else Rows()
-    try:
-        for row in found.all():
-            known = rows.get(row["key"])
-            if known is not None and known != row:
-                raise DataError(
-                    f"{path} holds another row {row['key']!r:.80} than {rows.path}; remove one of "
-                    "the two runs."
-                )
-        rows.add(*(row for row in found.all() if row["key"] not in rows))
-    finally:
-        found.close()
+def _take_rows(rows: Rows, path: Path) -> int:
+    """Take over the rows of a part, which may be at work; how many it has."""
+    found = Rows.reading(path)
+    for row in found.all():
+        known = rows.get(row["key"])
+        if known is not None and known != row:
+            raise DataError(
+                f"{path} holds another row {row['key']!r:.80} than {rows.path}; remove one of "
+                "the two runs."
+            )
+    rows.add(*(row for row in found.all() if row["key"] not in rows))
+    return len(found)
 
 
 def _take_batches(run: Run, part: Path) -> int:

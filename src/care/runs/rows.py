@@ -35,11 +35,26 @@ class Rows:
         self._place: Place | None = None
         self._size = 0
         if path is not None:
-            self._size = self._read(path)
+            self._size, size = self._read(path)
+            if self._size < size:
+                with storage_errors(f"drop the torn last line of {path}"):
+                    os.truncate(path, self._size)
             with storage_errors(f"open {path}"):
                 flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | NO_LINK
                 self._file = os.open(path, flags, 0o644)
             self._place = Place(path, self._file)
+
+    @classmethod
+    def reading(cls, path: Path) -> Rows:
+        """The rows that are in a file now, none where there is no file, to be read alone.
+
+        Nothing is written to it: what looks like a torn last line may be one that another process
+        is about to finish.
+        """
+        found = cls()
+        found.path = path
+        found._read(path)
+        return found
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -101,8 +116,8 @@ class Rows:
             raise
         self._size += len(data)
 
-    def _read(self, path: Path) -> int:
-        """Read the rows, cut off a torn last line, and return the file's size in bytes."""
+    def _read(self, path: Path) -> tuple[int, int]:
+        """Read the rows but for a torn last line: bytes of them, and of the file."""
         with storage_errors(f"read {path}"):
             data = read_file(path, "file of rows") if path.exists() else b""
         *lines, torn = data.split(b"\n")
@@ -118,10 +133,7 @@ class Rows:
                 )
             self._rows[row["key"]] = row
             good += len(line) + 1
-        if good < len(data):
-            with storage_errors(f"drop the torn last line of {path}"):
-                os.truncate(path, good)
-        return good
+        return good, len(data)
 
 
 def _parse(line: bytes) -> Row | None:
