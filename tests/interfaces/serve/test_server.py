@@ -132,6 +132,22 @@ def test_what_a_stream_withdrew_is_told_logged_and_counted():
         assert "care_withdrawn_total 1.0" in get(running, "/metrics").text
 
 
+@pytest.mark.parametrize("gone", [False, True])
+def test_an_alarm_is_logged_and_counted_once_whatever_the_end(gone):
+    go = threading.Event()
+    engine = Scripted(pieces=[Withdrawn("", ALARM)], go=go, error=RuntimeError("out of order"))
+    with serving(engine) as running:
+        with running.connection(user(), stream=True):
+            until(lambda: engine.asked)
+            if not gone:
+                go.set()
+                running.logged()
+        line = running.logged()
+        assert line["status"] == (499 if gone else 500) and line["alarms"] == [["answer", 1.2]]
+        assert 'care_alarms_total{monitor="answer"} 1.0' in get(running, "/metrics").text
+        go.set()
+
+
 def test_a_stream_that_waits_says_that_it_lives(monkeypatch):
     monkeypatch.setattr(events, "LIFE_SIGN", 0.05)
     go = threading.Event()

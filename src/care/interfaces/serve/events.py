@@ -91,7 +91,15 @@ class EventStream:
 
     def _heard(self, said: str | Withdrawn | Served | Exception) -> None:
         """Queue what is said, in any thread; all of it goes this way, so that its order is kept."""
-        self._loop.call_soon_threadsafe(self._queue.put_nowait, said)
+        self._loop.call_soon_threadsafe(self._take, said)
+
+    def _take(self, said: str | Withdrawn | Served | Exception) -> None:
+        # Here and not where it is sent: who hangs up now, or is told an error, has raised it too.
+        if isinstance(said, Withdrawn) and said.alarm is not None:
+            self._record.raised.append(said.alarm)
+        elif isinstance(said, Served):
+            self._record.raised += said.answer.alarms
+        self._queue.put_nowait(said)
 
     async def _answer(self) -> None:
         try:

@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from care.interfaces.serve.engine import Served
 from care.interfaces.serve.failures import RequestFailure, failure_of
+from care.models.alarms import Alarm
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 """Bounds of the histograms of seconds."""
@@ -58,8 +59,17 @@ class Record:
     """Whether something that was shown was withdrawn."""
     served: Served | None = None
     """The answer."""
+    raised: list[Alarm] = field(default_factory=list)
+    """What a stream has told of alarms, also where no answer came of it; some of them twice."""
     asked: str | None = None
     """The text that was asked, where it is to be written."""
+
+    @property
+    def alarms(self) -> tuple[Alarm, ...]:
+        """All alarms that are known, each once."""
+        # Of an answer as they are: the answer that was begun again may raise an equal one.
+        told = () if self.served is None else self.served.answer.alarms
+        return (*told, *(alarm for alarm in dict.fromkeys(self.raised) if alarm not in told))
 
     def seen(self) -> None:
         """The first piece is there."""
@@ -94,12 +104,13 @@ class Log:
     def request(self, record: Record, seconds: float) -> None:
         """The line of a request."""
         answer = None if record.served is None else record.served.answer
-        facts: dict[str, Any] = {}
+        alarms = [[alarm.monitor, round(alarm.score, 3)] for alarm in record.alarms]
+        facts: dict[str, Any] = {"alarms": alarms or None}
         if answer is not None:
             facts = {
                 "tokens": answer.tokens,
                 "source": answer.source,
-                "alarms": [[alarm.monitor, round(alarm.score, 3)] for alarm in answer.alarms],
+                "alarms": alarms,
                 "answer": answer.text if self.contents else None,
             }
         self.write(
@@ -148,6 +159,8 @@ class Metrics:
             self._first.observe(record.first)
         if record.withdrawn:
             self._withdrawn.inc()
+        for alarm in record.alarms:
+            self._alarms.labels(alarm.monitor).inc()
         if record.served is None:
             return
         answer = record.served.answer
@@ -155,8 +168,6 @@ class Metrics:
         self._answers.labels(answer.source).inc()
         self._tokens.labels("prompt").inc(record.prompt_tokens or 0)
         self._tokens.labels("answer").inc(answer.tokens)
-        for alarm in answer.alarms:
-            self._alarms.labels(alarm.monitor).inc()
 
     def text(self) -> bytes:
         """All counts, as Prometheus reads them."""
