@@ -17,7 +17,7 @@ import pytest
 from care.errors import UsageError
 from care.interfaces.cli import app as cli
 from care.interfaces.ray import pool
-from care.interfaces.ray.pool import PoolConfig, folder_of
+from care.interfaces.ray.pool import PoolConfig, folder_of, workers_with_room
 from care.runs.rows import Rows
 from care.runs.shards import Shard
 from kit import tiny
@@ -55,6 +55,36 @@ def test_without_ray_it_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys:
     assert "pip install 'care-vlm[ray]'" in capsys.readouterr().err
     assert cli.main(["ray", "--", "judge", "x"]) == 2
     assert "evaluate, repair, fit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("asked", "nodes", "fit"),
+    [
+        ({"workers": 2}, [(2, 0)], 2),
+        ({"workers": 3, "cpus": 0.1}, [(0.3, 0)], 3),
+        ({"workers": 3, "cpus": 1.5}, [(2, 0), (4, 0)], 3),
+        ({"workers": 8, "gpus": 1}, [(64, 4)], 4),
+        ({"workers": 8, "gpus": 0.4}, [(64, 2)], 4),
+        ({"workers": 8, "gpus": 2}, [(64, 3), (64, 0), (64, 4)], 3),
+        ({"workers": 8, "cpus": 0}, [(0, 0)], 8),
+        ({"workers": 2, "cpus": 8}, [(4, 0), (4, 0)], 0),
+        ({"workers": 1, "gpus": 1}, [(64, 0)], 0),
+        ({"workers": 1}, [], 0),
+    ],
+)
+def test_there_are_no_more_workers_than_have_room(
+    asked: dict[str, Any], nodes: list[tuple[float, float]], fit: int
+) -> None:
+    config = PoolConfig(**asked)
+    resources = [{"CPU": cpus, "GPU": gpus} for cpus, gpus in nodes]
+    if fit == config.workers:
+        assert workers_with_room(config, resources) == fit
+    elif fit:
+        with pytest.warns(UserWarning, match=f"room for {fit} of {config.workers} workers"):
+            assert workers_with_room(config, resources) == fit
+    else:
+        with pytest.raises(UsageError, match="No node of Ray's has room for --cpus"):
+            workers_with_room(config, resources)
 
 
 # -- with Ray ------------------------------------------------------------------------------------
@@ -163,4 +193,12 @@ def test_a_shard_that_fails_is_told_and_the_others_are_kept(
 def test_an_address_at_which_no_cluster_is(asked: list[str], tmp_path: Path) -> None:
     config = PoolConfig(address="127.0.0.1:1")
     with pytest.raises(UsageError, match=r"can't be reached at 127.0.0.1:1"):
+        pool.run_shards(cli.main, [*asked, "--out", str(tmp_path / "x")], config)
+
+
+@needs_ray
+@pytest.mark.ray
+def test_workers_without_room_are_one_sentence(asked: list[str], tmp_path: Path) -> None:
+    config = PoolConfig(gpus=1000)
+    with pytest.raises(UsageError, match="No node of Ray's has room"):
         pool.run_shards(cli.main, [*asked, "--out", str(tmp_path / "x")], config)

@@ -9,9 +9,11 @@ what a shard does (`care.runs.shards`), and putting them together (`care.runs.me
 
 from __future__ import annotations
 
+import math
 import os
 import socket
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +29,9 @@ Main = Callable[[Sequence[str]], int]
 
 PATIENCE = 10.0
 """Seconds in which the head of a cluster has to answer."""
+
+_ROUNDING = 1e-9
+"""Of quotients that would be whole, such as 0.3 / 0.1."""
 
 SPLIT = ("evaluate", "repair", "fit", "attack")
 """Commands that take `--shard`."""
@@ -83,7 +88,8 @@ def run_shards(
 ) -> None:
     """Run a command in shards on a pool of workers; `tell` gets a line when one is done.
 
-    Raises UsageError where Ray isn't installed or can't be reached; CareError for shards that ended
+    Raises UsageError where Ray isn't installed, can't be reached or has no room for a worker, and
+    warns where it has room for fewer than asked for; CareError for shards that ended
     with an error, or whose workers died too often, when all others are done.
     """
     folder_of(arguments)
@@ -92,13 +98,15 @@ def run_shards(
     resumed = [] if "--resume" in arguments else ["--resume"]
     shards = [Shard(number + 1, config.count) for number in range(config.count)]
     try:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        workers = min(workers_with_room(config, nodes), len(shards))
         worker = ray.remote(
             num_cpus=config.cpus,
             num_gpus=config.gpus,
             max_restarts=-1,
             max_task_retries=config.retries,
         )(_Worker)
-        actors = [worker.remote(main) for _ in range(min(config.workers, len(shards)))]
+        actors = [worker.remote(main) for _ in range(workers)]
         pool = ray.util.ActorPool(actors)
         for shard in shards:
             pool.submit(
@@ -108,6 +116,41 @@ def run_shards(
         _gather(ray, pool, tell)
     finally:
         ray.shutdown()
+
+
+def workers_with_room(config: PoolConfig, nodes: Sequence[Mapping[str, float]]) -> int:
+    """How many of the workers have room at once on nodes with these resources, CPU and GPU.
+
+    A shard that is given to a worker without room would wait for ever. Warns where they aren't all,
+    and raises UsageError where it is none.
+    """
+    room = sum(_room(config, node) for node in nodes)
+    if room >= config.workers:
+        return config.workers
+    found = ", ".join(f"{node.get('CPU', 0):g} and {node.get('GPU', 0):g}" for node in nodes[:8])
+    each = f"--cpus {config.cpus:g} and --gpus {config.gpus:g} of a worker"
+    if not room:
+        raise UsageError(
+            f"No node of Ray's has room for {each}; CPUs and GPUs by node are "
+            f"{found or 'none'}: ask for less, or add nodes."
+        )
+    warnings.warn(
+        f"Ray has room for {room:g} of {config.workers} workers by {each} (CPUs and GPUs by node: "
+        f"{found}), so there are {room:g}.",
+        stacklevel=3,
+    )
+    return int(room)
+
+
+def _room(config: PoolConfig, node: Mapping[str, float]) -> float:
+    """Workers that have room on one node; without end where nothing is reserved for them."""
+    cpus, gpus = node.get("CPU", 0.0), node.get("GPU", 0.0)
+    by_cpus = math.floor(cpus / config.cpus + _ROUNDING) if config.cpus else math.inf
+    if not config.gpus:
+        return by_cpus
+    if config.gpus < 1:  # one GPU each, of which others have their share
+        return min(by_cpus, math.floor(gpus) * math.floor(1 / config.gpus + _ROUNDING))
+    return min(by_cpus, math.floor(gpus / config.gpus))
 
 
 def _gather(ray: ModuleType, pool: Any, tell: Callable[[str], None]) -> None:
@@ -157,7 +200,7 @@ def _ray() -> ModuleType:
 def _connect(ray: ModuleType, config: PoolConfig) -> None:
     how: dict[str, Any] = {"address": config.address}
     if config.address is None:
-        how = {"num_cpus": max(1, round(config.workers * config.cpus))}
+        how = {"num_cpus": max(1, math.ceil(config.workers * config.cpus))}
     try:
         host, _, port = (config.address or "").rpartition(":")
         if host and port.isdigit():  # Ray itself would wait for minutes
