@@ -109,6 +109,14 @@ def test_what_changes_no_answer_is_taken(neutral):
     assert read(neutral).conversation.id == read({}).conversation.id
 
 
+@pytest.mark.parametrize("thoughts", ["<think>Hm.</think>", None])
+def test_thoughts_that_come_back_are_no_part_of_what_is_asked(thoughts):
+    first, answer, second = *user("a"), {"role": "assistant", "content": "b"}, *user("c")
+    told = answer | {"reasoning_content": thoughts}
+    found = read({"messages": [first, told, second]}).conversation
+    assert found.id == read({"messages": [first, answer, second]}).conversation.id
+
+
 # -- refused ---------------------------------------------------------------------------------------
 
 
@@ -158,6 +166,10 @@ def test_what_changes_no_answer_is_taken(neutral):
          "messages"),
         ({"messages": [{"role": "user", "content": "x", "name": "me"}]}, "[0].name can't",
          "messages"),
+        ({"messages": [{"role": "user", "content": "x", "reasoning_content": "y"}]},
+         "[0].reasoning_content can't", "messages"),
+        ({"messages": [{"role": "assistant", "content": "x", "reasoning_content": ["y"]}]},
+         "[0].reasoning_content can't", "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
          "got an object", "messages"),
         ({"messages": [{"role": "user", "content": ""}]}, "is empty", None),

@@ -66,6 +66,8 @@ _NEUTRAL_OF_MESSAGES = frozenset(
     {"refusal", "annotations", "audio", "function_call", "tool_calls", "name"}
 )
 """What messages of a client's library hold besides; neutral where it is null or empty."""
+_THOUGHTS = "reasoning_content"
+"""What clients send back of an answer's thoughts, of which a model isn't asked."""
 
 
 @dataclass(frozen=True)
@@ -281,6 +283,8 @@ def _turn(message: Any, place: int) -> tuple[str, list[Any]]:
             "messages",
         )
     for name, value in message.items():
+        if name == _THOUGHTS and role == "assistant" and isinstance(value, str | None):
+            continue
         empty = value is None or value in ("", [], {})
         if name not in ("role", "content") and not (name in _NEUTRAL_OF_MESSAGES and empty):
             raise invalid(
