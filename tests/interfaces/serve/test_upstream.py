@@ -17,7 +17,8 @@ from care.errors import UsageError
 from care.interfaces.serve import upstream as module
 from care.interfaces.serve.failures import RequestFailure
 from care.interfaces.serve.transformers_engine import TransformersEngine
-from care.interfaces.serve.upstream import Upstream, UpstreamRepair, UpstreamVLM, messages_of
+from care.interfaces.serve.upstream import Upstream, UpstreamRepair, UpstreamVLM
+from care.interfaces.serve.upstream_messages import messages_of
 from care.models.alarms import Withdrawn
 from care.models.responses import REFUSAL, Answer
 from care.models.stops import StopTexts
@@ -207,16 +208,47 @@ def user_turns(number):
     return [{"role": "user", "content": [*image, {"type": "text", "text": words}]}]
 
 
-def test_an_error_in_the_middle_of_a_stream_is_told():
-    def fails(request):
-        if request.url.path == "/v1/models":
-            return httpx.Response(200, json={"data": [{"id": "m"}]})
-        first = json.dumps({"choices": [{"delta": {"content": "To"}}]})
-        return httpx.Response(200, text=f'data: {first}\n\ndata: {{"error": {{}}}}\n\n')
+def saying(*chunks, **whole):
+    """A server that says this, as it stands, of a stream or an answer in one piece."""
+    lines = "".join(f"data: {c if isinstance(c, str) else json.dumps(c)}\n\n" for c in chunks)
+    response = {"text": lines} if chunks else whole
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, **response))
+    return Upstream("http://there/v1", "m", transport=transport)
 
-    upstream = Upstream("http://there/v1", transport=httpx.MockTransport(fails))
-    with pytest.raises(RequestFailure, match="failed in the middle of an answer"):
-        upstream.told(ASKED[0], True, {}, lambda *_: None)
+
+TO = {"choices": [{"delta": {"content": "To"}}]}
+
+
+@pytest.mark.parametrize(
+    "then",
+    [{"error": {}}, {"choices": [3]}, {"choices": [{"delta": {"content": 3}}]}, "{", "[]", "3",
+     {"choices": [], "usage": {"prompt_tokens": "5"}}],
+)  # fmt: skip
+def test_an_error_in_the_middle_of_a_stream_is_told(then):
+    with pytest.raises(RequestFailure, match="failed in the middle of an answer") as failed:
+        saying(TO, then).told(ASKED[0], True, {}, lambda *_: None)
+    assert failed.value.code == "upstream_failed"
+
+
+@pytest.mark.parametrize("found", [{}, {"choices": []}, {"choices": [{"message": "x"}]}, [], None])
+def test_an_answer_that_cant_be_read_is_told(found):
+    with pytest.raises(RequestFailure, match="failed to give an answer") as failed:
+        saying(json=found).answer(ASKED[0], True, {})
+    assert failed.value.code == "upstream_failed"
+    with pytest.raises(RequestFailure, match="failed to give an answer"):
+        saying(text="<html>").answer(ASKED[0], True, {})
+
+
+def test_numbers_of_tokens_and_a_delta_may_be_left_out():
+    choice = {"message": {"content": "To"}, "finish_reason": "stop"}
+    for more in ({}, {"usage": None}):
+        answer = saying(json={"choices": [choice], **more}).answer(ASKED[0], True, {})
+        assert answer == Answer("To", 0, 0, ended=True)
+    last = {"choices": [{"delta": None, "finish_reason": "stop"}]}
+    answer = saying(TO, TO, last, {"choices": [], "usage": None}).told(
+        ASKED[0], True, {}, lambda *_: None
+    )
+    assert answer == Answer("ToTo", 0, 2, ended=True)
 
 
 def test_what_goes_wrong_there_is_one_sentence(vlm):

@@ -12,17 +12,13 @@ plugin that closes channels in vLLM (`care.interfaces.vllm`).
 
 from __future__ import annotations
 
-import base64
 import copy
-import io
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Self
 
 import httpx
-from PIL import Image
 
 from care.data.example import Example
 from care.defenses.base import Defense
@@ -32,6 +28,13 @@ from care.errors import UsageError
 from care.interfaces.serve.connections import Connections
 from care.interfaces.serve.failures import RequestFailure, invalid
 from care.interfaces.serve.reading_together import DialogueReadTogether, Reader
+from care.interfaces.serve.upstream_messages import (
+    error_in,
+    events,
+    failed,
+    messages_of,
+    read_said,
+)
 from care.models.decoding import row_seeds
 from care.models.responses import Answer
 from care.models.starts import listed
@@ -93,10 +96,11 @@ class Upstream:
     def switches(self) -> bool:
         """Whether answers with the word are others than without it."""
         asked = {"max_tokens": 1, "temperature": 0, "logprobs": True}
-        bare, repaired = (
-            self._post(self._body(_PROOF, repaired=on) | asked)["choices"][0]["logprobs"]
-            for on in (False, True)
-        )
+        both = [self._post(self._body(_PROOF, repaired=on) | asked) for on in (False, True)]
+        try:
+            bare, repaired = (found["choices"][0].get("logprobs") for found in both)
+        except (AttributeError, LookupError, TypeError):
+            raise failed("to give an answer") from None
         return bare != repaired
 
     def check_switch(self) -> None:
@@ -110,13 +114,12 @@ class Upstream:
 
     def answer(self, example: Example, repaired: bool, asked: Mapping[str, Any]) -> Answer:
         """The answer to an example; RequestFailure where it gives none."""
-        found = self._post(self._body(example, repaired) | dict(asked))
-        choice, usage = found["choices"][0], found["usage"]
+        said = read_said(self._post(self._body(example, repaired) | dict(asked)), "message")
         return Answer(
-            example.opening + (choice["message"]["content"] or ""),
-            usage["prompt_tokens"],
-            usage["completion_tokens"],
-            ended=choice["finish_reason"] == "stop",
+            example.opening + said.content,
+            said.prompt_tokens or 0,
+            said.tokens or 0,
+            ended=said.reason == "stop",
         )
 
     def told(
@@ -130,29 +133,23 @@ class Upstream:
         """The same, where `heard` is told the answer so far and its tokens, piece by piece, and
         `stop` ends it there with the piece after which it is true."""
         options = {"stream": True, "stream_options": {"include_usage": True}}
-        text, tokens, reason, usage = example.opening, 0, None, {}
+        text, pieces, reason = example.opening, 0, None
+        prompt_tokens, tokens = 0, None
         body = self._body(example, repaired) | dict(asked) | options
         with self._asking(), self._stream(body) as response:
             if response.is_error:
                 response.read()
             self._check(response)
-            for chunk in _events(response.iter_lines()):
-                if "choices" not in chunk:  # an error after the stream had begun
-                    raise _failed("in the middle of an answer")
-                usage = chunk.get("usage") or usage
-                for choice in chunk["choices"]:
-                    reason = choice.get("finish_reason") or reason
-                    if piece := (choice["delta"].get("content") or ""):
-                        text, tokens = text + piece, tokens + 1
-                        heard(text, tokens)
-                        if stop is not None and stop(text):
-                            return Answer(text, usage.get("prompt_tokens", 0), tokens, ended=True)
-        return Answer(
-            text,
-            usage.get("prompt_tokens", 0),
-            usage.get("completion_tokens", tokens),
-            ended=reason == "stop",
-        )
+            for chunk in events(response.iter_lines()):
+                said = read_said(chunk, "delta")
+                reason = said.reason or reason
+                prompt_tokens, tokens = said.prompt_tokens or prompt_tokens, said.tokens or tokens
+                if said.content:
+                    text, pieces = text + said.content, pieces + 1
+                    heard(text, pieces)
+                    if stop is not None and stop(text):
+                        return Answer(text, prompt_tokens, pieces, ended=True)
+        return Answer(text, prompt_tokens, tokens or pieces, ended=reason == "stop")
 
     def close(self) -> None:
         """End what is being answered, in any thread, and ask nothing more."""
@@ -188,7 +185,10 @@ class Upstream:
         with self._asking():
             response = self._client.post(self._chat, json=body, extensions=self._traced)
             self._check(response)
+        try:
             return response.json()
+        except ValueError:
+            raise failed("to give an answer") from None
 
     def _stream(self, body: Mapping[str, Any]) -> AbstractContextManager[httpx.Response]:
         return self._client.stream("POST", self._chat, json=body, extensions=self._traced)
@@ -214,9 +214,9 @@ class Upstream:
         if not response.is_error:
             return
         if response.status_code in (400, 413, 422):
-            told = f"The server that makes the answers says: {_said(response)}"
+            told = f"The server that makes the answers says: {error_in(response)}"
             raise invalid(told, code="upstream_refused")
-        raise _failed(f"with {response.status_code}")
+        raise failed(f"with {response.status_code}")
 
 
 class UpstreamVLM(VLM):
@@ -351,50 +351,3 @@ def _elsewhere(vlm: VLM) -> UpstreamVLM:
 
 def _nothing() -> None:
     """Nobody has to be looked for."""
-
-
-def messages_of(example: Example) -> list[dict[str, Any]]:
-    """An example in OpenAI's chat format: pictures as data URLs, its opening as last message."""
-    images = iter(example.load_images())
-
-    def part(each: Mapping[str, Any]) -> dict[str, Any]:
-        if each["type"] == "text":
-            return {"type": "text", "text": each["text"]}
-        return {"type": "image_url", "image_url": {"url": _data_url(next(images))}}
-
-    found = [
-        {"role": turn["role"], "content": [part(each) for each in turn["content"]]}
-        for turn in example.messages()
-    ]
-    if example.opening:
-        found.append({"role": "assistant", "content": example.opening})
-    return found
-
-
-def _data_url(image: Image.Image) -> str:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-    """The objects of a stream of server-sent events."""
-    for line in lines:
-        name, _, data = line.partition(":")
-        if name == "data" and (data := data.strip()) != "[DONE]":
-            yield json.loads(data)
-
-
-def _failed(how: str) -> RequestFailure:
-    said = f"The server that makes the answers failed {how}; ask again later."
-    return RequestFailure(502, "upstream_failed", said, retry_after=5)
-
-
-def _said(response: httpx.Response) -> str:
-    """What a server says of an error, in one line."""
-    try:
-        told = response.json()
-        message = told.get("error", told).get("message") or told.get("message")
-    except (ValueError, AttributeError):
-        message = response.text
-    return " ".join(str(message).split())[:300]
