@@ -38,8 +38,9 @@ ASKED = [
 class Fake:
     """A server that answers by the word of a request: bare with it, repaired without."""
 
-    def __init__(self, status=200, same=False, off="word"):
+    def __init__(self, status=200, same=False, off="word", apart=None):
         self.asked, self.status, self.same, self.off = [], status, same, off
+        self.apart = apart
 
     def __call__(self, request):
         if request.url.path == "/v1/models":
@@ -53,6 +54,7 @@ class Fake:
         usage = {"prompt_tokens": 5, "completion_tokens": 2}
         if body.get("stream"):
             chunks = [
+                {"choices": [{"delta": {"reasoning_content": self.apart}}]},
                 *({"choices": [{"delta": {"content": part}}]} for part in text.partition(" ")),
                 {"choices": [{"delta": {}, "finish_reason": "length"}]},
                 {"choices": [], "usage": usage},
@@ -60,7 +62,7 @@ class Fake:
             lines = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks)
             return httpx.Response(200, text=f": wait\n\n{lines}data: [DONE]\n\n")
         choice = {
-            "message": {"content": text},
+            "message": {"content": text, "reasoning_content": self.apart},
             "finish_reason": "stop",
             "logprobs": {"content": [{"logprob": -1.0 if bare else -2.0}]},
         }
@@ -126,6 +128,18 @@ def test_a_stop_looks_behind_the_words_that_others_began_the_answer_with(vlm):
     for text, said in (("words", "bare words"), (" ", "bare "), ("r", "bare")):
         [answer] = there.answers([begun], stop=StopTexts((text,)))
         assert answer.text == f"Two words: {said}"
+
+
+@pytest.mark.parametrize("how", [{}, {"heard": lambda *_: None}])
+def test_an_answer_begins_with_the_tag_that_the_template_has_opened(vlm, monkeypatch, how):
+    monkeypatch.setattr(module, "render", lambda *_: "user: a\nassistant: <think>\n")
+    there = UpstreamVLM(vlm, Fake().upstream())
+    begun = replace(ASKED[0], opening="So ")
+    assert [a.text for a in there.answers([ASKED[0]], **how)] == ["<think>bare words"]
+    assert [a.text for a in there.answers([begun], **how)] == ["So bare words"]
+    apart = Fake(apart="Hm.")  # it has told the thoughts apart, so that they aren't open
+    there = UpstreamVLM(vlm, apart.upstream())
+    assert [a.text for a in there.answers([ASKED[0]], **how)] == ["bare words"]
 
 
 @pytest.mark.parametrize(

@@ -35,12 +35,13 @@ from care.interfaces.serve.upstream_messages import (
     messages_of,
     read_said,
 )
+from care.models.batches import render
 from care.models.decoding import row_seeds
 from care.models.responses import Answer
 from care.models.starts import listed
 from care.models.stops import after_opening
 from care.models.streaming import Streamed
-from care.models.thoughts import outside_thoughts
+from care.models.thoughts import opened_by, outside_thoughts
 from care.models.vlm import VLM
 from care.runs.settings import MAX_SEED
 
@@ -112,11 +113,16 @@ class Upstream:
                 "--drop monitors,gates --off WORD prints, with the same word."
             )
 
-    def answer(self, example: Example, repaired: bool, asked: Mapping[str, Any]) -> Answer:
-        """The answer to an example; RequestFailure where it gives none."""
+    def answer(
+        self, example: Example, repaired: bool, asked: Mapping[str, Any], tag: str = ""
+    ) -> Answer:
+        """The answer to an example; RequestFailure where it gives none.
+
+        `tag` is what the chat template opens thoughts with, which servers don't repeat.
+        """
         said = read_said(self._post(self._body(example, repaired) | dict(asked)), "message")
         return Answer(
-            example.opening + said.content,
+            (example.opening or ("" if said.thinks_apart else tag)) + said.content,
             said.prompt_tokens or 0,
             said.tokens or 0,
             ended=said.reason == "stop",
@@ -129,11 +135,12 @@ class Upstream:
         asked: Mapping[str, Any],
         heard: Callable[[str, int], None],
         stop: Callable[[str], bool] | None = None,
+        tag: str = "",
     ) -> Answer:
         """The same, where `heard` is told the answer so far and its tokens, piece by piece, and
         `stop` ends it there with the piece after which it is true."""
         options = {"stream": True, "stream_options": {"include_usage": True}}
-        text, pieces, reason = example.opening, 0, None
+        text, pieces, reason = example.opening or tag, 0, None
         prompt_tokens, tokens = 0, None
         body = self._body(example, repaired) | dict(asked) | options
         with self._asking(), self._stream(body) as response:
@@ -142,6 +149,8 @@ class Upstream:
             self._check(response)
             for chunk in events(response.iter_lines()):
                 said = read_said(chunk, "delta")
+                if said.thinks_apart and not pieces:
+                    text = example.opening
                 reason = said.reason or reason
                 prompt_tokens, tokens = said.prompt_tokens or prompt_tokens, said.tokens or tokens
                 if said.content:
@@ -265,9 +274,10 @@ class UpstreamVLM(VLM):
             if seed is not None:
                 asked["seed"] = seed % MAX_SEED
             end = stop and outside_thoughts(after_opening(stop, example.opening, tags), tags)
+            tag = opened_by(render(self.processor, example), tags)
             if heard is None and end is None:
-                return self.upstream.answer(example, self._repaired, asked)
-            return self.upstream.told(example, self._repaired, asked, looked, end)
+                return self.upstream.answer(example, self._repaired, asked, tag)
+            return self.upstream.told(example, self._repaired, asked, looked, end, tag)
 
         def looked(text: str, tokens: int) -> None:
             self._look()

@@ -3,8 +3,8 @@
     {"choices": [{"message": {"content": "…"}, "finish_reason": "stop"}], "usage": {…}}
     {"choices": [{"delta": {"content": "…"}}]}                                a piece of a stream
 
-Servers differ: many tell no `usage`, and some send `delta` as null. What can't be read is that
-server's failure.
+Servers differ: many tell no `usage`, some send `delta` as null, and ones that tell thoughts apart
+(`reasoning_content`) leave them out of the content. What can't be read is that server's failure.
 Not here: connections, and what is asked for (`upstream`).
 """
 
@@ -23,6 +23,9 @@ from PIL import Image
 from care.data.example import Example
 from care.interfaces.serve.failures import RequestFailure
 
+_THOUGHTS = ("reasoning_content", "reasoning")
+"""Where servers tell thoughts apart."""
+
 
 @dataclass(frozen=True)
 class Said:
@@ -30,6 +33,8 @@ class Said:
 
     content: str
     """Text of the answer."""
+    thinks_apart: bool
+    """Whether it tells thoughts, which aren't in the content."""
     reason: str | None
     """Why the answer ended, if it says so."""
     prompt_tokens: int | None
@@ -50,6 +55,7 @@ def read_said(told: Any, part: Literal["message", "delta"]) -> Said:
         content, reason = words.get("content") or "", choice.get("finish_reason")
         found = Said(
             content,
+            any(words.get(name) for name in _THOUGHTS),
             reason,
             usage.get("prompt_tokens"),
             usage.get("completion_tokens"),
