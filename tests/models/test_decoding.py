@@ -3,6 +3,7 @@
 from functools import partial
 
 import pytest
+import torch
 from transformers import GenerationConfig
 
 from care.defenses.repair.channel import Channel
@@ -78,6 +79,14 @@ def test_settings_that_are_shipped_change_no_answer(family):
     settings.repetition_penalty, settings.num_beams, settings.min_length = 1.5, 3, 400
     assert vlm.generate(EXAMPLES, max_new_tokens=NEW_TOKENS) == greedy
     assert settings.num_beams == 3
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-40])
+def test_hardly_any_temperature_is_greedy(temperature):
+    logits = torch.tensor([[-90.0, 69.9, 70.0], [2.9, -torch.inf, 3.0]])
+    generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+    rows = decoding.AnswerRows(frozenset(), str, None, temperature, generators)
+    assert rows.pick(logits, [0, 1]).tolist() == [2, 2]
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])

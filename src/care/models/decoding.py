@@ -40,6 +40,10 @@ from care.models.sites import Role, RoleContext
 NO_TOKEN = -1
 """Stands for a token that can't be picked because the logits aren't finite."""
 
+COLDEST = 1e-5
+"""Least temperature at which tokens are drawn: below it the likeliest is almost certain, and logits
+divided by much less aren't finite."""
+
 STOP_EVERY = 4
 """A row's text is shown to its stop after every so many tokens."""
 
@@ -61,7 +65,7 @@ class AnswerRows:
     """One per row, asked every `STOP_EVERY` tokens of it; true finishes the row."""
 
     temperature: float
-    """0 is greedy."""
+    """0 is greedy, and so is less than `COLDEST`."""
 
     generators: Sequence[torch.Generator]
     """One per row; unused when greedy."""
@@ -87,6 +91,11 @@ class AnswerRows:
         self.ends = [None] * len(self.generators)
 
     @property
+    def drawn(self) -> bool:
+        """Whether tokens are drawn, and not the likeliest."""
+        return self.temperature >= COLDEST
+
+    @property
     def finished(self) -> list[bool]:
         """Which rows are done."""
         return [end is not None for end in self.ends]
@@ -95,12 +104,12 @@ class AnswerRows:
         """The next token of each row (len(rows),); `NO_TOKEN` where there is none to pick."""
         # The value with its place: `argmax` alone takes several times as long in bfloat16.
         greatest, picked = self.noise(logits, rows).max(dim=-1)
-        sure = greatest.isfinite() if self.temperature == 0 else sound(logits)
+        sure = sound(logits) if self.drawn else greatest.isfinite()
         return picked.masked_fill(~sure, NO_TOKEN)
 
     def noise(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
         """Perturbed logits (len(rows), vocabulary); the argmax of a row is its next token."""
-        if self.temperature == 0:
+        if not self.drawn:
             return logits
         gumbel = torch.empty(logits.shape, dtype=torch.float32)
         for index, row in enumerate(rows):
