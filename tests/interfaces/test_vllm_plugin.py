@@ -307,6 +307,8 @@ def test_the_command_is_one_line_that_says_everything(folder, capsys):
     said = json.loads(words[words.index("--additional-config") + 1])["care"]
     assert said["repair"] == str(folder) and said["version"] == __version__
     assert words[words.index("--logits-processors") + 1] == REQUESTS
+    plain = json.loads(words[words.index("--override-generation-config") + 1])
+    assert plain == {"repetition_penalty": 1, "top_p": 1, "top_k": 0, "min_p": 0}
     assert "--no-enable-prefix-caching" not in words and "--model-impl" not in words
     assert words[-2:] == ["--revision", "abc"]
     read = read_settings({"care": said})

@@ -138,6 +138,7 @@ def test_what_it_is_told_and_that_nobody_else_learns_it(fake, tmp_path):
         assert len(key) > 40 and "CARE_API_KEY" not in environment
         for secret in (upstream.off, key):
             assert secret not in " ".join(words) + log.read_text() + json.dumps(found.log)
+        assert words.count("--override-generation-config") == 1
         assert words.index("7") < words.index("--uds")  # what is said there is said last
         assert words.index("--max-model-len") < words.index("--max-model-len=99")
         assert (scratch / "model" / "config.json").exists()

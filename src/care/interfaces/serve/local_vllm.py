@@ -9,7 +9,6 @@ with the channels closed and open, it isn't used. Not here: which engine is take
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import secrets
@@ -48,9 +47,6 @@ URL = "http://vllm/v1"
 
 ROOM = 0.1
 """Share of the GPU's memory that is left to the model that reads here, beyond what it has."""
-
-PLAIN = {"repetition_penalty": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
-"""What a model's generation_config may say otherwise, and the transformers path doesn't heed."""
 
 LONGEST = 60
 """Bytes of a folder's path, since a socket's may have no more than 107."""
@@ -141,7 +137,6 @@ def command(config: ServeConfig, vlm: VLM, settings: Settings, scratch: Path) ->
     precision = str(vlm.dtype).removeprefix("torch.")
     model = replace(config.model, name=_folder_or_name(config, vlm, scratch), dtype=precision)  # pyright: ignore[reportArgumentType]
     words = module_command(serve_command(settings, replace(model, device_map=None)), PROGRAM)
-    words += ["--override-generation-config", json.dumps(PLAIN)]
     longest = config.limits.max_prompt_tokens + config.limits.max_answer_tokens
     if vlm.context is not None:
         words += ["--max-model-len", str(min(vlm.context, longest))]

@@ -23,6 +23,10 @@ from care.interfaces.vllm.tokens import scopes_of
 from care.models.spec import EMBEDDED, ModelSpec
 from care.typed import to_tree
 
+PLAIN = {"repetition_penalty": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+"""What a model's generation_config may say otherwise, which vLLM would heed where a request says
+nothing of it, and transformers don't here."""
+
 
 def settings_for(
     folder: Path, *, edits_only: bool = False, opened: bool = False, word: str | None = None
@@ -66,6 +70,7 @@ def serve_command(settings: Settings, model: ModelSpec) -> list[str]:
     revision = model.revision or (fitted.get("revision") if name == fitted.get("name") else None)
     said = json.dumps({KEY: to_tree(settings, "The settings")})
     words = ["vllm", "serve", name, "--additional-config", said, "--logits-processors", REQUESTS]
+    words += ["--override-generation-config", json.dumps(PLAIN)]
     if needs_no_prefix_cache(scopes_of(repair.channels), settings):
         words.append("--no-enable-prefix-caching")
     if fitted.get("class") not in NATIVE:
