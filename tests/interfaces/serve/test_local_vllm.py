@@ -334,6 +334,10 @@ def test_a_log_that_cant_be_written_is_told(tmp_path):
         ({"upstream": "http://x/v1", "vllm_log": Path("l")}, "--vllm-log is for a vLLM that is"),
         ({"vllm_args": "--api_key=secret"}, "--vllm-args holds --api-key, which"),
         ({"vllm_args": "--seed 1 --uds x"}, "--vllm-args holds --uds, which"),
+        ({"vllm_args": "--enable-log-req"}, "may take for --enable-log-requests, and that"),
+        ({"vllm_args": "--additional_config.care.parts=edits"}, "for --additional-config, and"),
+        ({"vllm_args": "--addit.a.b 1"}, "for --additional-config, and"),
+        ({"vllm_args": "--max-num-seqs 7 --"}, "--vllm-args holds --, which"),
         ({"vllm_args": "--x 'y"}, "--vllm-args can't be read (No closing quotation)"),
     ],
 )
@@ -359,6 +363,11 @@ def test_a_long_folder_for_temporary_files_leaves_room_for_a_socket(tmp_path, mo
         own.bind(str(local_vllm.socket_in(scratch)))
     assert scratch.parent == Path("/tmp")
     shutil.rmtree(scratch)
+
+
+def test_other_options_that_begin_alike_may_be_said():
+    words = "--model-impl transformers -O.mode=3 --compilation-config.mode 3 --port-range=1"
+    assert ServeConfig(repair="r", vllm_args=words).vllm_words == words.split()
 
 
 def test_words_that_a_user_says_keep_their_quotes():

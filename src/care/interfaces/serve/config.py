@@ -105,11 +105,12 @@ class ServeConfig:
                         f"--{option.replace('_', '-')} is for a vLLM that is started here, and "
                         "none is; leave it out, or take --engine vllm."
                     )
-        if own := [word for word in self.vllm_words if _option(word) in VLLM_OWN]:
-            raise UsageError(
-                f"--vllm-args holds {_option(own[0])}, which `care serve` says to vLLM itself; "
-                "leave it out."
-            )
+        for word in self.vllm_words:
+            if own := _own(word):
+                raise UsageError(
+                    f"--vllm-args holds {_option(word)}, which vLLM may take for {own}, and that "
+                    "`care serve` says itself; leave it out, or write out another option."
+                )
 
     @property
     def name(self) -> str:
@@ -143,5 +144,15 @@ class ServeConfig:
 
 
 def _option(word: str) -> str:
-    """An option of vLLM's as it is documented, of a word that may hold its value too."""
-    return word.partition("=")[0].replace("_", "-")
+    """An option of vLLM's as it is documented, of a word that may hold its value too, or the name
+    of what is set within it (--option.name)."""
+    return word.partition("=")[0].partition(".")[0].replace("_", "-")
+
+
+def _own(word: str) -> str | None:
+    """The option of `VLLM_OWN` that a word is, or may be short for."""
+    option = _option(word)
+    return next(
+        (own for own in sorted(VLLM_OWN) if option.startswith("--") and own.startswith(option)),
+        None,
+    )
