@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -26,7 +27,7 @@ def streamed(pieces, answer, until=(), opening=""):
     events = [completion.first()]
     for piece in pieces:
         events += completion.more(piece)
-    events += completion.last(Served(answer, "d"), usage=False)
+    events += completion.last(Served(answer, "d"))
     chunks = [json.loads(event.removeprefix(b"data: ")) for event in events]
     return chunks
 
@@ -161,7 +162,10 @@ def test_nothing_is_withdrawn_that_was_held_back():
 
 
 def test_a_stream_can_end_with_its_numbers():
-    *_, numbers = made().last(Served(said("Soap."), "d"), usage=True)
-    found = json.loads(numbers.removeprefix(b"data: "))
+    completion = replace(made(), tells_usage=True)
+    events = [completion.first(), *completion.last(Served(said("Soap."), "d"))]
+    *chunks, found = [json.loads(event.removeprefix(b"data: ")) for event in events]
+    assert [chunk["usage"] for chunk in chunks] == [None] * 3
+    assert "usage" not in streamed([], said("Soap."))[0]
     assert found["choices"] == [] and found["usage"]["total_tokens"] == 8
     assert found["care"]["repair"] == "d"

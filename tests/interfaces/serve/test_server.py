@@ -97,6 +97,7 @@ def test_models_health_and_counts():
             'care_answers_total{source="refusal"} 2.0',
             'care_alarms_total{monitor="answer"} 2.0',
             "care_request_seconds_count 2.0",
+            "care_first_token_seconds_count 1.0",
             "care_queue_length 0.0",
         ):
             assert f"\n{line}\n" in counts
@@ -337,6 +338,9 @@ def hostile():
 def test_what_there_isnt_is_told_as_openai_does(hostile, method, path, status):
     refused = httpx.request(method, hostile.root + path)
     assert refused.status_code == status and "there is" in refused.json()["error"]["message"]
+    code = refused.json()["error"]["code"]
+    assert code == ("method_not_allowed" if status == 405 else "not_found")
+    assert ("Allow" in refused.headers) == (status == 405)
 
 
 def test_nonsense_on_the_wire_is_no_traceback(hostile):

@@ -67,6 +67,8 @@ class Completion:
     """Tokens of the prompt as it came."""
     opening: str = ""
     """Words of the request that the answer begins with, in which no stop is looked for."""
+    tells_usage: bool = False
+    """Whether a stream ends with its numbers of tokens."""
     shown: AnswerParts = field(default_factory=lambda: AnswerParts("", ""))
     """What of a stream has been sent."""
     text: str = ""
@@ -108,13 +110,13 @@ class Completion:
             content = parts.content if parts.stopped else parts.content[: -held or None]
             yield from self._added(AnswerParts(parts.thoughts, content))
 
-    def last(self, served: Served, usage: bool) -> Iterator[bytes]:
+    def last(self, served: Served) -> Iterator[bytes]:
         """The chunks that end a stream: what is left, why it ended, and its numbers of tokens."""
         parts = self._parts(served.answer)
         yield from self._added(parts)
         care = care_of(served)
         yield self._chunk({}, finish_reason(served.answer, parts.stopped), care=care)
-        if usage:
+        if self.tells_usage:
             numbers = {"usage": self.usage(served.answer), "care": care}
             yield event(self._object("chat.completion.chunk", []) | numbers)
 
@@ -156,7 +158,8 @@ class Completion:
 
     def _chunk(self, delta: dict[str, str], reason: str | None = None, **more: Any) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
-        return event(self._object("chat.completion.chunk", [choice]) | more)
+        numbers = {"usage": None} if self.tells_usage else {}
+        return event(self._object("chat.completion.chunk", [choice]) | numbers | more)
 
     def _object(self, kind: str, choices: list[Any]) -> dict[str, Any]:
         return {

@@ -65,10 +65,10 @@ class EventStream:
     """One answer as a stream of events."""
 
     def __init__(
-        self, engine: Engine, asked: Pending, completion: Completion, record: Record, usage: bool
+        self, engine: Engine, asked: Pending, completion: Completion, record: Record
     ) -> None:
-        self._engine, self._asked, self._completion = engine, asked, completion
-        self._record, self._usage = record, usage
+        self._engine, self._asked = engine, asked
+        self._completion, self._record = completion, record
         # Without a limit: it holds no more than an answer, and a slow reader must not hold up the
         # model.
         self._queue: asyncio.Queue[str | Withdrawn | Served | Exception] = asyncio.Queue()
@@ -121,7 +121,8 @@ class EventStream:
                 return
             if isinstance(said, Served):
                 record.status, record.served = 200, said
-                for chunk in completion.last(said, self._usage):
+                record.seen()  # of one that was answered with others, all of it is here
+                for chunk in completion.last(said):
                     await send(chunk)
                 await send(DONE)
                 record.withdrawn = completion.withdrew

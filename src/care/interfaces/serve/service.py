@@ -78,7 +78,7 @@ class Service:
                 Route("/ready", self._ready),
                 Route("/metrics", self._counts),
             ],
-            exception_handlers={HTTPException: self._not_found},
+            exception_handlers={HTTPException: self._no_route},
         )
 
     # -- what there is -----------------------------------------------------------------------------
@@ -115,11 +115,14 @@ class Service:
             return refused(failure_of(error))
         return Response(self._metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    async def _not_found(self, request: Request, error: Exception) -> Response:
+    async def _no_route(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         known = ", ".join(route.path for route in self.app.routes if isinstance(route, Route))
         said = f"There is no {request.method} {request.url.path:.80} here; there is {known}."
-        return refused(RequestFailure(error.status_code, "not_found", said))
+        code = "method_not_allowed" if error.status_code == 405 else "not_found"
+        response = refused(RequestFailure(error.status_code, code, said))
+        response.headers.update(error.headers or {})  # of a 405, what is allowed
+        return response
 
     # -- who may ask -------------------------------------------------------------------------------
 
@@ -275,9 +278,10 @@ class _Endpoint:
                 engine.tags,
                 tokens,
                 asked.conversation.opening,
+                asked.usage,
             )
             if asked.stream:
-                stream = EventStream(engine, waits, completion, record, asked.usage)
+                stream = EventStream(engine, waits, completion, record)
                 await stream.send(request.receive, send)
                 return
             async with while_connected(request.receive, waits):
