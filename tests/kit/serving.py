@@ -78,15 +78,16 @@ class Running:
         root = f"{self.root}/v1"
         return openai.OpenAI(base_url=root, api_key=key, max_retries=0, http_client=http)
 
-    def connection(self, messages, **asked):
-        """A connection that has asked for an answer; who closes it hangs up."""
+    def connection(self, messages, first=b"", **asked):
+        """A connection that has asked for an answer, after what it sent first; who closes it hangs
+        up."""
         body = json.dumps({"model": NAME, "messages": messages} | asked).encode()
         head = (
             "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
             f"application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         client = socket.create_connection(("127.0.0.1", self.port))
-        client.sendall(head.encode() + body)
+        client.sendall(first + head.encode() + body)
         return client
 
     @property

@@ -16,7 +16,7 @@ import httpx
 import openai
 import pytest
 
-from care.interfaces.serve import events, service
+from care.interfaces.serve import events, heads, service
 from care.interfaces.serve.failures import ModelStopped
 from care.models.alarms import Alarm, Withdrawn
 from kit.serving import (
@@ -290,6 +290,28 @@ def test_a_body_that_never_comes_is_not_waited_for(monkeypatch):
             )
             assert b" 408 " in slow.recv(1000)
         assert create(running).choices
+
+
+def test_who_asks_for_nothing_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(heads, "HEAD_SECONDS", 0.2)
+    go = threading.Event()
+    engine = Scripted(go=go)
+    begun = b"GET /health HTTP/1.1\r\nHost:"
+    whole = begun + b" localhost\r\n\r\n"
+    with serving(engine) as running, running.connection(user(), first=whole) as asking:
+        until(lambda: engine.asked)
+        for said in (b"", begun, whole + begun):
+            with socket.create_connection(("127.0.0.1", running.port), timeout=10) as client:
+                client.sendall(said)
+                while client.recv(4096):  # until it is closed
+                    pass
+        assert not engine.asked[0].gone  # one that waits for its answer isn't
+        go.set()
+        found = b""
+        while b"To wash a car" not in found:
+            more = asking.recv(4096)
+            assert more
+            found += more
 
 
 def test_prompts_and_answers_have_their_lengths():

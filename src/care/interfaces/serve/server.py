@@ -25,6 +25,7 @@ import uvicorn
 from care.interfaces.requests.hosts import listening, url_of
 from care.interfaces.serve.config import ServeConfig
 from care.interfaces.serve.engine import Engine
+from care.interfaces.serve.heads import TimedHeads
 from care.interfaces.serve.loading import load
 from care.interfaces.serve.records import Log
 from care.interfaces.serve.service import Service
@@ -49,7 +50,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 service.app,
-                http="h11",
+                http=TimedHeads,
                 ws="none",
                 lifespan="off",
                 log_config=None,
