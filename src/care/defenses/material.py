@@ -44,6 +44,9 @@ _Found = list[tuple[str, dict[Site, np.ndarray]]]
 CLASSES = ("complied", "refused", "answered")
 """The classes of a `Material`, in order."""
 
+ANSWER_TOKENS = 24
+"""Tokens of the answers that are fitted on, unless others are asked for."""
+
 KINDS: tuple[ExampleKind, ...] = ("malicious", "malicious", "benign")
 """What the requests of each class are."""
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from care.data.example import Example, Suite
 from care.data.minimal_pairs import Pair
-from care.defenses.material import gather
-from care.defenses.repair.fitting import ANSWER_TOKENS, Fitter
+from care.defenses.material import ANSWER_TOKENS, gather
+from care.defenses.repair.fitting import Fitter
 from care.defenses.repair.presets import PRESETS, Preset, RepairConfig
 from care.defenses.repair.repair import Repair
 from care.diagnosis.activation_means import goals_of

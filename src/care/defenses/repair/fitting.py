@@ -25,7 +25,7 @@ import numpy as np
 
 from care.data.digests import picture_digests, request_digest
 from care.data.example import Example, Suite
-from care.defenses.material import CLASSES, Answered, Material, gather
+from care.defenses.material import ANSWER_TOKENS, CLASSES, Answered, Material, gather
 from care.defenses.monitors.choosing import fit_monitors
 from care.defenses.monitors.memory import MonitorMemory
 from care.defenses.repair.channel import MODALITIES, Channel, Modality, RepairData
@@ -60,9 +60,6 @@ Shown = tuple[Example, str]
 """An example, and the digests of its pictures."""
 Places = Sequence[Site] | Mapping[Modality, Sequence[Site]]
 """Sites of all channels, or of those of each modality."""
-
-ANSWER_TOKENS = 24
-"""Tokens of the answers that are fitted on, unless others are asked for."""
 
 
 def fit_repair(

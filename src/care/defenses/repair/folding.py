@@ -20,12 +20,11 @@ from care.data.contamination import goals_told
 from care.data.digests import example_digest, picture_digests, request_digest
 from care.data.example import Example
 from care.defenses.activations import at_decision
-from care.defenses.material import CLASSES, Sorted, ask, check_kinds
+from care.defenses.material import ANSWER_TOKENS, CLASSES, Sorted, ask, check_kinds
 from care.defenses.monitors.choosing import evenly, labelled_answer, labelled_request
 from care.defenses.monitors.fitting import MonitorConfig
 from care.defenses.repair.channel import Channel, RepairData
 from care.defenses.repair.families import Told
-from care.defenses.repair.fitting import ANSWER_TOKENS
 from care.defenses.repair.fitting_data import said
 from care.defenses.repair.memory import DecisionMemory, Memory, told_of
 from care.errors import FitError, UsageError
