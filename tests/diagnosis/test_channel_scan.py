@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from care.defenses.material import Material, material_from, material_to
+from care.defenses.material import CLASSES, Material, material_from, material_to
 from care.defenses.repair.channel import MODALITIES, Channel, Modality
 from care.defenses.repair.repair import Repair
 from care.defenses.repair.subspace import random_subspace
@@ -143,6 +143,8 @@ def test_material_survives_its_json_form():
     assert again == found
     with pytest.raises(DataError, match="same suite and id"):
         material_from(material_to(found), [*known, known[0]])
-    by_id = {name: [[key.partition("/")[2], answer] for key, answer in part]
-             for name, part in material_to(found).items()}  # fmt: skip
+    stored = material_to(found)
+    by_id = {
+        name: [[key.partition("/")[2], answer] for key, answer in stored[name]] for name in CLASSES
+    }
     assert material_from(by_id, known) == found  # as earlier versions wrote it

@@ -51,6 +51,7 @@ def material(pictured: int = 12, worded: int = 12) -> Material:
         complied=answered(attacks, "To do it, you'll need"),
         refused=answered(asked("direct", 14, "malicious", False, 0), "I'm sorry, but no."),
         answered=answered(benign, "To do it, you'll need"),
+        max_new_tokens=24,
     )
 
 

@@ -67,6 +67,7 @@ def together(parts: list[Sorted]) -> Material:
             )
             for site in parts[0].decisions
         },
+        max_new_tokens=24,
     )
 
 

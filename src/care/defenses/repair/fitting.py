@@ -184,17 +184,24 @@ class Fitter:
             "preset": preset,
             "model": model_facts(self.vlm),
             "config": config.facts(),
-            "fitted_on": {
-                "complied": len(self.material.complied),
-                "refused": len(self.material.refused),
-                "answered": len(self.material.answered),
-                "examples": sorted({e.digest()[:16] for part in self._parts() for e, _ in part}),
-                "requests": sorted({request_digest(e) for part in self._parts() for e, _ in part}),
-                "goals": self.material.goals,
-                "max_new_tokens": self.material.max_new_tokens,
-            },
+            "fitted_on": self._fitted_on(),
         }
         return RepairData(tuple(channels), config.fusion, "care", manifest)
+
+    def _fitted_on(self) -> dict[str, Any]:
+        """What a manifest says of the material."""
+        material, examples = self.material, [e for part in self._parts() for e, _ in part]
+        told = {
+            "complied": len(material.complied),
+            "refused": len(material.refused),
+            "answered": len(material.answered),
+            "examples": sorted({e.digest()[:16] for e in examples}),
+            "goals": material.goals,
+        }
+        if material.max_new_tokens is not None:  # else of an earlier version, and told as by it
+            told["requests"] = sorted({request_digest(e) for e in examples})
+            told["max_new_tokens"] = material.max_new_tokens
+        return told
 
     def remembered(
         self, channels: Sequence[Channel], monitors: Sequence[MonitorMemory] = ()

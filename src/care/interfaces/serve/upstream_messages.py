@@ -28,7 +28,7 @@ _THOUGHTS = ("reasoning_content", "reasoning")
 
 
 @dataclass(frozen=True)
-class Said:
+class UpstreamPiece:
     """What another server says in one message or piece of a stream."""
 
     content: str
@@ -43,7 +43,7 @@ class Said:
     """Tokens of the answer, if it says so."""
 
 
-def read_said(told: Any, part: Literal["message", "delta"]) -> Said:
+def read_said(told: Any, part: Literal["message", "delta"]) -> UpstreamPiece:
     """What is said in an object of the API; RequestFailure for what is none.
 
     The last chunk of a stream may hold numbers of tokens and no choice.
@@ -53,7 +53,7 @@ def read_said(told: Any, part: Literal["message", "delta"]) -> Said:
         choice = choices[0] if choices or part == "message" else {}
         words = choice.get(part) or {}
         content, reason = words.get("content") or "", choice.get("finish_reason")
-        found = Said(
+        found = UpstreamPiece(
             content,
             any(words.get(name) for name in _THOUGHTS),
             reason,
