@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from care.data.digests import is_same
+from care.defenses.material import CLASSES
 from care.evaluation.config import PARTS, UNDEFENDED, JudgingSpec, read_config
 from care.evaluation.job import asked_suites
 from care.evaluation.results import Results
@@ -65,7 +66,7 @@ def test_the_first_judge_makes_the_report_and_all_judges_the_table(
     by_rules = Results(rows).rate("attacks", "none").rate
     assert by_rules > 0.3 > suites["attacks"]["before"]["rate"]  # nonsense holds no toxic word
     fitted = json.loads((tmp_path / "run" / "material.json").read_text())
-    names = {key.partition("/")[0] for part in fitted.values() for key, _ in part}
+    names = {key.partition("/")[0] for name in CLASSES for key, _ in fitted[name]}
     assert names == {"attacks", "worse", "benign"}
 
     config = read_config(whole["manifest"])
