@@ -47,15 +47,15 @@ CLASSES = ("complied", "refused", "answered")
 ANSWER_TOKENS = 24
 """Tokens of the answers that are fitted on, unless others are asked for."""
 
-KINDS: tuple[ExampleKind, ...] = ("malicious", "malicious", "benign")
-"""What the requests of each class are."""
-
-_CLASS_OF = {
+_CLASS_OF: dict[tuple[ExampleKind, str], str] = {
     ("malicious", "harmful"): "complied",
     ("malicious", "refused"): "refused",
     ("benign", "safe"): "answered",
 }
 """Class of an answer by the kind of its request and its outcome; others are left out."""
+
+KINDS = tuple(kind for kind, _ in _CLASS_OF)
+"""What the requests of each class are."""
 
 
 @dataclass(frozen=True)
